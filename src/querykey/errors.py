@@ -1,0 +1,98 @@
+"""Everything querykey raises on purpose.
+
+    QuerykeyError
+    |- RangeError          (ValueError)         a number outside its range
+    |- ShapeError          (ValueError)         sizes that do not fit together
+    |- DataError           (ValueError)         data that cannot be learned from: empty, NaN, no labels
+    |- ConfigError         (ValueError)         a run file or a setting that does not exist
+    |- SourceError         (ValueError)         a source or model that cannot be read
+    |  `- MissingPathError (FileNotFoundError)  there is nothing at this path
+    |- StoreError          (ValueError)         a feature store or adapter that is damaged or was changed
+    |- ModelMismatchError  (ValueError)         features of another model than the adapter was fitted on
+    |- OutputExistsError   (FileExistsError)    a result would be overwritten
+    |- OutputError         (OSError)            a result cannot be written: full disk, no permission
+    |- MissingExtraError   (ImportError)        a package that is not installed; says which
+    |- ExportError         (ValueError)         what a format cannot express, or a failed parity check
+    `- CollapseError       (RuntimeError)       training that has stopped meaning anything
+
+A message says what was given, what is needed and what to do.
+"""
+
+__all__ = [
+    "CollapseError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "MissingExtraError",
+    "MissingPathError",
+    "ModelMismatchError",
+    "OutputError",
+    "OutputExistsError",
+    "QuerykeyError",
+    "RangeError",
+    "ShapeError",
+    "SourceError",
+    "StoreError",
+]
+
+
+class QuerykeyError(Exception):
+    """The root of all errors that are the caller's to mend."""
+
+
+class RangeError(QuerykeyError, ValueError):
+    """A number is outside the range it must be in."""
+
+
+class ShapeError(QuerykeyError, ValueError):
+    """Sizes do not fit together."""
+
+
+class DataError(QuerykeyError, ValueError):
+    """The data cannot be learned from or scored."""
+
+
+class ConfigError(QuerykeyError, ValueError):
+    """A run file or a setting has a fault."""
+
+
+class SourceError(QuerykeyError, ValueError):
+    """A source or a model cannot be read."""
+
+
+class MissingPathError(SourceError, FileNotFoundError):
+    """There is nothing at this path."""
+
+
+class StoreError(QuerykeyError, ValueError):
+    """A feature store or a saved adapter is damaged or was changed."""
+
+
+class ModelMismatchError(QuerykeyError, ValueError):
+    """The features come from another model than the adapter was fitted on."""
+
+
+class OutputExistsError(QuerykeyError, FileExistsError):
+    """The output is there already and would be overwritten."""
+
+
+class OutputError(QuerykeyError, OSError):
+    """The output cannot be written."""
+
+
+class MissingExtraError(QuerykeyError, ImportError):
+    """A package that this needs is not installed."""
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed; "
+            f"install it with: pip install 'querykey[{extra}]'"
+        )
+
+
+class ExportError(QuerykeyError, ValueError):
+    """The format cannot express this adapter, or the exported one differs."""
+
+
+class CollapseError(QuerykeyError, RuntimeError):
+    """The embeddings have collapsed and training was stopped."""

@@ -1,0 +1,22 @@
+"""Axis names and the tensor types of public signatures.
+
+queries   rows that look something up
+keys      rows that are looked up
+dim       width of an embedding
+rows      any rows, where neither role applies
+"""
+
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+__all__ = ["Ids", "Keys", "Labels", "Neighbours", "PairMask", "PerQuery", "Queries", "Rows", "Scores"]
+
+Queries = Float[Tensor, "queries dim"]
+Keys = Float[Tensor, "keys dim"]
+Rows = Float[Tensor, "rows dim"]
+Scores = Float[Tensor, "queries keys"]
+PairMask = Bool[Tensor, "queries keys"]
+PerQuery = Float[Tensor, " queries"]
+Neighbours = Int64[Tensor, "queries k"]
+Ids = Int64[Tensor, " rows"]
+Labels = Int64[Tensor, " rows"]
