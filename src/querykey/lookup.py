@@ -251,7 +251,9 @@ def look_up(
         [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
     """
     if queries.shape[1] != keys.shape[1]:
-        raise ShapeError(f"queries are {queries.shape[1]} wide and keys {keys.shape[1]}; they must be the same")
+        raise ShapeError(
+            f"queries are {queries.shape[1]} wide and keys {keys.shape[1]}; they must be the same"
+        )
     for name, ids, rows in (
         ("query_ids", query_ids, queries), ("key_ids", key_ids, keys),
         ("query_labels", query_labels, queries), ("key_labels", key_labels, keys),

@@ -1,1 +1,1 @@
-
+"""Where keys come from."""

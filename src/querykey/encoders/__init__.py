@@ -1,1 +1,1 @@
-
+"""What turns items into rows: frozen models and the FC layer on top."""

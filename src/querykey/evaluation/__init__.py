@@ -1,1 +1,1 @@
-
+"""How good an embedding is, always beside its baselines."""

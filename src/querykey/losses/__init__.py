@@ -1,1 +1,1 @@
-
+"""Losses over a look-up: functions, one number a query."""

@@ -1,1 +1,1 @@
-
+"""Records made readable; nothing here trains."""

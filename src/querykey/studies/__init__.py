@@ -1,1 +1,1 @@
-
+"""Questions put to a grid of runs."""

@@ -1,1 +1,1 @@
-
+"""The steps, written out, and the loops that take them."""
