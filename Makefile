@@ -1,0 +1,46 @@
+# Every target sets up .venv by itself, once; a changed pyproject.toml sets it up again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check bench results lint format
+.NOTPARALLEL:
+
+help: ## Say what there is.
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
+
+demo: $(VENV)/.ready-demo ## Adapt a frozen model to the documentation of Python packages, into ./demo.
+	$(BIN)/querykey demo --out demo
+
+test: $(VENV)/.ready ## Run the tests.
+	$(BIN)/python -m pytest -q
+
+check: lint test ## All that CI asks: format, lint, types, layers, tests.
+
+bench: $(VENV)/.ready-bench ## Measure speed and memory beside the peers.
+	$(BIN)/python benchmarks/run.py
+
+results: $(VENV)/.ready-results ## Run the grid of studies and write docs/results.md; goes on where it stopped.
+	$(BIN)/python -m querykey.studies.results
+
+lint: $(VENV)/.ready ## Check format, lint, types and layers.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.ready ## Rewrite the code in the house's format.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# One stamp for each extra, all in the same .venv: make demo does not wait for the linters.
+$(VENV)/.ready-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
