@@ -1,0 +1,355 @@
+"""A fit as data: TOML and `--set` in, frozen and checked settings out, without torch.
+
+    labels = "species"
+    dim = 128
+    loss = { kind = "multi_similarity", base = 0.6 }
+    memory = { kind = "cross_batch", capacity = 20000 }
+
+What is left out is the fit's own to choose; it writes down what it chose.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from querykey.errors import ConfigError, MissingPathError
+
+__all__ = [
+    "AdaptRun",
+    "Circle",
+    "Contrastive",
+    "CrossBatch",
+    "FCLayerSettings",
+    "InBatch",
+    "InfoNCE",
+    "MultiSimilarity",
+    "ScoreDifference",
+    "ScoreDistillation",
+    "Selection",
+    "Triplet",
+    "parse_run",
+    "parse_setting",
+    "read_run",
+]
+
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class InfoNCE(_Strict):
+    """Tell each query's positive keys from its others."""
+
+    kind: Literal["info_nce"] = "info_nce"
+    temperature: PositiveFloat | None = None
+
+
+class ScoreDistillation(_Strict):
+    """Keep the frozen scores: their softmax over the memory is the target."""
+
+    kind: Literal["score_distillation"] = "score_distillation"
+    temperature: PositiveFloat | None = None
+    target_temperature: PositiveFloat | None = None
+
+
+class ScoreDifference(_Strict):
+    """Keep the frozen scores of the nearest rows: their absolute difference is the loss."""
+
+    kind: Literal["score_difference"] = "score_difference"
+
+
+class Contrastive(_Strict):
+    """Pull positives within one margin, push negatives beyond another."""
+
+    kind: Literal["contrastive"] = "contrastive"
+    positive_margin: float | None = None
+    negative_margin: float | None = None
+    distance: Literal["cosine", "euclidean"] | None = None
+
+
+class Triplet(_Strict):
+    """A positive nearer than a negative by a margin."""
+
+    kind: Literal["triplet"] = "triplet"
+    margin: NonNegative | None = None
+    mining: Literal["all", "hard", "semi_hard"] | None = None
+    soft: bool | None = None
+
+
+class MultiSimilarity(_Strict):
+    """Pairs weighed by their own score and by their neighbours'."""
+
+    kind: Literal["multi_similarity"] = "multi_similarity"
+    alpha: PositiveFloat | None = None
+    beta: PositiveFloat | None = None
+    base: Cosine | None = None
+    epsilon: NonNegative | None = None
+
+
+class Circle(_Strict):
+    """Pairs weighed by how far each is from its optimum."""
+
+    kind: Literal["circle"] = "circle"
+    margin: float | None = None
+    gamma: PositiveFloat | None = None
+
+
+class CrossBatch(_Strict):
+    """A memory of earlier batches."""
+
+    kind: Literal["cross_batch"] = "cross_batch"
+    capacity: PositiveInt | None = None
+    holds: Literal["features", "projections"] | None = None
+
+
+class InBatch(_Strict):
+    """No memory: the batch alone."""
+
+    kind: Literal["in_batch"] = "in_batch"
+
+
+class Selection(_Strict):
+    """How many rows of the memory each query of a batch takes part with."""
+
+    k: Count | None = None
+    k_negative: Count | None = None
+    k_positive: Count | None = None
+
+
+class FCLayerSettings(_Strict):
+    """The layer that is trained and what it starts from."""
+
+    kind: Literal["linear", "residual", "two_layer"] | None = None
+    start: Literal["auto", "pca", "identity", "orthogonal"] | None = None
+
+
+Loss = InfoNCE | ScoreDistillation | ScoreDifference | Contrastive | Triplet | MultiSimilarity | Circle
+Memory = CrossBatch | InBatch
+
+_LABEL_FREE = ("score_distillation", "score_difference")
+_UNIONS = {
+    name: {part.model_fields["kind"].default: part for part in get_args(union)}
+    for name, union in (("loss", Loss), ("memory", Memory))
+}
+_TABLES: dict[str, type[_Strict]] = {"selection": Selection, "fc": FCLayerSettings}
+
+
+class AdaptRun(_Strict):
+    """All settings of one adapter fit; None is the fit's own default.
+
+    Args:
+        labels: Name of the label column; None without labels.
+        pairs: Whether to fit on the (query, document) pairs of the features.
+        side: "query": documents stay as they are in the index and only queries are transformed.
+        dim: Width of the adapted vectors, at most that of the features.
+        steps: Optimiser steps.
+        batch: Rows a step.
+        learning_rate: AdamW's peak learning rate.
+        weight_decay: AdamW's weight decay.
+        seed: Everything random follows from it.
+        loss: The pair loss, by kind.
+        memory: Where the keys come from, by kind.
+        selection: How many rows of the memory take part.
+        fc: The layer that is trained.
+    """
+
+    labels: str | None = None
+    pairs: bool = False
+    side: Literal["both", "query"] = "both"
+    dim: PositiveInt | None = None
+    steps: Count | None = None
+    batch: Annotated[int, Field(ge=2)] | None = None
+    learning_rate: PositiveFloat | None = None
+    weight_decay: NonNegative | None = None
+    seed: Count = 0
+    loss: Annotated[Loss, Field(discriminator="kind")] | None = None
+    memory: Annotated[Memory, Field(discriminator="kind")] | None = None
+    selection: Selection = Selection()
+    fc: FCLayerSettings = FCLayerSettings()
+
+    @property
+    def task(self) -> Literal["unlabelled", "labels", "pairs"]:
+        """What the fit learns from."""
+        if self.pairs:
+            return "pairs"
+        return "unlabelled" if self.labels is None else "labels"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_kinds(cls, run: Any) -> Any:
+        """`--set loss.temperature=0.1` is about the loss that the task has by itself."""
+        if not isinstance(run, dict):
+            return run
+        has_labels = run.get("labels") is not None or run.get("pairs")
+        own = {"loss": "info_nce" if has_labels else "score_distillation", "memory": "cross_batch"}
+        filled = {name: {"kind": run[name]} for name in (*own, "fc") if isinstance(run.get(name), str)}
+        for name, kind in own.items():
+            if isinstance(run.get(name), dict):
+                filled[name] = {"kind": kind} | run[name]
+        return run | filled
+
+    @model_validator(mode="after")
+    def _check_task(self) -> "AdaptRun":
+        if self.pairs and self.labels is not None:
+            raise ValueError("pairs: cannot be fitted together with labels; choose one")
+        if self.loss is not None and self.task == "unlabelled" and self.loss.kind not in _LABEL_FREE:
+            raise ValueError(
+                f"loss.kind: {self.loss.kind} needs labels or pairs; without them use one of "
+                f"{', '.join(_LABEL_FREE)}"
+            )
+        return self
+
+
+def read_run(path: str | Path | None, settings: Sequence[str] = (), **options: Any) -> AdaptRun:
+    """Read a run from a TOML file, options and `--set` settings; the later win.
+
+    Args:
+        path: A run file, or None for a run of defaults.
+        settings: Each "a.b=value".
+        **options: Settings that have their own option on the command line; None is not given.
+
+    Returns:
+        The checked run.
+
+    Raises:
+        MissingPathError: If there is no such file.
+        ConfigError: If it is no TOML, or a setting has a fault; all faults are named.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        path = Path(path)
+        if not path.is_file():
+            raise MissingPathError(f"{path}: no such run file")
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+            raise ConfigError(f"{path}: is no TOML: {fault}") from fault
+    raw |= {name: value for name, value in options.items() if value is not None}
+    for setting in settings:
+        _put(raw, *parse_setting(setting))
+    return parse_run(raw, name="the settings" if path is None else str(path))
+
+
+def parse_run(raw: Mapping[str, Any], *, name: str = "the settings") -> AdaptRun:
+    """Check a run.
+
+    Args:
+        raw: Settings as nested dicts.
+        name: What to call them in a message.
+
+    Returns:
+        The checked run.
+
+    Raises:
+        ConfigError: Naming every fault with its dotted key.
+
+    Example:
+        >>> parse_run({"dim": 64, "loss": {"kind": "info_nce", "temperature": 0.1}, "labels": "class"}).loss
+        InfoNCE(kind='info_nce', temperature=0.1)
+    """
+    try:
+        return AdaptRun.model_validate(dict(raw))
+    except ValidationError as faults:
+        lines = "\n".join(f"  {_describe(dict(fault))}" for fault in faults.errors(include_url=False))
+        raise ConfigError(f"{name}: cannot be run\n{lines}") from None
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Split "a.b=value" into its dotted key and its value.
+
+    Args:
+        setting: The value is a TOML literal; anything else is taken as a string.
+
+    Returns:
+        (dotted key, value).
+
+    Raises:
+        ConfigError: If there is no "=" or no key.
+
+    Example:
+        >>> parse_setting("memory.capacity=5000"), parse_setting("fc.start=pca")
+        (('memory.capacity', 5000), ('fc.start', 'pca'))
+    """
+    key, equals, text = setting.partition("=")
+    key, text = key.strip(), text.strip()
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"--set {setting}: must be KEY=VALUE, such as --set loss.temperature=0.1")
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return key, text
+    return key, parsed["value"] if len(parsed) == 1 else text
+
+
+def _put(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested tables."""
+    *tables, last = key.split(".")
+    for table in tables:
+        inner = raw.get(table, {})
+        if isinstance(inner, str):  # loss = "triplet" is a table with that kind
+            inner = {"kind": inner}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {key}: {table} is {inner!r}, so it has no {last}")
+        raw[table] = dict(inner)
+        raw = raw[table]
+    raw[last] = value
+
+
+def _describe(fault: dict[str, Any]) -> str:
+    """One fault: its dotted key, what is wrong and what would be right."""
+    location = [str(part) for part in fault["loc"]]
+    table = location[0] if location else ""
+    model: type[_Strict] = _TABLES.get(table, AdaptRun)
+    if table in _UNIONS and len(location) > 1 and location[1] in _UNIONS[table]:
+        model = _UNIONS[table][location.pop(1)]
+    key, given = ".".join(location), fault.get("input")
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{key}: no such key{_meant(location, model)}"
+        case "union_tag_invalid":
+            kind = str(fault["ctx"]["tag"])
+            return f"{key}.kind: no such kind {kind!r}{_nearest(kind, list(_UNIONS[table]))}"
+        case "value_error":
+            return str(fault["ctx"]["error"])
+        case _:
+            wanted = fault["msg"].replace("Input should be", "must be")
+            if fault["type"] in ("model_type", "model_attributes_type"):
+                wanted = (
+                    'must be a table, such as { kind = "..." }' if table in _UNIONS else "must be a table"
+                )
+            got = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""
+            return f"{key}: {wanted}{got}"
+
+
+def _meant(location: Sequence[str], model: type[_Strict]) -> str:
+    """The nearest right spelling: in the same table, or else of a key in another."""
+    wrong, own = location[-1], list(model.model_fields)
+    if get_close_matches(wrong, own, n=1):
+        return _nearest(wrong, own)
+    parts = [(table, part) for table, kinds in _UNIONS.items() for part in kinds.values()]
+    parts += list(_TABLES.items())
+    elsewhere = {name: f"{table}.{name}" for table, part in reversed(parts) for name in part.model_fields}
+    elsewhere |= {name: name for name in AdaptRun.model_fields}
+    near = get_close_matches(wrong, elsewhere, n=1)
+    return f"; did you mean {elsewhere[near[0]]}?" if near else f"; there are {', '.join(own)}"
+
+
+def _nearest(wrong: str, right: Sequence[str]) -> str:
+    near = get_close_matches(wrong, right, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(right)}"
