@@ -8,14 +8,14 @@ numbers are the same whole or in blocks.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol, Self, assert_never
+from typing import Literal, NamedTuple, Protocol, assert_never, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.errors import RangeError, ShapeError
-from querykey.types import Ids, Keys, Labels, PairMask, Queries, Scores
+from querykey.types import KeyIds, KeyLabels, Keys, PairMask, Queries, QueryIds, QueryLabels, Scores
 
 __all__ = ["Block", "DensePairs", "Lookup", "PairRule", "Pairs", "RulePairs", "Score", "look_up"]
 
@@ -25,6 +25,7 @@ UNLABELLED = -1
 """The label of an item whose class is not known: neither positive nor negative to anything."""
 
 
+@runtime_checkable
 class Pairs(Protocol):
     """Which pairs of a look-up are positive and which negative, a block of keys at a time."""
 
@@ -54,7 +55,11 @@ class PairRule:
     same_id: Literal["masked", "positive", "negative"] = "masked"
 
     def pairs(
-        self, query_ids: Ids, key_ids: Ids, query_labels: Labels | None, key_labels: Labels | None
+        self,
+        query_ids: QueryIds,
+        key_ids: KeyIds,
+        query_labels: QueryLabels | None,
+        key_labels: KeyLabels | None,
     ) -> tuple[Tensor, Tensor]:
         """(positive, negative) masks [queries, keys].
 
@@ -95,7 +100,7 @@ class DensePairs:
         """The masks' columns start to stop."""
         return self.positive[:, start:stop], self.negative[:, start:stop]
 
-    def rows(self, start: int, stop: int) -> Self:
+    def rows(self, start: int, stop: int) -> "DensePairs":
         """The masks' rows start to stop."""
         return replace(self, positive=self.positive[start:stop], negative=self.negative[start:stop])
 
@@ -105,17 +110,17 @@ class RulePairs:
     """Pairs that a rule makes from ids and labels, block by block: no mask of all pairs exists."""
 
     rule: PairRule
-    query_ids: Ids
-    key_ids: Ids
-    query_labels: Labels | None = None
-    key_labels: Labels | None = None
+    query_ids: QueryIds
+    key_ids: KeyIds
+    query_labels: QueryLabels | None = None
+    key_labels: KeyLabels | None = None
 
     def block(self, start: int, stop: int) -> tuple[PairMask, PairMask]:
         """What the rule says of keys start to stop."""
         labels = None if self.key_labels is None else self.key_labels[start:stop]
         return self.rule.pairs(self.query_ids, self.key_ids[start:stop], self.query_labels, labels)
 
-    def rows(self, start: int, stop: int) -> Self:
+    def rows(self, start: int, stop: int) -> "RulePairs":
         """The same for queries start to stop."""
         labels = None if self.query_labels is None else self.query_labels[start:stop]
         return replace(self, query_ids=self.query_ids[start:stop], query_labels=labels)
@@ -150,7 +155,7 @@ class Lookup:
     score: Score = "dot"
 
     @classmethod
-    def from_scores(cls, scores: Scores, positive: PairMask, negative: PairMask) -> Self:
+    def from_scores(cls, scores: Scores, positive: PairMask, negative: PairMask) -> "Lookup":
         """A look-up with these very scores: the queries are their scores, the keys the unit axes."""
         eye = torch.eye(scores.shape[1], dtype=scores.dtype, device=scores.device)
         return cls(scores, eye, DensePairs(positive, negative))
@@ -191,11 +196,11 @@ class Lookup:
             stop = min(start + size, len(self.keys))
             yield Block(start, self._score(start, stop), *self.pairs.block(start, stop))
 
-    def rows(self, start: int, stop: int) -> Self:
+    def rows(self, start: int, stop: int) -> "Lookup":
         """The look-up of queries start to stop alone."""
         return replace(self, queries=self.queries[start:stop], pairs=self.pairs.rows(start, stop))
 
-    def with_pairs(self, positive: PairMask, negative: PairMask) -> Self:
+    def with_pairs(self, positive: PairMask, negative: PairMask) -> "Lookup":
         """The same queries and keys with other pairs; scores that are known are kept."""
         other = replace(self, pairs=DensePairs(positive, negative))
         if "scores" in self.__dict__:
@@ -217,10 +222,10 @@ def look_up(
     queries: Queries,
     keys: Keys,
     *,
-    query_ids: Ids,
-    key_ids: Ids,
-    query_labels: Labels | None = None,
-    key_labels: Labels | None = None,
+    query_ids: QueryIds,
+    key_ids: KeyIds,
+    query_labels: QueryLabels | None = None,
+    key_labels: KeyLabels | None = None,
     rule: PairRule,
     score: Score = "dot",
 ) -> Lookup:

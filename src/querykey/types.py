@@ -9,7 +9,22 @@ rows      any rows, where neither role applies
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-__all__ = ["Ids", "Keys", "Labels", "Neighbours", "PairMask", "PerQuery", "Queries", "Rows", "Scores"]
+__all__ = [
+    "Ids",
+    "KeyIds",
+    "KeyLabels",
+    "Keys",
+    "Labels",
+    "Neighbours",
+    "PairMask",
+    "PerQuery",
+    "Queries",
+    "QueryIds",
+    "QueryLabels",
+    "Rows",
+    "Scores",
+    "TopScores",
+]
 
 Queries = Float[Tensor, "queries dim"]
 Keys = Float[Tensor, "keys dim"]
@@ -17,6 +32,11 @@ Rows = Float[Tensor, "rows dim"]
 Scores = Float[Tensor, "queries keys"]
 PairMask = Bool[Tensor, "queries keys"]
 PerQuery = Float[Tensor, " queries"]
+TopScores = Float[Tensor, "queries k"]
 Neighbours = Int64[Tensor, "queries k"]
 Ids = Int64[Tensor, " rows"]
+QueryIds = Int64[Tensor, " queries"]
+KeyIds = Int64[Tensor, " keys"]
 Labels = Int64[Tensor, " rows"]
+QueryLabels = Int64[Tensor, " queries"]
+KeyLabels = Int64[Tensor, " keys"]
