@@ -1,0 +1,1 @@
+"""querykey: contrastive learning as dictionary look-up."""

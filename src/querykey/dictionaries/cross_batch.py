@@ -1,0 +1,114 @@
+"""The cross-batch memory: the last rows seen, with their ids and labels."""
+
+import torch
+from torch import Tensor, nn
+
+from querykey.dictionaries.rows import Held
+from querykey.errors import RangeError, ShapeError
+from querykey.types import Ids, Labels, Rows
+
+__all__ = ["CrossBatchMemory"]
+
+
+class CrossBatchMemory(nn.Module):
+    """The last `capacity` rows, oldest overwritten first: a FIFO of features or of projections.
+
+    It starts empty and hands out only what was put in. The caller decides the order:
+    cross-batch memory enqueues and then looks up, so that the batch's own rows are in it.
+    Filled with a frozen model's features it never goes stale; filled with projections its rows
+    are as old as `age` says.
+
+    The place is kept as plain integers, so that reading never waits for the device, and saved
+    with the tensors, so that a resumed run sees the same rows in the same order.
+
+    Args:
+        capacity: Rows held when full, at least 1.
+        dim: Width of a row, at least 1.
+
+    Raises:
+        RangeError: If capacity or dim is below 1.
+
+    Example:
+        >>> memory = CrossBatchMemory(capacity=2, dim=1)
+        >>> for item in range(3):
+        ...     memory.enqueue(torch.full((1, 1), item + 0.0), torch.tensor([item]))
+        >>> memory.read().ids.tolist()
+        [2, 1]
+
+    Source:
+        Wang et al. 2020, arXiv:1912.06798, sec. 3.2; of features: Zhang et al. 2025,
+        arXiv:2510.12474.
+    """
+
+    vectors: Tensor
+    ids: Tensor
+    labels: Tensor
+    written: Tensor
+
+    def __init__(self, *, capacity: int, dim: int) -> None:
+        super().__init__()
+        if capacity < 1 or dim < 1:
+            raise RangeError(f"capacity and dim must be at least 1, got {capacity} and {dim}")
+        self.register_buffer("vectors", torch.zeros(capacity, dim))
+        self.register_buffer("ids", torch.zeros(capacity, dtype=torch.int64))
+        self.register_buffer("labels", torch.full((capacity,), -1))
+        self.register_buffer("written", torch.zeros(capacity, dtype=torch.int64))
+        self._cursor = 0
+        self._filled = 0
+        self._enqueued = 0
+
+    @property
+    def capacity(self) -> int:
+        """Rows held when full."""
+        return len(self.ids)
+
+    def __len__(self) -> int:
+        """Rows held now."""
+        return self._filled
+
+    def read(self) -> Held:
+        """The rows held now, in slot order.
+
+        Views, not copies: nothing of the memory is cloned in a step. A loss that is computed from
+        them must run backward before the next `enqueue`; torch refuses it afterwards.
+        """
+        return Held(self.vectors[: self._filled], self.ids[: self._filled], self.labels[: self._filled])
+
+    def age(self) -> Tensor:
+        """How many calls of `enqueue` ago each row was written: int64 [filled], 0 for the newest."""
+        return self._enqueued - self.written[: self._filled]
+
+    @torch.no_grad()
+    def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
+        """Put rows in, over the oldest where the memory is full.
+
+        Args:
+            vectors: [rows, dim]; kept without gradient.
+            ids: Which item each row is.
+            labels: Class of each row; -1 where it is not known.
+
+        Raises:
+            ShapeError: If more rows come at once than the memory holds.
+        """
+        if len(vectors) > self.capacity:
+            raise ShapeError(
+                f"{len(vectors)} rows do not fit a memory of {self.capacity}; "
+                "raise the capacity or lower the batch size"
+            )
+        end = self._cursor + len(vectors)
+        slots = torch.arange(self._cursor, end, device=self.ids.device) % self.capacity
+        self._enqueued += 1
+        self.vectors[slots] = vectors.to(self.vectors.dtype)
+        self.ids[slots] = ids
+        self.labels[slots] = -1 if labels is None else labels
+        self.written[slots] = self._enqueued
+        self._cursor = end % self.capacity
+        self._filled = min(self._filled + len(vectors), self.capacity)
+
+    def get_extra_state(self) -> Tensor:
+        """The place, for `state_dict`: cursor, filled, calls of enqueue."""
+        return torch.tensor([self._cursor, self._filled, self._enqueued])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the place back from a `state_dict`."""
+        self._cursor, self._filled, self._enqueued = state.tolist()
