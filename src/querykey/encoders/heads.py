@@ -1,0 +1,151 @@
+"""The FC layer on top of a frozen model: linear, residual or two layers, started where it does no harm."""
+
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from querykey.errors import RangeError
+from querykey.types import Rows
+
+__all__ = ["FCKind", "FCLayer", "Start", "principal_axes"]
+
+FCKind = Literal["linear", "residual", "two_layer"]
+Start = Literal["pca", "pca_centred", "identity", "orthogonal"]
+
+BLOCK = 8192
+
+
+class FCLayer(nn.Module):
+    r"""What an adapter is: unit rows of a frozen model in, unit rows of width `dim` out.
+
+    With :math:`x` a unit row,
+
+    .. math:: z = \text{norm}(W x + b) \quad\text{(linear)}, \qquad
+              z = \text{norm}(x + W x + b) \quad\text{(residual)}, \qquad
+              z = \text{norm}(W x + b + W_2\,\text{gelu}(W_1 x + b_1)) \quad\text{(two layers)}
+
+    It is started with `start_`, never at random. A residual layer and the second layer of two
+    start at 0, so that training begins at the frozen rows or at the linear start.
+
+    Args:
+        width: Width of a frozen row.
+        dim: Width of what comes out, from 1 to width.
+        kind: "linear", "residual" (dim = width) or "two_layer".
+        hidden: Width between two layers; None: the same as `width`.
+
+    Raises:
+        RangeError: If dim is not from 1 to width, or a residual layer changes the width.
+
+    Example:
+        >>> layer = FCLayer(4, 4, kind="residual")
+        >>> layer(torch.eye(4)).equal(torch.eye(4))
+        True
+    """
+
+    def __init__(self, width: int, dim: int, *, kind: FCKind = "linear", hidden: int | None = None) -> None:
+        super().__init__()
+        if not 1 <= dim <= width:
+            raise RangeError(f"dim must be from 1 to the width of the features, {width}; got {dim}")
+        if kind == "residual" and dim != width:
+            raise RangeError(f"a residual FC layer keeps the width: dim must be {width}, got {dim}")
+        self.width, self.dim, self.kind = width, dim, kind
+        self.weight = nn.Parameter(torch.zeros(dim, width))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        if kind == "two_layer":
+            hidden = hidden or width
+            self.hidden = nn.Linear(width, hidden)
+            self.out = nn.Linear(hidden, dim, bias=False)
+            with torch.no_grad():
+                self.hidden.weight.copy_(_orthogonal(hidden, width, seed=0))
+            nn.init.zeros_(self.hidden.bias)
+            nn.init.zeros_(self.out.weight)
+
+    def forward(self, rows: Rows) -> Rows:
+        """Unit rows [rows, width] to unit rows [rows, dim]."""
+        return F.normalize(self.project(rows), dim=1)
+
+    def project(self, rows: Rows) -> Rows:
+        """The rows before they are scaled to length 1 [rows, dim]."""
+        out = F.linear(rows, self.weight, self.bias)
+        match self.kind:
+            case "linear":
+                return out
+            case "residual":
+                return out + rows
+            case "two_layer":
+                return out + self.out(F.gelu(self.hidden(rows)))
+            case never:
+                assert_never(never)
+
+    @torch.no_grad()
+    def start_(self, start: Start, rows: Rows, *, seed: int = 0) -> None:
+        """Set the linear part, in place, from the unit rows it will be trained on.
+
+        Args:
+            start: "pca": the axes along which the rows are largest, not centred, so that dot
+                products change least. "pca_centred": the axes of largest variance, with the mean taken
+                off. "identity": the first `dim` columns. "orthogonal": a random rotation, cut off.
+            rows: Training rows [rows, width], unit length; may be memory-mapped.
+            seed: Of "orthogonal".
+        """
+        if self.kind == "residual":
+            self.weight.zero_()
+            self.bias.zero_()
+            return
+        self.bias.zero_()
+        match start:
+            case "pca":
+                self.weight.copy_(principal_axes(rows, self.dim, centred=False)[0])
+            case "pca_centred":
+                axes, mean = principal_axes(rows, self.dim, centred=True)
+                self.weight.copy_(axes)
+                self.bias.copy_(-(axes @ mean))
+            case "identity":
+                self.weight.copy_(torch.eye(self.dim, self.width))
+            case "orthogonal":
+                self.weight.copy_(_orthogonal(self.dim, self.width, seed=seed))
+            case never:
+                assert_never(never)
+
+
+@torch.no_grad()
+def principal_axes(rows: Rows, dim: int, *, centred: bool) -> tuple[Tensor, Tensor]:
+    """The `dim` directions along which the rows are largest, in float64, the rows read block by block.
+
+    Args:
+        rows: [rows, width].
+        dim: Directions wanted, from 1 to width.
+        centred: Whether the mean is taken off first.
+
+    Returns:
+        (axes [dim, width], largest first, the largest entry of each positive; mean [width]).
+    """
+    width = rows.shape[1]
+    mean = torch.zeros(width, dtype=torch.float64)
+    second = torch.zeros(width, width, dtype=torch.float64)
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK].double()
+        mean += block.sum(dim=0)
+        second.addmm_(block.T, block)
+    mean /= len(rows)
+    second /= len(rows)
+    if centred:
+        second -= torch.outer(mean, mean)
+    axes = torch.linalg.eigh(second)[1].T.flip(0)[:dim]
+    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+    return axes * largest.sign(), mean
+
+
+def _orthogonal(rows: int, columns: int, *, seed: int) -> Tensor:
+    """A matrix whose rows (or, where there are more of them, columns) are orthonormal."""
+    noise = torch.randn(
+        max(rows, columns),
+        min(rows, columns),
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float64,
+    )
+    basis, upper = torch.linalg.qr(noise)
+    basis = basis * upper.diagonal().sign()
+    return (basis if rows > columns else basis.T).float()

@@ -1,0 +1,81 @@
+"""The FC layer: where it starts and what it keeps."""
+
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from torch.nn import functional as F
+
+from querykey.encoders.heads import FCLayer, principal_axes
+from querykey.errors import RangeError
+
+
+@pytest.fixture
+def rows():
+    generator = torch.Generator().manual_seed(0)
+    return F.normalize(torch.randn(200, 6, generator=generator) * torch.arange(1, 7) + 0.5, dim=1)
+
+
+def test_the_centred_start_is_scikit_learns_pca(rows):
+    layer = FCLayer(6, 3)
+    layer.start_("pca_centred", rows)
+    expected = torch.from_numpy(PCA(3).fit_transform(rows.double().numpy())).float()
+    torch.testing.assert_close(layer.project(rows).abs(), expected.abs(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_uncentred_start_keeps_dot_products_best(rows):
+    """No other projection of this rank is nearer to the scores (Eckart and Young 1936)."""
+    layer = FCLayer(6, 3)
+    layer.start_("pca", rows)
+    left = (rows @ rows.T - layer.project(rows) @ layer.project(rows).T).norm()
+    singular = torch.linalg.svdvals(rows.double())[3:]
+    assert left.item() == pytest.approx(singular.pow(4).sum().sqrt().item(), rel=1e-4)
+
+
+def test_at_full_width_every_start_keeps_the_scores(rows):
+    for start in ("pca", "identity", "orthogonal"):
+        layer = FCLayer(6, 6)
+        layer.start_(start, rows)
+        torch.testing.assert_close(layer(rows) @ layer(rows).T, rows @ rows.T, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "two_layer"])
+def test_two_layers_start_as_one(kind, rows):
+    one, other = FCLayer(6, 4), FCLayer(6, 4, kind=kind)
+    for layer in (one, other):
+        layer.start_("pca", rows)
+    assert torch.equal(one(rows), other(rows))
+
+
+def test_two_layers_learn_in_both(rows):
+    layer = FCLayer(6, 4, kind="two_layer")
+    layer.start_("pca", rows)
+    layer(rows)[:, 0].sum().backward()
+    assert layer.out.weight.grad.abs().sum() > 0
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_rows_come_out_with_length_one(rows):
+    layer = FCLayer(6, 2)
+    layer.start_("orthogonal", rows, seed=1)
+    torch.testing.assert_close(layer(rows).norm(dim=1), torch.ones(200))
+
+
+def test_axes_do_not_depend_on_the_blocks(rows, monkeypatch):
+    whole = principal_axes(rows, 3, centred=True)
+    monkeypatch.setattr("querykey.encoders.heads.BLOCK", 7)
+    for a, b in zip(whole, principal_axes(rows, 3, centred=True), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_trap_5_7_the_start_fits_when_dim_is_not_the_width(rows):
+    """One published adapter copies an identity [in, out] into a weight [out, in]."""
+    layer = FCLayer(6, 2)
+    layer.start_("identity", rows)
+    assert layer.project(rows).equal(rows[:, :2])
+
+
+def test_widths_that_do_not_fit_are_refused():
+    with pytest.raises(RangeError, match="dim must be from 1 to the width of the features, 4; got 5"):
+        FCLayer(4, 5)
+    with pytest.raises(RangeError, match="a residual FC layer keeps the width: dim must be 4, got 3"):
+        FCLayer(4, 3, kind="residual")
