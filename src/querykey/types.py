@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 __all__ = [
+    "FrozenRows",
     "Ids",
     "KeyIds",
     "KeyLabels",
@@ -29,6 +30,7 @@ __all__ = [
 Queries = Float[Tensor, "queries dim"]
 Keys = Float[Tensor, "keys dim"]
 Rows = Float[Tensor, "rows dim"]
+FrozenRows = Float[Tensor, "rows width"]
 Scores = Float[Tensor, "queries keys"]
 PairMask = Bool[Tensor, "queries keys"]
 PerQuery = Float[Tensor, " queries"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.errors import RangeError
-from querykey.types import Rows
+from querykey.types import FrozenRows, Rows
 
 __all__ = ["FCKind", "FCLayer", "Start", "principal_axes"]
 
@@ -62,11 +62,12 @@ class FCLayer(nn.Module):
             nn.init.zeros_(self.hidden.bias)
             nn.init.zeros_(self.out.weight)
 
-    def forward(self, rows: Rows) -> Rows:
+    def forward(self, rows: FrozenRows) -> Rows:
         """Unit rows [rows, width] to unit rows [rows, dim]."""
-        return F.normalize(self.project(rows), dim=1)
+        unit: Tensor = F.normalize(self.project(rows), dim=1)
+        return unit
 
-    def project(self, rows: Rows) -> Rows:
+    def project(self, rows: FrozenRows) -> Rows:
         """The rows before they are scaled to length 1 [rows, dim]."""
         out = F.linear(rows, self.weight, self.bias)
         match self.kind:
@@ -75,12 +76,13 @@ class FCLayer(nn.Module):
             case "residual":
                 return out + rows
             case "two_layer":
-                return out + self.out(F.gelu(self.hidden(rows)))
+                more: Tensor = self.out(F.gelu(self.hidden(rows)))
+                return out + more
             case never:
                 assert_never(never)
 
     @torch.no_grad()
-    def start_(self, start: Start, rows: Rows, *, seed: int = 0) -> None:
+    def start_(self, start: Start, rows: FrozenRows, *, seed: int = 0) -> None:
         """Set the linear part, in place, from the unit rows it will be trained on.
 
         Args:
@@ -111,7 +113,7 @@ class FCLayer(nn.Module):
 
 
 @torch.no_grad()
-def principal_axes(rows: Rows, dim: int, *, centred: bool) -> tuple[Tensor, Tensor]:
+def principal_axes(rows: FrozenRows, dim: int, *, centred: bool) -> tuple[Tensor, Tensor]:
     """The `dim` directions along which the rows are largest, in float64, the rows read block by block.
 
     Args:
@@ -148,4 +150,5 @@ def _orthogonal(rows: int, columns: int, *, seed: int) -> Tensor:
     )
     basis, upper = torch.linalg.qr(noise)
     basis = basis * upper.diagonal().sign()
-    return (basis if rows > columns else basis.T).float()
+    turned: Tensor = basis if rows > columns else basis.T
+    return turned.float()
