@@ -1,0 +1,115 @@
+"""Results are written aside and renamed into place: whole, or not at all, and never over another."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from querykey.errors import OutputError, OutputExistsError
+
+__all__ = ["check_new", "is_full_disk", "new_file", "new_folder"]
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write into that takes its real name when all is written.
+
+    Args:
+        path: The folder that shall be there in the end.
+
+    Yields:
+        An empty folder beside it. What a killed process left there is thrown away.
+
+    Raises:
+        OutputExistsError: If something is there already.
+        OutputError: If it cannot be written; nothing is left behind.
+    """
+    path = check_new(path)
+    aside = path.with_name(f"{path.name}.partial")
+    with _in_words(path):
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            yield aside
+            aside.rename(path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A file to write that takes its real name when all is written.
+
+    Args:
+        path: The file that shall be there in the end.
+        overwrite: Whether it may take the place of an older one.
+
+    Yields:
+        The name of a file beside it.
+
+    Raises:
+        OutputExistsError: If something is there already and may not be overwritten.
+        OutputError: If it cannot be written; nothing is left behind.
+    """
+    path = Path(path) if overwrite else check_new(path)
+    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    with _in_words(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def check_new(path: str | Path) -> Path:
+    """The path, if nothing is there yet; ask before long work, not after.
+
+    Args:
+        path: Where an output shall go.
+
+    Returns:
+        The path. An empty folder counts as nothing.
+
+    Raises:
+        OutputExistsError: If something is there already.
+    """
+    path = Path(path)
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+    if path.exists() or path.is_symlink():
+        raise OutputExistsError(f"{path} exists already; give another --out or remove it first")
+    return path
+
+
+def is_full_disk(fault: BaseException) -> bool:
+    """Whether this is the system's word that the disk, or the quota on it, is full.
+
+    Args:
+        fault: What was raised. Writers in other languages keep only the text of the system's error.
+
+    Returns:
+        True if it is.
+    """
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    text = str(fault)
+    return getattr(fault, "errno", None) in numbers or any(
+        f"os error {number})" in text for number in numbers
+    )
+
+
+@contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    """Turn what the system says of a write into one message."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except Exception as fault:
+        if is_full_disk(fault):
+            raise OutputError(f"{path}: the disk is full; free some space and run it again") from fault
+        if isinstance(fault, PermissionError):
+            raise OutputError(f"{path}: no permission to write {fault.filename or 'here'}") from fault
+        raise
