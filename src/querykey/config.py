@@ -10,147 +10,29 @@ What is left out is the fit's own to choose; it writes down what it chose.
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from querykey.config_faults import Grammar
+from querykey.config_parts import (
+    Count,
+    FCLayerSettings,
+    Loss,
+    Memory,
+    NonNegative,
+    Selection,
+    Strict,
+)  # fmt: skip
 from querykey.errors import ConfigError, MissingPathError
 
-__all__ = [
-    "AdaptRun",
-    "Circle",
-    "Contrastive",
-    "CrossBatch",
-    "FCLayerSettings",
-    "InBatch",
-    "InfoNCE",
-    "MultiSimilarity",
-    "ScoreDifference",
-    "ScoreDistillation",
-    "Selection",
-    "Triplet",
-    "parse_run",
-    "parse_setting",
-    "read_run",
-]
-
-Cosine = Annotated[float, Field(ge=-1, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class InfoNCE(_Strict):
-    """Tell each query's positive keys from its others."""
-
-    kind: Literal["info_nce"] = "info_nce"
-    temperature: PositiveFloat | None = None
-
-
-class ScoreDistillation(_Strict):
-    """Keep the frozen scores: their softmax over the memory is the target."""
-
-    kind: Literal["score_distillation"] = "score_distillation"
-    temperature: PositiveFloat | None = None
-    target_temperature: PositiveFloat | None = None
-
-
-class ScoreDifference(_Strict):
-    """Keep the frozen scores of the nearest rows: their absolute difference is the loss."""
-
-    kind: Literal["score_difference"] = "score_difference"
-
-
-class Contrastive(_Strict):
-    """Pull positives within one margin, push negatives beyond another."""
-
-    kind: Literal["contrastive"] = "contrastive"
-    positive_margin: float | None = None
-    negative_margin: float | None = None
-    distance: Literal["cosine", "euclidean"] | None = None
-
-
-class Triplet(_Strict):
-    """A positive nearer than a negative by a margin."""
-
-    kind: Literal["triplet"] = "triplet"
-    margin: NonNegative | None = None
-    mining: Literal["all", "hard", "semi_hard"] | None = None
-    soft: bool | None = None
-
-
-class MultiSimilarity(_Strict):
-    """Pairs weighed by their own score and by their neighbours'."""
-
-    kind: Literal["multi_similarity"] = "multi_similarity"
-    alpha: PositiveFloat | None = None
-    beta: PositiveFloat | None = None
-    base: Cosine | None = None
-    epsilon: NonNegative | None = None
-
-
-class Circle(_Strict):
-    """Pairs weighed by how far each is from its optimum."""
-
-    kind: Literal["circle"] = "circle"
-    margin: float | None = None
-    gamma: PositiveFloat | None = None
-
-
-class CrossBatch(_Strict):
-    """A memory of earlier batches."""
-
-    kind: Literal["cross_batch"] = "cross_batch"
-    capacity: PositiveInt | None = None
-    holds: Literal["features", "projections"] | None = None
-
-
-class InBatch(_Strict):
-    """No memory: the batch alone."""
-
-    kind: Literal["in_batch"] = "in_batch"
-
-
-class Selection(_Strict):
-    """How many rows of the memory each query of a batch takes part with."""
-
-    k: Count | None = None
-    k_negative: Count | None = None
-    k_positive: Count | None = None
-
-
-class FCLayerSettings(_Strict):
-    """The layer that is trained and what it starts from."""
-
-    kind: Literal["linear", "residual", "two_layer"] | None = None
-    start: Literal["auto", "pca", "identity", "orthogonal"] | None = None
-
-
-Loss = InfoNCE | ScoreDistillation | ScoreDifference | Contrastive | Triplet | MultiSimilarity | Circle
-Memory = CrossBatch | InBatch
+__all__ = ["AdaptRun", "describe_settings", "parse_run", "parse_setting", "read_run"]
 
 _LABEL_FREE = ("score_distillation", "score_difference")
-_UNIONS = {
-    name: {part.model_fields["kind"].default: part for part in get_args(union)}
-    for name, union in (("loss", Loss), ("memory", Memory))
-}
-_TABLES: dict[str, type[_Strict]] = {"selection": Selection, "fc": FCLayerSettings}
 
 
-class AdaptRun(_Strict):
+class AdaptRun(Strict):
     """All settings of one adapter fit; None is the fit's own default.
 
     Args:
@@ -216,6 +98,16 @@ class AdaptRun(_Strict):
         return self
 
 
+_GRAMMAR = Grammar(
+    root=AdaptRun,
+    unions={
+        name: {part.model_fields["kind"].default: part for part in get_args(union)}
+        for name, union in (("loss", Loss), ("memory", Memory))
+    },
+    tables={"selection": Selection, "fc": FCLayerSettings},
+)
+
+
 def read_run(path: str | Path | None, settings: Sequence[str] = (), **options: Any) -> AdaptRun:
     """Read a run from a TOML file, options and `--set` settings; the later win.
 
@@ -266,7 +158,7 @@ def parse_run(raw: Mapping[str, Any], *, name: str = "the settings") -> AdaptRun
     try:
         return AdaptRun.model_validate(dict(raw))
     except ValidationError as faults:
-        lines = "\n".join(f"  {_describe(dict(fault))}" for fault in faults.errors(include_url=False))
+        lines = "\n".join(f"  {_GRAMMAR.describe(fault)}" for fault in faults.errors(include_url=False))
         raise ConfigError(f"{name}: cannot be run\n{lines}") from None
 
 
@@ -297,6 +189,15 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     return key, parsed["value"] if len(parsed) == 1 else text
 
 
+def describe_settings() -> str:
+    """Every key of a run and what it may be.
+
+    Returns:
+        A line a key.
+    """
+    return "\n".join(f"{key:<24} {words}" for key, words in _GRAMMAR.rows())
+
+
 def _put(raw: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in nested tables."""
     *tables, last = key.split(".")
@@ -309,47 +210,3 @@ def _put(raw: dict[str, Any], key: str, value: Any) -> None:
         raw[table] = dict(inner)
         raw = raw[table]
     raw[last] = value
-
-
-def _describe(fault: dict[str, Any]) -> str:
-    """One fault: its dotted key, what is wrong and what would be right."""
-    location = [str(part) for part in fault["loc"]]
-    table = location[0] if location else ""
-    model: type[_Strict] = _TABLES.get(table, AdaptRun)
-    if table in _UNIONS and len(location) > 1 and location[1] in _UNIONS[table]:
-        model = _UNIONS[table][location.pop(1)]
-    key, given = ".".join(location), fault.get("input")
-    match fault["type"]:
-        case "extra_forbidden":
-            return f"{key}: no such key{_meant(location, model)}"
-        case "union_tag_invalid":
-            kind = str(fault["ctx"]["tag"])
-            return f"{key}.kind: no such kind {kind!r}{_nearest(kind, list(_UNIONS[table]))}"
-        case "value_error":
-            return str(fault["ctx"]["error"])
-        case _:
-            wanted = fault["msg"].replace("Input should be", "must be")
-            if fault["type"] in ("model_type", "model_attributes_type"):
-                wanted = (
-                    'must be a table, such as { kind = "..." }' if table in _UNIONS else "must be a table"
-                )
-            got = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""
-            return f"{key}: {wanted}{got}"
-
-
-def _meant(location: Sequence[str], model: type[_Strict]) -> str:
-    """The nearest right spelling: in the same table, or else of a key in another."""
-    wrong, own = location[-1], list(model.model_fields)
-    if get_close_matches(wrong, own, n=1):
-        return _nearest(wrong, own)
-    parts = [(table, part) for table, kinds in _UNIONS.items() for part in kinds.values()]
-    parts += list(_TABLES.items())
-    elsewhere = {name: f"{table}.{name}" for table, part in reversed(parts) for name in part.model_fields}
-    elsewhere |= {name: name for name in AdaptRun.model_fields}
-    near = get_close_matches(wrong, elsewhere, n=1)
-    return f"; did you mean {elsewhere[near[0]]}?" if near else f"; there are {', '.join(own)}"
-
-
-def _nearest(wrong: str, right: Sequence[str]) -> str:
-    near = get_close_matches(wrong, right, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(right)}"

@@ -5,16 +5,8 @@ import sys
 
 import pytest
 
-from querykey.config import (
-    AdaptRun,
-    CrossBatch,
-    InBatch,
-    InfoNCE,
-    Triplet,
-    parse_run,
-    parse_setting,
-    read_run,
-)
+from querykey.config import AdaptRun, describe_settings, parse_run, parse_setting, read_run
+from querykey.config_parts import CrossBatch, InBatch, InfoNCE, Triplet
 from querykey.errors import ConfigError, MissingPathError
 
 KINDS = "info_nce, score_distillation, score_difference, contrastive, triplet, multi_similarity, circle"
@@ -140,6 +132,16 @@ def test_a_missing_or_broken_file_is_one_message(tmp_path):
 def test_a_resolved_run_comes_back_from_json():
     run = read_run(None, ["loss=circle", "loss.gamma=32", "selection.k_negative=8"], labels="y", dim=4)
     assert AdaptRun.model_validate(run.model_dump(mode="json")) == run
+
+
+def test_the_list_of_settings_names_every_key_once_a_kind():
+    rows = [line.split(maxsplit=1) for line in describe_settings().splitlines()]
+    said = dict(rows)
+    assert said["loss.kind"].split(" | ") == KINDS.split(", ")
+    assert said["memory.capacity"] == "whole number  (cross_batch)"
+    assert said["fc.start"].startswith("auto | ")
+    assert set(AdaptRun.model_fields) == {key.partition(".")[0] for key, _ in rows}
+    assert len({tuple(row) for row in rows}) == len(rows)
 
 
 def test_loads_without_torch():

@@ -1,0 +1,38 @@
+"""`querykey help TOPIC`: the grammar that all commands share."""
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["show_help"]
+
+SETTINGS = """\
+Settings of `querykey adapt`, by --set KEY=VALUE or in a file given with
+--run-file. Values are TOML; a bare word is a string. What is left out is the
+fit's own to choose, and RUN/run.json holds what it chose.
+"""
+
+
+def show_help(
+    ctx: typer.Context,
+    topic: Annotated[str, typer.Argument(metavar="[sources|settings]", help="What to explain.")] = "",
+) -> None:
+    """Explain SOURCE, MODEL and FEATURES (sources), or the keys of --set (settings)."""
+    match topic:
+        case "sources":
+            from querykey.data.grammar import SOURCES_HELP
+
+            typer.echo(SOURCES_HELP)
+        case "settings":
+            from querykey.config import describe_settings
+
+            typer.echo(SETTINGS)
+            typer.echo(describe_settings())
+        case "":
+            root = ctx.find_root()
+            typer.echo(root.get_help())
+            typer.echo("\nTopics: querykey help sources, querykey help settings")
+        case _:
+            from querykey.errors import ConfigError
+
+            raise ConfigError(f"help {topic}: no such topic; there are sources and settings")

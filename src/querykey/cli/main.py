@@ -1,0 +1,36 @@
+"""The `querykey` command."""
+
+import sys
+
+import typer
+
+from querykey.cli.faults import STOPPED, Commands
+from querykey.cli.help import show_help
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    # the rich help costs a third of a second, more than the command itself
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Adapt a frozen model: embed, adapt, evaluate, search, export.",
+    epilog="`querykey help sources` explains SOURCE, MODEL, FEATURES and RUN.",
+)
+
+
+@app.callback()
+def _all() -> None: ...
+
+
+app.command("help")(show_help)
+
+
+def main() -> None:
+    """Run the command line; the entry point of `querykey`."""
+    try:
+        app(prog_name="querykey")
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)

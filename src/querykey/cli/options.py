@@ -1,0 +1,56 @@
+"""Options that many commands share, and what they do to the machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Column",
+    "Device",
+    "LabelColumn",
+    "Out",
+    "PairColumn",
+    "RunFolder",
+    "Seed",
+    "Split",
+    "Threads",
+    "prepare",
+]
+
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; all cores if not said.")]
+Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+Column = Annotated[str | None, typer.Option(metavar="NAME", help="The column that holds the items.")]
+LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The column that holds the classes.")]
+PairColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A second column: the query of each row.")
+]
+Split = Annotated[str | None, typer.Option(metavar="NAME", help="The part to read, where there are several.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey adapt` wrote.")]
+
+
+def prepare(device: str, threads: int | None) -> None:
+    """Set the threads, and see that the device is there before anything long begins.
+
+    Args:
+        device: As torch names it.
+        threads: At least 1; None leaves torch its own choice.
+
+    Raises:
+        ConfigError: If there is no such device on this machine.
+    """
+    import torch
+
+    from querykey.errors import ConfigError
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as fault:
+        has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        there = ["cpu"] + ["cuda"] * has_cuda + ["mps"] * has_mps
+        message = f"--device {device}: not on this machine; there is {', '.join(there)}"
+        raise ConfigError(message) from fault

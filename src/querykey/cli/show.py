@@ -1,0 +1,83 @@
+"""What a person sees: tables and lines on standard output, progress on standard error."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+__all__ = ["Progress", "line", "progress", "table"]
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+def line(text: str = "") -> None:
+    """Write a line, broken between words at the width of the terminal.
+
+    Args:
+        text: Taken as it is: no markup.
+    """
+    _console().print(text, markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", left: int = 1) -> None:
+    """Write a table.
+
+    Args:
+        columns: Heads.
+        rows: Cells as text.
+        title: A line above it.
+        left: How many columns from the left hold words; the others hold numbers.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for place, name in enumerate(columns):
+        is_words = place < left
+        # numbers are never cut; words give way
+        shown.add_column(
+            Text(name), justify="left" if is_words else "right", no_wrap=not is_words, overflow="fold"
+        )
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    _console().print(shown)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Progress | None]:
+    """A bar with rate and remaining time on standard error, where that is a terminal.
+
+    Args:
+        title: What is being done.
+
+    Yields:
+        What to call with (done, total); None where nobody looks.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    rate = TextColumn("{task.fields[rate]}")
+    bar = Bar(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(title, total=None, rate="")
+
+        def show(done: int, total: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
+
+        yield show
+
+
+def _console() -> "rich.console.Console":  # type: ignore[name-defined]
+    from rich.console import Console
+
+    # a pipe has no width; 80 columns are what people read
+    return Console(width=None if sys.stdout.isatty() else 80, highlight=False)

@@ -1,0 +1,112 @@
+"""The manner of the house that no linter knows."""
+
+import ast
+
+import pytest
+from architecture.source import MODULES, SOURCE, module_name, parse
+
+import querykey
+
+LONGEST_MODULE = 300
+LONGEST_FUNCTION = 60
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "base", "core", "tools"}
+
+each_module = pytest.mark.parametrize("path", MODULES, ids=module_name)
+
+
+@each_module
+def test_a_module_fits_in_the_head(path):
+    assert len(path.read_text().splitlines()) <= LONGEST_MODULE
+
+
+@each_module
+def test_a_function_fits_on_a_page(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            doc = len((ast.get_docstring(node, clean=False) or "").splitlines())
+            length = node.end_lineno - node.lineno + 1 - doc
+            assert length <= LONGEST_FUNCTION, f"{path}:{node.lineno} {node.name} has {length} lines"
+
+
+@each_module
+def test_a_file_says_what_it_holds(path):
+    assert path.stem not in FORBIDDEN_NAMES
+    assert path.parent.name not in FORBIDDEN_NAMES
+
+
+@each_module
+def test_a_module_says_what_it_is_for(path):
+    assert ast.get_docstring(parse(path)), f"{path} has no docstring"
+
+
+@each_module
+def test_nothing_is_printed_below_the_command_line(path):
+    if SOURCE / "cli" in path.parents:
+        return
+    calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
+    printing = [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
+    assert not printing, f"{path}: print in lines {printing}"
+
+
+@each_module
+def test_no_pickle(path):
+    """Neither by name nor through torch, numpy or pandas, whose loaders read pickles unless told."""
+    for node in ast.walk(parse(path)):
+        match node:
+            case ast.Import(names=names):
+                roots = {name.name.split(".")[0] for name in names}
+                assert not roots & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+            case ast.ImportFrom(module=str(module)):
+                assert module.split(".")[0] not in {"pickle", "dill", "cloudpickle", "joblib", "shelve"}
+            case ast.Call(func=ast.Attribute(attr="load", value=ast.Name(id="torch")), keywords=keywords):
+                safe = {word.arg: getattr(word.value, "value", None) for word in keywords}
+                assert safe.get("weights_only") is True, f"{path}:{node.lineno} torch.load reads pickles"
+            case ast.keyword(arg="allow_pickle", value=ast.Constant(value=allowed)):
+                assert allowed is False, f"{path}: allow_pickle"
+            case ast.Call(func=ast.Attribute(attr="save", value=ast.Name(id="torch"))):
+                pytest.fail(f"{path}:{node.lineno} torch.save writes pickles")
+
+
+@each_module
+def test_annotations_are_not_postponed(path):
+    """Types are read at run time: by the checks in these tests, by pydantic and by typer."""
+    assert "from __future__ import annotations" not in path.read_text()
+
+
+def test_public_names_exist_and_are_documented():
+    """A reader of docs/api.md sees what `from querykey import` offers, no more and no less."""
+    documented = (SOURCE.parents[1] / "docs" / "api.md").read_text()
+    missing = [name for name in querykey.__all__ if f"`{name}" not in documented]
+    assert not missing
+    for name in querykey.__all__:
+        assert getattr(querykey, name).__doc__, name
+
+
+def listed_names(path):
+    """What `__all__` lists."""
+    for node in parse(path).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if getattr(target, "id", "") == "__all__":
+                return ast.literal_eval(node.value)
+    return []
+
+
+def public_functions():
+    """The functions that the package or one of its rooms exports."""
+    public = {name for path in MODULES if path.stem == "__init__" for name in listed_names(path)}
+    for path in MODULES:
+        own = public & set(listed_names(path))
+        for node in parse(path).body:
+            if isinstance(node, ast.FunctionDef) and node.name in own:
+                yield pytest.param(node, id=f"{module_name(path)}.{node.name}")
+
+
+@pytest.mark.parametrize("function", public_functions())
+def test_a_public_function_says_what_it_takes_and_gives(function):
+    doc = ast.get_docstring(function) or ""
+    assert doc, "no docstring"
+    if function.args.args or function.args.kwonlyargs:
+        assert "Args:" in doc
+    if function.returns is not None and ast.unparse(function.returns) != "None":
+        assert "Returns:" in doc or "Yields:" in doc
