@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from querykey.config_faults import Grammar
 from querykey.config_parts import (
@@ -41,9 +41,12 @@ class AdaptRun(Strict):
         side: "query": documents stay as they are in the index and only queries are transformed.
         dim: Width of the adapted vectors, at most that of the features.
         steps: Optimiser steps.
-        batch: Rows a step.
+        batch_size: Rows a step, clipped to the data.
         learning_rate: AdamW's peak learning rate.
         weight_decay: AdamW's weight decay.
+        held_out: Share of the rows that the guard scores and training does not see.
+        patience: Guard scores without a better one before training stops.
+        both_sides: Whether the gradient goes through the keys too.
         seed: Everything random follows from it.
         loss: The pair loss, by kind.
         memory: Where the keys come from, by kind.
@@ -56,9 +59,12 @@ class AdaptRun(Strict):
     side: Literal["both", "query"] = "both"
     dim: PositiveInt | None = None
     steps: Count | None = None
-    batch: Annotated[int, Field(ge=2)] | None = None
-    learning_rate: PositiveFloat | None = None
+    batch_size: Annotated[int, Field(ge=2)] | None = None
+    learning_rate: NonNegative | None = None
     weight_decay: NonNegative | None = None
+    held_out: Annotated[float, Field(ge=0, le=0.5)] | None = None
+    patience: PositiveInt | None = None
+    both_sides: bool | None = None
     seed: Count = 0
     loss: Annotated[Loss, Field(discriminator="kind")] | None = None
     memory: Annotated[Memory, Field(discriminator="kind")] | None = None

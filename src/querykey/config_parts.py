@@ -79,11 +79,12 @@ class Circle(Strict):
 
 
 class CrossBatch(Strict):
-    """A memory of earlier batches."""
+    """A memory of earlier batches; with room for all rows it is the whole data set."""
 
     kind: Literal["cross_batch"] = "cross_batch"
     capacity: PositiveInt | None = None
     holds: Literal["features", "projections"] | None = None
+    prefill: bool | None = None
 
 
 class InBatch(Strict):
@@ -93,18 +94,18 @@ class InBatch(Strict):
 
 
 class Selection(Strict):
-    """How many rows of the memory each query of a batch takes part with."""
+    """How many rows of the memory each query of a batch selects."""
 
-    k: Count | None = None
-    k_negative: Count | None = None
-    k_positive: Count | None = None
+    negatives: Count | None = None
+    positives: Count | None = None
+    neighbours: PositiveInt | None = None
 
 
 class FCLayerSettings(Strict):
     """The layer that is trained and what it starts from."""
 
     kind: Literal["linear", "residual", "two_layer"] | None = None
-    start: Literal["auto", "pca", "identity", "orthogonal"] | None = None
+    start: Literal["auto", "pca", "pca_centred", "identity", "orthogonal"] = "auto"
 
 
 Loss = InfoNCE | ScoreDistillation | ScoreDifference | Contrastive | Triplet | MultiSimilarity | Circle

@@ -1,10 +1,13 @@
 """A run file says every fault at once, each with its dotted key and the nearest right spelling."""
 
+import inspect
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
+from querykey import config_parts, losses
 from querykey.config import AdaptRun, describe_settings, parse_run, parse_setting, read_run
 from querykey.config_parts import CrossBatch, InBatch, InfoNCE, Triplet
 from querykey.errors import ConfigError, MissingPathError
@@ -130,7 +133,7 @@ def test_a_missing_or_broken_file_is_one_message(tmp_path):
 
 
 def test_a_resolved_run_comes_back_from_json():
-    run = read_run(None, ["loss=circle", "loss.gamma=32", "selection.k_negative=8"], labels="y", dim=4)
+    run = read_run(None, ["loss=circle", "loss.gamma=32", "selection.negatives=8"], labels="y", dim=4)
     assert AdaptRun.model_validate(run.model_dump(mode="json")) == run
 
 
@@ -142,6 +145,14 @@ def test_the_list_of_settings_names_every_key_once_a_kind():
     assert said["fc.start"].startswith("auto | ")
     assert set(AdaptRun.model_fields) == {key.partition(".")[0] for key, _ in rows}
     assert len({tuple(row) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("part", get_args(config_parts.Loss), ids=lambda part: part.__name__)
+def test_the_options_of_a_loss_are_those_of_its_function(part):
+    function = getattr(losses, part.model_fields["kind"].default)
+    parameters = inspect.signature(function).parameters.values()
+    own = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    assert set(part.model_fields) - {"kind"} == own
 
 
 def test_loads_without_torch():
