@@ -4,6 +4,7 @@
     |- RangeError          (ValueError)         a number outside its range
     |- ShapeError          (ValueError)         sizes that do not fit together
     |- DataError           (ValueError)         data that cannot be learned from: empty, NaN, no labels
+    |  `- DamagedItemError                      one item that cannot be decoded; the others may be fine
     |- ConfigError         (ValueError)         a run file or a setting that does not exist
     |- SourceError         (ValueError)         a source or model that cannot be read
     |  `- MissingPathError (FileNotFoundError)  there is nothing at this path
@@ -21,6 +22,7 @@ A message says what was given, what is needed and what to do.
 __all__ = [
     "CollapseError",
     "ConfigError",
+    "DamagedItemError",
     "DataError",
     "ExportError",
     "MissingExtraError",
@@ -50,6 +52,10 @@ class ShapeError(QuerykeyError, ValueError):
 
 class DataError(QuerykeyError, ValueError):
     """The data cannot be learned from or scored."""
+
+
+class DamagedItemError(DataError):
+    """One item cannot be decoded; whoever walks the items may count it and go on."""
 
 
 class ConfigError(QuerykeyError, ValueError):

@@ -1,0 +1,262 @@
+"""Tables seen column by column: parquet read a row group at a time, and arrow tables."""
+
+import json
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from querykey.data.items import Items
+from querykey.errors import DamagedItemError, DataError, ShapeError, SourceError
+
+__all__ = ["ArrowTable", "ParquetTable", "Table", "TextCells", "class_names_of", "vectors_of"]
+
+_CACHED_BYTES = 1 << 25
+
+
+@runtime_checkable
+class Table(Protocol):
+    """Rows of named columns, read only where they are asked for."""
+
+    what: str
+    types: Mapping[str, Any]
+    class_names: Mapping[str, Sequence[str]]
+
+    def __len__(self) -> int: ...
+
+    def cells(self, column: str) -> Items:
+        """The column's values one at a time, as Python objects."""
+        ...
+
+    def chunks(self, column: str) -> Iterator[Any]:
+        """The column as arrow arrays, in order."""
+        ...
+
+    def may_lack(self, column: str, field: str) -> bool:
+        """Whether the field of a struct column may be null somewhere."""
+        ...
+
+
+class _ArrowCells(Items):
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def _read(self, row: int) -> Any:
+        return self._column[row].as_py()
+
+
+class ArrowTable:
+    """A table that arrow holds, in memory or mapped from a file.
+
+    Args:
+        what: What to call it in a message.
+        table: The `pyarrow.Table`.
+        class_names: Names of the classes of columns that have them.
+    """
+
+    def __init__(self, what: str, table: Any, class_names: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.what = what
+        self.types: Mapping[str, Any] = _types(what, table.schema)
+        self.class_names: Mapping[str, Sequence[str]] = (
+            class_names if class_names is not None else class_names_of(table.schema)
+        )
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def cells(self, column: str) -> Items:
+        return _ArrowCells(self._table.column(column))
+
+    def chunks(self, column: str) -> Iterator[Any]:
+        yield from self._table.column(column).chunks
+
+    def may_lack(self, column: str, field: str) -> bool:
+        return any(chunk.null_count or chunk.field(field).null_count for chunk in self.chunks(column))
+
+
+class ParquetTable:
+    """Parquet files with the same columns, one after the other.
+
+    A cell is read with its row group; the row groups used last are kept, 32 MB of them or one.
+
+    Raises:
+        SourceError: If a file is damaged, or the files differ in their columns.
+    """
+
+    def __init__(self, what: str, paths: Sequence[Path]) -> None:
+        self.what = what
+        self._files = [_open_parquet(path) for path in paths]
+        schema = self._files[0].schema_arrow
+        self.types: Mapping[str, Any] = _types(what, schema)
+        self.class_names: Mapping[str, Sequence[str]] = class_names_of(schema)
+        for path, file in zip(paths, self._files, strict=True):
+            if _types(str(path), file.schema_arrow) != self.types:
+                raise SourceError(
+                    f"{path} has other columns than {paths[0]}; files of one table must have the same"
+                )
+
+    def __len__(self) -> int:
+        return sum(int(file.metadata.num_rows) for file in self._files)
+
+    def cells(self, column: str) -> Items:
+        return _ParquetCells(self._files, column)
+
+    def chunks(self, column: str) -> Iterator[Any]:
+        for file in self._files:
+            for group in range(file.num_row_groups):
+                yield from _read_group(file, group, column).chunks
+
+    def may_lack(self, column: str, field: str) -> bool:
+        for file in self._files:
+            for group in range(file.num_row_groups):
+                row_group = file.metadata.row_group(group)
+                for leaf in map(row_group.column, range(row_group.num_columns)):
+                    if leaf.path_in_schema == f"{column}.{field}" and (
+                        leaf.statistics is None or leaf.statistics.null_count != 0
+                    ):
+                        return True
+        return False
+
+
+class _ParquetCells(Items):
+    def __init__(self, files: Sequence[Any], column: str) -> None:
+        self._column = column
+        self._groups = [(file, group) for file in files for group in range(file.num_row_groups)]
+        sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
+        self._starts = [0, *accumulate(sizes)]
+        self._rows = int(self._starts[-1])
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def _read(self, row: int) -> Any:
+        group = bisect_right(self._starts, row) - 1
+        # images may be decoded on several threads; one of them reads, the others wait for it
+        with self._lock:
+            if group not in self._kept:
+                self._kept[group] = _read_group(*self._groups[group], self._column)
+                while (
+                    len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _CACHED_BYTES
+                ):
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(group)
+            values = self._kept[group]
+        return values[row - self._starts[group]].as_py()
+
+
+class TextCells(Items):
+    """The strings of a column; a missing one is empty."""
+
+    def __init__(self, cells: Items, what: str) -> None:
+        self._cells = cells
+        self._what = what
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def _read(self, row: int) -> str:
+        try:
+            value = self._cells[row]
+        except UnicodeDecodeError as fault:
+            raise DamagedItemError(f"{self._what}: row {row} is no UTF-8 text: {fault}") from fault
+        return "" if value is None else str(value)
+
+
+def class_names_of(schema: Any) -> dict[str, tuple[str, ...]]:
+    """The class names that Hugging Face `datasets` writes into a schema, by column."""
+    note = (schema.metadata or {}).get(b"huggingface")
+    if note is None:
+        return {}
+    try:
+        features = json.loads(note)["info"]["features"]
+        return {
+            column: tuple(map(str, feature["names"]))
+            for column, feature in features.items()
+            if feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # a note that cannot be read names no classes; the numbers are still there
+        return {}
+
+
+def vectors_of(table: Table, column: str) -> NDArray[Any]:
+    """A column of lists as one array [n, dim]; float16 stays, all else becomes float32.
+
+    A missing number inside a row becomes NaN, for `require_finite_rows` to find.
+
+    Raises:
+        ShapeError: If rows differ in width or are empty.
+        DataError: If a row is missing.
+    """
+    what = f"{table.what}: {column}"
+    vectors: NDArray[Any] | None = None
+    start = 0
+    for chunk in table.chunks(column):
+        if not len(chunk):
+            continue
+        if chunk.null_count:
+            row = start + int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])
+            raise DataError(f"{what}: row {row} has no vector; fill it in or take the row out")
+        widths = pc.list_value_length(chunk).to_numpy(zero_copy_only=False)
+        if vectors is None:
+            half = pa.types.is_float16(chunk.type.value_type)
+            vectors = np.empty((len(table), int(widths[0])), np.float16 if half else np.float32)
+        other = np.flatnonzero(widths != vectors.shape[1])
+        if len(other) or not vectors.shape[1]:
+            row = int(other[0]) if len(other) else 0
+            raise ShapeError(
+                f"{what}: row 0 has {vectors.shape[1]} numbers and row {start + row} has {widths[row]}; "
+                "all vectors must have the same width, 1 or more"
+            )
+        values = chunk.flatten()
+        if vectors.dtype == np.float32:
+            values = pc.cast(values, pa.float32(), safe=False)
+        vectors[start : start + len(chunk)] = values.to_numpy(zero_copy_only=False).reshape(len(chunk), -1)
+        start += len(chunk)
+    if vectors is None:
+        raise ShapeError(f"{what} has no rows; vectors are [n, dim], n and dim >= 1")
+    return vectors
+
+
+def _types(what: str, schema: Any) -> dict[str, Any]:
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise SourceError(f"{what} has several columns called {twice[0]!r}; give each its own name")
+    return dict(zip(schema.names, schema.types, strict=True))
+
+
+def _open_parquet(path: Path) -> Any:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowException, OSError) as fault:
+        raise SourceError(
+            f"{path} is not a whole parquet file ({_first_line(fault)}); copy it again"
+        ) from fault
+
+
+def _read_group(file: Any, group: int, column: str) -> Any:
+    try:
+        return file.read_row_group(group, columns=[column]).column(column)
+    except (pa.ArrowException, OSError) as fault:
+        raise SourceError(
+            f"row group {group} of a parquet file cannot be read ({_first_line(fault)}); copy the file again"
+        ) from fault
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).split("\n", maxsplit=1)[0]

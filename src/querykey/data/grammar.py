@@ -1,0 +1,175 @@
+"""How sources, models and features are named, and how a name that does not exist is answered."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from querykey.errors import SourceError
+
+__all__ = ["SCHEMES", "SOURCES_HELP", "Wanted", "choose_split", "nearest_words", "scheme_of", "split_of"]
+
+SCHEMES = ("hf", "torchvision", "sklearn")
+"""What may stand before the colon of a source; anything else is a path."""
+
+MODEL_SCHEMES = ("timm", "st")
+
+SOURCES_HELP = """\
+SOURCE: what you have. A path, or a name after a scheme.
+
+  photos/            images; sub-folders are classes, a flat folder has none
+  mnist/             IDX files of the MNIST family; .gz as well; --split test
+  train.parquet      a table: .parquet, .csv, .tsv, .jsonl, or a folder;
+                     columns of images, of text, or of vectors (lists)
+  scifact/           BEIR: corpus.jsonl, queries.jsonl, qrels/*.tsv
+  shards/            webdataset: .tar files, or a folder of them
+  vectors.npy        vectors: .npy, .npz, .safetensors, .parquet
+  hf:NAME[:CONFIG]   a data set of the Hugging Face hub   hf:ylecun/mnist
+  torchvision:NAME   one that is in $TORCHVISION_DATA or  torchvision:CIFAR10
+                     ~/.cache/torchvision; nothing is downloaded
+  sklearn:digits     1,797 images of digits, 8x8, shipped with scikit-learn
+
+  --column NAME         which column (array, file ending) holds the items
+  --label-column NAME   which holds the classes; strings or whole numbers
+  --pair-column NAME    a second column of text: the query of each row
+  --split NAME          which part, where there are several; train if not said
+  Columns are guessed where only one will do.
+  Example: querykey embed train.csv --column text --model st:MiniLM --out out/
+
+MODEL: what turns items into vectors. It stays frozen.
+
+  timm:NAME[@FILE]   timm:resnet18@weights.safetensors      (or .pth)
+  st:NAME-OR-FOLDER  st:all-MiniLM-L6-v2                 sentence-transformers
+  MODULE:FACTORY     my_package.models:make_encoder      returns an nn.Module
+  FILE.onnx          encoder.onnx
+  RUN                runs/first          a folder that `querykey adapt` wrote
+  Example: querykey embed photos/ --model timm:resnet18@w.pth --out features/
+
+FEATURES: the vectors of a source, as `querykey embed` writes them, or any
+vectors: a folder of features, .npy, .npz (X, and y for labels), .safetensors,
+.parquet with a column of lists.
+  Example: querykey adapt features/ --dim 64 --out runs/first
+"""
+"""What `querykey help sources` prints: the grammar of SOURCE, MODEL and FEATURES."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_+-]+):(.*)", re.DOTALL)
+_SPLITS = {
+    "train": "train", "training": "train",
+    "test": "test", "testing": "test", "t10k": "test",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the user asked for of a source: columns and a split, None where nothing was said.
+
+    Args:
+        column: What holds the items.
+        label_column: What holds the classes.
+        pair_column: What holds the queries.
+        split: Which part.
+    """
+
+    column: str | None = None
+    label_column: str | None = None
+    pair_column: str | None = None
+    split: str | None = None
+
+    def allow(self, *known: str, what: str) -> None:
+        """Refuse what this kind of source does not have, rather than pass over it in silence.
+
+        Raises:
+            SourceError: If one that is not among `known` was asked for.
+        """
+        for option in ("column", "label_column", "pair_column", "split"):
+            value = getattr(self, option)
+            if value is not None and option not in known:
+                flag = "--" + option.replace("_", "-")
+                raise SourceError(f"{what} has nothing to choose with {flag} {value}; leave it out")
+
+
+def scheme_of(spec: str | Path) -> tuple[str, str] | None:
+    """Split "hf:NAME" into its scheme and name; None for a path.
+
+    Raises:
+        SourceError: If nothing is at that path and the scheme does not exist.
+
+    Example:
+        >>> scheme_of("sklearn:digits"), scheme_of("photos/cats")
+        (('sklearn', 'digits'), None)
+    """
+    found = _SCHEME.fullmatch(str(spec))
+    if isinstance(spec, Path) or found is None or Path(spec).exists():
+        return None
+    scheme, name = found.groups()
+    if scheme in MODEL_SCHEMES:
+        raise SourceError(f"{spec} names a model, and a source is needed here: a path, {_schemes()}")
+    if scheme not in SCHEMES:
+        near = nearest_words(scheme, SCHEMES)
+        raise SourceError(f"{spec}: there is no scheme {scheme!r}{near}; a source is a path, {_schemes()}")
+    if not name:
+        raise SourceError(f"{spec} needs a name after the colon, for example {_EXAMPLES[scheme]}")
+    return scheme, name
+
+
+_EXAMPLES = {"hf": "hf:ylecun/mnist", "torchvision": "torchvision:CIFAR10", "sklearn": "sklearn:digits"}
+
+
+def _schemes() -> str:
+    return "hf:NAME, torchvision:NAME or sklearn:digits"
+
+
+def nearest_words(given: str, known: Iterable[str]) -> str:
+    """The nearest known word, as a message says it; nothing where no word is near.
+
+    Example:
+        >>> nearest_words("lable", ["image", "label"])
+        " (nearest: 'label')"
+    """
+    by_lower = {word.lower(): word for word in known}
+    near = get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6)
+    return f" (nearest: {by_lower[near[0]]!r})" if near else ""
+
+
+def split_of(name: str) -> str | None:
+    """Which split the name of a file or folder begins with; None where with none.
+
+    Example:
+        >>> split_of("train-00000-of-00002"), split_of("val"), split_of("training_notes_2")
+        ('train', 'validation', 'train')
+        >>> split_of("trains") is None
+        True
+    """
+    return _SPLITS.get(re.split(r"[-_.]", name.lower(), maxsplit=1)[0])
+
+
+def choose_split(asked: str | None, there: Sequence[str | None], what: str) -> str | None:
+    """The split to read: the one asked for, or the only one, or train.
+
+    Args:
+        asked: What the user named; "val" and "dev" mean validation.
+        there: The split of each part of the source, None where it names none.
+        what: The source, for the message.
+
+    Raises:
+        SourceError: If it is not there, or none was asked for and it is not plain which.
+    """
+    names = list(dict.fromkeys(there))
+    known = [name for name in names if name is not None]
+    listed = ", ".join(known)
+    if asked is None:
+        if len(names) == 1:
+            return names[0]
+        if "train" in names:
+            return "train"
+        others = " and files of none" if None in names else ""
+        raise SourceError(f"{what} has the splits {listed}{others}; say which with --split")
+    wanted = asked if asked in names else _SPLITS.get(asked.lower(), asked)
+    if wanted in names:
+        return wanted
+    if not listed:
+        raise SourceError(f"{what} has no splits, and {asked!r} was asked for; leave --split out")
+    known = [name for name in names if name is not None]
+    raise SourceError(f"{what} has no split {asked!r}{nearest_words(asked, known)}; its splits: {listed}")

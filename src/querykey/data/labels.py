@@ -1,0 +1,121 @@
+"""Labels of any kind as numbers 0, 1, ... with their names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from querykey.errors import DataError
+from querykey.lookup import UNLABELLED
+
+__all__ = ["NO_NAMES", "common_labels", "number_labels"]
+
+NO_NAMES: tuple[str, ...] = ()
+"""The label names of a source without labels."""
+
+_Numbered = tuple[NDArray[np.int64], tuple[str, ...]]
+
+
+def number_labels(values: Any, *, what: str, names: Sequence[str] = ()) -> _Numbered:
+    """Number the classes of a column.
+
+    Strings are sorted; integers keep their order, and -1 means unlabelled, as in scikit-learn.
+    Missing values, empty strings and NaN are unlabelled too.
+
+    Args:
+        values: One value an item: an arrow column, an array or a list.
+        what: Where they come from, for the message.
+        names: Names of classes 0, 1, ... where the data bring them; then all of these are
+            classes, also those that have no item.
+
+    Returns:
+        (labels int64 [n] with -1 where unknown, the name of each class).
+
+    Raises:
+        DataError: If the values are no classes: decimals, lists, numbers without a name.
+
+    Example:
+        >>> labels, names = number_labels(["cat", "ant", None, "cat"], what="pets.csv")
+        >>> labels.tolist(), names
+        ([1, 0, -1, 1], ('ant', 'cat'))
+    """
+    column = _one_array(values)
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = pc.cast(column, kind.value_type)
+        kind = column.type
+    if pa.types.is_boolean(kind):
+        column = pc.cast(column, pa.string())
+    elif pa.types.is_floating(kind):
+        column = _whole_numbers(column, what)
+    elif pa.types.is_null(kind):
+        column = pc.cast(column, pa.string())
+    elif not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise DataError(f"{what} holds {kind}, which are no classes; labels are strings or whole numbers")
+
+    unknown = "" if not pa.types.is_integer(column.type) else UNLABELLED
+    known = pc.and_kleene(pc.is_valid(column), pc.fill_null(pc.not_equal(column, unknown), False))
+    if len(names) and pa.types.is_integer(column.type):
+        return _named_already(column, known, what, tuple(names))
+    classes = pc.unique(column.filter(known))
+    classes = classes.take(pc.sort_indices(classes))
+    numbers = pc.index_in(pc.if_else(known, column, None), value_set=classes)
+    labels = pc.fill_null(numbers, UNLABELLED).to_numpy(zero_copy_only=False).astype(np.int64)
+    return labels, tuple(str(name) for name in classes.to_pylist())
+
+
+def common_labels(*parts: _Numbered) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
+    """Number the classes of several sources the same way, by their names.
+
+    Args:
+        parts: (labels, label_names) of each source.
+
+    Returns:
+        (labels of each in the common numbering, all names in order of first appearance).
+
+    Example:
+        >>> train = np.array([0, 1]), ("ant", "cat")
+        >>> test = np.array([0, -1]), ("cat",)
+        >>> [labels.tolist() for labels in common_labels(train, test)[0]]
+        [[0, 1], [1, -1]]
+    """
+    names = tuple(dict.fromkeys(name for _, own in parts for name in own))
+    place = {name: number for number, name in enumerate(names)}
+    numbered = []
+    for labels, own in parts:
+        # the last entry is where an index of -1 falls
+        onto = np.array([*(place[name] for name in own), UNLABELLED], dtype=np.int64)
+        numbered.append(onto[labels])
+    return numbered, names
+
+
+def _one_array(values: Any) -> Any:
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+    return values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
+
+
+def _whole_numbers(column: Any, what: str) -> Any:
+    """Integers that came as decimals because some are missing."""
+    column = pc.if_else(pc.is_nan(column), None, column)
+    try:
+        return pc.cast(column, pa.int64())
+    except pa.ArrowInvalid as fault:
+        raise DataError(
+            f"{what} holds decimals ({column.type}), which are no classes; "
+            "labels are strings or whole numbers"
+        ) from fault
+
+
+def _named_already(column: Any, known: Any, what: str, names: tuple[str, ...]) -> _Numbered:
+    filled = pc.if_else(known, column, UNLABELLED)
+    labels = filled.to_numpy(zero_copy_only=False).astype(np.int64)
+    if len(labels) and not (labels.min() >= UNLABELLED and labels.max() < len(names)):
+        raise DataError(
+            f"{what} holds labels from {labels.min()} to {labels.max()}, but names {len(names)} classes; "
+            f"labels must lie in 0 to {len(names) - 1}, or be -1 where unknown"
+        )
+    return labels, names
