@@ -1,0 +1,188 @@
+"""From a source and a frozen model to a feature store, once."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from querykey.data.durable import put_in_place
+from querykey.data.features import Features, read_features
+from querykey.data.fingerprint import Fingerprint
+from querykey.data.items import Source
+from querykey.data.partial import PartialStore, discard_partial
+from querykey.data.store import QUERIES, is_store, read_meta
+from querykey.encoders.batch_plan import BatchPlan
+from querykey.encoders.frozen import FrozenEncoder
+from querykey.errors import (
+    DataError,
+    OutputExistsError,
+    RangeError,
+    SourceError,
+    StoreError,
+)
+from querykey.training.embed_side import Count, Kept, encode_side, write_side
+
+__all__ = ["embed", "features_key"]
+
+# below this many items a measured batch size costs more than it gains
+_WORTH_MEASURING = 256
+
+
+def embed(
+    source: Source,
+    encoder: FrozenEncoder,
+    out: str | Path,
+    *,
+    batch_size: int | None = None,
+    shard_size: int = 512,
+    dtype: Literal["float32", "float16"] = "float32",
+    progress: Callable[[int, int], None] | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Features:
+    """Features of every item of a source, kept in a store so that the model runs only once.
+
+    A store at `out` made of the same data by the same model is returned as it is. One of other
+    data or another model is made again beside the old one, which goes when the new one is whole.
+    A run that was stopped at any moment, killed too, is taken up where it stopped: shards that are
+    finished stay in `OUT.partial`.
+
+    Args:
+        source: Images or texts, and their queries where it has pairs.
+        encoder: The frozen model; see `load_encoder`.
+        out: The store's folder.
+        batch_size: Items a forward, >= 1; measured once if not given.
+        shard_size: Items a shard, >= 1: what a kill can cost.
+        dtype: Of the vectors in the store.
+        progress: Called with (items done, items in all), queries counted too.
+        notify: Called with a sentence on what is taken up, made again or skipped.
+
+    Returns:
+        The features, mapped from the store.
+
+    Raises:
+        SourceError: If the model takes other items than the source has.
+        DataError: If there are no items, more than 5% cannot be read, or the model gives numbers
+            that are not finite.
+        OutputExistsError: If `out` is there and is no feature store.
+        OutputError: If it cannot be written; what was finished stays for the next call.
+    """
+    out, notify = Path(out), notify or _say_nothing
+    if batch_size is not None and batch_size < 1:
+        raise RangeError(f"batch_size must be >= 1, got {batch_size}")
+    if shard_size < 1:
+        raise RangeError(f"shard_size must be >= 1, got {shard_size}")
+    _check_kinds(source, encoder)
+    key = features_key(source, encoder, dtype=dtype)
+    finished = _finished(out, key, notify)
+    if finished is not None:
+        discard_partial(out)
+        return finished
+
+    partial = PartialStore.open(out, key=key, shard_size=shard_size, notify=notify)
+    sides = {"items": source} | ({QUERIES: source.queries} if source.queries is not None else {})
+    _follow_plan(partial, encoder, source, batch_size)
+    count = Count(sum(map(len, sides.values())), progress)
+    try:
+        kept = {
+            name: encode_side(side, encoder, partial.side(name, len(side)), dtype, count, notify)
+            for name, side in sides.items()
+        }
+    except DataError:  # running it again would end the same way
+        partial.discard()
+        raise
+    about = {
+        "key": key,
+        "model": {
+            "spec": encoder.spec, "key": encoder.key, "kind": encoder.kind, "dtype": encoder.dtype,
+            "prompt": encoder.prompt, "plan": asdict(encoder.plan),
+        },
+    }  # fmt: skip
+    whole = partial.folder / "whole"
+    for name, side in sides.items():
+        pairs = _pairs_of_kept(source, kept) if name == "items" else None
+        folder = whole if name == "items" else whole / name
+        write_side(folder, side, partial.side(name, len(side)), kept[name], pairs, dtype, about)
+    put_in_place(whole, out)
+    partial.discard()
+    return read_features(out)
+
+
+def features_key(source: Source, encoder: FrozenEncoder, *, dtype: str = "float32") -> str:
+    """The sha256 of all that a store depends on: the model's key, the data's bytes, the dtype.
+
+    Args:
+        source: With its queries and pairs.
+        encoder: The frozen model.
+        dtype: Of the vectors in the store.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = Fingerprint().text("querykey features 1", encoder.key, dtype)
+    for side in (source, source.queries):
+        digest.text(None if side is None else side.fingerprint)
+        if side is not None and side.labels is not None:
+            digest.array(side.labels).text(*side.label_names)
+    if source.pairs is not None:
+        digest.array(source.pairs)
+    return digest.hex()
+
+
+def _say_nothing(_: str) -> None:
+    pass
+
+
+def _check_kinds(source: Source, encoder: FrozenEncoder) -> None:
+    for side in (source, source.queries):
+        if side is not None and side.kind != encoder.kind:
+            hint = "these are features already" if side.kind == "vector" else "choose another model"
+            raise SourceError(
+                f"{side.name} holds {side.kind}s and {encoder.spec} takes {encoder.kind}s; {hint}"
+            )
+        if side is not None and not len(side):
+            raise DataError(f"{side.name} holds no items; there is nothing to embed")
+
+
+def _finished(out: Path, key: str, notify: Callable[[str], None]) -> Features | None:
+    """The store that is at `out`, if it is the one that is wanted."""
+    if not out.exists():
+        return None
+    if not is_store(out):
+        raise OutputExistsError(f"{out} is there and is no feature store; give another --out, or remove it")
+    try:
+        if read_meta(out).get("key") == key:
+            return read_features(out)
+        notify(f"{out} was made of other data or by another model; embedding again")
+    except StoreError as fault:
+        notify(f"{fault}: embedding again")
+    return None
+
+
+def _follow_plan(
+    partial: PartialStore, encoder: FrozenEncoder, source: Source, batch_size: int | None
+) -> None:
+    """Measure how to run the model, or do as the run did that is taken up."""
+    if partial.plan is not None:
+        encoder.plan = BatchPlan(**partial.plan)
+    elif len(source) >= _WORTH_MEASURING:
+        items: Any = source.items
+        encoder.measure(items, batch_size=batch_size)
+    else:
+        encoder.plan = BatchPlan(batch_size=batch_size or BatchPlan().batch_size)
+    partial.keep_plan(asdict(encoder.plan))
+
+
+def _pairs_of_kept(source: Source, kept: dict[str, Kept]) -> NDArray[np.int64] | None:
+    """Pairs between the rows that have a vector, renumbered to them."""
+    if source.pairs is None or source.queries is None:
+        return None
+    place = {}
+    for name, side in (("items", source), (QUERIES, source.queries)):
+        place[name] = np.full(len(side), -1, dtype=np.int64)
+        rows = kept[name].all_rows()
+        place[name][rows] = np.arange(len(rows))
+    query, item = place[QUERIES][source.pairs[:, 0]], place["items"][source.pairs[:, 1]]
+    return np.stack([query, item, source.pairs[:, 2]], axis=1)[(query >= 0) & (item >= 0)]
