@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from querykey.data.arrays import ARRAY_SUFFIXES, read_arrays, require_finite_rows
+from querykey.data.arrays import read_arrays, require_finite_rows
 from querykey.data.beir import is_beir, read_beir
 from querykey.data.catalogues import read_hub, read_sklearn, read_torchvision
 from querykey.data.grammar import SOURCES_HELP, Wanted, nearest_words, scheme_of, split_of
@@ -11,6 +11,7 @@ from querykey.data.idx import is_idx_images, read_idx
 from querykey.data.images import is_image, read_image_folder
 from querykey.data.items import Source
 from querykey.data.labels import common_labels
+from querykey.data.mapped import ARRAY_SUFFIXES
 from querykey.data.shards import is_shard, read_shards
 from querykey.data.tables import TABLE_SUFFIXES, is_table, read_table_files
 from querykey.errors import MissingPathError, SourceError

@@ -6,10 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from querykey.data.columns import ArrowTable, ParquetTable
+from querykey.data.columns import ArrowTable
 from querykey.data.fingerprint import Fingerprint
 from querykey.data.grammar import Wanted, choose_split
 from querykey.data.items import Source
+from querykey.data.parquet import ParquetTable
 from querykey.data.table_source import source_of_table
 from querykey.errors import SourceError
 
