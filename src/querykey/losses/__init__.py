@@ -1,1 +1,17 @@
 """Losses over a look-up: functions, one number a query."""
+
+from querykey.losses.info_nce import info_nce
+from querykey.losses.margin import contrastive, triplet
+from querykey.losses.preserving import rank_loss, score_difference, score_distillation
+from querykey.losses.weighting import circle, multi_similarity
+
+__all__ = [
+    "circle",
+    "contrastive",
+    "info_nce",
+    "multi_similarity",
+    "rank_loss",
+    "score_difference",
+    "score_distillation",
+    "triplet",
+]

@@ -1,0 +1,85 @@
+"""InfoNCE: tell each query's positive keys from its other keys."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from querykey.errors import RangeError, ShapeError
+from querykey.lookup import Lookup
+from querykey.losses._pair_weights import as_numbers, read, softmax, weigh
+from querykey.types import PerQuery
+
+__all__ = ["info_nce"]
+
+
+def info_nce(lookup: Lookup, *, temperature: float | Tensor) -> PerQuery:
+    r"""Cross-entropy of telling each query's positive keys from its other keys.
+
+    With :math:`P_i` the positives of query *i*, :math:`A_i` all its positives and
+    negatives, and :math:`s` the scores,
+
+    .. math:: \ell_i = -\frac{1}{|P_i|} \sum_{p \in P_i}
+              \log \frac{\exp(s_{ip} / \tau)}{\sum_{a \in A_i} \exp(s_{ia} / \tau)}
+
+    One positive per query gives the loss of MoCo and SimCLR; labels give SupCon. With
+    :math:`n` positives it cannot go below :math:`\log n`: they share the probability.
+
+    Args:
+        lookup: Scores in [-1, 1] with their pair masks.
+        temperature: :math:`\tau > 0`, dimensionless. Small values weigh the hardest
+            negatives most: MoCo uses 0.07, SimCLR 0.1 to 0.5. A tensor of one number gets
+            a gradient; keep it positive by learning its logarithm.
+
+    Returns:
+        Nats per query [queries], not reduced. A query with no positive costs exactly 0 and
+        sends no gradient; average over `lookup.positive.any(1)` to leave it out.
+
+    Raises:
+        RangeError: If temperature is not a positive number.
+        ShapeError: If temperature is a tensor of more than one number.
+
+    Example:
+        Two equal candidates cost one bit:
+
+        >>> from querykey.lookup import Lookup
+        >>> mask = torch.tensor([[True, False]])
+        >>> info_nce(Lookup.from_scores(torch.zeros(1, 2), mask, ~mask), temperature=0.1)
+        tensor([0.6931])
+
+    Source:
+        van den Oord et al. 2018, arXiv:1807.03748, eq. 4 (one positive); Khosla et al. 2020,
+        arXiv:2004.11362, eq. 2, "out" (many positives). The released code of the latter
+        multiplies by temperature / 0.07; the paper does not, and neither do we.
+    """
+    check_temperature("temperature", temperature)
+    scores, is_positive, is_negative = read(lookup)
+    logits = scores / temperature
+    with torch.no_grad():
+        positive = as_numbers(is_positive, scores.dtype)
+        top, log_total, weights = softmax(logits, as_numbers(is_positive | is_negative, scores.dtype))
+        count = positive.sum(dim=1, keepdim=True)
+        has_positive = (count > 0).to(scores.dtype)
+        share = positive.div_(count.clamp(min=1.0))
+        # The top goes out first: a loss near 0 keeps its digits.
+        value = log_total + (top - (logits * share).sum(dim=1, keepdim=True))
+        weights = weights.mul_(has_positive).sub_(share)
+    return weigh(logits, (value * has_positive)[:, 0], weights)
+
+
+def check_temperature(name: str, temperature: float | Tensor) -> None:
+    """Refuse what cannot divide scores.
+
+    A learned temperature is not read: that would make every step wait for the device.
+
+    Raises:
+        RangeError: If it is not a positive number.
+        ShapeError: If it is a tensor of more than one number.
+    """
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1:
+            raise ShapeError(
+                f"{name} has shape {list(temperature.shape)}; a learned one is a tensor of one number"
+            )
+    elif not 0.0 < temperature < math.inf:
+        raise RangeError(f"{name} must be > 0 and finite, got {temperature}; 0.05 to 0.5 is usual")

@@ -1,0 +1,170 @@
+"""Losses with a margin: contrastive and triplet."""
+
+from typing import Literal, assert_never
+
+import torch
+
+from querykey.errors import RangeError
+from querykey.lookup import Lookup
+from querykey.losses._pair_weights import as_numbers, penalty, read, weigh
+from querykey.losses._triplets import hinge_triplets, soft_triplets
+from querykey.types import PerQuery
+
+__all__ = ["contrastive", "triplet"]
+
+
+def contrastive(
+    lookup: Lookup,
+    *,
+    positive_margin: float,
+    negative_margin: float,
+    distance: Literal["cosine", "euclidean"] = "cosine",
+) -> PerQuery:
+    r"""Positives pulled up to one margin, negatives pushed down to another.
+
+    "cosine", with :math:`s` the scores, margins :math:`m_p, m_n`, and :math:`P_i, N_i` the
+    positives below and the negatives above their margin:
+
+    .. math:: \ell_i = \frac{1}{|P_i|} \sum_{p \in P_i} (1 - s_{ip})
+              + \frac{1}{|N_i|} \sum_{n \in N_i} s_{in}, \quad
+              P_i: s_{ip} < m_p, \; N_i: s_{in} > m_n
+
+    "euclidean", with :math:`d = \sqrt{2 - 2 s}` the distance of unit rows:
+
+    .. math:: \ell_i = \frac{1}{|P_i|} \sum_{p \in P_i} (d_{ip} - m_p)^2
+              + \frac{1}{|N_i|} \sum_{n \in N_i} (m_n - d_{in})^2, \quad
+              P_i: d_{ip} > m_p, \; N_i: d_{in} < m_n
+
+    Both are averages over the terms that are not 0, positives and negatives apart. A plain sum
+    grows with the memory, so that each capacity would need a learning rate of its own. The
+    price: a pair that passes its margin leaves the average, and the cost of the query may rise.
+
+    Args:
+        lookup: Cosines in [-1, 1] with their pair masks.
+        positive_margin: Where a positive is good enough. Cosine in (-1, 1]: XBM takes 1.
+            Euclidean in [0, 2): 0 in Hadsell et al.
+        negative_margin: Where a negative is good enough. Cosine in [0, 1): XBM takes 0.5.
+            Euclidean in (0, 2]: 1 is usual.
+        distance: "cosine" or "euclidean".
+
+    Returns:
+        Cost per query [queries], in the unit of the scores ("cosine") or of squared distance,
+        not reduced. A query of which every pair is good enough, or that has none, costs exactly
+        0 and sends no gradient.
+
+    Raises:
+        RangeError: If a margin is outside its range.
+
+    Example:
+        >>> from querykey.lookup import Lookup
+        >>> positive = torch.tensor([[True, False, False]])
+        >>> found = Lookup.from_scores(torch.tensor([[0.75, 0.5, 0.25]]), positive, ~positive)
+        >>> contrastive(found, positive_margin=1.0, negative_margin=0.375)
+        tensor([0.7500])
+
+    Source:
+        Hadsell et al. 2006, eq. 4, without its factor 1/2 (euclidean); Wang et al. 2020,
+        "Cross-batch memory", arXiv:1912.06798 (cosine), whose released code sums over the pairs
+        and divides by the batch.
+    """
+    _check_margins(distance, positive_margin, negative_margin)
+    scores, is_positive, is_negative = read(lookup)
+    with torch.no_grad():
+        positive, negative = as_numbers(is_positive, scores.dtype), as_numbers(is_negative, scores.dtype)
+        match distance:
+            case "cosine":
+                beyond, within = positive_margin - scores, scores - negative_margin
+                cost_positive, cost_negative = 1.0 - scores, scores
+                slope_positive, slope_negative = -torch.ones_like(scores), torch.ones_like(scores)
+            case "euclidean":
+                length = (2.0 - 2.0 * scores).clamp_(min=0.0).sqrt_()
+                beyond, within = length - positive_margin, negative_margin - length
+                cost_positive, cost_negative = beyond.square(), within.square()
+                length.clamp_(min=torch.finfo(scores.dtype).eps ** 0.5)  # a root is infinitely steep at 0
+                slope_positive, slope_negative = -2.0 * beyond / length, 2.0 * within / length
+            case never:
+                assert_never(never)
+        positive *= beyond.gt_(0.0)
+        negative *= within.gt_(0.0)
+        positive /= positive.sum(dim=1, keepdim=True).clamp(min=1)
+        negative /= negative.sum(dim=1, keepdim=True).clamp(min=1)
+        value = (cost_positive * positive + cost_negative * negative).sum(dim=1)
+        weights = slope_positive * positive + slope_negative * negative
+    return weigh(scores, value, weights)
+
+
+def triplet(
+    lookup: Lookup,
+    *,
+    margin: float = 0.2,
+    mining: Literal["all", "hard", "semi_hard"] = "all",
+    soft: bool = False,
+) -> PerQuery:
+    r"""Every positive nearer than every negative, by a margin.
+
+    With the cosine distance :math:`d = 1 - s`, over triplets of a query, a positive and a negative,
+
+    .. math:: \max(0,\; d_{ip} - d_{in} + m) = \max(0,\; s_{in} - s_{ip} + m)
+
+    Args:
+        lookup: Scores in [-1, 1] with their pair masks.
+        margin: *m* >= 0, in the unit of the scores; > 0 for "semi_hard".
+        mining: Which triplets count. "all": the mean over all that cost something; "hard": one a
+            query, its farthest positive against its nearest negative; "semi_hard": the mean over
+            those with :math:`s_{ip} - m < s_{in} < s_{ip}`.
+        soft: :math:`\log(1 + e^{s_{in} - s_{ip} + m})` in place of the hinge, and the mean over
+            all mined triplets. Soft margin in the literature is this at margin 0.
+
+    Returns:
+        Cost per query [queries], in the unit of the scores (nats where soft), not reduced. A query
+        without such a triplet costs exactly 0 and sends no gradient.
+
+    Raises:
+        RangeError: If margin is outside its range.
+
+    Example:
+        >>> from querykey.lookup import Lookup
+        >>> positive = torch.tensor([[True, False, False]])
+        >>> found = Lookup.from_scores(torch.tensor([[0.5, 0.25, 0.75]]), positive, ~positive)
+        >>> for mining in ("all", "hard", "semi_hard"):
+        ...     triplet(found, margin=0.5, mining=mining)
+        tensor([0.5000])
+        tensor([0.7500])
+        tensor([0.2500])
+
+    Source:
+        Schroff et al. 2015, arXiv:1503.03832, eq. 2 and sec. 3.2 (semi-hard, on squared euclidean
+        distance, which is twice ours); Hermans et al. 2017, arXiv:1703.07737, sec. 2 (batch-hard,
+        soft margin).
+    """
+    lowest = "> 0" if mining == "semi_hard" else ">= 0"
+    if not margin >= 0.0 or (mining == "semi_hard" and margin == 0.0):
+        raise RangeError(
+            f"margin must be {lowest} with {mining} triplets, got {margin}; 0.05 to 0.2 is usual"
+        )
+    scores, positive, negative = read(lookup)
+    match mining:
+        case "hard":
+            near = (scores + penalty(as_numbers(negative, scores.dtype))).amax(dim=1)
+            far = (scores - penalty(as_numbers(positive, scores.dtype))).amin(dim=1)
+            gap = near - far + margin  # about -FAR where there is no triplet
+            return torch.logaddexp(gap, torch.zeros_like(gap)) if soft else gap.relu()
+        case "all" | "semi_hard":
+            mean = soft_triplets if soft else hinge_triplets
+            return mean(scores, positive, negative, margin=margin, semi_hard=mining == "semi_hard")
+        case never:
+            assert_never(never)
+
+
+def _check_margins(distance: str, positive_margin: float, negative_margin: float) -> None:
+    if distance == "cosine":
+        fits = -1.0 < positive_margin <= 1.0 and 0.0 <= negative_margin < 1.0
+        ranges = "positive_margin in (-1, 1] and negative_margin in [0, 1)"
+    else:
+        fits = 0.0 <= positive_margin < 2.0 and 0.0 < negative_margin <= 2.0
+        ranges = "positive_margin in [0, 2) and negative_margin in (0, 2]"
+    if not fits:
+        raise RangeError(
+            f"{distance} distance needs {ranges}, got {positive_margin} and {negative_margin}; "
+            "the two distances have different units"
+        )

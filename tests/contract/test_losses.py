@@ -1,0 +1,428 @@
+"""What every loss promises, asked of each of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from querykey import losses
+from querykey.errors import ShapeError
+from querykey.lookup import DensePairs, Lookup, PairRule, look_up
+
+
+class Row(NamedTuple):
+    """One query, as plain numbers."""
+
+    positives: list[float]
+    negatives: list[float]
+    scores: list[float]  # of the pairs that take part
+    targets: list[float]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    cost: Callable[[Lookup, Lookup], torch.Tensor]  # (look-up, target)
+    oracle: Callable[[Row], float]
+    is_labelled: bool = True  # reads which pairs are positive
+    needs_positive: bool = True  # a query without positives costs 0
+    needs_negative: bool = True  # a query without negatives costs 0
+    is_exact: bool = True  # the gradient is the value's
+    is_monotone: bool = True  # much better scores never cost more
+    most_bytes: int = 64 * 8192 * 8  # of one tensor, for 64 queries and 8192 keys
+
+
+def labelled(
+    name: str, loss: Any, oracle: Any, *, flags: dict[str, Any] | None = None, **options: Any
+) -> Case:
+    return Case(
+        name,
+        lambda lookup, _: loss(lookup, **options),
+        lambda row: oracle(row.positives, row.negatives, **options),
+        **(flags or {}),
+    )
+
+
+def triplets(name: str, *, flags: dict[str, Any] | None = None, **options: Any) -> Case:
+    return labelled(name, losses.triplet, oracles.triplet, flags=flags, **options)
+
+
+def contrastive(name: str, distance: Any, oracle: Any, **margins: float) -> Case:
+    return Case(
+        name,
+        lambda lookup, _: losses.contrastive(lookup, distance=distance, **margins),
+        lambda row: oracle(row.positives, row.negatives, **margins),
+        needs_positive=False,
+        needs_negative=False,
+        is_monotone=False,  # an average over the terms that are not 0
+    )
+
+
+MINED = {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1}
+ANY = {"needs_positive": False, "needs_negative": False}
+SELECTS = {"is_monotone": False}  # which triplets count depends on the scores
+COSINE = {"positive_margin": 0.9, "negative_margin": 0.2}
+EUCLIDEAN = {"positive_margin": 0.3, "negative_margin": 1.2}
+
+CASES = [
+    labelled("info_nce", losses.info_nce, oracles.info_nce, flags={"needs_negative": False}, temperature=0.1),
+    labelled("multi_similarity", losses.multi_similarity, oracles.multi_similarity, **MINED),
+    labelled(
+        "multi_similarity, all pairs", losses.multi_similarity, oracles.multi_similarity,
+        flags=ANY, **(MINED | {"epsilon": None}),
+    ),
+    labelled(
+        "circle", losses.circle, oracles.circle,
+        flags={"is_exact": False, "is_monotone": False}, margin=0.4, gamma=20.0,
+    ),
+    contrastive("contrastive", "cosine", oracles.contrastive_cosine, **COSINE),
+    contrastive("contrastive, euclidean", "euclidean", oracles.contrastive_euclidean, **EUCLIDEAN),
+    triplets("triplet, all", flags=SELECTS, margin=0.3, mining="all", soft=False),
+    triplets("triplet, hard", margin=0.3, mining="hard", soft=False),
+    triplets("triplet, semi-hard", flags=SELECTS, margin=0.5, mining="semi_hard", soft=False),
+    triplets("triplet, all, soft", margin=0.0, mining="all", soft=True),
+    triplets("triplet, hard, soft", margin=0.3, mining="hard", soft=True),
+    triplets("triplet, semi-hard, soft", flags=SELECTS, margin=0.5, mining="semi_hard", soft=True),
+    labelled("rank_loss", losses.rank_loss, oracles.rank_loss),
+    Case(
+        "score_difference", losses.score_difference,
+        lambda row: oracles.score_difference(row.scores, row.targets),
+        is_labelled=False, needs_positive=False, needs_negative=False,
+    ),
+    Case(
+        "score_distillation",
+        lambda lookup, target: losses.score_distillation(
+            lookup, target, temperature=0.1, target_temperature=0.2
+        ),
+        lambda row: oracles.score_distillation(
+            row.scores, row.targets, temperature=0.1, target_temperature=0.2
+        ),
+        is_labelled=False, needs_positive=False, needs_negative=False,
+    ),
+]  # fmt: skip
+
+QUERIES, KEYS = 7, 11
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def case(request):
+    return request.param
+
+
+@dataclass
+class Table:
+    """Scores, target scores and what each pair is: 0 neither, 1 positive, 2 negative."""
+
+    scores: torch.Tensor
+    targets: torch.Tensor
+    kinds: torch.Tensor
+
+    def cost(self, case: Case) -> torch.Tensor:
+        positive, negative = self.kinds == 1, self.kinds == 2
+        return case.cost(
+            Lookup.from_scores(self.scores, positive, negative),
+            Lookup.from_scores(self.targets, positive, negative),
+        )
+
+    def cost_and_gradient(self, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = self.scores.detach().clone().requires_grad_()
+        cost = Table(scores, self.targets, self.kinds).cost(case)
+        cost.sum().backward()
+        return cost.detach(), scores.grad
+
+    def rows(self) -> list[Row]:
+        out = []
+        for scores, targets, kinds in zip(
+            self.scores.tolist(), self.targets.tolist(), self.kinds.tolist(), strict=True
+        ):
+            pairs = list(zip(scores, targets, kinds, strict=True))
+            out.append(
+                Row(
+                    [s for s, _, kind in pairs if kind == 1],
+                    [s for s, _, kind in pairs if kind == 2],
+                    [s for s, _, kind in pairs if kind],
+                    [t for _, t, kind in pairs if kind],
+                )
+            )
+        return out
+
+
+def table(seed: int, dtype: torch.dtype = torch.float64) -> Table:
+    """Random, but for the rows that tend to go wrong."""
+    random = torch.Generator().manual_seed(seed)
+    scores, targets = (torch.rand(2, QUERIES, KEYS, generator=random, dtype=torch.float64) * 2 - 1).unbind()
+    kinds = torch.randint(3, (QUERIES, KEYS), generator=random)
+    kinds[0] = 0
+    kinds[1][kinds[1] == 1] = 2
+    kinds[2][kinds[2] == 2] = 1
+    kinds[3] = torch.tensor([1, 2] + [0] * (KEYS - 2))
+    return Table(scores.to(dtype), targets.to(dtype), kinds)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_is_the_equation(case, seed):
+    made = table(seed)
+    expected = torch.tensor([case.oracle(row) for row in made.rows()], dtype=torch.float64)
+    torch.testing.assert_close(made.cost(case), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_table_has_something_to_say_of_each_loss(case):
+    cost, gradient = table(0).cost_and_gradient(case)
+    assert (cost > 0).sum() >= 2
+    assert (gradient != 0).any(dim=1).sum() >= 2
+
+
+def test_order_of_keys_does_not_matter(case):
+    made, order = table(1), torch.randperm(KEYS, generator=torch.Generator().manual_seed(1))
+    shuffled = Table(made.scores[:, order], made.targets[:, order], made.kinds[:, order])
+    (cost, gradient), (other, other_gradient) = made.cost_and_gradient(case), shuffled.cost_and_gradient(case)
+    torch.testing.assert_close(other, cost)
+    torch.testing.assert_close(other_gradient, gradient[:, order])
+
+
+def test_order_of_queries_is_the_order_of_costs(case):
+    made, order = table(2), torch.randperm(QUERIES, generator=torch.Generator().manual_seed(2))
+    shuffled = Table(made.scores[order], made.targets[order], made.kinds[order])
+    torch.testing.assert_close(shuffled.cost(case), made.cost(case)[order])
+
+
+def test_a_query_costs_the_same_alone(case):
+    made = table(3)
+    for i in range(QUERIES):
+        alone = Table(made.scores[i : i + 1], made.targets[i : i + 1], made.kinds[i : i + 1])
+        torch.testing.assert_close(alone.cost(case), made.cost(case)[i : i + 1])
+
+
+@pytest.mark.parametrize("other", [1.0, -1.0, 1e4, -1e4])
+def test_pairs_that_are_neither_do_not_matter(case, other):
+    made = table(4)
+    neither = made.kinds == 0
+    changed = Table(
+        made.scores.masked_fill(neither, other), made.targets.masked_fill(neither, -other), made.kinds
+    )
+    (cost, gradient), (other_cost, other_gradient) = (
+        made.cost_and_gradient(case),
+        changed.cost_and_gradient(case),
+    )
+    torch.testing.assert_close(other_cost, cost)
+    torch.testing.assert_close(other_gradient, gradient)
+    assert not gradient[neither].any()
+
+
+def test_a_query_without_a_valid_term_costs_0_and_sends_no_gradient(case):
+    made = table(5)
+    cost, gradient = made.cost_and_gradient(case)
+    empty = [0]
+    if case.needs_positive:
+        empty.append(1)
+    if case.needs_negative:
+        empty.append(2)
+    assert cost[empty].tolist() == [0.0] * len(empty)
+    assert not gradient[empty].any()
+
+
+def test_nothing_but_empty_queries_still_runs_backward(case):
+    made = table(5)
+    cost, gradient = Table(made.scores, made.targets, torch.zeros_like(made.kinds)).cost_and_gradient(case)
+    assert cost.tolist() == [0.0] * QUERIES
+    assert gradient.tolist() == [[0.0] * KEYS] * QUERIES
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(3, 0), (0, 3), (0, 0)])
+def test_no_keys_or_no_queries(case, queries, keys):
+    empty = torch.zeros(queries, keys)
+    cost, gradient = Table(empty, empty, empty.long()).cost_and_gradient(case)
+    assert cost.tolist() == [0.0] * queries
+    assert gradient.shape == (queries, keys)
+
+
+@pytest.mark.parametrize("exact", [c for c in CASES if c.is_exact], ids=lambda case: case.name)
+def test_gradient_is_the_derivative(exact):
+    """Circle is left out: its weights carry no gradient, and its own test holds them fixed."""
+    made = table(6)
+    assert torch.autograd.gradcheck(
+        lambda scores: Table(scores, made.targets, made.kinds).cost(exact), made.scores.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_finite_at_the_ends_of_the_scale(case, dtype, sign):
+    made = table(7)
+    scores = torch.where(made.kinds == 1, -sign, sign).to(dtype)
+    cost, gradient = Table(scores, -scores, made.kinds).cost_and_gradient(case)
+    assert cost.isfinite().all()
+    assert gradient.isfinite().all()
+    assert gradient.dtype == dtype
+
+
+EXTREMES = [
+    pytest.param(lambda l, _: losses.info_nce(l, temperature=0.01), id="info_nce"),
+    pytest.param(lambda l, _: losses.multi_similarity(l, alpha=200.0, beta=500.0), id="multi_similarity"),
+    pytest.param(lambda l, _: losses.circle(l, margin=0.25, gamma=256.0), id="circle"),
+    pytest.param(lambda l, t: losses.score_distillation(l, t, temperature=0.01), id="score_distillation"),
+]
+
+
+@pytest.mark.parametrize("loss", EXTREMES)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_finite_at_extreme_settings(loss, sign):
+    made = table(7, torch.float32)
+    positive, negative = made.kinds == 1, made.kinds == 2
+    scores = torch.where(positive, -sign, sign).float().requires_grad_()
+    target = Lookup.from_scores(-scores.detach(), positive, negative)
+    cost = loss(Lookup.from_scores(scores, positive, negative), target)
+    cost.sum().backward()
+    assert cost.isfinite().all()
+    assert scores.grad.isfinite().all()
+    if sign > 0:
+        assert cost[3] > 1.0
+
+
+LABELLED = [case for case in CASES if case.is_labelled]
+LABELS_READ = pytest.mark.parametrize("labelled_case", LABELLED, ids=lambda case: case.name)
+
+
+@LABELS_READ
+@pytest.mark.parametrize("seed", range(5))
+def test_pulls_the_positives_up_and_pushes_the_negatives_down(labelled_case, seed):
+    made = table(seed)
+    _, gradient = made.cost_and_gradient(labelled_case)
+    assert (torch.where(made.kinds == 1, gradient, 0.0).sum(dim=1) <= 1e-12).all()
+    assert (gradient[made.kinds == 2] >= 0).all()
+
+
+MONOTONE = [case for case in LABELLED if case.is_monotone]
+
+
+@pytest.mark.parametrize("monotone", MONOTONE, ids=lambda case: case.name)
+@pytest.mark.parametrize("seed", range(5))
+def test_better_scores_do_not_cost_more(monotone, seed):
+    """Left out are those where what is averaged over, or its weight, depends on the scores."""
+    made = table(seed)
+    better = made.scores + 0.3 * (made.kinds == 1) - 0.3 * (made.kinds == 2)
+    before, after = made.cost(monotone), Table(better, made.targets, made.kinds).cost(monotone)
+    assert (after <= before + 1e-12).all()
+    assert (after < before).any()
+
+
+def test_float32_is_close_to_float64(case):
+    made = table(8)
+    single = Table(made.scores.float(), made.targets.float(), made.kinds)
+    (cost, gradient), (cost32, gradient32) = made.cost_and_gradient(case), single.cost_and_gradient(case)
+    assert cost32.dtype == torch.float32
+    torch.testing.assert_close(cost32.double(), cost, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient32.double(), gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_scores_are_summed_in_float32(case):
+    made = table(9, torch.bfloat16)
+    same = Table(made.scores.float(), made.targets.float(), made.kinds)
+    (cost, gradient), (cost32, gradient32) = made.cost_and_gradient(case), same.cost_and_gradient(case)
+    assert torch.equal(cost, cost32)
+    assert torch.equal(gradient, gradient32.bfloat16())
+
+
+def test_pairs_by_rule_cost_as_pairs_by_mask(case):
+    random = torch.Generator().manual_seed(10)
+    queries, keys, frozen_queries, frozen_keys = (
+        torch.nn.functional.normalize(torch.randn(n, 4, generator=random, dtype=torch.float64))
+        for n in (5, 9, 5, 9)
+    )
+    query_labels, key_labels = torch.tensor([0, 0, 1, 2, -1]), torch.tensor([0, 0, 0, 1, 1, 2, 3, -1, -1])
+    ids = {"query_ids": torch.arange(5), "key_ids": torch.arange(9)}
+    known = {"query_labels": query_labels, "key_labels": key_labels}
+    rule = PairRule(positive="label")
+    by_rule = look_up(queries.requires_grad_(), keys.requires_grad_(), rule=rule, **ids, **known)
+    target = look_up(frozen_queries, frozen_keys, rule=rule, **ids, **known)
+    by_mask = Lookup(queries, keys, DensePairs(by_rule.positive, by_rule.negative))
+    cost = case.cost(by_rule, target)
+    torch.testing.assert_close(case.cost(by_mask, target), cost)
+    in_parts = torch.cat([case.cost(by_rule.rows(i, i + 2), target.rows(i, i + 2)) for i in (0, 2, 4)])
+    torch.testing.assert_close(in_parts, cost)
+
+    cost.sum().backward()
+    assert queries.grad.abs().sum() > 0
+    assert keys.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("loss", [c for c in CASES if not c.is_labelled], ids=lambda case: case.name)
+def test_the_target_gets_no_gradient_and_names_the_pairs(loss):
+    made = table(11)
+    targets = made.targets.requires_grad_()
+    scores = made.scores.requires_grad_()
+    nothing = torch.zeros(QUERIES, KEYS, dtype=torch.bool)
+    cost = loss.cost(
+        Lookup.from_scores(scores, nothing, nothing),
+        Lookup.from_scores(targets, made.kinds == 1, made.kinds == 2),
+    )
+    torch.testing.assert_close(cost, made.cost(loss))
+    cost.sum().backward()
+    assert targets.grad is None
+
+
+@pytest.mark.parametrize("loss", [c for c in CASES if not c.is_labelled], ids=lambda case: case.name)
+def test_a_target_of_another_size_is_refused(loss):
+    made = table(12)
+    positive, negative = made.kinds == 1, made.kinds == 2
+    lookup = Lookup.from_scores(made.scores, positive, negative)
+    target = Lookup.from_scores(made.scores[:, 1:], positive[:, 1:], negative[:, 1:])
+    with pytest.raises(ShapeError) as fault:
+        loss.cost(lookup, target)
+    assert str(fault.value) == (
+        "the look-up is 7 x 11 (queries x keys), its target 7 x 10; "
+        "look the same queries up among the same keys for both"
+    )
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size in bytes of the largest tensor that any operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return out
+
+
+def test_trap_5_5_no_matrix_of_positive_pairs_by_negative_pairs(case):
+    """64 queries, 8,192 keys, 100 classes: such a matrix has 10.9 GB, a row-wise one 2.1 MB."""
+    random = torch.Generator().manual_seed(13)
+    labels = torch.arange(8192) % 100
+    queries, keys = torch.randn(64, 8, generator=random), torch.randn(8192, 8, generator=random)
+    lookup = look_up(
+        queries.requires_grad_(), keys, query_ids=torch.arange(64), key_ids=torch.arange(8192),
+        query_labels=labels[:64], key_labels=labels, rule=PairRule(positive="label"), score="cosine",
+    )  # fmt: skip
+    with LargestTensor() as largest:
+        case.cost(lookup, lookup).sum().backward()
+    assert 64 * 8192 * 4 <= largest.bytes <= case.most_bytes
+    assert queries.grad.isfinite().all()
+
+
+def test_trap_5_11_exponentials_do_not_overflow_in_half_precision(case):
+    """exp(1 / 0.07) is 1.6e6; float16 ends at 65,504."""
+    ends = torch.tensor([[1.0, 1.0, 1.0, -1.0]], dtype=torch.float16)
+    made = Table(ends, -ends, torch.tensor([[1, 2, 2, 2]]))
+    cost, gradient = made.cost_and_gradient(case)
+    assert torch.isfinite(cost).all()
+    assert gradient.isfinite().all()
+    same = Table(ends.double(), -ends.double(), made.kinds)
+    torch.testing.assert_close(cost.double(), same.cost(case), rtol=1e-5, atol=1e-6)
+
+
+def test_every_public_loss_is_asked():
+    asked = {case.name.split(",")[0] for case in CASES}
+    assert asked == set(losses.__all__)

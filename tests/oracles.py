@@ -1,0 +1,87 @@
+"""Each equation as plain loops over one query's scores: `math` alone, nothing shared with src."""
+
+import math
+
+
+def info_nce(positives, negatives, *, temperature):
+    """Khosla et al. 2020, eq. 2; with one positive van den Oord et al. 2018, eq. 4."""
+    if not positives:
+        return 0.0
+    total = sum(math.exp(s / temperature) for s in positives + negatives)
+    return -sum(math.log(math.exp(s / temperature) / total) for s in positives) / len(positives)
+
+
+def multi_similarity(positives, negatives, *, alpha, beta, base, epsilon):
+    """Wang et al. 2019, sec. 4: mine, then weigh."""
+    if epsilon is not None:
+        lowest, highest = min(positives, default=math.inf), max(negatives, default=-math.inf)
+        positives = [s for s in positives if s < highest + epsilon]
+        negatives = [s for s in negatives if s > lowest - epsilon]
+    pull = math.log(1 + sum(math.exp(-alpha * (s - base)) for s in positives)) / alpha
+    push = math.log(1 + sum(math.exp(beta * (s - base)) for s in negatives)) / beta
+    return pull + push
+
+
+def circle(positives, negatives, *, margin, gamma, weights_from=None):
+    """Sun et al. 2020, sec. 3; `weights_from` = (positives, negatives) gives the weights alone."""
+    fixed_positives, fixed_negatives = weights_from or (positives, negatives)
+    push = sum(
+        math.exp(gamma * max(0, fixed + margin) * (s - margin))
+        for s, fixed in zip(negatives, fixed_negatives, strict=True)
+    )
+    pull = sum(
+        math.exp(-gamma * max(0, 1 + margin - fixed) * (s - (1 - margin)))
+        for s, fixed in zip(positives, fixed_positives, strict=True)
+    )
+    return math.log(1 + push * pull)
+
+
+def contrastive_cosine(positives, negatives, *, positive_margin, negative_margin):
+    """Wang et al. 2020 (cross-batch memory), as an average over the terms that are not 0."""
+    pull = [1 - s for s in positives if s < positive_margin]
+    push = [s for s in negatives if s > negative_margin]
+    return sum(pull) / max(1, len(pull)) + sum(push) / max(1, len(push))
+
+
+def contrastive_euclidean(positives, negatives, *, positive_margin, negative_margin):
+    """Hadsell et al. 2006, eq. 4 without the factor 1/2, averaged likewise."""
+    pull = [max(0, math.sqrt(2 - 2 * s) - positive_margin) ** 2 for s in positives]
+    push = [max(0, negative_margin - math.sqrt(2 - 2 * s)) ** 2 for s in negatives]
+    pull, push = [x for x in pull if x > 0], [x for x in push if x > 0]
+    return sum(pull) / max(1, len(pull)) + sum(push) / max(1, len(push))
+
+
+def triplet(positives, negatives, *, margin, mining, soft):
+    """Schroff et al. 2015, eq. 2, and Hermans et al. 2017, sec. 2, on the distance 1 - s."""
+    distances = [(1 - p, 1 - n) for p in positives for n in negatives]
+    if mining == "hard" and distances:
+        distances = [(max(d for d, _ in distances), min(d for _, d in distances))]
+    if mining == "semi_hard":
+        distances = [(p, n) for p, n in distances if p < n < p + margin]
+    if soft:
+        costs = [math.log(1 + math.exp(p - n + margin)) for p, n in distances]
+    else:
+        costs = [p - n + margin for p, n in distances if p - n + margin > 0]
+    return sum(costs) / max(1, len(costs))
+
+
+def rank_loss(positives, negatives):
+    """Zhang et al. 2025, eq. 8."""
+    costs = [math.log(1 + math.exp(n - p)) for p in positives for n in negatives]
+    return sum(costs) / max(1, len(costs))
+
+
+def score_difference(scores, targets):
+    """Zhang et al. 2025, eq. 7."""
+    return sum(abs(t - s) for s, t in zip(scores, targets, strict=True)) / max(1, len(scores))
+
+
+def score_distillation(scores, targets, *, temperature, target_temperature):
+    """Cross-entropy of the two softmaxes, less the entropy of the target."""
+    wanted = [math.exp(t / target_temperature) for t in targets]
+    given = [math.exp(s / temperature) for s in scores]
+    cost = 0.0
+    for w, g in zip(wanted, given, strict=True):
+        p, q = w / sum(wanted), g / sum(given)
+        cost += -p * math.log(q) + p * math.log(p)
+    return cost
