@@ -84,7 +84,6 @@ class CrossBatch(Strict):
     kind: Literal["cross_batch"] = "cross_batch"
     capacity: PositiveInt | None = None
     holds: Literal["features", "projections"] | None = None
-    prefill: bool | None = None
 
 
 class InBatch(Strict):

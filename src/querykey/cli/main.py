@@ -4,8 +4,14 @@ import sys
 
 import typer
 
+from querykey.cli.adapt import adapt_features
+from querykey.cli.doctor import doctor
+from querykey.cli.embed import embed_source
+from querykey.cli.evaluate import evaluate_on
 from querykey.cli.faults import STOPPED, Commands
 from querykey.cli.help import show_help
+from querykey.cli.search import search
+from querykey.cli.transform import transform_features
 
 __all__ = ["app", "main"]
 
@@ -25,6 +31,12 @@ app = typer.Typer(
 def _all() -> None: ...
 
 
+app.command("embed")(embed_source)
+app.command("adapt")(adapt_features)
+app.command("evaluate")(evaluate_on)
+app.command("transform")(transform_features)
+app.command("search")(search)
+app.command("doctor")(doctor)
 app.command("help")(show_help)
 
 

@@ -31,26 +31,22 @@ Out = Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey adapt` wrote.")]
 
 
-def prepare(device: str, threads: int | None) -> None:
-    """Set the threads, and see that the device is there before anything long begins.
+def prepare(device: str, threads: int | None, seed: int) -> None:
+    """Set threads and seed, and see that the device is there before anything long begins.
 
     Args:
         device: As torch names it.
         threads: At least 1; None leaves torch its own choice.
+        seed: For what draws from torch's own generator, such as a model with random weights.
 
     Raises:
         ConfigError: If there is no such device on this machine.
     """
     import torch
 
-    from querykey.errors import ConfigError
+    from querykey.encoders.frozen_model import usable_device
 
+    usable_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as fault:
-        has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        there = ["cpu"] + ["cuda"] * has_cuda + ["mps"] * has_mps
-        message = f"--device {device}: not on this machine; there is {', '.join(there)}"
-        raise ConfigError(message) from fault
+    torch.manual_seed(seed)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-__all__ = ["Progress", "line", "progress", "table"]
+__all__ = ["Progress", "line", "note", "progress", "table"]
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -19,14 +19,27 @@ def line(text: str = "") -> None:
     _console().print(text, markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", left: int = 1) -> None:
+def note(text: str) -> None:
+    """Write a line to standard error: what is worth knowing and no result.
+
+    Args:
+        text: Taken as it is.
+    """
+    import typer
+
+    typer.echo(f"note: {text}", err=True)
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", words: Sequence[int] = (0,)
+) -> None:
     """Write a table.
 
     Args:
         columns: Heads.
         rows: Cells as text.
         title: A line above it.
-        left: How many columns from the left hold words; the others hold numbers.
+        words: Which columns hold words, which give way where space is short; the others hold numbers.
     """
     from rich import box
     from rich.table import Table
@@ -34,7 +47,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str =
 
     shown = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for place, name in enumerate(columns):
-        is_words = place < left
+        is_words = place in words
         # numbers are never cut; words give way
         shown.add_column(
             Text(name), justify="left" if is_words else "right", no_wrap=not is_words, overflow="fold"

@@ -1,0 +1,225 @@
+"""From settings to objects: the fit of a run file, and the folder of a run."""
+
+import json
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from querykey.adapter import Adapter
+from querykey.config import AdaptRun, parse_run
+from querykey.data.features import Features
+from querykey.errors import DataError, MissingPathError, StoreError
+from querykey.outputs import check_new, new_folder
+from querykey.records import Records
+from querykey.run_data import DataAt, open_features
+from querykey.training.saved import DESCRIPTION, put_saved
+
+__all__ = ["Notify", "Progress", "Run", "adapt", "estimator", "fit", "load_run", "told"]
+
+RUN, METRICS = "run.json", "metrics.jsonl"
+VERSION = 1
+
+Progress = Callable[[int, int], None]
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A folder that `querykey adapt` wrote.
+
+    Args:
+        folder: Where it is.
+        adapter: The fitted adapter.
+        settings: What was asked for; None in a folder that `Adapter.save` wrote.
+        features: Where the training features are, how many, and of which model.
+    """
+
+    folder: Path
+    adapter: Adapter
+    settings: AdaptRun | None = None
+    features: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained_on(self) -> DataAt | None:
+        """The training features; None where the folder does not say."""
+        at = self.features.get("at")
+        return None if at is None else DataAt(**at)
+
+
+def estimator(run: AdaptRun) -> Adapter:
+    """The estimator that a run describes, not fitted yet.
+
+    Args:
+        run: What is None is left to the estimator's own default.
+
+    Returns:
+        An `Adapter`.
+
+    Example:
+        >>> from querykey.config import read_run
+        >>> estimator(read_run(None, ["loss.temperature=0.1", "memory=in_batch"])).get_params()["memory"]
+        'in_batch'
+    """
+    given: dict[str, Any] = {
+        name: getattr(run, name)
+        for name in ("dim", "side", "steps", "batch_size", "learning_rate", "weight_decay", "held_out",
+                     "patience", "both_sides", "seed")
+    }  # fmt: skip
+    given |= run.selection.model_dump()
+    given |= {"fc": run.fc.kind, "start": None if run.fc.start == "auto" else run.fc.start}
+    if run.loss is not None:
+        options = run.loss.model_dump(exclude={"kind"}, exclude_none=True)
+        given |= {"loss": run.loss.kind, "loss_options": options or None}
+    if run.memory is not None:
+        given |= {"memory": run.memory.kind, **run.memory.model_dump(exclude={"kind"})}
+    return Adapter(**{name: value for name, value in given.items() if value is not None})
+
+
+def fit(
+    run: AdaptRun, features: Features, *, record: Callable[[dict[str, Any]], None] | None = None
+) -> Adapter:
+    """Fit the estimator of a run to features.
+
+    Args:
+        run: Whose task says whether labels or pairs are used.
+        features: The training features.
+        record: Called with each record of the history as it is made.
+
+    Returns:
+        The fitted adapter.
+
+    Raises:
+        DataError: If the features have not what the task needs.
+    """
+    adapter = estimator(run)
+    match run.task:
+        case "pairs":
+            if features.queries is None or features.pairs is None:
+                raise DataError(
+                    "--pairs needs (query, document) pairs, and these features have none; make them with "
+                    "querykey embed from a BEIR folder, or with --pair-column"
+                )
+            return adapter.fit_pairs(
+                features.queries, features, pairs=features.pairs[:, :2].numpy(), record=record
+            )
+        case "labels":
+            return adapter.fit(features, features.labels, record=record)
+        case _:
+            return adapter.fit(features, record=record)
+
+
+def adapt(
+    at: DataAt,
+    run: AdaptRun,
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+    notify: Notify | None = None,
+) -> Run:
+    """Fit an adapter to features and write a run folder: adapter, run.json and metrics.jsonl.
+
+    Args:
+        at: The features; their bytes are verified.
+        run: The settings.
+        out: The folder, which must not exist yet.
+        progress: Called with (steps taken, steps in all) now and then.
+        notify: Called with what is worth knowing, such as a setting that was lowered.
+
+    Returns:
+        The run.
+
+    Raises:
+        OutputExistsError: If something is at `out`.
+        OutputError: If it cannot be written; nothing is left behind.
+        DataError: If there is nothing to learn from.
+        StoreError: If the bytes of the features were changed.
+    """
+    out = check_new(out)
+    features, fingerprint = open_features(at, verify=True)
+    with new_folder(out) as aside:
+        metrics = Records(aside / METRICS)
+
+        def record(looked: dict[str, Any]) -> None:
+            metrics.append("step", **looked)
+            if progress is not None:
+                progress(looked["step"], run.steps or looked["step"])
+
+        with told(notify):
+            adapter = fit(run, features, record=record)
+        metrics.append("fit", **adapter.report_)
+        put_saved(adapter.saved(), aside)
+        about = {
+            "at": at.as_dict(), "rows": len(features), "width": features.dim, "key": fingerprint,
+            "model": features.meta.get("model", {"key": features.model_key}),
+        }  # fmt: skip
+        _write_run(aside / RUN, run, adapter, about)
+    return Run(out, adapter, run, about)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run folder, or a folder that `Adapter.save` wrote.
+
+    Args:
+        folder: With an adapter.json.
+
+    Returns:
+        The run.
+
+    Raises:
+        MissingPathError: If there is no run.
+        StoreError: If it is damaged or was changed.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file():
+        raise MissingPathError(f"{folder}: no run here; make one with querykey adapt FEATURES --out {folder}")
+    adapter = Adapter.load(folder)
+    if not (folder / RUN).is_file():
+        return Run(folder, adapter)
+    try:
+        said = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        run, about = parse_run(said["settings"], name=str(folder / RUN)), dict(said["features"])
+        DataAt(**about["at"])
+    except (ValueError, KeyError, TypeError) as fault:
+        raise StoreError(f"{folder / RUN} is damaged: {fault}; fit the run again") from fault
+    return Run(folder, adapter, run, about)
+
+
+@contextmanager
+def told(notify: Notify | None) -> Iterator[None]:
+    """Hand warnings to whoever tells the user, without the line of code they came from.
+
+    Args:
+        notify: Called with the text of each; None leaves warnings as they are.
+
+    Yields:
+        Nothing.
+    """
+    if notify is None:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: notify(str(message))
+        yield
+
+
+def _write_run(path: Path, run: AdaptRun, adapter: Adapter, features: dict[str, Any]) -> None:
+    packages = ("querykey", "torch", "numpy", "scikit-learn")
+    described = {
+        "format": "querykey run",
+        "version": VERSION,
+        "settings": run.model_dump(mode="json"),
+        "resolved": adapter.settings_.as_dict(),
+        "features": features,
+        "report": adapter.report_,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+    path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

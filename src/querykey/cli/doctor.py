@@ -1,0 +1,93 @@
+"""`querykey doctor`: looks at data and machine, and says what to use and why."""
+
+from typing import Annotated
+
+import typer
+
+from querykey.cli.options import Column, Device, LabelColumn, PairColumn, Seed, Split, Threads, prepare
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    data: Annotated[str, typer.Argument(metavar="[SOURCE|FEATURES]", help="What to look at.")] = "",
+    column: Column = None,
+    label_column: LabelColumn = None,
+    pair_column: PairColumn = None,
+    split: Split = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    seed: Seed = 0,
+) -> None:
+    """Look at the data and this machine; say what to type, what it costs, and what may go wrong."""
+    prepare(device, threads, seed)
+    from querykey.cli.machine import look_at_machine
+    from querykey.cli.show import line, table
+
+    machine = look_at_machine()
+    memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB free"
+    missing = [extra for extra, is_there in machine.extras.items() if not is_there]
+    rows = [
+        ("processor", f"{machine.cores} cores, {machine.threads} threads, {machine.rate / 1e9:.0f} GFLOP/s"),
+        ("bfloat16", f"{machine.bf16_gain:.1f} times the speed of float32"),
+        ("memory", memory),
+        ("accelerator", machine.device or "none"),
+        ("extras", ", ".join(extra for extra, is_there in machine.extras.items() if is_there) or "none"),
+    ]
+    table(("machine", ""), rows, words=(0, 1))
+    if missing:
+        line(f"not installed: {', '.join(missing)} (pip install 'querykey[{','.join(missing)}]')")
+    if not data:
+        line("Give a SOURCE or FEATURES to look at: querykey doctor photos/")
+        return
+
+    from querykey.run_data import DataAt, Opened, open_data
+
+    found = open_data(DataAt(data, column, label_column, pair_column, split))
+    if isinstance(found, Opened):
+        _show_features(data, found.features, machine)
+    else:
+        _show_source(data, found)
+
+
+def _show_features(name: str, features: "Features", machine: "Machine") -> None:  # type: ignore[name-defined]
+    from querykey.cli.diagnosis import advise, cost_of_fit, diagnose, warnings_of
+    from querykey.cli.show import line, table
+
+    found = diagnose(features)
+    rows = [("rows", f"{found.rows:,}"), ("width", f"{found.dim}")]
+    rows.append(("model", str(features.meta.get("model", {}).get("spec", "unknown"))))
+    if found.classes:
+        rows.append(("labels", f"{found.labelled:,} rows in {found.classes:,} classes"))
+    if found.pairs:
+        rows.append(("pairs", f"{found.pairs:,} of {found.queries:,} queries"))
+    rows.append(("duplicates", f"{found.duplicates / max(1, found.rows):.1%}"))
+    table((name, ""), rows, words=(0, 1))
+    for warning in warnings_of(found):
+        line(f"warning: {warning}")
+    command, reason = advise(found, name)
+    size, seconds = cost_of_fit(found, machine, dim=min(64, found.dim))
+    line(f"use:  {command}")
+    line(f"why:  {reason}.")
+    line(f"cost: about {max(1, round(seconds))} s and {max(1, size >> 20):,} MiB beside the features")
+    if machine.memory is not None and size > machine.memory:
+        line("warning: that is more memory than is free; add --set memory.capacity=5000")
+
+
+def _show_source(name: str, source: "Source") -> None:  # type: ignore[name-defined]
+    from shlex import quote
+
+    from querykey.cli.show import line, table
+
+    rows = [("items", f"{len(source):,} {source.kind}s")]
+    if source.labels is not None:
+        rows.append(("labels", f"{len(source.label_names):,} classes"))
+    if source.queries is not None:
+        rows.append(("queries", f"{len(source.queries):,}"))
+    if source.pairs is not None:
+        rows.append(("pairs", f"{len(source.pairs):,}"))
+    table((name, ""), rows, words=(0, 1))
+    model = {"image": "timm:NAME@WEIGHTS", "text": "st:NAME-OR-FOLDER"}.get(source.kind, "MODEL")
+    line(f"use:  querykey embed {quote(name)} --model {model} --out FEATURES")
+    line("why:  adapt works on the features of a frozen model; embed makes them once and keeps them.")
+    line("then: querykey doctor FEATURES")

@@ -1,0 +1,54 @@
+"""`querykey embed`: from a source and a frozen model to features, once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from querykey.cli.options import Column, Device, LabelColumn, PairColumn, Seed, Split, Threads, prepare
+
+__all__ = ["embed_source"]
+
+
+def embed_source(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="See `querykey help sources`.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="See `querykey help sources`.")],
+    out: Annotated[Path, typer.Option(metavar="FEATURES", help="The folder of the features.")],
+    column: Column = None,
+    label_column: LabelColumn = None,
+    pair_column: PairColumn = None,
+    split: Split = None,
+    prompt: Annotated[str | None, typer.Option(help="For st: models, a prompt by name or its text.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Items at once; measured if not said.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Keep the features as float16.")] = False,
+    device: Device = "cpu",
+    threads: Threads = None,
+    seed: Seed = 0,
+) -> None:
+    """Turn SOURCE into features with a frozen MODEL.
+
+    The model runs only where features are missing: a stopped run goes on where it stopped, and
+    features of the same data by the same model are left as they are.
+    """
+    prepare(device, threads, seed)
+    from querykey.cli.show import line, note, progress
+    from querykey.data.sources import read_source
+    from querykey.run_model import load_model
+    from querykey.training.embed import embed
+
+    items = read_source(
+        source, column=column, label_column=label_column, pair_column=pair_column, split=split
+    )
+    encoder = load_model(model, device=device, prompt=prompt)
+    with progress(f"embedding {source}") as tick:
+        features = embed(
+            items, encoder, out, batch_size=batch_size, dtype="float16" if half else "float32",
+            progress=tick, notify=note,
+        )  # fmt: skip
+    line(f"{out}: {len(features):,} rows of {features.dim} numbers by {encoder.spec}")
+    if features.queries is not None and features.pairs is not None:
+        line(f"  {len(features.queries):,} queries, {len(features.pairs):,} pairs")
+    if features.labels is not None:
+        line(f"  labels: {len(features.label_names):,} classes")

@@ -1,0 +1,87 @@
+"""What this machine is and how fast it multiplies, for `querykey doctor`."""
+
+import os
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+__all__ = ["EXTRAS", "Machine", "look_at_machine"]
+
+EXTRAS = {
+    "vision": ("torchvision", "timm"),
+    "text": ("sentence_transformers",),
+    "export": ("onnx", "onnxruntime"),
+    "search": ("faiss",),
+}
+"""Extra to the modules it brings."""
+
+SIDE = 1024
+ENOUGH = 0.1
+"""Seconds of multiplying after which the rate is known well enough."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Facts that decide how long a fit takes and whether it fits.
+
+    Args:
+        cores: Logical processors this process may use.
+        threads: Threads torch uses.
+        memory: Bytes free now; None where the system doesn't say.
+        device: What accelerator there is; "" for none.
+        rate: Floating point operations a second in float32, measured.
+        bf16_gain: How many times faster bfloat16 multiplies, measured.
+        extras: Extra to whether it is installed.
+    """
+
+    cores: int
+    threads: int
+    memory: int | None
+    device: str
+    rate: float
+    bf16_gain: float
+    extras: dict[str, bool]
+
+
+def look_at_machine() -> Machine:
+    """Measure this machine, in well under a second.
+
+    Returns:
+        What was found.
+    """
+    rate = _multiply_rate(torch.float32)
+    device = ""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name(0)
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    return Machine(
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory=_free_memory(),
+        device=device,
+        rate=rate,
+        bf16_gain=_multiply_rate(torch.bfloat16) / rate,
+        extras={extra: all(map(find_spec, modules)) for extra, modules in EXTRAS.items()},
+    )
+
+
+def _multiply_rate(dtype: torch.dtype) -> float:
+    left = torch.ones(SIDE, SIDE, dtype=dtype)
+    left @ left  # the first one sets up
+    done, began = 0, time.perf_counter()
+    while (taken := time.perf_counter() - began) < ENOUGH:
+        left @ left
+        done += 1
+    return done * 2 * SIDE**3 / taken
+
+
+def _free_memory() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - no file of ours
+            facts = dict(line.split(":") for line in lines)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
