@@ -1,1 +1,55 @@
-"""querykey: contrastive learning as dictionary look-up."""
+"""querykey: contrastive learning as dictionary look-up.
+
+    Adapter                 adapt the rows of a frozen model; a scikit-learn transformer
+    read_source, embed      what the user has -> features of a frozen model
+    read_features           a feature store, or vectors in a file
+    querykey.lookup         Lookup, look_up, PairRule: queries, keys and which pairs count
+    querykey.losses         losses over a look-up, as functions
+    querykey.dictionaries   where keys come from: cross-batch memory, in batch
+    querykey.evaluation     metrics, intervals and baselines
+
+Public names load when they are first used, so that importing the package is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from querykey.adapter import Adapter
+    from querykey.data.features import Features, read_features
+    from querykey.data.sources import Source, read_source
+    from querykey.encoders.frozen import load_encoder
+    from querykey.training.embed import embed
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Adapter": "querykey.adapter",
+    "Features": "querykey.data.features",
+    "Source": "querykey.data.sources",
+    "embed": "querykey.training.embed",
+    "load_encoder": "querykey.encoders.frozen",
+    "read_features": "querykey.data.features",
+    "read_source": "querykey.data.sources",
+}
+
+__all__ = [
+    "Adapter",
+    "Features",
+    "Source",
+    "__version__",
+    "embed",
+    "load_encoder",
+    "read_features",
+    "read_source",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'querykey' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -17,6 +17,7 @@ __all__ = [
     "Keys",
     "Labels",
     "Neighbours",
+    "Numbers",
     "PairMask",
     "PerQuery",
     "Queries",
@@ -40,5 +41,6 @@ Ids = Int64[Tensor, " rows"]
 QueryIds = Int64[Tensor, " queries"]
 KeyIds = Int64[Tensor, " keys"]
 Labels = Int64[Tensor, " rows"]
+Numbers = Int64[Tensor, " numbers"]
 QueryLabels = Int64[Tensor, " queries"]
 KeyLabels = Int64[Tensor, " keys"]

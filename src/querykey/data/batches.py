@@ -1,6 +1,6 @@
 """Which items each step trains on: a function of the seed and the step, with no state to save."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from querykey.types import Ids, Labels
 __all__ = ["Batches", "ClassBatches", "UniformBatches"]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """The order in which the items are read."""
 

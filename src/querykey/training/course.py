@@ -1,0 +1,235 @@
+"""From settings to steps: which memory, which batches, which selection."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from querykey.data.batches import UniformBatches
+from querykey.dictionaries.cross_batch import CrossBatchMemory
+from querykey.dictionaries.in_batch import InBatch
+from querykey.dictionaries.rows import Held
+from querykey.dictionaries.whole import WholeSet
+from querykey.encoders.heads import FCLayer
+from querykey.lookup import Lookup, PairRule, Score, look_up
+from querykey.select import Mode, top_k
+from querykey.training.objectives import objective
+from querykey.training.relevance import Relevance, RelevantPairs
+from querykey.training.settings import AdapterSettings
+from querykey.training.split import TrainingPairs, unit_rows
+from querykey.training.steps import (
+    ID_RULE,
+    LABEL_RULE,
+    Batch,
+    Choose,
+    Dictionary,
+    Learner,
+    Step,
+    adapter_step,
+    distillation_step,
+    pairs_step,
+    projections_step,
+)
+from querykey.types import FrozenRows, Labels, Numbers
+
+__all__ = ["Course", "course_of_items", "course_of_pairs"]
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """The steps of a fit.
+
+    Args:
+        take: Takes step number i.
+        memory: Where its keys come from.
+        capacity: Rows the memory holds when full.
+        learner: What is trained.
+    """
+
+    take: Callable[[int], Step]
+    memory: Dictionary
+    capacity: int
+    learner: Learner
+
+
+class Pool:
+    """The rows that training sees, numbered from 0: unit float32, in memory where they are few.
+
+    Args:
+        vectors: Frozen rows; may be memory-mapped.
+        rows: Which of them; all where None.
+        labels: Class of each of `vectors`, or None.
+        keep: Whether unit copies are kept; otherwise each batch is read from where it lies.
+    """
+
+    def __init__(
+        self, vectors: FrozenRows, rows: Numbers | None, labels: Labels | None, *, keep: bool
+    ) -> None:
+        self.rows = torch.arange(len(vectors)) if rows is None else rows
+        self.labels = torch.full((len(self.rows),), -1) if labels is None else labels[self.rows]
+        self.vectors = vectors
+        self.kept = unit_rows(vectors, self.rows) if keep else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, ids: Numbers) -> Batch:
+        """The rows with these numbers."""
+        vectors = unit_rows(self.vectors, self.rows[ids]) if self.kept is None else self.kept[ids]
+        return Batch(vectors, ids, self.labels[ids])
+
+
+def course_of_items(
+    fc: FCLayer, settings: AdapterSettings, vectors: FrozenRows, train: Numbers, labels: Labels | None
+) -> Course:
+    """Steps over items, with labels or without.
+
+    Args:
+        fc: What is trained.
+        settings: Resolved.
+        vectors: Frozen rows of all items.
+        train: Those that training sees.
+        labels: Class of each item, or None.
+
+    Returns:
+        The `Course`.
+    """
+    learner = _learner(fc, settings, LABEL_RULE if labels is not None else ID_RULE)
+    stale = settings.holds == "projections"
+    whole = settings.memory == "cross_batch" and settings.capacity >= len(train) and not stale
+    pool = Pool(vectors, train, labels, keep=whole or len(train) <= settings.capacity)
+    batches = UniformBatches(len(pool), batch_size=settings.batch_size, seed=settings.seed)
+    memory = _memory(pool, settings, whole=whole, project=learner.fc if stale else None)
+    capacity = _capacity(settings, pool)
+
+    if settings.loss == "score_distillation":
+        return Course(
+            lambda i: distillation_step(learner, pool.batch(batches(i)), memory), memory, capacity, learner
+        )
+    plan: dict[Mode, int] = (
+        {"similar": settings.neighbours}
+        if learner.objective.keeps_scores
+        else {"hard_negative": settings.negatives, "hard_positive": settings.positives}
+    )
+    live = _live(plan, learner.rule, score="dot" if stale else "cosine")
+    everything = pool.batch(torch.arange(len(pool))) if whole else None
+    choose = live if everything is None else _frozen(live(everything, memory.read()))
+    if settings.memory == "in_batch" and not learner.objective.keeps_scores:
+        choose = _nothing
+    take = projections_step if stale else adapter_step
+    return Course(lambda i: take(learner, pool.batch(batches(i)), memory, choose), memory, capacity, learner)
+
+
+def course_of_pairs(
+    fc: FCLayer, settings: AdapterSettings, documents: FrozenRows, train: Numbers, pairs: TrainingPairs
+) -> Course:
+    """Steps over (query, document) pairs.
+
+    Args:
+        fc: What is trained.
+        settings: Resolved.
+        documents: Frozen rows of the documents.
+        train: Numbers of the pairs that training sees.
+        pairs: All pairs.
+
+    Returns:
+        The `Course`.
+    """
+    learner = _learner(fc, settings, ID_RULE)
+    learner.moves_documents = settings.side == "both"
+    relevance = Relevance(pairs.query_ids, pairs.document_ids)
+    whole = settings.memory == "cross_batch" and settings.capacity >= len(documents)
+    pool = Pool(documents, None, None, keep=whole)
+    asked = Pool(pairs.queries, None, None, keep=len(pairs.queries) <= settings.capacity)
+    batches = UniformBatches(len(train), batch_size=settings.batch_size, seed=settings.seed)
+    memory = _memory(pool, settings, whole=whole, project=None)
+
+    def live(batch: Batch, held: Held) -> Tensor:
+        found = Lookup(batch.vectors, held.vectors, RelevantPairs(relevance, batch.ids, held.ids), "cosine")
+        return top_k(found, settings.negatives, "hard_negative")
+
+    choose: Choose = live
+    if settings.memory == "in_batch" or settings.negatives == 0:
+        choose = _nothing
+    elif whole:
+        choose = _frozen(live(asked.batch(torch.arange(len(asked))), memory.read()))
+
+    def take(step: int) -> Step:
+        numbers = train[batches(step)]
+        queries = asked.batch(torch.unique(pairs.query_ids[numbers]))
+        answers = pool.batch(torch.unique(pairs.document_ids[numbers]))
+        return pairs_step(learner, queries, answers, memory, choose, relevance)
+
+    return Course(take, memory, _capacity(settings, pool), learner)
+
+
+def _learner(fc: FCLayer, settings: AdapterSettings, rule: PairRule) -> Learner:
+    assert settings.loss is not None
+    optimizer = torch.optim.AdamW(
+        fc.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    return Learner(
+        fc, objective(settings.loss, **settings.loss_options), optimizer, rule, both_sides=settings.both_sides
+    )
+
+
+def _memory(
+    pool: Pool, settings: AdapterSettings, *, whole: bool, project: Callable[[Tensor], Tensor] | None
+) -> Dictionary:
+    """The dictionary, filled before step 0 where the settings say so."""
+    if settings.memory == "in_batch":
+        return InBatch()
+    if whole:
+        assert pool.kept is not None
+        return WholeSet(pool.kept, pool.labels)
+    width = pool.vectors.shape[1] if project is None else int(settings.dim or 0)
+    memory = CrossBatchMemory(capacity=_capacity(settings, pool), dim=width)
+    if settings.prefill:
+        first = UniformBatches(len(pool), batch_size=memory.capacity, seed=settings.seed + 1)(0)
+        for ids in torch.split(first, 8192):
+            batch = pool.batch(ids)
+            with torch.no_grad():
+                memory.enqueue(
+                    batch.vectors if project is None else project(batch.vectors), ids, batch.labels
+                )
+    return memory
+
+
+def _capacity(settings: AdapterSettings, pool: Pool) -> int:
+    return settings.batch_size if settings.memory == "in_batch" else min(settings.capacity, len(pool))
+
+
+def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> Choose:
+    """Select from the memory as it is at each step."""
+    wanted = [(mode, k) for mode, k in plan.items() if k > 0]
+
+    def choose(batch: Batch, held: Held) -> Tensor:
+        found = look_up(
+            batch.vectors,
+            held.vectors,
+            query_ids=batch.ids,
+            key_ids=held.ids,
+            query_labels=batch.labels,
+            key_labels=held.labels,
+            rule=rule,
+            score=score,
+        )
+        if not wanted:
+            return _nothing(batch, held)
+        return torch.cat([top_k(found, k, mode) for mode, k in wanted], dim=1)
+
+    return choose
+
+
+def _frozen(table: Tensor) -> Choose:
+    """Select from lists that were found once: frozen scores never change."""
+
+    def choose(batch: Batch, held: Held) -> Tensor:  # noqa: ARG001 - the lists know the memory
+        return table[batch.ids]
+
+    return choose
+
+
+def _nothing(batch: Batch, held: Held) -> Tensor:  # noqa: ARG001 - a selection of none
+    return torch.empty(len(batch.ids), 0, dtype=torch.int64)

@@ -1,0 +1,130 @@
+"""A fitted adapter in a folder: adapter.safetensors and adapter.json, with a checksum and no pickle."""
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from querykey.encoders.heads import FCKind, FCLayer
+from querykey.errors import MissingPathError, QuerykeyError, StoreError
+from querykey.outputs import new_folder
+from querykey.training.settings import AdapterSettings
+
+__all__ = ["SavedAdapter", "put_saved", "read_saved", "write_saved"]
+
+FORMAT = "querykey adapter"
+VERSION = 1
+WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+WIDEST = 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class SavedAdapter:
+    """What a folder holds.
+
+    Args:
+        fc: The FC layer, in eval mode.
+        settings: As resolved when it was fitted.
+        report: Of the fit.
+        model_key: Of the model whose features it was fitted on.
+    """
+
+    fc: FCLayer
+    settings: AdapterSettings
+    report: dict[str, Any]
+    model_key: str
+
+
+def write_saved(saved: SavedAdapter, folder: str | Path) -> None:
+    """Write an adapter into a new folder.
+
+    Args:
+        saved: What to write.
+        folder: Must not exist yet, or be empty.
+
+    Raises:
+        OutputExistsError: If something is there.
+        OutputError: If it cannot be written; nothing is left behind.
+    """
+    with new_folder(folder) as aside:
+        put_saved(saved, aside)
+
+
+def put_saved(saved: SavedAdapter, folder: Path) -> None:
+    """Write an adapter's two files into a folder that is there.
+
+    Args:
+        saved: What to write.
+        folder: Where.
+    """
+    state = {name: tensor.contiguous() for name, tensor in saved.fc.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "width": saved.fc.width,
+        "dim": saved.fc.dim,
+        "kind": saved.fc.kind,
+        "side": saved.settings.side,
+        "model_key": saved.model_key,
+        "settings": saved.settings.as_dict(),
+        "report": saved.report,
+        "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def read_saved(folder: str | Path) -> SavedAdapter:
+    """Read an adapter; nothing in the folder is executed.
+
+    Args:
+        folder: With adapter.json and adapter.safetensors.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        MissingPathError: If there is no adapter.
+        StoreError: If it is damaged, was changed, or comes from a newer version.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file():
+        raise MissingPathError(f"{folder}: no adapter here; {DESCRIPTION} is missing")
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if not isinstance(described, dict) or described.get("format") != FORMAT:
+            raise StoreError(f"{folder}: {DESCRIPTION} does not describe an adapter")
+        if described["version"] != VERSION:
+            raise StoreError(
+                f"{folder}: written as version {described['version']}; this querykey reads {VERSION}"
+            )
+        return _read(folder, described)
+    except QuerykeyError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, RuntimeError) as fault:
+        raise StoreError(f"{folder}: the adapter is damaged: {type(fault).__name__}: {fault}") from fault
+
+
+def _read(folder: Path, described: dict[str, Any]) -> SavedAdapter:
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise StoreError(f"{folder}: {WEIGHTS} is missing")
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != described["sha256"]:
+        raise StoreError(
+            f"{folder}: {WEIGHTS} is damaged or was changed: its checksum differs from {DESCRIPTION}"
+        )
+    width, dim, kind = described["width"], described["dim"], described["kind"]
+    if type(width) is not int or type(dim) is not int or not 1 <= dim <= width <= WIDEST:
+        raise StoreError(f"{folder}: width {width!r} and dim {dim!r} are not those of an adapter")
+    if kind not in get_args(FCKind):
+        raise StoreError(f"{folder}: an FC layer of kind {kind!r} is not known")
+    fc = FCLayer(width, dim, kind=kind)
+    fc.load_state_dict(load_file(weights))
+    known = {f.name for f in fields(AdapterSettings)}
+    settings = AdapterSettings(**{k: v for k, v in described["settings"].items() if k in known})
+    fc.eval().requires_grad_(False)
+    return SavedAdapter(fc, settings, dict(described["report"]), str(described["model_key"]))

@@ -1,0 +1,299 @@
+"""The steps of training an adapter, each written out where it happens.
+
+frozen features -> enqueue -> scores -> top-k -> FC -> look up -> pair loss -> step
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from querykey.dictionaries.rows import Held
+from querykey.lookup import DensePairs, Lookup, PairRule, look_up
+from querykey.training.objectives import Objective
+from querykey.training.relevance import Relevance
+from querykey.types import Ids, Labels, Rows
+
+__all__ = [
+    "Batch",
+    "Choose",
+    "Dictionary",
+    "Learner",
+    "Step",
+    "Union",
+    "adapter_step",
+    "distillation_step",
+    "pairs_step",
+    "projections_step",
+    "union_of",
+]
+
+ID_RULE = PairRule(positive="id", same_id="masked")
+LABEL_RULE = PairRule(positive="label", same_id="masked")
+
+
+class Batch(NamedTuple):
+    """Frozen rows of this step, each with its item id and label."""
+
+    vectors: Rows
+    ids: Ids
+    labels: Labels
+
+
+@runtime_checkable
+class Dictionary(Protocol):
+    """What every dictionary can do."""
+
+    def __len__(self) -> int: ...
+    def read(self) -> Held: ...
+    def age(self) -> Tensor: ...
+    def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None: ...
+
+
+Choose = Callable[[Batch, Held], Tensor]
+"""(batch, memory) to slots of the memory [batch, k], -1 where there are fewer."""
+
+
+class Union(NamedTuple):
+    """The batch and the rows selected for it, each item once; the batch comes first."""
+
+    vectors: Rows
+    ids: Ids
+    labels: Labels
+    chosen: Tensor
+    """Which rows each query has selected [queries, rows]."""
+    batch_size: int
+
+    @property
+    def mine(self) -> Tensor:
+        """Which rows count for each query: the batch's, and those it has selected [queries, rows]."""
+        mine = self.chosen.clone()
+        mine[:, : self.batch_size] = True
+        return mine
+
+
+class Step(NamedTuple):
+    """What a step has seen, for the record."""
+
+    loss: float
+    lookup: Lookup
+    labels: tuple[Tensor, Tensor]
+    """Of the look-up's queries and keys, -1 where not known."""
+
+
+@dataclass
+class Learner:
+    """What is trained, by what, and under which rule.
+
+    Args:
+        fc: The FC layer.
+        objective: The loss.
+        optimizer: Over the FC layer's parameters (and a learned temperature, where there is one).
+        rule: Which pairs count.
+        both_sides: Whether the gradient goes through the keys too, or through the queries alone.
+        moves_documents: False leaves (query, document) keys as the frozen model gave them.
+    """
+
+    fc: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    rule: PairRule = LABEL_RULE
+    both_sides: bool = True
+    moves_documents: bool = True
+
+    def keys(self, vectors: Rows) -> Tensor:
+        """Keys made of frozen rows, with gradient or without."""
+        with torch.set_grad_enabled(self.both_sides):
+            out: Tensor = self.fc(vectors)
+            return out
+
+    def descend(self, *losses: Tensor, lookup: Lookup, labels: tuple[Tensor, Tensor]) -> Step:
+        """Backward and an optimiser step on losses that are averaged over the queries that have one."""
+        mean = torch.stack(losses).mean()
+        self.optimizer.zero_grad()
+        mean.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return Step(float(mean.detach()), lookup, labels)
+
+
+def adapter_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Choose) -> Step:
+    """One step over a memory of frozen features.
+
+    Args:
+        learner: FC layer, loss, optimiser and rule.
+        batch: Frozen unit rows.
+        memory: Of frozen features.
+        choose: The top-k over frozen, gradient-free scores.
+
+    Returns:
+        The loss and the look-up it came from.
+
+    Source:
+        Zhang et al. 2025, arXiv:2510.12474 (S-XBM).
+    """
+    memory.enqueue(batch.vectors, batch.ids, batch.labels)
+    held = memory.read()
+    union = union_of(batch, held, choose(batch, held))
+
+    labels = batch.labels, union.labels
+    keys = learner.keys(union.vectors)
+    queries = keys[: len(batch.ids)] if learner.both_sides else learner.fc(batch.vectors)
+
+    lookup = _look_up_union(queries, keys, batch, union, learner.rule)
+    if not learner.objective.keeps_scores:
+        losses = learner.objective.loss(lookup)
+        return learner.descend(_mean_of(losses, lookup.positive), lookup=lookup, labels=labels)
+    frozen = _look_up_union(batch.vectors, union.vectors, batch, union, ID_RULE)
+    losses = learner.objective.loss(lookup, frozen)
+    return learner.descend(_mean_of(losses, frozen.negative), lookup=lookup, labels=labels)
+
+
+def distillation_step(learner: Learner, batch: Batch, memory: Dictionary) -> Step:
+    """One step that keeps the frozen scores of the batch with the whole memory.
+
+    Args:
+        learner: FC layer, a loss that keeps scores, and optimiser.
+        batch: Frozen unit rows.
+        memory: Of frozen features.
+
+    Returns:
+        The loss and the look-up it came from.
+    """
+    memory.enqueue(batch.vectors, batch.ids, batch.labels)
+    held = memory.read()
+    vectors, labels = held.vectors, (batch.labels, held.labels)
+
+    lookup, frozen = (
+        look_up(queries, keys, query_ids=batch.ids, key_ids=held.ids, rule=ID_RULE)
+        for queries, keys in ((learner.fc(batch.vectors), learner.keys(vectors)), (batch.vectors, vectors))
+    )
+    losses = learner.objective.loss(lookup, frozen)
+    return learner.descend(_mean_of(losses, frozen.negative), lookup=lookup, labels=labels)
+
+
+def projections_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Choose) -> Step:
+    """One step over a memory of projections, which grow stale: the original cross-batch memory.
+
+    Args:
+        learner: FC layer, pair loss, optimiser and rule.
+        batch: Frozen unit rows.
+        memory: Of projections.
+        choose: The top-k over the projections' scores.
+
+    Returns:
+        The loss and the look-up it came from.
+
+    Source:
+        Wang et al. 2020, arXiv:1912.06798, algorithm 1, with the selection of `adapter_step`.
+    """
+    queries = learner.fc(batch.vectors)
+    projected = Batch(queries.detach(), batch.ids, batch.labels)
+    memory.enqueue(*projected)
+    held = memory.read()
+    union = union_of(projected, held, choose(projected, held))
+
+    labels = batch.labels, union.labels
+    keys = torch.cat([queries, union.vectors[len(batch.ids) :]])  # the batch's own rows with gradient
+    lookup = _look_up_union(queries, keys, batch, union, learner.rule)
+    return learner.descend(
+        _mean_of(learner.objective.loss(lookup), lookup.positive), lookup=lookup, labels=labels
+    )
+
+
+def pairs_step(
+    learner: Learner,
+    queries: Batch,
+    documents: Batch,
+    memory: Dictionary,
+    choose: Choose,
+    relevance: Relevance,
+) -> Step:
+    """One step on (query, document) pairs, both ways; documents of the memory are extra negatives.
+
+    Args:
+        learner: FC layer, pair loss and optimiser.
+        queries: Frozen unit rows of queries.
+        documents: Frozen unit rows of their documents, each once.
+        memory: Of frozen documents.
+        choose: The top-k documents of each query that are not relevant to it.
+        relevance: Which documents belong to which query.
+
+    Returns:
+        The loss and the look-up of the queries among the documents.
+
+    Source:
+        Radford et al. 2021, arXiv:2103.00020, fig. 3 (both ways).
+    """
+    memory.enqueue(documents.vectors, documents.ids, documents.labels)
+    held = memory.read()
+    union = union_of(documents, held, choose(queries, held))
+
+    labels = queries.labels, union.labels
+    keys = learner.keys(union.vectors) if learner.moves_documents else union.vectors
+    asked = learner.fc(queries.vectors)
+    relevant = relevance.pairs(queries.ids, union.ids).positive
+    lookup = Lookup(asked, keys, DensePairs(relevant, ~relevant & union.mine))
+
+    own = relevant[:, : len(documents.ids)].T
+    back = Lookup(keys[: len(documents.ids)], asked, DensePairs(own, ~own))
+    losses = [_mean_of(learner.objective.loss(side), side.positive) for side in (lookup, back)]
+    return learner.descend(*losses, lookup=lookup, labels=labels)
+
+
+@torch.no_grad()
+def union_of(batch: Batch, held: Held, chosen: Tensor) -> Union:
+    """The batch's rows and the chosen ones of the memory, each item once.
+
+    Args:
+        batch: Comes first, in its order.
+        held: The memory.
+        chosen: Slots [batch, k], -1 for none.
+
+    Returns:
+        The `Union`; an item that is in the batch is not taken from the memory again.
+    """
+    rows = torch.arange(len(chosen))[:, None].expand_as(chosen)[chosen >= 0]
+    slots = chosen[chosen >= 0]
+    in_batch, at = _find(batch.ids, held.ids[slots])
+    ids, place = torch.unique(held.ids[slots[~in_batch]], return_inverse=True)
+    slot = torch.empty_like(ids).scatter_(0, place, slots[~in_batch])  # any of an item's slots
+    at[~in_batch] = len(batch.ids) + place
+
+    chosen_by = torch.zeros(len(chosen), len(batch.ids) + len(ids), dtype=torch.bool)
+    chosen_by[rows, at] = True
+    return Union(
+        torch.cat([batch.vectors, held.vectors[slot].to(batch.vectors.dtype)]),
+        torch.cat([batch.ids, ids]),
+        torch.cat([batch.labels, held.labels[slot]]),
+        chosen_by,
+        len(batch.ids),
+    )
+
+
+def _find(among: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each wanted id is among these, and where."""
+    ids, order = among.sort()
+    at = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
+    return ids[at] == wanted, order[at]
+
+
+def _look_up_union(queries: Tensor, keys: Tensor, batch: Batch, union: Union, rule: PairRule) -> Lookup:
+    """A look-up in the union: all positives, and of the negatives those that are the query's own."""
+    lookup = look_up(
+        queries,
+        keys,
+        query_ids=batch.ids,
+        key_ids=union.ids,
+        query_labels=batch.labels,
+        key_labels=union.labels,
+        rule=rule,
+    )
+    mine = union.chosen if rule is ID_RULE else union.mine
+    return lookup.with_pairs(lookup.positive, lookup.negative & mine)
+
+
+def _mean_of(losses: Tensor, takes_part: Tensor) -> Tensor:
+    """The mean over the queries that have a valid term."""
+    return losses.sum() / takes_part.any(dim=1).sum().clamp(min=1)
