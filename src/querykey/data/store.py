@@ -25,6 +25,7 @@ from querykey.data.items import Items
 from querykey.errors import StoreError
 
 __all__ = [
+    "DTYPES",
     "META",
     "QUERIES",
     "StoreItems",
@@ -40,7 +41,7 @@ __all__ = [
 
 META, VECTORS, ITEMS, PAIRS, QUERIES = "meta.json", "vectors.npy", "items.parquet", "pairs.parquet", "queries"
 _FORMAT, _VERSION = "querykey features", 1
-_DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16")
 _BLOCK = 1 << 22
 _AGAIN = "make it again with querykey embed"
 _PACKAGES = ("querykey", "torch", "timm", "sentence-transformers", "onnxruntime", "pillow", "numpy")
@@ -188,8 +189,6 @@ def write_store(
     Raises:
         OutputError: If the disk is full or may not be written.
     """
-    if dtype not in _DTYPES:
-        raise StoreError(f"a store holds {' or '.join(_DTYPES)}, not {dtype}")
     rows = len(items.ids)
     columns: dict[str, Any] = {"id": _strings(items.ids)}
     if items.labels is not None:

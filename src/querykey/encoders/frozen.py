@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from querykey.encoders.batch_plan import BatchPlan, faster_dtype, is_out_of_memory, measure_plan
@@ -15,9 +16,8 @@ from querykey.encoders.identity import combined_digest
 from querykey.errors import ConfigError, DamagedItemError, QuerykeyError, RangeError, ShapeError, SourceError
 from querykey.types import Rows
 
-__all__ = ["DtypeChoice", "FrozenEncoder", "load_encoder"]
+__all__ = ["FrozenEncoder", "load_encoder"]
 
-DtypeChoice = Literal["float32", "bfloat16", "auto"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _WORKERS = 4
@@ -41,13 +41,13 @@ class FrozenEncoder:
         prompt: The text that the model puts before every item, for the records.
 
     Raises:
-        ConfigError: If the model's dtype is fixed and another is asked for.
+        ConfigError: If there is no such dtype, or the model's is fixed and another is asked for.
         ShapeError: If the model does not give one row an item.
         SourceError: If it raises an error of its own on a blank item.
     """
 
     def __init__(
-        self, model: FrozenModel, *, spec: str, dtype: DtypeChoice = "float32", prompt: str | None = None
+        self, model: FrozenModel, *, spec: str, dtype: str = "float32", prompt: str | None = None
     ) -> None:
         if dtype not in (*_DTYPES, "auto"):
             raise ConfigError(f"dtype {dtype!r} is not known; it is float32, bfloat16 or auto")
@@ -79,7 +79,7 @@ class FrozenEncoder:
         """sha256 over weights, preprocessing, pooling, prompt and dtype."""
         return combined_digest({"model": self._model.identity, "dtype": self.dtype})
 
-    def measure(self, items: Sequence[Any], *, batch_size: int | None = None) -> BatchPlan:
+    def measure(self, items: Sequence[Any] | NDArray[Any], *, batch_size: int | None = None) -> BatchPlan:
         """Measure how to run, on some of the items that will be encoded, and keep to it.
 
         Args:
@@ -109,7 +109,7 @@ class FrozenEncoder:
 
     def encode(
         self,
-        items: Sequence[Any],
+        items: Sequence[Any] | NDArray[Any],
         *,
         on_damaged: Callable[[int, DamagedItemError], None] | None = None,
         on_progress: Callable[[int], None] | None = None,
@@ -165,7 +165,7 @@ class FrozenEncoder:
         return torch.cat([self._forward(batch[:half]), self._forward(batch[half:])])
 
     def _batches(
-        self, items: Sequence[Any]
+        self, items: Sequence[Any] | NDArray[Any]
     ) -> Iterator[tuple[list[_Prepared], list[tuple[int, DamagedItemError]]]]:
         """(prepared items with their places, damaged places) batch by batch, one batch ahead."""
         places = list(range(len(items)))
@@ -203,7 +203,7 @@ def _gathered(
 
 
 def load_encoder(
-    spec: str, *, device: str = "cpu", prompt: str | None = None, dtype: DtypeChoice = "float32"
+    spec: str, *, device: str = "cpu", prompt: str | None = None, dtype: str = "float32"
 ) -> FrozenEncoder:
     """Load a frozen model by name; nothing is ever downloaded.
 
