@@ -1,0 +1,107 @@
+"""The weighted kNN vote."""
+
+import evaluation_oracles as oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from querykey.errors import DataError, RangeError, ShapeError
+from querykey.evaluation import knn as knn_module
+from querykey.evaluation.knn import knn_correct, knn_predict
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(2, 20), k=st.integers(1, 25))
+def test_vote_is_that_of_the_loops(seed, count, k):
+    generator = torch.Generator().manual_seed(seed)
+    bank, queries = torch.randn(count, 3, generator=generator), torch.randn(4, 3, generator=generator)
+    labels = torch.randint(-1, 4, (count,), generator=generator)
+    labels[0] = 2
+    ours = knn_predict(bank, labels, queries, k=k, temperature=0.2)
+    theirs = [oracle.knn(q, bank.tolist(), labels.tolist(), k, 0.2) for q in queries.tolist()]
+    assert ours.tolist() == theirs
+
+
+def test_near_neighbours_speak_louder():
+    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    query = torch.tensor([[0.9, 0.1]])
+    assert knn_predict(bank, torch.tensor([0, 1, 1]), query, k=3, temperature=0.1).tolist() == [0]
+    assert knn_predict(bank, torch.tensor([0, 1, 1]), query, k=3, temperature=100.0).tolist() == [1]
+
+
+def test_a_small_temperature_does_not_overflow():
+    bank = torch.eye(2)
+    assert knn_predict(bank, torch.tensor([3, 4]), bank, k=2, temperature=1e-3).tolist() == [3, 4]
+
+
+def test_equal_votes_go_to_the_nearer_row_and_then_the_lower():
+    bank = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert knn_predict(bank, torch.tensor([9, 2]), bank[:1], k=2).tolist() == [9]
+
+
+def test_k_above_the_bank_is_clipped():
+    bank = torch.eye(3)
+    assert knn_predict(bank, torch.tensor([0, 1, -1]), bank[:2], k=200).tolist() == [0, 1]
+
+
+def test_trap_5_6_classes_come_from_the_bank_and_not_from_the_test_labels():
+    """The bank's class 7 is above every test label, and no test item is of class 0."""
+    bank = torch.eye(3)
+    labels = torch.tensor([0, 7, 2])
+    assert knn_correct(bank, labels, bank, torch.tensor([2, 2, 2]), k=1).tolist() == [0.0, 0.0, 1.0]
+
+
+def test_trap_5_6_a_test_class_that_the_bank_lacks_counts_as_wrong():
+    bank = torch.eye(2)
+    right = knn_correct(bank, torch.tensor([0, 1]), bank, torch.tensor([0, 900]), k=1)
+    assert right.tolist() == [1.0, 0.0]
+
+
+def test_trap_5_6_memory_is_bounded_by_k_and_not_by_classes_or_the_bank(monkeypatch):
+    """With labels up to 2**40 a one-hot matrix couldn't exist; and blocks give the same votes."""
+    generator = torch.Generator().manual_seed(0)
+    bank, labels = (
+        torch.randn(300, 4, generator=generator),
+        torch.randint(0, 2**40, (300,), generator=generator),
+    )
+    labels[100:] = labels[torch.randint(0, 100, (200,), generator=generator)]
+    queries = torch.randn(50, 4, generator=generator)
+    whole = knn_predict(bank, labels, queries, k=20)
+    monkeypatch.setattr(knn_module, "VOTE_ELEMENTS", 3 * 20**2)
+    assert torch.equal(knn_predict(bank, labels, queries, k=20), whole)
+    largest = 0
+    elect = knn_module._elect
+
+    def watched(scores, index, bank_labels, temperature):
+        nonlocal largest
+        largest = max(largest, scores.numel() * scores.shape[1])
+        return elect(scores, index, bank_labels, temperature)
+
+    monkeypatch.setattr(knn_module, "_elect", watched)
+    knn_predict(bank, labels, queries, k=20)
+    assert 0 < largest <= 3 * 20**2
+
+
+def test_a_query_of_unknown_class_is_nan():
+    bank = torch.eye(2)
+    right = knn_correct(bank, torch.tensor([0, 1]), bank, torch.tensor([-1, 1]), k=1)
+    assert right.isnan().tolist() == [True, False]
+
+
+def test_no_query_is_no_answer():
+    assert knn_predict(torch.eye(2), torch.tensor([0, 1]), torch.empty(0, 2)).tolist() == []
+
+
+def test_bad_input_is_one_message():
+    bank, labels = torch.eye(2), torch.tensor([0, 1])
+    with pytest.raises(RangeError, match="got 0 and"):
+        knn_predict(bank, labels, bank, k=0)
+    with pytest.raises(RangeError, match="got 10 and 0"):
+        knn_predict(bank, labels, bank, temperature=0.0)
+    with pytest.raises(DataError, match="no row of the bank is labelled"):
+        knn_predict(bank, torch.tensor([-1, -1]), bank)
+    with pytest.raises(ShapeError, match="2 rows and 3 labels"):
+        knn_predict(bank, torch.tensor([0, 1, 2]), bank)
+    with pytest.raises(ShapeError, match="2 queries and 1 labels"):
+        knn_correct(bank, labels, bank, torch.tensor([0]))
