@@ -142,6 +142,15 @@ def test_the_fingerprint_changes_with_a_byte(tmp_path):
     assert read_source(tmp_path / "x.npy").fingerprint != before
 
 
+def test_the_fingerprint_covers_the_last_byte_of_a_large_file(tmp_path):
+    rows = np.zeros((1 << 16, 32), np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    before = read_source(tmp_path / "x.npy").fingerprint
+    rows[-1, -1] = 1
+    np.save(tmp_path / "x.npy", rows)
+    assert read_source(tmp_path / "x.npy").fingerprint != before
+
+
 def test_a_large_array_is_not_copied_into_memory(tmp_path):
     """64 MB of vectors are read, fingerprinted and checked with a few blocks of their own memory."""
     rows = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(1 << 16, 256))
