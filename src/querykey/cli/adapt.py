@@ -60,4 +60,4 @@ def adapt_features(
             f"  training did not help: {report['guard']} stays at {report['start']:.3f}, so this is the start"
         )
     line(f"  stopped: {report['stopped']}")
-    line(f"next: querykey evaluate {out} --on FEATURES-OR-SOURCE")
+    line(f"next: querykey evaluate {out} --on FEATURES-OR-SOURCE", whole=True)

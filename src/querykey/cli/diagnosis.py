@@ -17,6 +17,7 @@ BLOCK = 8192
 FEW = 200
 MANY_DUPLICATES = 0.05
 CAPACITY = 50_000
+USUAL_DIM = 64
 
 
 @dataclass(frozen=True)
@@ -141,25 +142,27 @@ def cost_of_fit(found: Diagnosis, machine: Machine, *, dim: int) -> tuple[int, f
     return size, seconds
 
 
-def advise(found: Diagnosis, path: str | Path) -> tuple[str, str]:
+def advise(found: Diagnosis, path: str | Path, *, label_column: str) -> tuple[str, str]:
     """The command to type, and why.
 
     Args:
         found: What `diagnose` gave.
         path: The features.
+        label_column: What the labels are called there.
 
     Returns:
         (command, reason).
     """
-    command = f"querykey adapt {quote(str(path))} --out RUN --dim {min(64, found.dim)}"
+    width = "" if found.dim <= USUAL_DIM else f" --dim {USUAL_DIM}"
+    command = f"querykey adapt {quote(str(path))} --out RUN{width}"
     match found.task:
         case "pairs":
             return f"{command} --pairs", (
                 f"{found.pairs:,} pairs say which items answer which queries. To leave the documents as "
-                "they are in an index, use --side query instead of --dim"
+                "they are in an index, use --side query in place of --dim"
             )
         case "labels":
-            return f"{command} --labels label", (
+            return f"{command} --labels {quote(label_column)}", (
                 f"{found.classes:,} classes of {found.labelled / found.classes:.1f} rows on average say what "
                 "belongs together. Without --labels the frozen neighbourhoods are kept instead"
             )

@@ -29,7 +29,7 @@ def doctor(
     missing = [extra for extra, is_there in machine.extras.items() if not is_there]
     rows = [
         ("processor", f"{machine.cores} cores, {machine.threads} threads, {machine.rate / 1e9:.0f} GFLOP/s"),
-        ("bfloat16", f"{machine.bf16_gain:.1f} times the speed of float32"),
+        ("bfloat16", _gain(machine.bf16_gain)),
         ("memory", memory),
         ("accelerator", machine.device or "none"),
         ("extras", ", ".join(extra for extra, is_there in machine.extras.items() if is_there) or "none"),
@@ -43,14 +43,28 @@ def doctor(
 
     from querykey.run_data import DataAt, Opened, open_data
 
-    found = open_data(DataAt(data, column, label_column, pair_column, split))
+    at = DataAt(data, column, label_column, pair_column, split)
+    found = open_data(at)
     if isinstance(found, Opened):
-        _show_features(data, found.features, machine)
+        _show_features(at, found.features, machine)
     else:
         _show_source(data, found)
 
 
-def _show_features(name: str, features: "Features", machine: "Machine") -> None:  # type: ignore[name-defined]
+def _gain(times: float) -> str:
+    return f"{times:.1f} times the speed of float32" if times >= 1 else "slower than float32 here"
+
+
+def _label_column(at: "DataAt") -> str:  # type: ignore[name-defined]
+    """What `querykey adapt --labels` has to be given for these data."""
+    if at.label_column is not None:
+        return str(at.label_column)
+    if at.spec.endswith((".npz", ".safetensors")):
+        return "y"
+    return "label"
+
+
+def _show_features(at: "DataAt", features: "Features", machine: "Machine") -> None:  # type: ignore[name-defined]
     from querykey.cli.diagnosis import advise, cost_of_fit, diagnose, warnings_of
     from querykey.cli.show import line, table
 
@@ -62,12 +76,12 @@ def _show_features(name: str, features: "Features", machine: "Machine") -> None:
     if found.pairs:
         rows.append(("pairs", f"{found.pairs:,} of {found.queries:,} queries"))
     rows.append(("duplicates", f"{found.duplicates / max(1, found.rows):.1%}"))
-    table((name, ""), rows, words=(0, 1))
+    table((at.spec, ""), rows, words=(0, 1))
     for warning in warnings_of(found):
         line(f"warning: {warning}")
-    command, reason = advise(found, name)
+    command, reason = advise(found, at.spec, label_column=_label_column(at))
     size, seconds = cost_of_fit(found, machine, dim=min(64, found.dim))
-    line(f"use:  {command}")
+    line(f"use:  {command}", whole=True)
     line(f"why:  {reason}.")
     line(f"cost: about {max(1, round(seconds))} s and {max(1, size >> 20):,} MiB beside the features")
     if machine.memory is not None and size > machine.memory:
@@ -88,6 +102,6 @@ def _show_source(name: str, source: "Source") -> None:  # type: ignore[name-defi
         rows.append(("pairs", f"{len(source.pairs):,}"))
     table((name, ""), rows, words=(0, 1))
     model = {"image": "timm:NAME@WEIGHTS", "text": "st:NAME-OR-FOLDER"}.get(source.kind, "MODEL")
-    line(f"use:  querykey embed {quote(name)} --model {model} --out FEATURES")
+    line(f"use:  querykey embed {quote(name)} --model {model} --out FEATURES", whole=True)
     line("why:  adapt works on the features of a frozen model; embed makes them once and keeps them.")
     line("then: querykey doctor FEATURES")

@@ -14,7 +14,6 @@ fit's own to choose, and RUN/run.json holds what it chose.
 
 
 def show_help(
-    ctx: typer.Context,
     topic: Annotated[str, typer.Argument(metavar="[sources|settings]", help="What to explain.")] = "",
 ) -> None:
     """Explain SOURCE, MODEL and FEATURES (sources), or the keys of --set (settings)."""
@@ -29,9 +28,9 @@ def show_help(
             typer.echo(SETTINGS)
             typer.echo(describe_settings())
         case "":
-            root = ctx.find_root()
-            typer.echo(root.get_help())
-            typer.echo("\nTopics: querykey help sources, querykey help settings")
+            typer.echo("querykey help sources    how SOURCE, MODEL, FEATURES and RUN are named")
+            typer.echo("querykey help settings   what --set takes")
+            typer.echo("querykey --help          the commands; querykey COMMAND --help the options of one")
         case _:
             from querykey.errors import ConfigError
 

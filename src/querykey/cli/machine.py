@@ -17,7 +17,8 @@ EXTRAS = {
 }
 """Extra to the modules it brings."""
 
-SIDE = 1024
+SIDE, SMALL = 1024, 192
+"""Rows of the matrices that are multiplied; the small ones where it may be emulated, which takes long."""
 ENOUGH = 0.1
 """Seconds of multiplying after which the rate is known well enough."""
 
@@ -51,7 +52,6 @@ def look_at_machine() -> Machine:
     Returns:
         What was found.
     """
-    rate = _multiply_rate(torch.float32)
     device = ""
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name(0)
@@ -62,20 +62,20 @@ def look_at_machine() -> Machine:
         threads=torch.get_num_threads(),
         memory=_free_memory(),
         device=device,
-        rate=rate,
-        bf16_gain=_multiply_rate(torch.bfloat16) / rate,
+        rate=_multiply_rate(torch.float32, SIDE),
+        bf16_gain=_multiply_rate(torch.bfloat16, SMALL) / _multiply_rate(torch.float32, SMALL),
         extras={extra: all(map(find_spec, modules)) for extra, modules in EXTRAS.items()},
     )
 
 
-def _multiply_rate(dtype: torch.dtype) -> float:
-    left = torch.ones(SIDE, SIDE, dtype=dtype)
+def _multiply_rate(dtype: torch.dtype, side: int) -> float:
+    left = torch.ones(side, side, dtype=dtype)
     left @ left  # the first one sets up
-    done, began = 0, time.perf_counter()
-    while (taken := time.perf_counter() - began) < ENOUGH:
+    done, taken, began = 0, 0.0, time.perf_counter()
+    while taken < ENOUGH:
         left @ left
-        done += 1
-    return done * 2 * SIDE**3 / taken
+        done, taken = done + 1, time.perf_counter() - began
+    return done * 2 * side**3 / taken
 
 
 def _free_memory() -> int | None:

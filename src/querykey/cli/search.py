@@ -27,7 +27,6 @@ def search(
     """
     prepare(device, threads, seed)
     from querykey.build import load_run
-    from querykey.cli.show import table
     from querykey.run_data import DataAt
     from querykey.run_evaluation import features_like_those_of
     from querykey.run_search import find, read_query
@@ -36,28 +35,22 @@ def search(
     opened = features_like_those_of(fitted, DataAt(features, column, label_column, None, split))
     asked = read_query(query, opened.features, features, device=device)
     before, after = find(fitted, opened.features, asked, k=k)
-    was = {found.id: found.rank for found in before}
-    rows = [(f"{f.rank}", "", f"{f.score:.3f}", f.id, f.label, f.preview[:60]) for f in before]
-    table(
-        ("rank", "", "score", "id", "label", "preview"),
-        rows,
-        title="before: the frozen features",
-        words=(3, 4, 5),
-    )
-    rows = [
-        (
-            f"{f.rank}",
-            f"({was[f.id]})" if f.id in was else "(new)",
-            f"{f.score:.3f}",
-            f.id,
-            f.label,
-            f.preview[:60],
-        )
-        for f in after
-    ]
-    table(
-        ("rank", "was", "score", "id", "label", "preview"),
-        rows,
-        title="after: through the adapter",
-        words=(3, 4, 5),
-    )
+    places = {found.id: f"({found.rank})" for found in before}
+    _show(before, "before: the frozen features", [""] * len(before))
+    _show(after, "after: through the adapter", [places.get(found.id, "(new)") for found in after])
+
+
+def _show(found: "list[Found]", title: str, was: list[str]) -> None:  # type: ignore[name-defined]
+    from querykey.cli.show import table
+
+    columns = {
+        "rank": [str(one.rank) for one in found],
+        "was": was,
+        "score": [f"{one.score:.3f}" for one in found],
+        "id": [one.id for one in found],
+        "label": [one.label for one in found],
+        "preview": ["" if one.preview == one.id else one.preview for one in found],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    words = [place for place, name in enumerate(shown) if name in ("id", "label", "preview")]
+    table(list(shown), list(zip(*shown.values(), strict=True)), title=title, words=words)

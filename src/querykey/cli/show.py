@@ -10,13 +10,14 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
-def line(text: str = "") -> None:
+def line(text: str = "", *, whole: bool = False) -> None:
     """Write a line, broken between words at the width of the terminal.
 
     Args:
         text: Taken as it is: no markup.
+        whole: Leave it unbroken: a command, which will be copied.
     """
-    _console().print(text, markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    _console().print(text, markup=False, soft_wrap=whole)
 
 
 def note(text: str) -> None:
@@ -45,16 +46,23 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for place, name in enumerate(columns):
+        # words give way where space is short; a number is never cut
         is_words = place in words
-        # numbers are never cut; words give way
         shown.add_column(
-            Text(name), justify="left" if is_words else "right", no_wrap=not is_words, overflow="fold"
+            Text(name),
+            justify="left" if is_words else "right",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=None if is_words else max(len(row[place]) for row in (columns, *rows)),
         )
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
+    if title:
+        line(title)
     _console().print(shown)
+    line()
 
 
 @contextmanager
