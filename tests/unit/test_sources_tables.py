@@ -311,3 +311,17 @@ def test_text_that_is_no_utf8_in_parquet_is_a_damaged_item(tmp_path):
     assert items[0] == "fine"
     with pytest.raises(DamagedItemError, match="row 1 is no UTF-8 text"):
         items[1]
+
+
+def test_missing_text_is_empty_not_the_word_none(tmp_path):
+    path = write_jsonl(tmp_path / "t.jsonl", [{"text": "a"}, {"text": None}, {}])
+    assert list(read_source(path).items) == ["a", "", ""]
+
+
+def test_lines_inside_quotes_are_whole_where_the_reader_changes_blocks(tmp_path):
+    """Files above 16 MB are read in blocks, and a block may end between two lines of one value."""
+    value = "one line\n" * 1_000
+    (tmp_path / "t.csv").write_text("text\n" + f'"{value}"\n' * 2_000)
+    items = read_source(tmp_path / "t.csv").items
+    assert len(items) == 2_000
+    assert set(items) == {value}
