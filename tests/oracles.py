@@ -11,6 +11,14 @@ def info_nce(positives, negatives, *, temperature):
     return -sum(math.log(math.exp(s / temperature) / total) for s in positives) / len(positives)
 
 
+def nca(positives, negatives, *, temperature):
+    """Wu et al. 2018, arXiv:1808.04699, eq. 6: the probability of any neighbour of the class."""
+    if not positives:
+        return 0.0
+    found = sum(math.exp(s / temperature) for s in positives)
+    return -math.log(found / (found + sum(math.exp(s / temperature) for s in negatives)))
+
+
 def multi_similarity(positives, negatives, *, alpha, beta, base, epsilon):
     """Wang et al. 2019, sec. 4: mine, then weigh."""
     if epsilon is not None:

@@ -72,6 +72,7 @@ EUCLIDEAN = {"positive_margin": 0.3, "negative_margin": 1.2}
 
 CASES = [
     labelled("info_nce", losses.info_nce, oracles.info_nce, flags={"needs_negative": False}, temperature=0.1),
+    labelled("nca", losses.nca, oracles.nca, flags={"needs_negative": True}, temperature=0.1),
     labelled("multi_similarity", losses.multi_similarity, oracles.multi_similarity, **MINED),
     labelled(
         "multi_similarity, all pairs", losses.multi_similarity, oracles.multi_similarity,

@@ -1,6 +1,6 @@
 """Losses over a look-up: functions, one number a query."""
 
-from querykey.losses.info_nce import info_nce
+from querykey.losses.info_nce import info_nce, nca
 from querykey.losses.margin import contrastive, triplet
 from querykey.losses.preserving import rank_loss, score_difference, score_distillation
 from querykey.losses.weighting import circle, multi_similarity
@@ -10,6 +10,7 @@ __all__ = [
     "contrastive",
     "info_nce",
     "multi_similarity",
+    "nca",
     "rank_loss",
     "score_difference",
     "score_distillation",
