@@ -163,7 +163,7 @@ def test_logistic_regression_of_two_classes():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_logistic_regression_chooses_its_penalty_by_rows_held_out(monkeypatch, seed):
-    """One good coordinate among 300 of noise, a third of the labels wrong: a weak penalty learns the noise."""
+    """One good coordinate among 300 of noise, a third of the labels wrong: that wants a strong penalty."""
     monkeypatch.setattr("querykey.evaluation.linear.STRENGTHS", (0.1, 1e5))
     generator = torch.Generator().manual_seed(seed)
     truth = torch.arange(600) % 2

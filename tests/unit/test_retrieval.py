@@ -141,8 +141,9 @@ def test_an_old_copy_of_the_same_item_is_not_a_find():
 
 
 def test_ties_go_to_the_lower_index_even_between_plus_and_minus_zero():
-    keys = torch.tensor([[0.0, -1.0], [0.0, 1.0], [-0.0, -1.0]])
-    queries = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    # products of 1e-60 are 0 in float32, with the sign of what they were
+    keys = torch.tensor([[-1e-30], [1e-30], [-1e-30]])
+    queries = torch.tensor([[1e-30], [-1e-30]])
     for first in range(3):
         pairs = GradedPairs(torch.tensor([[0, first, 1], [1, first, 1]]), queries=2, keys=3)
         found = measure(Lookup(queries, keys, pairs), {"mrr": partial(reciprocal_rank, k=3)}, depth=3)
@@ -151,8 +152,9 @@ def test_ties_go_to_the_lower_index_even_between_plus_and_minus_zero():
 
 def test_negative_scores_are_ranked_too():
     queries, keys = torch.tensor([[1.0]]), torch.tensor([[-3.0], [-1.0], [-2.0]])
-    pairs = GradedPairs(torch.tensor([[0, 2, 1]]), queries=1, keys=3)
-    same(measure(Lookup(queries, keys, pairs), {"mrr": reciprocal_rank})["mrr"], [0.5])
+    for place, key in enumerate([1, 2, 0], start=1):
+        pairs = GradedPairs(torch.tensor([[0, key, 1]]), queries=1, keys=3)
+        same(measure(Lookup(queries, keys, pairs), {"mrr": reciprocal_rank})["mrr"], [1 / place])
 
 
 def test_trap_5_11_half_precision_rows_make_no_ties():
