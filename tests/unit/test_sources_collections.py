@@ -266,3 +266,16 @@ def test_a_hub_name_that_is_not_there_is_one_message():
         SourceError, match=r"hf:nobody/nothing cannot be loaded: .*; check the name, the network"
     ):
         read_source("hf:nobody/nothing")
+
+
+def test_the_fingerprint_of_a_hub_data_set_covers_its_text(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    sums = []
+    for folder, word in (("one", "here"), ("two", "there"), ("three", "here")):
+        write_jsonl(tmp_path / folder / "train.jsonl", [{"text": word}])
+        source = read_source(f"hf:{tmp_path / folder}")
+        assert list(source.items) == [word]
+        sums.append(source.fingerprint)
+    assert sums[0] == sums[2] != sums[1]
