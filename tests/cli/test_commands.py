@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from cli.conftest import FAST
 from safetensors.numpy import load_file
 
 from querykey import Adapter
+from querykey.cli.main import COMMANDS
 from querykey.records import read
 
 
@@ -300,3 +302,14 @@ def test_help_explains_the_grammar(querykey):
     assert "BEIR" in said.out
     assert "loss.temperature" in querykey("help", "settings").out
     assert "querykey help sources" in querykey("help").out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_lists_each_command_by_its_own_first_line(querykey, name):
+    module, function, line = COMMANDS[name]
+    command = getattr(import_module(f"querykey.cli.{module}"), function)
+    assert command.__doc__.splitlines()[0] == line
+    said = querykey(name, "--help")
+    assert said.code == 0
+    assert line.split()[0] in said.out
+    assert line in querykey("--help").flat

@@ -33,9 +33,10 @@ def adapt_features(
     threads: Threads = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows from it.")] = None,
 ) -> None:
-    """Fit an adapter to FEATURES: compress them, or learn from labels or pairs.
+    """Fit an adapter to FEATURES.
 
-    What is written to OUT is never worse on a held-out part than what it started from.
+    Compress them, or learn from labels or from pairs. What is written to OUT is never worse on a
+    held-out part than what it started from.
     """
     from querykey.config import read_run
 

@@ -19,36 +19,43 @@ def doctor(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Look at the data and this machine; say what to type, what it costs, and what may go wrong."""
+    """Look at data and machine; say what to type, and why.
+
+    And what it will cost, and what may go wrong.
+    """
     prepare(device, threads, seed)
     from querykey.cli.machine import look_at_machine
+    from querykey.cli.show import line
+    from querykey.run_data import DataAt, Opened, open_data
+
+    at = DataAt(data, column, label_column, pair_column, split)
+    found = open_data(at) if data else None
+    machine = look_at_machine()
+    _show_machine(machine)
+    if found is None:
+        line("Give a SOURCE or FEATURES to look at: querykey doctor photos/")
+    elif isinstance(found, Opened):
+        _show_features(at, found.features, machine)
+    else:
+        _show_source(data, found)
+
+
+def _show_machine(machine: "Machine") -> None:  # type: ignore[name-defined]
     from querykey.cli.show import line, table
 
-    machine = look_at_machine()
     memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB free"
-    missing = [extra for extra, is_there in machine.extras.items() if not is_there]
+    there = [extra for extra, is_there in machine.extras.items() if is_there]
+    missing = [extra for extra in machine.extras if extra not in there]
     rows = [
         ("processor", f"{machine.cores} cores, {machine.threads} threads, {machine.rate / 1e9:.0f} GFLOP/s"),
         ("bfloat16", _gain(machine.bf16_gain)),
         ("memory", memory),
         ("accelerator", machine.device or "none"),
-        ("extras", ", ".join(extra for extra, is_there in machine.extras.items() if is_there) or "none"),
+        ("extras", ", ".join(there) or "none"),
     ]
     table(("machine", ""), rows, words=(0, 1))
     if missing:
         line(f"not installed: {', '.join(missing)} (pip install 'querykey[{','.join(missing)}]')")
-    if not data:
-        line("Give a SOURCE or FEATURES to look at: querykey doctor photos/")
-        return
-
-    from querykey.run_data import DataAt, Opened, open_data
-
-    at = DataAt(data, column, label_column, pair_column, split)
-    found = open_data(at)
-    if isinstance(found, Opened):
-        _show_features(at, found.features, machine)
-    else:
-        _show_source(data, found)
 
 
 def _gain(times: float) -> str:

@@ -34,10 +34,10 @@ def evaluate_on(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure a RUN beside the frozen features and every baseline at the same width.
+    """Measure a RUN beside the frozen features and every baseline.
 
-    After each number stands how it compares with the frozen features and with PCA: + above and
-    - below by more than the 95% interval, = within it.
+    All have the width of the run. After each number stands how it compares with the frozen
+    features and with PCA: + above and - below by more than the 95% interval, = within it.
     """
     prepare(device, threads, seed)
     from querykey.build import load_run

@@ -16,7 +16,7 @@ fit's own to choose, and RUN/run.json holds what it chose.
 def show_help(
     topic: Annotated[str, typer.Argument(metavar="[sources|settings]", help="What to explain.")] = "",
 ) -> None:
-    """Explain SOURCE, MODEL and FEATURES (sources), or the keys of --set (settings)."""
+    """Explain how data and models are named, or what --set takes."""
     match topic:
         case "sources":
             from querykey.data.grammar import SOURCES_HELP

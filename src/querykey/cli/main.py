@@ -1,43 +1,64 @@
 """The `querykey` command."""
 
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.main import get_command
 
-from querykey.cli.adapt import adapt_features
-from querykey.cli.doctor import doctor
-from querykey.cli.embed import embed_source
-from querykey.cli.evaluate import evaluate_on
 from querykey.cli.faults import STOPPED, Commands
-from querykey.cli.help import show_help
-from querykey.cli.search import search
-from querykey.cli.transform import transform_features
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
+
+COMMANDS = {
+    "embed": ("embed", "embed_source", "Turn SOURCE into features with a frozen MODEL."),
+    "adapt": ("adapt", "adapt_features", "Fit an adapter to FEATURES."),
+    "evaluate": ("evaluate", "evaluate_on", "Measure a RUN beside the frozen features and every baseline."),
+    "transform": ("transform", "transform_features", "Write the adapted rows of FEATURES."),
+    "search": ("search", "search", "Show what a query finds among FEATURES, before and after."),
+    "doctor": ("doctor", "doctor", "Look at data and machine; say what to type, and why."),
+    "help": ("help", "show_help", "Explain how data and models are named, or what --set takes."),
+}  # fmt: skip
+"""Command to its module, its function and its line in the help.
+
+A command's module is imported when the command is called: all of them together cost more than the rest of the
+help.
+"""
+
+
+class _Commands(Commands):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands.update(dict.fromkeys(COMMANDS))  # type: ignore[arg-type]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+        alone.command(cmd_name)(getattr(import_module(f"querykey.cli.{module}"), function))
+        return get_command(alone)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
 
 app = typer.Typer(
-    cls=Commands,
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     # the rich help costs a third of a second, more than the command itself
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Adapt a frozen model: embed, adapt, evaluate, search, export.",
+    help="Adapt a frozen model: embed, adapt, evaluate, search.",
     epilog="`querykey help sources` explains SOURCE, MODEL, FEATURES and RUN.",
 )
 
 
 @app.callback()
 def _all() -> None: ...
-
-
-app.command("embed")(embed_source)
-app.command("adapt")(adapt_features)
-app.command("evaluate")(evaluate_on)
-app.command("transform")(transform_features)
-app.command("search")(search)
-app.command("doctor")(doctor)
-app.command("help")(show_help)
 
 
 def main() -> None:

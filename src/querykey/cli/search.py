@@ -21,9 +21,10 @@ def search(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Show what a query finds among FEATURES: as they are, and through the adapter of RUN.
+    """Show what a query finds among FEATURES, before and after.
 
-    A query is the id of a row, or else a text or an image, which the model of the features embeds.
+    Before: among the rows as they are. After: through the adapter of RUN. A query is the id of
+    a row, or else a text or an image, which the model of the features embeds.
     """
     prepare(device, threads, seed)
     from querykey.build import load_run

@@ -21,7 +21,10 @@ def transform_features(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Write the adapted rows of FEATURES: float32, each of length 1."""
+    """Write the adapted rows of FEATURES.
+
+    They are float32 and of length 1.
+    """
     prepare(device, threads, seed)
     from querykey.build import load_run
     from querykey.cli.show import line

@@ -1,0 +1,78 @@
+"""The command in a process of its own: exit codes, Ctrl-C, and how fast help comes."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+COMMAND = [sys.executable, "-m", "querykey"]
+
+
+def run(*arguments):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_a_mistake_exits_with_2_and_one_message(tmp_path):
+    done = run("adapt", tmp_path / "none", "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: there is nothing at {tmp_path / 'none'}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_installed_command_is_the_same():
+    script = subprocess.run(
+        ["querykey", "--help"], capture_output=True, text=True, check=False, env=on_path()
+    )
+    assert script.returncode == 0
+    assert script.stdout == run("--help").stdout
+    assert "Commands:" in script.stdout
+
+
+def on_path():
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "X.npy", rng.normal(size=(4000, 64)).astype(np.float32))
+    running = subprocess.Popen(
+        [*COMMAND, "adapt", str(tmp_path / "X.npy"), "--out", str(tmp_path / "run"), "--set", "steps=1000000",
+         "--set", "patience=1000000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run.partial").exists():
+        assert running.poll() is None, running.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert running.returncode == 130, err
+    assert err.splitlines()[-1] == "stopped by Ctrl-C"
+    assert "Traceback" not in err
+    assert out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["X.npy"]
+
+
+def test_help_comes_at_once():
+    """At most ten times what Python takes to do nothing; in processor time, as the machine is shared."""
+
+    def best(command):
+        costs = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, capture_output=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(costs)
+
+    assert best([*COMMAND, "--help"]) <= 10 * best([sys.executable, "-c", "pass"])
