@@ -39,8 +39,9 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     Args:
         dim: Width of the adapted rows; None: 64, or the width where that is less.
-        loss: None: "score_distillation" without labels, "info_nce" with labels or pairs. Others:
-            "multi_similarity", "triplet", "contrastive", "circle", "score_difference".
+        loss: None: "score_distillation" without labels, "nca" for few classes, "info_nce" for many
+            classes and for pairs. Others: "multi_similarity", "triplet", "contrastive", "circle",
+            "score_difference".
         loss_options: The loss's own keyword arguments, such as {"temperature": 0.1}.
         fc: "linear", "residual" (dim = width) or "two_layer"; None: residual for labels and pairs at full
             width, linear otherwise.
@@ -48,6 +49,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         memory: "cross_batch", or "in_batch" for none.
         capacity: Rows the memory holds at the most.
         holds: What the memory holds: "features" of the frozen model, or "projections", which grow stale.
+        sampled: Rows drawn at random from the memory each step, for all queries (labels, pairs). None, here
+            and in the next two: what suits the labels (few broad classes, or many fine ones) or pairs.
         negatives: Hardest negatives each query selects (labels, pairs).
         positives: Farthest positives each query selects (labels).
         neighbours: Most similar rows each query selects ("score_difference").
@@ -88,8 +91,9 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         memory: Literal["cross_batch", "in_batch"] = "cross_batch",
         capacity: int = 50_000,
         holds: Literal["features", "projections"] = "features",
-        negatives: int = 32,
-        positives: int = 4,
+        sampled: int | None = None,
+        negatives: int | None = None,
+        positives: int | None = None,
         neighbours: int = 10,
         both_sides: bool = True,
         side: Literal["both", "query"] = "both",
@@ -109,6 +113,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.memory = memory
         self.capacity = capacity
         self.holds = holds
+        self.sampled = sampled
         self.negatives = negatives
         self.positives = positives
         self.neighbours = neighbours

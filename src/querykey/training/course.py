@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from querykey.training.steps import (
     LABEL_RULE,
     Batch,
     Choose,
+    Chosen,
     Dictionary,
     Learner,
     Step,
@@ -110,15 +112,23 @@ def course_of_items(
     plan: dict[Mode, int] = (
         {"similar": settings.neighbours}
         if learner.objective.keeps_scores
-        else {"hard_negative": settings.negatives, "hard_positive": settings.positives}
+        else {"hard_negative": settings.negatives or 0, "hard_positive": settings.positives or 0}
     )
-    live = _live(plan, learner.rule, score="dot" if stale else "cosine")
-    everything = pool.batch(torch.arange(len(pool))) if whole else None
-    choose = live if everything is None else _frozen(live(everything, memory.read()))
     if settings.memory == "in_batch" and not learner.objective.keeps_scores:
-        choose = _nothing
+        plan = {}
+    top = _live(plan, learner.rule, score="dot" if stale else "cosine")
+    if whole:
+        top = _frozen(top(pool.batch(torch.arange(len(pool))), memory.read()))
+    sampled = 0 if settings.memory == "in_batch" or learner.objective.keeps_scores else settings.sampled or 0
     take = projections_step if stale else adapter_step
-    return Course(lambda i: take(learner, pool.batch(batches(i)), memory, choose), memory, capacity, learner)
+    return Course(
+        lambda i: take(
+            learner, pool.batch(batches(i)), memory, _with_sample(top, sampled, (settings.seed, i))
+        ),
+        memory,
+        capacity,
+        learner,
+    )
 
 
 def course_of_pairs(
@@ -147,18 +157,20 @@ def course_of_pairs(
 
     def live(batch: Batch, held: Held) -> Tensor:
         found = Lookup(batch.vectors, held.vectors, RelevantPairs(relevance, batch.ids, held.ids), "cosine")
-        return top_k(found, settings.negatives, "hard_negative")
+        return top_k(found, settings.negatives or 0, "hard_negative")
 
-    choose: Choose = live
-    if settings.memory == "in_batch" or settings.negatives == 0:
-        choose = _nothing
+    top: _Top = live
+    if settings.memory == "in_batch" or not settings.negatives:
+        top = _nothing
     elif whole:
-        choose = _frozen(live(asked.batch(torch.arange(len(asked))), memory.read()))
+        top = _frozen(live(asked.batch(torch.arange(len(asked))), memory.read()))
+    sampled = 0 if settings.memory == "in_batch" else settings.sampled or 0
 
     def take(step: int) -> Step:
         numbers = train[batches(step)]
         queries = asked.batch(torch.unique(pairs.query_ids[numbers]))
         answers = pool.batch(torch.unique(pairs.document_ids[numbers]))
+        choose = _with_sample(top, sampled, (settings.seed, step))
         return pairs_step(learner, queries, answers, memory, choose, relevance)
 
     return Course(take, memory, _capacity(settings, pool), learner)
@@ -200,7 +212,23 @@ def _capacity(settings: AdapterSettings, pool: Pool) -> int:
     return settings.batch_size if settings.memory == "in_batch" else min(settings.capacity, len(pool))
 
 
-def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> Choose:
+_Top = Callable[[Batch, Held], Tensor]
+"""(batch, memory) to each query's own slots [batch, k]."""
+
+
+def _with_sample(top: _Top, sampled: int, key: tuple[int, int]) -> Choose:
+    """Each query's top-k, and a random sample of the memory for all of them, keyed by seed and step."""
+
+    def choose(batch: Batch, held: Held) -> Chosen:
+        rows = len(held.ids)
+        draw = np.random.default_rng([2, *key])
+        drawn = draw.choice(rows, min(sampled, rows), replace=False, shuffle=False)
+        return Chosen(top(batch, held), torch.from_numpy(drawn.astype(np.int64)))
+
+    return choose
+
+
+def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> _Top:
     """Select from the memory as it is at each step."""
     wanted = [(mode, k) for mode, k in plan.items() if k > 0]
 
@@ -222,7 +250,7 @@ def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> Choose:
     return choose
 
 
-def _frozen(table: Tensor) -> Choose:
+def _frozen(table: Tensor) -> _Top:
     """Select from lists that were found once: frozen scores never change."""
 
     def choose(batch: Batch, held: Held) -> Tensor:  # noqa: ARG001 - the lists know the memory

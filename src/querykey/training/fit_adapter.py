@@ -17,7 +17,7 @@ from querykey.optim import warm_up_cosine
 from querykey.training.course import Course, course_of_items, course_of_pairs
 from querykey.training.guard import Guard
 from querykey.training.health import collapse_reason, health
-from querykey.training.settings import AdapterSettings, Task, resolve
+from querykey.training.settings import AdapterSettings, resolve, situation_of
 from querykey.training.split import Split, TrainingPairs, check_labels, split_items, split_pairs, unit_rows
 from querykey.types import FrozenRows, Labels
 
@@ -74,7 +74,6 @@ def fit_adapter(
         ConfigError: If settings contradict each other.
     """
     began = time.monotonic()
-    task: Task = "pairs" if pairs is not None else "labels" if labels is not None else "unlabelled"
     if labels is not None:
         check_labels(labels, len(vectors))
     if min(len(vectors), len(vectors) if pairs is None else len(pairs.query_ids)) < 2:
@@ -84,7 +83,8 @@ def fit_adapter(
         split = split_items(vectors, labels, share=share, seed=seed)
     else:
         split = split_pairs(vectors, pairs, share=share, seed=seed, moves_documents=settings.side == "both")
-    resolved = resolve(settings, task=task, items=len(split.train), width=vectors.shape[1])
+    situation = situation_of(labels=labels, has_pairs=pairs is not None)
+    resolved = resolve(settings, situation=situation, items=len(split.train), width=vectors.shape[1])
 
     fc, start = _started(vectors, resolved, split)
     resolved = replace(resolved, start=start)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from querykey.nearest import nearest
 from querykey.training.relevance import Relevance
+from querykey.training.settings import classes_are_fine
 from querykey.types import KeyIds, Keys, Labels, Queries, QueryIds, Rows
 
 __all__ = ["Guard", "LabelGuard", "OverlapGuard", "PairGuard", "hold_out"]
@@ -129,12 +130,10 @@ def hold_out(items: int, *, share: float, most: int, labels: Labels | None, seed
     draw = np.random.default_rng([seed, 1])
     if items < 40 or wanted < 2:
         return torch.empty(0, dtype=torch.int64)
-    if labels is not None:
-        known = labels[labels >= 0]
-        classes, counts = torch.unique(known, return_counts=True)
-        if len(classes) ** 2 > len(known):
-            order = torch.from_numpy(draw.permutation(len(classes)))
-            taken = order[: max(2, int((counts[order].cumsum(0) <= wanted).sum()))]
-            rows = torch.isin(labels, classes[taken]).nonzero()[:, 0]
-            return rows[torch.from_numpy(draw.permutation(len(rows)))]
+    if labels is not None and classes_are_fine(labels):
+        classes, counts = torch.unique(labels[labels >= 0], return_counts=True)
+        order = torch.from_numpy(draw.permutation(len(classes)))
+        taken = order[: max(2, int((counts[order].cumsum(0) <= wanted).sum()))]
+        rows = torch.isin(labels, classes[taken]).nonzero()[:, 0]
+        return rows[torch.from_numpy(draw.permutation(len(rows)))]
     return torch.from_numpy(draw.permutation(items)[:wanted])

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from querykey.errors import ConfigError
-from querykey.losses.info_nce import info_nce
+from querykey.losses.info_nce import info_nce, nca
 from querykey.losses.margin import contrastive, triplet
 from querykey.losses.preserving import score_difference, score_distillation
 from querykey.losses.weighting import circle, multi_similarity
@@ -17,6 +17,7 @@ __all__ = ["LossName", "Objective", "objective"]
 
 LossName = Literal[
     "info_nce",
+    "nca",
     "contrastive",
     "triplet",
     "multi_similarity",
@@ -27,6 +28,7 @@ LossName = Literal[
 
 _LOSSES: dict[LossName, Callable[..., PerQuery]] = {
     "info_nce": info_nce,
+    "nca": nca,
     "contrastive": contrastive,
     "triplet": triplet,
     "multi_similarity": multi_similarity,

@@ -3,18 +3,42 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
 
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, RangeError
 from querykey.training.objectives import LossName, objective
+from querykey.types import Labels
 
-__all__ = ["AdapterSettings", "Task", "resolve"]
+__all__ = ["DEFAULTS", "AdapterSettings", "Situation", "Task", "classes_are_fine", "resolve", "situation_of"]
 
 Task = Literal["unlabelled", "labels", "pairs"]
+Situation = Literal["unlabelled", "broad classes", "fine classes", "pairs"]
 
-TEMPERATURE = {"unlabelled": 0.05, "labels": 0.07, "pairs": 0.05}
-STEPS = {"unlabelled": 600, "labels": 1500, "pairs": 1500}
+
+class Defaults(NamedTuple):
+    """What a fit does that was not told otherwise."""
+
+    loss: LossName
+    temperature: float
+    steps: int
+    sampled: int
+    negatives: int
+    positives: int
+
+
+DEFAULTS: dict["Situation", Defaults] = {
+    "unlabelled": Defaults("score_distillation", 0.05, 600, 0, 0, 0),
+    "broad classes": Defaults("nca", 0.07, 1500, 2048, 0, 0),
+    "fine classes": Defaults("info_nce", 0.07, 1500, 512, 8, 0),
+    "pairs": Defaults("info_nce", 0.05, 1500, 0, 32, 0),
+}
+"""Few classes of many items are broad, and their labels noisy: one near positive will do, and the hardest
+negatives are too often mislabelled. Many classes of few items are fine: every positive counts, and so do
+the hardest negatives. The evidence is in docs/results.md."""
+
 EPOCHS = 200
 """Small data gets no more than this many passes."""
 
@@ -22,6 +46,7 @@ EPOCHS = 200
 _AT_LEAST = {
     "dim": 1,
     "capacity": 1,
+    "sampled": 0,
     "negatives": 0,
     "positives": 0,
     "neighbours": 1,
@@ -39,7 +64,8 @@ class AdapterSettings:
 
     Args:
         dim: Width of the adapted rows; None: 64, or the width where that is less.
-        loss: None: "score_distillation" without labels, "info_nce" with labels or pairs.
+        loss: None: "score_distillation" without labels, "nca" for few classes, "info_nce" for many
+            classes and for pairs.
         loss_options: The loss's own keyword arguments, such as temperature or margin.
         fc: "linear", "residual" or "two_layer"; None: residual for labels and pairs at full width,
             linear otherwise.
@@ -48,6 +74,8 @@ class AdapterSettings:
         capacity: Rows the memory holds at the most; at least all rows makes it the whole data set.
         holds: "features" of the frozen model, or "projections", which grow stale.
         prefill: Whether the memory is filled before the first step.
+        sampled: Rows drawn at random from the memory each step, for all queries (labels, pairs); None: see
+            `DEFAULTS`.
         negatives: Hardest negatives each query selects from the memory (labels, pairs).
         positives: Farthest positives each query selects from the memory (labels).
         neighbours: Most similar rows each query selects ("score_difference").
@@ -72,8 +100,9 @@ class AdapterSettings:
     capacity: int = 50_000
     holds: Literal["features", "projections"] = "features"
     prefill: bool = True
-    negatives: int = 32
-    positives: int = 4
+    sampled: int | None = None
+    negatives: int | None = None
+    positives: int | None = None
     neighbours: int = 10
     both_sides: bool = True
     side: Literal["both", "query"] = "both"
@@ -90,12 +119,46 @@ class AdapterSettings:
         return asdict(self) | {"loss_options": dict(self.loss_options)}
 
 
-def resolve(settings: AdapterSettings, *, task: Task, items: int, width: int) -> AdapterSettings:
+def situation_of(*, labels: Labels | None, has_pairs: bool) -> Situation:
+    """What a fit learns from.
+
+    Args:
+        labels: Class of each item, or None.
+        has_pairs: Whether there are (query, document) pairs.
+
+    Returns:
+        The situation that `DEFAULTS` speaks of.
+    """
+    if has_pairs:
+        return "pairs"
+    if labels is None:
+        return "unlabelled"
+    return "fine classes" if classes_are_fine(labels) else "broad classes"
+
+
+def classes_are_fine(labels: Labels) -> bool:
+    """Whether there are more classes than the square root of the labelled items.
+
+    Args:
+        labels: Class of each item, -1 where it is not known.
+
+    Returns:
+        True for many classes of few items each.
+
+    Example:
+        >>> classes_are_fine(torch.tensor([0, 0, 1, 1, 2, 2])), classes_are_fine(torch.tensor([0, 1] * 8))
+        (True, False)
+    """
+    known = labels[labels >= 0]
+    return len(torch.unique(known)) ** 2 > len(known)
+
+
+def resolve(settings: AdapterSettings, *, situation: Situation, items: int, width: int) -> AdapterSettings:
     """Fill in what was left open and clip what the data does not allow, with one warning for all of it.
 
     Args:
         settings: As given.
-        task: What the fit learns from.
+        situation: What the fit learns from; see `situation_of`.
         items: Rows to train on.
         width: Of the frozen rows.
 
@@ -106,29 +169,29 @@ def resolve(settings: AdapterSettings, *, task: Task, items: int, width: int) ->
         RangeError: If a number is outside its range.
         ConfigError: If settings contradict each other or the task.
     """
+    task: Task = "labels" if situation.endswith("classes") else cast("Task", situation)
+    default = DEFAULTS[situation]
     _check(settings, task, width)
     dim = settings.dim or (width if settings.side == "query" else min(64, width))
-    loss = settings.loss or ("score_distillation" if task == "unlabelled" else "info_nce")
+    loss = settings.loss or default.loss
     options = dict(settings.loss_options)
-    if loss in ("info_nce", "score_distillation"):
-        options.setdefault("temperature", TEMPERATURE[task])
+    if loss in ("info_nce", "nca", "score_distillation"):
+        options.setdefault("temperature", default.temperature)
     if objective(loss, **options).keeps_scores != (task == "unlabelled"):
         need = (
             "keeps the frozen scores and takes no labels" if task != "unlabelled" else "needs labels or pairs"
         )
         raise ConfigError(f"the loss {loss} {need}; choose another, or leave it out")
 
-    wanted = {
-        "batch_size": (settings.batch_size, items),
-        "negatives": (settings.negatives, items - 1),
-        "positives": (settings.positives, items - 1),
-        "neighbours": (settings.neighbours, items - 1),
-    }
-    clipped: dict[str, Any] = {name: most for name, (value, most) in wanted.items() if value > most}
-    if clipped:
-        what = ", ".join(f"{name} {wanted[name][0]} to {most}" for name, most in clipped.items())
-        warnings.warn(f"{items} rows to train on: lowered {what}", UserWarning, stacklevel=4)
-    batch = min(settings.batch_size, items)
+    chosen = {
+        name: getattr(default, name) if getattr(settings, name) is None else getattr(settings, name)
+        for name in ("sampled", "negatives", "positives")
+    } | {"batch_size": settings.batch_size, "neighbours": settings.neighbours}
+    most = {name: items if name in ("batch_size", "sampled") else items - 1 for name in chosen}
+    clipped: dict[str, Any] = {name: min(value, most[name]) for name, value in chosen.items()}
+    lowered = [f"{n} {v} to {clipped[n]}" for n, v in chosen.items() if clipped[n] < v and n != "sampled"]
+    if lowered:
+        warnings.warn(f"{items} rows to train on: lowered {', '.join(lowered)}", UserWarning, stacklevel=4)
     return replace(
         settings,
         **clipped,
@@ -138,7 +201,7 @@ def resolve(settings: AdapterSettings, *, task: Task, items: int, width: int) ->
         fc=settings.fc or ("residual" if dim == width and task != "unlabelled" else "linear"),
         steps=settings.steps
         if settings.steps is not None
-        else min(STEPS[task], EPOCHS * max(1, items // batch)),
+        else min(default.steps, EPOCHS * max(1, items // clipped["batch_size"])),
     )
 
 

@@ -19,6 +19,7 @@ from querykey.types import Ids, Labels, Rows
 __all__ = [
     "Batch",
     "Choose",
+    "Chosen",
     "Dictionary",
     "Learner",
     "Step",
@@ -52,8 +53,17 @@ class Dictionary(Protocol):
     def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None: ...
 
 
-Choose = Callable[[Batch, Held], Tensor]
-"""(batch, memory) to slots of the memory [batch, k], -1 where there are fewer."""
+class Chosen(NamedTuple):
+    """Slots of the memory that take part in a step."""
+
+    own: Tensor
+    """For each query alone [queries, k], -1 where there are fewer."""
+    shared: Tensor
+    """For all queries [rows]."""
+
+
+Choose = Callable[[Batch, Held], Chosen]
+"""(batch, memory) to the slots that take part, by frozen, gradient-free scores or by chance."""
 
 
 class Union(NamedTuple):
@@ -63,12 +73,12 @@ class Union(NamedTuple):
     ids: Ids
     labels: Labels
     chosen: Tensor
-    """Which rows each query has selected [queries, rows]."""
+    """Which rows take part for each query [queries, rows]."""
     batch_size: int
 
     @property
     def mine(self) -> Tensor:
-        """Which rows count for each query: the batch's, and those it has selected [queries, rows]."""
+        """Which rows count for each query: the batch's, and those chosen for it [queries, rows]."""
         mine = self.chosen.clone()
         mine[:, : self.batch_size] = True
         return mine
@@ -125,7 +135,7 @@ def adapter_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Cho
         learner: FC layer, loss, optimiser and rule.
         batch: Frozen unit rows.
         memory: Of frozen features.
-        choose: The top-k over frozen, gradient-free scores.
+        choose: What of the memory takes part: top-k over frozen scores, or a sample.
 
     Returns:
         The loss and the look-up it came from.
@@ -243,26 +253,28 @@ def pairs_step(
 
 
 @torch.no_grad()
-def union_of(batch: Batch, held: Held, chosen: Tensor) -> Union:
+def union_of(batch: Batch, held: Held, chosen: Chosen) -> Union:
     """The batch's rows and the chosen ones of the memory, each item once.
 
     Args:
         batch: Comes first, in its order.
         held: The memory.
-        chosen: Slots [batch, k], -1 for none.
+        chosen: Slots of the memory.
 
     Returns:
         The `Union`; an item that is in the batch is not taken from the memory again.
     """
-    rows = torch.arange(len(chosen))[:, None].expand_as(chosen)[chosen >= 0]
-    slots = chosen[chosen >= 0]
+    queries = len(chosen.own)
+    rows = torch.arange(queries)[:, None].expand_as(chosen.own)[chosen.own >= 0]
+    slots = torch.cat([chosen.own[chosen.own >= 0], chosen.shared])
     in_batch, at = _find(batch.ids, held.ids[slots])
     ids, place = torch.unique(held.ids[slots[~in_batch]], return_inverse=True)
     slot = torch.empty_like(ids).scatter_(0, place, slots[~in_batch])  # any of an item's slots
     at[~in_batch] = len(batch.ids) + place
 
-    chosen_by = torch.zeros(len(chosen), len(batch.ids) + len(ids), dtype=torch.bool)
-    chosen_by[rows, at] = True
+    chosen_by = torch.zeros(queries, len(batch.ids) + len(ids), dtype=torch.bool)
+    chosen_by[rows, at[: len(rows)]] = True
+    chosen_by[:, at[len(rows) :]] = True
     return Union(
         torch.cat([batch.vectors, held.vectors[slot].to(batch.vectors.dtype)]),
         torch.cat([batch.ids, ids]),
