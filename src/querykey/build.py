@@ -76,7 +76,7 @@ def estimator(run: AdaptRun) -> Adapter:
     given |= {"fc": run.fc.kind, "start": None if run.fc.start == "auto" else run.fc.start}
     if run.loss is not None:
         options = run.loss.model_dump(exclude={"kind"}, exclude_none=True)
-        given |= {"loss": run.loss.kind, "loss_options": options or None}
+        given |= {"loss": None if run.loss.kind == "auto" else run.loss.kind, "loss_options": options or None}
     if run.memory is not None:
         given |= {"memory": run.memory.kind, **run.memory.model_dump(exclude={"kind"})}
     return Adapter(**{name: value for name, value in given.items() if value is not None})

@@ -81,11 +81,10 @@ class AdaptRun(Strict):
     @model_validator(mode="before")
     @classmethod
     def _fill_kinds(cls, run: Any) -> Any:
-        """`--set loss.temperature=0.1` is about the loss that the task has by itself."""
+        """`--set loss.temperature=0.1` is about the loss that the fit chooses."""
         if not isinstance(run, dict):
             return run
-        has_labels = run.get("labels") is not None or run.get("pairs")
-        own = {"loss": "info_nce" if has_labels else "score_distillation", "memory": "cross_batch"}
+        own = {"loss": "auto", "memory": "cross_batch"}
         filled = {name: {"kind": run[name]} for name in (*own, "fc") if isinstance(run.get(name), str)}
         for name, kind in own.items():
             if isinstance(run.get(name), dict):
@@ -96,7 +95,11 @@ class AdaptRun(Strict):
     def _check_task(self) -> "AdaptRun":
         if self.pairs and self.labels is not None:
             raise ValueError("pairs: cannot be fitted together with labels; choose one")
-        if self.loss is not None and self.task == "unlabelled" and self.loss.kind not in _LABEL_FREE:
+        if (
+            self.loss is not None
+            and self.task == "unlabelled"
+            and self.loss.kind not in ("auto", *_LABEL_FREE)
+        ):
             raise ValueError(
                 f"loss.kind: {self.loss.kind} needs labels or pairs; without them use one of "
                 f"{', '.join(_LABEL_FREE)}"

@@ -76,6 +76,9 @@ class Grammar:
     def _meant(self, location: Sequence[str], model: type[BaseModel]) -> str:
         """The nearest right spelling: in the same table, or else of a key in another."""
         wrong, own = location[-1], list(model.model_fields)
+        owners = [k for k, part in self.unions.get(location[0], {}).items() if wrong in part.model_fields]
+        if len(location) > 1 and owners:
+            return f" of this kind; set {location[0]}.kind to {' or '.join(owners)}"
         if get_close_matches(wrong, own, n=1):
             return _nearest(wrong, own)
         elsewhere = {key.rpartition(".")[2]: key for key, _ in reversed(list(self.rows()))}

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 __all__ = [
+    "NCA",
+    "AutoLoss",
     "Circle", "Contrastive", "Count", "CrossBatch", "FCLayerSettings", "InBatch", "InfoNCE", "Loss", "Memory",
     "MultiSimilarity", "NonNegative", "ScoreDifference", "ScoreDistillation", "Selection", "Strict",
     "Triplet",
@@ -19,6 +21,20 @@ class Strict(BaseModel):
     """Frozen, and strict: no unknown key, no text for a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class AutoLoss(Strict):
+    """The loss that the fit chooses for the data."""
+
+    kind: Literal["auto"] = "auto"
+    temperature: PositiveFloat | None = None
+
+
+class NCA(Strict):
+    """Tell some positive key of each query from its negatives."""
+
+    kind: Literal["nca"] = "nca"
+    temperature: PositiveFloat | None = None
 
 
 class InfoNCE(Strict):
@@ -93,8 +109,9 @@ class InBatch(Strict):
 
 
 class Selection(Strict):
-    """How many rows of the memory each query of a batch selects."""
+    """How many rows of the memory take part: drawn for all queries of a batch, and selected by each."""
 
+    sampled: Count | None = None
     negatives: Count | None = None
     positives: Count | None = None
     neighbours: PositiveInt | None = None
@@ -107,5 +124,15 @@ class FCLayerSettings(Strict):
     start: Literal["auto", "pca", "pca_centred", "identity", "orthogonal"] = "auto"
 
 
-Loss = InfoNCE | ScoreDistillation | ScoreDifference | Contrastive | Triplet | MultiSimilarity | Circle
+Loss = (
+    AutoLoss
+    | NCA
+    | InfoNCE
+    | ScoreDistillation
+    | ScoreDifference
+    | Contrastive
+    | Triplet
+    | MultiSimilarity
+    | Circle
+)
 Memory = CrossBatch | InBatch

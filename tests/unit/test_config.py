@@ -9,11 +9,12 @@ import pytest
 
 from querykey import config_parts, losses
 from querykey.config import AdaptRun, describe_settings, parse_run, parse_setting, read_run
-from querykey.config_parts import CrossBatch, InBatch, InfoNCE, Triplet
+from querykey.config_parts import AutoLoss, CrossBatch, InBatch, Triplet
 from querykey.errors import ConfigError, MissingPathError
 
-KINDS = "info_nce, score_distillation, score_difference, contrastive, triplet, multi_similarity, circle"
 FREE = "score_distillation, score_difference"
+KINDS = f"auto, nca, info_nce, {FREE}, contrastive, triplet, multi_similarity, circle"
+KIND = "no such key of this kind; set"
 MEANT = "no such key; did you mean"
 
 
@@ -52,10 +53,9 @@ def test_a_file_options_and_settings_the_later_win(tmp_path):
     assert run.memory == InBatch()
 
 
-def test_settings_without_a_kind_are_about_the_kind_the_task_has():
-    assert read_run(None, ["loss.temperature=0.1"]).loss.kind == "score_distillation"
-    assert read_run(None, ["loss.temperature=0.1"], labels="y").loss == InfoNCE(temperature=0.1)
-    assert read_run(None, ["loss.temperature=0.1"], pairs=True).loss == InfoNCE(temperature=0.1)
+def test_settings_without_a_kind_are_about_the_kind_the_fit_chooses():
+    for task in ({}, {"labels": "y"}, {"pairs": True}):
+        assert read_run(None, ["loss.temperature=0.1"], **task).loss == AutoLoss(temperature=0.1)
     assert read_run(None, ["memory.capacity=5"]).memory == CrossBatch(capacity=5)
 
 
@@ -104,6 +104,7 @@ def test_all_faults_stand_in_one_message():
     ("raw", "message"),
     [
         ({"pairs": True, "loss": {"temprature": 1}}, f"loss.temprature: {MEANT} temperature?"),
+        ({"pairs": True, "loss": {"margin": 1}}, f"loss.margin: {KIND} loss.kind to triplet or circle"),
         ({"stps": 3}, "stps: no such key; did you mean steps?"),
         ({"capacity": 3}, "capacity: no such key; did you mean memory.capacity?"),
         ({"fc": {"strat": "pca"}}, "fc.strat: no such key; did you mean start?"),
@@ -149,6 +150,9 @@ def test_the_list_of_settings_names_every_key_once_a_kind():
 
 @pytest.mark.parametrize("part", get_args(config_parts.Loss), ids=lambda part: part.__name__)
 def test_the_options_of_a_loss_are_those_of_its_function(part):
+    if part is AutoLoss:
+        assert set(part.model_fields) == {"kind", "temperature"}
+        return
     function = getattr(losses, part.model_fields["kind"].default)
     parameters = inspect.signature(function).parameters.values()
     own = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
