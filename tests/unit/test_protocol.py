@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from querykey.errors import DataError, RangeError, ShapeError
+from querykey.evaluation.examination import Examination
 from querykey.evaluation.intervals import paired_difference
 from querykey.evaluation.protocol import evaluate, evaluate_embeddings
 from querykey.evaluation.table import tabulate
@@ -60,6 +61,7 @@ def test_each_cell_is_the_mean_and_the_paired_difference_of_its_queries():
     assert cell.against["frozen"].mean == pytest.approx(wanted.mean)
     assert cell.against["frozen"].low == pytest.approx(wanted.low)
     assert set(cell.against) == {"frozen", "pca"}
+    assert set(table.cells["ours"]["overlap@10"].against) == {"pca"}
     assert set(table.cells["ours"]["kNN"].against) == {"frozen", "pca", "logistic_regression"}
 
 
@@ -140,6 +142,12 @@ def test_more_queries_than_wanted_are_drawn_the_same_for_all(make):
 def test_a_drawn_part_of_frozen_neighbours_is_still_itself():
     table = evaluate(Task(test=blobs(40, 0)[0]), {}, dim=3, protocol=Protocol(max_queries=9))
     assert table.per_query["frozen"]["overlap@10"].tolist() == [1.0] * 9
+
+
+def test_an_item_is_not_its_own_neighbour():
+    run = Examination(Task(test=blobs(30, 0)[0]), Protocol(max_queries=9))
+    assert run.frozen_neighbours.shape == (9, 10)
+    assert not (run.frozen_neighbours == run.asked[:, None]).any()
 
 
 def test_copies_of_an_item_are_not_its_neighbours():
