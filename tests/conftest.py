@@ -11,9 +11,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _few_threads():
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
-
-
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

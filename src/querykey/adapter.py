@@ -1,5 +1,6 @@
 """Adapter: the scikit-learn estimator on top of the adapter step."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,8 @@ from querykey.training.split import TrainingPairs, unit_rows
 __all__ = ["Adapter"]
 
 OVERLAP = 10
+MOST_ZERO = 0.05
+"""Share of rows without a direction that `fit` leaves out; more is an error."""
 
 
 class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -146,6 +149,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         vectors = self._rows(X, reset=True)
         labels = None if y is None else _labels(y, len(vectors))
+        if (kept := _not_zero(vectors)) is not None:
+            vectors, labels = vectors[kept], None if labels is None else labels[kept]
         return self._keep(fit_adapter(vectors, self._settings(), labels=labels, record=record), X)
 
     def fit_pairs(
@@ -179,6 +184,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 f"{len(queries)} queries and {len(documents)} documents: row i belongs to row i, so "
                 "there must be as many; or give pairs=[(query row, document row), ...]"
             )
+        for name, given in (("Q", queries), ("D", documents)):
+            require_finite_rows(given, what=name)
         rows = torch.arange(len(queries))
         numbers = torch.stack([rows, rows], dim=1) if pairs is None else torch.as_tensor(np.asarray(pairs))
         query_of, first_query = same_items(unit_rows(queries))
@@ -298,6 +305,11 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         adapter.n_features_in_ = saved.fc.width
         return adapter
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
     def _settings(self) -> AdapterSettings:
         given = {
             name: getattr(self, name) for name in AdapterSettings.__dataclass_fields__ if hasattr(self, name)
@@ -330,7 +342,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             checked = validate_data(
                 self, X, reset=reset, dtype=[np.float32, np.float64], ensure_min_samples=2 if reset else 1
             )
-            rows = torch.from_numpy(np.ascontiguousarray(checked, dtype=np.float32))
+            return torch.from_numpy(np.ascontiguousarray(checked, dtype=np.float32))  # zero rows: see `fit`
         require_finite_rows(rows, what="X")
         return rows
 
@@ -342,6 +354,20 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 f"the adapter was fitted on features of model {self.model_key_[:12]} and these are of "
                 f"{X.model_key[:12]}; embed with the same model, or pass any_model=True"
             )
+
+
+def _not_zero(rows: Tensor) -> Tensor | None:
+    """Which rows have a direction, where some have not; too many without are an error."""
+    kept = rows.any(dim=1)
+    zero = int((~kept).sum())
+    if zero == 0:
+        return None
+    if zero > MOST_ZERO * len(rows):
+        raise DataError(f"{zero} of {len(rows)} rows of X are zero and have no direction; take them out")
+    warnings.warn(
+        f"left {zero} of {len(rows)} rows out of training: they are zero", UserWarning, stacklevel=3
+    )
+    return kept
 
 
 def _labels(y: ArrayLike, rows: int) -> Tensor:

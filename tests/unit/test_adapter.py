@@ -1,5 +1,8 @@
 """The estimator: scikit-learn's own conformance suite, and what it does not ask."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,6 @@ from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from querykey import Adapter
 from querykey.data.features import features_from_array
@@ -23,10 +25,28 @@ from querykey.errors import (
 )
 
 
-@pytest.mark.filterwarnings("ignore:.*rows to train on. lowered.*:UserWarning")
-@parametrize_with_checks([Adapter(steps=3)])
-def test_scikit_learn(estimator, check):
-    check(estimator)
+def test_scikit_learns_conformance_suite_passes():
+    """In a process of its own: the suite passes types that the runtime type check of these tests refuses."""
+    script = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "from sklearn.utils.estimator_checks import check_estimator\n"
+        "from querykey import Adapter\n"
+        "checks = check_estimator(Adapter(steps=3))\n"
+        "assert len(checks) > 40, len(checks)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_row_of_zeros_is_left_out_with_a_warning_and_many_are_an_error():
+    X, y = blobs()
+    X[3] = 0
+    with pytest.warns(UserWarning, match="left 1 of 160 rows out of training: they are zero"):
+        adapter = Adapter(dim=4, steps=2, batch_size=32).fit(X, y)
+    assert np.isfinite(adapter.transform(X)).all()
+    X[:20] = 0
+    with pytest.raises(DataError, match="20 of 160 rows of X are zero and have no direction"):
+        Adapter(dim=4, steps=2, batch_size=32).fit(X, y)
 
 
 def blobs(classes=8, items=20, width=12, seed=0):
@@ -48,8 +68,16 @@ def test_rows_come_out_with_length_one_in_float32(fitted):
     np.testing.assert_allclose(np.linalg.norm(Z, axis=1), 1, atol=1e-6)
 
 
+def noisy(seed=0):
+    """Sixty classes in eight columns, hidden from the frozen rows by noise in sixteen others."""
+    draw = np.random.default_rng(seed)
+    y = np.repeat(np.arange(60), 20)
+    signal = draw.normal(size=(60, 8))[y] + 0.3 * draw.normal(size=(1200, 8))
+    return np.hstack([signal, 1.2 * draw.normal(size=(1200, 16))]), y
+
+
 def test_same_seed_same_bits():
-    X, y = blobs()
+    X, y = noisy()
     first, second, other = (
         Adapter(dim=4, steps=20, batch_size=32, seed=s).fit(X, y).transform(X) for s in (0, 0, 1)
     )
@@ -81,27 +109,23 @@ def test_clone_and_set_output(fitted):
 def test_labels_may_be_strings_and_unlabelled_rows_take_part():
     X, y = blobs()
     names = np.array(["abcdefgh"[c] for c in y])
-    by_name, by_number = (Adapter(dim=4, steps=10, batch_size=32).fit(X, labels) for labels in (names, y))
+    by_name, by_number = (Adapter(dim=4, steps=8, batch_size=32).fit(X, labels) for labels in (names, y))
     assert by_name.transform(X).tobytes() == by_number.transform(X).tobytes()
     some = np.where(np.arange(len(y)) % 3 == 0, -1, y)
-    assert Adapter(dim=4, steps=10, batch_size=32).fit(X, some).report_["steps_taken"] == 10
+    assert Adapter(dim=4, steps=8, batch_size=32).fit(X, some).report_["steps_taken"] == 8
 
 
 def test_a_class_of_one_item_serves_as_negatives():
     X, y = blobs()
     y = y.copy()
     y[:5] = np.arange(100, 105)
-    assert Adapter(dim=4, steps=10, batch_size=32).fit(X, y).report_["steps_taken"] == 10
+    assert Adapter(dim=4, steps=8, batch_size=32).fit(X, y).report_["steps_taken"] == 8
 
 
 def test_specialising_raises_recall_beyond_the_start():
-    """Classes that a noise of three times their own size hides from the frozen rows."""
-    draw = np.random.default_rng(0)
-    y = np.repeat(np.arange(30), 20)
-    signal = draw.normal(size=(30, 8))[y] + 0.3 * draw.normal(size=(600, 8))
-    X = np.hstack([signal, 3 * draw.normal(size=(600, 24))])
-    adapter = Adapter(dim=16, steps=200).fit(X[::2], y[::2])
-    start = Adapter(dim=16, steps=0).fit(X[::2], y[::2])
+    X, y = noisy()
+    adapter = Adapter(dim=24, steps=200, learning_rate=0.01).fit(X[::2], y[::2])
+    start = Adapter(dim=24, steps=0).fit(X[::2], y[::2])
     assert adapter.score(X[1::2], y[1::2]) > start.score(X[1::2], y[1::2]) + 0.2
 
 
@@ -118,8 +142,8 @@ def test_what_is_returned_is_never_worse_than_its_start_where_the_guard_looks():
 def test_pairs_bring_queries_to_their_documents():
     draw = np.random.default_rng(0)
     D = draw.normal(size=(400, 16))
-    Q = D @ np.linalg.qr(draw.normal(size=(16, 16)))[0] + 0.1 * draw.normal(size=D.shape)
-    adapter = Adapter(dim=16, fc="linear", steps=150, side="query").fit_pairs(Q[:300], D[:300])
+    Q = D * np.repeat([-1, 1], [6, 10]) + 0.1 * draw.normal(size=D.shape)  # six columns are turned round
+    adapter = Adapter(dim=16, steps=150, side="query", learning_rate=0.03).fit_pairs(Q[:300], D[:300])
 
     def hits(queries, documents):
         return float(((queries @ documents.T).argmax(1) == np.arange(len(queries))).mean())
@@ -176,10 +200,9 @@ def test_features_of_another_model_are_refused_unless_told():
 
 def test_the_data_clip_batch_and_k_with_one_warning():
     X, y = blobs(classes=3, items=4)
-    with pytest.warns(
-        UserWarning, match=r"12 rows to train on: lowered batch_size 128 to 12, negatives 32 to 11"
-    ) as seen:
-        Adapter(dim=4, steps=2).fit(X, y)
+    wanted = "12 rows to train on: lowered negatives 32 to 11, batch_size 128 to 12"
+    with pytest.warns(UserWarning, match=wanted) as seen:
+        Adapter(dim=4, steps=2, negatives=32).fit(X, y)
     assert len(seen) == 1
 
 
@@ -196,7 +219,6 @@ def test_dim_left_out_is_64_or_the_width():
         ({"batch_size": 1}, RangeError, "batch_size must be at least 2, got 1"),
         ({"capacity": 64}, RangeError, "capacity 64 is below batch_size 128"),
         ({"side": "query", "dim": 4}, ConfigError, 'side="query" leaves documents 12 wide'),
-        ({"loss": "nce"}, ConfigError, "loss must be one of info_nce"),
         ({"loss": "score_distillation"}, ConfigError, "keeps the frozen scores and takes no labels"),
         ({"loss": "circle", "loss_options": {"temperature": 1}}, ConfigError, "has no option temperature"),
     ],

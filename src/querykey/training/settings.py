@@ -31,8 +31,8 @@ class Defaults(NamedTuple):
 
 DEFAULTS: dict["Situation", Defaults] = {
     "unlabelled": Defaults("score_distillation", 0.05, 600, 0, 0, 0),
-    "broad classes": Defaults("nca", 0.07, 1500, 2048, 0, 0),
-    "fine classes": Defaults("info_nce", 0.07, 1500, 512, 8, 0),
+    "broad classes": Defaults("nca", 0.07, 1500, 1024, 0, 0),
+    "fine classes": Defaults("info_nce", 0.07, 1500, 512, 8, 4),
     "pairs": Defaults("info_nce", 0.05, 1500, 0, 32, 0),
 }
 """Few classes of many items are broad, and their labels noisy: one near positive will do, and the hardest
