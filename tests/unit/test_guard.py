@@ -1,0 +1,114 @@
+"""The guard, the split and what ends a run."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from querykey.training.fit_adapter import fit_adapter
+from querykey.training.guard import OverlapGuard, PairGuard, hold_out
+from querykey.training.health import collapse_reason
+from querykey.training.relevance import Relevance, same_items
+from querykey.training.settings import AdapterSettings
+from querykey.training.split import split_items
+
+
+def rows(n, width=8, seed=0):
+    return F.normalize(torch.randn(n, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_many_classes_are_held_out_whole_and_few_by_row():
+    fine, broad = torch.arange(400) // 4, torch.arange(400) % 4
+    held = hold_out(400, share=0.1, most=1000, labels=fine, seed=0)
+    assert not set(fine[held].tolist()) & set(fine[~torch.isin(torch.arange(400), held)].tolist())
+    held = hold_out(400, share=0.1, most=1000, labels=broad, seed=0)
+    assert len(held) == 40
+    assert set(broad[held].tolist()) == {0, 1, 2, 3}
+
+
+def test_a_few_rows_are_all_needed_for_training():
+    assert len(hold_out(39, share=0.1, most=1000, labels=None, seed=0)) == 0
+    split = split_items(rows(39), None, share=0.1, seed=0)
+    assert len(split.train) == 39
+    assert split.guard.score(lambda r: r) == 1.0
+
+
+def test_what_is_held_out_is_not_trained_on():
+    split = split_items(rows(200), torch.arange(200) % 3, share=0.2, seed=0)
+    assert len(split.train) == 160
+    held = rows(200)[~torch.isin(torch.arange(200), split.train)]
+    assert sorted(split.sample.sum(1).tolist()) == pytest.approx(sorted(held.sum(1).tolist()), abs=1e-6)
+
+
+def test_overlap_counts_the_neighbours_that_stay():
+    guard = OverlapGuard(rows(60), 20, k=5)
+    assert guard.score(lambda r: r) == 1.0
+    assert guard.score(lambda r: r @ torch.diag(torch.tensor([1.0] * 7 + [0.0]))) < 1.0
+
+
+def test_the_rank_of_the_first_right_document():
+    documents = torch.eye(4)
+    guard = PairGuard(
+        torch.tensor([[1.0, 0.9, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]), torch.tensor([0, 1]), documents,
+        torch.arange(4), Relevance(torch.tensor([0, 1]), torch.tensor([1, 2])), moves_documents=True,
+    )  # fmt: skip
+    assert guard.score(lambda r: r) == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_equal_and_near_equal_rows_share_an_id():
+    x = rows(5)
+    near = F.normalize(x[1:2] + 1e-4, dim=1)
+    ids, first = same_items(torch.cat([x, x[3:4], near]))
+    assert ids.tolist() == [0, 1, 2, 3, 4, 3, 1]
+    assert first.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_collapse_stops_the_run_with_its_reason_and_the_start_comes_back():
+    """A contrastive loss whose positives reach across all classes pulls everything onto one line."""
+    x = rows(200, width=16)
+    labels = torch.arange(200) % 2
+    settings = AdapterSettings(
+        dim=8, steps=200, batch_size=32, learning_rate=0.1, loss="contrastive", start="pca",
+        loss_options={"positive_margin": 1.0, "negative_margin": 0.999},
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="the rows have collapsed: effective rank"):
+        fitted = fit_adapter(x, settings, labels=labels)
+    assert fitted.report["stopped"].startswith("the rows have collapsed")
+    assert fitted.report["best"] >= fitted.report["start"]
+
+
+def test_reasons_to_stop():
+    assert collapse_reason({"loss": float("nan"), "effective_rank": 8.0}, 8.0) == (
+        "the loss is nan; lower the learning rate"
+    )
+    assert "effective rank 1.2, 9.0 before training" in (
+        collapse_reason({"loss": 1.0, "effective_rank": 1.2}, 9.0) or ""
+    )
+    assert collapse_reason({"loss": 1.0, "effective_rank": 6.0}, 9.0) is None
+
+
+def test_health_is_in_every_record_and_false_negatives_where_labels_allow():
+    labels = torch.arange(120) % 4
+    seen = fit_adapter(rows(120), AdapterSettings(dim=4, steps=25, batch_size=32), labels=labels).history
+    wanted = {"step", "guard", "loss", "positive_score", "negative_score", "gradient_norm", "memory_fill",
+              "age_mean", "age_max", "effective_rank", "false_negatives"}  # fmt: skip
+    assert all(wanted <= set(record) for record in seen)
+    assert all(record["memory_fill"] == 1.0 and record["false_negatives"] == 0.0 for record in seen)
+
+
+def test_a_small_memory_is_live_and_its_rows_grow_old():
+    x, labels = rows(300), torch.arange(300) % 4
+    settings = AdapterSettings(dim=4, steps=25, batch_size=32, capacity=96, prefill=False)
+    seen = fit_adapter(x, settings, labels=labels).history
+    assert seen[0]["memory_fill"] == pytest.approx(1 / 3)
+    assert seen[3]["memory_fill"] == 1.0
+    assert seen[3]["age_max"] == 2
+
+
+def test_memory_mapped_rows_are_not_written_to(tmp_path):
+
+    np.save(tmp_path / "x.npy", rows(100).numpy() * 3)
+    before = (tmp_path / "x.npy").read_bytes()
+    mapped = torch.from_numpy(np.load(tmp_path / "x.npy", mmap_mode="c"))
+    fit_adapter(mapped, AdapterSettings(dim=4, steps=10, batch_size=32, capacity=40))
+    assert (tmp_path / "x.npy").read_bytes() == before
