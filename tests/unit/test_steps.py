@@ -79,7 +79,7 @@ def by_hand(fc, data, memory_ids, batch_ids, k):
     chosen = {}
     for i in batch_ids:
         negatives = [j for j in memory_ids if y[j] != y[i]]
-        chosen[i] = sorted(set(negatives), key=lambda j: -float(x[i] @ x[j]))[:k]
+        chosen[i] = sorted(negatives, key=lambda j: -float(x[i] @ x[j]))[:k]
     union = set(batch_ids) | {j for i in batch_ids for j in chosen[i]}
     for i in batch_ids:
         positives = [j for j in union if y[j] == y[i] and j != i]
