@@ -1,0 +1,122 @@
+"""One labelled adapter step beside the cross-batch memory of pytorch-metric-learning.
+
+Both train a linear layer with rows of length 1 from 1280 to 256, with the same optimiser, on batches
+of 128 with 7,500 rows in memory: ours of frozen features, theirs of projections, as each works.
+"""
+
+import itertools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timing import Row, in_turns, median_ratio
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from querykey.data.batches import UniformBatches
+from querykey.encoders.heads import FCLayer
+from querykey.training.course import course_of_items
+from querykey.training.settings import AdapterSettings, resolve
+
+ROWS, WIDTH, DIM, CLASSES, BATCH = 7_500, 1280, 256, 77, 128
+STEPS, REPEATS = 10, 9
+PEER = "pytorch-metric-learning"
+BOTH, QUERY = "gradient through both sides", "gradient through the query side"
+
+OURS: dict[str, tuple[dict[str, Any], float | None]] = {
+    f"info_nce, k = 8, {BOTH}": ({"loss": "info_nce", "negatives": 8}, 6.0),
+    f"multi_similarity, k = 8, {BOTH}": ({"loss": "multi_similarity", "negatives": 8}, 6.0),
+    f"info_nce, k = 8, {QUERY}": ({"loss": "info_nce", "negatives": 8, "both_sides": False}, 10.0),
+    f"multi_similarity, k = 8, {QUERY}": (
+        {"loss": "multi_similarity", "negatives": 8, "both_sides": False},
+        10.0,
+    ),
+    "the defaults for these classes: nca, 2,048 sampled": ({"sampled": None}, None),
+    "the defaults for many classes: info_nce, k = 8, 512 sampled": (
+        {"loss": "info_nce", "negatives": 8, "sampled": 512},
+        None,
+    ),
+}
+"""Settings of each course, and how many times the peer's steps per second it should take."""
+
+
+def rows_and_labels() -> tuple[Tensor, Tensor]:
+    """Unit rows around a centre for each class, near enough to each other for hard negatives."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(ROWS) % CLASSES
+    centres = torch.randn(CLASSES, WIDTH, generator=draw)
+    return F.normalize(centres[labels] + torch.randn(ROWS, WIDTH, generator=draw), dim=1), labels
+
+
+def our_steps(rows: Tensor, labels: Tensor, chosen: dict[str, Any]) -> Callable[[], None]:
+    """The course that `fit_adapter` takes with these settings."""
+    settings = AdapterSettings(
+        **{"sampled": 0, "positives": 0, "negatives": 0, "dim": DIM, "batch_size": BATCH, **chosen}
+    )
+    settings = resolve(settings, situation="broad classes", items=ROWS, width=WIDTH)
+    fc = FCLayer(WIDTH, DIM)
+    fc.start_("pca", rows)
+    course, numbers = course_of_items(fc, settings, rows, torch.arange(ROWS), labels), itertools.count()
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            course.take(next(numbers))
+
+    return steps
+
+
+def their_steps(rows: Tensor, labels: Tensor) -> Callable[[], None]:
+    """Cross-batch memory of projections, multi-similarity loss and its miner, all rows in memory."""
+    from pytorch_metric_learning.losses import CrossBatchMemory, MultiSimilarityLoss
+    from pytorch_metric_learning.miners import MultiSimilarityMiner
+
+    layer = nn.Linear(WIDTH, DIM)
+    with torch.no_grad():
+        start = FCLayer(WIDTH, DIM)
+        start.start_("pca", rows)
+        layer.weight.copy_(start.weight)
+        layer.bias.zero_()
+    loss = CrossBatchMemory(MultiSimilarityLoss(), DIM, memory_size=ROWS, miner=MultiSimilarityMiner())
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
+    with torch.no_grad():
+        for ids in torch.arange(ROWS).split(BATCH):
+            loss.add_to_memory(F.normalize(layer(rows[ids]), dim=1), labels[ids], len(ids))
+    assert loss.has_been_filled
+    batches, numbers = UniformBatches(ROWS, batch_size=BATCH, seed=0), itertools.count()
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            ids = batches(next(numbers))
+            value = loss(F.normalize(layer(rows[ids]), dim=1), labels[ids])
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+
+    return steps
+
+
+def measure() -> list[Row]:
+    """Steps per second of each course by the peer's."""
+    rows, labels = rows_and_labels()
+    contenders = {name: our_steps(rows, labels, chosen) for name, (chosen, _) in OURS.items()}
+    seconds = in_turns({PEER: their_steps(rows, labels), **contenders}, REPEATS)
+    step = {name: round(1000 * statistics.median(taken) / STEPS, 2) for name, taken in seconds.items()}
+    table = []
+    for name, (_, target) in OURS.items():
+        ratio = median_ratio(seconds[PEER], seconds[name])
+        table.append(
+            Row(
+                f"steps per second by the peer's: {name}",
+                ratio,
+                "" if target is None else f"at least {target:g}",
+                None if target is None else ratio >= target,
+                {"step_ms": step[name], "peer_step_ms": step[PEER]},
+            )
+        )
+    return table
+
+
+if __name__ == "__main__":
+    for row in measure():
+        print(row)

@@ -1,0 +1,70 @@
+"""Measure speed and memory beside the peers; print a table and write results.json beside this file.
+
+Usage: python benchmarks/run.py [adapter_step] [cost_against_n] [nearest] [start_up]
+"""
+
+import json
+import os
+import platform
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from timing import Row
+
+BENCHMARKS = ("start_up", "nearest", "adapter_step", "cost_against_n")
+RESULTS = Path(__file__).with_name("results.json")
+PACKAGES = ("torch", "numpy", "faiss-cpu", "pytorch-metric-learning")
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on, and how busy that was."""
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "processors": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def show(rows: list[Row], about: dict[str, Any]) -> None:
+    """The table."""
+    table = Table(
+        title=f"{about['processor']}, {about['torch_threads']} threads, load {about['load_at_start']}"
+    )
+    for column in ("what", "ratio", "target", "met", "made of"):
+        table.add_column(column, justify="right" if column == "ratio" else "left", overflow="fold")
+    for row in rows:
+        met = {True: "yes", False: "no", None: ""}[row.is_met]
+        table.add_row(row.what, f"{row.ratio:.2f}", row.target, met, json.dumps(row.figures))
+    Console(width=150).print(table)
+
+
+def main(names: list[str]) -> None:
+    """Run the named benchmarks, or all; what was not run keeps its last result."""
+    if unknown := sorted(set(names) - set(BENCHMARKS)):
+        sys.exit(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    written = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in names or BENCHMARKS:
+        about = machine()
+        rows: list[Row] = import_module(name).measure()
+        show(rows, about)
+        written[name] = {"machine": about, "rows": [row._asdict() for row in rows]}
+    ordered = {name: written[name] for name in BENCHMARKS if name in written}
+    RESULTS.write_text(json.dumps(ordered, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
