@@ -1,7 +1,6 @@
 """Adapter: the scikit-learn estimator on top of the adapter step."""
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,29 +8,26 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from querykey.data.arrays import require_finite_rows
 from querykey.data.features import Features
-from querykey.data.labels import number_labels
 from querykey.encoders.heads import FCKind, Start
-from querykey.errors import DataError, ModelMismatchError, ShapeError
+from querykey.errors import DataError, ModelMismatchError
 from querykey.evaluation.geometry import neighbour_overlap
 from querykey.nearest import nearest
+from querykey.training.estimator_rows import labels_of, rows_of, rows_with_direction
 from querykey.training.fit_adapter import Fitted, Record, fit_adapter
 from querykey.training.guard import in_blocks
 from querykey.training.objectives import LossName
-from querykey.training.relevance import same_items
 from querykey.training.saved import SavedAdapter, read_saved, write_saved
 from querykey.training.settings import AdapterSettings
-from querykey.training.split import TrainingPairs, unit_rows
+from querykey.training.split import distinct_pairs, unit_rows
 
 __all__ = ["Adapter"]
 
 OVERLAP = 10
-MOST_ZERO = 0.05
-"""Share of rows without a direction that `fit` leaves out; more is an error."""
 
 
 class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -61,17 +57,15 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         side: "query": documents stay as they are in their index, only queries are transformed.
         steps: Optimiser steps; None: 600 without labels, 1,500 with, fewer for small data.
         batch_size: Items a step, clipped to the data.
-        learning_rate: AdamW's peak rate; cosine to 0.
-        weight_decay: AdamW's.
+        learning_rate: AdamW's peak rate; cosine to 0. Also: weight_decay.
         held_out: Share of the data that the guard keeps back.
         patience: Looks of the guard (25 in a run) without a better score before training stops.
         seed: Same seed, data and threads: same bits.
 
     Attributes:
-        fc_: The trained `FCLayer`.
-        settings_: `AdapterSettings` as resolved for the data.
-        report_: Guard scores of start and result, whether training helped, why it stopped.
-        history_: A record for each look of the guard.
+        fc_: The trained `FCLayer`; settings_: `AdapterSettings` as resolved for the data.
+        report_: Guard scores of start and result, whether training helped, why it stopped; history_: a
+            record for each look of the guard.
         model_key_: Of the model whose features it was fitted on; "" where none is known.
         n_features_in_: Width of the frozen rows.
 
@@ -147,9 +141,9 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             DataError: If there is nothing to learn from.
             RangeError: If a setting is outside its range.
         """
-        vectors = self._rows(X, reset=True)
-        labels = None if y is None else _labels(y, len(vectors))
-        if (kept := _not_zero(vectors)) is not None:
+        vectors = rows_of(self, X, reset=True)
+        labels = None if y is None else labels_of(y, len(vectors))
+        if (kept := rows_with_direction(vectors)) is not None:
             vectors, labels = vectors[kept], None if labels is None else labels[kept]
         return self._keep(fit_adapter(vectors, self._settings(), labels=labels, record=record), X)
 
@@ -178,24 +172,11 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Raises:
             ShapeError: If the widths differ, or the rows where no pairs are given.
         """
-        documents, queries = self._rows(D, reset=True), self._rows(Q, reset=False)
-        if pairs is None and len(queries) != len(documents):
-            raise ShapeError(
-                f"{len(queries)} queries and {len(documents)} documents: row i belongs to row i, so "
-                "there must be as many; or give pairs=[(query row, document row), ...]"
-            )
+        documents, queries = rows_of(self, D, reset=True), rows_of(self, Q, reset=False)
         for name, given in (("Q", queries), ("D", documents)):
             require_finite_rows(given, what=name)
-        rows = torch.arange(len(queries))
-        numbers = torch.stack([rows, rows], dim=1) if pairs is None else torch.as_tensor(np.asarray(pairs))
-        query_of, first_query = same_items(unit_rows(queries))
-        document_of, first_document = same_items(unit_rows(documents))
-        linked = torch.stack([query_of[numbers[:, 0]], document_of[numbers[:, 1]]], dim=1)
-        linked = torch.unique(linked, dim=0)
-        training = TrainingPairs(queries[first_query], linked[:, 0], linked[:, 1])
-        return self._keep(
-            fit_adapter(documents[first_document], self._settings(), pairs=training, record=record), D
-        )
+        documents, training = distinct_pairs(queries, documents, pairs)
+        return self._keep(fit_adapter(documents, self._settings(), pairs=training, record=record), D)
 
     def transform(
         self, X: ArrayLike | Tensor | Features, *, any_model: bool = False
@@ -212,29 +193,14 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Raises:
             ModelMismatchError: If the features are of another model.
         """
-        check_is_fitted(self)
-        self._check_model(X, any_model=any_model)
-        rows = self._adapted(self._rows(X, reset=False))
-        return rows if isinstance(X, Tensor) else rows.numpy()
+        return self._moved(X, self._adapted, any_model=any_model)
 
     def transform_documents(
         self, X: ArrayLike | Tensor | Features, *, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
-        """Adapt rows of documents: with side="query" they are only scaled to length 1.
-
-        Args:
-            X: Rows of the same frozen model [rows, width].
-            any_model: Take features of another model of the same width.
-
-        Returns:
-            Unit rows, float32; a tensor for a tensor, an array otherwise.
-        """
-        if self.side == "both":
-            return self.transform(X, any_model=any_model)
-        check_is_fitted(self)
-        self._check_model(X, any_model=any_model)
-        rows = unit_rows(self._rows(X, reset=False))
-        return rows if isinstance(X, Tensor) else rows.numpy()
+        """Like `transform`, for documents: with side="query" they are only scaled to length 1."""
+        move = self._adapted if self.side == "both" else unit_rows
+        return self._moved(X, move, any_model=any_model)
 
     def score(self, X: ArrayLike | Tensor | Features, y: ArrayLike | None = None) -> float:
         """Recall@1 among these rows with labels; overlap with the frozen top 10 without.
@@ -250,13 +216,13 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             DataError: If no row's class is there twice.
         """
         check_is_fitted(self)
-        frozen = self._rows(X, reset=False)
+        frozen = rows_of(self, X, reset=False)
         rows, ids = self._adapted(frozen), torch.arange(len(frozen))
         if y is None:
             k = min(OVERLAP, len(rows) - 1)
             now, then = (nearest(r, r, k, query_ids=ids, key_ids=ids)[1] for r in (rows, frozen))
             return float(neighbour_overlap(now, then).mean())
-        labels = _labels(y, len(rows))
+        labels = labels_of(y, len(rows))
         classes, counts = torch.unique(labels[labels >= 0], return_counts=True)
         asked = torch.isin(labels, classes[counts > 1])
         if not asked.any():
@@ -267,20 +233,13 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def save(self, folder: str | Path) -> None:
         """Write the adapter as safetensors and JSON into a new folder.
 
-        Args:
-            folder: Must not exist yet, or be empty.
-
         Raises:
-            OutputExistsError: If something is there.
+            OutputExistsError: If the folder is there and not empty.
         """
         write_saved(self.saved(), folder)
 
     def saved(self) -> SavedAdapter:
-        """What `save` writes.
-
-        Returns:
-            FC layer, settings, report and model key.
-        """
+        """What `save` writes."""
         check_is_fitted(self)
         return SavedAdapter(self.fc_, self.settings_, self.report_, self.model_key_)
 
@@ -329,49 +288,15 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _adapted(self, rows: Tensor) -> Tensor:
         return in_blocks(lambda block: self.fc_(unit_rows(block)), rows)
 
-    def _rows(self, X: ArrayLike | Tensor | Features, *, reset: bool) -> Tensor:
-        if isinstance(X, Features | Tensor):
-            rows = X.vectors if isinstance(X, Features) else X.detach()
-            if reset:
-                self.n_features_in_ = rows.shape[1]
-            elif rows.shape[1] != self.n_features_in_:
-                raise ShapeError(
-                    f"rows are {rows.shape[1]} wide; the adapter was fitted on {self.n_features_in_}"
-                )
-        else:
-            checked = validate_data(
-                self, X, reset=reset, dtype=[np.float32, np.float64], ensure_min_samples=2 if reset else 1
-            )
-            return torch.from_numpy(np.ascontiguousarray(checked, dtype=np.float32))  # zero rows: see `fit`
-        require_finite_rows(rows, what="X")
-        return rows
-
-    def _check_model(self, X: object, *, any_model: bool) -> None:
-        if any_model or not isinstance(X, Features) or not self.model_key_ or not X.model_key:
-            return
-        if X.model_key != self.model_key_:
+    def _moved(
+        self, X: ArrayLike | Tensor | Features, move: Callable[[Tensor], Tensor], *, any_model: bool
+    ) -> NDArray[np.float32] | Tensor:
+        check_is_fitted(self)
+        theirs = X.model_key if isinstance(X, Features) else ""
+        if theirs and self.model_key_ and theirs != self.model_key_ and not any_model:
             raise ModelMismatchError(
                 f"the adapter was fitted on features of model {self.model_key_[:12]} and these are of "
-                f"{X.model_key[:12]}; embed with the same model, or pass any_model=True"
+                f"{theirs[:12]}; embed with the same model, or pass any_model=True"
             )
-
-
-def _not_zero(rows: Tensor) -> Tensor | None:
-    """Which rows have a direction, where some have not; too many without are an error."""
-    kept = rows.any(dim=1)
-    zero = int((~kept).sum())
-    if zero == 0:
-        return None
-    if zero > MOST_ZERO * len(rows):
-        raise DataError(f"{zero} of {len(rows)} rows of X are zero and have no direction; take them out")
-    warnings.warn(
-        f"left {zero} of {len(rows)} rows out of training: they are zero", UserWarning, stacklevel=3
-    )
-    return kept
-
-
-def _labels(y: ArrayLike, rows: int) -> Tensor:
-    values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
-    if values.shape != (rows,):
-        raise ShapeError(f"y has shape {values.shape} for {rows} rows; one label for each row is needed")
-    return torch.from_numpy(number_labels(values, what="y")[0])
+        rows = move(rows_of(self, X, reset=False))
+        return rows if isinstance(X, Tensor) else rows.numpy()

@@ -12,14 +12,12 @@ from querykey.lookup import PairRule, look_up
 from querykey.select import top_k
 from querykey.training.objectives import objective
 from querykey.training.steps import (
-    Batch,
-    Chosen,
     Learner,
     adapter_step,
     distillation_step,
     projections_step,
-    union_of,
 )
+from querykey.training.union import Batch, Chosen, union_of
 
 NONE = torch.empty(0, dtype=torch.int64)
 

@@ -22,9 +22,7 @@ from querykey.training.split import TrainingPairs, unit_rows
 from querykey.training.steps import (
     ID_RULE,
     LABEL_RULE,
-    Batch,
     Choose,
-    Chosen,
     Dictionary,
     Learner,
     Step,
@@ -33,6 +31,7 @@ from querykey.training.steps import (
     pairs_step,
     projections_step,
 )
+from querykey.training.union import Batch, Chosen
 from querykey.types import FrozenRows, Labels, Numbers
 
 __all__ = ["Course", "course_of_items", "course_of_pairs"]
@@ -78,7 +77,7 @@ class Pool:
 
     def batch(self, ids: Numbers) -> Batch:
         """The rows with these numbers."""
-        vectors = unit_rows(self.vectors, self.rows[ids]) if self.kept is None else self.kept[ids]
+        vectors = unit_rows(self.vectors, self.rows[ids]) if self.kept is None else self.kept.index_select(0, ids)
         return Batch(vectors, ids, self.labels[ids])
 
 

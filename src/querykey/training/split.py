@@ -4,15 +4,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
-from querykey.errors import DataError
+from querykey.errors import DataError, ShapeError
 from querykey.training.guard import Guard, LabelGuard, OverlapGuard, PairGuard, hold_out
-from querykey.training.relevance import Relevance
-from querykey.types import FrozenRows, Labels, Numbers
+from querykey.training.relevance import Relevance, same_items
+from querykey.types import FrozenRows, Keys, Labels, Numbers, Queries
 
-__all__ = ["Split", "TrainingPairs", "split_items", "split_pairs", "unit_rows"]
+__all__ = [
+    "Split",
+    "TrainingPairs",
+    "check_labels",
+    "distinct_pairs",
+    "split_items",
+    "split_pairs",
+    "unit_rows",
+]
 
 GUARD_ROWS = 20_000
 """Rows among which the guard looks for neighbours, at the most."""
@@ -127,6 +136,46 @@ def split_pairs(
         moves_documents,
     )
     return Split(train, guard, guard.queries)
+
+
+def distinct_pairs(
+    queries: Queries, documents: Keys, pairs: ArrayLike | None
+) -> tuple[Tensor, TrainingPairs]:
+    """Name each query and each document once: equal and near-equal rows are one.
+
+    Args:
+        queries: Frozen rows of queries [queries, width].
+        documents: Frozen rows of documents [documents, width].
+        pairs: (query row, document row) [pairs, 2]; row i with row i where None.
+
+    Returns:
+        (the distinct documents, the pairs of distinct queries and documents).
+
+    Raises:
+        ShapeError: If rows do not match, or pairs name rows that are not there.
+    """
+    rows = torch.arange(len(queries))
+    numbers = torch.stack([rows, rows], dim=1) if pairs is None else torch.as_tensor(np.asarray(pairs))
+    if pairs is None and len(queries) != len(documents):
+        raise ShapeError(
+            f"{len(queries)} queries and {len(documents)} documents: row i belongs to row i, so "
+            "there must be as many; or give pairs=[(query row, document row), ...]"
+        )
+    if numbers.ndim != 2 or numbers.shape[1] != 2 or numbers.is_floating_point() or len(numbers) == 0:
+        raise ShapeError(
+            "pairs must be rows of (query row, document row) as whole numbers, "
+            f"got shape {list(numbers.shape)}"
+        )
+    if bool((numbers < 0).any() | (numbers >= torch.tensor([len(queries), len(documents)])).any()):
+        raise ShapeError(
+            f"pairs name rows that are not there; queries have rows 0 to {len(queries) - 1}, documents 0 to "
+            f"{len(documents) - 1}"
+        )
+    query_of, first_query = same_items(unit_rows(queries))
+    document_of, first_document = same_items(unit_rows(documents))
+    linked = torch.stack([query_of[numbers[:, 0]], document_of[numbers[:, 1]]], dim=1)
+    linked = torch.unique(linked, dim=0)
+    return documents[first_document], TrainingPairs(queries[first_query], linked[:, 0], linked[:, 1])
 
 
 def check_labels(labels: Labels, items: int) -> None:

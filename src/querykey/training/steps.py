@@ -14,33 +14,22 @@ from querykey.dictionaries.rows import Held
 from querykey.lookup import DensePairs, Lookup, PairRule, look_up
 from querykey.training.objectives import Objective
 from querykey.training.relevance import Relevance
+from querykey.training.union import Batch, Chosen, Union, union_of
 from querykey.types import Ids, Labels, Rows
 
 __all__ = [
-    "Batch",
     "Choose",
-    "Chosen",
     "Dictionary",
     "Learner",
     "Step",
-    "Union",
     "adapter_step",
     "distillation_step",
     "pairs_step",
     "projections_step",
-    "union_of",
 ]
 
 ID_RULE = PairRule(positive="id", same_id="masked")
 LABEL_RULE = PairRule(positive="label", same_id="masked")
-
-
-class Batch(NamedTuple):
-    """Frozen rows of this step, each with its item id and label."""
-
-    vectors: Rows
-    ids: Ids
-    labels: Labels
 
 
 @runtime_checkable
@@ -53,35 +42,8 @@ class Dictionary(Protocol):
     def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None: ...
 
 
-class Chosen(NamedTuple):
-    """Slots of the memory that take part in a step."""
-
-    own: Tensor
-    """For each query alone [queries, k], -1 where there are fewer."""
-    shared: Tensor
-    """For all queries [rows]."""
-
-
 Choose = Callable[[Batch, Held], Chosen]
 """(batch, memory) to the slots that take part, by frozen, gradient-free scores or by chance."""
-
-
-class Union(NamedTuple):
-    """The batch and the rows selected for it, each item once; the batch comes first."""
-
-    vectors: Rows
-    ids: Ids
-    labels: Labels
-    chosen: Tensor
-    """Which rows take part for each query [queries, rows]."""
-    batch_size: int
-
-    @property
-    def mine(self) -> Tensor:
-        """Which rows count for each query: the batch's, and those chosen for it [queries, rows]."""
-        mine = self.chosen.clone()
-        mine[:, : self.batch_size] = True
-        return mine
 
 
 class Step(NamedTuple):
@@ -250,45 +212,6 @@ def pairs_step(
     back = Lookup(keys[: len(documents.ids)], asked, DensePairs(own, ~own))
     losses = [_mean_of(learner.objective.loss(side), side.positive) for side in (lookup, back)]
     return learner.descend(*losses, lookup=lookup, labels=labels)
-
-
-@torch.no_grad()
-def union_of(batch: Batch, held: Held, chosen: Chosen) -> Union:
-    """The batch's rows and the chosen ones of the memory, each item once.
-
-    Args:
-        batch: Comes first, in its order.
-        held: The memory.
-        chosen: Slots of the memory.
-
-    Returns:
-        The `Union`; an item that is in the batch is not taken from the memory again.
-    """
-    queries = len(chosen.own)
-    rows = torch.arange(queries)[:, None].expand_as(chosen.own)[chosen.own >= 0]
-    slots = torch.cat([chosen.own[chosen.own >= 0], chosen.shared])
-    in_batch, at = _find(batch.ids, held.ids[slots])
-    ids, place = torch.unique(held.ids[slots[~in_batch]], return_inverse=True)
-    slot = torch.empty_like(ids).scatter_(0, place, slots[~in_batch])  # any of an item's slots
-    at[~in_batch] = len(batch.ids) + place
-
-    chosen_by = torch.zeros(queries, len(batch.ids) + len(ids), dtype=torch.bool)
-    chosen_by[rows, at[: len(rows)]] = True
-    chosen_by[:, at[len(rows) :]] = True
-    return Union(
-        torch.cat([batch.vectors, held.vectors[slot].to(batch.vectors.dtype)]),
-        torch.cat([batch.ids, ids]),
-        torch.cat([batch.labels, held.labels[slot]]),
-        chosen_by,
-        len(batch.ids),
-    )
-
-
-def _find(among: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each wanted id is among these, and where."""
-    ids, order = among.sort()
-    at = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
-    return ids[at] == wanted, order[at]
 
 
 def _look_up_union(queries: Tensor, keys: Tensor, batch: Batch, union: Union, rule: PairRule) -> Lookup:

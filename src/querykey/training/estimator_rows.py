@@ -1,0 +1,98 @@
+"""What the estimator is given, as tensors: rows of arrays, tensors and features; labels of any type."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+
+from querykey.data.arrays import require_finite_rows
+from querykey.data.features import Features
+from querykey.data.labels import number_labels
+from querykey.errors import DataError, ShapeError
+from querykey.types import FrozenRows
+
+__all__ = ["labels_of", "rows_of", "rows_with_direction"]
+
+MOST_ZERO = 0.05
+"""Share of rows without a direction that are left out; more is an error."""
+
+
+def rows_of(estimator: Any, X: ArrayLike | Tensor | Features, *, reset: bool) -> Tensor:
+    """Rows as a tensor, checked; an array by scikit-learn's own rules.
+
+    Args:
+        estimator: Whose `n_features_in_` is set or compared.
+        X: Rows [rows, width].
+        reset: Whether this is a fit.
+
+    Returns:
+        [rows, width]; float32 for an array, as it is otherwise. An array may hold rows of zeros.
+
+    Raises:
+        ShapeError: If the width is not that of the fit.
+        DataError: If rows are NaN, infinite or zero.
+    """
+    if not isinstance(X, Features | Tensor):
+        checked = validate_data(
+            estimator, X, reset=reset, dtype=[np.float32, np.float64], ensure_min_samples=2 if reset else 1
+        )
+        return torch.from_numpy(np.ascontiguousarray(checked, dtype=np.float32))
+    rows = X.vectors if isinstance(X, Features) else X.detach()
+    if rows.ndim != 2:
+        raise ShapeError(f"rows must be a matrix [rows, width], got shape {list(rows.shape)}")
+    if reset:
+        estimator.n_features_in_ = rows.shape[1]
+    elif rows.shape[1] != estimator.n_features_in_:
+        raise ShapeError(
+            f"rows are {rows.shape[1]} wide; the adapter was fitted on {estimator.n_features_in_}"
+        )
+    require_finite_rows(rows, what="X")
+    return rows
+
+
+def rows_with_direction(rows: FrozenRows) -> Tensor | None:
+    """Which rows are not zero, where some are; says how many are left out.
+
+    Args:
+        rows: [rows, width].
+
+    Returns:
+        A mask [rows], or None where all have a direction.
+
+    Raises:
+        DataError: If more than one in twenty is zero.
+    """
+    kept = rows.any(dim=1)
+    zero = int((~kept).sum())
+    if zero == 0:
+        return None
+    if zero > MOST_ZERO * len(rows):
+        raise DataError(f"{zero} of {len(rows)} rows of X are zero and have no direction; take them out")
+    warnings.warn(
+        f"left {zero} of {len(rows)} rows out of training: they are zero", UserWarning, stacklevel=3
+    )
+    return kept
+
+
+def labels_of(y: ArrayLike, rows: int) -> Tensor:
+    """Labels of any type as numbers, -1 where unknown.
+
+    Args:
+        y: One a row.
+        rows: How many there must be.
+
+    Returns:
+        int64 [rows].
+
+    Raises:
+        ShapeError: If there are not as many.
+        DataError: If they are no classes.
+    """
+    values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    if values.shape != (rows,):
+        raise ShapeError(f"y has shape {values.shape} for {rows} rows; one label for each row is needed")
+    return torch.from_numpy(number_labels(values, what="y")[0])
