@@ -58,8 +58,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         steps: Optimiser steps; None: 600 without labels, 1,500 with, fewer for small data.
         batch_size: Items a step, clipped to the data.
         learning_rate: AdamW's peak rate; cosine to 0. Also: weight_decay.
-        held_out: Share of the data that the guard keeps back.
-        patience: Looks of the guard (25 in a run) without a better score before training stops.
+        held_out: Share that the guard keeps back; patience: its looks (25 a run) without a better score.
         seed: Same seed, data and threads: same bits.
 
     Attributes:
@@ -217,9 +216,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         frozen = rows_of(self, X, reset=False)
-        rows, ids = self._adapted(frozen), torch.arange(len(frozen))
+        rows, ids, k = self._adapted(frozen), torch.arange(len(frozen)), min(OVERLAP, len(frozen) - 1)
         if y is None:
-            k = min(OVERLAP, len(rows) - 1)
             now, then = (nearest(r, r, k, query_ids=ids, key_ids=ids)[1] for r in (rows, frozen))
             return float(neighbour_overlap(now, then).mean())
         labels = labels_of(y, len(rows))

@@ -131,7 +131,16 @@ Maker = Embedded | Callable[[], Embedded]
 
 
 def embed(task: Task, items: Transform, queries: Transform | None = None) -> Embedded:
-    """Embed a task's frozen rows: one function for items, and another for queries where they differ."""
+    """Embed a task's frozen rows.
+
+    Args:
+        task: What is evaluated.
+        items: From frozen rows to adapted ones.
+        queries: The same for queries, where they differ.
+
+    Returns:
+        Test, train (where it has a part in the scores) and query rows.
+    """
     side = items if queries is None else queries
     return Embedded(
         test=items(task.test),
