@@ -51,6 +51,8 @@ come with the packages that `pip install 'querykey[results]'` brings. Features a
 it was. Remove `results/` to start afresh.
 """
 MISTAKE = 2
+WORDS = ("method", "task", "question", "compared", "rule", "verdict", "frozen model", "kNN")
+"""Columns that stand to the left."""
 
 
 def report(records: Sequence[Record]) -> str:
@@ -106,7 +108,7 @@ def _table(task: Comparison, metric: str) -> str:
     """One metric of all methods, beside the references."""
     measured = [m for m in task.methods if task.values(m["name"], metric) is not None]
     references = [r for r in task.plan["references"] if task.values(r, metric) is not None]
-    head = [metric, "mean [95%]", *(f"minus {task.label(r)}" for r in references), "seeds", "fit"]
+    head = ["method", f"{metric} [95%]", *(f"minus {task.label(r)}" for r in references), "seeds", "fit"]
     columns = [task.values(m["name"], metric) for m in measured]
     columns += [task.apart(m["name"], r, metric) for m in measured for r in references]
     found = intervals(columns)
@@ -168,7 +170,7 @@ def _protocol(tasks: Sequence[Comparison]) -> str:
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return "Nothing is measured yet.\n"
-    marks = ["---", *("---:" if name != "question" else "---" for name in head[1:])]
+    marks = ["---" if name in WORDS else "---:" for name in head]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, marks, *rows]) + "\n"
 
 
@@ -179,13 +181,14 @@ def _mean(interval: "Interval | None") -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}"
+    return f"{round(value, 3) + 0.0:.3f}"  # never -0.000
 
 
 def _difference(interval: "Interval | None") -> str:
     if interval is None:
         return ""
-    text = f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+    mean, low, high = (round(value, 4) + 0.0 for value in (interval.mean, interval.low, interval.high))
+    text = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     return f"**{text}**" if interval.excludes_zero else text
 
 
