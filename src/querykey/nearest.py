@@ -164,7 +164,8 @@ def _nearest_of(
 
 def exact_scores(queries: Tensor, keys: Tensor, candidates: Tensor, score: Score) -> Tensor:
     """Scores of queries [n, dim] with their own candidates [n, c], summed in float64: [n, c]."""
-    chosen = keys[candidates.clamp(min=0)].float()  # [n, c, dim]
+    chosen = keys.index_select(0, candidates.clamp(min=0).flatten())
+    chosen = chosen.float().view(*candidates.shape, keys.shape[1])
     if score == "cosine":
         chosen, queries = F.normalize(chosen, dim=2), F.normalize(queries, dim=1)
     return chosen.mul_(queries[:, None, :]).sum(dim=2, dtype=torch.float64)
