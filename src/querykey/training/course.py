@@ -77,7 +77,9 @@ class Pool:
 
     def batch(self, ids: Numbers) -> Batch:
         """The rows with these numbers."""
-        vectors = unit_rows(self.vectors, self.rows[ids]) if self.kept is None else self.kept.index_select(0, ids)
+        vectors = (
+            unit_rows(self.vectors, self.rows[ids]) if self.kept is None else self.kept.index_select(0, ids)
+        )
         return Batch(vectors, ids, self.labels[ids])
 
 
