@@ -28,8 +28,8 @@ from querykey.training.fit_adapter import fit_adapter
 from querykey.training.settings import AdapterSettings, resolve
 
 SIZES = (10_000, 100_000, 1_000_000)
-WIDTH, CAPACITY, CLASSES, FIT_STEPS = 384, 5_000, 50, 25
-STEPS, REPEATS = 20, 7
+WIDTH, CAPACITY, CLASSES, FIT_STEPS = 384, 5_000, 50, 2
+STEPS, REPEATS = 10, 7
 MOST_TIME, MOST_MEMORY_MB = 1.3, 1000.0
 
 
