@@ -26,7 +26,8 @@ __all__ = ["Notify", "Progress", "Run", "adapt", "estimator", "fit", "load_run",
 RUN, METRICS = "run.json", "metrics.jsonl"
 VERSION = 1
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int | None], None]
+"""Called with (done, total); total is None where it is not known beforehand."""
 Notify = Callable[[str], None]
 
 
@@ -129,7 +130,7 @@ def adapt(
         at: The features; their bytes are verified.
         run: The settings.
         out: The folder, which must not exist yet.
-        progress: Called with (steps taken, steps in all) now and then.
+        progress: Called with (steps taken, steps in all, where the run says them) now and then.
         notify: Called with what is worth knowing, such as a setting that was lowered.
 
     Returns:
@@ -149,7 +150,7 @@ def adapt(
         def record(looked: dict[str, Any]) -> None:
             metrics.append("step", **looked)
             if progress is not None:
-                progress(looked["step"], run.steps or looked["step"])
+                progress(looked["step"], run.steps)
 
         with told(notify):
             adapter = fit(run, features, record=record)

@@ -1,10 +1,16 @@
 """`querykey doctor`: looks at data and machine, and says what to use and why."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from querykey.cli.options import Column, Device, LabelColumn, PairColumn, Seed, Split, Threads, prepare
+
+if TYPE_CHECKING:
+    from querykey.cli.machine import Machine
+    from querykey.data.features import Features
+    from querykey.data.items import Source
+    from querykey.run_data import DataAt
 
 __all__ = ["doctor"]
 
@@ -40,7 +46,7 @@ def doctor(
         _show_source(data, found)
 
 
-def _show_machine(machine: "Machine") -> None:  # type: ignore[name-defined]
+def _show_machine(machine: "Machine") -> None:
     from querykey.cli.show import line, table
 
     memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB free"
@@ -62,7 +68,7 @@ def _gain(times: float) -> str:
     return f"{times:.1f} times the speed of float32" if times >= 1 else "slower than float32 here"
 
 
-def _label_column(at: "DataAt") -> str:  # type: ignore[name-defined]
+def _label_column(at: "DataAt") -> str:
     """What `querykey adapt --labels` has to be given for these data."""
     if at.label_column is not None:
         return str(at.label_column)
@@ -71,7 +77,7 @@ def _label_column(at: "DataAt") -> str:  # type: ignore[name-defined]
     return "label"
 
 
-def _show_features(at: "DataAt", features: "Features", machine: "Machine") -> None:  # type: ignore[name-defined]
+def _show_features(at: "DataAt", features: "Features", machine: "Machine") -> None:
     from querykey.cli.diagnosis import advise, cost_of_fit, diagnose, warnings_of
     from querykey.cli.show import line, table
 
@@ -95,7 +101,7 @@ def _show_features(at: "DataAt", features: "Features", machine: "Machine") -> No
         line("warning: that is more memory than is free; add --set memory.capacity=5000")
 
 
-def _show_source(name: str, source: "Source") -> None:  # type: ignore[name-defined]
+def _show_source(name: str, source: "Source") -> None:
     from shlex import quote
 
     from querykey.cli.show import line, table

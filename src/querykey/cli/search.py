@@ -1,10 +1,13 @@
 """`querykey search`: what a query finds, before and after."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from querykey.cli.options import Column, Device, LabelColumn, RunFolder, Seed, Split, Threads, prepare
+
+if TYPE_CHECKING:
+    from querykey.run_search import Found
 
 __all__ = ["search"]
 
@@ -41,7 +44,7 @@ def search(
     _show(after, "after: through the adapter", [places.get(found.id, "(new)") for found in after])
 
 
-def _show(found: "list[Found]", title: str, was: list[str]) -> None:  # type: ignore[name-defined]
+def _show(found: "list[Found]", title: str, was: list[str]) -> None:
     from querykey.cli.show import table
 
     columns = {

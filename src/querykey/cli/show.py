@@ -3,11 +3,15 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["Progress", "line", "note", "progress", "table"]
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
+Progress = Callable[[int, int | None], None]
+"""Called with (done, total); total is None where it is not known beforehand."""
 
 
 def line(text: str = "", *, whole: bool = False) -> None:
@@ -90,14 +94,14 @@ def progress(title: str) -> Iterator[Progress | None]:
     with bar:
         task = bar.add_task(title, total=None, rate="")
 
-        def show(done: int, total: int) -> None:
+        def show(done: int, total: int | None) -> None:
             speed = bar.tasks[0].speed
             bar.update(task, completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
 
         yield show
 
 
-def _console() -> "rich.console.Console":  # type: ignore[name-defined]
+def _console() -> "Console":
     from rich.console import Console
 
     # a pipe has no width; 80 columns are what people read
