@@ -104,6 +104,12 @@ def test_ties_are_not_semi_hard_and_cost_the_margin():
     assert triplet(lookup, margin=0.0, mining="all").tolist() == [0.0]
 
 
+def test_a_margin_lost_in_rounding_selects_nothing():
+    scores, lookup = find([0.5, 0.5, 0.5], 2)
+    triplet(lookup, margin=1e-20, mining="semi_hard").sum().backward()
+    assert scores.grad.tolist() == [[0.0, 0.0, 0.0]]
+
+
 @pytest.mark.parametrize("mining", ["all", "hard"])
 def test_soft_margin_at_a_tie_is_one_bit(mining):
     _, lookup = find([0.5, 0.5, 0.5], 2)

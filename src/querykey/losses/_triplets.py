@@ -38,7 +38,7 @@ def hinge_triplets(
         weights = (last - first) * is_negative
         steps = scores.new_zeros(len(scores), column.shape[1] + 1)
         steps.scatter_add_(1, first, is_negative).scatter_add_(1, last, -is_negative)
-        met = steps.cumsum(dim=1)[:, :-1] * is_positive.gather(1, order)
+        met = steps.cumsum(dim=1)[:, :-1]  # 0 where there is no positive: FAR is met by none
         count = weights.sum(dim=1, keepdim=True)
         weights.scatter_add_(1, column.gather(1, order), -met)
         weights /= count.clamp(min=1.0)
