@@ -53,5 +53,6 @@ def test_a_command_of_the_readme_has_options_that_exist(line, tmp_path):
     from querykey.cli.main import app
 
     name, *arguments = shlex.split(line.lstrip("$ "), comments=True)[1:]
-    command = get_command(app).commands[name]
+    command = get_command(app).get_command(None, name)
+    assert command is not None, f"no command {name}"
     command.make_context(name, arguments)

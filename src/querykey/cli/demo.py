@@ -14,7 +14,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for all that is made.")],
     threads: Threads = None,
 ) -> None:
-    """Adapt a frozen model to search the documentation of the installed Python packages.
+    """Adapt a frozen model to Python's own documentation; takes minutes.
 
     Summary lines are the queries and the rest of each docstring its answer; some packages are
     fitted on, others measured. Nothing is downloaded.
