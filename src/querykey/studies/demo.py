@@ -4,10 +4,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from querykey.build import Run, adapt
 from querykey.config import parse_run
@@ -42,7 +44,7 @@ QUESTIONS = (
     "make an image blurry",
 )
 
-Stage = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
+Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None] | None]]
 """Opens a stage of the work by its title; gives what to call with (done, total), if anybody looks."""
 
 
@@ -124,11 +126,12 @@ def _measure(train: Features, test: Features, runs: dict[str, Run]) -> Table:
     assert test.queries is not None
     task = Task(test=test.vectors, train=train.vectors, queries=test.queries.vectors, pairs=test.pairs)
     names = {"compressed": "ours, no labels", "adapter": "ours, pairs"}
-    methods = {
-        names[name]: embed(task, lambda rows, run=run: torch.as_tensor(run.adapter.transform(rows)))
-        for name, run in runs.items()
-    }
+    methods = {names[name]: embed(task, partial(_adapted, run)) for name, run in runs.items()}
     return evaluate(task, methods, dim=DIM)
+
+
+def _adapted(run: Run, rows: Tensor) -> Tensor:
+    return torch.as_tensor(run.adapter.transform(rows))
 
 
 def _search(

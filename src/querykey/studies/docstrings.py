@@ -90,12 +90,11 @@ def _entries(package: str) -> Iterator[Documented]:
         except (SyntaxError, ValueError, OSError):
             continue
         for node in module.body:
-            is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-            doc = ast.get_docstring(node) if is_public else None
-            if doc is not None:
-                pair = _split(doc)
-                if pair is not None:
-                    yield Documented(f"{package}.{node.name}", *pair)
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            pair = _split(ast.get_docstring(node) or "")
+            if pair is not None:
+                yield Documented(f"{package}.{node.name}", *pair)
 
 
 def _files(package: str) -> list[Path]:
