@@ -35,11 +35,8 @@ def demo(
     line("Signs: against frozen and pca; + above, - below by more than the 95% interval.")
     line()
     for question, before, after in made.searches:
-        table(
-            [f'"{question}": frozen', "ours, pairs"],
-            [(one.id, other.id) for one, other in zip(before, after, strict=True)],
-            words=(0, 1),
-        )
+        answers = [(one.id, other.id) for one, other in zip(before, after, strict=True)]
+        table(["frozen", "ours, pairs"], answers, title=f'"{question}" finds', words=(0, 1))
     line(f"{out}/adapter: fitted on pairs. {out}/compressed: without labels.")
     line(f"{made.exported}: the same layer as the adapter's, for onnxruntime.")
     line(f"Took {made.seconds:.0f} s. Next:")

@@ -39,9 +39,9 @@ TEST = ("numpy", "pandas", "networkx", "pydantic", "huggingface_hub", "PIL", "ri
 MOST = {"train": 130, "test": 90}
 BATCH = 32
 QUESTIONS = (
-    "how do I find the shortest route between two nodes",
-    "draw random numbers from a bell curve",
-    "make an image blurry",
+    "elements that two arrays have in common",
+    "put numbers into intervals",
+    "cheapest set of edges that connects all nodes",
 )
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None] | None]]
