@@ -40,6 +40,15 @@ def test_what_is_held_out_is_not_trained_on():
     assert sorted(split.sample.sum(1).tolist()) == pytest.approx(sorted(held.sum(1).tolist()), abs=1e-6)
 
 
+@pytest.mark.parametrize("items", [30, 200])
+def test_the_guard_asks_labelled_rows_alone_among_labelled_rows(items):
+    """A row without a label that is the nearest would count as a mistake, whatever it is of."""
+    labels = torch.arange(items) % 4
+    x = F.normalize(F.one_hot(labels, 8) + 0.01 * rows(items), dim=1)
+    some = torch.where(torch.arange(items) % 8 < 4, labels, -1)
+    assert split_items(x, some, share=0.2, seed=0).guard.score(lambda r: r) > 1.0
+
+
 def test_overlap_counts_the_neighbours_that_stay():
     guard = OverlapGuard(rows(60), 20, k=5)
     assert guard.score(lambda r: r) == 1.0

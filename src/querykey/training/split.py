@@ -91,7 +91,8 @@ def split_items(vectors: FrozenRows, labels: Labels | None, *, share: float, see
     train = everything[~torch.isin(everything, held)]
     if labels is not None and not _has_pair(labels[train]):
         held, train = held[:0], everything
-    others = _some(train, GUARD_ROWS - len(held), seed)
+    known = train if labels is None else train[labels[train] >= 0]  # the others could only be wrong
+    others = _some(known, GUARD_ROWS - len(held), seed)
     queries = len(held)
     if queries == 0:  # nothing to spare: the training rows are scored
         others, queries = others[:GUARD_ROWS], min(len(others), MOST_HELD_OUT)
