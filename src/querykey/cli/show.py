@@ -57,12 +57,12 @@ def table(
         shown.add_column(
             Text(name),
             justify="left" if is_words else "right",
-            no_wrap=True,
+            no_wrap=not is_words,  # rich takes space from columns that may wrap, and from them first
             overflow="ellipsis",
             min_width=None if is_words else max(len(row[place]) for row in (columns, *rows)),
         )
     for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
     if title:
         line(title)
     _console().print(shown)
