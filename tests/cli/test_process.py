@@ -63,6 +63,18 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["X.npy"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_while_an_import_runs_exits_with_130_too(tmp_path):
+    """CPython kills `python -m` by SIGINT for an interrupt that came through exec(), handled or not."""
+    (tmp_path / "interrupted.py").write_text(
+        "import querykey.cli.main as command\n"
+        "command.app = lambda **_: exec('raise KeyboardInterrupt')\n"
+        "command.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, check=False)
+    assert done.returncode == 130
+
+
 def test_help_comes_at_once():
     """At most ten times what Python takes to do nothing; in processor time, as the machine is shared."""
 
