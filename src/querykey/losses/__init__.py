@@ -1,16 +1,20 @@
 """Losses over a look-up: functions, one number a query."""
 
+from querykey.losses.decoupled import decoupled
 from querykey.losses.info_nce import info_nce, nca
 from querykey.losses.margin import contrastive, triplet
+from querykey.losses.nt_xent import nt_xent
 from querykey.losses.preserving import rank_loss, score_difference, score_distillation
 from querykey.losses.weighting import circle, multi_similarity
 
 __all__ = [
     "circle",
     "contrastive",
+    "decoupled",
     "info_nce",
     "multi_similarity",
     "nca",
+    "nt_xent",
     "rank_loss",
     "score_difference",
     "score_distillation",

@@ -1,0 +1,88 @@
+"""The decoupled contrastive loss: the positive is not among what it is compared with."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from querykey.errors import RangeError
+from querykey.lookup import Lookup
+from querykey.losses._pair_weights import as_numbers, read, softmax, weigh
+from querykey.losses.info_nce import check_temperature
+from querykey.types import PerQuery, Scores
+
+__all__ = ["decoupled"]
+
+
+def decoupled(lookup: Lookup, *, temperature: float | Tensor, sigma: float | None = None) -> PerQuery:
+    r"""InfoNCE with its positives left out of the denominator (DCL; with sigma DCLW).
+
+    With :math:`P_i` the positives and :math:`N_i` the negatives of query *i*, and :math:`s` the scores,
+
+    .. math:: \ell_i = -\frac{1}{|P_i|} \sum_{p \in P_i} w_{ip} \frac{s_{ip}}{\tau}
+              + \log \sum_{n \in N_i} \exp(s_{in} / \tau)
+
+    In InfoNCE a positive that is found holds its own negatives' gradient down, most of all where
+    negatives are few; here it does not, so that small batches lose less. The price is a cost with
+    no floor: it falls on after every query is answered, and is negative then.
+
+    The weights are 1, or with sigma :math:`w_{ip} = 2 - e^{s_{ip}/\sigma} / \langle e^{s/\sigma}
+    \rangle`, where the brackets are the mean over all positive pairs of the look-up: near positives
+    count less, and one that is :math:`n` times nearer than the mean, in that exponential, with
+    :math:`n > 2` is pushed away.
+
+    Args:
+        lookup: Scores in [-1, 1] with their pair masks.
+        temperature: :math:`\tau > 0`, dimensionless; 0.1 is usual. A tensor of one number gets a
+            gradient.
+        sigma: :math:`\sigma > 0`, in the unit of the scores, the width of the weights; 0.5 in DCLW.
+            None for weights of 1.
+
+    Returns:
+        Nats per query [queries], not reduced, and possibly negative. A query with no positive or
+        no negative costs exactly 0 and sends no gradient.
+
+    Raises:
+        RangeError: If temperature or sigma is not a positive number.
+        ShapeError: If temperature is a tensor of more than one number.
+
+    Example:
+        Three candidates alike: log 2, one less than for `info_nce`:
+
+        >>> from querykey.lookup import Lookup
+        >>> mask = torch.tensor([[True, False, False]])
+        >>> decoupled(Lookup.from_scores(torch.zeros(1, 3), mask, ~mask), temperature=0.1)
+        tensor([0.6931])
+
+    Source:
+        Yeh et al. 2022, "Decoupled contrastive learning", arXiv:2110.06848, eq. 6 (DCL) and sec. 3.3
+        (DCLW). The weights carry no gradient here: with one, each query's cost would pull at the
+        positives of all others, and what weighs would be learned. The widespread implementation
+        lets the gradient through them, and adds the two views' means, which is twice the mean over queries.
+    """
+    check_temperature("temperature", temperature)
+    if sigma is not None and not 0.0 < sigma < math.inf:
+        raise RangeError(
+            f"sigma must be > 0 and finite, or None for equal weights, got {sigma}; 0.5 is usual"
+        )
+    scores, is_positive, is_negative = read(lookup)
+    logits = scores / temperature
+    with torch.no_grad():
+        positive = as_numbers(is_positive, scores.dtype)
+        top, log_total, weights = softmax(logits, as_numbers(is_negative, scores.dtype))
+        count = positive.sum(dim=1, keepdim=True)
+        has_both = ((count > 0) & is_negative.any(dim=1, keepdim=True)).to(scores.dtype)
+        share = positive / count.clamp(min=1.0) * has_both
+        if sigma is not None:
+            share *= _weights(scores / sigma, positive)
+        value = (log_total + top) * has_both - (logits * share).sum(dim=1, keepdim=True)
+        weights = weights.mul_(has_both).sub_(share)
+    return weigh(logits, value[:, 0], weights)
+
+
+def _weights(exponents: Scores, positive: Scores) -> Scores:
+    """2 - exp / mean of exp, the mean over all positive pairs; 2 elsewhere."""
+    found = softmax(exponents, positive)
+    log_total = torch.logsumexp(found.log_sum, dim=0)
+    of_all = found.probability.mul_((found.log_sum - log_total).exp_()[:, None])
+    return of_all.mul_(-positive.sum()).add_(2.0)
