@@ -19,14 +19,13 @@ from querykey.encoders.identity import (
     state_digest,
 )
 from querykey.encoders.preprocessing import ImagePreprocessing, rgb
-from querykey.errors import MissingExtraError, MissingPathError, SourceError
+from querykey.encoders.weight_files import load_weights
+from querykey.errors import MissingExtraError, SourceError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["load_factory", "load_timm"]
-
-_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+__all__ = ["load_factory", "load_timm", "made_by"]
 
 
 class TimmPreprocessing:
@@ -70,7 +69,8 @@ def load_timm(name: str, *, device: torch.device) -> TorchModel:
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
     if weights != "random":
         path = Path(weights).expanduser() if at else _cached_weights(model, name)
-        _load_weights(model, path, name)
+        head = str(getattr(model, "pretrained_cfg", {}).get("classifier") or "head").split(".")[0]
+        load_weights(model, path, name=name, classifier=[head])
     config = resolve_model_data_config(model)
     prepare = TimmPreprocessing(create_transform(**config, is_training=False))
     identity = combined_digest(
@@ -106,7 +106,7 @@ def load_factory(spec: str, *, device: torch.device) -> TorchModel:
     Raises:
         SourceError: If there is no such module or callable, or what it returns is no nn.Module.
     """
-    factory, module = _made_by(spec)
+    factory, module = made_by(spec)
     kind: Kind = getattr(module, "kind", "image")
     if kind not in ("image", "text"):
         raise SourceError(f'{spec}: its kind is {kind!r}; "image" or "text" is needed')
@@ -128,8 +128,19 @@ def load_factory(spec: str, *, device: torch.device) -> TorchModel:
     return TorchModel(module, kind=kind, prepare=prepare, blank=blank, identity=identity, device=device)
 
 
-def _made_by(spec: str) -> tuple[Callable[[], Any], nn.Module]:
-    """The factory that a spec names, and the module it makes."""
+def made_by(spec: str) -> tuple[Callable[[], Any], nn.Module]:
+    """The factory that a spec names, and the module it makes.
+
+    Args:
+        spec: `package.module:callable`, looked for in the working folder first; the callable
+            takes nothing.
+
+    Returns:
+        (the callable, the nn.Module that it returned).
+
+    Raises:
+        SourceError: If there is no such module or callable, or what it returns is no nn.Module.
+    """
     place, _, name = spec.partition(":")
     with _working_folder_first():
         try:
@@ -198,30 +209,3 @@ def _cached_weights(model: nn.Module, name: str) -> Path:
         f"(timm:{name}@weights.safetensors), fetch them once with timm.create_model({name!r}, "
         f"pretrained=True), or ask for random ones (timm:{name}@random)"
     )
-
-
-def _load_weights(model: nn.Module, path: Path, name: str) -> None:
-    """Load a file into a model that has no classifier; every other weight must be in it."""
-    from timm.models import load_checkpoint
-
-    if not path.is_file():
-        raise MissingPathError(f"timm:{name}@{path}: there is no such file; give a file of weights")
-    if path.suffix not in _WEIGHT_SUFFIXES:
-        raise SourceError(f"{path}: weights are read from {', '.join(_WEIGHT_SUFFIXES)}")
-    own_format = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    try:
-        keys = load_checkpoint(model, str(path), strict=False, filter_fn=own_format, weights_only=True)
-    except Exception as fault:  # torch, timm and safetensors each raise their own
-        first = next(iter(str(fault).strip().splitlines()), type(fault).__name__)
-        raise SourceError(
-            f"{path} cannot be loaded into {name}: it is damaged, of another model, or holds Python "
-            f"objects beside its weights, which are never loaded ({first}); save the state_dict "
-            "alone, best as .safetensors"
-        ) from fault
-    head = str(getattr(model, "pretrained_cfg", {}).get("classifier") or "head").split(".")[0]
-    strange = [key for key in keys.unexpected_keys if key.split(".")[0] != head]
-    if keys.missing_keys or strange:
-        raise SourceError(
-            f"{path} does not fit {name}: {len(keys.missing_keys)} weights are missing and "
-            f"{len(strange)} are not the model's (first: {(keys.missing_keys + strange)[0]})"
-        )
