@@ -1,0 +1,153 @@
+"""Projection heads, and a backbone with its head: images in, h and z = g(h) out."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from querykey.encoders.backbones import Backbone
+from querykey.errors import ConfigError, RangeError
+from querykey.types import Rows
+
+__all__ = ["HeadKind", "ProjectionHead", "ViewEncoder"]
+
+HeadKind = Literal["none", "linear", "mlp"]
+
+
+class ProjectionHead(nn.Module):
+    r"""What is put on h while learning, and taken off afterwards: :math:`z = g(h)`.
+
+    .. math:: g(h) = W_2\,\text{relu}(W_1 h) \quad\text{(two layers)}
+
+    With `batch_norm`, every linear layer is without bias and has batch norm after it; that of
+    the last layer scales but does not shift. Without it, every linear layer has a bias, which is
+    the head of MoCo v2 (two layers). z is not scaled to length 1 here.
+
+    Args:
+        width: Of h, >= 1.
+        kind: "none" (z is h), "linear" (one layer) or "mlp".
+        layers: Of an MLP, 2 or 3; the others have as many as they have.
+        hidden: Width between an MLP's layers, >= 1; None: the same as h.
+        dim: Width of z, >= 1; of "none" it is that of h.
+        batch_norm: Whether there is any.
+        seed: Of the random weights; the caller's generators do not move.
+
+    Raises:
+        ConfigError: If the kind is not known.
+        RangeError: If a number is outside its range.
+
+    Example:
+        >>> head = ProjectionHead(8, layers=3, dim=4, seed=0)
+        >>> h = torch.eye(8)
+        >>> head(h).shape, head.layer(h, 1).shape
+        (torch.Size([8, 4]), torch.Size([8, 8]))
+
+    Source:
+        Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020,
+        arXiv:2002.05709, section 2.1 and 4.2: none, linear, or two layers with ReLU between, a
+        hidden layer as wide as h, 128 out. The batch norm, its missing shift at the end and three
+        layers are in the authors' code only; Chen et al., Big Self-Supervised Models are Strong
+        Semi-Supervised Learners, 2020, arXiv:2006.10029, section 2, has the three layers and
+        fine-tunes from the first. He et al., Improved Baselines with Momentum Contrastive
+        Learning, 2020, arXiv:2003.04297, has no batch norm.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        kind: HeadKind = "mlp",
+        layers: int = 2,
+        hidden: int | None = None,
+        dim: int = 128,
+        batch_norm: bool = True,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        hidden = width if hidden is None else hidden
+        if kind not in ("none", "linear", "mlp"):
+            raise ConfigError(f"a projection head of kind {kind!r} is not known; it is none, linear or mlp")
+        if kind == "mlp" and layers not in (2, 3):
+            raise RangeError(f"the MLP of a projection head has 2 or 3 layers, got {layers}")
+        if min(width, hidden, dim) < 1:
+            raise RangeError(f"widths of a projection head must be >= 1, got {width}, {hidden} and {dim}")
+        count = {"none": 0, "linear": 1, "mlp": layers}[kind]
+        widths = [width, *[hidden] * (count - 1), dim] if count else [width]
+        self.kind, self.width, self.dim = kind, width, widths[-1]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.layers = nn.ModuleList(
+                _layer(*widths[place : place + 2], batch_norm=batch_norm, is_last=place == count - 1)
+                for place in range(count)
+            )
+
+    def forward(self, h: Rows) -> Rows:
+        """Embeddings [rows, width] to projections [rows, dim]."""
+        return self.layer(h, len(self.layers))
+
+    def layer(self, h: Rows, number: int) -> Rows:
+        """What the head has after some of its layers, ReLU included: 0 is h, 1 is for fine-tuning.
+
+        Args:
+            h: Embeddings [rows, width].
+            number: From 0 to the number of layers, whose result is z.
+
+        Returns:
+            [rows, width of that layer].
+
+        Raises:
+            RangeError: If the head has no such layer.
+        """
+        if not 0 <= number <= len(self.layers):
+            raise RangeError(
+                f"this projection head has {len(self.layers)} layers; layer {number} was asked for "
+                "(0 is h itself)"
+            )
+        out = h
+        for layer in self.layers[:number]:
+            out = layer(out)
+        return out
+
+
+class ViewEncoder(nn.Module):
+    """A backbone f and a projection head g: what the views of a batch go through.
+
+    Args:
+        backbone: Images to h.
+        head: h to z.
+
+    Raises:
+        RangeError: If the head is made for another width of h.
+    """
+
+    def __init__(self, backbone: Backbone, head: ProjectionHead) -> None:
+        super().__init__()
+        if head.width != backbone.dim:
+            raise RangeError(
+                f"{backbone.spec} gives h of width {backbone.dim}, the projection head takes {head.width}; "
+                f"make it with ProjectionHead({backbone.dim})"
+            )
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> tuple[Rows, Rows]:
+        """Images to (h [images, backbone.dim], z [images, head.dim]); neither is scaled to length 1."""
+        h = self.encode(images)
+        z: Tensor = self.head(h)
+        return h, z
+
+    def encode(self, images: Tensor) -> Rows:
+        """Images [images, channels, height, width] to h [images, backbone.dim]."""
+        h: Tensor = self.backbone(images)
+        return h
+
+
+def _layer(before: int, after: int, *, batch_norm: bool, is_last: bool) -> nn.Sequential:
+    layer = nn.Sequential(nn.Linear(before, after, bias=not batch_norm))
+    if batch_norm:
+        norm = nn.BatchNorm1d(after)
+        if is_last:
+            norm.register_parameter("bias", None)
+        layer.append(norm)
+    if not is_last:
+        layer.append(nn.ReLU(inplace=True))
+    return layer
