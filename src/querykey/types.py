@@ -4,14 +4,19 @@ queries   rows that look something up
 keys      rows that are looked up
 dim       width of an embedding
 rows      any rows, where neither role applies
+images    rows that are images, [channels, height, width] each
 """
 
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 __all__ = [
     "FrozenRows",
     "Ids",
+    "ImageIds",
+    "ImageRows",
+    "ImageSizes",
+    "Images",
     "KeyIds",
     "KeyLabels",
     "Keys",
@@ -26,6 +31,7 @@ __all__ = [
     "Rows",
     "Scores",
     "TopScores",
+    "ViewRows",
 ]
 
 Queries = Float[Tensor, "queries dim"]
@@ -44,3 +50,8 @@ Labels = Int64[Tensor, " rows"]
 Numbers = Int64[Tensor, " numbers"]
 QueryLabels = Int64[Tensor, " queries"]
 KeyLabels = Int64[Tensor, " keys"]
+Images = Shaped[Tensor, "images channels height width"]
+ImageRows = Float[Tensor, "images channels height width"]
+ImageIds = Int64[Tensor, " images"]
+ImageSizes = Int64[Tensor, "images 2"]
+ViewRows = Float[Tensor, "images channels size size"]
