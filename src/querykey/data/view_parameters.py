@@ -57,7 +57,7 @@ class ViewParameters:
         """How many images there are."""
         return len(self.boxes)
 
-    def rows(self, rows: Tensor) -> "ViewParameters":
+    def rows(self, rows: Tensor | slice) -> "ViewParameters":
         """Those of some images, in the order given."""
         chosen: dict[str, Any] = {
             name: value[rows] if isinstance(value, Tensor) else value for name, value in vars(self).items()

@@ -3,10 +3,21 @@
 from typing import Any
 
 from querykey.data.grammar import nearest_words
-from querykey.data.views import GRAY_DEVIATION, GRAY_MEAN, RGB_DEVIATION, RGB_MEAN, Views
 from querykey.errors import ConfigError, RangeError
 
-__all__ = ["VIEW_PRESETS", "view_preset"]
+__all__ = [
+    "GRAY_DEVIATION",
+    "GRAY_MEAN",
+    "RGB_DEVIATION",
+    "RGB_MEAN",
+    "VIEW_PRESETS",
+    "preset_settings",
+]
+
+RGB_MEAN, RGB_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue in ImageNet, values 0 to 1."""
+GRAY_MEAN, GRAY_DEVIATION = (0.449,), (0.226,)
+"""Of their average."""
 
 _SIMCLR = (0.8, 0.8, 0.8, 0.2)
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -23,34 +34,12 @@ VIEW_PRESETS = tuple(_PRESETS)
 """The names of all presets."""
 
 
-def view_preset(name: str, *, size: int, channels: int, strength: float | None = None) -> Views:
-    """The views of a recipe.
-
-    Args:
-        name: "simclr" (s = 1, blur), "small_images" (SimCLR's for CIFAR: s = 0.5, no blur), "moco_v1",
-            "moco_v2", "grayscale" (crops of 0.2 to 1, brightness and contrast alone) or "digits" (the
-            same without mirror images, which would be other signs).
-        size: Side of a view in pixels.
-        channels: 1 or 3. Images of one channel have no hue or saturation to change and are refused by
-            the recipes for colours; "grayscale" and "digits" take 1 or 3.
-        strength: Scales the jitter: s of 0.8s, 0.8s, 0.8s, 0.2s for "simclr" and "small_images"; for the
-            others a factor on their own. The hue stays at most 0.5.
-
-    Returns:
-        The views, normalised with the numbers of ImageNet.
+def preset_settings(name: str, *, channels: int, strength: float | None) -> dict[str, Any]:
+    """The settings of a recipe but the size; `view_preset` says more.
 
     Raises:
         ConfigError: If there is no such recipe, or it needs colours.
         RangeError: If strength is negative.
-
-    Example:
-        >>> view_preset("small_images", size=32, channels=3).jitter
-        (0.4, 0.4, 0.4, 0.1)
-
-    Source:
-        Chen et al. 2020, arXiv:2002.05709, app. A and B.9; He et al. 2020, arXiv:1911.05722, sec. 3.3;
-        Chen et al. 2020, arXiv:2003.04297, sec. 3 (crops from 0.2 as in its code). "grayscale" and
-        "digits" are our own.
     """
     if name not in _PRESETS:
         raise ConfigError(
@@ -74,4 +63,4 @@ def view_preset(name: str, *, size: int, channels: int, strength: float | None =
         settings |= {"mean": GRAY_MEAN, "deviation": GRAY_DEVIATION}
     else:
         settings |= {"mean": RGB_MEAN, "deviation": RGB_DEVIATION}
-    return Views(size=size, **settings)
+    return settings

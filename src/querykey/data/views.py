@@ -13,14 +13,13 @@ from querykey.data.resampling import Interpolation, resample
 from querykey.data.view_changes import change_, chunks, cut_, normalise_
 from querykey.data.view_checks import check_boxes, check_images, check_settings
 from querykey.data.view_parameters import TRIES, ViewParameters, draw_boxes
+from querykey.data.view_plain import plain_view
+from querykey.data.view_presets import RGB_DEVIATION, RGB_MEAN, VIEW_PRESETS, preset_settings
 from querykey.data.view_text import describe_views
 from querykey.errors import ConfigError, ShapeError
 from querykey.types import ImageIds, Images, ImageSizes, ViewRows
 
-__all__ = ["GRAY_DEVIATION", "GRAY_MEAN", "RGB_DEVIATION", "RGB_MEAN", "Views", "plain_view"]
-
-RGB_MEAN, RGB_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-GRAY_MEAN, GRAY_DEVIATION = (0.449,), (0.226,)
+__all__ = ["VIEW_PRESETS", "Views", "plain_view", "view_preset"]
 
 # which draw is for what; a new one goes to the end, so that no other changes
 _CROP, _FLIP, _JITTER, _FACTORS, _GRAY, _BLUR, _SIGMA = 0, 22, 23, 24, 28, 29, 30
@@ -122,7 +121,8 @@ class Views:
         for name in settings:
             if name not in known:
                 raise ConfigError(f"views have no setting {name!r}{nearest_words(name, known)}")
-        return cls(**{n: tuple(v) if isinstance(v, list | tuple) else v for n, v in settings.items()})
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
+        return cls(**values)
 
     def describe(self) -> str:
         """All parameters, a line for each kind of change that can happen."""
@@ -233,50 +233,33 @@ class Views:
         return self.apply(images, drawn, memory_format=memory_format)
 
 
-@torch.no_grad()
-def plain_view(
-    images: Images,
-    *,
-    size: int,
-    mean: tuple[float, ...],
-    deviation: tuple[float, ...],
-    sizes: ImageSizes | None = None,
-    memory_format: torch.memory_format | None = None,
-) -> ViewRows:
-    """Images as they are, for evaluation: the shorter side scaled to size, the middle cut out, normalised.
+def view_preset(name: str, *, size: int, channels: int, strength: float | None = None) -> Views:
+    """The views of a recipe.
 
     Args:
-        images: uint8, or float 0 to 1. Images of several sizes lie at the top left of one canvas.
-        size: Side of the result.
-        mean: Of each channel, taken off.
-        deviation: Of each channel, divided by.
-        sizes: Height and width of each image, where they differ.
-        memory_format: Of the result; contiguous where not given.
+        name: "simclr" (s = 1, blur), "small_images" (SimCLR's for CIFAR: s = 0.5, no blur), "moco_v1",
+            "moco_v2", "grayscale" (crops of 0.2 to 1, brightness and contrast alone) or "digits" (the
+            same without mirror images, which would be other signs).
+        size: Side of a view in pixels.
+        channels: 1 or 3. Images of one channel have no hue or saturation to change and are refused by
+            the recipes for colours; "grayscale" and "digits" take 1 or 3.
+        strength: Scales the jitter: s of 0.8s, 0.8s, 0.8s, 0.2s for "simclr" and "small_images"; for the
+            others a factor on their own. The hue stays at most 0.5.
 
     Returns:
-        float32 [images, channels, size, size]; antialiased, bilinear.
+        The views, normalised with the numbers of ImageNet.
 
     Raises:
-        ShapeError: If channels or sizes do not fit the images.
-        DataError: If the images are neither uint8 nor finite floats from 0 to 1.
+        ConfigError: If there is no such recipe, or it needs colours.
+        RangeError: If strength is negative.
 
     Example:
-        >>> white = torch.full((1, 1, 4, 6), 255, dtype=torch.uint8)
-        >>> plain_view(white, size=2, mean=(0.5,), deviation=(0.5,)).tolist()
-        [[[[1.0, 1.0], [1.0, 1.0]]]]
+        >>> view_preset("small_images", size=32, channels=3).jitter
+        (0.4, 0.4, 0.4, 0.1)
+
+    Source:
+        Chen et al. 2020, arXiv:2002.05709, app. A and B.9; He et al. 2020, arXiv:1911.05722, sec. 3.3;
+        Chen et al. 2020, arXiv:2003.04297, sec. 3 (crops from 0.2 as in its code). "grayscale" and
+        "digits" are our own.
     """
-    check_images(images, len(mean))
-    whole = torch.tensor(images.shape[2:]).expand(len(images), 2) if sizes is None else sizes.cpu()
-    limits = torch.cat([torch.zeros_like(whole), whole], dim=1)
-    check_boxes(limits, images)
-    side = whole.min(dim=1, keepdim=True).values
-    boxes = torch.cat([(whole - side) / 2, side.expand(-1, 2)], dim=1)
-    made = torch.empty(
-        len(images), len(mean), size, size, device=images.device,
-        memory_format=memory_format or torch.contiguous_format,
-    )  # fmt: skip
-    for rows in chunks(len(images), channels=len(mean), size=size, device=images.device):
-        planes = resample(images[rows], boxes[rows], size=size, limits=limits[rows])
-        normalise_(planes, mean, deviation)
-        made[rows] = planes.transpose(0, 1)
-    return made
+    return Views(size=size, **preset_settings(name, channels=channels, strength=strength))
