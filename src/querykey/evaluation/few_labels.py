@@ -1,0 +1,107 @@
+"""Which rows keep their label when labels are few, and which of those are held out."""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from querykey.errors import DataError, RangeError
+from querykey.lookup import UNLABELLED
+from querykey.types import Labels, Numbers
+
+__all__ = ["choose_labelled", "split_by_class"]
+
+_CHOICE, _HELD_OUT = 11, 12
+"""What a draw is for: with the seed, its key."""
+
+
+def choose_labelled(
+    labels: Labels, *, fraction: float | None = None, per_class: int | None = None, seed: int
+) -> Numbers:
+    """Choose rows that keep their label, by class, the same for every method at one seed.
+
+    The rows of each class are put into an order that the seed and the labels alone decide, and the
+    first of them are taken: so more labels at the same seed are the fewer ones and others.
+
+    Args:
+        labels: Class of each row; -1 rows are never chosen.
+        fraction: The share of each class, above 0 to 1, rounded to the nearest whole number of rows
+            (halves upwards) and at least one row. Either this or `per_class`.
+        per_class: Rows of each class, at least 1.
+        seed: Same seed and labels, same rows.
+
+    Returns:
+        Row numbers [chosen], ascending.
+
+    Raises:
+        RangeError: If not exactly one of fraction and per_class is given, or it is out of its range.
+        DataError: If no row is labelled, or a class has fewer rows than are asked for.
+
+    Example:
+        >>> labels = torch.tensor([5, 5, 5, 5, -1, 9, 9])
+        >>> labels[choose_labelled(labels, fraction=0.5, seed=0)].tolist()
+        [5, 5, 9]
+
+    Source:
+        Chen et al. 2020, arXiv:2002.05709, sec. 6: 1% and 10% of the labels, in a class-balanced way.
+    """
+    if (fraction is None) == (per_class is None):
+        raise RangeError(f"give either fraction or per_class, got {fraction} and {per_class}")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise RangeError(f"fraction must be above 0 and at most 1, got {fraction}")
+    if per_class is not None and per_class < 1:
+        raise RangeError(f"per_class must be at least 1, got {per_class}")
+    chosen = []
+    for label, rows in _in_order(labels, seed, _CHOICE):
+        if per_class is not None and per_class > len(rows):
+            raise DataError(
+                f"class {label} has {len(rows)} labelled rows, {per_class} are asked for; "
+                "lower per_class, or give a fraction"
+            )
+        wanted = per_class if fraction is None else max(1, math.floor(fraction * len(rows) + 0.5))
+        chosen.append(rows[:wanted])
+    return torch.cat(chosen).sort().values
+
+
+def split_by_class(labels: Labels, *, share: float, seed: int) -> tuple[Numbers, Int64[Tensor, " held"]]:
+    """Part the labelled rows, class by class, into those to fit on and those held out.
+
+    Args:
+        labels: Class of each row; -1 rows are in neither part.
+        share: Of each class that is held out, above 0 and below 1, rounded down; a class of two rows
+            or more holds out at least one, a class of one row none.
+        seed: Same seed and labels, same parts.
+
+    Returns:
+        (row numbers to fit on, row numbers held out), both ascending. The second is empty where no
+        class has two rows.
+
+    Raises:
+        RangeError: If share is not between 0 and 1.
+        DataError: If no row is labelled.
+
+    Example:
+        >>> fitting, held = split_by_class(torch.tensor([0, 0, 0, 1, -1]), share=0.3, seed=0)
+        >>> len(fitting), len(held)
+        (3, 1)
+    """
+    if not 0 < share < 1:
+        raise RangeError(f"the share held out must be between 0 and 1, got {share}")
+    fitting, held = [], []
+    for _, rows in _in_order(labels, seed, _HELD_OUT):
+        count = min(len(rows) - 1, max(1, int(share * len(rows))))
+        held.append(rows[:count])
+        fitting.append(rows[count:])
+    return torch.cat(fitting).sort().values, torch.cat(held).sort().values
+
+
+def _in_order(labels: Tensor, seed: int, purpose: int) -> list[tuple[int, Tensor]]:
+    """The rows of each class, in an order keyed by seed and purpose."""
+    order = torch.from_numpy(np.random.default_rng([seed, purpose]).permutation(len(labels)))
+    classes = torch.unique(labels[labels != UNLABELLED])
+    if not len(classes):
+        raise DataError(f"none of the {len(labels)} rows is labelled; give labels other than -1")
+    shuffled = labels[order]
+    return [(int(label), order[shuffled == label]) for label in classes]
