@@ -93,3 +93,75 @@ def score_distillation(scores, targets, *, temperature, target_temperature):
         p, q = w / sum(wanted), g / sum(given)
         cost += -p * math.log(q) + p * math.log(p)
     return cost
+
+
+def nt_xent(rows, *, temperature, ids, normalised=True):
+    """Chen et al. 2020, algorithm 1, over 2B rows: view 1, then view 2 of the same images."""
+    if normalised:
+        lengths = [math.sqrt(sum(x * x for x in row)) for row in rows]
+        rows = [[x / length for x in row] for row, length in zip(rows, lengths, strict=True)]
+    images, costs = len(rows) // 2, []
+    for i, row in enumerate(rows):
+        scores = [sum(x * y for x, y in zip(row, other, strict=True)) for other in rows]
+        partner = (i + images) % (2 * images)
+        others = [k for k in range(2 * images) if ids[k % images] != ids[i % images]]
+        total = sum(math.exp(scores[k] / temperature) for k in [partner, *others])
+        costs.append(-math.log(math.exp(scores[partner] / temperature) / total))
+    return costs
+
+
+def decoupled(positives, negatives, *, temperature, sigma=None, all_positives=(), weights_from=None):
+    """Yeh et al. 2022, sec. 3; with sigma each positive's weight is 2 - exp / mean of exp."""
+    if not positives or not negatives:
+        return 0.0
+    weights = [1.0] * len(positives)
+    if sigma is not None:
+        mean = sum(math.exp(s / sigma) for s in all_positives) / len(all_positives)
+        weights = [2 - math.exp(s / sigma) / mean for s in weights_from or positives]
+    pull = sum(w * s / temperature for w, s in zip(weights, positives, strict=True)) / len(positives)
+    return math.log(sum(math.exp(s / temperature) for s in negatives)) - pull
+
+
+def hard_negative(positives, negatives, *, temperature, tau_plus, beta):
+    """Robinson et al. 2021, sec. 3; Chuang et al. 2020, eq. 7 and 8, at beta 0."""
+    if not positives:
+        return 0.0
+    found = [math.exp(s / temperature) for s in positives]
+    rest = 0.0
+    if negatives:
+        near = [math.exp(s / temperature) for s in negatives]
+        weights = [e**beta for e in near]
+        weighed = sum(w * e for w, e in zip(weights, near, strict=True)) / (sum(weights) / len(weights))
+        rest = (weighed - tau_plus * len(near) * sum(found) / len(found)) / (1 - tau_plus)
+        rest = max(rest, len(near) * math.exp(-1 / temperature))
+    return -sum(math.log(e / (sum(found) + rest)) for e in found) / len(found)
+
+
+def debiased(positives, negatives, *, temperature, tau_plus):
+    """Chuang et al. 2020, eq. 7 and 8."""
+    return hard_negative(positives, negatives, temperature=temperature, tau_plus=tau_plus, beta=0)
+
+
+def nt_logistic(positives, negatives, *, temperature, mining="all"):
+    """Chen et al. 2020, Table 2, as the mean over positives plus the mean over negatives."""
+    if mining == "semi_hard":
+        below = [s for s in negatives if positives and s < min(positives)]
+        negatives = [max(below)] if below else []
+    pull = [math.log(1 + math.exp(-s / temperature)) for s in positives]
+    push = [math.log(1 + math.exp(s / temperature)) for s in negatives]
+    return sum(pull) / max(1, len(pull)) + sum(push) / max(1, len(push))
+
+
+def lars(
+    weights, gradients, velocity, *, lr, sgd_momentum, weight_decay, trust_coefficient, form, adapts=True
+):
+    """One step over one flat list of weights: (weights, velocity) after it."""
+    trust = 1.0
+    if adapts:
+        gradients = [g + weight_decay * w for w, g in zip(weights, gradients, strict=True)]
+        length, slope = (math.sqrt(sum(x * x for x in xs)) for xs in (weights, gradients))
+        if trust_coefficient is not None and length > 0 and slope > 0:
+            trust = trust_coefficient * length / slope
+    inside, outside = (lr, 1.0) if form == "simclr" else (1.0, lr)
+    velocity = [sgd_momentum * v + inside * trust * g for v, g in zip(velocity, gradients, strict=True)]
+    return [w - outside * v for w, v in zip(weights, velocity, strict=True)], velocity

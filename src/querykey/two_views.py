@@ -31,10 +31,8 @@ class TwoViewPairs:
         images = len(self.ids)
         last = 2 * images if self.stop is None else self.stop
         device = self.ids.device
-        queries, keys = (
-            torch.arange(self.start, last, device=device),
-            torch.arange(start, stop, device=device),
-        )
+        queries = torch.arange(self.start, last, device=device)
+        keys = torch.arange(start, stop, device=device)
         other_view = torch.where(queries < images, queries + images, queries - images)
         positive = other_view[:, None] == keys[None, :]
         both = self.ids.repeat(2)
@@ -43,7 +41,7 @@ class TwoViewPairs:
     def rows(self, start: int, stop: int) -> "TwoViewPairs":
         """The same for queries start to stop."""
         last = 2 * len(self.ids) if self.stop is None else self.stop
-        return replace(self, start=self.start + start, stop=min(self.start + stop, last))
+        return replace(self, start=min(self.start + start, last), stop=min(self.start + stop, last))
 
 
 def look_up_views(view_1: Rows, view_2: Tensor, *, ids: Ids | None = None, score: Score = "dot") -> Lookup:

@@ -23,6 +23,7 @@ class Row(NamedTuple):
     negatives: list[float]
     scores: list[float]  # of the pairs that take part
     targets: list[float]
+    all_positives: list[float]  # of every query of the look-up
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Case:
     needs_negative: bool = True  # a query without negatives costs 0
     is_exact: bool = True  # the gradient is the value's
     is_monotone: bool = True  # much better scores never cost more
+    is_alone: bool = True  # a query's cost does not depend on the other queries
+    pulls: bool = True  # no positive is pushed away and no negative pulled
     most_bytes: int = 64 * 8192 * 8  # of one tensor, for 64 queries and 8192 keys
 
 
@@ -72,6 +75,28 @@ EUCLIDEAN = {"positive_margin": 0.3, "negative_margin": 1.2}
 
 CASES = [
     labelled("info_nce", losses.info_nce, oracles.info_nce, flags={"needs_negative": False}, temperature=0.1),
+    labelled("decoupled", losses.decoupled, oracles.decoupled, temperature=0.1),
+    Case(
+        "decoupled, weighted",
+        lambda lookup, _: losses.decoupled(lookup, temperature=0.1, sigma=0.5),
+        lambda row: oracles.decoupled(
+            row.positives, row.negatives, temperature=0.1, sigma=0.5, all_positives=row.all_positives
+        ),
+        is_exact=False, is_monotone=False, is_alone=False, pulls=False,
+    ),
+    labelled(
+        "debiased", losses.debiased, oracles.debiased,
+        flags={"needs_negative": False}, temperature=0.2, tau_plus=0.1,
+    ),
+    labelled(
+        "hard_negative", losses.hard_negative, oracles.hard_negative,
+        flags={"needs_negative": False} | SELECTS | {"pulls": False}, temperature=0.2, tau_plus=0.1, beta=1.0,
+    ),
+    labelled("nt_logistic", losses.nt_logistic, oracles.nt_logistic, flags=ANY, temperature=0.2),
+    labelled(
+        "nt_logistic, semi-hard", losses.nt_logistic, oracles.nt_logistic,
+        flags=ANY | SELECTS, temperature=0.2, mining="semi_hard",
+    ),
     labelled("nca", losses.nca, oracles.nca, flags={"needs_negative": True}, temperature=0.1),
     labelled("multi_similarity", losses.multi_similarity, oracles.multi_similarity, **MINED),
     labelled(
@@ -139,6 +164,7 @@ class Table:
 
     def rows(self) -> list[Row]:
         out = []
+        all_positives = self.scores[self.kinds == 1].tolist()
         for scores, targets, kinds in zip(
             self.scores.tolist(), self.targets.tolist(), self.kinds.tolist(), strict=True
         ):
@@ -149,6 +175,7 @@ class Table:
                     [s for s, _, kind in pairs if kind == 2],
                     [s for s, _, kind in pairs if kind],
                     [t for _, t, kind in pairs if kind],
+                    all_positives,
                 )
             )
         return out
@@ -194,11 +221,15 @@ def test_order_of_queries_is_the_order_of_costs(case):
     torch.testing.assert_close(shuffled.cost(case), made.cost(case)[order])
 
 
-def test_a_query_costs_the_same_alone(case):
+ALONE = pytest.mark.parametrize("alone", [c for c in CASES if c.is_alone], ids=lambda case: case.name)
+
+
+@ALONE
+def test_a_query_costs_the_same_alone(alone):
     made = table(3)
     for i in range(QUERIES):
-        alone = Table(made.scores[i : i + 1], made.targets[i : i + 1], made.kinds[i : i + 1])
-        torch.testing.assert_close(alone.cost(case), made.cost(case)[i : i + 1])
+        single = Table(made.scores[i : i + 1], made.targets[i : i + 1], made.kinds[i : i + 1])
+        torch.testing.assert_close(single.cost(alone), made.cost(alone)[i : i + 1])
 
 
 @pytest.mark.parametrize("other", [1.0, -1.0, 1e4, -1e4])
@@ -246,7 +277,7 @@ def test_no_keys_or_no_queries(case, queries, keys):
 
 @pytest.mark.parametrize("exact", [c for c in CASES if c.is_exact], ids=lambda case: case.name)
 def test_gradient_is_the_derivative(exact):
-    """Circle is left out: its weights carry no gradient, and its own test holds them fixed."""
+    """Left out are those whose weights carry no gradient; their own tests hold them fixed."""
     made = table(6)
     assert torch.autograd.gradcheck(
         lambda scores: Table(scores, made.targets, made.kinds).cost(exact), made.scores.requires_grad_()
@@ -266,6 +297,9 @@ def test_finite_at_the_ends_of_the_scale(case, dtype, sign):
 
 EXTREMES = [
     pytest.param(lambda l, _: losses.info_nce(l, temperature=0.01), id="info_nce"),
+    pytest.param(lambda l, _: losses.decoupled(l, temperature=0.01, sigma=0.01), id="decoupled"),
+    pytest.param(lambda l, _: losses.hard_negative(l, temperature=0.01, beta=5.0), id="hard_negative"),
+    pytest.param(lambda l, _: losses.nt_logistic(l, temperature=0.01), id="nt_logistic"),
     pytest.param(lambda l, _: losses.multi_similarity(l, alpha=200.0, beta=500.0), id="multi_similarity"),
     pytest.param(lambda l, _: losses.circle(l, margin=0.25, gamma=256.0), id="circle"),
     pytest.param(lambda l, t: losses.score_distillation(l, t, temperature=0.01), id="score_distillation"),
@@ -288,10 +322,12 @@ def test_finite_at_extreme_settings(loss, sign):
 
 
 LABELLED = [case for case in CASES if case.is_labelled]
-LABELS_READ = pytest.mark.parametrize("labelled_case", LABELLED, ids=lambda case: case.name)
+PULLING = pytest.mark.parametrize(
+    "labelled_case", [case for case in LABELLED if case.pulls], ids=lambda case: case.name
+)
 
 
-@LABELS_READ
+@PULLING
 @pytest.mark.parametrize("seed", range(5))
 def test_pulls_the_positives_up_and_pushes_the_negatives_down(labelled_case, seed):
     made = table(seed)
@@ -346,8 +382,9 @@ def test_pairs_by_rule_cost_as_pairs_by_mask(case):
     by_mask = Lookup(queries, keys, DensePairs(by_rule.positive, by_rule.negative))
     cost = case.cost(by_rule, target)
     torch.testing.assert_close(case.cost(by_mask, target), cost)
-    in_parts = torch.cat([case.cost(by_rule.rows(i, i + 2), target.rows(i, i + 2)) for i in (0, 2, 4)])
-    torch.testing.assert_close(in_parts, cost)
+    if case.is_alone:
+        in_parts = torch.cat([case.cost(by_rule.rows(i, i + 2), target.rows(i, i + 2)) for i in (0, 2, 4)])
+        torch.testing.assert_close(in_parts, cost)
 
     cost.sum().backward()
     assert queries.grad.abs().sum() > 0
@@ -424,6 +461,9 @@ def test_trap_5_11_exponentials_do_not_overflow_in_half_precision(case):
     torch.testing.assert_close(cost.double(), same.cost(case), rtol=1e-5, atol=1e-6)
 
 
+NOT_OVER_A_LOOKUP = {"nt_xent", "LearnedTemperature"}
+
+
 def test_every_public_loss_is_asked():
     asked = {case.name.split(",")[0] for case in CASES}
-    assert asked == set(losses.__all__)
+    assert asked | NOT_OVER_A_LOOKUP == set(losses.__all__)

@@ -1,19 +1,26 @@
 """Losses over a look-up: functions, one number a query."""
 
 from querykey.losses.decoupled import decoupled
+from querykey.losses.hard_negative import debiased, hard_negative
 from querykey.losses.info_nce import info_nce, nca
+from querykey.losses.logistic import nt_logistic
 from querykey.losses.margin import contrastive, triplet
 from querykey.losses.nt_xent import nt_xent
 from querykey.losses.preserving import rank_loss, score_difference, score_distillation
+from querykey.losses.temperature import LearnedTemperature
 from querykey.losses.weighting import circle, multi_similarity
 
 __all__ = [
+    "LearnedTemperature",
     "circle",
     "contrastive",
+    "debiased",
     "decoupled",
+    "hard_negative",
     "info_nce",
     "multi_similarity",
     "nca",
+    "nt_logistic",
     "nt_xent",
     "rank_loss",
     "score_difference",

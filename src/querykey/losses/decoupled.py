@@ -55,10 +55,10 @@ def decoupled(lookup: Lookup, *, temperature: float | Tensor, sigma: float | Non
         tensor([0.6931])
 
     Source:
-        Yeh et al. 2022, "Decoupled contrastive learning", arXiv:2110.06848, eq. 6 (DCL) and sec. 3.3
-        (DCLW). The weights carry no gradient here: with one, each query's cost would pull at the
-        positives of all others, and what weighs would be learned. The widespread implementation
-        lets the gradient through them, and adds the two views' means, which is twice the mean over queries.
+        Yeh et al. 2022, "Decoupled contrastive learning", arXiv:2110.06848, sec. 3. The weights carry
+        no gradient here: with one, each query's cost would pull at the positives of all others, and
+        what weighs would be learned. The released code lets the gradient through them, and adds
+        the two views' means, which is twice the mean over queries.
     """
     check_temperature("temperature", temperature)
     if sigma is not None and not 0.0 < sigma < math.inf:
