@@ -105,12 +105,15 @@ class LARS(torch.optim.Optimizer):
         rate, is_adapted = group["lr"], weights[0].ndim > 1
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         velocities = [self._velocity(weight) for weight in weights]
-        if is_adapted and group["weight_decay"]:
+        is_decayed = is_adapted and group["weight_decay"] > 0
+        if is_decayed:
             gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))  # noqa: SLF001
-        trusts: list[Tensor] | None = None
         if is_adapted and group["trust_coefficient"] is not None:
             trusts = _trusts(weights, gradients, group["trust_coefficient"])
-            gradients = list(torch._foreach_mul(gradients, trusts))  # noqa: SLF001
+            if is_decayed:
+                torch._foreach_mul_(gradients, trusts)
+            else:
+                gradients = list(torch._foreach_mul(gradients, trusts))  # noqa: SLF001
         torch._foreach_mul_(velocities, group["sgd_momentum"])
         form: MomentumForm = group["momentum_form"]
         match form:
@@ -132,10 +135,16 @@ class LARS(torch.optim.Optimizer):
 
 
 def _alike(weights: list[Tensor]) -> list[list[Tensor]]:
-    """Those of one device and dtype together, matrices apart from vectors."""
-    groups: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
-    for weight in weights:
-        groups.setdefault((weight.device, weight.dtype, weight.ndim > 1), []).append(weight)
+    """Those of one device and dtype together, matrices apart from vectors.
+
+    On a CPU matrices go one by one: many at once are no quicker there, and their temporaries,
+    as large as the model, would be given back to the system and asked for again at each step.
+    """
+    groups: dict[tuple[torch.device, torch.dtype, int], list[Tensor]] = {}
+    for place, weight in enumerate(weights, start=1):
+        alone = place if weight.device.type == "cpu" else 1
+        kind = (weight.device, weight.dtype, alone if weight.ndim > 1 else 0)
+        groups.setdefault(kind, []).append(weight)
     return list(groups.values())
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from querykey.errors import ShapeError
 from querykey.lookup import Lookup, Score
@@ -44,7 +43,7 @@ class TwoViewPairs:
         return replace(self, start=min(self.start + start, last), stop=min(self.start + stop, last))
 
 
-def look_up_views(view_1: Rows, view_2: Tensor, *, ids: Ids | None = None, score: Score = "dot") -> Lookup:
+def look_up_views(view_1: Rows, view_2: Rows, *, ids: Ids | None = None, score: Score = "dot") -> Lookup:
     r"""Look the rows of two views up among all rows of both.
 
     Queries and keys are the same 2B rows, first those of view 1, then those of view 2. Row *i*

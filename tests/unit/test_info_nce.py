@@ -118,12 +118,16 @@ def test_trap_models_5_2_far_scores_do_not_saturate():
 
 COMPILED = """
 import torch
-from querykey.losses import info_nce, multi_similarity
+from querykey.losses import decoupled, hard_negative, info_nce, multi_similarity, nt_logistic
 from querykey.lookup import DensePairs, Lookup
 
 queries, keys = torch.randn(8, 4, requires_grad=True), torch.randn(20, 4)
 positive = torch.rand(8, 20) < 0.2
-for loss in (lambda lookup: info_nce(lookup, temperature=0.07), multi_similarity):
+tempered = [
+    lambda lookup, loss=loss: loss(lookup, temperature=0.07)
+    for loss in (info_nce, decoupled, hard_negative, nt_logistic)
+]
+for loss in (*tempered, multi_similarity):
     lookup = Lookup(queries, keys, DensePairs(positive, ~positive))
     lookup.scores, lookup.masks  # the step's own part; its lock on Python 3.11 does not compile
     compiled = torch.compile(loss, fullgraph=True, backend="eager")

@@ -166,9 +166,8 @@ def test_dtypes_may_be_mixed():
     for weight in (double, single, vector):
         weight.grad = torch.ones_like(weight)
     LARS([double, single, vector], lr=0.5, trust_coefficient=0.1).step()
-    assert double.data.tolist() == single.data.double().tolist() == [[0.95] * 2] * 2 or torch.allclose(
-        double.data, single.data.double()
-    )
+    for weight in (double, single):
+        torch.testing.assert_close(weight.data, torch.full_like(weight, 0.95))
     assert vector.data.tolist() == [0.5, 0.5]
 
 
@@ -253,3 +252,22 @@ def test_refuses_a_rate_without_what_it_needs():
         scaled_learning_rate(0, rule="linear")
     with pytest.raises(RangeError, match="base must be > 0 and finite, got -1"):
         scaled_learning_rate(256, rule="linear", base=-1.0)
+
+
+@FORMS
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_many_tensors_at_once_step_as_one_by_one(form, decay):
+    """At once is how they step on devices other than the CPU."""
+    one_by_one, at_once = make_weights(), make_weights()
+    for weights in (one_by_one, at_once):
+        optimiser = LARS(weights.values(), lr=0.5, weight_decay=decay, momentum_form=form)
+        for name, gradient in gradients_at(weights, 0).items():
+            weights[name].grad = gradient
+        if weights is at_once:
+            with torch.no_grad():
+                optimiser._step_alike(optimiser.param_groups[0], [weights["matrix"], weights["kernel"]])
+                optimiser._step_alike(optimiser.param_groups[0], [weights["bias"], weights["scalar"]])
+        else:
+            optimiser.step()
+    for name, weight in one_by_one.items():
+        torch.testing.assert_close(at_once[name], weight)

@@ -13,7 +13,7 @@ __all__ = ["nt_xent"]
 
 def nt_xent(
     view_1: Rows,
-    view_2: Tensor,
+    view_2: Rows,
     *,
     temperature: float | Tensor,
     ids: Ids | None = None,

@@ -38,7 +38,7 @@ class LearnedTemperature(nn.Module):
         Radford et al. 2021, arXiv:2103.00020, sec. 2.5.
     """
 
-    def __init__(self, *, initial: float = 0.07, lowest: float = 0.01) -> None:
+    def __init__(self, initial: float = 0.07, *, lowest: float = 0.01) -> None:
         super().__init__()
         if not 0.0 < lowest <= initial < math.inf:
             raise RangeError(
