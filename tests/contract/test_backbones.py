@@ -25,11 +25,11 @@ class Case:
 
 CASES = [
     Case("small_cnn", 256),
-    Case("small_cnn:4", 16, image_size=28),
+    Case("small_cnn:4", 32, image_size=28),
     Case("torchvision:resnet18", 512, torchvision.models.resnet18, "fc."),
     Case("torchvision:resnet18", 512, torchvision.models.resnet18, "fc.", stem="plain"),
     Case("torchvision:mobilenet_v3_small", 1024, torchvision.models.mobilenet_v3_small, "classifier.3.", 40),
-    Case("timm:test_resnet", 192, lambda: timm.create_model("test_resnet"), "fc."),
+    Case("timm:test_resnet", 96, lambda: timm.create_model("test_resnet"), "fc."),
     Case("timm:test_vit", 64, lambda: timm.create_model("test_vit", img_size=32), "head."),
     Case("own_nets:own", 6),
 ]

@@ -144,8 +144,8 @@ def convert_batch_norm(module: nn.Module, kind: BatchNormKind, *, groups: int | 
             if distributed.get_world_size() == 1:
                 return module
             _require_plain(module)
-            converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-            return converted
+            convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+            return convert(module)
         case "layer":
             return _replaced(module, _layer_norm)
         case "split":

@@ -3,15 +3,17 @@
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from querykey.encoders.backbones import Backbone
 from querykey.errors import ConfigError, RangeError
-from querykey.types import Rows
+from querykey.types import ImageRows, Rows
 
 __all__ = ["HeadKind", "ProjectionHead", "ViewEncoder"]
 
 HeadKind = Literal["none", "linear", "mlp"]
+Embeddings = Float[Tensor, "rows width"]
 
 
 class ProjectionHead(nn.Module):
@@ -81,11 +83,11 @@ class ProjectionHead(nn.Module):
                 for place in range(count)
             )
 
-    def forward(self, h: Rows) -> Rows:
+    def forward(self, h: Embeddings) -> Rows:
         """Embeddings [rows, width] to projections [rows, dim]."""
         return self.layer(h, len(self.layers))
 
-    def layer(self, h: Rows, number: int) -> Rows:
+    def layer(self, h: Embeddings, number: int) -> Rows:
         """What the head has after some of its layers, ReLU included: 0 is h, 1 is for fine-tuning.
 
         Args:
@@ -129,13 +131,13 @@ class ViewEncoder(nn.Module):
             )
         self.backbone, self.head = backbone, head
 
-    def forward(self, images: Tensor) -> tuple[Rows, Rows]:
+    def forward(self, images: ImageRows) -> tuple[Embeddings, Rows]:
         """Images to (h [images, backbone.dim], z [images, head.dim]); neither is scaled to length 1."""
         h = self.encode(images)
         z: Tensor = self.head(h)
         return h, z
 
-    def encode(self, images: Tensor) -> Rows:
+    def encode(self, images: ImageRows) -> Embeddings:
         """Images [images, channels, height, width] to h [images, backbone.dim]."""
         h: Tensor = self.backbone(images)
         return h
