@@ -25,13 +25,13 @@ class ArrayImages(Items):
     """Images that are rows of one uint8 array, [n, h, w] or [n, h, w, 3]."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self._pixels = pixels
+        self.pixels = pixels
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self.pixels)
 
     def _read(self, row: int) -> Any:
-        return image_of_array(self._pixels[row])
+        return image_of_array(self.pixels[row])
 
 
 def is_idx_images(name: str) -> bool:

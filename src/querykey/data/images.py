@@ -24,6 +24,7 @@ __all__ = [
     "decode_image",
     "image_of_array",
     "is_image",
+    "plain_pixels",
     "read_image_folder",
 ]
 
@@ -68,6 +69,37 @@ def image_of_array(array: NDArray[Any]) -> "Image.Image":
     """A gray [h, w] or colour [h, w, 3] array of uint8 as an image."""
     image: Image.Image = _pillow()[0].fromarray(np.ascontiguousarray(array))
     return image
+
+
+def plain_pixels(image: "Image.Image", *, shorter_side: int | None = None) -> NDArray[np.uint8]:
+    """An image of any mode as numbers: gray stays gray, all else becomes red, green and blue.
+
+    What is transparent lies on white.
+
+    Args:
+        image: Of 8 bits a channel, as `decode_image` gives it.
+        shorter_side: Of the result at most, in pixels; a larger image is shrunk, smoothed.
+
+    Returns:
+        uint8 [height, width] or [height, width, 3].
+
+    Raises:
+        DamagedItemError: If the mode cannot be converted.
+    """
+    try:
+        if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+            laid = _pillow()[0].new("RGBA", image.size, "white")
+            laid.alpha_composite(image.convert("RGBA"))
+            image = laid.convert("L" if image.mode in {"LA", "La", "L", "1"} else "RGB")
+        elif image.mode != "L":
+            image = image.convert("L" if image.mode == "1" else "RGB")
+    except ValueError as fault:
+        raise DamagedItemError(f"an image of mode {image.mode} cannot be converted: {fault}") from fault
+    if shorter_side is not None and min(image.size) > shorter_side:
+        scale = shorter_side / min(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), _pillow()[0].Resampling.BILINEAR, reducing_gap=3.0)
+    return np.asarray(image)
 
 
 def _pillow() -> tuple[Any, Any]:

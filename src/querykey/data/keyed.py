@@ -40,7 +40,7 @@ def keyed_uniforms(key: tuple[int, ...], ids: NDArray[np.int64], slots: int) -> 
         >>> bool((both[1] == keyed_uniforms((7, 0, 1), np.array([5]), 4)[0, :2]).all())
         True
     """
-    return (keyed_bits(key, ids, slots) >> np.uint64(11)) * _TO_UNIT
+    return (keyed_bits(key, ids, slots) >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
 
 def keyed_order(key: tuple[int, ...], length: int) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ class ParquetTable:
 
     def __init__(self, what: str, paths: Sequence[Path]) -> None:
         self.what = what
+        self._paths = list(paths)
         self._files = [_open_parquet(path) for path in paths]
         schema = self._files[0].schema_arrow
         self.types: Mapping[str, Any] = types_of(what, schema)
@@ -45,7 +46,7 @@ class ParquetTable:
         return sum(int(file.metadata.num_rows) for file in self._files)
 
     def cells(self, column: str) -> Items:
-        return _ParquetCells(self._files, column)
+        return _ParquetCells(self._paths, self._files, column)
 
     def chunks(self, column: str) -> Iterator[Any]:
         for file in self._files:
@@ -65,7 +66,8 @@ class ParquetTable:
 
 
 class _ParquetCells(Items):
-    def __init__(self, files: Sequence[Any], column: str) -> None:
+    def __init__(self, paths: Sequence[Path], files: Sequence[Any], column: str) -> None:
+        self._paths = paths
         self._column = column
         self._groups = [(file, group) for file in files for group in range(file.num_row_groups)]
         sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
@@ -73,6 +75,10 @@ class _ParquetCells(Items):
         self._rows = int(self._starts[-1])
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        # another process opens the files for itself
+        return _open_cells, (self._paths, self._column)
 
     def __len__(self) -> int:
         return self._rows
@@ -90,6 +96,10 @@ class _ParquetCells(Items):
             self._kept.move_to_end(group)
             values = self._kept[group]
         return values[row - self._starts[group]].as_py()
+
+
+def _open_cells(paths: Sequence[Path], column: str) -> "_ParquetCells":
+    return _ParquetCells(paths, [_open_parquet(path) for path in paths], column)
 
 
 def _open_parquet(path: Path) -> Any:

@@ -108,7 +108,7 @@ def draw_boxes(
     wide, high = np.round(np.sqrt(area * shape)), np.round(np.sqrt(area / shape))
     fits = (wide >= 1) & (wide <= widths[:, None]) & (high >= 1) & (high <= heights[:, None])
     each, first = np.arange(len(sizes)), fits.argmax(axis=1)
-    wide, high, found = wide[each, first], high[each, first], fits.any(axis=1)
+    wide, high, found = wide[each, first], high[each, first], fits[each, first]
     # the last resort: the whole image, cut to the nearest shape that is allowed
     last_wide = np.minimum(widths, np.maximum(np.round(heights * ratio[1]), 1))
     last_high = np.minimum(heights, np.maximum(np.round(widths / ratio[0]), 1))
@@ -116,4 +116,4 @@ def draw_boxes(
     left = np.floor(uniforms[:, 2 * TRIES + 1] * (widths - wide + 1))
     drawn = np.stack([top, left, high, wide], axis=1)
     middle = np.stack([(heights - last_high) // 2, (widths - last_wide) // 2, last_high, last_wide], axis=1)
-    return np.where(found[:, None], drawn, middle).astype(np.int64)
+    return np.where(found.reshape(-1, 1), drawn, middle).astype(np.int64)
