@@ -18,7 +18,7 @@ from querykey.errors import MissingExtraError, RangeError
 from querykey.lookup import Score
 from querykey.types import KeyIds, Keys, Neighbours, Queries, QueryIds, TopScores
 
-__all__ = ["Engine", "best_of_blocks", "nearest", "settle"]
+__all__ = ["TIE", "Engine", "best_of_blocks", "nearest", "rough_cosines", "settle"]
 
 Engine = Literal["auto", "blocks", "faiss"]
 
@@ -76,6 +76,56 @@ def nearest(
     blocks = [slice(i, i + QUERY_BLOCK) for i in range(0, len(queries), QUERY_BLOCK)]
     found = [_nearest_of(queries[b], keys, k, own[b], score=score, propose=propose) for b in blocks]
     return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found])
+
+
+def rough_cosines(
+    queries: Queries, keys: Keys, count: int, *, engine: Engine = "auto"
+) -> tuple[TopScores, Neighbours]:
+    """The best cosines of each query as a matrix product rounds them: proposals that nobody has settled.
+
+    For whoever can bound what a difference of `TIE` in each score does to their result, and settles the few
+    queries where it matters: several times faster than `nearest` where many keys are wanted.
+
+    Args:
+        queries: [queries, dim], any float dtype.
+        keys: [keys, dim], any float dtype; may be memory-mapped, and is read once, block by block.
+        count: Keys wanted per query, from 1 to the number of keys.
+        engine: As for `nearest`.
+
+    Returns:
+        (scores [queries, count] float32, indices [queries, count] int64), best first. A score is within
+        `TIE` of the truth; ties are in no certain order.
+
+    Raises:
+        RangeError: If count is outside 1 to the number of keys.
+        MissingExtraError: If faiss is asked for and not installed.
+
+    Example:
+        >>> rough_cosines(torch.tensor([[1.0, 0.2]]), torch.eye(2), 1)[1].tolist()
+        [[0]]
+    """
+    if not 1 <= count <= len(keys):
+        raise RangeError(f"count must be from 1 to the {len(keys)} keys, got {count}")
+    with_faiss = _use_faiss(engine)
+    # torch's top-k is fast where a row has 64 times as many columns
+    size = 16 * KEY_BLOCK if with_faiss else max(KEY_BLOCK, 64 * count)
+    rows = max(1, len(queries) if with_faiss else QUERY_BLOCK * KEY_BLOCK // size)
+    unit = F.normalize(queries.float(), dim=1)
+    best: dict[int, tuple[Tensor, Tensor]] = {}
+    for start in range(0, len(keys), size):
+        block = F.normalize(keys[start : start + size].float(), dim=1)
+        for first in range(0, len(unit), rows):
+            some = unit[first : first + rows]
+            if with_faiss:
+                found = [
+                    (scores, index + start) for scores, index in _faiss_blocks(some, block, "dot", count)
+                ]
+            else:
+                found = [(some @ block.T, torch.arange(start, start + len(block))[None, :])]
+            best[first] = best_of_blocks([best[first], *found] if start else found, count)
+    if not best:
+        return torch.empty(0, count), torch.empty(0, count, dtype=torch.int64)
+    return torch.cat([s for s, _ in best.values()]), torch.cat([i for _, i in best.values()])
 
 
 def best_of_blocks(blocks: Iterable[tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:

@@ -68,19 +68,64 @@ def test_trap_5_6_memory_is_bounded_by_k_and_not_by_classes_or_the_bank(monkeypa
     labels[100:] = labels[torch.randint(0, 100, (200,), generator=generator)]
     queries = torch.randn(50, 4, generator=generator)
     whole = knn_predict(bank, labels, queries, k=20)
-    monkeypatch.setattr(knn_module, "VOTE_ELEMENTS", 3 * 20**2)
+    monkeypatch.setattr(knn_module, "VOTE_ELEMENTS", 3 * 20)
     assert torch.equal(knn_predict(bank, labels, queries, k=20), whole)
-    largest = 0
-    elect = knn_module._elect
+    largest = []
+    votes_of = knn_module._votes
 
-    def watched(scores, index, bank_labels, temperature):
-        nonlocal largest
-        largest = max(largest, scores.numel() * scores.shape[1])
-        return elect(scores, index, bank_labels, temperature)
+    def watched(scores, members, temperature):
+        columns, votes = votes_of(scores, members, temperature)
+        largest.append((scores.numel(), votes.numel()))
+        return columns, votes
 
-    monkeypatch.setattr(knn_module, "_elect", watched)
+    monkeypatch.setattr(knn_module, "_votes", watched)
     knn_predict(bank, labels, queries, k=20)
-    assert 0 < largest <= 3 * 20**2
+    assert len(largest) >= 17
+    assert max(max(pair) for pair in largest) == 3 * 20
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    k=st.integers(1, 30),
+    classes=st.sampled_from([2, 5, 60]),
+    temperature=st.sampled_from([1e-7, 1e-4, 0.1, 10.0]),
+    steps=st.sampled_from([1, 3, 10**6]),
+)
+def test_rough_scores_elect_what_the_exact_ones_do(seed, k, classes, temperature, steps):
+    """Rows on a coarse grid have many copies and ties, also at rank k; labels differ between copies."""
+    draw = torch.Generator().manual_seed(seed)
+    bank = (torch.randn(60, 3, generator=draw) * steps).round() + 0.01
+    queries = (torch.randn(12, 3, generator=draw) * steps).round() + 0.01
+    labels = torch.randint(0, classes, (60,), generator=draw)
+    scores, index = knn_module.nearest(queries, bank, k)
+    exact = knn_module._elect(scores, labels[index], temperature)
+    assert torch.equal(knn_predict(bank, labels, queries, k=k, temperature=temperature), exact)
+
+
+def test_only_queries_in_doubt_are_settled(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(500, 8, generator=draw), torch.randn(100, 8, generator=draw)
+    labels = (bank[:, 0] > 0).long()
+    settled = []
+    exact = knn_module.nearest
+    monkeypatch.setattr(knn_module, "nearest", lambda q, *rest: settled.append(len(q)) or exact(q, *rest))
+    knn_predict(bank, labels, queries, k=20)
+    assert sum(settled) < 10
+    settled.clear()
+    knn_predict(torch.ones(500, 8), labels, queries, k=20)  # every row ties with every other
+    assert sum(settled) == 100
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9, 1.1])
+def test_doubt_begins_where_rounding_could_turn_the_vote(share):
+    """Two classes whose votes differ by a little more, or less, than two scores' rounding."""
+    scores = torch.tensor([[1.0, 1.0 - share * 2 * knn_module.TIE, 0.5]])
+    members = torch.tensor([[0, 1, 1]])
+    _, is_sure = knn_module._elect_roughly(scores, members, 2, 0.01)
+    assert bool(is_sure) == (share > 1)
+    _, is_sure = knn_module._elect_roughly(scores, members * 0, 1, 0.01)
+    assert bool(is_sure) == (share > 1)
 
 
 def test_a_query_of_unknown_class_is_nan():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from querykey import nearest as module
 from querykey.errors import RangeError
-from querykey.nearest import nearest
+from querykey.nearest import nearest, rough_cosines
 
 
 def by_hand(queries, keys, k, query_ids=None, key_ids=None):
@@ -76,3 +76,27 @@ def test_half_precision_keys_are_scored_in_float32():
 def test_k_below_one_is_refused():
     with pytest.raises(RangeError, match="k must be at least 1, got 0"):
         nearest(torch.ones(1, 2), torch.ones(1, 2), 0)
+
+
+@pytest.mark.parametrize("engine", ["blocks", "faiss"])
+@pytest.mark.parametrize("key_block", [3, 4096])
+def test_rough_cosines_are_the_best_ones_within_the_rounding(engine, key_block, monkeypatch):
+    if engine == "faiss":
+        pytest.importorskip("faiss", reason="faiss is not installed")
+    monkeypatch.setattr(module, "KEY_BLOCK", key_block)
+    monkeypatch.setattr(module, "QUERY_BLOCK", 70)
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = 9 * torch.randn(13, 8, generator=generator), torch.randn(501, 8, generator=generator)
+    scores, index = rough_cosines(queries, keys, 6, engine=engine)
+    assert index.tolist() == by_hand(queries, keys, 6)
+    exact = torch.nn.functional.cosine_similarity(queries[:, None].double(), keys[index].double(), dim=2)
+    assert (scores - exact).abs().max() < module.TIE
+    everything, _ = rough_cosines(queries, keys, 501, engine=engine)
+    assert (everything.diff(dim=1) <= 0).all()
+
+
+def test_rough_cosines_need_a_count_that_there_is():
+    assert [len(part) for part in rough_cosines(torch.empty(0, 2), torch.eye(2), 1)] == [0, 0]
+    for count in (0, 3):
+        with pytest.raises(RangeError, match=f"from 1 to the 2 keys, got {count}"):
+            rough_cosines(torch.ones(1, 2), torch.eye(2), count)

@@ -3,11 +3,12 @@
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup import UNLABELLED
-from querykey.nearest import nearest
-from querykey.types import KeyLabels, Keys, Neighbours, PerQuery, Queries, QueryLabels, TopScores
+from querykey.nearest import TIE, nearest, rough_cosines
+from querykey.types import Keys, Neighbours, PerQuery, Queries, QueryLabels, TopScores
 
 __all__ = ["knn_correct", "knn_predict"]
 
@@ -15,7 +16,8 @@ AnyLabels = Int64[Tensor, " ..."]
 """One a row; the number is checked, with a message, and not by the type."""
 
 VOTE_ELEMENTS = 2**22
-"""Pairs of neighbours compared at once: 16 MB of votes, whatever the number of classes."""
+"""Neighbours that vote at once: 16 MB of votes at most, whatever the number of classes."""
+EPSILON = torch.finfo(torch.float32).eps
 
 
 def knn_predict(
@@ -25,7 +27,9 @@ def knn_predict(
 
     .. math:: \arg\max_c \sum_{j \in \text{nearest } k} [y_j = c] \, \exp(s_j / \tau)
 
-    Classes are those of the bank; no matrix of rows x classes and none of queries x bank is held.
+    Classes are those of the bank; no matrix of rows x classes and none of queries x bank is held. Votes are
+    counted by the scores of float32 products first; where the rounding of a score, or of the last place
+    among the k, could elect another class, the exact neighbours of `nearest` vote again.
 
     Args:
         bank: [keys, dim], scored by cosine.
@@ -61,13 +65,22 @@ def knn_predict(
     if not labelled.all():
         bank, bank_labels = bank[labelled], bank_labels[labelled]
     k = min(k, len(bank))
-    scores, index = nearest(queries, bank, k)
-    size = max(1, VOTE_ELEMENTS // k**2)
+    if not len(queries):
+        return bank_labels[:0]
+    classes, members = torch.unique(bank_labels, return_inverse=True)
+    scores, index = rough_cosines(queries, bank, min(k + 1, len(bank)))
+    size = max(1, VOTE_ELEMENTS // k)
     parts = [
-        _elect(scores[i : i + size], index[i : i + size], bank_labels, temperature)
+        _elect_roughly(scores[i : i + size], members[index[i : i + size]], k, temperature)
         for i in range(0, len(queries), size)
     ]
-    return torch.cat(parts) if parts else bank_labels[:0]
+    elected = torch.cat([elected for elected, _ in parts])
+    unsure = (~torch.cat([is_sure for _, is_sure in parts])).nonzero()[:, 0]
+    for start in range(0, len(unsure), size):
+        some = unsure[start : start + size]
+        scores, index = nearest(queries[some], bank, k)
+        elected[some] = _elect(scores, members[index], temperature)
+    return classes[elected]
 
 
 def knn_correct(
@@ -109,9 +122,40 @@ def knn_correct(
     return (predicted == labels).float().masked_fill(labels == UNLABELLED, torch.nan)
 
 
-def _elect(scores: TopScores, index: Neighbours, bank_labels: KeyLabels, temperature: float) -> QueryLabels:
-    votes = torch.exp((scores - scores[:, :1]) / temperature)
-    candidates = bank_labels[index]
-    alike = candidates[:, :, None] == candidates[:, None, :]  # [queries, k, k]
-    winner = (alike * votes[:, None, :]).sum(dim=2).argmax(dim=1, keepdim=True)
-    return candidates.gather(1, winner)[:, 0]
+def _elect(scores: TopScores, members: Neighbours, temperature: float) -> QueryLabels:
+    """The class with most votes; of equals, the one with the nearest row."""
+    columns, votes = _votes(scores, members, temperature)
+    winner = votes.gather(1, columns).argmax(dim=1, keepdim=True)
+    return members.gather(1, winner)[:, 0]
+
+
+def _elect_roughly(scores: Tensor, members: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """(class, whether exact scores could not elect another) by scores within `TIE` of the truth.
+
+    There is one neighbour more than k, where the bank has one: it tells whether the k nearest could be
+    others. If so, each of the k that could be left out is counted as lost by the first class and as won
+    by the second.
+    """
+    last, best = scores[:, k - 1], scores[:, 0]
+    lost = torch.zeros(len(scores), dtype=torch.float64)
+    if scores.shape[1] > k:
+        could_go = (scores[:, :k] <= last[:, None] + 2 * TIE).sum(dim=1)
+        most = torch.exp((last + 4 * TIE - best).double() / temperature)
+        lost = torch.where(scores[:, k] >= last - 2 * TIE, could_go * most, lost)
+    columns, votes = _votes(scores[:, :k], members[:, :k], temperature)
+    first, second = F.pad(votes, (0, 1)).topk(2, dim=1).values.double().T
+    winner = votes.gather(1, columns).argmax(dim=1, keepdim=True)
+    rounding = torch.tensor(TIE / temperature, dtype=torch.float64).exp() * (1 + k * EPSILON)
+    is_sure = first / rounding - lost > second * rounding + lost
+    return members.gather(1, winner)[:, 0], is_sure
+
+
+def _votes(scores: TopScores, members: Neighbours, temperature: float) -> tuple[Neighbours, Tensor]:
+    """(the column of each neighbour's class, the votes of each column [queries, at most k])."""
+    weights = torch.exp((scores - scores[:, :1]) / temperature)
+    width = int(members.max()) + 1
+    if width > members.shape[1]:  # many classes: a query's own ones, numbered anew
+        ordered, order = members.sort(dim=1)
+        numbers = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0)).cumsum(dim=1)
+        members, width = torch.empty_like(members).scatter_(1, order, numbers), members.shape[1]
+    return members, torch.zeros(len(scores), width).scatter_add_(1, members, weights)
