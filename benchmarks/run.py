@@ -1,6 +1,6 @@
 """Measure speed and memory beside the peers; print a table and write results.json beside this file.
 
-Usage: python benchmarks/run.py [adapter_step] [cost_against_n] [nearest] [start_up]
+Usage: python benchmarks/run.py [adapter_step] [cost_against_n] [knn] [nearest] [start_up]
 """
 
 import json
@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from timing import Row
 
-BENCHMARKS = ("start_up", "nearest", "adapter_step", "cost_against_n")
+BENCHMARKS = ("start_up", "nearest", "knn", "adapter_step", "cost_against_n")
 RESULTS = Path(__file__).with_name("results.json")
-PACKAGES = ("torch", "numpy", "faiss-cpu", "pytorch-metric-learning")
+PACKAGES = ("torch", "numpy", "faiss-cpu", "pytorch-metric-learning", "lightly")
 
 
 def machine() -> dict[str, Any]:

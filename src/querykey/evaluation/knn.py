@@ -67,6 +67,7 @@ def knn_predict(
     k = min(k, len(bank))
     if not len(queries):
         return bank_labels[:0]
+    classes: Tensor
     classes, members = torch.unique(bank_labels, return_inverse=True)
     scores, index = rough_cosines(queries, bank, min(k + 1, len(bank)))
     size = max(1, VOTE_ELEMENTS // k)
