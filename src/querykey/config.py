@@ -8,12 +8,11 @@
 What is left out is the fit's own to choose; it writes down what it chose.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from querykey.config_faults import Grammar
 from querykey.config_parts import (
@@ -25,9 +24,9 @@ from querykey.config_parts import (
     Selection,
     Strict,
 )  # fmt: skip
-from querykey.errors import ConfigError, MissingPathError
+from querykey.config_reading import check, read_raw
 
-__all__ = ["AdaptRun", "describe_settings", "parse_run", "parse_setting", "read_run"]
+__all__ = ["AdaptRun", "describe_settings", "parse_run", "read_run"]
 
 _LABEL_FREE = ("score_distillation", "score_difference")
 
@@ -132,18 +131,7 @@ def read_run(path: str | Path | None, settings: Sequence[str] = (), **options: A
         MissingPathError: If there is no such file.
         ConfigError: If it is no TOML, or a setting has a fault; all faults are named.
     """
-    raw: dict[str, Any] = {}
-    if path is not None:
-        path = Path(path)
-        if not path.is_file():
-            raise MissingPathError(f"{path}: no such run file")
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
-            raise ConfigError(f"{path}: is no TOML: {fault}") from fault
-    raw |= {name: value for name, value in options.items() if value is not None}
-    for setting in settings:
-        _put(raw, *parse_setting(setting))
+    raw = read_raw(path, settings, **options)
     return parse_run(raw, name="the settings" if path is None else str(path))
 
 
@@ -164,38 +152,7 @@ def parse_run(raw: Mapping[str, Any], *, name: str = "the settings") -> AdaptRun
         >>> parse_run({"dim": 64, "loss": {"kind": "info_nce", "temperature": 0.1}, "labels": "class"}).loss
         InfoNCE(kind='info_nce', temperature=0.1)
     """
-    try:
-        return AdaptRun.model_validate(dict(raw))
-    except ValidationError as faults:
-        lines = "\n".join(f"  {_GRAMMAR.describe(fault)}" for fault in faults.errors(include_url=False))
-        raise ConfigError(f"{name}: cannot be run\n{lines}") from None
-
-
-def parse_setting(setting: str) -> tuple[str, Any]:
-    """Split "a.b=value" into its dotted key and its value.
-
-    Args:
-        setting: The value is a TOML literal; anything else is taken as a string.
-
-    Returns:
-        (dotted key, value).
-
-    Raises:
-        ConfigError: If there is no "=" or no key.
-
-    Example:
-        >>> parse_setting("memory.capacity=5000"), parse_setting("fc.start=pca")
-        (('memory.capacity', 5000), ('fc.start', 'pca'))
-    """
-    key, equals, text = setting.partition("=")
-    key, text = key.strip(), text.strip()
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f"--set {setting}: must be KEY=VALUE, such as --set loss.temperature=0.1")
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return key, text
-    return key, parsed["value"] if len(parsed) == 1 else text
+    return check(AdaptRun, raw, grammar=_GRAMMAR, name=name)
 
 
 def describe_settings() -> str:
@@ -205,17 +162,3 @@ def describe_settings() -> str:
         A line a key.
     """
     return "\n".join(f"{key:<24} {words}" for key, words in _GRAMMAR.rows())
-
-
-def _put(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested tables."""
-    *tables, last = key.split(".")
-    for table in tables:
-        inner = raw.get(table, {})
-        if isinstance(inner, str):  # loss = "triplet" is a table with that kind
-            inner = {"kind": inner}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {key}: {table} is {inner!r}, so it has no {last}")
-        raw[table] = dict(inner)
-        raw = raw[table]
-    raw[last] = value

@@ -8,8 +8,9 @@ from typing import get_args
 import pytest
 
 from querykey import config_parts, losses
-from querykey.config import AdaptRun, describe_settings, parse_run, parse_setting, read_run
+from querykey.config import AdaptRun, describe_settings, parse_run, read_run
 from querykey.config_parts import AutoLoss, CrossBatch, InBatch, Triplet
+from querykey.config_reading import parse_setting
 from querykey.errors import ConfigError, MissingPathError
 
 FREE = "score_distillation, score_difference"

@@ -14,6 +14,8 @@ __all__ = ["COMMANDS", "app", "main"]
 COMMANDS = {
     "embed": ("embed", "embed_source", "Turn SOURCE into features with a frozen MODEL."),
     "adapt": ("adapt", "adapt_features", "Fit an adapter to FEATURES."),
+    "pretrain": ("pretrain", "pretrain_source", "Pretrain an encoder from images alone."),
+    "resume": ("pretrain", "resume_run", "Go on with a pretraining, or train it for longer."),
     "evaluate": ("evaluate", "evaluate_on", "Measure a RUN beside the frozen features and every baseline."),
     "transform": ("transform", "transform_features", "Write the adapted rows of FEATURES."),
     "search": ("search", "search", "Show what a query finds among FEATURES, before and after."),
@@ -54,7 +56,7 @@ app = typer.Typer(
     # the rich help costs a third of a second, more than the command itself
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Adapt a frozen model: embed, adapt, evaluate, search.",
+    help="Adapt a frozen model: embed, adapt, evaluate, search. Or pretrain an encoder.",
     epilog="`querykey help sources` explains SOURCE, MODEL, FEATURES and RUN.",
 )
 

@@ -44,6 +44,11 @@ class Pixels(ABC):
 
     @property
     @abstractmethod
+    def side(self) -> int | None:
+        """The shorter side of every image in pixels; None where they differ, or it is not known."""
+
+    @property
+    @abstractmethod
     def damaged(self) -> tuple[tuple[int, str], ...]:
         """The others: (row, what is wrong), in order."""
 
@@ -122,6 +127,10 @@ class HeldPixels(Pixels):
         self._places[kept] = np.arange(len(kept))
 
     @property
+    def side(self) -> int | None:
+        return None if isinstance(self._images, list) else min(self._images.shape[-2:])
+
+    @property
     def damaged(self) -> tuple[tuple[int, str], ...]:
         return self._damaged
 
@@ -165,6 +174,10 @@ class DecodedPixels(Pixels):
         self._damage = Damage(source)
         self._idle: list[RowLoader] = []
         self._rows = len(source)
+
+    @property
+    def side(self) -> int | None:
+        return None
 
     @property
     def damaged(self) -> tuple[tuple[int, str], ...]:

@@ -14,7 +14,7 @@ from querykey.encoders.image_models import made_by
 from querykey.encoders.small_cnn import SmallCNN
 from querykey.encoders.weight_files import load_weights
 from querykey.errors import ConfigError, MissingExtraError, QuerykeyError, RangeError, SourceError
-from querykey.types import Rows
+from querykey.types import ImageRows, Rows
 
 __all__ = ["Backbone", "Stem", "load_backbone_weights", "make_backbone"]
 
@@ -51,9 +51,18 @@ class Backbone(nn.Module):
         self.network = network
         self.spec, self.dim, self.stem, self.classifier = spec, dim, stem, classifier
 
-    def forward(self, images: Tensor) -> Rows:
+    def forward(self, images: ImageRows) -> Rows:
         """Images [images, channels, height, width] to h [images, dim]."""
         return require_rows(self.network(images), len(images), self.spec)
+
+    def start_(self, images: Tensor) -> None:
+        """Let a network that knows how start from what these images look like; others keep their weights.
+
+        Args:
+            images: As it will see them [images, channels, height, width].
+        """
+        if isinstance(self.network, SmallCNN):
+            self.network.start_(images)
 
 
 class _Made(NamedTuple):
@@ -97,7 +106,7 @@ def make_backbone(spec: str, *, channels: int, image_size: int, stem: Stem = "au
     Example:
         >>> backbone = make_backbone("small_cnn:8", channels=1, image_size=28, seed=0)
         >>> backbone.dim, backbone(torch.zeros(2, 1, 28, 28)).shape
-        (32, torch.Size([2, 32]))
+        (64, torch.Size([2, 64]))
 
     Source:
         Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020,
@@ -234,7 +243,7 @@ def _take_channels(network: nn.Module, channels: int) -> None:
 def _take_classifier_off(network: nn.Module) -> str:
     """Where the classifier was: the last layer, with as many outputs as ImageNet has classes."""
     layers = [(name, layer) for name, layer in network.named_modules() if _outputs(layer) == _CLASSES]
-    name = layers[-1][0]
+    name: str = layers[-1][0]
     parent_name, _, last = name.rpartition(".")
     parent = network.get_submodule(parent_name)
     setattr(parent, last, nn.Identity())

@@ -2,23 +2,27 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from querykey.errors import RangeError
 
 __all__ = ["SmallCNN"]
 
-_WIDTH = 64
-_GROWTH = (1, 2, 4, 4)
-_STRIDES = (2, 1, 2, 2)
+_WIDTH = 32
+_GROWTH = (1, 2, 4, 8)
+_STRIDES = (2, 2, 2, 1)
+_NOISE = 0.01
+"""Added to the variance of a direction, in units of the mean one: nearly empty ones aren't blown up."""
 
 
 class SmallCNN(nn.Module):
     """Blocks of a 3x3 convolution, batch norm and ReLU, then the mean over all places.
 
-    The first block halves the image, since most of the time would go by at full size. An image
-    of 32 x 32 pixels ends as 4 x 4 places of `widths[-1]` channels.
+    Three blocks halve the image, the first at once, since most of the time would go by at full size. An
+    image of 32 x 32 pixels ends as 4 x 4 places of `widths[-1]` channels.
 
     Args:
         channels: Of an image, >= 1.
@@ -29,12 +33,13 @@ class SmallCNN(nn.Module):
         RangeError: If widths and strides are not of one length, or a number is below 1.
 
     Example:
+        >>> import torch
         >>> SmallCNN(1, widths=(8, 16), strides=(2, 2))(torch.zeros(5, 1, 28, 28)).shape
         torch.Size([5, 16])
     """
 
     def __init__(
-        self, channels: int, *, widths: Sequence[int] = (64, 128, 256, 256), strides: Sequence[int] = _STRIDES
+        self, channels: int, *, widths: Sequence[int] = (32, 64, 128, 256), strides: Sequence[int] = _STRIDES
     ) -> None:
         super().__init__()
         if not widths or len(widths) != len(strides):
@@ -60,10 +65,10 @@ class SmallCNN(nn.Module):
 
         Args:
             channels: Of an image, >= 1.
-            width: >= 1; the four blocks have 1, 2, 4 and 4 times as many channels.
+            width: >= 1; the four blocks have 1, 2, 4 and 8 times as many channels.
 
         Returns:
-            A network with random weights, and h of width 4 * width.
+            A network with random weights, and h of width 8 * width.
 
         Raises:
             RangeError: If a number is below 1.
@@ -74,6 +79,31 @@ class SmallCNN(nn.Module):
         """Images [images, channels, height, width] to h [images, widths[-1]]."""
         places: Tensor = self.blocks(images)
         return places.mean(dim=(2, 3))
+
+    @torch.no_grad()
+    def start_(self, images: Tensor) -> None:
+        r"""Set the first filters, in place, to the directions in which patches of these images differ most.
+
+        With :math:`v` a principal direction of the 3 x 3 patches and :math:`\lambda` the variance along
+        it, the filters are :math:`v / \sqrt{\lambda}` and, as ReLU lets one sign through, its negative:
+        what comes out is decorrelated and of one size from the first step on. Filters beyond twice the
+        number of directions keep their random weights. All of them are trained.
+
+        Args:
+            images: As the network will see them [images, channels, height, width]; some hundreds are enough.
+
+        Source:
+            Jordan 2024, arXiv:2404.00498, section 3.2 (there 2 x 2 patches, and the layer is frozen).
+        """
+        first = cast("nn.Conv2d", cast("nn.Sequential", self.blocks[0])[0])
+        patches = nn.functional.unfold(images, 3, stride=2).transpose(1, 2).flatten(0, 1).double()
+        patches = patches - patches.mean(dim=0)
+        variance, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        whitening = (directions / (variance + _NOISE * variance.mean()).sqrt()).T.flip(0)
+        used = min(first.out_channels // 2, len(whitening))
+        filters = whitening[:used].reshape(used, *first.weight.shape[1:]).to(first.weight)
+        first.weight[:used].copy_(filters)
+        first.weight[used : 2 * used].copy_(-filters)
 
 
 def _block(before: int, after: int, stride: int) -> nn.Sequential:

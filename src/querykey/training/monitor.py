@@ -196,7 +196,7 @@ def _knn(h: Tensor, labels: Tensor, asking: Tensor | None, seed: int) -> dict[st
     k = min(NEIGHBOURS, len(bank))
     right = knn_correct(h[bank], labels[bank], h[queries], labels[queries], k=k, temperature=TEMPERATURE)
     return {
-        "knn": float(right.double().mean()),
+        "knn": float(right.double().nanmean()),
         "knn_k": float(k),
         "knn_temperature": TEMPERATURE,
         "knn_bank": float(len(bank)),

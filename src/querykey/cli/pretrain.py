@@ -1,0 +1,125 @@
+"""`querykey pretrain`: an encoder from images alone; `querykey resume` goes on with one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from querykey.cli.options import Column, Device, LabelColumn, Out, Split, Threads, prepare
+
+if TYPE_CHECKING:
+    from querykey.run_pretrain import PretrainedRun
+
+__all__ = ["pretrain_source", "resume_run"]
+
+Workers = Annotated[int, typer.Option(min=1, help="Processes that decode what does not fit in memory.")]
+
+
+def pretrain_source(
+    out: Out,
+    run_file: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.toml]", help="Settings in TOML; may name the data.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="See `querykey help sources`.")] = None,
+    method: Annotated[str | None, typer.Option(metavar="[simclr]", help="How it learns.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="How long to train; 10 if nothing is said.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How long, in passes over the data.")] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="WEIGHTS", help="Start the backbone from .safetensors or .pth.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="See `querykey help pretraining`."),
+    ] = None,
+    column: Column = None,
+    label_column: LabelColumn = None,
+    split: Split = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    workers: Workers = 2,
+    seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows from it.")] = None,
+) -> None:
+    """Pretrain an encoder from the images of SOURCE, without using their labels.
+
+    Labels, where there are any, only serve to show how it gets on: kNN on images held out.
+    Ctrl-C saves the state; `querykey resume` goes on from there.
+    """
+    from querykey.config_pretrain import read_pretrain_run
+
+    more = [*(settings or []), *([f"backbone.init={init}"] if init else [])]
+    run = read_pretrain_run(
+        run_file, more, data=data, method=method, minutes=minutes, epochs=epochs, seed=seed
+    )
+    given = run.as_settings()
+    source = _source(given.pop("data", None))
+    prepare(device, threads, run.seed or 0)
+    from querykey.cli.pretrain_display import display, show_start
+    from querykey.cli.show import note
+    from querykey.run_pretrain import pretrain
+
+    with display() as (told, stop):
+        done = pretrain(
+            source, out=out, column=column, label_column=label_column, split=split, device=device,
+            workers=workers, told=told, notify=note, begin=show_start, stop=stop, **given,
+        )  # fmt: skip
+    _end(done, out)
+
+
+def resume_run(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey pretrain` wrote.")],
+    epochs: Annotated[float | None, typer.Option(help="Train on to so many epochs in all.")] = None,
+    threads: Threads = None,
+    workers: Workers = 2,
+) -> None:
+    """Go on with a pretraining that was stopped, or train a finished one for longer.
+
+    On the same machine with the same number of threads a stopped run ends with the same bits as
+    one that was not.
+    """
+    from querykey.run_folder import RunFolder
+
+    before = RunFolder.read(run)
+    prepare(before.device, threads or before.threads, before.settings.seed)
+    from querykey.cli.pretrain_display import display, show_start
+    from querykey.cli.show import note
+    from querykey.run_pretrain import resume
+
+    with display() as (told, stop):
+        done = resume(
+            run, epochs=epochs, workers=workers, told=told, notify=note, begin=show_start, stop=stop
+        )
+    _end(done, run)
+
+
+def _source(named: str | None) -> str:
+    if named is None:
+        from querykey.errors import ConfigError
+
+        raise ConfigError("there are no images: name them with --data SOURCE, or with data in the run file")
+    return named
+
+
+def _end(done: "PretrainedRun", folder: Path) -> None:
+    from querykey.cli.faults import STOPPED
+    from querykey.cli.show import line, note
+
+    report = done.report
+    if not done.is_finished:
+        note(f"stopped after step {report['steps_taken']}; go on with: querykey resume {folder}")
+        raise typer.Exit(STOPPED)
+    line(
+        f"{folder}: {report['steps_taken']:,} steps, {report['images_seen']:,} images seen, "
+        f"{report['seconds'] / 60:.1f} minutes"
+    )
+    end, start = report["end"], report["start"]
+    if "knn" in end:
+        line(
+            f"  kNN of h on {end['knn_queries']:.0f} images held out: {end['knn']:.3f}, untrained "
+            f"{start['knn']:.3f}"
+        )
+    line(
+        f"  pretext task solved {end['pretext']:.0%}, effective rank of h {end['effective_rank_h']:.0f} "
+        f"(untrained {start['effective_rank_h']:.0f})"
+    )
+    line(f"  decoding and views took {report['views_share_of_step']:.0%} of a step's time")
+    line(f"next: querykey evaluate {folder} --on SOURCE", whole=True)

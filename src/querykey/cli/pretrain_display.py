@@ -1,0 +1,112 @@
+"""What a person sees of a pretraining while it runs, and how Ctrl-C stops it between two steps."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from querykey.cli.show import line
+
+if TYPE_CHECKING:
+    from querykey.run_pretrain import Shown
+    from querykey.training.pretrain_course import Course
+
+__all__ = ["display", "show_start"]
+
+
+def show_start(course: "Course") -> None:
+    """Print everything that was chosen for a run, before its first step.
+
+    Args:
+        course: The run.
+    """
+    settings, images = course.settings, course.images
+    encoder, pixels = course.learner.encoder, course.images.pixels
+    weights = sum(weight.numel() for weight in encoder.backbone.parameters())
+    line(
+        f"{settings.method}: {len(course.parted.train):,} images of {pixels.channels} channels, "
+        f"{len(course.parted.asking):,} held out for the online kNN"
+    )
+    line(
+        f"  backbone {settings.backbone}: {weights / 1e6:.2f} M weights, h {encoder.backbone.dim}, "
+        f"{settings.image_size} px; head {settings.head}, z {encoder.head.dim}"
+    )
+    line(
+        f"  {course.steps:,} steps of {settings.batch_size} images ({settings.epochs:.3g} epochs), "
+        f"{settings.precision}, {str(settings.layout).replace('_', ' ')}"
+    )
+    rule = "" if settings.rule == "none" else f" (rule {settings.rule}, batch {settings.batch_size})"
+    line(
+        f"  {settings.optimizer}: learning rate {settings.learning_rate:.4g}{rule}, weight decay "
+        f"{settings.weight_decay:.3g}, rises in the first {settings.warm_up:.0%} of the steps, then cosine"
+    )
+    learned = ", learned" if settings.learned_temperature else ""
+    options = "".join(f", {name} {value}" for name, value in settings.loss_options.items())
+    line(f"  loss {settings.loss}: temperature {settings.temperature:g}{learned}{options}")
+    line(f"  views {settings.views}:")
+    for words in images.views.describe().splitlines():
+        line(f"    {words}")
+    if course.calibration is not None:
+        line(f"  a step takes {course.calibration.seconds:.3f} s here")
+
+
+@contextmanager
+def display() -> Iterator[tuple["Callable[[Shown], None] | None", Callable[[], bool]]]:
+    """A live line on standard error where that is a terminal, and a polite Ctrl-C.
+
+    The first SIGINT or SIGTERM asks the run to stop after the step it is in, so that its state is
+    whole; a second one is the usual interrupt.
+
+    Yields:
+        (what to call after each step, None where nobody looks; whether to stop).
+    """
+    asked, is_training = threading.Event(), threading.Event()
+
+    def ask(number: int, frame: Any) -> None:  # noqa: ARG001
+        if asked.is_set() or not is_training.is_set():  # before the first step there is nothing to lose
+            raise KeyboardInterrupt
+        asked.set()
+        sys.stderr.write("\nstopping after this step; once more stops at once\n")
+
+    def stop() -> bool:
+        is_training.set()
+        return asked.is_set()
+
+    former = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if not sys.stderr.isatty():
+            yield None, stop
+            return
+        with _bar() as told:
+            yield told, stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _bar() -> Iterator["Callable[[Shown], None]"]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]} images/s  loss {task.fields[loss]}{task.fields[knn]}"),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=None, rate="-", loss="-", knn="")
+        rate = 0.0
+
+        def told(shown: "Shown") -> None:
+            nonlocal rate
+            rate = shown.images_per_second if not rate else 0.9 * rate + 0.1 * shown.images_per_second
+            knn = "" if shown.knn is None else f"  kNN {shown.knn:.3f}"
+            bar.update(
+                task, completed=shown.step, total=shown.steps, rate=f"{rate:,.0f}", loss=f"{shown.loss:.3f}",
+                knn=knn,
+            )  # fmt: skip
+
+        yield told

@@ -1,0 +1,264 @@
+"""A pretrained encoder beside the untrained one and raw pixels: kNN, linear evaluation, fine-tuning."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from querykey.data.labels import common_labels
+from querykey.data.pixels import Pixels, read_pixels
+from querykey.data.sources import read_source
+from querykey.errors import ConfigError, DataError
+from querykey.evaluation.few_labels import choose_labelled
+from querykey.evaluation.geometry import effective_rank
+from querykey.evaluation.knn import knn_correct
+from querykey.evaluation.linear_protocols import LinearProtocol, linear_evaluation
+from querykey.evaluation.table import Table, tabulate
+from querykey.lookup import UNLABELLED
+from querykey.run_data import DataAt
+from querykey.run_folder import RunFolder
+from querykey.training.fine_tune import FineTuning, LabelledImages, fine_tune
+from querykey.training.pretrain import make_encoder
+from querykey.training.saved_encoder import SavedEncoder, encode_rows, read_encoder
+from querykey.training.tune_rate import tune_learning_rate
+from querykey.types import Labels, PerQuery, Rows
+
+__all__ = ["Labelled", "evaluate_encoder", "knn_of", "read_labelled"]
+
+KNN_TEMPERATURE = 0.1
+MANY, NEIGHBOURS, FEW_NEIGHBOURS = 10_000, 200, 20
+"""200 neighbours, as the papers have it, vote in banks of 10,000 rows and more; in smaller ones 20."""
+RANK_ROWS = 10_000
+H, Z, UNTRAINED, PIXELS = "h", "z = g(h)", "untrained h", "pixels"
+FINE_TUNED, SUPERVISED = "fine-tuned", "supervised"
+
+Notify = Callable[[str], None]
+
+
+class Labelled(NamedTuple):
+    """Images and their classes, numbered as everywhere in one evaluation."""
+
+    pixels: Pixels
+    labels: Labels
+
+
+def evaluate_encoder(
+    folder: str | Path,
+    on: DataAt,
+    *,
+    train: DataAt | None = None,
+    protocol: LinearProtocol = "lbfgs",
+    labels_fraction: float | None = None,
+    fine_tuning: Literal["none", "h", "first layer"] = "none",
+    epochs: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    notify: Notify | None = None,
+) -> Table:
+    """Score a pretrained encoder on labelled images it has not seen.
+
+    Beside h and z = g(h) always stand the untrained encoder's h and raw pixels; with fine-tuning also
+    the same network trained on the same labels alone, with the same views and a tuned learning rate.
+
+    Args:
+        folder: Of a finished pretraining.
+        on: Labelled test images.
+        train: Labelled training images; None: those it was pretrained on.
+        protocol: Of the linear evaluation.
+        labels_fraction: The share of the training labels that is used, by class; None: all.
+        fine_tuning: "h": from the backbone, "first layer": from the first layer of the head too.
+        epochs: Of fine-tuning; None: 60, or as many as make about 1,000 steps.
+        device: Where to encode and train.
+        seed: Of few labels, held-out parts, fine-tuning and intervals.
+        notify: Called with what is worth knowing.
+
+    Returns:
+        Methods against "linear", "kNN" and, with more than 5 classes, "top-5".
+
+    Raises:
+        MissingPathError: If there is no encoder.
+        DataError: If labels are missing.
+    """
+    notify = notify or (lambda _: None)
+    saved = read_encoder(folder)
+    at = train or _trained_on(Path(folder), on)
+    known, asked = read_labelled(at, on, size=saved.settings.image_size or 224, notify=notify)
+    if known.pixels.channels != saved.channels or asked.pixels.channels != saved.channels:
+        raise DataError(
+            f"the encoder takes images of {saved.channels} channels; {at.spec} has {known.pixels.channels} "
+            f"and {on.spec} {asked.pixels.channels}"
+        )
+    place = torch.device(device)
+    if labels_fraction is not None:
+        kept = choose_labelled(known.labels, fraction=labels_fraction, seed=seed)
+    else:
+        kept = (known.labels != UNLABELLED).nonzero()[:, 0]
+    features = _features(saved, read_encoder(folder, untrained=True), known, kept, asked, place)
+    per_query: dict[str, dict[str, PerQuery]] = {}
+    figures: dict[str, dict[str, float]] = {}
+    fits: dict[str, Any] = {}
+    for name, (bank, queries) in features.items():
+        result = linear_evaluation(
+            bank, known.labels[kept], queries, asked.labels, protocol=protocol, seed=seed
+        )
+        per_query[name] = {"linear": result.correct}
+        per_query[name]["kNN"] = knn_of(bank, known.labels[kept], queries, asked.labels)
+        figures[name] = {"dim": float(bank.shape[1])} | _whole(queries, result.top_5)
+        fits[name] = result.as_dict()
+    if fine_tuning != "none":
+        tuned, how = _tuned(saved, known, kept, asked, fine_tuning, epochs, place, seed)
+        per_query |= tuned
+        fits |= how
+    k = _neighbours(len(kept))
+    return tabulate(
+        per_query, figures=figures, references=(UNTRAINED, PIXELS), seed=seed,
+        protocol={
+            "encoder": saved.identity, "train": at.as_dict(), "on": on.as_dict(), "asked": len(asked.labels),
+            "labels": len(kept), "labels_fraction": labels_fraction, "linear": fits, "protocol": protocol,
+            "knn": {"k": k, "temperature": KNN_TEMPERATURE, "bank": len(kept)}, "seed": seed,
+        },
+    )  # fmt: skip
+
+
+def read_labelled(train: DataAt, on: DataAt, *, size: int, notify: Notify) -> tuple[Labelled, Labelled]:
+    """Read training and test images with labels that mean the same in both.
+
+    Args:
+        train: Images with labels.
+        on: Others with labels.
+        size: Pixels of a side that the encoder takes.
+        notify: Called with what is worth knowing.
+
+    Returns:
+        Both.
+
+    Raises:
+        DataError: If one of them has no labels.
+    """
+    sources = []
+    for at in (train, on):
+        source = read_source(at.spec, column=at.column, label_column=at.label_column, split=at.split)
+        if source.labels is None:
+            raise DataError(
+                f"{at.spec} has no labels, so nothing can be scored; name them with --label-column"
+            )
+        sources.append(source)
+    parts = [(source.labels, source.label_names) for source in sources if source.labels is not None]
+    numbered, _ = common_labels(*parts)
+    made = []
+    for source, labels in zip(sources, numbered, strict=True):
+        pixels = read_pixels(source, size=size, memory_limit=None, workers=2, notify=notify)
+        made.append(Labelled(pixels, torch.from_numpy(labels)[pixels.ids]))
+    return made[0], made[1]
+
+
+def knn_of(bank: Rows, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> PerQuery:
+    """Whether kNN gives each query its class, with the constants of this evaluation.
+
+    Args:
+        bank: Training rows.
+        bank_labels: Their classes.
+        queries: Test rows.
+        labels: Their classes.
+
+    Returns:
+        0 or 1 a query, NaN where its class isn't known.
+    """
+    k = _neighbours(len(bank))
+    return knn_correct(bank, bank_labels, queries, labels, k=k, temperature=KNN_TEMPERATURE)
+
+
+def _neighbours(bank: int) -> int:
+    return NEIGHBOURS if bank >= MANY else min(FEW_NEIGHBOURS, bank)
+
+
+def _trained_on(folder: Path, on: DataAt) -> DataAt:
+    at = RunFolder.read(folder).at
+    return DataAt(
+        spec=at["spec"], column=at["column"], label_column=at["label_column"] or on.label_column,
+        split=at["split"],
+    )  # fmt: skip
+
+
+def _features(
+    saved: SavedEncoder, untrained: SavedEncoder, known: Labelled, kept: Tensor, asked: Labelled,
+    device: torch.device,
+) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
+    """(training rows, test rows) of every method, the baselines first."""
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    sides = ((known.pixels, known.pixels.ids[kept]), (asked.pixels, asked.pixels.ids))
+    made[PIXELS] = tuple(_raw(saved, pixels, rows) for pixels, rows in sides)  # type: ignore[assignment]
+    for one, names in ((untrained, (UNTRAINED, None)), (saved, (H, Z))):
+        encoder = one.encoder.to(device)
+        both = [encode_rows(encoder, one.prepare, pixels, rows) for pixels, rows in sides]
+        if names[1] is not None and one.settings.head != "none":
+            made[names[1]] = (both[0][1], both[1][1])
+        made[names[0]] = (both[0][0], both[1][0])
+    return made
+
+
+def _raw(saved: SavedEncoder, pixels: Pixels, rows: Tensor) -> Tensor:
+    """Pixels as rows, shrunk to 32 a side where they are more: a baseline, not a feature extractor."""
+    parts = []
+    for images, sizes, _ in pixels.stream(torch.split(rows, 1024)):
+        shown = saved.prepare(images, sizes)
+        if shown.shape[-1] > 32:
+            shown = F.adaptive_avg_pool2d(shown, 32)
+        parts.append(shown.flatten(1))
+    return torch.cat(parts)
+
+
+def _whole(queries: Tensor, top_5: float | None) -> dict[str, float]:
+    rank = {"rank": effective_rank(queries[:RANK_ROWS])}
+    return rank if top_5 is None else rank | {"top-5": top_5}
+
+
+def _tuned(
+    saved: SavedEncoder, known: Labelled, kept: Tensor, asked: Labelled, start: Literal["h", "first layer"],
+    epochs: int | None, device: torch.device, seed: int,
+) -> tuple[dict[str, dict[str, PerQuery]], dict[str, Any]]:  # fmt: skip
+    """The pretrained and the fresh network, trained on the labels with the same views."""
+    if start == "first layer" and saved.settings.head != "mlp":
+        raise ConfigError(
+            f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head}"
+        )
+    labels = torch.full_like(known.labels, UNLABELLED)
+    labels[kept] = known.labels[kept]
+    images, test = _shown(saved, known.pixels, labels, seed), _shown(saved, asked.pixels, asked.labels, seed)
+    length = epochs or max(60, round(1000 * 256 / max(256, len(kept))))
+    plan = FineTuning(epochs=length, batch_size=min(256, len(kept)), seed=seed)
+    fresh = make_encoder(replace(saved.settings, init=None, seed=seed), channels=saved.channels).to(device)
+    per_query, fits = {}, {}
+    for name, encoder in ((SUPERVISED, fresh), (FINE_TUNED, saved.encoder.to(device))):
+        head = encoder.head.layers[0] if name == FINE_TUNED and start == "first layer" else None
+        backbone = encoder.backbone.requires_grad_()
+        tuned = tune_learning_rate(backbone, images, plan, head_layers=head)
+        plan = replace(plan, learning_rate=tuned.learning_rate)
+        made = fine_tune(backbone, images, plan, head_layers=head)
+        per_query[name] = {"linear": made.correct(test)}
+        fits[name] = made.settings | {"tuned": {str(r): a for r, a in tuned.accuracies.items()}}
+    return per_query, fits
+
+
+def _shown(saved: SavedEncoder, pixels: Pixels, labels: Labels, seed: int) -> LabelledImages:
+    """Images by place: for training as the views of pretraining at full size, else as in evaluation."""
+    assert saved.settings.image_size is not None
+    views = replace(saved.views, size=saved.settings.image_size)
+
+    def images_of(places: Tensor) -> Tensor:
+        images, sizes, _ = next(pixels.stream([pixels.ids[places]]))
+        if sizes is None:
+            return images
+        # of several sizes: the middle square at one size, back on the scale of pixels
+        shown = saved.prepare(images, sizes)
+        mean, deviation = (torch.tensor(x)[:, None, None] for x in (views.mean, views.deviation))
+        return (shown * deviation + mean).clamp(0, 1)
+
+    def view(images: Tensor, places: Tensor, epoch: int) -> Tensor:
+        return views(images, places, seed=seed, epoch=epoch, view=0)
+
+    return LabelledImages(images_of=images_of, labels=labels, view=view, plain=saved.prepare)

@@ -1,0 +1,339 @@
+"""Pretrain an encoder from images, into a folder that can be gone on from."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from querykey.data.items import Source
+from querykey.data.pixels import Pixels, read_pixels
+from querykey.data.sources import read_source
+from querykey.encoders.frozen_model import usable_device
+from querykey.errors import CollapseError, ConfigError
+from querykey.outputs import check_new
+from querykey.run_folder import CHECKPOINTS, RunFolder
+from querykey.training.checkpoint import latest_checkpoint
+from querykey.training.pretrain import Loop, make_encoder, train
+from querykey.training.pretrain_course import Course, part, put_together
+from querykey.training.pretrain_settings import PretrainSettings, resolve_settings
+from querykey.training.saved_encoder import SavedEncoder
+from querykey.training.simclr import SimclrStep
+
+__all__ = ["PretrainedRun", "Shown", "pretrain", "resume"]
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How far a run is.
+
+    Args:
+        step: Steps taken.
+        steps: In all.
+        images_per_second: Now; each gives two views.
+        loss: Of the last step.
+        knn: Of the last look at held-out images; None without labels.
+    """
+
+    step: int
+    steps: int
+    images_per_second: float
+    loss: float
+    knn: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainedRun:
+    """What a pretraining leaves.
+
+    Args:
+        encoder: The pretrained encoder.
+        settings: Complete: every choice that was made or measured.
+        report: Steps, seconds, share of the time that views took, what the monitors saw first and last.
+        folder: Where it is; None where no folder was asked for.
+        is_finished: Whether all steps were taken.
+    """
+
+    encoder: SavedEncoder
+    settings: PretrainSettings
+    report: dict[str, Any]
+    folder: Path | None
+    is_finished: bool
+
+
+@dataclass(kw_only=True)
+class _Watch:
+    """Whom a run tells what, and who may stop it."""
+
+    told: Callable[[Shown], None] | None = None
+    notify: Notify = field(default=lambda _: None)
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+
+def pretrain(
+    source: Source | str | Path,
+    *,
+    method: str = "simclr",
+    out: str | Path | None = None,
+    label_column: str | None = None,
+    column: str | None = None,
+    split: str | None = None,
+    device: str = "cpu",
+    workers: int = 2,
+    memory_limit: int | None = None,
+    told: Callable[[Shown], None] | None = None,
+    notify: Notify | None = None,
+    begin: Callable[[Course], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    **settings: Any,
+) -> PretrainedRun:
+    """Pretrain an encoder from images, without using their labels.
+
+    Labels, where there are any, only serve the online kNN on held-out images.
+
+    Args:
+        source: Images: what `read_source` takes, or what it gave.
+        method: "simclr".
+        out: A new folder for encoder, checkpoints and records; None keeps all in memory.
+        label_column: As `read_source` takes it; column and split too.
+        column: The images.
+        split: The part to train on.
+        device: Where to train.
+        workers: Processes that decode images which do not fit in memory.
+        memory_limit: Bytes that decoded images may take; None: a quarter of what is free.
+        told: Called after each step with how far the run is.
+        notify: Called with what is worth knowing.
+        begin: Called once before the first step, with everything that was chosen.
+        stop: Asked after each step; if it says True, the state is saved and the run ends there.
+        **settings: Fields of `PretrainSettings`, such as minutes, backbone or batch_size.
+
+    Returns:
+        The run; give it to `load_encoder` for features.
+
+    Raises:
+        SourceError: If there are no images.
+        ConfigError: If a setting does not exist or contradicts another.
+        RangeError: If a number is outside its range.
+        CollapseError: If the loss stops being a number or the embeddings collapse; the last good state
+            is kept in the folder.
+        OutputExistsError: If something is at `out`.
+    """
+    begun = time.monotonic()
+    watch = _Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
+    asked = _asked(method, settings)
+    place = usable_device(device)
+    if out is not None:
+        check_new(out)
+    data = _read(source, column=column, label_column=label_column, split=split)
+    pixels = read_pixels(
+        data, size=asked.image_size or 224, memory_limit=memory_limit, workers=workers, notify=watch.notify
+    )
+    course = _course(asked, data, pixels, place, watch, begun)
+    if begin is not None:
+        begin(course)
+    folder = None
+    if out is not None:
+        at = None if isinstance(source, Source) else {
+            "spec": str(source), "column": column, "label_column": label_column, "split": split,
+        }  # fmt: skip
+        folder = RunFolder.new(Path(out), course, source=data, at=at, asked=asked, device=device)
+    return _train(course, folder, watch, start=0, begun=begun)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    epochs: float | None = None,
+    workers: int = 2,
+    memory_limit: int | None = None,
+    told: Callable[[Shown], None] | None = None,
+    notify: Notify | None = None,
+    begin: Callable[[Course], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> PretrainedRun:
+    """Go on with a run that was stopped, or train a finished one on for more epochs.
+
+    A stopped run ends with the same bits as one that was never stopped, on the same machine with the
+    same number of threads. With more epochs the schedule is that of the longer run from here on.
+
+    Args:
+        folder: Of the run.
+        epochs: Its new length in all, longer than it was; None: as long as it was planned.
+        workers: As for `pretrain`; memory_limit, told, notify, begin and stop too.
+        memory_limit: Bytes.
+        told: Called after each step.
+        notify: Called with what is worth knowing.
+        begin: Called once before the first step.
+        stop: Asked after each step.
+
+    Returns:
+        The run.
+
+    Raises:
+        MissingPathError: If there is no run, or its images are gone.
+        StoreError: If it is damaged.
+        ConfigError: If it is finished and no more epochs are asked for, or the images have changed.
+        RangeError: If epochs is not above what was trained.
+    """
+    begun = time.monotonic()
+    watch = _Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
+    run = RunFolder.read(Path(folder))
+    checkpoint = latest_checkpoint(run.path / CHECKPOINTS)
+    for damaged in checkpoint.skipped:
+        watch.notify(f"a newer checkpoint is damaged and left out: {damaged}")
+    data = _read(run.at["spec"], **{k: run.at[k] for k in ("column", "label_column", "split")})
+    if data.fingerprint != run.fingerprint:
+        raise ConfigError(
+            f"{run.at['spec']} has changed since the run began; give it back as it was, or start a new run"
+        )
+    settings = _longer(run.settings, epochs, checkpoint.step, watch.notify)
+    pixels = read_pixels(
+        data, size=settings.image_size or 224, memory_limit=memory_limit, workers=workers, notify=watch.notify
+    )
+    parted = part(pixels.ids, _labels(data, pixels), held_out=settings.held_out, seed=settings.seed)
+    encoder = make_encoder(replace(settings, init=None), channels=pixels.channels)
+    course = put_together(
+        encoder, settings, pixels, parted, device=usable_device(run.device), begun=begun, measure=False
+    )
+    course.learner.restore_(checkpoint.tensors)
+    course.start = dict(checkpoint.about["start"])
+    run.cut_records(checkpoint.step)
+    run.lengthen(settings)
+    if begin is not None:
+        begin(course)
+    return _train(
+        course, run, watch, start=checkpoint.step, begun=begun, before=float(checkpoint.about["seconds"])
+    )
+
+
+def _asked(method: str, settings: dict[str, Any]) -> PretrainSettings:
+    known = PretrainSettings.from_dict(settings)
+    unknown = sorted(set(settings) - set(asdict(known)))
+    if unknown:
+        raise ConfigError(f"pretrain has no setting {unknown[0]!r}; there are {', '.join(asdict(known))}")
+    if method != "simclr":
+        raise ConfigError(f"method {method!r} is not known; there is simclr")
+    return known
+
+
+def _read(source: Source | str | Path, **options: str | None) -> Source:
+    return source if isinstance(source, Source) else read_source(source, **options)
+
+
+def _labels(source: Source, pixels: Pixels) -> Tensor | None:
+    return None if source.labels is None else torch.from_numpy(source.labels)[pixels.ids]
+
+
+def _course(
+    asked: PretrainSettings, source: Source, pixels: Pixels, device: torch.device, watch: _Watch, begun: float
+) -> Course:
+    settings = resolve_settings(asked, images=len(pixels), channels=pixels.channels, side=pixels.side)
+    if settings.batch_size < asked.batch_size:
+        watch.notify(
+            f"{len(pixels)} images to train on: lowered batch_size {asked.batch_size} to all of them"
+        )
+    labels = _labels(source, pixels)
+    parted = part(pixels.ids, labels, held_out=settings.held_out, seed=settings.seed)
+    encoder = make_encoder(settings, channels=pixels.channels)
+    return put_together(encoder, settings, pixels, parted, device=device, begun=begun)
+
+
+def _longer(settings: PretrainSettings, epochs: float | None, done: int, notify: Notify) -> PretrainSettings:
+    """The settings of the run that goes on."""
+    assert settings.steps is not None
+    assert settings.epochs is not None
+    if epochs is None:
+        if done >= settings.steps:
+            raise ConfigError(
+                f"the run is finished after {settings.epochs:.4g} epochs; --epochs N, with more, trains on"
+            )
+        return settings
+    steps = round(settings.steps * epochs / settings.epochs)
+    if steps <= done:
+        raise ConfigError(
+            f"--epochs {epochs:g} is not beyond the {settings.epochs * done / settings.steps:.4g} epochs "
+            "that are trained already; give more"
+        )
+    if steps != settings.steps:
+        notify(
+            f"{settings.epochs:.4g} epochs become {epochs:g}: the learning rate goes on where a run of "
+            f"{epochs:g} epochs would be after {done} of {steps} steps"
+        )
+    return replace(settings, steps=steps, epochs=epochs, minutes=None)
+
+
+def _train(
+    course: Course, folder: RunFolder | None, watch: _Watch, *, start: int, begun: float, before: float = 0.0
+) -> PretrainedRun:
+    """The steps that are left, and what is written while they are taken."""
+    log = _Log(course, folder, watch, begun=begun, before=before)
+    if folder is not None and start == 0:
+        folder.record("look", step=0, **log.seen)
+        log.save(0)
+    loop = Loop(log.look, log.record, log.save, log.shown, watch.stop)
+    try:
+        done = train(course.learner, course.images, loop, start=start, steps=course.steps)
+    except CollapseError as fault:
+        raise CollapseError(f"{fault}{_kept(folder)}") from fault
+    report = {
+        "steps_taken": done, "seconds": log.seconds(), "start": course.start, "end": log.seen,
+        "views_share_of_step": log.spent["view_seconds"] / max(sum(log.spent.values()), 1e-9),
+        "images_seen": done * course.settings.batch_size,
+    }  # fmt: skip
+    saved = course.saved(report)
+    if folder is not None and done == course.steps:
+        folder.finish(saved)
+    path = None if folder is None else folder.path
+    return PretrainedRun(saved, course.settings, report, path, done == course.steps)
+
+
+class _Log:
+    """What is kept and told of a run while it is trained."""
+
+    def __init__(
+        self, course: Course, folder: RunFolder | None, watch: _Watch, *, begun: float, before: float
+    ) -> None:
+        self.seen: dict[str, float] = dict(course.start)
+        self.spent = {"view_seconds": 0.0, "seconds": 0.0}
+        self._course, self._folder, self._watch = course, folder, watch
+        self._begun, self._before, self._last = begun, before, time.perf_counter()
+
+    def seconds(self) -> float:
+        """Since the user began to wait, in all sittings."""
+        return self._before + time.monotonic() - self._begun
+
+    def record(self, step: int, numbers: dict[str, Any]) -> None:
+        for name in self.spent:
+            self.spent[name] += numbers[name]
+        if self._folder is not None:
+            self._folder.record("step", step=step, **numbers)
+
+    def look(self, step: int, taken: SimclrStep) -> None:
+        self.seen = self._course.look(taken)
+        if self._folder is not None:
+            self._folder.record("look", step=step, **self.seen)
+        if reason := self._course.trouble(self.seen):
+            raise CollapseError(f"step {step}: {reason}")
+
+    def save(self, step: int) -> None:
+        if self._folder is not None:
+            self._folder.save(step, self._course, seconds=self.seconds())
+
+    def shown(self, step: int, loss: float) -> None:
+        if self._watch.told is None:
+            return
+        now = time.perf_counter()
+        rate, self._last = self._course.settings.batch_size / (now - self._last), now
+        self._watch.told(Shown(step, self._course.steps, rate, loss, self.seen.get("knn")))
+
+
+def _kept(folder: RunFolder | None) -> str:
+    if folder is None:
+        return ""
+    step = latest_checkpoint(folder.path / CHECKPOINTS).step
+    return f"; the state after step {step} is kept in {folder.path}"

@@ -1,0 +1,70 @@
+"""Which loss an encoder is pretrained with: a closed set, chosen by name."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from querykey.errors import ConfigError
+from querykey.lookup import Lookup
+from querykey.losses.decoupled import decoupled
+from querykey.losses.hard_negative import debiased, hard_negative
+from querykey.losses.info_nce import check_temperature, info_nce
+from querykey.losses.logistic import nt_logistic
+from querykey.losses.margin import triplet
+from querykey.types import PerQuery
+
+__all__ = ["ViewLoss", "ViewLossName", "view_objective"]
+
+ViewLossName = Literal["nt_xent", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin"]
+ViewLoss = Callable[[Lookup], PerQuery]
+
+_LOSSES: dict[ViewLossName, Callable[..., PerQuery]] = {
+    "nt_xent": info_nce,
+    "decoupled": decoupled,
+    "debiased": debiased,
+    "hard_negative": hard_negative,
+    "nt_logistic": nt_logistic,
+    "margin": triplet,
+}
+
+
+def view_objective(name: ViewLossName, temperature: float | Tensor, **options: Any) -> ViewLoss:
+    """A loss on the look-up of two views, by its name.
+
+    Args:
+        name: "nt_xent" is `info_nce` on that look-up, "margin" is `triplet`, which takes no temperature;
+            the others are called what they are in `querykey.losses`.
+        temperature: Above 0; a tensor where it is learned.
+        **options: The loss's other keyword arguments.
+
+    Returns:
+        `loss(lookup) -> PerQuery`.
+
+    Raises:
+        ConfigError: If there is no such loss, or it has no such option.
+        RangeError: If the temperature is not above 0.
+
+    Example:
+        >>> from querykey.two_views import look_up_views
+        >>> import torch
+        >>> loss = view_objective("nt_xent", 0.5)
+        >>> bool(loss(look_up_views(torch.eye(2), torch.eye(2))).mean() > 0)
+        True
+    """
+    if name not in _LOSSES:
+        raise ConfigError(f"loss must be one of {', '.join(get_args(ViewLossName))}; got {name!r}")
+    loss = _LOSSES[name]
+    known = [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    own = [option for option in known if option != "temperature"]
+    unknown = sorted(set(options) - set(own))
+    if unknown:
+        raise ConfigError(
+            f"the loss {name} has no option {', '.join(unknown)}; it has {', '.join(own) or 'none'}"
+        )
+    if "temperature" in known:
+        check_temperature("temperature", temperature)
+        options["temperature"] = temperature
+    return partial(loss, **options)
