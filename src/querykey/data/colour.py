@@ -40,7 +40,8 @@ def gray_(planes: Tensor) -> Tensor:
 def solarize_(planes: Tensor, threshold: float) -> Tensor:
     """Turn values at or above the threshold into 1 - value."""
     # x or 1 - x: their distance from each other, where the threshold says so
-    return planes.add_((planes >= threshold).to(planes.dtype).mul_(planes.mul(-2).add_(1)))
+    reached = torch.ge(planes, threshold, out=torch.empty_like(planes))
+    return planes.add_(reached.mul_(planes.mul(-2).add_(1)))
 
 
 def turn_hue_(planes: Tensor, turns: Tensor) -> Tensor:
@@ -55,24 +56,31 @@ def turn_hue_(planes: Tensor, turns: Tensor) -> Tensor:
         turns: [images], -0.5 to 0.5.
     """
     red, green, blue = planes
-    upper, lower = torch.maximum(green, blue), torch.minimum(green, blue)
+    upper, low = torch.maximum(green, blue), torch.minimum(green, blue)
     # sorted: the highest channel first, and where on the circle (in sixths) the counting starts
-    start = (green < blue).to(planes.dtype).mul_(-6)
-    start.add_((red < upper).to(planes.dtype).mul_(start.mul(-2).sub_(2)))
-    middle = torch.minimum(red, upper)
+    start = _is_below(green, blue).mul_(-6)
+    start.add_(_is_below(red, upper).mul_(start.mul(-2).sub_(2)))
     high = torch.maximum(red, upper)
-    low = torch.minimum(middle, lower)
-    chroma = high.sub_(low)
+    hue = torch.minimum(red, upper, out=upper)
+    chroma = torch.minimum(hue, low)
+    hue.sub_(low)
+    torch.sub(high, chroma, out=chroma)
     # gray has no hue: 0 by anything above 0
-    hue = middle.sub_(lower).div_(chroma.clamp(min=1e-12)).add_(start).abs_()
-    hue.add_((turns * 6)[:, None, None])
-    hue.sub_(torch.floor(hue / 6).mul_(6))
-    for channel, (place, slope) in enumerate(((3.0, 1), (2.0, -1), (4.0, -1))):
-        part = planes[channel]
-        torch.sub(hue, place, out=part).abs_()
-        part = part.sub_(1) if slope == 1 else part.neg_().add_(2)
-        part.clamp_(0, 1).mul_(chroma).add_(low)
+    hue.div_(torch.clamp(chroma, min=1e-12, out=low)).add_(start).abs_()
+    # 0 to 6 again, after a turn that is made forward
+    hue.add_(((turns + 1) * 6)[:, None, None]).mul_(1 / 6).frac_().mul_(6)
+    for channel, place in enumerate((3, 2, 4)):
+        part = torch.sub(hue, place, out=planes[channel]).abs_().clamp_(1, 2).mul_(chroma)
+        if channel == 0:
+            part.add_(torch.sub(high, chroma, out=low)).sub_(chroma)
+        else:
+            torch.sub(low.copy_(high).add_(chroma) if channel == 1 else low, part, out=part)
     return planes
+
+
+def _is_below(some: Tensor, others: Tensor) -> Tensor:
+    """1 where some < others, else 0; as numbers at once, for bool to float is slow."""
+    return torch.lt(some, others, out=torch.empty_like(some))
 
 
 def _luma(planes: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 __all__ = ["add_noise_", "blur", "sobel"]
 
-_BAND = 32
+_LARGE, _BAND = 96, 32
+"""Above so many pixels a side most of the matrix of a whole row would be 0: bands are taken."""
 
 
 def blur(planes: Tensor, sigmas: Tensor, radius: int) -> Tensor:
@@ -27,30 +28,38 @@ def blur(planes: Tensor, sigmas: Tensor, radius: int) -> Tensor:
     """
     if radius < 1:
         return planes.clone()
-    size = planes.shape[-1]
+    channels, count, size, _ = planes.shape
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigmas.cpu()[:, None]) ** 2)
     taps = taps / taps.sum(1, keepdim=True)
-    band = size if planes.device.type != "cpu" or size <= 96 else _BAND
-    # row o of a band's matrix holds the taps from column o on; the last column of `padded` is 0
+    is_large = planes.device.type == "cpu" and size > _LARGE and size % _BAND == 0
+    band = _BAND if is_large else size
+    # row o of a band's matrix holds the taps from column o on; the last of `taps` is 0
     place = torch.arange(band + 2 * radius) - torch.arange(band)[:, None]
     place = torch.where((place < 0) | (place > 2 * radius), 2 * radius + 1, place)
-    matrices = F.pad(taps, (0, 1))[:, place].to(planes.device)
-    blurred = torch.empty_like(planes)
-    for channel in range(len(planes)):
-        rows = F.pad(planes[channel], (0, 0, radius, radius), mode="reflect")
-        between = _banded(matrices, rows, band, torch.empty_like(planes[channel]))
-        columns = F.pad(between, (radius, radius), mode="reflect").transpose(1, 2)
-        _banded(matrices, columns, band, blurred[channel].transpose(1, 2))
-    return blurred
+    matrices = F.pad(taps, (0, 1))[:, place].to(planes.device).repeat(channels, 1, 1)
+    rows = planes.reshape(channels * count, size, size)
+    for _ in range(2):
+        rows = _blur_and_turn(rows, matrices, radius)
+    return rows.view(channels, count, size, size)
 
 
-def _banded(matrices: Tensor, padded: Tensor, band: int, out: Tensor) -> Tensor:
-    """Each band of rows [images, band, width] as the matrix of its image times the rows it needs."""
-    size = out.shape[1]
-    for start in range(0, size, band):
-        first = min(start, size - band)
-        out[:, first : first + band] = torch.bmm(matrices, padded[:, first : first + matrices.shape[2]])
-    return out
+def _blur_and_turn(images: Tensor, matrices: Tensor, radius: int) -> Tensor:
+    """Blur along the rows and swap rows and columns: done twice, both are blurred and back in place."""
+    count, size, _ = images.shape
+    band, reach = matrices.shape[1:]
+    padded = images.new_empty(count, size, size + 2 * radius)
+    padded[:, :, radius:-radius] = images
+    for step in range(1, radius + 1):
+        padded[:, :, radius - step] = images[:, :, step]
+        padded[:, :, size + radius - 1 + step] = images[:, :, size - 1 - step]
+    if band == size:
+        return torch.bmm(matrices, padded.transpose(1, 2))
+    turned = torch.empty_like(images)
+    bands = size // band
+    for image, matrix, result in zip(padded, matrices, turned, strict=True):
+        windows = image.as_strided((bands, reach, size), (band, 1, size + 2 * radius))
+        torch.bmm(matrix.expand(bands, -1, -1), windows, out=result.view(bands, band, size))
+    return turned
 
 
 def sobel(planes: Tensor) -> Tensor:

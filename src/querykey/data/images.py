@@ -91,7 +91,7 @@ def plain_pixels(image: "Image.Image", *, shorter_side: int | None = None) -> ND
             laid = _pillow()[0].new("RGBA", image.size, "white")
             laid.alpha_composite(image.convert("RGBA"))
             image = laid.convert("L" if image.mode in {"LA", "La", "L", "1"} else "RGB")
-        elif image.mode != "L":
+        elif image.mode not in {"L", "RGB"}:
             image = image.convert("L" if image.mode == "1" else "RGB")
     except ValueError as fault:
         raise DamagedItemError(f"an image of mode {image.mode} cannot be converted: {fault}") from fault

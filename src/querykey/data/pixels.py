@@ -21,7 +21,7 @@ _SAMPLE = 64
 _BLOCK = 128
 """Images that a thread decodes at a time."""
 _WORTH_THREADS = 128 * 128
-"""Pixels an image from which decoding takes longer than what Python does around it."""
+"""Bytes an image from which decoding takes longer than what Python does around it."""
 
 
 def read_pixels(
@@ -62,9 +62,7 @@ def read_pixels(
         ((2, 1, 8, 8), None, 1)
     """
     if source.kind != "image":
-        raise SourceError(
-            f"{source.name} holds {source.kind}s; views are made of images: give a source of these"
-        )
+        raise SourceError(f"{source.name} holds {source.kind}s, not images; give a source of images")
     if size < 1 or workers < 0 or (memory_limit is not None and memory_limit < 0):
         raise RangeError(
             "size must be at least 1, workers and memory_limit at least 0; "
@@ -80,19 +78,16 @@ def read_pixels(
     decoder = RowDecoder(items, shorter_side=2 * size, channels=3)
     rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLE).astype(np.int64))
     sample = [image for image in map(decoder.one, rows.tolist()) if not isinstance(image, str)]
-    wanted = int(np.mean([image.nbytes for image in sample]) * len(source)) if sample else 0
-    if wanted <= limit:
-        is_large = (
-            bool(sample) and np.mean([image.shape[0] * image.shape[1] for image in sample]) >= _WORTH_THREADS
-        )
-        held = _hold(source, decoder, threads=max(1, workers) if is_large else 1, limit=limit,
-                     notify=notify, progress=progress)  # fmt: skip
+    mean_bytes = float(np.mean([image.nbytes for image in sample])) if sample else 0.0
+    if mean_bytes * len(source) <= limit:
+        threads = max(1, workers) if mean_bytes >= _WORTH_THREADS else 1
+        held = _hold(source, decoder, threads=threads, limit=limit, notify=notify, progress=progress)
         if held is not None:
             return held
     channels = 1 if all(image.ndim == 2 for image in sample) else 3
     notify(
-        f"{len(source):,} images take about {wanted / 2**20:,.0f} MB, more than the {limit / 2**20:,.0f} MB "
-        f"allowed; they are decoded anew each time, by {workers} worker processes"
+        f"the {len(source):,} images would take more than the {limit / 2**20:,.0f} MB allowed; "
+        f"they are decoded anew each time they are asked for, by {workers} worker processes"
     )
     return DecodedPixels(
         source, RowDecoder(items, shorter_side=2 * size, channels=channels), channels, workers

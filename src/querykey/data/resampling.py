@@ -98,7 +98,7 @@ def tap_weights(
     distance.abs_()
     weights = _cubic(distance, -0.5) if interpolation == "bicubic" else distance.neg_().add_(1).clamp_(min=0)
     inside = (pixels >= low[:, None]) & (pixels < high[:, None])
-    weights.mul_(inside[:, None, :])
+    weights.mul_(inside[:, None, :].to(weights.dtype))
     return weights.div_(weights.sum(2, keepdim=True))
 
 
@@ -176,17 +176,22 @@ def _resample_large(
     """One image into its planes [channels, size, size]."""
     size = plane.shape[-1]
     top, left, height, width = (int(number) for number in limit)
-    part = image[:, top : top + height, left : left + width].to(torch.float32)
-    if image.dtype == torch.uint8:
-        part.div_(255)
-    channels = len(part)
-    part = part.reshape(channels * height, width)
-    narrow = torch.empty(channels * height, size)
+    channels = len(image)
+    # all channels of a row side by side, so that one product takes them all
+    part = torch.empty(height, channels, width)
+    part.copy_(image[:, top : top + height, left : left + width].transpose(0, 1))
+    part = part.view(height * channels, width)
+    narrow = torch.empty(height * channels, size)
     for start, first, weights in _bands(box[1::2], limit[1::2], flip, size, kernel):
         taps = part[:, first - left : first - left + weights.shape[1]]
         torch.mm(taps, weights.T, out=narrow[:, start : start + len(weights)])
+    narrow = narrow.view(height, channels * size)
+    small = torch.empty(size, channels * size)
     for start, first, weights in _bands(box[0::2], limit[0::2], False, size, kernel):
-        end = first - top + weights.shape[1]
-        for channel in range(channels):
-            rows = narrow[channel * height + first - top : channel * height + end]
-            torch.mm(weights, rows, out=plane[channel, start : start + len(weights)])
+        taps = narrow[first - top : first - top + weights.shape[1]]
+        torch.mm(weights, taps, out=small[start : start + len(weights)])
+    rows = small.view(size, channels, size).transpose(0, 1)
+    if image.dtype == torch.uint8:
+        torch.div(rows, 255, out=plane)
+    else:
+        plane.copy_(rows)

@@ -17,7 +17,7 @@ from querykey.data.view_plain import plain_view
 from querykey.data.view_presets import RGB_DEVIATION, RGB_MEAN, VIEW_PRESETS, preset_settings
 from querykey.data.view_text import describe_views
 from querykey.errors import ConfigError, ShapeError
-from querykey.types import ImageIds, Images, ImageSizes, ViewRows
+from querykey.types import Ids, Images, ImageSizes, ViewRows
 
 __all__ = ["VIEW_PRESETS", "Views", "plain_view", "view_preset"]
 
@@ -129,7 +129,7 @@ class Views:
         return describe_views(vars(self), blur_kernel=2 * self.blur_radius + 1)
 
     def draw(
-        self, ids: ImageIds, *, seed: int, epoch: int, view: int, sizes: ImageSizes | tuple[int, int],
+        self, ids: Ids, *, seed: int, epoch: int, view: int, sizes: ImageSizes | tuple[int, int],
         batch: int = 0,
     ) -> ViewParameters:  # fmt: skip
         """Draw what is done to each image.
@@ -144,10 +144,17 @@ class Views:
             view: Which of an item's views, 0, 1, ...
             sizes: Height and width of each image, or of all.
             batch: Number of the batch in the epoch.
+
+        Raises:
+            ShapeError: If there are more or fewer sizes than ids.
         """
         key, names = (seed, epoch, view), ids.cpu().numpy()
         u = keyed_uniforms(key, names, _SLOTS)
         given = np.asarray(sizes, dtype=np.int64) if isinstance(sizes, tuple) else sizes.cpu().numpy()
+        if given.shape not in {(2,), (len(names), 2)}:
+            raise ShapeError(
+                f"{len(names)} images need as many sizes, each height and width; got {given.shape}"
+            )
         each = np.broadcast_to(given, (len(names), 2))
         if self.crop_scale is None:
             boxes = np.concatenate([np.zeros_like(each), each], axis=1)
@@ -222,7 +229,7 @@ class Views:
         return made
 
     def __call__(
-        self, images: Images, ids: ImageIds, *, seed: int, epoch: int, view: int, batch: int = 0,
+        self, images: Images, ids: Ids, *, seed: int, epoch: int, view: int, batch: int = 0,
         sizes: ImageSizes | None = None, memory_format: torch.memory_format | None = None,
     ) -> ViewRows:  # fmt: skip
         """Draw and make one view of each image; see `draw` and `apply`."""
