@@ -29,18 +29,27 @@ def blur(planes: Tensor, sigmas: Tensor, radius: int) -> Tensor:
     if radius < 1:
         return planes.clone()
     channels, count, size, _ = planes.shape
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigmas.cpu()[:, None]) ** 2)
-    taps = taps / taps.sum(1, keepdim=True)
     is_large = planes.device.type == "cpu" and size > _LARGE and size % _BAND == 0
-    band = _BAND if is_large else size
-    # row o of a band's matrix holds the taps from column o on; the last of `taps` is 0
-    place = torch.arange(band + 2 * radius) - torch.arange(band)[:, None]
-    place = torch.where((place < 0) | (place > 2 * radius), 2 * radius + 1, place)
-    matrices = F.pad(taps, (0, 1))[:, place].to(planes.device).repeat(channels, 1, 1)
+    matrices = _gaussians(sigmas.cpu().numpy(), radius, _BAND if is_large else size)
+    matrices = matrices.repeat(channels, 1, 1).to(planes.device)
     rows = planes.reshape(channels * count, size, size)
     for _ in range(2):
         rows = _blur_and_turn(rows, matrices, radius)
     return rows.view(channels, count, size, size)
+
+
+def _gaussians(sigmas: NDArray[np.float32], radius: int, band: int) -> Tensor:
+    """[n, band, band + 2 * radius]: row o holds the taps from column o on."""
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigmas[:, None].astype(np.float64)) ** 2)
+    taps /= taps.sum(axis=1, keepdims=True)
+    matrices = np.zeros((len(sigmas), band, band + 2 * radius), np.float32)
+    # each row starts one place further than the one above
+    step, row, column = matrices.strides
+    diagonals = np.lib.stride_tricks.as_strided(
+        matrices, (len(sigmas), band, 2 * radius + 1), (step, row + column, column)
+    )
+    diagonals[:] = taps[:, None, :]
+    return torch.from_numpy(matrices)
 
 
 def _blur_and_turn(images: Tensor, matrices: Tensor, radius: int) -> Tensor:
@@ -49,9 +58,8 @@ def _blur_and_turn(images: Tensor, matrices: Tensor, radius: int) -> Tensor:
     band, reach = matrices.shape[1:]
     padded = images.new_empty(count, size, size + 2 * radius)
     padded[:, :, radius:-radius] = images
-    for step in range(1, radius + 1):
-        padded[:, :, radius - step] = images[:, :, step]
-        padded[:, :, size + radius - 1 + step] = images[:, :, size - 1 - step]
+    padded[:, :, :radius] = images[:, :, 1 : radius + 1].flip(2)
+    padded[:, :, size + radius :] = images[:, :, size - 1 - radius : size - 1].flip(2)
     if band == size:
         return torch.bmm(matrices, padded.transpose(1, 2))
     turned = torch.empty_like(images)

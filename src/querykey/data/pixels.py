@@ -55,6 +55,7 @@ def read_pixels(
         RangeError: If size, workers or the limit is out of range.
 
     Example:
+        >>> import torch
         >>> from querykey.data.sources import read_source
         >>> pixels = read_pixels(read_source("sklearn:digits"), size=8)
         >>> images, sizes = pixels.batch(torch.tensor([0, 5]))

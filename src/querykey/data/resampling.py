@@ -5,14 +5,19 @@ image. Small images take them as batched matrix products. On a CPU large images 
 of rows and columns, so that only weights that are not 0 are multiplied.
 """
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Interpolation", "resample", "tap_weights"]
 
 Interpolation = Literal["bilinear", "bicubic"]
+
+_Numbers = NDArray[Any]
 
 _LARGE = 96
 """Pixels a side from which images are taken one by one in bands."""
@@ -44,20 +49,19 @@ def resample(
     Returns:
         Planes, float32 [channels, images, size, size], 0 to 1: what bicubic shoots over is clipped.
     """
-    boxes = boxes.to(torch.float32)
-    limits = boxes if limits is None else limits.to(torch.float32)
+    spans = boxes.numpy().astype(np.float32)
+    bounds = spans if limits is None else limits.numpy().astype(np.float32)
+    mirrored = np.zeros(len(spans), bool) if flips is None else flips.numpy()
     count, channels, height, width = images.shape
     planes = torch.empty(channels, count, size, size, device=images.device)
+    kernel = (interpolation, antialias)
     if images.device.type == "cpu" and max(height, width, size) > _LARGE:
         for row in range(count):
-            flip = flips is not None and bool(flips[row])
-            _resample_large(
-                images[row], planes[:, row], boxes[row], limits[row], flip, (interpolation, antialias)
-            )
+            _resample_large(images[row], planes[:, row], spans[row], bounds[row], bool(mirrored[row]), kernel)
         return planes.clamp_(0, 1)
     on = images.device
-    rows = _matrix(boxes[:, 0::2], limits[:, 0::2], None, size, height, interpolation, antialias).to(on)
-    columns = _matrix(boxes[:, 1::2], limits[:, 1::2], flips, size, width, interpolation, antialias).to(on)
+    rows = _matrix(spans[:, 0::2], bounds[:, 0::2], None, size, height, kernel).to(on)
+    columns = _matrix(spans[:, 1::2], bounds[:, 1::2], mirrored, size, width, kernel).to(on)
     if images.dtype == torch.uint8:
         rows.div_(255)
     source = torch.empty(channels, count, height, width, device=on).copy_(images.transpose(0, 1))
@@ -68,19 +72,19 @@ def resample(
 
 
 def tap_weights(
-    centres: Tensor,
-    pixels: Tensor,
-    low: Tensor,
-    high: Tensor,
-    scale: Tensor,
+    centres: _Numbers,
+    pixels: _Numbers,
+    low: _Numbers,
+    high: _Numbers,
+    scale: _Numbers,
     interpolation: Interpolation,
     antialias: bool,
-) -> Tensor:
+) -> _Numbers:
     """How much of each source pixel goes into each pixel of the result; the sum over pixels is 1.
 
     Args:
         centres: [n, out], where the middle of each result pixel lies in the source, pixel 0 being 0 to 1.
-        pixels: [n, taps], numbers of source pixels, which include all that count.
+        pixels: [n, taps], numbers of source pixels one after the other, which include all that count.
         low: [n], the first pixel that may be read.
         high: [n], one past the last.
         scale: [n], source pixels a result pixel.
@@ -92,84 +96,89 @@ def tap_weights(
     """
     if interpolation == "bicubic" and not antialias:
         return _cubic_taps(centres, pixels, low, high)
-    distance = (pixels[:, None, :] + 0.5) - centres[:, :, None]
+    distance = (pixels[:, None, :] + np.float32(0.5)) - centres[:, :, None]
     if antialias:
-        distance.div_(scale.clamp(min=1)[:, None, None])
-    distance.abs_()
-    weights = _cubic(distance, -0.5) if interpolation == "bicubic" else distance.neg_().add_(1).clamp_(min=0)
+        distance /= np.maximum(scale, 1)[:, None, None]
+    np.abs(distance, out=distance)
+    if interpolation == "bicubic":
+        weights = _cubic(distance, -0.5)
+    else:
+        weights = np.maximum(np.subtract(1, distance, out=distance), 0, out=distance)
     inside = (pixels >= low[:, None]) & (pixels < high[:, None])
-    weights.mul_(inside[:, None, :].to(weights.dtype))
-    return weights.div_(weights.sum(2, keepdim=True))
-
-
-def _cubic(distance: Tensor, a: float) -> Tensor:
-    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
-    far = ((distance - 5) * distance + 8) * distance * a - 4 * a
-    return near * (distance <= 1) + far * ((distance > 1) & (distance < 2))
-
-
-def _cubic_taps(centres: Tensor, pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Four taps a pixel; one outside counts for the pixel at the edge."""
-    first = (centres - 0.5).floor()
-    weights = torch.zeros(*centres.shape, pixels.shape[1])
-    for step in (-1, 0, 1, 2):
-        tap = first + step
-        weight = _cubic((tap + 0.5 - centres).abs(), -0.75)
-        place = tap.clamp(low[:, None], high[:, None] - 1) - pixels[:, :1]
-        weights.scatter_add_(2, place.long()[:, :, None], weight[:, :, None])
+    weights *= inside.astype(np.float32)[:, None, :]
+    weights /= weights.sum(axis=2, keepdims=True)
     return weights
 
 
-def _centres(spans: Tensor, flips: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+def _cubic(distance: _Numbers, a: float) -> _Numbers:
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((distance - 5) * distance + 8) * distance * a - 4 * a
+    weights: _Numbers = near * (distance <= 1) + far * ((distance > 1) & (distance < 2))
+    return weights
+
+
+def _cubic_taps(centres: _Numbers, pixels: _Numbers, low: _Numbers, high: _Numbers) -> _Numbers:
+    """Four taps a pixel; one outside counts for the pixel at the edge."""
+    first = np.floor(centres - np.float32(0.5))
+    weights = np.zeros((*centres.shape, pixels.shape[1]), np.float32)
+    row, column = np.indices(centres.shape)
+    for step in (-1, 0, 1, 2):
+        tap = first + step
+        place = np.clip(tap, low[:, None], high[:, None] - 1) - pixels[:, :1]
+        weights[row, column, place.astype(np.int64)] += _cubic(np.abs(tap + np.float32(0.5) - centres), -0.75)
+    return weights
+
+
+def _centres(spans: _Numbers, flips: _Numbers | None, size: int) -> tuple[_Numbers, _Numbers]:
     """Where result pixels lie along one axis [n, size], and source pixels a result pixel [n]."""
     start, length = spans[:, :1], spans[:, 1:]
-    centres = (torch.arange(size) + 0.5) * (length / size)
+    scale = length / size
+    centres = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale
     if flips is not None:
-        centres = torch.where(flips[:, None], length - centres, centres)
-    return centres + start, length[:, 0] / size
+        centres = np.where(flips[:, None], length - centres, centres)
+    return centres + start, scale[:, 0]
 
 
 def _matrix(
-    spans: Tensor,
-    limits: Tensor,
-    flips: Tensor | None,
+    spans: _Numbers,
+    limits: _Numbers,
+    flips: _Numbers | None,
     size: int,
     source: int,
-    interpolation: Interpolation,
-    antialias: bool,
+    kernel: tuple[Interpolation, bool],
 ) -> Tensor:
     """[n, size, source]: the weights along one axis."""
     centres, scale = _centres(spans, flips, size)
-    pixels = torch.arange(source, dtype=torch.float32).expand(len(spans), -1)
+    pixels = np.broadcast_to(np.arange(source, dtype=np.float32), (len(spans), source))
     low, high = limits[:, 0], limits[:, 0] + limits[:, 1]
-    return tap_weights(centres, pixels, low, high, scale, interpolation, antialias)
+    return torch.from_numpy(tap_weights(centres, pixels, low, high, scale, *kernel))
 
 
 def _bands(
-    span: Tensor, limit: Tensor, flip: bool, size: int, kernel: tuple[Interpolation, bool]
+    span: _Numbers, limit: _Numbers, flip: bool, size: int, kernel: tuple[Interpolation, bool]
 ) -> list[tuple[int, int, Tensor]]:
     """The weights of one image along one axis in bands: (first result, first source pixel, weights)."""
     interpolation, antialias = kernel
-    centres, scale = _centres(span[None], torch.tensor([flip]), size)
+    centres, scale = _centres(span[None], np.array([flip]), size)
     low, length = int(limit[0]), int(limit[1])
     band = min(_BAND, size)
     starts = [min(start, size - band) for start in range(0, size, band)]
-    parts = torch.stack([centres[0, start : start + band] for start in starts])
-    reach = (2 if interpolation == "bicubic" else 1) * (max(float(scale), 1.0) if antialias else 1.0)
-    ends = parts[:, [0, -1]].sort(dim=1).values
-    taps = min(int(torch.ceil((ends[:, 1] - ends[:, 0]).max() + 2 * reach)) + 2, length)
-    first = (ends[:, 0] - reach - 1).floor().clamp(low, low + length - taps)
-    pixels = first[:, None] + torch.arange(taps)
-    bounds = torch.tensor([float(low)]), torch.tensor([float(low + length)])
-    weights = tap_weights(parts, pixels, *bounds, scale, interpolation, antialias)
-    return list(zip(starts, first.int().tolist(), weights, strict=True))
+    parts = np.stack([centres[0, start : start + band] for start in starts])
+    reach = (2 if interpolation == "bicubic" else 1) * (max(float(scale[0]), 1.0) if antialias else 1.0)
+    ends = np.sort(parts[:, [0, -1]], axis=1)
+    taps = min(math.ceil((ends[:, 1] - ends[:, 0]).max() + 2 * reach) + 2, length)
+    first = np.clip(np.floor(ends[:, 0] - np.float32(reach) - 1), low, low + length - taps)
+    pixels = first[:, None] + np.arange(taps, dtype=np.float32)
+    bounds = np.array([[low], [low + length]], np.float32)
+    weights = torch.from_numpy(tap_weights(parts, pixels, *bounds, scale, interpolation, antialias))
+    return list(zip(starts, first.astype(int).tolist(), weights, strict=True))
 
 
 def _resample_large(
     image: Tensor,
     plane: Tensor,
-    box: Tensor,
-    limit: Tensor,
+    box: _Numbers,
+    limit: _Numbers,
     flip: bool,
     kernel: tuple[Interpolation, bool],
 ) -> None:
@@ -192,6 +201,6 @@ def _resample_large(
         torch.mm(weights, taps, out=small[start : start + len(weights)])
     rows = small.view(size, channels, size).transpose(0, 1)
     if image.dtype == torch.uint8:
-        torch.div(rows, 255, out=plane)
+        torch.mul(rows, 1 / 255, out=plane)
     else:
         plane.copy_(rows)

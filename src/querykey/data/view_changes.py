@@ -15,6 +15,9 @@ __all__ = ["change_", "chunks", "cut_", "normalise_"]
 _CHUNK_BYTES = 3_200_000
 """Of planes worked on together by a thread: near its core, and worth the cost of each call."""
 
+_WORTH_A_CALL = 4096
+"""Numbers from which copying each image by itself is faster than by its index."""
+
 _JITTERS = (brighten_, contrast_, saturate_, turn_hue_)
 
 
@@ -46,7 +49,7 @@ def change_(
             planes.copy_(change(planes))
         elif len(rows):
             rows = rows.to(planes.device)
-            planes.index_copy_(1, rows, change(planes.index_select(1, rows)))
+            _put_(planes, rows, change(planes.index_select(1, rows)))
 
     for turn in (1, 2, 3):
         some(drawn.turns == turn, lambda chosen, turn=turn: chosen.rot90(turn, (2, 3)))  # type: ignore[misc]
@@ -62,6 +65,15 @@ def change_(
     some(drawn.edges, sobel)
     keys = drawn.noise_keys[drawn.noisy].numpy().astype(np.uint64)
     some(drawn.noisy, lambda chosen: add_noise_(chosen, deviation, keys))
+
+
+def _put_(planes: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """The changed images back into their places."""
+    if planes.device.type == "cpu" and planes[0, 0].numel() > _WORTH_A_CALL:
+        for place, row in enumerate(rows.tolist()):
+            planes[:, row].copy_(changed[:, place])
+    else:
+        planes.index_copy_(1, rows, changed)
 
 
 def normalise_(planes: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:

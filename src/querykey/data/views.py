@@ -216,7 +216,7 @@ class Views:
             order = torch.argsort(part.jitters.to(torch.int8), descending=True, stable=True)
             part, places = part.rows(order), order.to(images.device)
             planes = resample(
-                images[rows][places], part.boxes, size=self.size, flips=part.flips,
+                images[rows].index_select(0, places), part.boxes, size=self.size, flips=part.flips,
                 interpolation=self.interpolation, antialias=self.antialias,
             )  # fmt: skip
             change_(
@@ -225,7 +225,8 @@ class Views:
             )  # fmt: skip
             normalise_(planes, self.mean, self.deviation)
             cut_(planes, part.holes)
-            made[rows][places] = planes.transpose(0, 1)
+            planes = planes.index_select(1, torch.argsort(places))
+            made[rows] = planes.transpose(0, 1)
         return made
 
     def __call__(
