@@ -13,7 +13,7 @@ from querykey.types import ImageRows, Rows
 __all__ = ["HeadKind", "ProjectionHead", "ViewEncoder"]
 
 HeadKind = Literal["none", "linear", "mlp"]
-Embeddings = Float[Tensor, "rows width"]
+Embeddings = Float[Tensor, "rows features"]
 
 
 class ProjectionHead(nn.Module):
