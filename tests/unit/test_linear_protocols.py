@@ -12,7 +12,7 @@ from querykey.errors import DataError, RangeError, ShapeError
 from querykey.evaluation import linear_protocols, logistic
 from querykey.evaluation.linear_protocols import linear_evaluation
 from querykey.evaluation.linear_sgd import MOCO, SIMCLR, LinearDescent, descend
-from querykey.evaluation.logistic import LogisticProblem, l2_path, standardisation
+from querykey.evaluation.logistic import LogisticProblem, l2_path, spectrum_of, standardisation
 
 
 def clouds(count=300, width=8, classes=3, apart=1.0, seed=0):
@@ -22,6 +22,10 @@ def clouds(count=300, width=8, classes=3, apart=1.0, seed=0):
     centres = apart * torch.randn(classes, width, generator=draw)
     rows = centres[members] + torch.randn(count, width, generator=draw)
     return rows * torch.logspace(0, -2, width), members
+
+
+def problem_of(rows, members, classes):
+    return LogisticProblem(rows, members, classes, spectrum_of(rows))
 
 
 def objective(rows, members, weight, bias, l2):
@@ -38,7 +42,7 @@ def objective(rows, members, weight, bias, l2):
 def test_the_optimum_is_that_of_scikit_learn(l2, block, monkeypatch):
     monkeypatch.setattr(logistic, "BLOCK", block)
     rows, members = clouds()
-    solution = LogisticProblem(rows, members, 3).solve(l2)
+    solution = problem_of(rows, members, 3).solve(l2)
     theirs = LogisticRegression(C=1 / (len(rows) * l2), tol=1e-10, max_iter=5000)
     theirs.fit(rows.double().numpy(), members.numpy())
     weight, bias = torch.from_numpy(theirs.coef_), torch.from_numpy(theirs.intercept_)
@@ -50,7 +54,7 @@ def test_the_optimum_is_that_of_scikit_learn(l2, block, monkeypatch):
 
 def test_two_classes_are_scikit_learns_with_half_the_penalty():
     rows, members = clouds(classes=2)
-    ours = LogisticProblem(rows, members, 2).solve(0.02)
+    ours = problem_of(rows, members, 2).solve(0.02)
     theirs = LogisticRegression(C=1 / (len(rows) * 0.01), tol=1e-10).fit(
         rows.double().numpy(), members.numpy()
     )
@@ -60,7 +64,7 @@ def test_two_classes_are_scikit_learns_with_half_the_penalty():
 
 def test_a_warm_start_ends_where_a_cold_one_does():
     rows, members = clouds()
-    problem = LogisticProblem(rows, members, 3)
+    problem = problem_of(rows, members, 3)
     cold = problem.solve(1e-3)
     warm = problem.solve(1e-3, problem.solve(2e-3))
     assert warm.loss == pytest.approx(cold.loss, abs=1e-5)
@@ -68,11 +72,24 @@ def test_a_warm_start_ends_where_a_cold_one_does():
     assert problem.solve(1e-3, cold).loss <= cold.loss + 1e-7
 
 
+@pytest.mark.parametrize("l2", [1e-1, 1e-5])
+def test_the_spectrum_decides_how_fast_and_not_where(l2):
+    """A column that is nearly always 0, as pixels at the border are, must not stop the solver early."""
+    rows, members = clouds(count=600, width=20)
+    rows[::50, 3] += 40
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    own = problem_of(rows, members, 3).solve(l2)
+    plain = spectrum_of(torch.eye(20) * 20**0.5)
+    other = LogisticProblem(rows, members, 3, plain).solve(l2)
+    assert own.loss == pytest.approx(other.loss, abs=2e-5)
+    assert own.iterations < 40
+
+
 def test_a_strong_penalty_leaves_the_shares_of_the_classes():
     """With weights of 0 the biases alone are fitted: the optimum is the entropy of the classes."""
     rows, members = clouds(count=99)
     members = torch.where(torch.arange(99) < 60, 0, members)
-    solution = LogisticProblem(rows, members, 3).solve(1e6)
+    solution = problem_of(rows, members, 3).solve(1e6)
     share = members.bincount() / len(members)
     assert solution.bias.softmax(0).tolist() == pytest.approx(share.tolist(), abs=1e-3)
     assert solution.loss == pytest.approx(float(torch.special.entr(share).sum()), abs=1e-4)
@@ -80,7 +97,7 @@ def test_a_strong_penalty_leaves_the_shares_of_the_classes():
 
 def test_more_columns_than_rows_and_columns_of_zeros():
     rows = F.pad(torch.randn(20, 60, generator=torch.Generator().manual_seed(0)), (0, 4))
-    solution = LogisticProblem(rows, torch.arange(20) % 2, 2).solve(1e-4)
+    solution = problem_of(rows, torch.arange(20) % 2, 2).solve(1e-4)
     assert solution.converged
     assert solution.weight[:, -4:].abs().max() < 1e-9
     assert (solution.logits(rows).argmax(1) == torch.arange(20) % 2).all()
@@ -88,9 +105,9 @@ def test_more_columns_than_rows_and_columns_of_zeros():
 
 def test_too_few_iterations_are_said(monkeypatch):
     monkeypatch.setattr(logistic, "MAX_ITERATIONS", 2)
-    assert not LogisticProblem(*clouds(), 3).solve(1e-4).converged
+    assert not problem_of(*clouds(), 3).solve(1e-4).converged
     with pytest.raises(RangeError, match="l2 must be above 0, got 0"):
-        LogisticProblem(*clouds(), 3).solve(0.0)
+        problem_of(*clouds(), 3).solve(0.0)
 
 
 def test_standardising(monkeypatch):
@@ -110,7 +127,7 @@ def test_the_path_goes_on_from_strong_to_weak_and_ends_after_a_clear_fall():
     rows, members = clouds(count=400, width=30, apart=0.4)
     noise = torch.randn(400, 300, generator=torch.Generator().manual_seed(1))
     rows = torch.cat([rows / rows.std(0), noise], dim=1)
-    problem = LogisticProblem(rows[:200], members[:200], 3)
+    problem = problem_of(rows[:200], members[:200], 3)
     points, solutions = l2_path([(problem, rows[200:], members[200:])])
     assert [point.l2 for point in points] == list(logistic.PATH[: len(points)])
     assert list(solutions) == [point.l2 for point in points]

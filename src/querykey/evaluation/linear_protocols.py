@@ -13,7 +13,14 @@ from querykey.errors import DataError, RangeError, ShapeError
 from querykey.evaluation import logistic
 from querykey.evaluation.few_labels import choose_labelled, split_by_class
 from querykey.evaluation.linear_sgd import MOCO, SIMCLR, LinearDescent, descend
-from querykey.evaluation.logistic import LogisticProblem, PathPoint, Solution, l2_path, standardisation
+from querykey.evaluation.logistic import (
+    LogisticProblem,
+    PathPoint,
+    Solution,
+    l2_path,
+    spectrum_of,
+    standardisation,
+)
 from querykey.evaluation.ranking import is_finite
 from querykey.lookup import UNLABELLED
 from querykey.types import Labels, PerQuery, Rows
@@ -174,12 +181,13 @@ def linear_evaluation(
 def _by_lbfgs(rows: Tensor, members: Labels, classes: int, seed: int) -> _Fitted:
     mean, deviation = standardisation(rows)
     rows = rows.sub_(mean).div_(deviation)
+    spectrum = spectrum_of(rows)
     partings = 1 if len(rows) >= FEW_ROWS else PARTINGS
     problems = []
     for number in range(partings):
         fitting, held = split_by_class(members, share=HELD_OUT, seed=PARTINGS * seed + number)
         if len(held):
-            problem = LogisticProblem(rows[fitting], members[fitting], classes)
+            problem = LogisticProblem(rows[fitting], members[fitting], classes, spectrum)
             problems.append((problem, rows[held], members[held]))
     path: list[PathPoint] = []
     start: Solution | None = None
@@ -188,7 +196,7 @@ def _by_lbfgs(rows: Tensor, members: Labels, classes: int, seed: int) -> _Fitted
         path, solutions = l2_path(problems)
         l2 = max(path, key=lambda point: (point.accuracy, point.l2)).l2
         start = solutions[l2]
-    solution = LogisticProblem(rows, members, classes).solve(l2, start)
+    solution = LogisticProblem(rows, members, classes, spectrum).solve(l2, start)
     constants = {
         "solver": "L-BFGS",
         "standardised": True,
@@ -198,6 +206,7 @@ def _by_lbfgs(rows: Tensor, members: Labels, classes: int, seed: int) -> _Fitted
         "l2_weakest": logistic.PATH[-1],
         "l2_points": len(logistic.PATH),
         "gradient_tolerance": logistic.GRADIENT_TOLERANCE,
+        "path_tolerance": logistic.PATH_TOLERANCE,
         "decrease_tolerance": logistic.DECREASE_TOLERANCE,
         "max_iterations": logistic.MAX_ITERATIONS,
     }
