@@ -58,7 +58,7 @@ def resample(
     if images.device.type == "cpu" and max(height, width, size) > _LARGE:
         for row in range(count):
             _resample_large(images[row], planes[:, row], spans[row], bounds[row], bool(mirrored[row]), kernel)
-        return planes.clamp_(0, 1)
+        return _clipped(planes, interpolation)
     on = images.device
     rows = _matrix(spans[:, 0::2], bounds[:, 0::2], None, size, height, kernel).to(on)
     columns = _matrix(spans[:, 1::2], bounds[:, 1::2], mirrored, size, width, kernel).to(on)
@@ -67,8 +67,11 @@ def resample(
     source = torch.empty(channels, count, height, width, device=on).copy_(images.transpose(0, 1))
     for channel in range(channels):
         torch.bmm(rows, torch.bmm(source[channel], columns.transpose(1, 2)), out=planes[channel])
-    # bilinear too: rounding may leave the range
-    return planes.clamp_(0, 1)
+    return _clipped(planes, interpolation)
+
+
+def _clipped(planes: Tensor, interpolation: Interpolation) -> Tensor:
+    return planes.clamp_(0, 1) if interpolation == "bicubic" else planes
 
 
 def tap_weights(

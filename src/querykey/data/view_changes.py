@@ -10,7 +10,7 @@ from querykey.data.colour import brighten_, contrast_, gray_, saturate_, solariz
 from querykey.data.filters import add_noise_, blur, sobel
 from querykey.data.view_parameters import ViewParameters
 
-__all__ = ["change_", "chunks", "cut_", "normalise_"]
+__all__ = ["change_", "chunks", "cut_", "normalise_", "put_"]
 
 _CHUNK_BYTES = 3_200_000
 """Of planes worked on together by a thread: near its core, and worth the cost of each call."""
@@ -49,7 +49,7 @@ def change_(
             planes.copy_(change(planes))
         elif len(rows):
             rows = rows.to(planes.device)
-            _put_(planes, rows, change(planes.index_select(1, rows)))
+            put_(planes, rows, change(planes.index_select(1, rows)))
 
     for turn in (1, 2, 3):
         some(drawn.turns == turn, lambda chosen, turn=turn: chosen.rot90(turn, (2, 3)))  # type: ignore[misc]
@@ -67,11 +67,13 @@ def change_(
     some(drawn.noisy, lambda chosen: add_noise_(chosen, deviation, keys))
 
 
-def _put_(planes: Tensor, rows: Tensor, changed: Tensor) -> None:
-    """The changed images back into their places."""
+def put_(planes: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """The changed images [channels, rows, ...] into their places among the planes."""
     if planes.device.type == "cpu" and planes[0, 0].numel() > _WORTH_A_CALL:
         for place, row in enumerate(rows.tolist()):
             planes[:, row].copy_(changed[:, place])
+    elif len(rows) == planes.shape[1]:
+        planes.copy_(changed.index_select(1, torch.argsort(rows)))
     else:
         planes.index_copy_(1, rows, changed)
 

@@ -10,7 +10,7 @@ import torch
 from querykey.data.grammar import nearest_words
 from querykey.data.keyed import keyed_bits, keyed_order, keyed_uniforms
 from querykey.data.resampling import Interpolation, resample
-from querykey.data.view_changes import change_, chunks, cut_, normalise_
+from querykey.data.view_changes import change_, chunks, cut_, normalise_, put_
 from querykey.data.view_checks import check_boxes, check_images, check_settings
 from querykey.data.view_parameters import TRIES, ViewParameters, draw_boxes
 from querykey.data.view_plain import plain_view
@@ -225,8 +225,7 @@ class Views:
             )  # fmt: skip
             normalise_(planes, self.mean, self.deviation)
             cut_(planes, part.holes)
-            planes = planes.index_select(1, torch.argsort(places))
-            made[rows] = planes.transpose(0, 1)
+            put_(made[rows].transpose(0, 1), places, planes)
         return made
 
     def __call__(
