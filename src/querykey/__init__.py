@@ -1,5 +1,6 @@
 """querykey: contrastive learning as dictionary look-up.
 
+    pretrain, resume        an encoder from images alone: SimCLR
     Adapter                 adapt the rows of a frozen model; a scikit-learn transformer
     read_source, embed      what the user has -> features of a frozen model
     read_features           a feature store, or vectors in a file
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from querykey.adapter import Adapter
     from querykey.data.features import Features, read_features
     from querykey.data.sources import Source, read_source
-    from querykey.encoders.frozen import load_encoder
+    from querykey.run_model import load_encoder
+    from querykey.run_pretrain import pretrain, resume
     from querykey.training.embed import embed
 
 __version__ = "0.1.0"
@@ -28,9 +30,11 @@ _HOMES = {
     "Features": "querykey.data.features",
     "Source": "querykey.data.sources",
     "embed": "querykey.training.embed",
-    "load_encoder": "querykey.encoders.frozen",
+    "load_encoder": "querykey.run_model",
+    "pretrain": "querykey.run_pretrain",
     "read_features": "querykey.data.features",
     "read_source": "querykey.data.sources",
+    "resume": "querykey.run_pretrain",
 }
 
 __all__ = [
@@ -40,8 +44,10 @@ __all__ = [
     "__version__",
     "embed",
     "load_encoder",
+    "pretrain",
     "read_features",
     "read_source",
+    "resume",
 ]
 
 

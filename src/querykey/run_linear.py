@@ -1,5 +1,6 @@
 """A pretrained encoder beside the untrained one and raw pixels: kNN, linear evaluation, fine-tuning."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.data.labels import common_labels
 from querykey.data.pixels import Pixels, read_pixels
 from querykey.data.sources import read_source
+from querykey.data.views import plain_view
 from querykey.errors import ConfigError, DataError
 from querykey.evaluation.few_labels import choose_labelled
 from querykey.evaluation.geometry import effective_rank
@@ -22,17 +23,18 @@ from querykey.lookup import UNLABELLED
 from querykey.run_data import DataAt
 from querykey.run_folder import RunFolder
 from querykey.training.fine_tune import FineTuning, LabelledImages, fine_tune
-from querykey.training.pretrain import make_encoder
 from querykey.training.saved_encoder import SavedEncoder, encode_rows, read_encoder
 from querykey.training.tune_rate import tune_learning_rate
 from querykey.types import Labels, PerQuery, Rows
 
-__all__ = ["Labelled", "evaluate_encoder", "knn_of", "read_labelled"]
+__all__ = ["Labelled", "evaluate_encoder", "knn_of", "pixel_rows", "read_labelled", "supervised"]
 
 KNN_TEMPERATURE = 0.1
 MANY, NEIGHBOURS, FEW_NEIGHBOURS = 10_000, 200, 20
 """200 neighbours, as the papers have it, vote in banks of 10,000 rows and more; in smaller ones 20."""
 RANK_ROWS = 10_000
+PIXELS_SIDE = 32
+TUNING_STEPS = 400
 H, Z, UNTRAINED, PIXELS = "h", "z = g(h)", "untrained h", "pixels"
 FINE_TUNED, SUPERVISED = "fine-tuned", "supervised"
 
@@ -97,7 +99,8 @@ def evaluate_encoder(
         kept = choose_labelled(known.labels, fraction=labels_fraction, seed=seed)
     else:
         kept = (known.labels != UNLABELLED).nonzero()[:, 0]
-    features = _features(saved, read_encoder(folder, untrained=True), known, kept, asked, place)
+    untrained = read_encoder(folder, untrained=True)
+    features = _features(saved, untrained, known, kept, asked, place)
     per_query: dict[str, dict[str, PerQuery]] = {}
     figures: dict[str, dict[str, float]] = {}
     fits: dict[str, Any] = {}
@@ -110,9 +113,17 @@ def evaluate_encoder(
         figures[name] = {"dim": float(bank.shape[1])} | _whole(queries, result.top_5)
         fits[name] = result.as_dict()
     if fine_tuning != "none":
-        tuned, how = _tuned(saved, known, kept, asked, fine_tuning, epochs, place, seed)
-        per_query |= tuned
-        fits |= how
+        if fine_tuning == "first layer" and saved.settings.head != "mlp":
+            raise ConfigError(
+                f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head}"
+            )
+        few = torch.full_like(known.labels, UNLABELLED)
+        few[kept] = known.labels[kept]
+        learned = Labelled(known.pixels, few)
+        for name, one in ((SUPERVISED, untrained), (FINE_TUNED, saved)):
+            start: Literal["h", "first layer"] = "h" if name == SUPERVISED else fine_tuning
+            correct, fits[name] = _fit(one, learned, asked, start, epochs, place, seed)
+            per_query[name] = {"linear": correct}
     k = _neighbours(len(kept))
     return tabulate(
         per_query, figures=figures, references=(UNTRAINED, PIXELS), seed=seed,
@@ -191,7 +202,7 @@ def _features(
     """(training rows, test rows) of every method, the baselines first."""
     made: dict[str, tuple[Tensor, Tensor]] = {}
     sides = ((known.pixels, known.pixels.ids[kept]), (asked.pixels, asked.pixels.ids))
-    made[PIXELS] = tuple(_raw(saved, pixels, rows) for pixels, rows in sides)  # type: ignore[assignment]
+    made[PIXELS] = (pixel_rows(*sides[0]), pixel_rows(*sides[1]))
     for one, names in ((untrained, (UNTRAINED, None)), (saved, (H, Z))):
         encoder = one.encoder.to(device)
         both = [encode_rows(encoder, one.prepare, pixels, rows) for pixels, rows in sides]
@@ -201,15 +212,46 @@ def _features(
     return made
 
 
-def _raw(saved: SavedEncoder, pixels: Pixels, rows: Tensor) -> Tensor:
-    """Pixels as rows, shrunk to 32 a side where they are more: a baseline, not a feature extractor."""
+def pixel_rows(pixels: Pixels, rows: Tensor) -> Tensor:
+    """Images as rows of their pixels, the baseline: at 32 a side where they are larger or of several sizes.
+
+    Args:
+        pixels: All images.
+        rows: Which of them.
+
+    Returns:
+        float32 [rows, channels x height x width], from 0 to 1.
+    """
+    zero, one = (0.0,) * pixels.channels, (1.0,) * pixels.channels
     parts = []
     for images, sizes, _ in pixels.stream(torch.split(rows, 1024)):
-        shown = saved.prepare(images, sizes)
-        if shown.shape[-1] > 32:
-            shown = F.adaptive_avg_pool2d(shown, 32)
-        parts.append(shown.flatten(1))
+        if sizes is None and max(images.shape[2:]) <= PIXELS_SIDE:
+            parts.append(images.flatten(1).float() / 255)
+        else:
+            parts.append(
+                plain_view(images, size=PIXELS_SIDE, sizes=sizes, mean=zero, deviation=one).flatten(1)
+            )
     return torch.cat(parts)
+
+
+def supervised(
+    untrained: SavedEncoder, known: Labelled, asked: Labelled, *, seed: int, epochs: int | None = None,
+    device: torch.device | None = None,
+) -> tuple[PerQuery, dict[str, Any]]:  # fmt: skip
+    """The baseline of few labels: the same network trained on them alone, from the weights before step 0.
+
+    Args:
+        untrained: The encoder before the first step of pretraining.
+        known: Training images; those without a label have no part.
+        asked: Test images.
+        seed: Of the new layer, the order and the views.
+        epochs: None: 60, or as many as make 400 steps of 256.
+        device: Where; None: the CPU.
+
+    Returns:
+        (0 or 1 a test image, how it was trained).
+    """
+    return _fit(untrained, known, asked, "h", epochs, device or torch.device("cpu"), seed)
 
 
 def _whole(queries: Tensor, top_5: float | None) -> dict[str, float]:
@@ -217,37 +259,32 @@ def _whole(queries: Tensor, top_5: float | None) -> dict[str, float]:
     return rank if top_5 is None else rank | {"top-5": top_5}
 
 
-def _tuned(
-    saved: SavedEncoder, known: Labelled, kept: Tensor, asked: Labelled, start: Literal["h", "first layer"],
+def _fit(
+    saved: SavedEncoder, known: Labelled, asked: Labelled, start: Literal["h", "first layer"],
     epochs: int | None, device: torch.device, seed: int,
-) -> tuple[dict[str, dict[str, PerQuery]], dict[str, Any]]:  # fmt: skip
-    """The pretrained and the fresh network, trained on the labels with the same views."""
-    if start == "first layer" and saved.settings.head != "mlp":
-        raise ConfigError(
-            f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head}"
-        )
-    labels = torch.full_like(known.labels, UNLABELLED)
-    labels[kept] = known.labels[kept]
-    images, test = _shown(saved, known.pixels, labels, seed), _shown(saved, asked.pixels, asked.labels, seed)
-    length = epochs or max(60, round(1000 * 256 / max(256, len(kept))))
-    plan = FineTuning(epochs=length, batch_size=min(256, len(kept)), seed=seed)
-    fresh = make_encoder(replace(saved.settings, init=None, seed=seed), channels=saved.channels).to(device)
-    per_query, fits = {}, {}
-    for name, encoder in ((SUPERVISED, fresh), (FINE_TUNED, saved.encoder.to(device))):
-        head = encoder.head.layers[0] if name == FINE_TUNED and start == "first layer" else None
-        backbone = encoder.backbone.requires_grad_()
-        tuned = tune_learning_rate(backbone, images, plan, head_layers=head)
-        plan = replace(plan, learning_rate=tuned.learning_rate)
-        made = fine_tune(backbone, images, plan, head_layers=head)
-        per_query[name] = {"linear": made.correct(test)}
-        fits[name] = made.settings | {"tuned": {str(r): a for r, a in tuned.accuracies.items()}}
-    return per_query, fits
+) -> tuple[PerQuery, dict[str, Any]]:  # fmt: skip
+    """Train an encoder on the labelled images with the views of pretraining and a tuned learning rate."""
+    count = int((known.labels != UNLABELLED).sum())
+    plan = FineTuning(
+        epochs=epochs or max(60, round(TUNING_STEPS * 256 / max(256, count))), batch_size=min(256, count),
+        seed=seed,
+    )  # fmt: skip
+    images, test = _shown(saved, known, seed), _shown(saved, asked, seed)
+    encoder = copy.deepcopy(saved.encoder).to(device).requires_grad_()
+    head = encoder.head.layers[0] if start == "first layer" else None
+    tuned = tune_learning_rate(encoder.backbone, images, plan, head_layers=head)
+    made = fine_tune(
+        encoder.backbone, images, replace(plan, learning_rate=tuned.learning_rate), head_layers=head
+    )
+    how = made.settings | {"tuned": {f"{rate:g}": share for rate, share in tuned.accuracies.items()}}
+    return made.correct(test), how
 
 
-def _shown(saved: SavedEncoder, pixels: Pixels, labels: Labels, seed: int) -> LabelledImages:
+def _shown(saved: SavedEncoder, known: Labelled, seed: int) -> LabelledImages:
     """Images by place: for training as the views of pretraining at full size, else as in evaluation."""
     assert saved.settings.image_size is not None
     views = replace(saved.views, size=saved.settings.image_size)
+    pixels = known.pixels
 
     def images_of(places: Tensor) -> Tensor:
         images, sizes, _ = next(pixels.stream([pixels.ids[places]]))
@@ -261,4 +298,4 @@ def _shown(saved: SavedEncoder, pixels: Pixels, labels: Labels, seed: int) -> La
     def view(images: Tensor, places: Tensor, epoch: int) -> Tensor:
         return views(images, places, seed=seed, epoch=epoch, view=0)
 
-    return LabelledImages(images_of=images_of, labels=labels, view=view, plain=saved.prepare)
+    return LabelledImages(images_of=images_of, labels=known.labels, view=view, plain=saved.prepare)

@@ -1,4 +1,4 @@
-"""The frozen model of a run, and a run as a model of its own."""
+"""Any model by name, a run among them: a fitted adapter on its frozen model, or a pretrained encoder."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,39 +9,71 @@ import torch
 from torch import Tensor
 
 from querykey.build import Run, load_run
-from querykey.encoders.frozen import FrozenEncoder, load_encoder
-from querykey.encoders.frozen_model import Kind
-from querykey.errors import ModelMismatchError, SourceError
+from querykey.data.decoding import RowDecoder, lay_out
+from querykey.encoders import frozen as frozen_models
+from querykey.encoders.frozen import FrozenEncoder
+from querykey.encoders.frozen_model import Kind, TorchModel, usable_device
+from querykey.errors import ConfigError, DamagedItemError, ModelMismatchError, SourceError
+from querykey.run_folder import is_pretraining
+from querykey.run_pretrain import PretrainedRun
 from querykey.training.saved import DESCRIPTION, WEIGHTS
+from querykey.training.saved_encoder import DESCRIPTION as ENCODER
+from querykey.training.saved_encoder import SavedEncoder, read_encoder
 
-__all__ = ["encoder_of_features", "load_model"]
+__all__ = ["encoder_of_features", "load_encoder"]
 
 
-def load_model(spec: str, *, device: str = "cpu", prompt: str | None = None) -> FrozenEncoder:
-    """Load a frozen model, or a run as one: its frozen model with the adapter on top.
+def load_encoder(
+    spec: str | Path | PretrainedRun,
+    *,
+    device: str = "cpu",
+    prompt: str | None = None,
+    dtype: str = "float32",
+) -> FrozenEncoder:
+    """Load a model by name, ready to encode; nothing is ever downloaded.
 
     Args:
-        spec: As `querykey help sources` says.
+        spec: `timm:NAME[@weights.safetensors|.pth|random]`, `st:NAME-OR-FOLDER`, `module:factory`,
+            `FILE.onnx`, or a RUN: the encoder of a pretraining (its h), or an adapter on top of its
+            frozen model. Also what `pretrain` returned.
         device: Where it runs.
-        prompt: For st: models.
+        prompt: For `st:` models: one of the model's prompts by name, or the text itself.
+        dtype: "float32", "bfloat16", or "auto": bfloat16 where it is measured faster. It is part of the
+            key, so "auto" may embed again on another machine. A RUN with an adapter has its own.
 
     Returns:
-        The encoder.
+        The encoder; `encode` gives one row an item.
 
     Raises:
-        SourceError: If there is no such model, or a run does not know its own.
+        SourceError: If there is no such model, it cannot be loaded, or a run does not know its own.
+        MissingExtraError: If a package it needs is not installed.
         ModelMismatchError: If the frozen model of a run has changed since.
+        ConfigError: If a setting does not fit the model.
+
+    Example:
+        >>> load_encoder("resnet50")
+        Traceback (most recent call last):
+        querykey.errors.SourceError: 'resnet50' names no model; a model is timm:NAME[@weights], ...
     """
-    if not (Path(spec) / DESCRIPTION).is_file():
-        return load_encoder(spec, device=device, prompt=prompt)
-    run = load_run(spec)
-    frozen = encoder_of_features(run.features.get("model", {}), spec, device=device)
+    if isinstance(spec, PretrainedRun):
+        return _pretrained(spec.encoder, "a pretraining", device, prompt, dtype)
+    name, folder = str(spec), Path(spec)
+    if (folder / ENCODER).is_file():
+        return _pretrained(read_encoder(folder), name, device, prompt, dtype)
+    if is_pretraining(folder):
+        raise SourceError(
+            f"{name} is a pretraining that is not finished; querykey resume {name} goes on with it"
+        )
+    if not (folder / DESCRIPTION).is_file():
+        return frozen_models.load_encoder(name, device=device, prompt=prompt, dtype=dtype)
+    run = load_run(folder)
+    frozen = encoder_of_features(run.features.get("model", {}), name, device=device)
     if run.adapter.side == "query":
         raise SourceError(
-            f"{spec} transforms queries alone: embed the documents with {frozen.spec}, and the queries too; "
+            f"{name} transforms queries alone: embed the documents with {frozen.spec}, and the queries too; "
             "querykey transform --queries adapts them"
         )
-    return FrozenEncoder(_AdaptedModel(frozen, run), spec=spec)
+    return FrozenEncoder(_AdaptedModel(frozen, run), spec=name)
 
 
 def encoder_of_features(model: dict[str, Any], name: str, *, device: str = "cpu") -> FrozenEncoder:
@@ -73,6 +105,37 @@ def encoder_of_features(model: dict[str, Any], name: str, *, device: str = "cpu"
             f"({encoder.key[:12]}, then {model['key'][:12]}); its weights, preprocessing or prompt changed"
         )
     return encoder
+
+
+def _pretrained(saved: SavedEncoder, name: str, device: str, prompt: str | None, dtype: str) -> FrozenEncoder:
+    """The backbone of a pretraining: h of images, prepared as in its evaluation."""
+    if prompt is not None:
+        raise ConfigError(f"{name} takes no prompt; prompts are for st: models, leave it out")
+    from PIL import Image
+
+    size = saved.settings.image_size
+    assert size is not None
+    mode = "L" if saved.channels == 1 else "RGB"
+    model = TorchModel(
+        saved.encoder.backbone, kind="image", prepare=_Preparation(saved, size),
+        blank=lambda: Image.new(mode, (size, size)), identity=saved.identity, device=usable_device(device),
+    )  # fmt: skip
+    return FrozenEncoder(model, spec=name, dtype=dtype)
+
+
+class _Preparation:
+    """A PIL image as the encoder is shown it: the way that whole sources take."""
+
+    def __init__(self, saved: SavedEncoder, size: int) -> None:
+        self._saved, self._size = saved, size
+
+    def __call__(self, image: Any) -> Tensor:
+        decoded = RowDecoder([image], shorter_side=2 * self._size, channels=self._saved.channels).one(0)
+        if isinstance(decoded, str):
+            raise DamagedItemError(decoded)
+        images, _ = lay_out([decoded], self._saved.channels)
+        shown: Tensor = self._saved.prepare(images)[0]
+        return shown
 
 
 class _AdaptedModel:

@@ -35,13 +35,13 @@ def embed_source(
     prepare(device, threads, seed)
     from querykey.cli.show import line, note, progress
     from querykey.data.sources import read_source
-    from querykey.run_model import load_model
+    from querykey.run_model import load_encoder
     from querykey.training.embed import embed
 
     items = read_source(
         source, column=column, label_column=label_column, pair_column=pair_column, split=split
     )
-    encoder = load_model(model, device=device, prompt=prompt)
+    encoder = load_encoder(model, device=device, prompt=prompt)
     with progress(f"embedding {source}") as tick:
         features = embed(
             items, encoder, out, batch_size=batch_size, dtype="float16" if half else "float32",

@@ -1,7 +1,7 @@
 """`querykey evaluate`: a run beside every baseline."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,6 +17,11 @@ from querykey.cli.options import (
     prepare,
 )
 
+if TYPE_CHECKING:
+    from querykey.evaluation.linear_protocols import LinearProtocol
+    from querykey.evaluation.table import Table
+    from querykey.run_data import DataAt
+
 __all__ = ["evaluate_on"]
 
 
@@ -26,6 +31,17 @@ def evaluate_on(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A new JSON file with all numbers.")
     ] = None,
+    labels_fraction: Annotated[
+        float | None,
+        typer.Option(help="Of a pretraining: use this share of the training labels, by class."),
+    ] = None,
+    fine_tune: Annotated[
+        bool,
+        typer.Option("--fine-tune", help="Of a pretraining: fine-tune too, beside the supervised network."),
+    ] = False,
+    protocol: Annotated[
+        str, typer.Option(metavar="[lbfgs|moco|simclr]", help="Of the linear evaluation of a pretraining.")
+    ] = "lbfgs",
     column: Column = None,
     label_column: LabelColumn = None,
     pair_column: PairColumn = None,
@@ -34,16 +50,28 @@ def evaluate_on(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure a RUN beside the frozen features and every baseline.
+    """Measure a RUN beside its baselines.
 
-    All have the width of the run. After each number stands how it compares with the frozen
-    features and with PCA: + above and - below by more than the 95% interval, = within it.
+    An adapter: beside the frozen features and every baseline at its width. A pretraining: kNN and
+    linear evaluation beside the untrained encoder and raw pixels. After each number stands how it
+    compares with two of them: + above and - below by more than the 95% interval, = within it.
     """
     prepare(device, threads, seed)
+    from querykey.errors import ConfigError
+    from querykey.run_data import DataAt
+    from querykey.run_folder import is_pretraining
+
+    if is_pretraining(run):
+        _evaluate_encoder(
+            run, DataAt(on, column, label_column, pair_column, split), out=out, fine_tune=fine_tune,
+            labels_fraction=labels_fraction, protocol=protocol, device=device, seed=seed,
+        )  # fmt: skip
+        return
+    if labels_fraction is not None or fine_tune:
+        raise ConfigError(f"{run} is an adapter; --labels-fraction and --fine-tune are for a pretraining")
     from querykey.build import load_run
     from querykey.cli.show import line, note, progress, table
-    from querykey.outputs import check_new, new_file
-    from querykey.run_data import DataAt
+    from querykey.outputs import check_new
     from querykey.run_evaluation import evaluate_run
 
     if out is not None:
@@ -60,9 +88,49 @@ def evaluate_on(
     )
     for left_out in found.protocol["left_out"]:
         line(f"left out: {left_out}")
-    if out is not None:
-        import json
+    _write(found, out)
 
-        with new_file(out) as aside:
-            aside.write_text(json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")
-        line(f"{out}: all numbers, with intervals, protocol and versions")
+
+def _evaluate_encoder(
+    run: Path, at: "DataAt", *, out: Path | None, fine_tune: bool, labels_fraction: float | None,
+    protocol: str, device: str, seed: int,
+) -> None:  # fmt: skip
+    from typing import get_args
+
+    from querykey.cli.show import line, note, table
+    from querykey.errors import ConfigError
+    from querykey.evaluation.linear_protocols import LinearProtocol
+    from querykey.outputs import check_new
+    from querykey.run_linear import evaluate_encoder
+
+    if protocol not in get_args(LinearProtocol):
+        raise ConfigError(f"--protocol {protocol}: there are {', '.join(get_args(LinearProtocol))}")
+    if out is not None:
+        check_new(out)
+    found = evaluate_encoder(
+        run, at, labels_fraction=labels_fraction, fine_tuning="h" if fine_tune else "none",
+        protocol=cast("LinearProtocol", protocol), device=device, seed=seed, notify=note,
+    )  # fmt: skip
+    head, *rows = found.overview()
+    table(head, rows)
+    about = found.protocol
+    line(
+        f"{about['asked']:,} test images, {about['labels']:,} labelled training images; signs: against "
+        f"{' and '.join(found.references)}, + - beyond the 95% interval"
+    )
+    knn = about["knn"]
+    line(f"kNN: {knn['k']} neighbours, temperature {knn['temperature']}; linear: protocol {protocol}")
+    _write(found, out)
+
+
+def _write(found: "Table", out: Path | None) -> None:
+    if out is None:
+        return
+    import json
+
+    from querykey.cli.show import line
+    from querykey.outputs import new_file
+
+    with new_file(out) as aside:
+        aside.write_text(json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")
+    line(f"{out}: all numbers, with intervals, protocol and versions")

@@ -1,0 +1,246 @@
+"""`python -m querykey.studies.pretraining_cells`: measure what the study of pretraining lacks.
+
+What is done is not done again: stop it whenever, start it again, and it goes on.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from querykey.errors import MissingPathError, QuerykeyError
+from querykey.evaluation.few_labels import choose_labelled
+from querykey.evaluation.linear_protocols import linear_evaluation
+from querykey.lookup import UNLABELLED
+from querykey.records import Records
+from querykey.run_data import DataAt
+from querykey.run_linear import Labelled, knn_of, pixel_rows, read_labelled, supervised
+from querykey.run_pretrain import pretrain
+from querykey.studies.grid import Cell, run_grid
+from querykey.studies.pretraining import FRACTION, Arm, arms_of
+from querykey.training.pretrain import make_encoder
+from querykey.training.saved_encoder import SavedEncoder, encode_rows
+
+__all__ = ["RECORDS", "Work", "cells_of", "main", "measure"]
+
+RECORDS = "pretraining.jsonl"
+MISTAKE, STOPPED = 2, 130
+ELSEWHERE = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist")}
+"""Where the system's package puts a data set that is not in the data folder."""
+SIDE = 64
+
+
+class Work(NamedTuple):
+    """What a cell needs in order to be measured, wherever that is."""
+
+    arm: Arm
+    folder: str
+    threads: int
+
+
+def cells_of(arms: Sequence[Arm], folder: Path) -> list[Cell]:
+    """The cells of arms, one a seed.
+
+    Args:
+        arms: Which.
+        folder: Of real data.
+
+    Returns:
+        Cells in the order of the arms, seed by seed.
+
+    Raises:
+        MissingPathError: If data aren't there.
+    """
+    cells = []
+    for arm in arms:
+        name, train, test = arm.data
+        place = next(
+            (at for at in (folder / name, ELSEWHERE.get(name)) if at is not None and at.exists()), None
+        )
+        if place is None:
+            raise MissingPathError(
+                f"{folder / name} is not there; the study of pretraining needs it: give the folder of the "
+                "data with --data DIR"
+            )
+        threads = arm.threads or os.cpu_count() or 1
+        identity = {
+            "kind": arm.kind, "data": name, "splits": [train, test], "settings": arm.settings,
+            "threads": threads,
+        }  # fmt: skip
+        cells += [
+            Cell(task=arm.group, method=arm.name, seed=seed, identity=identity,
+                 work=Work(arm, str(place), threads))
+            for seed in range(arm.seeds)
+        ]  # fmt: skip
+    return cells
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """Pretrain as a cell says and score what came of it.
+
+    Args:
+        cell: With a `Work`.
+
+    Returns:
+        Measure to [right, asked], what the run said of itself, seconds, versions.
+    """
+    work: Work = cell.work
+    torch.set_num_threads(work.threads)
+    began = time.monotonic()
+    _, train, test = work.arm.data
+    values: dict[str, Tensor]
+    about: dict[str, Any] = {}
+    known, asked = _labelled(work.folder, train, test)
+    match work.arm.kind:
+        case "pixels":
+            values = _of_pixels(known, asked)
+        case "pretrained":
+            values, about = _of_pretraining(work, cell.seed, known, asked)
+        case "few labels":
+            values, about = _of_few_labels(work, cell.seed, known, asked)
+    packages = ("querykey", "torch", "numpy")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    counts = {name: [int(v.nansum()), int((~v.isnan()).sum())] for name, v in values.items()}
+    return {"values": counts, **about, "seconds": time.monotonic() - began, "versions": versions}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it as the command line says.
+
+    Args:
+        arguments: Without the program's name; None for those of the process.
+
+    Returns:
+        Exit code: 0, 2 for a mistake, 130 for Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(prog="python -m querykey.studies.pretraining_cells", description=__doc__)
+    groups = list(dict.fromkeys(arm.group for arm in arms_of()))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of real data")
+    parser.add_argument("--records", type=Path, default=Path("results"), help="the folder of records")
+    parser.add_argument("--only", action="append", choices=groups, help="this group alone; can be repeated")
+    parser.add_argument("--arm", action="append", help="this arm alone; can be repeated")
+    parser.add_argument("--jobs", type=int, default=2, choices=range(1, 65), help="processes")
+    given = parser.parse_args(arguments)
+    records = Records(given.records / RECORDS)
+    try:
+        arms = [
+            arm for arm in arms_of(None if given.only is None else tuple(given.only))
+            if given.arm is None or arm.name in given.arm
+        ]  # fmt: skip
+        cells = cells_of(arms, given.data)
+        # what takes all cores takes them alone
+        alone = [cell for cell in cells if cell.work.arm.threads == 0]
+        others = [cell for cell in cells if cell.work.arm.threads]
+        run_grid(alone, records, measure, jobs=1, told=_tell)
+        run_grid(others, records, measure, jobs=given.jobs, told=_tell)
+    except QuerykeyError as fault:
+        sys.stderr.write(f"error: {fault}\n")
+        return MISTAKE
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C; what is done stays, the same command goes on from there\n")
+        return STOPPED
+    return 0
+
+
+@lru_cache(maxsize=2)
+def _labelled(folder: str, train: str, test: str) -> tuple[Labelled, Labelled]:
+    return read_labelled(
+        DataAt(folder, split=train), DataAt(folder, split=test), size=SIDE, notify=lambda _: None
+    )
+
+
+def _of_pixels(known: Labelled, asked: Labelled) -> dict[str, Tensor]:
+    rows = [pixel_rows(one.pixels, one.pixels.ids) for one in (known, asked)]
+    return _scores("pixels", rows[0], known.labels, rows[1], asked.labels)
+
+
+def _of_pretraining(
+    work: Work, seed: int, known: Labelled, asked: Labelled
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    saved, about = _pretrained(work, seed)
+    values: dict[str, Tensor] = {}
+    h, z = _encoded(saved, known, asked)
+    values |= _scores("h", h[0], known.labels, h[1], asked.labels)
+    values |= _scores("z", z[0], known.labels, z[1], asked.labels)
+    untrained = _before(saved, about.pop("untrained"))
+    if work.arm.group == "minutes":
+        before, _ = _encoded(untrained, known, asked)
+        values |= _scores("untrained", before[0], known.labels, before[1], asked.labels)
+    return values, about
+
+
+def _of_few_labels(
+    work: Work, seed: int, known: Labelled, asked: Labelled
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    saved, about = _pretrained(work, seed)
+    kept = choose_labelled(known.labels, fraction=FRACTION, seed=seed)
+    labels = torch.full_like(known.labels, UNLABELLED)
+    labels[kept] = known.labels[kept]
+    h, _ = _encoded(saved, Labelled(known.pixels, labels), asked, rows=known.pixels.ids[kept])
+    result = linear_evaluation(h[0], known.labels[kept], h[1], asked.labels, seed=seed)
+    values = {"linear h": result.correct}
+    alone, how = supervised(
+        _before(saved, about.pop("untrained")), Labelled(known.pixels, labels), asked, seed=seed
+    )
+    return values | {"supervised": alone}, about | {"supervised": how, "labels": len(kept)}
+
+
+def _pretrained(work: Work, seed: int) -> tuple[SavedEncoder, dict[str, Any]]:
+    """The encoder, and of the run what a table shows."""
+    untrained: dict[str, Tensor] = {}
+
+    def begin(course: Any) -> None:
+        untrained.update(course.untrained.backbone.state_dict())
+
+    run = pretrain(work.folder, split=work.arm.data[1], seed=seed, begin=begin, **work.arm.settings)
+    report = run.report
+    return run.encoder, {
+        "settings": run.settings.as_dict(), "untrained": untrained,
+        "run": {name: report[name] for name in ("steps_taken", "seconds", "images_seen",
+                                                 "views_share_of_step", "end")},
+    }  # fmt: skip
+
+
+def _before(saved: SavedEncoder, untrained: dict[str, Tensor]) -> SavedEncoder:
+    """The encoder as it was before the first step."""
+    encoder = make_encoder(saved.settings, channels=saved.channels).eval().requires_grad_(requires_grad=False)
+    encoder.backbone.load_state_dict(untrained)
+    return replace(saved, encoder=encoder)
+
+
+def _encoded(
+    saved: SavedEncoder, known: Labelled, asked: Labelled, *, rows: Tensor | None = None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(h of training and test images), (z of them)."""
+    train = encode_rows(
+        saved.encoder, saved.prepare, known.pixels, known.pixels.ids if rows is None else rows
+    )
+    test = encode_rows(saved.encoder, saved.prepare, asked.pixels, asked.pixels.ids)
+    return (train[0], test[0]), (train[1], test[1])
+
+
+def _scores(name: str, bank: Tensor, labels: Tensor, test: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    linear = linear_evaluation(bank, labels, test, wanted, seed=0)
+    return {f"kNN {name}": knn_of(bank, labels, test, wanted), f"linear {name}": linear.correct}
+
+
+def _tell(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
+    means = (f"{name} {right / asked:.4f}" for name, (right, asked) in fields["values"].items())
+    sys.stderr.write(
+        f"[{done}/{count}] {cell.method}, seed {cell.seed}: {', '.join(means)}, {fields['seconds']:.0f} s\n"
+    )
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
