@@ -1,0 +1,112 @@
+"""Batch norm over chunks: statistics of all of them, and the gradient that goes through these."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from querykey.errors import ShapeError
+from querykey.training.tape import Norm
+
+__all__ = [
+    "Statistics",
+    "add_gradient",
+    "joined",
+    "leaves",
+    "move",
+    "normalised",
+    "statistics_of",
+    "subtract_shared",
+]
+
+
+class Statistics(NamedTuple):
+    """Of the whole batch: rows times places, mean and biased variance a channel, in float64."""
+
+    values: int
+    mean: Tensor
+    variance: Tensor
+
+
+def normalised(
+    rows: Tensor, statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """One chunk's rows by the statistics of all; scale and shift pass gradients, the statistics do not."""
+    dtype = _dtype(rows)
+    return F.batch_norm(
+        rows, statistics.mean.to(dtype), statistics.variance.to(dtype), weight, bias, training=False, eps=eps
+    )
+
+
+def _dtype(rows: Tensor) -> torch.dtype:
+    return torch.float64 if rows.dtype == torch.float64 else torch.float32
+
+
+def statistics_of(rows: Tensor) -> Statistics:
+    """Of one chunk."""
+    count = rows.numel() // rows.shape[1]
+    mean, variance = torch.zeros(2, rows.shape[1], dtype=_dtype(rows), device=rows.device).unbind()
+    if count == 1:
+        return Statistics(1, rows.reshape(-1).double(), variance.double())
+    torch.batch_norm_update_stats(rows.to(mean.dtype), mean, variance, 1.0)  # gives the unbiased one
+    return Statistics(count, mean.double(), variance.double() * (count - 1) / count)
+
+
+def joined(parts: Sequence[Statistics]) -> Statistics:
+    """Of all chunks, in their order."""
+    count = sum(part.values for part in parts)
+    if count < 2:
+        raise ShapeError("batch norm in train mode needs more than one value a channel; give a larger batch")
+    mean = sum((part.mean * part.values for part in parts), torch.zeros_like(parts[0].mean)) / count
+    squares = ((part.variance + (part.mean - mean) ** 2) * part.values for part in parts)
+    return Statistics(count, mean, sum(squares, torch.zeros_like(mean)) / count)
+
+
+def move(norm: Norm, statistics: Statistics) -> None:
+    """The running statistics, in place, as torch moves them."""
+    if norm.running is None:
+        return
+    count = statistics.values
+    new = (statistics.mean, statistics.variance * count / (count - 1))
+    for running, value in zip(norm.running, new, strict=True):
+        running.mul_(1 - norm.momentum).add_(value.to(running.dtype), alpha=norm.momentum)
+
+
+def leaves(norm: Norm, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift for one way back: their gradients are the sums that batch norm's own needs."""
+    blank = torch.zeros(rows.shape[1], dtype=_dtype(rows), device=rows.device)
+    weight = blank + 1 if norm.weight is None else norm.weight.detach().clone()
+    bias = blank if norm.bias is None else norm.bias.detach().clone()
+    return weight.requires_grad_(), bias.requires_grad_()
+
+
+def add_gradient(parameter: Tensor | None, gradient: Tensor) -> None:
+    """To what a parameter has, if it is there and is learned."""
+    if parameter is not None and parameter.requires_grad:
+        parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+def subtract_shared(
+    gradient: Tensor,
+    rows: Tensor,
+    statistics: Statistics,
+    eps: float,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+) -> None:
+    r"""What reaches a row through mean and variance, subtracted in place.
+
+    With :math:`\hat x = r (x - \mu)`, :math:`r` one over the deviation, and sums over the whole batch,
+    :math:`\frac{\gamma r}{N} \left(\sum dy + \hat x \sum dy\, \hat x\right)`.
+    """
+    inverse = (statistics.variance + eps).rsqrt()
+    outer = weight.double() * inverse / statistics.values
+    slope = outer * inverse * scale.double()
+    level = outer * shift.double() - slope * statistics.mean
+    shape = [1, -1] + [1] * (rows.ndim - 2)
+    with torch.no_grad():
+        gradient.addcmul_(rows, slope.to(gradient.dtype).view(shape), value=-1)
+        gradient.sub_(level.to(gradient.dtype).view(shape))
