@@ -237,6 +237,7 @@ _AT_LEAST = {
     "batch_size": 2, "chunks": 1, "head_dim": 1, "held_out": 0, "looks": 0, "image_size": 8, "view_size": 8,
     "head_hidden": 1, "batch_norm_groups": 1, "steps": 1, "seed": 0,
 }  # fmt: skip
+_SHARES = ("warm_up", "sgd_momentum")
 _ABOVE_ZERO = ("temperature", "learning_rate", "epochs", "minutes", "view_strength")
 
 
@@ -250,14 +251,18 @@ def _check(settings: PretrainSettings) -> None:
         value = getattr(settings, name)
         if value is not None and not 0 < value < math.inf:
             raise RangeError(f"{name} must be > 0 and finite, got {value}")
+    for name in _SHARES:
+        if not 0 <= getattr(settings, name) < 1:
+            raise RangeError(f"{name} must be from 0 to below 1, got {getattr(settings, name)}")
     if settings.head_layers not in (2, 3):
         raise RangeError(f"head_layers must be 2 or 3, got {settings.head_layers}; for 1 use head linear")
-    if not 0 <= settings.warm_up < 1:
-        raise RangeError(f"warm_up must be from 0 to below 1, a share of the steps; got {settings.warm_up}")
-    if not 0 <= settings.sgd_momentum < 1:
-        raise RangeError(f"sgd_momentum must be from 0 to below 1, got {settings.sgd_momentum}")
     if settings.weight_decay is not None and not 0 <= settings.weight_decay < math.inf:
         raise RangeError(f"weight_decay must be at least 0, got {settings.weight_decay}")
+    _check_together(settings)
+    view_objective(settings.loss, settings.temperature, **settings.loss_options)
+
+
+def _check_together(settings: PretrainSettings) -> None:
     if settings.learning_rate is not None and settings.rule not in (None, "none"):
         raise ConfigError(
             f"learning_rate {settings.learning_rate} is the rate as it is used, and rule {settings.rule} "
@@ -266,4 +271,5 @@ def _check(settings: PretrainSettings) -> None:
     given = [name for name in ("minutes", "epochs", "steps") if getattr(settings, name) is not None]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} each say how long to train; give one of them")
-    view_objective(settings.loss, settings.temperature, **settings.loss_options)
+    if settings.chunks > 1 and settings.batch_norm == "split":
+        raise ConfigError("chunks cannot be cut across split batch norm's groups; use chunks = 1")
