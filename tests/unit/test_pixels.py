@@ -264,6 +264,20 @@ def test_what_is_held_is_told_and_progress_counted():
     assert steps == [(128, 300), (256, 300), (300, 300)]
 
 
+def test_many_small_images_are_decoded_by_processes(monkeypatch):
+    """The same as in this process, gray and colour, damage and all."""
+    values = [array(4, 3, row, channels=1 if row < 20 else 3) for row in range(40)]
+    source = source_of([BROKEN if row == 7 else png(one) for row, one in enumerate(values)])
+    here = read_pixels(source, size=4)
+    monkeypatch.setattr("querykey.data.pixels._WORTH_PROCESSES", 2)
+    monkeypatch.setattr("querykey.data.pixels._BLOCK", 10)
+    there = read_pixels(source, size=4)
+    assert there.channels == 3
+    assert torch.equal(there.ids, here.ids)
+    assert torch.equal(there.batch(there.ids)[0], here.batch(here.ids)[0])
+    assert there.damaged == here.damaged
+
+
 def test_a_sample_that_misleads_does_not_fill_the_memory():
     """Images between those of the sample are larger."""
     small, large = png(array(2, 2)), png(array(40, 40))

@@ -1,4 +1,4 @@
-"""`querykey export`: an adapter in a form that loads elsewhere."""
+"""`querykey export`: an adapter, or a pretrained backbone, in a form that loads elsewhere."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +7,8 @@ import typer
 from querykey.cli.options import Device, Out, RunFolder, Seed, Threads, prepare
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from querykey.build import Run
     from querykey.export import Origin
 
@@ -29,11 +31,17 @@ def export_run(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Write the adapter of a RUN in a form that loads elsewhere.
+    """Write the adapter or the pretrained backbone of a RUN in a form that loads elsewhere.
 
-    What was written is read back and must give the adapter's own rows, to 1e-5.
+    What was written is read back and must give the adapter's own rows, to 1e-5; of a backbone, its
+    very weights (safetensors), or its own h to 1e-4 of the largest number (onnx).
     """
     prepare(device, threads, seed)
+    from querykey.run_folder import is_pretraining
+
+    if is_pretraining(run):
+        _export_encoder(run, to, out, model)
+        return
     from querykey.build import load_run
     from querykey.cli.show import line
     from querykey.errors import ConfigError
@@ -59,6 +67,31 @@ def export_run(
     line(f"{out}: {', '.join(done.files)}")
     line(f"  read back, it differs from the adapter by {done.difference:.0e} at the most")
     line(f"  {done.re_index}")
+
+
+def _export_encoder(run: "Path", to: str, out: "Path", model: str | None) -> None:
+    from querykey.cli.show import line
+    from querykey.errors import ConfigError
+    from querykey.export import BackboneOrigin, export_backbone_onnx, export_backbone_safetensors
+    from querykey.outputs import check_new
+    from querykey.training.saved_encoder import read_encoder
+
+    if to not in ("onnx", "safetensors"):
+        raise ConfigError(f"--to {to}: a pretrained backbone goes to onnx or safetensors")
+    if model is not None:
+        raise ConfigError("--model is for --to sentence-transformers; a backbone takes none, leave it out")
+    check_new(out)
+    saved = read_encoder(run)
+    views, size = saved.views, saved.settings.image_size
+    assert size is not None
+    origin = BackboneOrigin(
+        channels=saved.channels, size=size, mean=views.mean, deviation=views.deviation,
+        method=saved.settings.method,
+    )  # fmt: skip
+    write = export_backbone_onnx if to == "onnx" else export_backbone_safetensors
+    done = write(saved.encoder.backbone, out, origin=origin)
+    line(f"{out}: {', '.join(done.files)}")
+    line(f"  read back, h differs by {done.difference:.0e} of its largest number at the most")
 
 
 def _origin(run: "Run", model: str | None) -> "Origin":

@@ -19,7 +19,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "evaluate_on", "Measure a RUN beside the frozen features and every baseline."),
     "transform": ("transform", "transform_features", "Write the adapted rows of FEATURES."),
     "search": ("search", "search", "Show what a query finds among FEATURES, before and after."),
-    "export": ("export", "export_run", "Write the adapter of a RUN in a form that loads elsewhere."),
+    "export": ("export", "export_run", "Write what a RUN has learned in a form that loads elsewhere."),
     "doctor": ("doctor", "doctor", "Look at data and machine; say what to type, and why."),
     "demo": ("demo", "demo", "Adapt a frozen model to Python's own documentation; takes minutes."),
     "help": ("help", "show_help", "Explain how data and models are named, or what --set takes."),

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from querykey.data.images import plain_pixels
 from querykey.errors import DamagedItemError
 
-__all__ = ["Decoded", "RowDecoder", "RowLoader", "lay_out", "planes_of"]
+__all__ = ["Decoded", "RowDecoder", "RowLoader", "lay_out"]
 
 
 class Decoded(NamedTuple):
@@ -34,10 +34,10 @@ class RowDecoder(Dataset[Any]):
     Args:
         items: PIL images by row, read on access.
         shorter_side: Of an image at most, in pixels; larger ones are shrunk.
-        channels: 1 or 3.
+        channels: 1 or 3; None: 3 for a batch with a colour in it, else 1.
     """
 
-    def __init__(self, items: Sequence[Any], *, shorter_side: int, channels: int) -> None:
+    def __init__(self, items: Sequence[Any], *, shorter_side: int, channels: int | None) -> None:
         self._items, self._shorter_side, self._channels = items, shorter_side, channels
 
     def __len__(self) -> int:
@@ -57,7 +57,9 @@ class RowDecoder(Dataset[Any]):
         """A batch; what cannot be decoded is left out."""
         found = [(row, self.one(row)) for row in rows]
         whole = [(row, image) for row, image in found if not isinstance(image, str)]
-        images, sizes = lay_out([image for _, image in whole], self._channels)
+        arrays = [image for _, image in whole]
+        channels = self._channels or (3 if any(array.ndim == 3 for array in arrays) else 1)
+        images, sizes = lay_out(arrays, channels)
         kept = torch.tensor([row for row, _ in whole], dtype=torch.int64)
         return Decoded(images, sizes, kept, [(row, text) for row, text in found if isinstance(text, str)])
 
@@ -68,12 +70,12 @@ def lay_out(arrays: Sequence[NDArray[np.uint8]], channels: int) -> tuple[Tensor,
     height, width = (int(side) for side in sides.amax(dim=0)) if len(arrays) else (1, 1)
     canvas = np.zeros((len(arrays), channels, height, width), np.uint8)
     for place, array in zip(canvas, arrays, strict=True):
-        place[:, : array.shape[0], : array.shape[1]] = planes_of(array, channels)
+        place[:, : array.shape[0], : array.shape[1]] = _planes_of(array, channels)
     is_mixed = bool((sides != sides[:1]).any())
     return torch.from_numpy(canvas), sides if is_mixed else None
 
 
-def planes_of(array: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+def _planes_of(array: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     """[height, width] or [height, width, 3] as [channels or 1, height, width]."""
     if array.ndim == 2:
         return array[None]

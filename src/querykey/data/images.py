@@ -61,6 +61,8 @@ def decode_image(data: bytes, *, what: str) -> "Image.Image":
         image.load()
         _turn_(image, operations)
         return _eight_bits(image)
+    except image_module.UnidentifiedImageError as fault:
+        raise DamagedItemError(f"{what} cannot be decoded: it is no image of a known kind") from fault
     except Exception as fault:  # decoders raise anything on damaged bytes
         raise DamagedItemError(f"{what} cannot be decoded: {type(fault).__name__}: {fault}") from fault
 

@@ -1,15 +1,18 @@
 """The images of a source as uint8: decoded once and held where they fit, else by worker processes."""
 
+import multiprocessing
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from querykey.data.decoding import RowDecoder, planes_of
+from querykey.data.decoding import Decoded, RowDecoder, RowLoader
 from querykey.data.idx import ArrayImages
 from querykey.data.items import Source
 from querykey.data.pixel_batches import Damage, DecodedPixels, HeldPixels, PixelBatch, Pixels
@@ -19,9 +22,11 @@ __all__ = ["PixelBatch", "Pixels", "read_pixels"]
 
 _SAMPLE = 64
 _BLOCK = 128
-"""Images that a thread decodes at a time."""
-_WORTH_THREADS = 128 * 128
-"""Bytes an image from which decoding takes longer than what Python does around it."""
+"""Images decoded at a time."""
+_SMALL = 128 * 128
+"""Bytes an image below which Python does more than the decoder."""
+_WORTH_PROCESSES = 40
+"""Blocks from which starting processes pays."""
 
 
 def read_pixels(
@@ -76,13 +81,14 @@ def read_pixels(
     if isinstance(items, ArrayImages) and min(items.pixels.shape[1:3]) <= 2 * size:
         pixels = items.pixels if items.pixels.ndim == 3 else items.pixels.transpose(0, 3, 1, 2)
         return HeldPixels(pixels, 1 if pixels.ndim == 3 else 3, len(source), Damage(source))
-    decoder = RowDecoder(items, shorter_side=2 * size, channels=3)
+    decoder = RowDecoder(items, shorter_side=2 * size, channels=None)
     rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLE).astype(np.int64))
     sample = [image for image in map(decoder.one, rows.tolist()) if not isinstance(image, str)]
     mean_bytes = float(np.mean([image.nbytes for image in sample])) if sample else 0.0
     if mean_bytes * len(source) <= limit:
-        threads = max(1, workers) if mean_bytes >= _WORTH_THREADS else 1
-        held = _hold(source, decoder, threads=threads, limit=limit, notify=notify, progress=progress)
+        blocks = [range(start, min(start + _BLOCK, len(source))) for start in range(0, len(source), _BLOCK)]
+        found = _decode(decoder, blocks, workers, are_small=mean_bytes < _SMALL)
+        held = _hold(source, found, limit=limit, notify=notify, progress=progress)
         if held is not None:
             return held
     channels = 1 if all(image.ndim == 2 for image in sample) else 3
@@ -95,47 +101,84 @@ def read_pixels(
     )
 
 
+def _decode(
+    decoder: RowDecoder, blocks: Sequence[Sequence[int]], workers: int, *, are_small: bool
+) -> Iterator[Decoded]:
+    """Block after block, by as many as may work at it.
+
+    Large images are decoded by threads. Small ones cost more in Python than in the decoder, so threads
+    would wait for each other: where a process can be forked in no time, many of them are left to processes.
+    """
+    is_forked = multiprocessing.get_context().get_start_method() == "fork"
+    if workers > 1 and are_small and is_forked and len(blocks) >= _WORTH_PROCESSES:
+        yield from RowLoader(decoder, workers).stream(iter(blocks))
+        return
+    threads = 1 if are_small else max(1, workers)
+    with ThreadPoolExecutor(threads) as pool:
+        # no further ahead than there are threads, so that little is dropped at the limit of the memory
+        waiting: deque[Future[Decoded]] = deque()
+        for block in blocks:
+            waiting.append(pool.submit(decoder.__getitems__, block))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
+
+
 def _hold(
     source: Source,
-    decoder: RowDecoder,
+    found: Iterator[Decoded],
     *,
-    threads: int,
     limit: int,
     notify: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> HeldPixels | None:
     """All images decoded; None where they turn out larger than the limit."""
-    damage, arrays, taken = Damage(source), [], 0
-    blocks = [range(start, min(start + _BLOCK, len(source))) for start in range(0, len(source), _BLOCK)]
-    with ThreadPoolExecutor(threads) as pool:
-        # a few blocks ahead, so that what is dropped at the limit is little
-        for block, found in zip(
-            blocks, pool.map(lambda rows: [decoder.one(row) for row in rows], blocks), strict=True
-        ):
-            for row, image in zip(block, found, strict=True):
-                if isinstance(image, str):
-                    damage.add(row, image)
-                else:
-                    arrays.append(image)
-                    taken += image.nbytes
-            if progress is not None:
-                progress(block.stop, len(source))
-            if taken > limit:
-                pool.shutdown(cancel_futures=True)
-                return None
-    if not arrays:
+    damage, parts, taken, done = Damage(source), [], 0, 0
+    for block in found:
+        for row, fault in block.faults:
+            damage.add(row, fault)
+        # a copy of one's own: what another process made is shared memory, of which there is little
+        part = _Part(block.images.numpy().copy(), block.sizes)
+        parts.append(part)
+        taken += part.images.nbytes
+        done += len(block.rows) + len(block.faults)
+        if progress is not None:
+            progress(done, len(source))
+        if taken > limit:
+            return None
+    parts = [part for part in parts if len(part.images)]
+    if not parts:
         raise DataError(f"{source.name}: no image can be decoded; the first: {damage.first}")
-    channels = 1 if all(array.ndim == 2 for array in arrays) else 3
     if len(damage):
         notify(damage.text())
-    images: NDArray[np.uint8] | list[NDArray[np.uint8]] = arrays
-    height, width = arrays[0].shape[:2]
-    if all(array.shape[:2] == (height, width) for array in arrays):
-        images = np.empty((len(arrays), channels, height, width), np.uint8)
-        while arrays:  # from the end, so that each array goes as soon as it is copied
-            place = len(arrays) - 1
-            images[place] = planes_of(arrays.pop(), channels)
+    channels = max(part.images.shape[1] for part in parts)
+    sides = parts[0].images.shape[2:]
+    images: NDArray[np.uint8] | list[NDArray[np.uint8]]
+    if all(part.sizes is None and part.images.shape[2:] == sides for part in parts):
+        images = np.empty((sum(len(part.images) for part in parts), channels, *sides), np.uint8)
+        end = len(images)
+        while parts:  # from the end, so that each part goes as soon as it is copied
+            last = parts.pop().images
+            images[end - len(last) : end] = last
+            end -= len(last)
+    else:
+        images = [image for part in parts for image in part.alone()]
     return HeldPixels(images, channels, len(source), damage)
+
+
+class _Part(NamedTuple):
+    """Decoded images on one canvas."""
+
+    images: NDArray[np.uint8]
+    sizes: Tensor | None
+
+    def alone(self) -> Iterator[NDArray[np.uint8]]:
+        """Each as [height, width] or [height, width, 3] without what pads it."""
+        sides = [self.images.shape[2:]] * len(self.images) if self.sizes is None else self.sizes.tolist()
+        for image, (height, width) in zip(self.images, sides, strict=True):
+            own = image[:, :height, :width]
+            yield (own[0] if len(own) == 1 else own.transpose(1, 2, 0)).copy()
 
 
 def _available_memory() -> int:

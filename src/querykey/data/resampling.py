@@ -154,7 +154,7 @@ def _matrix(
     centres, scale = _centres(spans, flips, size)
     pixels = np.broadcast_to(np.arange(source, dtype=np.float32), (len(spans), source))
     low, high = limits[:, 0], limits[:, 0] + limits[:, 1]
-    return torch.from_numpy(tap_weights(centres, pixels, low, high, scale, *kernel))
+    return torch.from_numpy(tap_weights(centres, pixels, low, high, scale, kernel[0], kernel[1]))
 
 
 def _bands(
@@ -172,8 +172,8 @@ def _bands(
     taps = min(math.ceil((ends[:, 1] - ends[:, 0]).max() + 2 * reach) + 2, length)
     first = np.clip(np.floor(ends[:, 0] - np.float32(reach) - 1), low, low + length - taps)
     pixels = first[:, None] + np.arange(taps, dtype=np.float32)
-    bounds = np.array([[low], [low + length]], np.float32)
-    weights = torch.from_numpy(tap_weights(parts, pixels, *bounds, scale, interpolation, antialias))
+    lowest, highest = np.array([[low], [low + length]], np.float32)
+    weights = torch.from_numpy(tap_weights(parts, pixels, lowest, highest, scale, interpolation, antialias))
     return list(zip(starts, first.astype(int).tolist(), weights, strict=True))
 
 
