@@ -1,6 +1,7 @@
 """One step of SimCLR."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.errors import CollapseError
+from querykey.training.gradient_cache import cached_backward, checkpointed_blocks
 from querykey.training.view_objectives import ViewLoss
 from querykey.two_views import look_up_views
 from querykey.types import Ids, Rows
@@ -73,20 +75,28 @@ def simclr_step(
         z = F.normalize(z, dim=1) if normalised else z
         view_1, view_2 = z.chunk(2)
         seen["view_1"], seen["view_2"] = view_1.detach(), view_2.detach()
-        return loss(look_up_views(view_1, view_2, ids=ids)).mean()
+        return _require_finite(loss(look_up_views(view_1, view_2, ids=ids)).mean())
 
     optimizer.zero_grad()
-    with torch.autocast(both.device.type, dtype=precision, enabled=precision != torch.float32):
-        _, z = encoder(both)
-    mean = of_projections(z)
-    value = require_finite(mean)
-    mean.backward()  # type: ignore[no-untyped-call]
+    computing = torch.autocast(both.device.type, dtype=precision, enabled=precision != torch.float32)
+    if chunks > 1:
+        with computing:
+            value = float(
+                cached_backward(encoder, both.chunk(chunks), of_projections, checkpoint_blocks=checkpointing)
+            )
+    else:
+        with checkpointed_blocks(encoder) if checkpointing else nullcontext():
+            with computing:
+                _, z = encoder(both)
+            mean = of_projections(z)
+            mean.backward()  # type: ignore[no-untyped-call]
+        value = float(mean.detach())
     optimizer.step()
     return SimclrStep(value, seen["view_1"], seen["view_2"])
 
 
-def require_finite(loss: Tensor) -> float:
-    """The loss as a number.
+def _require_finite(loss: Tensor) -> Tensor:
+    """The loss, before it reaches any weight.
 
     Raises:
         CollapseError: If it is not finite.
@@ -94,4 +104,4 @@ def require_finite(loss: Tensor) -> float:
     value = float(loss.detach())
     if not math.isfinite(value):
         raise CollapseError(f"the loss is {value}; lower the learning rate or raise the temperature")
-    return value
+    return loss
