@@ -21,6 +21,7 @@ bench: $(VENV)/.ready-bench ## Measure speed and memory beside the peers.
 	$(BIN)/python benchmarks/run.py
 
 results: $(VENV)/.ready-results ## Run the grid of studies and write docs/results.md; goes on where it stopped.
+	$(BIN)/python -m querykey.studies.pretraining_cells
 	$(BIN)/python -m querykey.studies.results
 
 lint: $(VENV)/.ready ## Check format, lint, types and layers.

@@ -1,4 +1,4 @@
-"""Every example runs, and so does every block of the README."""
+"""Every example runs, and so does every block of the README and the docs."""
 
 import os
 import re
@@ -12,6 +12,12 @@ from architecture.source import ROOT
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 README = (ROOT / "README.md").read_text()
+DOCUMENTED = [
+    text
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    for language, _, text in BLOCK.findall(page.read_text())
+    if language == "python"
+]
 PYTHON_BLOCKS = [block for block in BLOCK.findall(README) if block[0] == "python"]
 SHELL_LINES = [
     line
@@ -41,6 +47,11 @@ def test_a_python_block_of_the_readme_runs(block, tmp_path):
     """Blocks go on from one another, as a reader types them."""
     code = "\n".join(text for _, _, text in PYTHON_BLOCKS[: block + 1])
     run([sys.executable, "-c", code], tmp_path)
+
+
+@pytest.mark.parametrize("block", range(len(DOCUMENTED)))
+def test_a_python_block_of_the_docs_runs(block, tmp_path):
+    run([sys.executable, "-c", DOCUMENTED[block]], tmp_path)
 
 
 @pytest.mark.parametrize("line", SHELL_LINES)

@@ -10,6 +10,7 @@ from querykey.errors import QuerykeyError
 from querykey.outputs import new_file
 from querykey.records import Record, read
 from querykey.reports.comparison import Comparison, comparisons, intervals, verdict
+from querykey.reports.pretraining import pretraining_report
 
 if TYPE_CHECKING:
     from querykey.evaluation.intervals import Interval
@@ -57,15 +58,18 @@ come with the packages that `pip install 'querykey[results]'` brings. Features a
 it was. Remove `results/` to start afresh.
 """
 MISTAKE = 2
+PRETRAINING = "pretraining.jsonl"
+"""Beside the records of adapters: those of the study of pretraining."""
 WORDS = ("method", "task", "question", "compared", "rule", "verdict", "frozen model", "kNN")
 """Columns that stand to the left."""
 
 
-def report(records: Sequence[Record]) -> str:
+def report(records: Sequence[Record], *, pretraining: str = "") -> str:
     """The whole text.
 
     Args:
         records: Plans and cells of a grid.
+        pretraining: The part about pretraining.
 
     Returns:
         Markdown; the same for the same records.
@@ -74,6 +78,8 @@ def report(records: Sequence[Record]) -> str:
     parts = [INTRODUCTION, "## What is claimed\n", RULES, _questions(tasks, claims=True)]
     parts += [_task(task) for task in tasks]
     parts += ["## What was asked besides\n", _questions(tasks, claims=False)]
+    if pretraining:
+        parts.append(pretraining)
     parts += [_protocol(tasks), REPEAT]
     return "\n".join(parts)
 
@@ -92,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args(arguments)
     try:
-        text = report(read(given.records))
+        beside = given.records.with_name(PRETRAINING)
+        pretraining = pretraining_report(read(beside)) if beside.exists() else ""
+        text = report(read(given.records), pretraining=pretraining)
         with new_file(given.out, overwrite=True) as aside:
             aside.write_text(text, encoding="utf-8")
     except QuerykeyError as fault:

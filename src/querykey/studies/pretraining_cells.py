@@ -26,8 +26,8 @@ from querykey.records import Records
 from querykey.run_data import DataAt
 from querykey.run_linear import Labelled, knn_of, pixel_rows, read_labelled, supervised
 from querykey.run_pretrain import pretrain
-from querykey.studies.grid import Cell, run_grid
-from querykey.studies.pretraining import FRACTION, Arm, arms_of
+from querykey.studies.grid import Cell, run_grid, write_plan
+from querykey.studies.pretraining import ASKED, FRACTION, Arm, arms_of
 from querykey.training.pretrain import make_encoder
 from querykey.training.saved_encoder import SavedEncoder, encode_rows
 
@@ -138,6 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.arm is None or arm.name in given.arm
         ]  # fmt: skip
         cells = cells_of(arms, given.data)
+        write_plan(records, 0, "pretraining", {
+            "arms": [{"name": arm.name, "label": arm.label, "group": arm.group} for arm in arms_of()],
+            "asked": [vars(question) for question in ASKED],
+        })  # fmt: skip
         # what takes all cores takes them alone
         alone = [cell for cell in cells if cell.work.arm.threads == 0]
         others = [cell for cell in cells if cell.work.arm.threads]
