@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from querykey.data.views import Views, view_preset
 from querykey.encoders.backbones import Stem
@@ -11,7 +11,7 @@ from querykey.encoders.batchnorm import BatchNormKind
 from querykey.encoders.projection import HeadKind
 from querykey.errors import ConfigError, RangeError
 from querykey.optim import scaled_learning_rate
-from querykey.training.view_objectives import ViewLossName, view_objective
+from querykey.training.view_objectives import ViewLossName, takes_temperature, view_objective
 
 __all__ = ["OPTIMIZERS", "OptimizerName", "PretrainSettings", "Recipe", "resolve_settings"]
 
@@ -19,6 +19,7 @@ Method = Literal["simclr"]
 OptimizerName = Literal["sgd", "adamw", "lars"]
 Rule = Literal["linear", "square_root", "none"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Layout = Literal["auto", "contiguous", "channels_last"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ TEMPERATURE = 0.2
 
 CROPS = (0.2, 1.0)
 """Of small images, unless a preset is named: in runs of minutes better than the papers' 0.08 to 1."""
+
+LEAST_SIDE = 8
+"""Of an image and of a view in pixels."""
 
 SMALL = 64
 """Images below this are small: no blur, the small stem, and views of three quarters of their size."""
@@ -136,7 +140,7 @@ class PretrainSettings:
     held_out: int = 1000
     looks: int = 10
     precision: Precision = "auto"
-    layout: Literal["auto", "contiguous", "channels_last"] = "auto"
+    layout: Layout = "auto"
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -210,7 +214,7 @@ def resolve_settings(
         settings,
         **length,
         image_size=size,
-        view_size=settings.view_size or (math.ceil(0.75 * size) if size < SMALL else size),
+        view_size=settings.view_size or (max(LEAST_SIDE, math.ceil(0.75 * size)) if size < SMALL else size),
         views=preset,
         view_options=options,
         batch_size=batch,
@@ -224,7 +228,7 @@ def resolve_settings(
 
 def _own_size(backbone: str, side: int | None) -> int:
     if side is not None and side <= 224:
-        return side
+        return max(LEAST_SIDE, side)
     return SMALL if backbone.startswith("small_cnn") else 224
 
 
@@ -234,17 +238,22 @@ def _base(recipe: Recipe, rule: Rule) -> float:
 
 
 _AT_LEAST = {
-    "batch_size": 2, "chunks": 1, "head_dim": 1, "held_out": 0, "looks": 0, "image_size": 8, "view_size": 8,
-    "head_hidden": 1, "batch_norm_groups": 1, "steps": 1, "seed": 0,
+    "batch_size": 2, "chunks": 1, "head_dim": 1, "held_out": 0, "looks": 0, "image_size": LEAST_SIDE,
+    "view_size": LEAST_SIDE, "head_hidden": 1, "batch_norm_groups": 1, "steps": 1, "seed": 0,
 }  # fmt: skip
 _SHARES = ("warm_up", "sgd_momentum")
+_CHOICES = {
+    "head": HeadKind, "batch_norm": BatchNormKind, "stem": Stem, "optimizer": OptimizerName, "rule": Rule,
+    "precision": Precision, "layout": Layout, "loss": ViewLossName,
+}  # fmt: skip
 _ABOVE_ZERO = ("temperature", "learning_rate", "epochs", "minutes", "view_strength")
 
 
 def _check(settings: PretrainSettings) -> None:
+    _check_choices(settings)
     for name, least in _AT_LEAST.items():
         value = getattr(settings, name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:
             reason = ": a view needs others to be told from" if name == "batch_size" else ""
             raise RangeError(f"{name} must be at least {least}, got {value}{reason}")
     for name in _ABOVE_ZERO:
@@ -258,8 +267,15 @@ def _check(settings: PretrainSettings) -> None:
         raise RangeError(f"head_layers must be 2 or 3, got {settings.head_layers}; for 1 use head linear")
     if settings.weight_decay is not None and not 0 <= settings.weight_decay < math.inf:
         raise RangeError(f"weight_decay must be at least 0, got {settings.weight_decay}")
-    _check_together(settings)
     view_objective(settings.loss, settings.temperature, **settings.loss_options)
+    _check_together(settings)
+
+
+def _check_choices(settings: PretrainSettings) -> None:
+    for name, kinds in _CHOICES.items():
+        value = getattr(settings, name)
+        if value not in get_args(kinds) and not (name == "rule" and value is None):
+            raise ConfigError(f"{name} must be one of {', '.join(get_args(kinds))}; got {value!r}")
 
 
 def _check_together(settings: PretrainSettings) -> None:
@@ -271,5 +287,7 @@ def _check_together(settings: PretrainSettings) -> None:
     given = [name for name in ("minutes", "epochs", "steps") if getattr(settings, name) is not None]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} each say how long to train; give one of them")
+    if settings.learned_temperature and not takes_temperature(settings.loss):
+        raise ConfigError(f"the loss {settings.loss} takes no temperature, so none can be learned")
     if settings.chunks > 1 and settings.batch_norm == "split":
         raise ConfigError("chunks cannot be cut across split batch norm's groups; use chunks = 1")

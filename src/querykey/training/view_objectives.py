@@ -16,7 +16,7 @@ from querykey.losses.logistic import nt_logistic
 from querykey.losses.margin import triplet
 from querykey.types import PerQuery
 
-__all__ = ["ViewLoss", "ViewLossName", "view_objective"]
+__all__ = ["ViewLoss", "ViewLossName", "takes_temperature", "view_objective"]
 
 ViewLossName = Literal["nt_xent", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin"]
 ViewLoss = Callable[[Lookup], PerQuery]
@@ -57,7 +57,7 @@ def view_objective(name: ViewLossName, temperature: float | Tensor, **options: A
     if name not in _LOSSES:
         raise ConfigError(f"loss must be one of {', '.join(get_args(ViewLossName))}; got {name!r}")
     loss = _LOSSES[name]
-    known = [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = _options(name)
     own = [option for option in known if option != "temperature"]
     unknown = sorted(set(options) - set(own))
     if unknown:
@@ -68,3 +68,20 @@ def view_objective(name: ViewLossName, temperature: float | Tensor, **options: A
         check_temperature("temperature", temperature)
         options["temperature"] = temperature
     return partial(loss, **options)
+
+
+def takes_temperature(name: ViewLossName) -> bool:
+    """Whether a loss has a temperature.
+
+    Args:
+        name: As `view_objective` takes it.
+
+    Returns:
+        False of "margin" alone.
+    """
+    return "temperature" in _options(name)
+
+
+def _options(name: ViewLossName) -> list[str]:
+    parameters = inspect.signature(_LOSSES[name]).parameters.values()
+    return [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
