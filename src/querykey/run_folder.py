@@ -40,6 +40,7 @@ class RunFolder:
     def __post_init__(self) -> None:
         self._records = Records(self.path / METRICS)
         self._board: Any = None
+        self._gone_on_from: int | None = None
 
     @classmethod
     def new(
@@ -94,9 +95,15 @@ class RunFolder:
                 raise StoreError(
                     f"{path}: this is not the run of a pretraining, so it cannot be gone on with"
                 )
+            if described["version"] != VERSION:
+                raise StoreError(
+                    f"{path}: written as version {described['version']}; this querykey reads {VERSION}"
+                )
             folder = cls(path, described)
-            _ = (folder.settings, folder.fingerprint, folder.device)
-        except (ValueError, KeyError, TypeError) as fault:
+            _ = (folder.fingerprint, folder.device, folder.threads, folder.decoded_size)
+            if folder.settings.steps is None or folder.settings.epochs is None:
+                raise StoreError(f"{file} is damaged: it does not say how long the run is")
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
             if isinstance(fault, StoreError):
                 raise
             raise StoreError(f"{file} is damaged ({type(fault).__name__}: {fault})") from fault
@@ -106,6 +113,12 @@ class RunFolder:
     def settings(self) -> PretrainSettings:
         """As resolved."""
         return PretrainSettings.from_dict(self.described["settings"])
+
+    @property
+    def decoded_size(self) -> int | None:
+        """The image size that was asked for: what was decoded follows from it. None: none."""
+        size = self.described["asked"]["image_size"]
+        return None if size is None else int(size)
 
     @property
     def fingerprint(self) -> str:
@@ -152,6 +165,7 @@ class RunFolder:
         lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in kept]
         write_aside(self.path / METRICS, lines)
         self._records = Records(self.path / METRICS)
+        self._gone_on_from = step
 
     def lengthen(self, settings: PretrainSettings) -> None:
         """Write down that the run is longer than planned."""
@@ -167,8 +181,12 @@ class RunFolder:
     def finish(self, saved: SavedEncoder) -> None:
         """Write the encoder; with it the folder is a model."""
         put_encoder(saved, self.path)
+
+    def close(self) -> None:
+        """Let go of what is open, when the run ends in whatever way."""
         if self._board is not None:
             self._board.close()
+            self._board = None
 
     def _write(self) -> None:
         write_aside(self.path / RUN, [json.dumps(self.described, indent=2).encode() + b"\n"])
@@ -177,7 +195,9 @@ class RunFolder:
         if self._board is None and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.path / BOARD))
+            # what a killed run showed after its last checkpoint is shown again
+            purge = None if self._gone_on_from is None else self._gone_on_from + 1
+            self._board = SummaryWriter(str(self.path / BOARD), purge_step=purge)
         return self._board
 
 

@@ -13,6 +13,7 @@ from querykey.data.labels import common_labels
 from querykey.data.pixels import Pixels, read_pixels
 from querykey.data.sources import read_source
 from querykey.data.views import plain_view
+from querykey.encoders.frozen_model import usable_device
 from querykey.errors import ConfigError, DataError
 from querykey.evaluation.few_labels import choose_labelled
 from querykey.evaluation.geometry import effective_rank
@@ -73,7 +74,7 @@ def evaluate_encoder(
         protocol: Of the linear evaluation.
         labels_fraction: The share of the training labels that is used, by class; None: all.
         fine_tuning: "h": from the backbone, "first layer": from the first layer of the head too.
-        epochs: Of fine-tuning; None: 60, or as many as make about 1,000 steps.
+        epochs: Of fine-tuning; None: 60, or as many as make about 400 steps of 256.
         device: Where to encode and train.
         seed: Of few labels, held-out parts, fine-tuning and intervals.
         notify: Called with what is worth knowing.
@@ -85,7 +86,7 @@ def evaluate_encoder(
         MissingPathError: If there is no encoder.
         DataError: If labels are missing.
     """
-    notify = notify or (lambda _: None)
+    notify, place = notify or (lambda _: None), usable_device(device)
     saved = read_encoder(folder)
     at = train or _trained_on(Path(folder), on)
     known, asked = read_labelled(at, on, size=saved.settings.image_size or 224, notify=notify)
@@ -94,11 +95,9 @@ def evaluate_encoder(
             f"the encoder takes images of {saved.channels} channels; {at.spec} has {known.pixels.channels} "
             f"and {on.spec} {asked.pixels.channels}"
         )
-    place = torch.device(device)
+    kept = (known.labels != UNLABELLED).nonzero()[:, 0]
     if labels_fraction is not None:
         kept = choose_labelled(known.labels, fraction=labels_fraction, seed=seed)
-    else:
-        kept = (known.labels != UNLABELLED).nonzero()[:, 0]
     untrained = read_encoder(folder, untrained=True)
     features = _features(saved, untrained, known, kept, asked, place)
     per_query: dict[str, dict[str, PerQuery]] = {}
@@ -158,6 +157,8 @@ def read_labelled(train: DataAt, on: DataAt, *, size: int, notify: Notify) -> tu
                 f"{at.spec} has no labels, so nothing can be scored; name them with --label-column"
             )
         sources.append(source)
+    if sources[0].fingerprint == sources[1].fingerprint:
+        notify(f"{on.spec} holds the training images themselves: each finds itself, and nothing is measured")
     parts = [(source.labels, source.label_names) for source in sources if source.labels is not None]
     numbered, _ = common_labels(*parts)
     made = []
@@ -188,11 +189,8 @@ def _neighbours(bank: int) -> int:
 
 
 def _trained_on(folder: Path, on: DataAt) -> DataAt:
-    at = RunFolder.read(folder).at
-    return DataAt(
-        spec=at["spec"], column=at["column"], label_column=at["label_column"] or on.label_column,
-        split=at["split"],
-    )  # fmt: skip
+    at = DataAt(**RunFolder.read(folder).at)
+    return replace(at, label_column=at.label_column or on.label_column)
 
 
 def _features(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +13,20 @@ from querykey.data.items import Source
 from querykey.data.pixels import Pixels, read_pixels
 from querykey.data.sources import read_source
 from querykey.encoders.frozen_model import usable_device
-from querykey.errors import CollapseError, ConfigError
+from querykey.errors import CollapseError, ConfigError, StoreError
 from querykey.outputs import check_new
 from querykey.run_folder import CHECKPOINTS, RunFolder
+from querykey.run_log import Notify, RunLog, Shown, Watch
 from querykey.training.checkpoint import latest_checkpoint
 from querykey.training.pretrain import Loop, make_encoder, train
 from querykey.training.pretrain_course import Course, part, put_together
 from querykey.training.pretrain_settings import PretrainSettings, resolve_settings
 from querykey.training.saved_encoder import SavedEncoder
-from querykey.training.simclr import SimclrStep
 
 __all__ = ["PretrainedRun", "Shown", "pretrain", "resume"]
 
-Notify = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """How far a run is.
-
-    Args:
-        step: Steps taken.
-        steps: In all.
-        images_per_second: Now; each gives two views.
-        loss: Of the last step.
-        knn: Of the last look at held-out images; None without labels.
-    """
-
-    step: int
-    steps: int
-    images_per_second: float
-    loss: float
-    knn: float | None
+DECODED = 224
+"""The size that images are decoded for where none is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +46,6 @@ class PretrainedRun:
     report: dict[str, Any]
     folder: Path | None
     is_finished: bool
-
-
-@dataclass(kw_only=True)
-class _Watch:
-    """Whom a run tells what, and who may stop it."""
-
-    told: Callable[[Shown], None] | None = None
-    notify: Notify = field(default=lambda _: None)
-    stop: Callable[[], bool] = field(default=lambda: False)
 
 
 def pretrain(
@@ -124,14 +97,18 @@ def pretrain(
         OutputExistsError: If something is at `out`.
     """
     begun = time.monotonic()
-    watch = _Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
+    watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
     asked = _asked(method, settings)
     place = usable_device(device)
     if out is not None:
         check_new(out)
     data = _read(source, column=column, label_column=label_column, split=split)
     pixels = read_pixels(
-        data, size=asked.image_size or 224, memory_limit=memory_limit, workers=workers, notify=watch.notify
+        data,
+        size=asked.image_size or DECODED,
+        memory_limit=memory_limit,
+        workers=workers,
+        notify=watch.notify,
     )
     course = _course(asked, data, pixels, place, watch, begun)
     if begin is not None:
@@ -181,7 +158,7 @@ def resume(
         RangeError: If epochs is not above what was trained.
     """
     begun = time.monotonic()
-    watch = _Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
+    watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
     run = RunFolder.read(Path(folder))
     checkpoint = latest_checkpoint(run.path / CHECKPOINTS)
     for damaged in checkpoint.skipped:
@@ -193,14 +170,24 @@ def resume(
         )
     settings = _longer(run.settings, epochs, checkpoint.step, watch.notify)
     pixels = read_pixels(
-        data, size=settings.image_size or 224, memory_limit=memory_limit, workers=workers, notify=watch.notify
+        data,
+        size=run.decoded_size or DECODED,
+        memory_limit=memory_limit,
+        workers=workers,
+        notify=watch.notify,
     )
     parted = part(pixels.ids, _labels(data, pixels), held_out=settings.held_out, seed=settings.seed)
     encoder = make_encoder(replace(settings, init=None), channels=pixels.channels)
     course = put_together(
         encoder, settings, pixels, parted, device=usable_device(run.device), begun=begun, measure=False
     )
-    course.learner.restore_(checkpoint.tensors)
+    try:
+        course.learner.restore_(checkpoint.tensors)
+    except (RuntimeError, KeyError, ValueError) as fault:
+        raise StoreError(
+            f"{run.path}: the checkpoint after step {checkpoint.step} does not fit the settings in run.json; "
+            "one of them was changed"
+        ) from fault
     course.start = dict(checkpoint.about["start"])
     run.cut_records(checkpoint.step)
     run.lengthen(settings)
@@ -230,7 +217,7 @@ def _labels(source: Source, pixels: Pixels) -> Tensor | None:
 
 
 def _course(
-    asked: PretrainSettings, source: Source, pixels: Pixels, device: torch.device, watch: _Watch, begun: float
+    asked: PretrainSettings, source: Source, pixels: Pixels, device: torch.device, watch: Watch, begun: float
 ) -> Course:
     settings = resolve_settings(asked, images=len(pixels), channels=pixels.channels, side=pixels.side)
     if settings.batch_size < asked.batch_size:
@@ -268,10 +255,10 @@ def _longer(settings: PretrainSettings, epochs: float | None, done: int, notify:
 
 
 def _train(
-    course: Course, folder: RunFolder | None, watch: _Watch, *, start: int, begun: float, before: float = 0.0
+    course: Course, folder: RunFolder | None, watch: Watch, *, start: int, begun: float, before: float = 0.0
 ) -> PretrainedRun:
     """The steps that are left, and what is written while they are taken."""
-    log = _Log(course, folder, watch, begun=begun, before=before)
+    log = RunLog(course, folder, watch, begun=begun, before=before)
     if folder is not None and start == 0:
         folder.record("look", step=0, **log.seen)
         log.save(0)
@@ -279,61 +266,11 @@ def _train(
     try:
         done = train(course.learner, course.images, loop, start=start, steps=course.steps)
     except CollapseError as fault:
-        raise CollapseError(f"{fault}{_kept(folder)}") from fault
-    report = {
-        "steps_taken": done, "seconds": log.seconds(), "start": course.start, "end": log.seen,
-        "views_share_of_step": log.spent["view_seconds"] / max(sum(log.spent.values()), 1e-9),
-        "images_seen": done * course.settings.batch_size,
-    }  # fmt: skip
-    saved = course.saved(report)
+        raise CollapseError(f"{fault}{log.kept()}") from fault
+    finally:
+        log.close()
+    saved = course.saved(log.report(done))
     if folder is not None and done == course.steps:
         folder.finish(saved)
     path = None if folder is None else folder.path
-    return PretrainedRun(saved, course.settings, report, path, done == course.steps)
-
-
-class _Log:
-    """What is kept and told of a run while it is trained."""
-
-    def __init__(
-        self, course: Course, folder: RunFolder | None, watch: _Watch, *, begun: float, before: float
-    ) -> None:
-        self.seen: dict[str, float] = dict(course.start)
-        self.spent = {"view_seconds": 0.0, "seconds": 0.0}
-        self._course, self._folder, self._watch = course, folder, watch
-        self._begun, self._before, self._last = begun, before, time.perf_counter()
-
-    def seconds(self) -> float:
-        """Since the user began to wait, in all sittings."""
-        return self._before + time.monotonic() - self._begun
-
-    def record(self, step: int, numbers: dict[str, Any]) -> None:
-        for name in self.spent:
-            self.spent[name] += numbers[name]
-        if self._folder is not None:
-            self._folder.record("step", step=step, **numbers)
-
-    def look(self, step: int, taken: SimclrStep) -> None:
-        self.seen = self._course.look(taken)
-        if self._folder is not None:
-            self._folder.record("look", step=step, **self.seen)
-        if reason := self._course.trouble(self.seen):
-            raise CollapseError(f"step {step}: {reason}")
-
-    def save(self, step: int) -> None:
-        if self._folder is not None:
-            self._folder.save(step, self._course, seconds=self.seconds())
-
-    def shown(self, step: int, loss: float) -> None:
-        if self._watch.told is None:
-            return
-        now = time.perf_counter()
-        rate, self._last = self._course.settings.batch_size / (now - self._last), now
-        self._watch.told(Shown(step, self._course.steps, rate, loss, self.seen.get("knn")))
-
-
-def _kept(folder: RunFolder | None) -> str:
-    if folder is None:
-        return ""
-    step = latest_checkpoint(folder.path / CHECKPOINTS).step
-    return f"; the state after step {step} is kept in {folder.path}"
+    return PretrainedRun(saved, course.settings, saved.report, path, done == course.steps)

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from numpy.typing import NDArray
+from torch import Tensor
 
 from querykey.data.decoding import Decoded, RowDecoder, RowLoader, lay_out
 from querykey.data.items import Source
@@ -16,6 +18,8 @@ from querykey.types import Ids, ImageIds, Images, ImageSizes
 __all__ = ["Damage", "DecodedPixels", "HeldPixels", "PixelBatch", "Pixels"]
 
 _MOST_DAMAGED = 0.1
+_Batch = Int64[Tensor, " _"]
+"""Rows; the last of many batches may be shorter."""
 
 
 class PixelBatch(NamedTuple):
@@ -66,7 +70,7 @@ class Pixels(ABC):
         """
 
     @abstractmethod
-    def stream(self, batches: Iterable[Ids]) -> Iterator[PixelBatch]:
+    def stream(self, batches: Iterable[_Batch]) -> Iterator[PixelBatch]:
         """Batch after batch in the order asked for; a damaged image is left out of its batch.
 
         Raises:
@@ -149,7 +153,7 @@ class HeldPixels(Pixels):
             raise DamagedItemError(dict(self.damaged)[int(asked[places < 0][0])])
         return self._at(places)
 
-    def stream(self, batches: Iterable[Ids]) -> Iterator[PixelBatch]:
+    def stream(self, batches: Iterable[_Batch]) -> Iterator[PixelBatch]:
         for rows in batches:
             asked = rows.cpu().numpy()
             _check_rows(asked, len(self._places))
@@ -200,7 +204,7 @@ class DecodedPixels(Pixels):
             raise DamagedItemError(found.faults[0][1])
         return found.images, found.sizes
 
-    def stream(self, batches: Iterable[Ids]) -> Iterator[PixelBatch]:
+    def stream(self, batches: Iterable[_Batch]) -> Iterator[PixelBatch]:
         if self._workers == 0:
             for found in (self._decoder.__getitems__(rows) for rows in self._asked(batches)):
                 yield self._note(found)
@@ -212,7 +216,7 @@ class DecodedPixels(Pixels):
         # only where it was read to its end: workers amid a batch are not taken up again
         self._idle.append(loader)
 
-    def _asked(self, batches: Iterable[Ids]) -> Iterator[list[int]]:
+    def _asked(self, batches: Iterable[_Batch]) -> Iterator[list[int]]:
         for rows in batches:
             _check_rows(rows.cpu().numpy(), self._rows)
             yield rows.tolist()

@@ -1,7 +1,7 @@
 """Pretraining: what is trained, the images it sees, and the loop over its steps."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -132,6 +132,22 @@ class Learner:
         self._module().load_state_dict(parts["model"])
         restore_optimizer_(self.optimizer, parts["optimizer"])
 
+    def require_finite(self, step: int) -> None:
+        """See that the state after a step is worth keeping.
+
+        Args:
+            step: Steps taken.
+
+        Raises:
+            CollapseError: If a number of it is not finite: the loss that shows it comes a step later.
+        """
+        for name, value in self.tensors().items():
+            if not bool(value.isfinite().all()):
+                raise CollapseError(
+                    f"step {step}: {name} is not finite any more; lower the learning rate, or lengthen the "
+                    "warm-up"
+                )
+
     def _module(self) -> nn.Module:
         parts = {"encoder": self.encoder}
         return nn.ModuleDict(parts if self.temperature is None else parts | {"temperature": self.temperature})
@@ -176,14 +192,12 @@ class TrainingImages:
         self.order = UniformBatches(len(rows), batch_size=batch_size, seed=seed)
         self.steps_an_epoch = len(rows) // batch_size
 
-    def walk(self, start: int, stop: int) -> Iterator[ViewPair]:
+    def walk(self, start: int, stop: int) -> Generator[ViewPair]:
         """The pairs of steps start to stop."""
         wanted = (self.rows[self.order(step)] for step in range(start, stop))
-        batches = self.pixels.stream(wanted)
-        for step in range(start, stop):
-            before = time.perf_counter()
-            images, sizes, ids = next(batches)
-            images = images.to(self.device)
+        before = time.perf_counter()
+        for step, (decoded, sizes, ids) in enumerate(self.pixels.stream(wanted), start):
+            images = decoded.to(self.device)
             epoch, place = divmod(step, self.steps_an_epoch)
             view_1, view_2 = (
                 self.views(
@@ -192,6 +206,7 @@ class TrainingImages:
                 for view in (0, 1)
             )
             yield ViewPair(view_1, view_2, ids.to(self.device), time.perf_counter() - before)
+            before = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -250,6 +265,7 @@ def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, s
             loop.look(done, taken)
         is_stopping = done < steps and loop.stop()
         if is_stopping or done == steps or time.monotonic() - saved > SAVE_SECONDS:
+            learner.require_finite(done)
             loop.save(done)
             saved = time.monotonic()
         if is_stopping:

@@ -1,6 +1,7 @@
 """A run of pretraining put together: what is trained, on which images, and how it is looked at."""
 
 import copy
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -16,14 +17,16 @@ from querykey.training.calibration import Calibration, calibrate, steps_in
 from querykey.training.monitor import collapse_reason, monitor
 from querykey.training.pretrain import Learner, TrainingImages
 from querykey.training.pretrain_settings import PretrainSettings
-from querykey.training.saved_encoder import SavedEncoder, encode_rows, preparation
+from querykey.training.saved_encoder import SavedEncoder, encode_rows, identified, preparation
 from querykey.training.simclr import SimclrStep
-from querykey.types import Ids, Labels
+from querykey.types import Ids, Labels, Numbers, QueryIds
 
 __all__ = ["Course", "Parted", "part", "put_together"]
 
 BANK = 5000
 """Training images that vote in the online kNN, at the most."""
+TRIAL_STEPS = 1000
+"""Of the run that the measured steps are the first of."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -38,9 +41,9 @@ class Parted:
         labels: Class of each of `sample`; None where there are no labels.
     """
 
-    train: Ids
+    train: Numbers
     sample: Ids
-    asking: Ids
+    asking: QueryIds
     labels: Labels | None
 
 
@@ -113,7 +116,7 @@ class Course:
     def saved(self, report: dict[str, Any]) -> SavedEncoder:
         """The encoder as it is now, for a folder."""
         encoder = copy.deepcopy(self.learner.encoder).cpu().eval().requires_grad_(requires_grad=False)
-        return SavedEncoder(encoder, self.settings, self.images.pixels.channels, report)
+        return identified(SavedEncoder(encoder, self.settings, self.images.pixels.channels, report))
 
 
 def put_together(
@@ -162,7 +165,7 @@ def put_together(
 
 def _start(encoder: ViewEncoder, images: TrainingImages) -> None:
     """Show the backbone its first batch, for a network that starts from what images look like."""
-    pair = next(images.walk(0, 1))
+    (pair,) = images.walk(0, 1)
     encoder.backbone.start_(pair.view_1.cpu())
 
 
@@ -170,27 +173,27 @@ def _measure(course: Course, device: torch.device, begun: float) -> None:
     """See what the encoder is before training, choose precision and layout, and count the steps."""
     settings, images = course.settings, course.images
     trial = Learner(copy.deepcopy(course.learner.encoder), settings, device)
-    pair = next(images.walk(0, 1))
-    with torch.no_grad():
+    (pair,) = images.walk(0, 1)
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)  # dropout
         _, z = copy.deepcopy(course.learner.encoder).train()(torch.cat([pair.view_1, pair.view_2]))
     view_1, view_2 = z.float().chunk(2)
     before = time.perf_counter()
     course.start = _look(course.learner.encoder, course, SimclrStep(0.0, view_1, view_2))
     look_seconds = time.perf_counter() - before
 
-    place = 0
+    pairs, place = images.walk(0, sys.maxsize), 0
 
     def step(precision: torch.dtype, layout: Literal["contiguous", "channels_last"]) -> None:
         nonlocal place
         name: Literal["float32", "bfloat16"] = "bfloat16" if precision == torch.bfloat16 else "float32"
         trial.settings = replace(settings, precision=name)
         _use_layout(trial, images, layout)
-        start = place % images.steps_an_epoch
-        for one in images.walk(start, start + 1):
-            trial.take(start, one, steps=max(images.steps_an_epoch, 10) * 10)
+        trial.take(place, next(pairs), steps=TRIAL_STEPS)
         place += 1
 
     found = calibrate(step, precision=settings.precision, layout=settings.layout, device=device)
+    pairs.close()
     course.calibration = found
     steps = settings.steps
     if steps is None and settings.epochs is not None:

@@ -19,7 +19,7 @@ from querykey.encoders.projection import ViewEncoder
 from querykey.errors import MissingPathError, QuerykeyError, StoreError
 from querykey.training.pretrain import make_encoder
 from querykey.training.pretrain_settings import PretrainSettings
-from querykey.types import Ids, Images, ImageSizes, Rows
+from querykey.types import FrozenRows, Ids, Images, ImageSizes, Rows
 
 __all__ = [
     "DESCRIPTION",
@@ -27,6 +27,7 @@ __all__ = [
     "WEIGHTS",
     "SavedEncoder",
     "encode_rows",
+    "identified",
     "preparation",
     "put_encoder",
     "put_untrained",
@@ -70,7 +71,7 @@ class SavedEncoder:
         return preparation(self.settings, self.channels)
 
     @torch.no_grad()
-    def encode(self, pixels: Pixels, rows: Ids, *, batch_size: int = 256) -> tuple[Rows, Rows]:
+    def encode(self, pixels: Pixels, rows: Ids, *, batch_size: int = 256) -> tuple[FrozenRows, Rows]:
         """Encode images in eval mode.
 
         Args:
@@ -108,7 +109,7 @@ def preparation(settings: PretrainSettings, channels: int) -> Prepare:
 
 def encode_rows(
     encoder: ViewEncoder, prepare: Prepare, pixels: Pixels, rows: Ids, *, batch_size: int = 256
-) -> tuple[Rows, Rows]:
+) -> tuple[FrozenRows, Rows]:
     """Encode images in eval mode; the encoder is left in the mode it was in.
 
     Args:
@@ -137,6 +138,19 @@ def encode_rows(
     return torch.cat([h for h, _ in parts]), torch.cat([z for _, z in parts])
 
 
+def identified(saved: SavedEncoder) -> SavedEncoder:
+    """The encoder with the identity that it has when it is read back from a folder.
+
+    Args:
+        saved: Of any identity.
+
+    Returns:
+        The same encoder.
+    """
+    digest = hashlib.sha256(save(_plain(saved.encoder.state_dict()))).hexdigest()
+    return replace(saved, identity=_identity(digest, saved))
+
+
 def put_untrained(encoder: ViewEncoder, folder: Path) -> None:
     """Write an encoder's weights from before the first step, for the baseline.
 
@@ -155,20 +169,16 @@ def put_encoder(saved: SavedEncoder, folder: Path) -> None:
         folder: Where.
     """
     written = write_aside(folder / WEIGHTS, [save(_plain(saved.encoder.state_dict()))])
-    views = saved.views
     described = {
         "format": FORMAT,
         "version": VERSION,
         "channels": saved.channels,
         "width": saved.encoder.backbone.dim,
-        "preparation": {
-            "size": saved.settings.image_size, "mean": list(views.mean), "deviation": list(views.deviation),
-            "resize": "shorter side, antialiased bilinear, then the middle square",
-        },
+        "preparation": _prepared(saved),
         "settings": saved.settings.as_dict(),
         "report": saved.report,
         "sha256": written["sha256"],
-    }  # fmt: skip
+    }
     write_aside(folder / DESCRIPTION, [json.dumps(described, indent=2).encode() + b"\n"])
 
 
@@ -223,9 +233,24 @@ def _read(folder: Path, described: dict[str, Any], *, untrained: bool) -> SavedE
     encoder = make_encoder(replace(settings, init=None), channels=channels)
     encoder.load_state_dict(load(content))
     encoder.eval().requires_grad_(requires_grad=False)
-    prepared = json.dumps(described["preparation"], sort_keys=True)
-    identity = hashlib.sha256(f"{digest} {prepared}".encode()).hexdigest()
-    return SavedEncoder(encoder, settings, channels, dict(described["report"]), identity)
+    saved = SavedEncoder(encoder, settings, channels, dict(described["report"]))
+    if described["preparation"] != _prepared(saved):
+        raise StoreError(f"{folder}: {DESCRIPTION} was changed: its preparation is not that of its settings")
+    return replace(saved, identity=_identity(digest, saved))
+
+
+def _prepared(saved: SavedEncoder) -> dict[str, Any]:
+    """In words and numbers what `preparation` does."""
+    views = saved.views
+    return {
+        "size": saved.settings.image_size, "mean": list(views.mean), "deviation": list(views.deviation),
+        "resize": "shorter side, antialiased bilinear, then the middle square",
+    }  # fmt: skip
+
+
+def _identity(weights: str, saved: SavedEncoder) -> str:
+    prepared = json.dumps(_prepared(saved), sort_keys=True)
+    return hashlib.sha256(f"{weights} {prepared}".encode()).hexdigest()
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

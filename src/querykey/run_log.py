@@ -1,0 +1,108 @@
+"""What is kept and told of a pretraining while it runs."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from querykey.errors import CollapseError
+from querykey.run_folder import CHECKPOINTS, RunFolder
+from querykey.training.checkpoint import latest_checkpoint
+from querykey.training.pretrain_course import Course
+from querykey.training.simclr import SimclrStep
+
+__all__ = ["Notify", "RunLog", "Shown", "Watch"]
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How far a run is.
+
+    Args:
+        step: Steps taken.
+        steps: In all.
+        images_per_second: Now; each gives two views.
+        loss: Of the last step.
+        knn: Of the last look at held-out images; None without labels.
+    """
+
+    step: int
+    steps: int
+    images_per_second: float
+    loss: float
+    knn: float | None
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Whom a run tells what, and who may stop it."""
+
+    told: Callable[[Shown], None] | None = None
+    notify: Notify = field(default=lambda _: None)
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+
+class RunLog:
+    """What is kept and told of a run while it is trained."""
+
+    def __init__(
+        self, course: Course, folder: RunFolder | None, watch: Watch, *, begun: float, before: float
+    ) -> None:
+        self.seen: dict[str, float] = dict(course.start)
+        self.spent = {"view_seconds": 0.0, "seconds": 0.0}
+        self._course, self._folder, self._watch = course, folder, watch
+        self._begun, self._before, self._last = begun, before, time.perf_counter()
+
+    def seconds(self) -> float:
+        """Since the user began to wait, in all sittings."""
+        return self._before + time.monotonic() - self._begun
+
+    def record(self, step: int, numbers: dict[str, Any]) -> None:
+        for name in self.spent:
+            self.spent[name] += numbers[name]
+        if self._folder is not None:
+            self._folder.record("step", step=step, **numbers)
+
+    def look(self, step: int, taken: SimclrStep) -> None:
+        self.seen = self._course.look(taken)
+        if self._folder is not None:
+            self._folder.record("look", step=step, **self.seen)
+        if reason := self._course.trouble(self.seen):
+            raise CollapseError(f"step {step}: {reason}")
+
+    def save(self, step: int) -> None:
+        if self._folder is not None:
+            self._folder.save(step, self._course, seconds=self.seconds())
+
+    def shown(self, step: int, loss: float) -> None:
+        if self._watch.told is None:
+            return
+        now = time.perf_counter()
+        rate, self._last = self._course.settings.batch_size / (now - self._last), now
+        self._watch.told(Shown(step, self._course.steps, rate, loss, self.seen.get("knn")))
+
+    def report(self, done: int) -> dict[str, Any]:
+        """What there is to say of the run in the end.
+
+        Args:
+            done: Steps taken.
+        """
+        return {
+            "steps_taken": done, "seconds": self.seconds(), "start": self._course.start, "end": self.seen,
+            "views_share_of_step": self.spent["view_seconds"] / max(sum(self.spent.values()), 1e-9),
+            "images_seen": done * self._course.settings.batch_size,
+        }  # fmt: skip
+
+    def kept(self) -> str:
+        """For a message: which state there is to go on from."""
+        if self._folder is None:
+            return ""
+        step = latest_checkpoint(self._folder.path / CHECKPOINTS).step
+        return f"; the state after step {step} is kept in {self._folder.path}"
+
+    def close(self) -> None:
+        """When the run ends in whatever way."""
+        if self._folder is not None:
+            self._folder.close()
