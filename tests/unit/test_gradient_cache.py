@@ -290,14 +290,18 @@ def test_memory_is_at_most_two_fifths_at_eight_chunks():
 
 
 def largest_sum(tape, cuts):
-    """Cuts so far, norms of a segment and the largest gradient in it, in bytes; see `choose_cuts`."""
+    """Cuts so far, norms of a segment so far and the gradient after them, in bytes; see `choose_cuts`."""
+
+    def size(slots):
+        return sum(tape.sizes[slot] for slot in slots)
+
     kept, worst = 0, 0
     for start, stop in itertools.pairwise([*cuts, len(tape.calls)]):
-        own = tape.alive(start) - {0} if start else frozenset()
-        norms = [tape.alive(norm) - {0} for norm in tape.norms if start <= norm < stop]
-        kept += sum(tape.sizes[slot] for slot in own)
-        held = sum(tape.sizes[slot] for slot in frozenset().union(*norms) - tape.alive(start))
-        worst = max(worst, kept + held + max(sum(tape.sizes[slot] for slot in norm) for norm in norms))
+        kept += size(tape.alive(start) - {0})
+        places = [start, *[norm for norm in tape.norms if start < norm < stop], stop]
+        for count in range(1, len(places)):
+            held = frozenset().union(*[tape.alive(place) for place in places[:count]]) - tape.alive(start)
+            worst = max(worst, kept + size(held - {0}) + size(tape.alive(places[count]) - {0}))
     return worst
 
 

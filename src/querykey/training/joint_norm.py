@@ -11,12 +11,13 @@ from querykey.errors import ShapeError
 from querykey.training.tape import Norm
 
 __all__ = [
+    "Shared",
     "Statistics",
-    "add_gradient",
     "joined",
     "leaves",
     "move",
     "normalised",
+    "shared_by_rows",
     "statistics_of",
     "subtract_shared",
 ]
@@ -82,31 +83,43 @@ def leaves(norm: Norm, rows: Tensor) -> tuple[Tensor, Tensor]:
     return weight.requires_grad_(), bias.requires_grad_()
 
 
-def add_gradient(parameter: Tensor | None, gradient: Tensor) -> None:
-    """To what a parameter has, if it is there and is learned."""
-    if parameter is not None and parameter.requires_grad:
-        parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+class Shared(NamedTuple):
+    """What reaches a row through mean and variance: slope * row + level, for each channel in float64."""
+
+    slope: Tensor
+    level: Tensor
 
 
-def subtract_shared(
-    gradient: Tensor,
-    rows: Tensor,
-    statistics: Statistics,
-    eps: float,
-    weight: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-) -> None:
-    r"""What reaches a row through mean and variance, subtracted in place.
+def shared_by_rows(norm: Norm, statistics: Statistics, affine: tuple[Tensor, Tensor]) -> Shared:
+    r"""The part of the gradient that all chunks have in common.
 
     With :math:`\hat x = r (x - \mu)`, :math:`r` one over the deviation, and sums over the whole batch,
     :math:`\frac{\gamma r}{N} \left(\sum dy + \hat x \sum dy\, \hat x\right)`.
+
+    Args:
+        norm: Its scale and shift also get their gradients here.
+        statistics: Of the whole batch.
+        affine: The `leaves` with which all chunks went back.
+
+    Returns:
+        What to subtract from the gradient of each row.
     """
-    inverse = (statistics.variance + eps).rsqrt()
-    outer = weight.double() * inverse / statistics.values
+    scale, shift = (leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in affine)
+    _add_gradient(norm.weight, scale)
+    _add_gradient(norm.bias, shift)
+    inverse = (statistics.variance + norm.eps).rsqrt()
+    outer = affine[0].detach().double() * inverse / statistics.values
     slope = outer * inverse * scale.double()
-    level = outer * shift.double() - slope * statistics.mean
-    shape = [1, -1] + [1] * (rows.ndim - 2)
-    with torch.no_grad():
-        gradient.addcmul_(rows, slope.to(gradient.dtype).view(shape), value=-1)
-        gradient.sub_(level.to(gradient.dtype).view(shape))
+    return Shared(slope, outer * shift.double() - slope * statistics.mean)
+
+
+@torch.no_grad()
+def subtract_shared(gradient: Tensor, rows: Tensor, shared: Shared) -> None:
+    """Take the common part off one chunk's gradient, in place."""
+    slope, level = (part.to(gradient.dtype).view([1, -1] + [1] * (rows.ndim - 2)) for part in shared)
+    gradient.addcmul_(rows, slope, value=-1).sub_(level)
+
+
+def _add_gradient(parameter: Tensor | None, gradient: Tensor) -> None:
+    if parameter is not None and parameter.requires_grad:
+        parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)

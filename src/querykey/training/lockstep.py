@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from querykey.errors import ConfigError
 from querykey.training.joint_norm import (
+    Shared,
     Statistics,
-    add_gradient,
     joined,
     leaves,
     move,
     normalised,
+    shared_by_rows,
     statistics_of,
     subtract_shared,
 )
@@ -145,12 +146,13 @@ class Lockstep:
         """Add the gradients of all parameters, from those of each chunk's z."""
         for chunk, gradient in zip(self.chunks, gradients, strict=True):
             chunk.gradients = {chunk.tape.result: gradient}
+        shared: Shared | None = None
         for start, stop in reversed(list(pairwise([*self.cuts, self.end]))):
             places = sorted({start, *(norm for norm in self.norms if start < norm < stop)})
             if stop < self.end:
                 self._run_again(places)
             for piece in reversed(list(pairwise([*places, stop]))):
-                self._back(*piece)
+                shared = self._back(*piece, shared)
 
     @torch.no_grad()
     def _run_again(self, places: list[int]) -> None:
@@ -160,25 +162,20 @@ class Lockstep:
                 chunk.run(tensors, start, stop, self.statistics)
                 chunk.kept[stop] = dict(tensors)
 
-    def _back(self, start: int, stop: int) -> None:
-        """The gradient from before one call to before an earlier one, for all chunks."""
+    def _back(self, start: int, stop: int, shared: Shared | None) -> Shared | None:
+        """The gradient from before one call to before an earlier one, for all chunks.
+
+        A batch norm's own rows are gone when its sums are known; they come again as the end of the
+        piece before it, where the shared part is subtracted.
+        """
         norm = self.norms.get(start)
         affine = None if norm is None else leaves(norm, self.chunks[0].kept[start][norm.rows])
         for chunk in self.chunks:
-            _differentiate(chunk, start, stop, self.statistics, affine)
-        if norm is None or affine is None:
-            return
-        scale, shift = (leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in affine)
-        add_gradient(norm.weight, scale)
-        add_gradient(norm.bias, shift)
-        weight = torch.ones_like(scale) if norm.weight is None else norm.weight.detach()
-        for chunk in self.chunks:
-            rows = self._rows(chunk, start)
-            held = chunk.kept.pop(start)[rows]
-            if rows in chunk.gradients:
-                subtract_shared(
-                    chunk.gradients[rows], held, self.statistics[start], norm.eps, weight, scale, shift
-                )
+            rows = None if shared is None else (self._rows(chunk, stop), shared)
+            _differentiate(chunk, start, stop, self.statistics, affine, rows)
+        return (
+            None if norm is None or affine is None else shared_by_rows(norm, self.statistics[start], affine)
+        )
 
     @staticmethod
     def _rows(chunk: _Chunk, place: int) -> int:
@@ -212,15 +209,16 @@ def _differentiate(
     stop: int,
     statistics: dict[int, Statistics],
     affine: tuple[Tensor, Tensor] | None,
+    shared: tuple[int, Shared] | None,
 ) -> None:
     """Run a piece with a graph, and send the gradient of its end to its start."""
-    needs = chunk.tape.needs
-    # the rows of a batch norm are needed once more, when all chunks are through
-    kept = chunk.kept[start] if affine is not None else chunk.kept.pop(start)
+    needs, kept = chunk.tape.needs, chunk.kept.pop(start)
     leaves = {slot: tensor.detach().requires_grad_(needs[slot]) for slot, tensor in kept.items()}
     tensors = dict(leaves)
     with torch.enable_grad():
         chunk.run(tensors, start, stop, statistics, affine)
+    if shared is not None and shared[0] in chunk.gradients:
+        subtract_shared(chunk.gradients[shared[0]], tensors[shared[0]].detach(), shared[1])
     through = {slot for slot, leaf in leaves.items() if tensors.get(slot) is leaf}
     ends = {
         slot: tensor

@@ -16,13 +16,14 @@ def choose_cuts(tape: Tape) -> list[int]:
 
     The tape is cut into segments. On the way back, one segment at a time is run again from its cut,
     and what is alive at its batch norms is kept until the gradient has passed. So while the gradient
-    is in segment :math:`j`, memory holds all earlier cuts, the norms of the segment and the gradient,
+    goes from the end of norm :math:`n` of segment :math:`j` to its start, memory holds the cuts so far,
+    the norms of the segment so far and the gradient,
 
     .. math:: \sum_{i \le j} \text{alive}(\text{cut}_i)
-              + \Big|\bigcup_{n \in j} \text{alive}(n)\Big| + \max_{n \in j} \text{alive}(n),
+              + \Big|\bigcup_{m \in j,\ m \le n} \text{alive}(m)\Big| + \text{alive}(n + 1),
 
-    and the cuts are those for which the largest of these sums is smallest. Between two batch norms
-    a cut is considered where the least is alive.
+    where :math:`n + 1` is the next norm or cut, and the cuts are those for which the largest of these
+    sums is smallest. Between two batch norms a cut is considered where the least is alive.
 
     Args:
         tape: Of one chunk; all chunks are cut alike.
@@ -91,9 +92,12 @@ def _bytes(tape: Tape, slots: frozenset[int]) -> int:
 
 def _inside(tape: Tape, alive: dict[int, frozenset[int]], start: int, stop: int) -> int:
     """Bytes that a segment needs while the gradient is in it, without the cuts up to its own."""
-    norms = [alive[norm] for norm in tape.norms if start <= norm < stop]
-    kept = frozenset[int]().union(*norms) - alive[start]
-    return _bytes(tape, kept) + max((_bytes(tape, slots) for slots in norms), default=0)
+    places = [start, *(norm for norm in tape.norms if start < norm < stop), stop]
+    kept, most = frozenset[int](), 0
+    for place, after in pairwise(places):
+        kept |= alive[place] - alive[start]
+        most = max(most, _bytes(tape, kept) + _bytes(tape, alive[after]))
+    return most
 
 
 def _cuts_within(most: float, own: list[int], inside: dict[tuple[int, int], int]) -> list[int] | None:
