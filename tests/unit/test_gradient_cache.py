@@ -123,7 +123,7 @@ def gradients(module):
     return {name: parameter.grad for name, parameter in module.named_parameters()}
 
 
-def both_ways(module, batch, sizes, steps=2):
+def both_ways(module, batch, sizes, steps=1):
     """The encoder after some steps on the whole batch, and after the same in chunks; the losses."""
     other, losses = copy.deepcopy(module), []
     for step in range(steps):
@@ -136,9 +136,11 @@ def both_ways(module, batch, sizes, steps=2):
 
 
 @each
-@pytest.mark.parametrize("sizes", [4, [2, 6, 3]], ids=str)
-def test_loss_gradients_and_statistics_are_the_whole_batchs(name, sizes):
-    whole, chunked, losses = both_ways(ENCODERS[name]().double(), images(), sizes)
+def test_loss_gradients_and_statistics_are_the_whole_batchs(name):
+    sizes = [2, 6, 3]
+    whole, chunked, losses = both_ways(
+        ENCODERS[name]().double(), images(), sizes, steps=1 + ("cumul" in name)
+    )
     for expected, loss in losses:
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
         assert not loss.requires_grad
@@ -150,7 +152,7 @@ def test_loss_gradients_and_statistics_are_the_whole_batchs(name, sizes):
 
 @pytest.mark.parametrize("sizes", [1, 11])
 def test_one_image_a_chunk_and_one_chunk(sizes):
-    whole, chunked, losses = both_ways(residual().double(), images(), sizes, steps=1)
+    whole, chunked, losses = both_ways(residual().double(), images(), sizes)
     torch.testing.assert_close(losses[0][1], losses[0][0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(gradients(chunked), gradients(whole), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(
@@ -161,7 +163,7 @@ def test_one_image_a_chunk_and_one_chunk(sizes):
 @each
 def test_in_float32_but_for_rounding(name):
     exact = ENCODERS[name]().double()
-    whole, chunked, losses = both_ways(copy.deepcopy(exact).float(), images(dtype=torch.float32), 3, steps=1)
+    whole, chunked, losses = both_ways(copy.deepcopy(exact).float(), images(dtype=torch.float32), 3)
     torch.testing.assert_close(losses[0][1], losses[0][0], rtol=1e-5, atol=1e-6)
     flat = [
         torch.cat([grad.flatten() for grad in gradients(module).values() if grad is not None])
@@ -173,15 +175,13 @@ def test_in_float32_but_for_rounding(name):
     )
 
 
-@pytest.mark.parametrize(
-    "spec", ["timm:test_resnet", "timm:test_efficientnet", "torchvision:mobilenet_v3_small"]
-)
+@pytest.mark.parametrize("spec", ["timm:test_resnet", "timm:test_efficientnet"])
 def test_networks_of_libraries(spec):
     backbone = make_backbone(spec, channels=3, image_size=32, seed=0).double()
     for module in backbone.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    whole, chunked, losses = both_ways(backbone, images(7, size=32), 3, steps=1)
+    whole, chunked, losses = both_ways(backbone, images(7, size=32), 3)
     torch.testing.assert_close(losses[0][1], losses[0][0], rtol=1e-9, atol=0)
     torch.testing.assert_close(gradients(chunked), gradients(whole), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(
@@ -276,12 +276,12 @@ class LiveBytes(TorchDispatchMode):
 def deep():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), *(Residual(4, shortcut=False) for _ in range(8)), nn.Flatten(), nn.Linear(400, 4)
+        nn.Conv2d(3, 4, 3), *(Residual(4, shortcut=False) for _ in range(8)), nn.Flatten(), nn.Linear(256, 4)
     )
 
 
 def test_memory_is_at_most_two_fifths_at_eight_chunks():
-    batch = images(16, size=12, dtype=torch.float32)
+    batch = images(16, size=10, dtype=torch.float32)
     with LiveBytes() as whole:
         loss_of(deep()(batch)).backward()
     with LiveBytes() as chunked:
@@ -323,7 +323,7 @@ def test_cuts_are_the_best_of_all():
 @pytest.mark.parametrize("make", [deep, no_norm], ids=["batch norm", "none"])
 def test_checkpointed_blocks_are_the_same_step_with_less_memory(make):
     whole, blocks = make(), make()
-    batch = images(8, size=12 if make is deep else 8, dtype=torch.float32)
+    batch = images(8, size=10 if make is deep else 8, dtype=torch.float32)
     with LiveBytes() as plain:
         loss_of(whole(batch)).backward()
     with LiveBytes() as saved, checkpointed_blocks(blocks):
