@@ -1,6 +1,6 @@
 """Measure speed and memory beside the peers; print a table and write results.json beside this file.
 
-Usage: python benchmarks/run.py [adapter_step] [cost_against_n] [knn] [nearest] [start_up]
+Usage: python benchmarks/run.py [NAME ...], of the names in BENCHMARKS
 """
 
 import json
@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from timing import Row
 
-BENCHMARKS = ("start_up", "nearest", "knn", "adapter_step", "cost_against_n")
+BENCHMARKS = (
+    "start_up", "nearest", "knn", "adapter_step", "cost_against_n", "views", "gradient_cache", "simclr",
+)  # fmt: skip
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = ("torch", "numpy", "faiss-cpu", "pytorch-metric-learning", "lightly")
 
