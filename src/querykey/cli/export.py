@@ -91,7 +91,8 @@ def _export_encoder(run: "Path", to: str, out: "Path", model: str | None) -> Non
     write = export_backbone_onnx if to == "onnx" else export_backbone_safetensors
     done = write(saved.encoder.backbone, out, origin=origin)
     line(f"{out}: {', '.join(done.files)}")
-    line(f"  read back, h differs by {done.difference:.0e} of its largest number at the most")
+    same = f"h differs by {done.difference:.0e} of its largest number at the most"
+    line(f"  read back, {same if done.difference else 'the weights are the same bits'}")
 
 
 def _origin(run: "Run", model: str | None) -> "Origin":

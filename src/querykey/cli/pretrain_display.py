@@ -93,20 +93,18 @@ def _bar() -> Iterator["Callable[[Shown], None]"]:
 
     bar = Progress(
         MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]} images/s  loss {task.fields[loss]}{task.fields[knn]}"),
+        TextColumn("{task.fields[words]}"),
         console=Console(stderr=True), transient=True,
     )  # fmt: skip
     with bar:
-        task = bar.add_task("", total=None, rate="-", loss="-", knn="")
+        task = bar.add_task("", total=None, words="reading images, measuring a step")
         rate = 0.0
 
         def told(shown: "Shown") -> None:
             nonlocal rate
             rate = shown.images_per_second if not rate else 0.9 * rate + 0.1 * shown.images_per_second
             knn = "" if shown.knn is None else f"  kNN {shown.knn:.3f}"
-            bar.update(
-                task, completed=shown.step, total=shown.steps, rate=f"{rate:,.0f}", loss=f"{shown.loss:.3f}",
-                knn=knn,
-            )  # fmt: skip
+            words = f"{rate:,.0f} images/s  loss {shown.loss:.3f}{knn}"
+            bar.update(task, completed=shown.step, total=shown.steps, words=words)
 
         yield told

@@ -170,15 +170,15 @@ def _how(backbone: Backbone, origin: BackboneOrigin) -> str:
     match library:
         case "timm":
             channels = f", in_chans={origin.channels}" if origin.channels != 3 else ""
-            make = f'timm.create_model("{name}", num_classes=0{channels})'
+            make, how = f'timm.create_model("{name}", num_classes=0{channels})', "strictly"
         case "torchvision":
-            make = f"torchvision.models.{name}()"
+            make, how = f"torchvision.models.{name}()", "with strict=False: it has no classifier"
         case "small_cnn":
             shape = f"channels={origin.channels}, image_size={origin.size}"
-            make = f'make_backbone("{backbone.spec}", {shape}, seed=0)'
+            make, how = f'make_backbone("{backbone.spec}", {shape}, seed=0).network', "strictly"
         case _:
-            make = f"{name}()"
-    return f"`{WEIGHTS}` holds the state of `{make}` without a classifier: load it with strict=False.{stem}"
+            make, how = f"{name}()", "strictly"
+    return f"`{WEIGHTS}` holds the state of\n\n    {make}\n\nLoad it {how}.{stem}"
 
 
 def _describe(folder: Path, backbone: Backbone, origin: BackboneOrigin, how: str) -> None:
