@@ -108,6 +108,7 @@ class RowLoader:
         self._loader: DataLoader[Any] = DataLoader(
             decoder, batch_sampler=self._asked, num_workers=workers, collate_fn=_whole_batch,
             persistent_workers=True,
+            generator=torch.Generator(),  # which it seeds workers from: the caller's does not move
         )  # fmt: skip
 
     def stream(self, batches: Iterator[Sequence[int]]) -> Iterator[Decoded]:

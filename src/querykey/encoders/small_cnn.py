@@ -14,6 +14,8 @@ __all__ = ["SmallCNN"]
 _WIDTH = 32
 _GROWTH = (1, 2, 4, 8)
 _STRIDES = (2, 2, 2, 1)
+_EMPTY = 1e-12
+"""Variance of patches that do not differ but by rounding."""
 _NOISE = 0.01
 """Added to the variance of a direction, in units of the mean one: nearly empty ones aren't blown up."""
 
@@ -87,7 +89,8 @@ class SmallCNN(nn.Module):
         With :math:`v` a principal direction of the 3 x 3 patches and :math:`\lambda` the variance along
         it, the filters are :math:`v / \sqrt{\lambda}` and, as ReLU lets one sign through, its negative:
         what comes out is decorrelated and of one size from the first step on. Filters beyond twice the
-        number of directions keep their random weights. All of them are trained.
+        number of directions keep their random weights, and so do all where the images are of one
+        colour each, the same one. All of them are trained.
 
         Args:
             images: As the network will see them [images, channels, height, width]; some hundreds are enough.
@@ -99,6 +102,8 @@ class SmallCNN(nn.Module):
         patches = nn.functional.unfold(images, 3, stride=2).transpose(1, 2).flatten(0, 1).double()
         patches = patches - patches.mean(dim=0)
         variance, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        if not float(variance.mean()) > _EMPTY:
+            return
         whitening = (directions / (variance + _NOISE * variance.mean()).sqrt()).T.flip(0)
         used = min(first.out_channels // 2, len(whitening))
         filters = whitening[:used].reshape(used, *first.weight.shape[1:]).to(first.weight)
