@@ -88,6 +88,10 @@ def evaluate_encoder(
     """
     notify, place = notify or (lambda _: None), usable_device(device)
     saved = read_encoder(folder)
+    if fine_tuning == "first layer" and saved.settings.head != "mlp":
+        raise ConfigError(
+            f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head}"
+        )
     at = train or _trained_on(Path(folder), on)
     known, asked = read_labelled(at, on, size=saved.settings.image_size or 224, notify=notify)
     if known.pixels.channels != saved.channels or asked.pixels.channels != saved.channels:
@@ -112,10 +116,6 @@ def evaluate_encoder(
         figures[name] = {"dim": float(bank.shape[1])} | _whole(queries, result.top_5)
         fits[name] = result.as_dict()
     if fine_tuning != "none":
-        if fine_tuning == "first layer" and saved.settings.head != "mlp":
-            raise ConfigError(
-                f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head}"
-            )
         few = torch.full_like(known.labels, UNLABELLED)
         few[kept] = known.labels[kept]
         learned = Labelled(known.pixels, few)

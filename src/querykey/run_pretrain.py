@@ -1,5 +1,6 @@
 """Pretrain an encoder from images, into a folder that can be gone on from."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from querykey.data.items import Source
 from querykey.data.pixels import Pixels, read_pixels
 from querykey.data.sources import read_source
 from querykey.encoders.frozen_model import usable_device
-from querykey.errors import CollapseError, ConfigError, StoreError
+from querykey.errors import CollapseError, ConfigError, RangeError, StoreError
 from querykey.outputs import check_new
 from querykey.run_folder import CHECKPOINTS, RunFolder
 from querykey.run_log import Notify, RunLog, Shown, Watch
@@ -219,13 +220,15 @@ def _labels(source: Source, pixels: Pixels) -> Tensor | None:
 def _course(
     asked: PretrainSettings, source: Source, pixels: Pixels, device: torch.device, watch: Watch, begun: float
 ) -> Course:
-    settings = resolve_settings(asked, images=len(pixels), channels=pixels.channels, side=pixels.side)
+    def resolve(images: int) -> PretrainSettings:
+        return resolve_settings(asked, images=images, channels=pixels.channels, side=pixels.side)
+
+    held_out, labels = resolve(len(pixels)).held_out, _labels(source, pixels)
+    parted = part(pixels.ids, labels, held_out=held_out, seed=asked.seed)
+    trained_on = len(parted.train)
+    settings = replace(resolve(trained_on), held_out=held_out)
     if settings.batch_size < asked.batch_size:
-        watch.notify(
-            f"{len(pixels)} images to train on: lowered batch_size {asked.batch_size} to all of them"
-        )
-    labels = _labels(source, pixels)
-    parted = part(pixels.ids, labels, held_out=settings.held_out, seed=settings.seed)
+        watch.notify(f"{trained_on} images to train on: lowered batch_size {asked.batch_size} to all of them")
     encoder = make_encoder(settings, channels=pixels.channels)
     return put_together(encoder, settings, pixels, parted, device=device, begun=begun)
 
@@ -240,9 +243,9 @@ def _longer(settings: PretrainSettings, epochs: float | None, done: int, notify:
                 f"the run is finished after {settings.epochs:.4g} epochs; --epochs N, with more, trains on"
             )
         return settings
-    steps = round(settings.steps * epochs / settings.epochs)
+    steps = round(settings.steps * epochs / settings.epochs) if 0 < epochs < math.inf else 0
     if steps <= done:
-        raise ConfigError(
+        raise RangeError(
             f"--epochs {epochs:g} is not beyond the {settings.epochs * done / settings.steps:.4g} epochs "
             "that are trained already; give more"
         )

@@ -187,7 +187,8 @@ def _measure(course: Course, device: torch.device, begun: float) -> None:
     def step(precision: torch.dtype, layout: Literal["contiguous", "channels_last"]) -> None:
         nonlocal place
         name: Literal["float32", "bfloat16"] = "bfloat16" if precision == torch.bfloat16 else "float32"
-        trial.settings = replace(settings, precision=name)
+        # at rate 0 a step costs the same, and a rate that is too high breaks the run and not the trial
+        trial.settings = replace(settings, precision=name, learning_rate=0.0)
         _use_layout(trial, images, layout)
         trial.take(place, next(pairs), steps=TRIAL_STEPS)
         place += 1
