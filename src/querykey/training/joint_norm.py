@@ -24,35 +24,31 @@ __all__ = [
 
 
 class Statistics(NamedTuple):
-    """Of the whole batch: rows times places, mean and biased variance a channel, in float64."""
+    """Rows times places, mean and biased variance a channel in float64, and the dtype to compute in."""
 
     values: int
     mean: Tensor
     variance: Tensor
+    dtype: torch.dtype
 
 
 def normalised(
     rows: Tensor, statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """One chunk's rows by the statistics of all; scale and shift pass gradients, the statistics do not."""
-    dtype = _dtype(rows)
-    return F.batch_norm(
-        rows, statistics.mean.to(dtype), statistics.variance.to(dtype), weight, bias, training=False, eps=eps
-    )
-
-
-def _dtype(rows: Tensor) -> torch.dtype:
-    return torch.float64 if rows.dtype == torch.float64 else torch.float32
+    mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))
+    return F.batch_norm(rows, mean, variance, weight, bias, training=False, eps=eps)
 
 
 def statistics_of(rows: Tensor) -> Statistics:
     """Of one chunk."""
     count = rows.numel() // rows.shape[1]
-    mean, variance = torch.zeros(2, rows.shape[1], dtype=_dtype(rows), device=rows.device).unbind()
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    mean, variance = torch.zeros(2, rows.shape[1], dtype=dtype, device=rows.device).unbind()
     if count == 1:
-        return Statistics(1, rows.reshape(-1).double(), variance.double())
+        return Statistics(1, rows.reshape(-1).double(), variance.double(), dtype)
     torch.batch_norm_update_stats(rows.to(mean.dtype), mean, variance, 1.0)  # gives the unbiased one
-    return Statistics(count, mean.double(), variance.double() * (count - 1) / count)
+    return Statistics(count, mean.double(), variance.double() * (count - 1) / count, dtype)
 
 
 def joined(parts: Sequence[Statistics]) -> Statistics:
@@ -62,7 +58,7 @@ def joined(parts: Sequence[Statistics]) -> Statistics:
         raise ShapeError("batch norm in train mode needs more than one value a channel; give a larger batch")
     mean = sum((part.mean * part.values for part in parts), torch.zeros_like(parts[0].mean)) / count
     squares = ((part.variance + (part.mean - mean) ** 2) * part.values for part in parts)
-    return Statistics(count, mean, sum(squares, torch.zeros_like(mean)) / count)
+    return Statistics(count, mean, sum(squares, torch.zeros_like(mean)) / count, parts[0].dtype)
 
 
 def move(norm: Norm, statistics: Statistics) -> None:
@@ -75,9 +71,9 @@ def move(norm: Norm, statistics: Statistics) -> None:
         running.mul_(1 - norm.momentum).add_(value.to(running.dtype), alpha=norm.momentum)
 
 
-def leaves(norm: Norm, rows: Tensor) -> tuple[Tensor, Tensor]:
+def leaves(norm: Norm, statistics: Statistics) -> tuple[Tensor, Tensor]:
     """Scale and shift for one way back: their gradients are the sums that batch norm's own needs."""
-    blank = torch.zeros(rows.shape[1], dtype=_dtype(rows), device=rows.device)
+    blank = torch.zeros_like(statistics.mean, dtype=statistics.dtype)
     weight = blank + 1 if norm.weight is None else norm.weight.detach().clone()
     bias = blank if norm.bias is None else norm.bias.detach().clone()
     return weight.requires_grad_(), bias.requires_grad_()

@@ -21,7 +21,7 @@ from querykey.training.joint_norm import (
     subtract_shared,
 )
 from querykey.training.tape import STATE, Call, Norm, Slot, Tape, generator_states, tensors_in, with_tensors
-from querykey.training.tape_cuts import choose_cuts, require_separate
+from querykey.training.tape_cuts import choose_cuts, require_separate, unkept
 from querykey.training.tape_recorder import record
 
 __all__ = ["Lockstep"]
@@ -121,6 +121,7 @@ class Lockstep:
         }
         self.end = len(tape.calls)
         self.cuts = choose_cuts(tape)
+        self.fleeting = unkept(tape, self.cuts)
         self.statistics: dict[int, Statistics] = {}
         for each in tapes.values():
             require_separate(each, [*self.norms, *self.cuts])
@@ -137,7 +138,7 @@ class Lockstep:
                 self.statistics[start] = joined(parts)
                 move(self.norms[start], self.statistics[start])
             for chunk, tensors in zip(self.chunks, alive, strict=True):
-                if start in self.cuts or start > self.cuts[-1]:
+                if start in self.cuts or (start > self.cuts[-1] and start != self.fleeting):
                     chunk.kept[start] = dict(tensors)
                 chunk.run(tensors, start, stop, self.statistics)
         return [tensors[chunk.tape.result] for chunk, tensors in zip(self.chunks, alive, strict=True)]
@@ -160,7 +161,8 @@ class Lockstep:
             tensors = dict(chunk.kept[places[0]])
             for start, stop in pairwise(places):
                 chunk.run(tensors, start, stop, self.statistics)
-                chunk.kept[stop] = dict(tensors)
+                if stop != self.fleeting:
+                    chunk.kept[stop] = dict(tensors)
 
     def _back(self, start: int, stop: int, shared: Shared | None) -> Shared | None:
         """The gradient from before one call to before an earlier one, for all chunks.
@@ -169,7 +171,7 @@ class Lockstep:
         piece before it, where the shared part is subtracted.
         """
         norm = self.norms.get(start)
-        affine = None if norm is None else leaves(norm, self.chunks[0].kept[start][norm.rows])
+        affine = None if norm is None else leaves(norm, self.statistics[start])
         for chunk in self.chunks:
             rows = None if shared is None else (self._rows(chunk, stop), shared)
             _differentiate(chunk, start, stop, self.statistics, affine, rows)
@@ -212,7 +214,11 @@ def _differentiate(
     shared: tuple[int, Shared] | None,
 ) -> None:
     """Run a piece with a graph, and send the gradient of its end to its start."""
-    needs, kept = chunk.tape.needs, chunk.kept.pop(start)
+    needs, kept = chunk.tape.needs, chunk.kept.pop(start, None)
+    if kept is None:  # the first norm
+        kept = {0: chunk.images}
+        with torch.no_grad():
+            chunk.run(kept, 0, start, statistics)
     leaves = {slot: tensor.detach().requires_grad_(needs[slot]) for slot, tensor in kept.items()}
     tensors = dict(leaves)
     with torch.enable_grad():

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 from querykey.errors import ConfigError
 from querykey.training.tape import Tape
 
-__all__ = ["choose_cuts", "require_separate"]
+__all__ = ["choose_cuts", "require_separate", "unkept"]
 
 _HALVINGS = 40
 
@@ -22,8 +22,9 @@ def choose_cuts(tape: Tape) -> list[int]:
     .. math:: \sum_{i \le j} \text{alive}(\text{cut}_i)
               + \Big|\bigcup_{m \in j,\ m \le n} \text{alive}(m)\Big| + \text{alive}(n + 1),
 
-    where :math:`n + 1` is the next norm or cut, and the cuts are those for which the largest of these
-    sums is smallest. Between two batch norms a cut is considered where the least is alive.
+    where :math:`n + 1` is the next norm or cut and the first norm of all does not count (see `unkept`).
+    The cuts are those for which the largest of these sums is smallest. Between two batch norms a
+    cut is considered where the least is alive.
 
     Args:
         tape: Of one chunk; all chunks are cut alike.
@@ -47,6 +48,20 @@ def choose_cuts(tape: Tape) -> list[int]:
         best = best if cuts is None else cuts
     assert best is not None
     return [candidates[place] for place in best]
+
+
+def unkept(tape: Tape, cuts: Sequence[int]) -> int | None:
+    """The first norm: what is alive there is large, and soon computed again from the images.
+
+    Args:
+        tape: Of one chunk.
+        cuts: In order, 0 first.
+
+    Returns:
+        Its place; None if a cut is there or before it, or there is none.
+    """
+    first = next(iter(tape.norms), 0)
+    return first if first > 0 and (len(cuts) == 1 or first < cuts[1]) else None
 
 
 def require_separate(tape: Tape, places: Sequence[int]) -> None:
@@ -94,8 +109,10 @@ def _inside(tape: Tape, alive: dict[int, frozenset[int]], start: int, stop: int)
     """Bytes that a segment needs while the gradient is in it, without the cuts up to its own."""
     places = [start, *(norm for norm in tape.norms if start < norm < stop), stop]
     kept, most = frozenset[int](), 0
+    fleeting = tape.norms[:1] if start == 0 else []
     for place, after in pairwise(places):
-        kept |= alive[place] - alive[start]
+        if place not in fleeting:
+            kept |= alive[place] - alive[start]
         most = max(most, _bytes(tape, kept) + _bytes(tape, alive[after]))
     return most
 
