@@ -208,7 +208,7 @@ def read_pretrain_run(path: str | Path | None, settings: Sequence[str] = (), **o
         MissingPathError: If there is no such file.
         ConfigError: If it is no TOML, or a setting has a fault; all faults are named.
     """
-    raw = read_raw(path, settings, **options)
+    raw = read_raw(path, settings, firsts=_FIRST, **options)
     return parse_pretrain_run(raw, name="the settings" if path is None else str(path))
 
 

@@ -13,14 +13,22 @@ from querykey.errors import ConfigError, MissingPathError
 __all__ = ["check", "parse_setting", "read_raw"]
 
 Model = TypeVar("Model", bound=BaseModel)
+NO_FIRSTS: Mapping[str, str] = {}
 
 
-def read_raw(path: str | Path | None, settings: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+def read_raw(
+    path: str | Path | None,
+    settings: Sequence[str] = (),
+    *,
+    firsts: Mapping[str, str] = NO_FIRSTS,
+    **options: Any,
+) -> dict[str, Any]:
     """Settings from a TOML file, options and `--set` settings; the later win.
 
     Args:
         path: A run file, or None for none.
         settings: Each "a.b=value".
+        firsts: Table to the key that a bare word in its place stands for, where that is not "kind".
         **options: Settings that have their own option on the command line; None is not given.
 
     Returns:
@@ -41,7 +49,7 @@ def read_raw(path: str | Path | None, settings: Sequence[str] = (), **options: A
             raise ConfigError(f"{path}: is no TOML: {fault}") from fault
     raw |= {name: value for name, value in options.items() if value is not None}
     for setting in settings:
-        _put(raw, *parse_setting(setting))
+        _put(raw, *parse_setting(setting), firsts)
     return raw
 
 
@@ -94,13 +102,13 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     return key, parsed["value"] if len(parsed) == 1 else text
 
 
-def _put(raw: dict[str, Any], key: str, value: Any) -> None:
+def _put(raw: dict[str, Any], key: str, value: Any, firsts: Mapping[str, str]) -> None:
     """Set a dotted key in nested tables."""
     *tables, last = key.split(".")
     for table in tables:
         inner = raw.get(table, {})
         if isinstance(inner, str):  # loss = "triplet" is a table with that kind
-            inner = {"kind": inner}
+            inner = {firsts.get(table, "kind"): inner}
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {key}: {table} is {inner!r}, so it has no {last}")
         raw[table] = dict(inner)
