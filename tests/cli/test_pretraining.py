@@ -1,0 +1,297 @@
+"""Pretraining on the command line: settings, what is said, going on, evaluation, embedding and export."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pretraining_toys import put_stripes
+from safetensors.torch import load_file
+
+from querykey.config_pretrain import PretrainRun, parse_pretrain_run, read_pretrain_run
+from querykey.errors import ConfigError, MissingPathError
+from querykey.training import calibration
+
+SMALL = (
+    "--set", "backbone=small_cnn:4", "--set", "batch_size=16", "--set", "head.dim=16", "--set",
+    "precision=float32", "--set", "layout=contiguous", "--set", "held_out=4", "--set", "looks=1",
+    "--set", "views.size=12", "--threads", 1,
+)  # fmt: skip
+STEPS = ("--set", "steps=3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _measured_at_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "TRIALS", 1)
+        patch.setattr(calibration, "STEADY_TRIALS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    put_stripes(folder / "train", count=16)
+    put_stripes(folder / "test", count=10, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(querykey, images):
+    said = querykey("pretrain", "--data", images / "train", "--out", images / "run", *SMALL, *STEPS)
+    assert said.code == 0, said.err
+    return images / "run", said
+
+
+def test_pretrain_says_what_it_chose_before_and_found_after(pretrained):
+    run, said = pretrained
+    assert said.err == ""
+    assert max(map(len, said.out.splitlines()[:-1])) <= 80  # the last is a command to copy
+    for words in (
+        "simclr: 29 images of 1 channels, 3 held out for the online kNN",
+        "backbone small_cnn:4: 0.01 M weights, h 32, 16 px; head mlp, z 16",
+        "3 steps of 16 images", "float32, contiguous",
+        "sgd: learning rate 0.0125 (rule linear, batch 16), weight decay 0.0005, rises in the first 10%",
+        "loss nt_xent: temperature 0.2", "views grayscale:", "a step takes 0.",
+        f"{run}: 3 steps, 48 images seen", "kNN of h on 3 images held out:", "pretext task solved",
+        "decoding and views took",
+    ):  # fmt: skip
+        assert words in said.flat
+    assert said.out.splitlines()[-1] == f"next: querykey evaluate {run} --on SOURCE"
+
+
+def test_the_folder_of_a_run_holds_everything(pretrained):
+    run, _ = pretrained
+    there = {path.name for path in run.iterdir()} - {"tensorboard"}
+    assert there == {
+        "run.json", "metrics.jsonl", "checkpoints", "untrained.safetensors", "encoder.safetensors",
+        "encoder.json",
+    }  # fmt: skip
+    described = json.loads((run / "run.json").read_text())
+    assert described["format"] == "querykey pretraining"
+    assert described["threads"] == 1
+    assert described["settings"]["learning_rate"] == pytest.approx(0.2 * 16 / 256)
+    assert None not in {
+        described["settings"][name] for name in ("image_size", "view_size", "steps", "epochs")
+    }
+    assert described["views"]["size"] == 12
+    assert {"python", "torch", "querykey", "numpy"} <= set(described["versions"])
+
+
+def test_a_run_file_says_the_same_as_options(querykey, pretrained, images, tmp_path):
+    run, _ = pretrained
+    (tmp_path / "run.toml").write_text(
+        f'data = "{images / "train"}"\nbatch_size = 16\nsteps = 99\nprecision = "float32"\n'
+        'layout = "contiguous"\nheld_out = 4\nlooks = 1\nhead = { dim = 16 }\n'
+        '[backbone]\nname = "small_cnn:4"\n[views]\nsize = 12\n'
+    )
+    said = querykey("pretrain", tmp_path / "run.toml", "--out", tmp_path / "run", "--threads", 1, *STEPS)
+    assert said.code == 0, said.err
+    weights = [(folder / "encoder.safetensors").read_bytes() for folder in (tmp_path / "run", run)]
+    assert weights[0] == weights[1]
+
+
+def test_init_starts_from_weights(querykey, pretrained, images, tmp_path):
+    run, _ = pretrained
+    assert querykey("export", run, "--to", "safetensors", "--out", tmp_path / "out").code == 0
+    weights = tmp_path / "out" / "backbone.safetensors"
+    said = querykey(
+        "pretrain", "--data", images / "train", "--out", tmp_path / "run", "--init", weights, *SMALL, *STEPS
+    )
+    assert said.code == 0, said.err
+    untrained = load_file(tmp_path / "run" / "untrained.safetensors")
+    for name, value in load_file(weights).items():
+        assert untrained[f"backbone.network.{name}"].equal(value)
+    said = querykey(
+        "pretrain", "--data", images / "train", "--out", tmp_path / "x", "--init", tmp_path / "none.pth",
+        *SMALL, *STEPS,
+    )  # fmt: skip
+    assert said.code == 2
+    assert "none.pth" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "there are no images: name them with --data SOURCE"),
+        (("--data", "nowhere/at/all"), "there is nothing at nowhere/at/all"),
+        (("none.toml",), "none.toml: no such run file"),
+        (("--data", "x", "--set", "batchsize=3"), "batchsize: no such key; did you mean batch_size?"),
+        (("--data", "x", "--set", "loss.temprature=1"), "did you mean temperature?"),
+        (("--data", "x", "--set", "loss=nt_xnt"), "loss.kind: must be 'nt_xent'"),
+        (("--data", "x", "--set", "loss.temperature=0"), "loss.temperature: must be greater than 0"),
+        (("--data", "x", "--set", "steps"), "must be KEY=VALUE"),
+        (("--data", "x", "--method", "moco"), "method: must be 'simclr'"),
+        (("--data", "x", "--minutes", "0"), "minutes: must be greater than 0"),
+        (("--data", "sklearn:digits", "--minutes", "1", "--epochs", "2"), "each say how long to train"),
+        (("--data", "sklearn:digits", "--set", "batch_size=1"), "batch_size must be at least 2, got 1"),
+        (("--data", "sklearn:digits", "--set", "loss.sigma=1"), "the loss nt_xent has no option sigma"),
+        (("--data", "sklearn:digits", "--set", "backbone=timm:resnet181"), "timm has no network 'resnet181'"),
+        (("--data", "sklearn:digits", "--set", "views=simclr"), "images of one channel do not have"),
+        (("--data", "sklearn:digits", "--device", "nowhere"), "device 'nowhere' cannot be used here"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(querykey, arguments, said, tmp_path):
+    found = querykey("pretrain", *arguments, "--out", tmp_path / "run")
+    assert found.code == 2
+    assert found.err.startswith("error: ")
+    assert said in found.err
+    assert found.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rate_that_is_far_too_high_is_told_with_its_step(querykey, images, tmp_path):
+    said = querykey(
+        "pretrain", "--data", images / "train", "--out", tmp_path / "run", *SMALL, *STEPS, "--set",
+        "optimizer.learning_rate=1e12", "--set", "optimizer.warm_up=0",
+    )  # fmt: skip
+    assert said.code == 2
+    assert said.err.startswith("error: step ")
+    assert f"the state after step 0 is kept in {tmp_path / 'run'}" in said.err
+    assert list((tmp_path / "run" / "checkpoints").glob("step-000000000.json"))
+
+
+def test_resume_trains_on_and_says_so(querykey, pretrained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(pretrained[0], run)
+    said = querykey("resume", run)
+    assert said.code == 2
+    assert "--epochs N, with more, trains on" in said.err
+    said = querykey("resume", run, "--epochs", "6")
+    assert said.code == 0, said.err
+    assert said.err.startswith("note: 3 epochs become 6: the learning rate goes on where")
+    assert f"{run}: 6 steps, 96 images seen" in said.flat
+    said = querykey("resume", tmp_path / "none")
+    assert said.code == 2
+    assert "no run here; make one with querykey pretrain" in said.err
+
+
+def test_help_lists_every_key_of_a_pretraining(querykey):
+    said = querykey("help", "pretraining")
+    assert said.code == 0
+    keys = {line.split()[0] for line in said.out.splitlines() if line}
+    tables = {"backbone", "head", "batch_norm", "views", "loss", "optimizer"}
+    for name, field in PretrainRun.model_fields.items():
+        own = [f"{name}.{inner}" for inner in field.annotation.model_fields] if name in tables else [name]
+        assert set(own) <= keys
+    assert max(map(len, said.out.splitlines())) <= 110
+    assert "pretraining" in querykey("help").out
+
+
+def test_evaluate_stands_beside_untrained_and_pixels(querykey, pretrained, images, tmp_path):
+    run, _ = pretrained
+    said = querykey("evaluate", run, "--on", images / "test", "--out", tmp_path / "report.json")
+    assert said.code == 0, said.err
+    for method in ("pixels", "untrained h", "z = g(h)", "h"):
+        assert f"\n{method} " in said.out
+    assert "20 test images, 32 labelled training images" in said.flat
+    assert "kNN: 20 neighbours, temperature 0.1; linear: protocol lbfgs" in said.flat
+    assert max(map(len, said.out.splitlines())) <= 80
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["methods"]) == {"pixels", "untrained h", "z = g(h)", "h"}
+    said = querykey("evaluate", run, "--on", images / "test", "--protocol", "knn")
+    assert said.code == 2
+    assert "--protocol knn: there are lbfgs, moco, simclr" in said.err
+    said = querykey("evaluate", run, "--on", images / "test", "--out", tmp_path / "report.json")
+    assert said.code == 2
+
+
+def test_options_of_a_pretraining_are_refused_of_an_adapter(querykey, labelled_run, data):
+    said = querykey("evaluate", labelled_run, "--on", data / "test.npz", "--labels-fraction", 0.1)
+    assert said.code == 2
+    assert "are for a pretraining" in said.err
+
+
+def test_embed_makes_features_of_it_and_sees_that_it_changed(querykey, pretrained, images, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(pretrained[0], run)
+    arguments = ("embed", images / "test", "--model", run, "--out", tmp_path / "features")
+    said = querykey(*arguments)
+    assert said.code == 0, said.err
+    assert "20 rows of 32 numbers" in said.flat
+    first = np.load(tmp_path / "features" / "vectors.npy").copy()
+    assert querykey(*arguments).err == ""
+    assert querykey("resume", run, "--epochs", "6").code == 0
+    said = querykey(*arguments)
+    assert "embedding again" in said.err
+    assert not np.array_equal(np.load(tmp_path / "features" / "vectors.npy"), first)
+
+
+def test_export_writes_the_backbone(querykey, pretrained, tmp_path):
+    run, _ = pretrained
+    said = querykey("export", run, "--to", "safetensors", "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    assert f"{tmp_path / 'out'}: README.md, backbone.json, backbone.safetensors" in said.flat
+    trained = load_file(run / "encoder.safetensors")
+    for name, value in load_file(tmp_path / "out" / "backbone.safetensors").items():
+        assert trained[f"backbone.network.{name}"].equal(value)
+    for arguments, words in (
+        (("--to", "sentence-transformers", "--out", tmp_path / "x"), "goes to onnx or safetensors"),
+        (("--to", "pickle", "--out", tmp_path / "x"), "goes to onnx or safetensors"),
+        (("--to", "onnx", "--model", "st:x", "--out", tmp_path / "x"), "a backbone takes none"),
+        (("--to", "safetensors", "--out", tmp_path / "out"), "out"),
+    ):
+        said = querykey("export", run, *arguments)
+        assert said.code == 2
+        assert words in said.err
+        assert not (tmp_path / "x").exists()
+
+
+# the grammar itself
+
+
+def test_later_settings_win_and_bare_words_are_kinds(tmp_path):
+    (tmp_path / "run.toml").write_text('loss = "decoupled"\nminutes = 3\n[views]\nflip = 0.2\n')
+    run = read_pretrain_run(
+        tmp_path / "run.toml",
+        ["loss.temperature=0.5", "views.flip=0", "optimizer=lars"],
+        minutes=4.0,
+        seed=None,
+    )
+    assert run.as_settings() == {
+        "method": "simclr", "minutes": 4.0, "loss": "decoupled", "temperature": 0.5,
+        "view_options": {"flip": 0.0}, "optimizer": "lars",
+    }  # fmt: skip
+    with pytest.raises(MissingPathError):
+        read_pretrain_run(tmp_path / "none.toml")
+
+
+def test_a_bare_word_and_a_key_of_its_table_go_together():
+    for table, word, key, value in (
+        ("backbone", "timm:resnet18", "stem", "small"), ("views", "simclr", "size", 24),
+        ("loss", "nt_logistic", "temperature", 0.5), ("optimizer", "lars", "rule", "square_root"),
+        ("head", "mlp", "dim", 64), ("batch_norm", "split", "groups", 4),
+    ):  # fmt: skip
+        said = read_pretrain_run(None, [f"{table}={word}", f"{table}.{key}={value}"]).as_settings()
+        assert word in said.values()
+        assert value in said.values()
+
+
+def test_every_key_reaches_its_setting():
+    """What the run file can say, `PretrainSettings` or the views or a loss knows."""
+    from querykey.training.pretrain_settings import PretrainSettings
+
+    said = parse_pretrain_run(
+        {
+            "backbone": {"name": "a", "stem": "small", "init": "w"},
+            "head": {"kind": "mlp", "layers": 3, "hidden": 7, "dim": 8, "batch_norm": False},
+            "batch_norm": {"kind": "split", "groups": 4}, "checkpointing": True, "chunks": 2,
+            "views": {"preset": "simclr", "size": 9, "strength": 0.5, "blur": 0.1},
+            "loss": {"kind": "debiased", "tau_plus": 0.1, "normalised": False, "learned_temperature": True},
+            "optimizer": {"kind": "lars", "rule": "linear", "weight_decay": 0, "warm_up": 0},
+        }
+    ).as_settings()  # fmt: skip
+    made = PretrainSettings.from_dict(said)
+    assert {name: getattr(made, name) for name in said} == said
+    assert (made.head, made.head_layers, made.head_hidden, made.head_dim) == ("mlp", 3, 7, 8)
+    assert (made.head_batch_norm, made.batch_norm, made.batch_norm_groups) == (False, "split", 4)
+    assert (made.views, made.view_size, made.view_strength) == ("simclr", 9, 0.5)
+    assert (made.view_options, made.loss_options) == ({"blur": 0.1}, {"tau_plus": 0.1})
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parse_pretrain_run({"minutes": -1, "seed": -1, "views": {"flip": 2}, "head": 3}, name="run.toml")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "run.toml: cannot be run"
+    assert {line.split(":")[0].strip() for line in lines[1:]} == {"minutes", "seed", "views.flip", "head"}
