@@ -154,7 +154,8 @@ def read_labelled(train: DataAt, on: DataAt, *, size: int, notify: Notify) -> tu
         source = read_source(at.spec, column=at.column, label_column=at.label_column, split=at.split)
         if source.labels is None:
             raise DataError(
-                f"{at.spec} has no labels, so nothing can be scored; name them with --label-column"
+                f"{at.spec} has no labels, so nothing can be scored; name them with --label-column, or learn "
+                "from other images with --train"
             )
         sources.append(source)
     if sources[0].fingerprint == sources[1].fingerprint:

@@ -1,7 +1,7 @@
 """`querykey evaluate`: a run beside every baseline."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -39,6 +39,15 @@ def evaluate_on(
         bool,
         typer.Option("--fine-tune", help="Of a pretraining: fine-tune too, beside the supervised network."),
     ] = False,
+    first_layer: Annotated[
+        bool, typer.Option("--first-layer", help="Fine-tune from the first layer of the head, not from h.")
+    ] = False,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Of a pretraining: labelled images to learn from; its own if not said."
+        ),
+    ] = None,
     protocol: Annotated[
         str, typer.Option(metavar="[lbfgs|moco|simclr]", help="Of the linear evaluation of a pretraining.")
     ] = "lbfgs",
@@ -63,12 +72,17 @@ def evaluate_on(
 
     if is_pretraining(run):
         _evaluate_encoder(
-            run, DataAt(on, column, label_column, pair_column, split), out=out, fine_tune=fine_tune,
+            run, DataAt(on, column, label_column, pair_column, split), out=out,
+            train=None if train is None else DataAt(train, column, label_column),
+            fine_tuning="first layer" if first_layer else "h" if fine_tune else "none",
             labels_fraction=labels_fraction, protocol=protocol, device=device, seed=seed,
         )  # fmt: skip
         return
-    if labels_fraction is not None or fine_tune:
-        raise ConfigError(f"{run} is an adapter; --labels-fraction and --fine-tune are for a pretraining")
+    if labels_fraction is not None or fine_tune or first_layer or train is not None:
+        raise ConfigError(
+            f"{run} is an adapter; --labels-fraction, --fine-tune, --first-layer and --train are for a "
+            "pretraining"
+        )
     from querykey.build import load_run
     from querykey.cli.show import line, note, progress, table
     from querykey.outputs import check_new
@@ -92,8 +106,9 @@ def evaluate_on(
 
 
 def _evaluate_encoder(
-    run: Path, at: "DataAt", *, out: Path | None, fine_tune: bool, labels_fraction: float | None,
-    protocol: str, device: str, seed: int,
+    run: Path, at: "DataAt", *, out: Path | None, train: "DataAt | None",
+    fine_tuning: Literal["none", "h", "first layer"], labels_fraction: float | None, protocol: str,
+    device: str, seed: int,
 ) -> None:  # fmt: skip
     from typing import get_args
 
@@ -108,7 +123,7 @@ def _evaluate_encoder(
     if out is not None:
         check_new(out)
     found = evaluate_encoder(
-        run, at, labels_fraction=labels_fraction, fine_tuning="h" if fine_tune else "none",
+        run, at, train=train, labels_fraction=labels_fraction, fine_tuning=fine_tuning,
         protocol=cast("LinearProtocol", protocol), device=device, seed=seed, notify=note,
     )  # fmt: skip
     head, *rows = found.overview()
