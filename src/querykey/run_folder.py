@@ -23,6 +23,7 @@ __all__ = ["CHECKPOINTS", "RUN", "RunFolder", "is_pretraining"]
 
 RUN, METRICS, CHECKPOINTS, BOARD = "run.json", "metrics.jsonl", "checkpoints", "tensorboard"
 FORMAT, VERSION = "querykey pretraining", 1
+_KEYS = ("kind", "step")
 
 
 @dataclass(eq=False)
@@ -159,13 +160,22 @@ class RunFolder:
                 if isinstance(value, float):
                     board.add_scalar(f"{kind}/{name}", value, numbers["step"])
 
-    def cut_records(self, step: int) -> None:
-        """Forget what was recorded after a step: a run that goes on from there records it again."""
+    def cut_records(self, step: int) -> dict[str, Any]:
+        """Forget what was recorded after a step: a run that goes on from there records it again.
+
+        Args:
+            step: Steps taken.
+
+        Returns:
+            What the monitors saw last before it; empty if nothing.
+        """
         kept = [record for record in self._records.read() if record["step"] <= step]
         lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in kept]
         write_aside(self.path / METRICS, lines)
         self._records = Records(self.path / METRICS)
         self._gone_on_from = step
+        looks = [record for record in kept if record["kind"] == "look"]
+        return {name: value for name, value in looks[-1].items() if name not in _KEYS} if looks else {}
 
     def lengthen(self, settings: PretrainSettings) -> None:
         """Write down that the run is longer than planned."""

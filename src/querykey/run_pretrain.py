@@ -190,13 +190,14 @@ def resume(
             "one of them was changed"
         ) from fault
     course.start = dict(checkpoint.about["start"])
-    run.cut_records(checkpoint.step)
+    seen = run.cut_records(checkpoint.step)
     run.lengthen(settings)
     if begin is not None:
         begin(course)
     return _train(
-        course, run, watch, start=checkpoint.step, begun=begun, before=float(checkpoint.about["seconds"])
-    )
+        course, run, watch, start=checkpoint.step, begun=begun, before=float(checkpoint.about["seconds"]),
+        seen=seen,
+    )  # fmt: skip
 
 
 def _asked(method: str, settings: dict[str, Any]) -> PretrainSettings:
@@ -258,10 +259,12 @@ def _longer(settings: PretrainSettings, epochs: float | None, done: int, notify:
 
 
 def _train(
-    course: Course, folder: RunFolder | None, watch: Watch, *, start: int, begun: float, before: float = 0.0
-) -> PretrainedRun:
+    course: Course, folder: RunFolder | None, watch: Watch, *, start: int, begun: float, before: float = 0.0,
+    seen: dict[str, Any] | None = None,
+) -> PretrainedRun:  # fmt: skip
     """The steps that are left, and what is written while they are taken."""
     log = RunLog(course, folder, watch, begun=begun, before=before)
+    log.seen |= seen or {}
     if folder is not None and start == 0:
         folder.record("look", step=0, **log.seen)
         log.save(0)

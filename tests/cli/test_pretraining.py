@@ -1,15 +1,20 @@
 """Pretraining on the command line: settings, what is said, going on, evaluation, embedding and export."""
 
+import io
 import json
 import shutil
+import signal
+import sys
 
 import numpy as np
 import pytest
 from pretraining_toys import put_stripes
 from safetensors.torch import load_file
 
+from querykey.cli.pretrain_display import display
 from querykey.config_pretrain import PretrainRun, parse_pretrain_run, read_pretrain_run
 from querykey.errors import ConfigError, MissingPathError
+from querykey.run_pretrain import Shown
 from querykey.training import calibration
 
 SMALL = (
@@ -235,6 +240,42 @@ def test_export_writes_the_backbone(querykey, pretrained, tmp_path):
         assert said.code == 2
         assert words in said.err
         assert not (tmp_path / "x").exists()
+
+
+# the display
+
+
+def test_a_terminal_sees_how_far_it_is_and_a_pipe_nothing(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    before = signal.getsignal(signal.SIGINT)
+    with display() as (told, stop):
+        assert told is None
+        assert not stop()
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with display() as (told, _):
+        for step in (1, 2):
+            told(Shown(step, 8, 1234.0, 2.5, None if step == 1 else 0.625))
+    seen = screen.getvalue()
+    for words in ("2/8", "1,234 images/s", "loss 2.500", "kNN 0.625"):
+        assert words in seen
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_first_interrupt_asks_and_the_second_stops(capsys):
+    with display() as (_, stop):
+        assert not stop()  # from here on there are steps to lose
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        assert "stopping after this step; once more stops at once" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with display(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
 
 
 # the grammar itself

@@ -107,6 +107,17 @@ def test_a_run_that_was_killed_repeats_no_record(tmp_path):
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
 
+def test_what_was_seen_last_is_shown_until_the_next_look(tmp_path):
+    pretrain(DIGITS, out=tmp_path / "run", stop=after(3), **TINY, steps=6)
+    last = [r for r in read(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "look"][-1]
+    shown = []
+    stopped = resume(tmp_path / "run", told=shown.append, stop=after(1))
+    assert last["step"] == 3
+    assert shown[0].knn == last["knn"]
+    assert stopped.report["end"]["effective_rank_h"] == last["effective_rank_h"]
+    assert stopped.report["start"]["effective_rank_h"] != last["effective_rank_h"]
+
+
 def test_a_learned_temperature_moves_and_the_loss_uses_it(tmp_path):
     settings = TINY | {"steps": 3, "learned_temperature": True, "learning_rate": 1.0, "warm_up": 0.0}
     pretrain(DIGITS, out=tmp_path / "run", **settings)
