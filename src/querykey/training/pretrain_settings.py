@@ -291,3 +291,8 @@ def _check_together(settings: PretrainSettings) -> None:
         raise ConfigError(f"the loss {settings.loss} takes no temperature, so none can be learned")
     if settings.chunks > 1 and settings.batch_norm == "split":
         raise ConfigError("chunks cannot be cut across split batch norm's groups; use chunks = 1")
+    if settings.chunks > 1 and settings.checkpointing and settings.batch_norm != "layer":
+        raise ConfigError(
+            "checkpointing with chunks is for networks without batch norm (batch_norm = layer); with it, "
+            "chunks drop activations by themselves; give one of them"
+        )
