@@ -243,7 +243,8 @@ def test_a_text_query_to_features_without_a_model(refused, labelled_run, data):
 
 
 def test_an_unknown_help_topic(refused):
-    assert refused("help", "sauces") == "help sauces: no such topic; there are sources and settings"
+    said = "help sauces: no such topic; there are sources, settings and pretraining"
+    assert refused("help", "sauces") == said
 
 
 def test_a_device_that_is_not_there(refused, data, out):

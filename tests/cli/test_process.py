@@ -55,7 +55,10 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path):
         time.sleep(0.05)
     time.sleep(0.5)
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=30)
+    try:
+        out, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == 130, err
     assert err.splitlines()[-1] == "stopped by Ctrl-C"
     assert "Traceback" not in err
@@ -72,6 +75,25 @@ def test_ctrl_c_while_an_import_runs_exits_with_130_too(tmp_path):
         "command.main()\n"
     )
     done = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, check=False)
+    assert done.returncode == 130
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_that_is_swallowed_comes_again(tmp_path):
+    """A bare except around an import, as some packages have, must not make a run deaf."""
+    (tmp_path / "deaf.py").write_text(
+        "import os, signal, time\n"
+        "import querykey.cli.main as command\n"
+        "def app(**_):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except BaseException:\n"
+        "        pass\n"
+        "    time.sleep(60)\n"
+        "command.app = app\n"
+        "command.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "deaf"], cwd=tmp_path, check=False, timeout=50)
     assert done.returncode == 130
 
 

@@ -31,7 +31,7 @@ CASES = [
     Case("torchvision:mobilenet_v3_small", 1024, torchvision.models.mobilenet_v3_small, "classifier.3.", 40),
     Case("timm:test_resnet", 96, lambda: timm.create_model("test_resnet"), "fc."),
     Case("timm:test_vit", 64, lambda: timm.create_model("test_vit", img_size=32), "head."),
-    Case("own_nets:own", 6),
+    Case("own_backbones:own", 6),
 ]
 OWN = """
 import torch
@@ -47,9 +47,9 @@ each = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.spec}, {c
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _own_nets(tmp_path_factory):
+def _own_backbones(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
-    (folder / "own_nets.py").write_text(OWN)
+    (folder / "own_backbones.py").write_text(OWN)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield
@@ -159,8 +159,8 @@ def test_no_dropout_is_left_before_h():
         ("timm:resnet18@file.pth", "give a file of weights as init"),
         ("timm:test_vit:2x", "timm:test_vit:2x cannot be made so"),
         ("timm:test_vit", "timm:test_vit cannot (be made|take)"),
-        ("own_nets:nothing", "own_nets has no callable 'nothing'"),
-        ("own_nets:map_of_features", r"gave shape \[1, 2, 28, 28\] for 1 items"),
+        ("own_backbones:nothing", "own_backbones has no callable 'nothing'"),
+        ("own_backbones:map_of_features", r"gave shape \[1, 2, 28, 28\] for 1 items"),
     ],
 )
 def test_what_cannot_be_made(spec, message):

@@ -83,6 +83,12 @@ def evaluate_on(
             f"{run} is an adapter; --labels-fraction, --fine-tune, --first-layer and --train are for a "
             "pretraining"
         )
+    _evaluate_adapter(
+        run, DataAt(on, column, label_column, pair_column, split), out=out, device=device, seed=seed
+    )
+
+
+def _evaluate_adapter(run: Path, at: "DataAt", *, out: Path | None, device: str, seed: int) -> None:
     from querykey.build import load_run
     from querykey.cli.show import line, note, progress, table
     from querykey.outputs import check_new
@@ -91,8 +97,7 @@ def evaluate_on(
     if out is not None:
         check_new(out)
     fitted = load_run(run)
-    at = DataAt(on, column, label_column, pair_column, split)
-    with progress(f"embedding {on}") as tick:
+    with progress(f"embedding {at.spec}") as tick:
         found = evaluate_run(fitted, at, device=device, seed=seed, progress=tick, notify=note)
     head, *rows = found.overview()
     table(head, rows)

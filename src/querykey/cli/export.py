@@ -31,9 +31,10 @@ def export_run(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Write the adapter or the pretrained backbone of a RUN in a form that loads elsewhere.
+    """Write what a RUN has learned in a form that loads elsewhere.
 
-    What was written is read back and must give the adapter's own rows, to 1e-5; of a backbone, its
+    An adapter, or the backbone of a pretraining. What was written is read back and must give the
+    adapter's own rows, to 1e-5; of a backbone, its
     very weights (safetensors), or its own h to 1e-4 of the largest number (onnx).
     """
     prepare(device, threads, seed)

@@ -8,15 +8,16 @@ import typer
 from typer.main import get_command
 
 from querykey.cli.faults import STOPPED, Commands
+from querykey.cli.interrupts import insistent
 
 __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS = {
     "embed": ("embed", "embed_source", "Turn SOURCE into features with a frozen MODEL."),
     "adapt": ("adapt", "adapt_features", "Fit an adapter to FEATURES."),
-    "pretrain": ("pretrain", "pretrain_source", "Pretrain an encoder from images alone."),
-    "resume": ("pretrain", "resume_run", "Go on with a pretraining, or train it for longer."),
-    "evaluate": ("evaluate", "evaluate_on", "Measure a RUN beside the frozen features and every baseline."),
+    "pretrain": ("pretrain", "pretrain_source", "Pretrain an encoder from images without labels."),
+    "resume": ("pretrain", "resume_run", "Go on with a pretraining, or train a finished one for longer."),
+    "evaluate": ("evaluate", "evaluate_on", "Measure a RUN beside its baselines."),
     "transform": ("transform", "transform_features", "Write the adapted rows of FEATURES."),
     "search": ("search", "search", "Show what a query finds among FEATURES, before and after."),
     "export": ("export", "export_run", "Write what a RUN has learned in a form that loads elsewhere."),
@@ -68,7 +69,8 @@ def _all() -> None: ...
 def main() -> None:
     """Run the command line; the entry point of `querykey`."""
     try:
-        app(prog_name="querykey")
+        with insistent():
+            app(prog_name="querykey")
     except KeyboardInterrupt:
         sys.exit(STOPPED)
     finally:

@@ -39,7 +39,7 @@ def pretrain_source(
     workers: Workers = 2,
     seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows from it.")] = None,
 ) -> None:
-    """Pretrain an encoder from the images of SOURCE, without using their labels.
+    """Pretrain an encoder from images without labels.
 
     Labels, where there are any, only serve to show how it gets on: kNN on images held out.
     Ctrl-C saves the state; `querykey resume` goes on from there.
@@ -71,7 +71,7 @@ def resume_run(
     threads: Threads = None,
     workers: Workers = 2,
 ) -> None:
-    """Go on with a pretraining that was stopped, or train a finished one for longer.
+    """Go on with a pretraining, or train a finished one for longer.
 
     On the same machine with the same number of threads a stopped run ends with the same bits as
     one that was not.
