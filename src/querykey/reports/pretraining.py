@@ -8,6 +8,7 @@ from querykey.records import Record
 
 __all__ = ["over_seeds", "pretraining_report", "wilson"]
 
+FEWEST_SEEDS = 3
 Z = 1.959964
 """Of a 95% interval."""
 
@@ -157,7 +158,8 @@ def _questions(arms: Sequence[Arm], questions: Sequence[dict[str, Any]], cells: 
     for asked in questions:
         ours, theirs = (_of(cells, *asked[side]) for side in ("ours", "theirs"))
         seeds = sorted(set(ours) & set(theirs))
-        if not seeds:
+        if len(seeds) < FEWEST_SEEDS:
+            rows.append([asked["ask"], "", "", "not measured yet", asked["published"]])
             continue
         apart = over_seeds([ours[seed] - theirs[seed] for seed in seeds])
         compared = f"{_mean(ours, seeds)} against {_mean(theirs, seeds)}"
