@@ -31,7 +31,7 @@ def cell(method, seed, **shares):
 
 def questions(report):
     lines = report.split("### Questions")[1].splitlines()
-    rows = [line.split(" | ") for line in lines if line.startswith("| Is ") or line.startswith("| With ")]
+    rows = [line.split(" | ") for line in lines if line.startswith(("| Is ", "| With "))]
     return {row[0].removeprefix("| "): row[3] for row in rows}
 
 
@@ -92,6 +92,6 @@ def test_a_cell_of_data_that_are_not_there_says_what_to_give(tmp_path):
     from querykey.errors import MissingPathError
 
     with pytest.raises(
-        MissingPathError, match="cifar10 is not there; .* give the folder of the data with --data"
+        MissingPathError, match=r"cifar10 is not there; .* give the folder of the data with --data"
     ):
         cells_of(ARMS[:1], tmp_path)
