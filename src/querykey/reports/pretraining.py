@@ -177,9 +177,8 @@ def _arms(arms: Sequence[Arm], cells: Cells) -> str:
     rows = []
     for arm in arms:
         means = [_range(_of(cells, arm.name, measure)) for measure in measures]
-        minutes = sorted(cell["run"]["seconds"] for cell in cells[arm.name].values())
-        rows.append([arm.label, *means, f"{minutes[len(minutes) // 2]:.0f} s"])
-    return _table(["mean over seeds (lowest to highest)", *measures, "training"], rows)
+        rows.append([arm.label, *means])
+    return _table(["mean over seeds (lowest to highest)", *measures], rows)
 
 
 def _few(cells: Cells) -> str:
