@@ -201,8 +201,15 @@ class TrainingImages:
             epoch, place = divmod(step, self.steps_an_epoch)
             view_1, view_2 = (
                 self.views(
-                    images, ids, seed=self.seed, epoch=epoch, view=view, batch=place, sizes=sizes
-                ).contiguous(memory_format=self.layout)
+                    images,
+                    ids,
+                    seed=self.seed,
+                    epoch=epoch,
+                    view=view,
+                    batch=place,
+                    sizes=sizes,
+                    memory_format=self.layout,
+                )
                 for view in (0, 1)
             )
             yield ViewPair(view_1, view_2, ids.to(self.device), time.perf_counter() - before)
