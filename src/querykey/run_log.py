@@ -9,7 +9,7 @@ from querykey.errors import CollapseError
 from querykey.run_folder import CHECKPOINTS, RunFolder
 from querykey.training.checkpoint import latest_checkpoint
 from querykey.training.pretrain_course import Course
-from querykey.training.simclr import SimclrStep
+from querykey.training.view_step import ViewStep
 
 __all__ = ["Notify", "RunLog", "Shown", "Watch"]
 
@@ -65,7 +65,7 @@ class RunLog:
         if self._folder is not None:
             self._folder.record("step", step=step, **numbers)
 
-    def look(self, step: int, taken: SimclrStep) -> None:
+    def look(self, step: int, taken: ViewStep) -> None:
         self.seen = self._course.look(taken)
         if self._folder is not None:
             self._folder.record("look", step=step, **self.seen)

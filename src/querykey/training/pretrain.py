@@ -19,8 +19,9 @@ from querykey.losses.temperature import LearnedTemperature
 from querykey.optim import LARS, parameter_groups, warm_up_cosine
 from querykey.training.checkpoint import optimizer_tensors, restore_optimizer_
 from querykey.training.pretrain_settings import PretrainSettings
-from querykey.training.simclr import SimclrStep, simclr_step
+from querykey.training.simclr import simclr_step
 from querykey.training.view_objectives import view_objective
+from querykey.training.view_step import Computing, ViewStep
 from querykey.types import Ids
 
 __all__ = ["Learner", "Loop", "TrainingImages", "ViewPair", "make_encoder", "train"]
@@ -82,7 +83,7 @@ class Learner:
                  "share_of_rate": TEMPERATURE_RATE}
             )  # fmt: skip
 
-    def take(self, step: int, pair: "ViewPair", *, steps: int) -> SimclrStep:
+    def take(self, step: int, pair: "ViewPair", *, steps: int) -> ViewStep:
         """Take one step.
 
         Args:
@@ -109,9 +110,11 @@ class Learner:
             return simclr_step(
                 self.encoder, self.optimizer, (pair.view_1, pair.view_2), ids=pair.ids,
                 loss=view_objective(settings.loss, tau, **settings.loss_options),
-                normalised=settings.normalised,
-                precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
-                chunks=settings.chunks, checkpointing=settings.checkpointing,
+                computing=Computing(
+                    precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
+                    chunks=settings.chunks, checkpointing=settings.checkpointing,
+                    normalised=settings.normalised,
+                ),
             )  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
@@ -228,7 +231,7 @@ class Loop:
         stop: Whether to stop now.
     """
 
-    look: Callable[[int, SimclrStep], None]
+    look: Callable[[int, ViewStep], None]
     record: Callable[[int, dict[str, Any]], None]
     save: Callable[[int], None]
     shown: Callable[[int, float], None]

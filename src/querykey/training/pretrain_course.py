@@ -18,7 +18,7 @@ from querykey.training.monitor import collapse_reason, monitor
 from querykey.training.pretrain import Learner, TrainingImages
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.saved_encoder import SavedEncoder, encode_rows, identified, preparation
-from querykey.training.simclr import SimclrStep
+from querykey.training.view_step import ViewStep
 from querykey.types import Ids, Labels, Numbers, QueryIds
 
 __all__ = ["Course", "Parted", "part", "put_together"]
@@ -101,7 +101,7 @@ class Course:
         assert self.settings.steps is not None
         return self.settings.steps
 
-    def look(self, taken: SimclrStep) -> dict[str, float]:
+    def look(self, taken: ViewStep) -> dict[str, float]:
         """What the monitors see now.
 
         Args:
@@ -179,7 +179,7 @@ def _measure(course: Course, device: torch.device, begun: float) -> None:
         _, z = copy.deepcopy(course.learner.encoder).train()(torch.cat([pair.view_1, pair.view_2]))
     view_1, view_2 = z.float().chunk(2)
     before = time.perf_counter()
-    course.start = _look(course.learner.encoder, course, SimclrStep(0.0, view_1, view_2))
+    course.start = _look(course.learner.encoder, course, ViewStep(0.0, view_1, view_2))
     look_seconds = time.perf_counter() - before
 
     pairs, place = images.walk(0, sys.maxsize), 0
@@ -219,7 +219,7 @@ def _use_layout(
     images.layout = kind
 
 
-def _look(encoder: ViewEncoder, course: Course, taken: SimclrStep) -> dict[str, float]:
+def _look(encoder: ViewEncoder, course: Course, taken: ViewStep) -> dict[str, float]:
     pixels = course.images.pixels
     prepare = preparation(course.settings, pixels.channels)
     h, _ = encode_rows(encoder, prepare, pixels, course.parted.sample)

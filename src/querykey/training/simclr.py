@@ -1,35 +1,14 @@
 """One step of SimCLR."""
 
-import math
-from contextlib import nullcontext
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from querykey.errors import CollapseError
-from querykey.training.gradient_cache import cached_backward, checkpointed_blocks
 from querykey.training.view_objectives import ViewLoss
+from querykey.training.view_step import Computing, Seen, ViewStep, backward, without_gradient
 from querykey.two_views import look_up_views
 from querykey.types import Ids, Rows
 
-__all__ = ["SimclrStep", "simclr_step"]
-
-
-@dataclass(frozen=True, eq=False)
-class SimclrStep:
-    """What a step leaves for the monitors.
-
-    Args:
-        loss: Mean over the 2B queries.
-        view_1: z of the first views, as it was looked up, without gradient.
-        view_2: z of the second views.
-    """
-
-    loss: float
-    view_1: Rows
-    view_2: Rows
+__all__ = ["simclr_step"]
 
 
 def simclr_step(
@@ -39,11 +18,9 @@ def simclr_step(
     *,
     ids: Ids,
     loss: ViewLoss,
-    normalised: bool = True,
-    precision: torch.dtype = torch.float32,
-    chunks: int = 1,
-    checkpointing: bool = False,
-) -> SimclrStep:
+    computing: Computing | None = None,
+    seen: Seen | None = None,
+) -> ViewStep:
     r"""Encode both views together, look them up in one another, loss, backward, step.
 
     Args:
@@ -52,13 +29,11 @@ def simclr_step(
         views: Two views of the same images, each [images, channels, height, width].
         ids: Which items they show [images].
         loss: On a look-up; see `view_objective`.
-        normalised: Whether z is scaled to length 1.
-        precision: Of the encoder's forward pass; z and the loss are float32 at least.
-        chunks: Parts in which the batch is encoded, with the same loss and gradient.
-        checkpointing: Whether a part's activations are computed again backward instead of kept.
+        computing: How the encoder is run.
+        seen: Shown the look-up of the 2B rows.
 
     Returns:
-        The loss before the step, and z.
+        The loss before the step, mean over the 2B queries, and z of the first and second views.
 
     Raises:
         CollapseError: If the loss is not finite; the weights are left as they were.
@@ -67,41 +42,17 @@ def simclr_step(
         Chen et al. 2020, arXiv:2002.05709, algorithm 1. Both views go through the encoder as one
         batch, as in the authors' code.
     """
-    both = torch.cat(views)
-    seen: dict[str, Tensor] = {}
+    looked_up: dict[str, Rows] = {}
 
-    def of_projections(z: Tensor) -> Tensor:
-        z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-        z = F.normalize(z, dim=1) if normalised else z
+    def loss_of_z(z: Rows) -> Tensor:
         view_1, view_2 = z.chunk(2)
-        seen["view_1"], seen["view_2"] = view_1.detach(), view_2.detach()
-        return _require_finite(loss(look_up_views(view_1, view_2, ids=ids)).mean())
+        looked_up["view_1"], looked_up["view_2"] = view_1.detach(), view_2.detach()
+        lookup = look_up_views(view_1, view_2, ids=ids)
+        if seen is not None:
+            seen(without_gradient(lookup))
+        return loss(lookup).mean()
 
     optimizer.zero_grad()
-    computing = torch.autocast(both.device.type, dtype=precision, enabled=precision != torch.float32)
-    if chunks > 1:
-        with computing:
-            value = float(
-                cached_backward(encoder, both.chunk(chunks), of_projections, checkpoint_blocks=checkpointing)
-            )
-    else:
-        with checkpointed_blocks(encoder) if checkpointing else nullcontext():
-            with computing:
-                _, z = encoder(both)
-            mean = of_projections(z)
-            mean.backward()  # type: ignore[no-untyped-call]
-        value = float(mean.detach())
+    value = backward(encoder, torch.cat(views), loss_of_z, computing or Computing())
     optimizer.step()
-    return SimclrStep(value, seen["view_1"], seen["view_2"])
-
-
-def _require_finite(loss: Tensor) -> Tensor:
-    """The loss, before it reaches any weight.
-
-    Raises:
-        CollapseError: If it is not finite.
-    """
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise CollapseError(f"the loss is {value}; lower the learning rate or raise the temperature")
-    return loss
+    return ViewStep(value, **looked_up)
