@@ -5,10 +5,14 @@ import torch
 
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.in_batch import InBatch
+from querykey.dictionaries.queue import KeyQueue
 from querykey.dictionaries.whole import WholeSet
 from querykey.errors import RangeError, ShapeError
 
-FIFO = [pytest.param(lambda: CrossBatchMemory(capacity=10, dim=2), id="cross_batch")]
+FIFO = [
+    pytest.param(lambda: CrossBatchMemory(capacity=10, dim=2), id="cross_batch"),
+    pytest.param(lambda: KeyQueue(capacity=10, dim=2), id="queue"),
+]
 ALL = [
     *FIFO,
     pytest.param(InBatch, id="in_batch"),
