@@ -1,0 +1,144 @@
+"""The momentum encoder: a copy of an encoder that follows it slowly and makes the keys."""
+
+import copy
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from querykey.errors import ConfigError, RangeError, ShapeError
+
+__all__ = ["MomentumEncoder", "MomentumSchedule", "half_life", "momentum_at"]
+
+MomentumSchedule = Literal["constant", "cosine"]
+
+
+class MomentumEncoder(nn.Module):
+    r"""A copy of an encoder whose weights are a moving average of that encoder's.
+
+    .. math:: \theta_k \leftarrow m\,\theta_k + (1 - m)\,\theta_q
+
+    Parameters alone are averaged. Buffers, as the running statistics of batch norm, are the copy's own
+    and come from the keys that it encodes; so it is in train mode while it makes them. It follows
+    before it encodes: `follow_`, then call it.
+
+    Args:
+        encoder: Any module; copied as it is, with its mode and its device.
+
+    Example:
+        >>> encoder = torch.nn.Linear(1, 1)
+        >>> key_encoder = MomentumEncoder(encoder)
+        >>> with torch.no_grad():
+        ...     before = encoder.weight.clone()
+        ...     _ = encoder.weight.add_(1.0)
+        >>> key_encoder.follow_(encoder, 0.75)
+        >>> bool(torch.isclose(key_encoder.encoder.weight, before + 0.25))
+        True
+
+    Source:
+        He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2019,
+        arXiv:1911.05722, eq. 2. Algorithm 1 there follows at the end of a step; the authors' code,
+        and this one, just before the keys are encoded.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def follow_(self, encoder: nn.Module, momentum: float) -> None:
+        """Move every parameter towards the encoder's, in place.
+
+        Args:
+            encoder: The one that this is a copy of.
+            momentum: Part of the own weight that is kept, from 0 (a copy of the encoder) to 1 (stays).
+
+        Raises:
+            RangeError: If momentum is not from 0 to 1.
+            ShapeError: If the encoder has other parameters.
+        """
+        if not 0 <= momentum <= 1:
+            raise RangeError(f"momentum of the key encoder must be from 0 to 1, got {momentum}")
+        own, others = dict(self.encoder.named_parameters()), dict(encoder.named_parameters())
+        shapes = [{name: tuple(weight.shape) for name, weight in one.items()} for one in (own, others)]
+        if shapes[0] != shapes[1]:
+            differing = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
+            raise ShapeError(
+                f"the key encoder cannot follow an encoder with other parameters ({', '.join(differing[:3])})"
+                "; make it as a copy of that encoder"
+            )
+        if own:
+            torch._foreach_lerp_(list(own.values()), [others[name] for name in own], 1 - momentum)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Any:
+        """What the encoder gives of images, here (h, z), without gradient."""
+        return self.encoder(images)
+
+
+def half_life(momentum: float) -> float:
+    r"""After how many steps half of what the key encoder is has been replaced.
+
+    .. math:: \log \tfrac{1}{2} / \log m
+
+    Args:
+        momentum: From 0 to 1.
+
+    Returns:
+        Steps; 0 at momentum 0 and infinity at 1.
+
+    Raises:
+        RangeError: If momentum is not from 0 to 1.
+
+    Example:
+        >>> round(half_life(0.99)), round(half_life(0.999))
+        (69, 693)
+    """
+    if not 0 <= momentum <= 1:
+        raise RangeError(f"momentum of the key encoder must be from 0 to 1, got {momentum}")
+    if momentum in (0, 1):
+        return math.inf if momentum else 0.0
+    return -math.log(2) / math.log(momentum)
+
+
+def momentum_at(step: int, *, steps: int, momentum: float, schedule: MomentumSchedule = "constant") -> float:
+    r"""The key encoder's momentum at a step.
+
+    Constant, or rising to 1 along half a cosine:
+
+    .. math:: m_t = 1 - (1 - m)\,\frac{1 + \cos(\pi t / T)}{2}
+
+    Args:
+        step: *t*, from 0 to `steps`.
+        steps: *T* of the whole run, >= 1.
+        momentum: *m* of the first step, from 0 to 1.
+        schedule: "constant" or "cosine".
+
+    Returns:
+        From `momentum` to 1.
+
+    Raises:
+        RangeError: If a number is outside its range.
+        ConfigError: If the schedule is not known.
+
+    Example:
+        >>> [round(momentum_at(t, steps=4, momentum=0.9, schedule="cosine"), 3) for t in (0, 2, 4)]
+        [0.9, 0.95, 1.0]
+
+    Source:
+        Chen et al., An Empirical Study of Training Self-Supervised Vision Transformers, 2021,
+        arXiv:2104.02057 (MoCo v3): the schedule is in the authors' code; after Grill et al. 2020,
+        arXiv:2006.07733, section 3.2.
+    """
+    if not 0 <= momentum <= 1:
+        raise RangeError(f"momentum of the key encoder must be from 0 to 1, got {momentum}")
+    if steps < 1 or not 0 <= step <= steps:
+        raise RangeError(f"a step is from 0 to steps, and steps >= 1; got step {step} of {steps}")
+    match schedule:
+        case "constant":
+            return momentum
+        case "cosine":
+            return 1 - (1 - momentum) * (1 + math.cos(math.pi * step / steps)) / 2
+        case _:
+            raise ConfigError(f"the momentum schedule is constant or cosine; got {schedule!r}")
