@@ -1,0 +1,150 @@
+"""Shuffling batch norm on one device and over processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from querykey.encoders.batchnorm import SplitBatchNorm1d
+from querykey.encoders.shuffle import encode_shuffled
+from querykey.errors import ConfigError, RangeError, ShapeError
+
+ROWS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+ORDER = torch.tensor([5, 0, 3, 7, 1, 6, 2, 4])
+
+
+def by_groups(rows, order, groups):
+    """Each row less its group's mean, over its deviation; groups are cut from the order, row by row."""
+    out, size = torch.zeros_like(rows), len(rows) // groups
+    for first in range(0, len(rows), size):
+        members = order[first : first + size].tolist()
+        mean = sum(rows[i] for i in members) / size
+        variance = sum((rows[i] - mean) ** 2 for i in members) / size
+        for i in members:
+            out[i] = (rows[i] - mean) / (variance + 1e-5).sqrt()
+    return out
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_split_batch_norm_groups_by_the_permutation(groups):
+    norm = SplitBatchNorm1d(3, groups=groups).double()
+    found = encode_shuffled(norm, ROWS, permutation=ORDER)
+    torch.testing.assert_close(found, by_groups(ROWS, ORDER, groups), rtol=1e-12, atol=1e-12)
+    in_order = norm(ROWS)
+    assert torch.allclose(found, in_order) == (groups == 1)
+
+
+def test_over_a_whole_batch_norm_it_changes_nothing_but_rounding():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)).double()
+    torch.testing.assert_close(
+        encode_shuffled(network, ROWS, permutation=ORDER), network(ROWS), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_the_encoder_sees_the_images_in_that_order_once():
+    seen = []
+    found = encode_shuffled(lambda some: seen.append(some) or some * 2, ROWS, permutation=ORDER)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], ROWS[ORDER])
+    assert torch.equal(found, ROWS * 2)
+
+
+def test_a_generator_draws_the_permutation():
+    def order(seed):
+        seen = []
+        generator = torch.Generator().manual_seed(seed)
+        encode_shuffled(lambda some: seen.append(some) or some, ROWS, generator=generator)
+        return seen[0]
+
+    assert torch.equal(order(3), order(3))
+    assert torch.equal(order(3), ROWS[torch.randperm(8, generator=torch.Generator().manual_seed(3))])
+    assert not torch.equal(order(3), order(4))
+
+
+def test_gradient_flows_through_on_one_process():
+    rows = ROWS.clone().requires_grad_()
+    weights = torch.arange(8.0)[:, None]
+    (encode_shuffled(lambda some: some * 3, rows, permutation=ORDER) * weights).sum().backward()
+    assert torch.equal(rows.grad, (3 * weights).expand(8, 3).double())
+
+
+def test_what_is_refused():
+    def call(**given):
+        return encode_shuffled(lambda some: some, ROWS, **given)
+
+    for given in ({}, {"permutation": ORDER, "generator": torch.Generator()}):
+        with pytest.raises(ConfigError, match="need a permutation or a generator to draw one from, not both"):
+            call(**given)
+    with pytest.raises(ShapeError, match=r"the permutation has shape \[7\] for 8 images"):
+        call(permutation=ORDER[:7])
+    with pytest.raises(RangeError, match="does not have each of 0 to 7 once"):
+        call(permutation=torch.tensor([5, 0, 3, 7, 1, 6, 2, 2]))
+
+
+PROCESS = """
+import json, sys
+import torch
+from torch import distributed
+from querykey.encoders.shuffle import encode_shuffled
+from querykey.errors import ConfigError, ShapeError
+
+rank, place = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+every = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+images = every[rank * 4 : rank * 4 + 4]
+norm = torch.nn.BatchNorm1d(3, affine=False, track_running_stats=False).double()
+order = torch.tensor([5, 0, 3, 7, 1, 6, 2, 4])
+said = {"keys": encode_shuffled(norm, images, permutation=order).tolist()}
+drawn = encode_shuffled(norm, images, generator=torch.Generator().manual_seed(3))
+said["drawn"] = drawn.tolist()
+# the first process's permutation is the one that counts
+others = encode_shuffled(norm, images, permutation=order if rank == 0 else torch.arange(8))
+said["others"] = others.tolist()
+try:
+    encode_shuffled(norm, images[: 4 - rank], permutation=order)
+except ShapeError as fault:
+    said["sizes"] = str(fault)
+try:
+    encode_shuffled(lambda some: some.requires_grad_(), images, permutation=order)
+except ConfigError as fault:
+    said["gradient"] = str(fault)
+distributed.destroy_process_group()
+print(json.dumps(said))
+"""
+
+
+def test_two_processes_exchange_their_images(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path / "meeting")],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    try:
+        outcomes = [child.communicate(timeout=100) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert [child.returncode for child in children] == [0, 0], [errors[-2000:] for _, errors in outcomes]
+    said = [json.loads(out.splitlines()[-1]) for out, _ in outcomes]
+    found = {
+        name: torch.tensor(said[0][name] + said[1][name], dtype=torch.float64) for name in list(said[0])[:3]
+    }
+    wanted = by_groups(ROWS, ORDER, 2)
+    torch.testing.assert_close(found["keys"], wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found["others"], wanted, rtol=1e-12, atol=1e-12)
+    drawn = torch.randperm(8, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(found["drawn"], by_groups(ROWS, drawn, 2), rtol=1e-12, atol=1e-12)
+    for one in said:
+        assert one["sizes"] == (
+            "the processes have [4, 3] images; shuffling needs as many on each: drop the smaller last batch"
+        )
+        assert one["gradient"].startswith("keys that are shuffled over processes carry no gradient back")
