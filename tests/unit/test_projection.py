@@ -1,12 +1,14 @@
 """The head between h and the loss."""
 
+import inspect
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from querykey.encoders.backbones import make_backbone
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
-from querykey.errors import RangeError
+from querykey.errors import ConfigError, RangeError
 
 H = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 
@@ -51,6 +53,21 @@ def test_two_layers_without_batch_norm_as_moco_v2_has_them():
     torch.testing.assert_close(module(H), F.relu(H @ first.T + one) @ second.T + two)
 
 
+@pytest.mark.parametrize("last_norm", ["plain", "none"])
+def test_the_heads_of_moco_v3(last_norm):
+    module = head(hidden=5, last_norm=last_norm)
+    first, second = weights(module)
+    out = F.relu(standardised(H @ first.T)) @ second.T
+    torch.testing.assert_close(module(H), standardised(out) if last_norm == "plain" else out)
+    names = [name for name, _ in module.named_parameters()]
+    assert names == ["layers.0.0.weight", "layers.0.1.weight", "layers.0.1.bias", "layers.1.0.weight"]
+
+
+def test_the_last_norm_changes_no_first_weight():
+    first = [weights(head(last_norm=kind)) for kind in ("scale", "plain", "none")]
+    assert all(torch.equal(*pair) for other in first[1:] for pair in zip(first[0], other, strict=True))
+
+
 def test_three_layers_and_the_output_of_each():
     module = head(layers=3, hidden=5).eval()
     assert [list(weight.shape) for weight in weights(module)] == [[5, 8], [5, 5], [4, 5]]
@@ -93,6 +110,10 @@ def test_what_is_refused():
         head(hidden=0)
     with pytest.raises(RangeError, match="has 2 layers; layer 3 was asked for"):
         head().layer(H, 3)
+    with pytest.raises(
+        ConfigError, match="last_norm of a projection head is scale, plain or none; got 'shift'"
+    ):
+        inspect.unwrap(ProjectionHead.__init__)(ProjectionHead(8, seed=0), 8, last_norm="shift", seed=0)
     backbone = make_backbone("small_cnn:2", channels=1, image_size=8, seed=0)
     with pytest.raises(RangeError, match=r"gives h of width 16, the projection head takes 8"):
         ViewEncoder(backbone, head())

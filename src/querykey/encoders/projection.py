@@ -10,9 +10,10 @@ from querykey.encoders.backbones import Backbone
 from querykey.errors import ConfigError, RangeError
 from querykey.types import ImageRows, Rows
 
-__all__ = ["HeadKind", "ProjectionHead", "ViewEncoder"]
+__all__ = ["HeadKind", "LastNorm", "ProjectionHead", "ViewEncoder"]
 
 HeadKind = Literal["none", "linear", "mlp"]
+LastNorm = Literal["scale", "plain", "none"]
 Embeddings = Float[Tensor, "rows features"]
 
 
@@ -25,6 +26,9 @@ class ProjectionHead(nn.Module):
     the last layer scales but does not shift. Without it, every linear layer has a bias, which is
     the head of MoCo v2 (two layers). z is not scaled to length 1 here.
 
+    The heads of MoCo v3 have hidden=4096, dim=256 and last_norm="plain"; its prediction head is another
+    such head on z (width=256), which for a ResNet has last_norm="none".
+
     Args:
         width: Of h, >= 1.
         kind: "none" (z is h), "linear" (one layer) or "mlp".
@@ -32,10 +36,12 @@ class ProjectionHead(nn.Module):
         hidden: Width between an MLP's layers, >= 1; None: the same as h.
         dim: Width of z, >= 1; of "none" it is that of h.
         batch_norm: Whether there is any.
+        last_norm: Batch norm after the last layer, where there is batch norm: "scale" scales and does not
+            shift, "plain" does neither, "none" is no batch norm there.
         seed: Of the random weights; the caller's generators do not move.
 
     Raises:
-        ConfigError: If the kind is not known.
+        ConfigError: If the kind or last_norm is not known.
         RangeError: If a number is outside its range.
 
     Example:
@@ -51,7 +57,8 @@ class ProjectionHead(nn.Module):
         layers are in the authors' code only; Chen et al., Big Self-Supervised Models are Strong
         Semi-Supervised Learners, 2020, arXiv:2006.10029, section 2, has the three layers and
         fine-tunes from the first. He et al., Improved Baselines with Momentum Contrastive
-        Learning, 2020, arXiv:2003.04297, has no batch norm.
+        Learning, 2020, arXiv:2003.04297, has no batch norm. Chen et al., An Empirical Study of
+        Training Self-Supervised Vision Transformers, 2021, arXiv:2104.02057 (MoCo v3).
     """
 
     def __init__(
@@ -63,12 +70,15 @@ class ProjectionHead(nn.Module):
         hidden: int | None = None,
         dim: int = 128,
         batch_norm: bool = True,
+        last_norm: LastNorm = "scale",
         seed: int,
     ) -> None:
         super().__init__()
         hidden = width if hidden is None else hidden
         if kind not in ("none", "linear", "mlp"):
             raise ConfigError(f"a projection head of kind {kind!r} is not known; it is none, linear or mlp")
+        if last_norm not in ("scale", "plain", "none"):
+            raise ConfigError(f"last_norm of a projection head is scale, plain or none; got {last_norm!r}")
         if kind == "mlp" and layers not in (2, 3):
             raise RangeError(f"the MLP of a projection head has 2 or 3 layers, got {layers}")
         if min(width, hidden, dim) < 1:
@@ -79,7 +89,11 @@ class ProjectionHead(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.layers = nn.ModuleList(
-                _layer(*widths[place : place + 2], batch_norm=batch_norm, is_last=place == count - 1)
+                _layer(
+                    *widths[place : place + 2],
+                    batch_norm=batch_norm,
+                    last_norm=last_norm if place == count - 1 else None,
+                )
                 for place in range(count)
             )
 
@@ -143,13 +157,14 @@ class ViewEncoder(nn.Module):
         return h
 
 
-def _layer(before: int, after: int, *, batch_norm: bool, is_last: bool) -> nn.Sequential:
+def _layer(before: int, after: int, *, batch_norm: bool, last_norm: LastNorm | None) -> nn.Sequential:
+    """One layer; `last_norm` is None of all but the last."""
     layer = nn.Sequential(nn.Linear(before, after, bias=not batch_norm))
-    if batch_norm:
-        norm = nn.BatchNorm1d(after)
-        if is_last:
+    if batch_norm and last_norm != "none":
+        norm = nn.BatchNorm1d(after, affine=last_norm != "plain")
+        if last_norm == "scale":
             norm.register_parameter("bias", None)
         layer.append(norm)
-    if not is_last:
+    if last_norm is None:
         layer.append(nn.ReLU(inplace=True))
     return layer
