@@ -165,3 +165,206 @@ def lars(
     inside, outside = (lr, 1.0) if form == "simclr" else (1.0, lr)
     velocity = [sgd_momentum * v + inside * trust * g for v, g in zip(velocity, gradients, strict=True)]
     return [w - outside * v for w, v in zip(weights, velocity, strict=True)], velocity
+
+
+def of_length_1(vector):
+    length = math.sqrt(sum(x * x for x in vector))
+    return [x / length for x in vector]
+
+
+def through(matrix, vector):
+    return [sum(w * x for w, x in zip(row, vector, strict=True)) for row in matrix]
+
+
+def among_keys(z, positives, negatives, *, temperature):
+    """InfoNCE of a query of length 1 along z among keys, and its slope at z."""
+    q = of_length_1(z)
+    scores = [
+        [sum(x * y for x, y in zip(q, key, strict=True)) for key in keys] for keys in (positives, negatives)
+    ]
+    cost = info_nce(*scores, temperature=temperature)
+    total = sum(math.exp(s / temperature) for s in scores[0] + scores[1])
+    slope = [0.0] * len(q)
+    for place, key in enumerate([*positives, *negatives]):
+        weight = math.exp((scores[0] + scores[1])[place] / temperature) / total
+        weight -= 1 / len(positives) if place < len(positives) else 0
+        slope = [g + weight * x / temperature for g, x in zip(slope, key, strict=True)]
+    along = sum(x * g for x, g in zip(q, slope, strict=True))
+    length = math.sqrt(sum(x * x for x in z))
+    return cost, [(g - x * along) / length for g, x in zip(slope, q, strict=True)]
+
+
+def moved(weights, slopes, rate):
+    return [[w - rate * g for w, g in zip(*rows, strict=True)] for rows in zip(weights, slopes, strict=True)]
+
+
+def followed(key_weights, weights, momentum):
+    return [
+        [momentum * k + (1 - momentum) * w for k, w in zip(*rows, strict=True)]
+        for rows in zip(key_weights, weights, strict=True)
+    ]
+
+
+def moco(weights, batches, *, held, capacity, rate, momentum, temperature, same_id, symmetric):
+    """He et al. 2019, algorithm 1, z = Wx: (loss, W, key encoder's W, queue oldest first) after each step."""
+    key_weights, queue, after = weights, list(held), []
+    for view_1, view_2, ids in batches:
+        key_weights = followed(key_weights, weights, momentum)
+        directions = [(view_1, view_2), (view_2, view_1)] if symmetric else [(view_1, view_2)]
+        slopes, costs, fresh = [[0.0] * len(row) for row in weights], [], []
+        for of_queries, of_keys in directions:
+            for x, other, item in zip(of_queries, of_keys, ids, strict=True):
+                own = of_length_1(through(key_weights, other))
+                fresh.append((own, item))
+                older = [key for key, whose in queue if whose == item]
+                positives = [own, *older] if same_id == "positive" else [own]
+                negatives = [key for key, whose in queue if whose != item]
+                negatives += older if same_id == "negative" else []
+                cost, slope = among_keys(through(weights, x), positives, negatives, temperature=temperature)
+                costs.append(cost)
+                share = 1 / (len(ids) * len(directions))
+                slopes = [
+                    [s + share * g * value for s, value in zip(row, x, strict=True)]
+                    for row, g in zip(slopes, slope, strict=True)
+                ]
+        weights = moved(weights, slopes, rate)
+        queue = (queue + fresh)[-capacity:]
+        after.append((sum(costs) / len(costs), weights, key_weights, queue))
+    return after
+
+
+def moco_v3(weights, predictor, batches, *, rate, momentum, temperature):
+    """Chen et al. 2021, algorithm 1, z = Wx, p(z) = Pz: (loss, W, P, key encoder's W) after each step."""
+    key_weights, after = weights, []
+    for view_1, view_2, ids in batches:
+        key_weights = followed(key_weights, weights, momentum)
+        slopes = [[[0.0] * len(row) for row in matrix] for matrix in (weights, predictor)]
+        total = 0.0
+        for of_queries, of_keys in ((view_1, view_2), (view_2, view_1)):
+            keys = [of_length_1(through(key_weights, x)) for x in of_keys]
+            for x, item in zip(of_queries, ids, strict=True):
+                positives = [key for key, whose in zip(keys, ids, strict=True) if whose == item]
+                negatives = [key for key, whose in zip(keys, ids, strict=True) if whose != item]
+                z = through(weights, x)
+                cost, slope = among_keys(through(predictor, z), positives, negatives, temperature=temperature)
+                share = 2 * temperature / len(ids)
+                total += share * cost
+                at_z = through(list(zip(*predictor, strict=True)), slope)
+                for matrix, inputs, outputs in ((slopes[0], x, at_z), (slopes[1], z, slope)):
+                    for row, g in zip(matrix, outputs, strict=True):
+                        row[:] = [s + share * g * value for s, value in zip(row, inputs, strict=True)]
+        weights, predictor = moved(weights, slopes[0], rate), moved(predictor, slopes[1], rate)
+        after.append((total, weights, predictor, key_weights))
+    return after
+
+
+def nce(positives, negatives, *, temperature, normaliser, noise_items):
+    """Wu et al. 2018, arXiv:1805.01978, eq. 4 to 7."""
+    if not positives or not negatives:
+        return 0.0
+    noise = len(negatives) / noise_items
+    found = [math.exp(s / temperature) / normaliser for s in positives]
+    drawn = [math.exp(s / temperature) / normaliser for s in negatives]
+    return -sum(math.log(p / (p + noise)) for p in found) / len(found) - sum(
+        math.log(noise / (p + noise)) for p in drawn
+    )
+
+
+def dot(row, other):
+    """The score of two rows."""
+    return sum(x * y for x, y in zip(row, other, strict=True))
+
+
+def slopes(cost, weights, *, by=1e-5):
+    """The gradient of a cost of a matrix by central differences."""
+    out = []
+    for row in weights:
+        out.append([])
+        for place, kept in enumerate(row):
+            row[place] = kept + by
+            above = cost(weights)
+            row[place] = kept - by
+            below = cost(weights)
+            row[place] = kept
+            out[-1].append((above - below) / (2 * by))
+    return out
+
+
+def descend(cost, weights, *, lr):
+    """The cost and one plain step down it."""
+    return cost(weights), moved(weights, slopes(cost, weights), lr)
+
+
+def linear_rows(weights, images):
+    """A linear encoder's unit rows."""
+    return [unit(through(weights, image)) for image in images]
+
+
+def bank_steps(weights, bank, batches, samples, *, contrast, temperature, proximal, momentum, lr):
+    """Wu et al. 2018, sec. 3: (costs, weights, bank, Z) after steps on (images, ids) batches."""
+    costs, normaliser = [], None
+    for (images, ids), sample in zip(batches, samples, strict=True):
+        stored = [bank[i] for i in ids]
+        others = [list(range(len(bank))) if contrast == "softmax" else sample for _ in ids]
+        others = [[k for k in keys if k != i] for i, keys in zip(ids, others, strict=True)]
+        if contrast == "nce" and normaliser is None:
+            pairs = [
+                (row, bank[k])
+                for row, i, keys in zip(linear_rows(weights, images), ids, others, strict=True)
+                for k in [i, *keys]
+            ]
+            normaliser = len(bank) * sum(math.exp(dot(*pair) / temperature) for pair in pairs) / len(pairs)
+
+        def cost(weights, *, images=images, others=others, stored=stored, bank=bank, normaliser=normaliser):
+            total = 0.0
+            for row, own, keys in zip(linear_rows(weights, images), stored, others, strict=True):
+                positives, negatives = [dot(row, own)], [dot(row, bank[k]) for k in keys]
+                if contrast == "nce":
+                    total += nce(
+                        positives, negatives, temperature=temperature,
+                        normaliser=normaliser, noise_items=len(bank),
+                    )  # fmt: skip
+                else:
+                    total += info_nce(positives, negatives, temperature=temperature)
+                total += proximal * sum((x - y) ** 2 for x, y in zip(row, own, strict=True))
+            return total / len(images)
+
+        rows = linear_rows(weights, images)
+        value, weights = descend(cost, weights, lr=lr)
+        costs.append(value)
+        for i, row in zip(ids, rows, strict=True):
+            mixed = [momentum * old + (1 - momentum) * new for old, new in zip(bank[i], row, strict=True)]
+            bank = [*bank[:i], unit(mixed), *bank[i + 1 :]]
+    return costs, weights, bank, normaliser
+
+
+def xbm_steps(weights, batches, *, capacity, warm_up, weight, temperature, lr):
+    """Wang et al. 2020, algorithm 1: (costs, weights, memory) after steps on (images, ids, labels) batches.
+
+    The memory is a list of [row, label, place in its batch or None], newest last.
+    """
+    costs, memory = [], []
+    for step, (images, _, labels) in enumerate(batches):
+        rows = linear_rows(weights, images)
+        if step >= warm_up:
+            memory = [[row, label, None] for row, label, _ in memory]
+            memory += [
+                [row, label, place] for place, (row, label) in enumerate(zip(rows, labels, strict=True))
+            ]
+            memory = memory[-capacity:]
+
+        def cost(weights, *, images=images, labels=labels, memory=memory):
+            rows = linear_rows(weights, images)
+            batch = [[row, label, place] for place, (row, label) in enumerate(zip(rows, labels, strict=True))]
+            total = 0.0
+            for keys, share in ((batch, 1.0), (memory, weight)):
+                for place, row in enumerate(rows):
+                    others = [(dot(row, key), label) for key, label, at in keys if at != place]
+                    positives = [s for s, label in others if label == labels[place]]
+                    negatives = [s for s, label in others if label != labels[place]]
+                    total += share * info_nce(positives, negatives, temperature=temperature) / len(rows)
+            return total
+
+        value, weights = descend(cost, weights, lr=lr)
+        costs.append(value)
+    return costs, weights, memory
