@@ -167,21 +167,15 @@ def lars(
     return [w - outside * v for w, v in zip(weights, velocity, strict=True)], velocity
 
 
-def of_length_1(vector):
-    length = math.sqrt(sum(x * x for x in vector))
-    return [x / length for x in vector]
-
-
 def through(matrix, vector):
-    return [sum(w * x for w, x in zip(row, vector, strict=True)) for row in matrix]
+    """A linear layer without bias."""
+    return [dot(row, vector) for row in matrix]
 
 
 def among_keys(z, positives, negatives, *, temperature):
     """InfoNCE of a query of length 1 along z among keys, and its slope at z."""
-    q = of_length_1(z)
-    scores = [
-        [sum(x * y for x, y in zip(q, key, strict=True)) for key in keys] for keys in (positives, negatives)
-    ]
+    q = unit(z)
+    scores = [[dot(q, key) for key in keys] for keys in (positives, negatives)]
     cost = info_nce(*scores, temperature=temperature)
     total = sum(math.exp(s / temperature) for s in scores[0] + scores[1])
     slope = [0.0] * len(q)
@@ -189,16 +183,17 @@ def among_keys(z, positives, negatives, *, temperature):
         weight = math.exp((scores[0] + scores[1])[place] / temperature) / total
         weight -= 1 / len(positives) if place < len(positives) else 0
         slope = [g + weight * x / temperature for g, x in zip(slope, key, strict=True)]
-    along = sum(x * g for x, g in zip(q, slope, strict=True))
-    length = math.sqrt(sum(x * x for x in z))
+    along, length = dot(q, slope), math.sqrt(dot(z, z))
     return cost, [(g - x * along) / length for g, x in zip(slope, q, strict=True)]
 
 
 def moved(weights, slopes, rate):
+    """One plain step down the slopes."""
     return [[w - rate * g for w, g in zip(*rows, strict=True)] for rows in zip(weights, slopes, strict=True)]
 
 
 def followed(key_weights, weights, momentum):
+    """He et al. 2019, eq. 2."""
     return [
         [momentum * k + (1 - momentum) * w for k, w in zip(*rows, strict=True)]
         for rows in zip(key_weights, weights, strict=True)
@@ -214,7 +209,7 @@ def moco(weights, batches, *, held, capacity, rate, momentum, temperature, same_
         slopes, costs, fresh = [[0.0] * len(row) for row in weights], [], []
         for of_queries, of_keys in directions:
             for x, other, item in zip(of_queries, of_keys, ids, strict=True):
-                own = of_length_1(through(key_weights, other))
+                own = unit(through(key_weights, other))
                 fresh.append((own, item))
                 older = [key for key, whose in queue if whose == item]
                 positives = [own, *older] if same_id == "positive" else [own]
@@ -241,7 +236,7 @@ def moco_v3(weights, predictor, batches, *, rate, momentum, temperature):
         slopes = [[[0.0] * len(row) for row in matrix] for matrix in (weights, predictor)]
         total = 0.0
         for of_queries, of_keys in ((view_1, view_2), (view_2, view_1)):
-            keys = [of_length_1(through(key_weights, x)) for x in of_keys]
+            keys = [unit(through(key_weights, x)) for x in of_keys]
             for x, item in zip(of_queries, ids, strict=True):
                 positives = [key for key, whose in zip(keys, ids, strict=True) if whose == item]
                 negatives = [key for key, whose in zip(keys, ids, strict=True) if whose != item]

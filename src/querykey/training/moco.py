@@ -13,7 +13,7 @@ from querykey.training.view_objectives import ViewLoss
 from querykey.training.view_step import Computing, Seen, ViewStep, backward, projections, without_gradient
 from querykey.types import Ids, Rows
 
-__all__ = ["moco_step", "moco_v3_step"]
+__all__ = ["encode_keys", "moco_step", "moco_v3_step"]
 
 
 def moco_step(
@@ -88,7 +88,7 @@ def moco_step(
     key_encoder.follow_(encoder, momentum)
     held = queue.read()
     for of_queries, of_keys in directions:
-        keys = _keys(key_encoder, of_keys, permutation, computing)
+        keys = encode_keys(key_encoder, of_keys, permutation, computing)
         value += backward(encoder, of_queries, loss_of_q, computing)
     optimizer.step()
     queue.enqueue(torch.cat([k for _, k in taken]), ids.repeat(len(directions)))
@@ -160,7 +160,7 @@ def moco_v3_step(
     optimizer.zero_grad()
     key_encoder.follow_(encoder, momentum)
     for of_queries, of_keys in (views, (views[1], views[0])):
-        keys = _keys(key_encoder, of_keys, permutation, computing)
+        keys = encode_keys(key_encoder, of_keys, permutation, computing)
         value += backward(predicting, of_queries, loss_of_q, computing)
     optimizer.step()
     return ViewStep(value, *taken[0])
@@ -178,10 +178,22 @@ class _Predicting(nn.Module):
         return h, self.predictor(z)
 
 
-def _keys(
+def encode_keys(
     key_encoder: MomentumEncoder, images: Tensor, permutation: Tensor | None, computing: Computing
 ) -> Rows:
-    """The keys [images, dim], encoded in the order of the permutation, without gradient."""
+    """The keys of a step, as the key encoder is now.
+
+    In train mode its running statistics move.
+
+    Args:
+        key_encoder: images -> (h, z).
+        images: [images, channels, height, width]; encoded all at once.
+        permutation: In which they are encoded; see `encode_shuffled`. None: in their order.
+        computing: Precision, and whether keys are scaled to length 1.
+
+    Returns:
+        [images, dim] in float32 at least, without gradient; row i is the key of image i.
+    """
 
     def encode(some: Tensor) -> Rows:
         with computing.autocast(some.device):
