@@ -46,6 +46,16 @@ class OwnKeyPairs:
         positive, negative = self._held(max(start - images, 0), max(stop - images, 0), last)
         return torch.cat([own, positive], dim=1), torch.cat([torch.zeros_like(own), negative], dim=1)
 
+    @property
+    def query_ids(self) -> QueryIds:
+        """Which item each query is."""
+        return self.ids[self.start : self.stop]
+
+    @property
+    def key_ids(self) -> KeyIds:
+        """Which item each key is; -1: nobody's."""
+        return torch.cat([self.ids, self.held_ids])
+
     def rows(self, start: int, stop: int) -> "OwnKeyPairs":
         """The same for queries start to stop."""
         last = len(self.ids) if self.stop is None else self.stop

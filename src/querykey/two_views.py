@@ -6,7 +6,7 @@ import torch
 
 from querykey.errors import ShapeError
 from querykey.lookup import Lookup, Score
-from querykey.types import Ids, PairMask, Rows
+from querykey.types import Ids, KeyIds, PairMask, QueryIds, Rows
 
 __all__ = ["TwoViewPairs", "look_up_views"]
 
@@ -36,6 +36,16 @@ class TwoViewPairs:
         positive = other_view[:, None] == keys[None, :]
         both = self.ids.repeat(2)
         return positive, both[self.start : last, None] != both[None, start:stop]
+
+    @property
+    def query_ids(self) -> QueryIds:
+        """Which item each query is."""
+        return self.key_ids[self.start : self.stop]
+
+    @property
+    def key_ids(self) -> KeyIds:
+        """Which item each of the 2B rows is."""
+        return self.ids.repeat(2)
 
     def rows(self, start: int, stop: int) -> "TwoViewPairs":
         """The same for queries start to stop."""
