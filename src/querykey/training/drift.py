@@ -1,0 +1,231 @@
+"""Drift: how far the rows that a dictionary holds are from what today's encoder makes of the same views."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from querykey.dictionaries.rows import Held
+from querykey.errors import DataError, RangeError, ShapeError
+from querykey.types import Ids, Rows
+
+__all__ = ["HeldRows", "TwoViews", "WalksViews", "drift", "drift_of", "held_ages", "undisturbed"]
+
+
+@runtime_checkable
+class HeldRows(Protocol):
+    """A dictionary: a queue, a memory bank or a cross-batch memory."""
+
+    def read(self) -> Held:
+        """Its rows."""
+        ...
+
+    def age(self) -> Tensor:
+        """How many writes ago each of them was written."""
+        ...
+
+
+@runtime_checkable
+class TwoViews(Protocol):
+    """Two views of a batch of images."""
+
+    @property
+    def view_1(self) -> Tensor:
+        """[images, channels, height, width]."""
+        ...
+
+    @property
+    def view_2(self) -> Tensor:
+        """Likewise."""
+        ...
+
+    @property
+    def ids(self) -> Ids:
+        """Which items they show, as the dictionary knows them."""
+        ...
+
+
+@runtime_checkable
+class WalksViews(Protocol):
+    """The views of every step, the same however often they are made: `TrainingImages`."""
+
+    def walk(self, start: int, stop: int) -> Iterator[TwoViews]:
+        """Those of steps start to stop."""
+        ...
+
+
+def drift(stored: Rows, fresh: Tensor) -> float:
+    r"""The mean squared distance between stored rows and fresh ones of the same views.
+
+    .. math:: D = \frac{1}{n} \sum_i \lVert v_i^{\text{fresh}} - v_i^{\text{stored}} \rVert^2
+
+    Args:
+        stored: [rows, dim], at least 1.
+        fresh: [rows, dim], in the same order.
+
+    Returns:
+        Of unit rows from 0 (the encoder has not moved) to 4; 2 - 2 times their mean cosine, so 2 where they
+        have nothing in common.
+
+    Raises:
+        ShapeError: If the shapes differ.
+        DataError: If there is no row.
+
+    Example:
+        >>> drift(torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        1.0
+
+    Source:
+        Wang et al., Cross-Batch Memory for Embedding Learning, 2020, arXiv:1912.06798, section 3.1
+        and figure 3.
+    """
+    if stored.shape != fresh.shape:
+        raise ShapeError(
+            f"stored rows are {list(stored.shape)} and fresh ones {list(fresh.shape)}; need the same shape"
+        )
+    if not len(stored):
+        raise DataError("a drift needs at least 1 row, got none; ask for it after the first step")
+    return float((fresh.double() - stored.double()).square().sum(dim=1).mean())
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Let a module encode in train mode, and leave no trace of it.
+
+    Inside, the module is in train mode, nothing is recorded for backward, and its buffers (the running
+    statistics of batch norm) are copies. Afterwards its modes, the very tensors of its buffers and torch's
+    generators are what they were, so that this may happen between a forward and its backward.
+
+    Args:
+        module: Any.
+
+    Example:
+        >>> norm = torch.nn.BatchNorm1d(2).eval()
+        >>> with undisturbed(norm):
+        ...     _ = norm(torch.randn(4, 2))
+        >>> norm.running_mean.tolist(), norm.training
+        ([0.0, 0.0], False)
+    """
+    parts = list(module.modules())
+    modes = [part.training for part in parts]
+    buffers = [
+        (part, name, buffer)
+        for part in parts
+        for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False)
+    ]
+    tensors = [*module.parameters(), *module.buffers()]
+    devices = sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        try:
+            for part, name, buffer in buffers:
+                setattr(part, name, buffer.clone())
+            module.train()
+            yield
+        finally:
+            for part, name, buffer in buffers:
+                setattr(part, name, buffer)
+            for part, mode in zip(parts, modes, strict=True):
+                part.training = mode
+
+
+def drift_of(
+    dictionary: HeldRows,
+    images: WalksViews,
+    encode: Callable[[Tensor, int], Rows],
+    *,
+    module: nn.Module,
+    step: int,
+    views: Sequence[int],
+    ages: Sequence[int],
+) -> dict[int, float]:
+    """How far the rows of some earlier steps have drifted.
+
+    A view is a function of seed, epoch, item, number and place in the epoch, so that the very views of an
+    earlier step are made again, and encoded as they were then: in train mode, as one batch. What
+    differs is the encoder alone. Of a memory bank, whose slots are running means, it is the distance of
+    the mean from what would go into it today.
+
+    Args:
+        dictionary: Written once a step.
+        images: The views of every step.
+        encode: (images, number of their step) to rows as they are stored, by the encoder as it is now. The
+            number is for what a step draws, as the permutation of shuffled batch norm; the encoder
+            without it would show other rows where nothing has drifted.
+        module: What `encode` runs; see `undisturbed`.
+        step: Steps taken. The encoder has had so many updates.
+        views: Which view of a pair the rows are of, 0 or 1, in the order in which they were put in:
+            (1,) of MoCo's, (1, 0) where it is symmetric, (0,) of one view a step.
+        ages: In steps, >= 1: 1 is the step taken last. See `held_ages`.
+
+    Returns:
+        By age, ascending: `drift`. Without ages of which no row is held. Of a step of which part is
+        overwritten, that of the rest.
+
+    Raises:
+        RangeError: If an age is below 1, or a view neither 0 nor 1.
+        DataError: If rows of that age show other items than that step: not every step wrote, once.
+
+    Source:
+        As `drift`.
+    """
+    if not views or not set(views) <= {0, 1} or (ages and min(ages) < 1):
+        raise RangeError(f"views must be 0 or 1 and ages at least 1, got {list(views)} and {list(ages)}")
+    held, age = dictionary.read(), dictionary.age()
+    found: dict[int, float] = {}
+    with undisturbed(module):
+        for back in sorted(set(ages)):
+            slots = _in_order((age == back - 1).nonzero()[:, 0])
+            if back > step or not len(slots):
+                continue
+            for pair in images.walk(step - back, step - back + 1):
+                stored, places = _matched(held.ids[slots], pair.ids.repeat(len(views)), step - back)
+                fresh = torch.cat([encode((pair.view_1, pair.view_2)[view], step - back) for view in views])
+                found[back] = drift(held.vectors[slots][stored], fresh[places])
+    return found
+
+
+def held_ages(dictionary: HeldRows, *, steps: int) -> tuple[int, ...]:
+    """Ages worth asking `drift_of` for: the newest, the oldest of which half is held, and one between.
+
+    Args:
+        dictionary: Written once a step.
+        steps: For how many steps it has been so: all that were taken, or those since a memory was filled
+            beforehand.
+
+    Returns:
+        Up to three ages in steps, ascending, the newest 1; none of an empty dictionary.
+
+    Example:
+        >>> from querykey.dictionaries.cross_batch import CrossBatchMemory
+        >>> memory = CrossBatchMemory(capacity=10, dim=1)
+        >>> for step in range(9):
+        ...     memory.enqueue(torch.ones(2, 1), torch.arange(2))
+        >>> held_ages(memory, steps=9)
+        (1, 3, 5)
+    """
+    age = dictionary.age() + 1
+    counts = torch.bincount(age[age <= steps])
+    if not len(counts):
+        return ()
+    oldest = int((2 * counts >= counts[1]).logical_and(counts > 0).nonzero().max())
+    return tuple(sorted({1, (1 + oldest) // 2, oldest}))
+
+
+def _in_order(slots: Tensor) -> Tensor:
+    """Slots of one write in the order of writing: where a ring has wrapped, its end comes first."""
+    gaps = (slots.diff() > 1).nonzero()[:, 0]
+    return slots.roll(-int(gaps[0]) - 1) if len(gaps) else slots
+
+
+def _matched(held: Tensor, made: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Which held row, in the order of writing, is which one made; the first may be overwritten."""
+    candidates = torch.isin(made, held).nonzero()[:, 0][-len(held) :]
+    mine, theirs = held.sort(stable=True), made[candidates].sort(stable=True)
+    if not torch.equal(mine.values, theirs.values):
+        raise DataError(
+            f"rows that step {step} should have written show other items than its images; give the number of "
+            "steps taken, and ages since when every step has written once"
+        )
+    return mine.indices, candidates[theirs.indices]
