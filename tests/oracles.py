@@ -265,6 +265,12 @@ def nce(positives, negatives, *, temperature, normaliser, noise_items):
     )
 
 
+def unit(row):
+    """Scaled to length 1."""
+    length = math.sqrt(sum(x * x for x in row))
+    return [x / length for x in row]
+
+
 def dot(row, other):
     """The score of two rows."""
     return sum(x * y for x, y in zip(row, other, strict=True))
@@ -287,12 +293,16 @@ def slopes(cost, weights, *, by=1e-5):
 
 def descend(cost, weights, *, lr):
     """The cost and one plain step down it."""
-    return cost(weights), moved(weights, slopes(cost, weights), lr)
+    value, gradient = cost(weights), slopes(cost, weights)
+    return value, [
+        [w - lr * g for w, g in zip(row, slope, strict=True)]
+        for row, slope in zip(weights, gradient, strict=True)
+    ]
 
 
 def linear_rows(weights, images):
     """A linear encoder's unit rows."""
-    return [unit(through(weights, image)) for image in images]
+    return [unit([dot(row, image) for row in weights]) for image in images]
 
 
 def bank_steps(weights, bank, batches, samples, *, contrast, temperature, proximal, momentum, lr):
