@@ -262,13 +262,21 @@ def test_in_chunks_and_with_checkpoints_it_is_the_same_step(kind, norm):
             ProjectionHead(DIM, hidden=5, dim=DIM, batch_norm=False, seed=1),
         )
         encoder, predictor = encoder.double(), predictor.double()
-        key_encoder, optimizer, queue = parts(encoder, capacity=20, more=predictor.parameters())
-        for seed in range(2):
-            views = tuple(view.double() + seed for view in pictures())
-            taken = step(
-                kind, encoder, key_encoder, predictor, optimizer, queue, views, torch.arange(8) + 8 * seed,
-                computing=computing,
-            )  # fmt: skip
+        key_encoder, optimizer, queue = parts(
+            encoder, capacity=20, start="random", more=predictor.parameters()
+        )
+        views = tuple(view.double() for view in pictures())
+        taken = step(
+            kind,
+            encoder,
+            key_encoder,
+            predictor,
+            optimizer,
+            queue,
+            views,
+            torch.arange(8),
+            computing=computing,
+        )
         modules = (encoder, key_encoder, predictor, queue)
         after.append(
             [torch.tensor(taken.loss), *(v for m in modules for v in (*m.parameters(), *m.buffers()))]

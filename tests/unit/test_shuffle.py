@@ -129,7 +129,7 @@ def test_two_processes_exchange_their_images(tmp_path):
         for rank in (0, 1)
     ]  # fmt: skip
     try:
-        outcomes = [child.communicate(timeout=100) for child in children]
+        outcomes = [child.communicate(timeout=300) for child in children]
     finally:
         for child in children:
             child.kill()
