@@ -198,7 +198,7 @@ class _Tally:
         keys = slice(block.start, block.start + scores.shape[1])
         if ids is not None:
             mine, theirs = ids[0][:, None], ids[1][None, keys]
-            self.own_item += int(((mine == theirs) & (theirs != NOBODY) & negative).count_nonzero())
+            self.own_item += int(((mine == theirs) & negative).count_nonzero())
         if labels is not None:
             mine, theirs = labels[0][:, None], labels[1][None, keys]
             known = (mine != UNLABELLED) & (theirs != UNLABELLED) & negative
