@@ -1,0 +1,128 @@
+"""Adaptive cross-batch normalisation: rows of a memory moved to where the encoder puts rows now."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from querykey.errors import RangeError, ShapeError
+from querykey.types import Keys, Queries
+
+__all__ = ["MomentAlignment"]
+
+UNKNOWN = 1e30
+"""Variance of what is not known yet: the first batch is believed as it is."""
+NARROW = 1e-6
+"""A dimension of the memory whose standard deviation is below this is moved, not stretched."""
+
+
+class MomentAlignment(nn.Module):
+    r"""Give the rows of a memory the mean and the spread of the current batch, dimension by dimension.
+
+    Rows in a memory are of older encoders. If what the encoder did since is a shift and a stretch of
+    each dimension, it can be done to them as well:
+
+    .. math:: z \leftarrow \mathrm{unit}\left(
+              \frac{z - \mu_\mathrm{memory}}{\sigma_\mathrm{memory}} \sigma + \mu \right)
+
+    with :math:`\mu, \sigma` those of the batch, or an estimate that has seen the batches before as well.
+
+    A small batch says little of its distribution, and the memory would be moved by its noise. With a
+    `drift` the moments are followed by a Kalman filter, one for each moment of each dimension: a
+    batch of *B* rows measures a mean with variance :math:`\sigma^2 / B` and a variance with
+    :math:`2 \sigma^4 / (B - 1)`; between two batches a mean moves by about `drift` times
+    :math:`\sigma`, and :math:`\sigma` by a share of `drift`. A large batch is then believed almost as
+    it is, a small one a little. What is believed is saved with the module.
+
+    Args:
+        dim: Width of a row, at least 1.
+        drift: > 0, dimensionless: how far the distribution moves in a step, in standard deviations; 0.01
+            to 0.1. None: the moments of each batch are taken as they are.
+
+    Raises:
+        RangeError: If dim is below 1 or drift is not a positive number.
+
+    Example:
+        >>> memory = torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0]])
+        >>> batch = torch.tensor([[-0.6, 0.8], [-0.8, 0.6], [0.0, 1.0]])
+        >>> MomentAlignment(dim=2).align_(memory, batch)
+        >>> bool(memory[:, 0].mean() < 0)
+        True
+
+    Source:
+        Ajanthan et al., Adaptive Cross Batch Normalization for Metric Learning, 2023, arXiv:2303.17127:
+        stored embeddings are updated at each iteration to the first and second moments of the current
+        ones, with a Kalman filter where batches are small. The filter's model of noise, given above, is
+        ours, and so is that `drift` is a setting.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    mean_doubt: Tensor
+    variance_doubt: Tensor
+
+    def __init__(self, *, dim: int, drift: float | None = None) -> None:
+        super().__init__()
+        if dim < 1:
+            raise RangeError(f"dim must be at least 1, got {dim}")
+        if drift is not None and not 0.0 < drift < math.inf:
+            raise RangeError(
+                f"drift must be > 0 and finite, or None to take each batch as it is, got {drift}; "
+                "0.01 to 0.1 is usual"
+            )
+        self.drift = drift
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.zeros(dim))
+        self.register_buffer("mean_doubt", torch.full((dim,), UNKNOWN))
+        self.register_buffer("variance_doubt", torch.full((dim,), UNKNOWN))
+
+    @torch.no_grad()
+    def align_(self, held: Keys, batch: Queries) -> None:
+        """See a batch, and move the held rows in place.
+
+        Args:
+            held: Rows of a memory [keys, dim]; fewer than two are left as they are.
+            batch: Rows of the encoder as it is now [queries, dim], of length 1, at least two.
+
+        Raises:
+            ShapeError: If the batch has fewer than two rows, or rows of another width.
+        """
+        if len(batch) < 2 or batch.shape[1] != len(self.mean):
+            raise ShapeError(
+                f"a batch of {list(batch.shape)} has no moments of {len(self.mean)} dimensions; "
+                "at least two rows of this width are needed"
+            )
+        self._see(batch.to(self.mean.dtype))
+        if len(held) < 2:
+            return
+        variance, mean = torch.var_mean(held, dim=0)
+        stretch = (self.variance.clamp(min=0.0) / variance.clamp(min=NARROW**2)).sqrt()
+        held.sub_(mean).mul_(stretch).add_(self.mean)
+        held.copy_(F.normalize(held, dim=1))
+
+    def extra_repr(self) -> str:
+        return f"dim={len(self.mean)}, drift={self.drift}"
+
+    def _see(self, batch: Queries) -> None:
+        variance, mean = torch.var_mean(batch, dim=0)
+        if self.drift is None:
+            self.mean.copy_(mean)
+            self.variance.copy_(variance)
+            return
+        # What is believed of the spread, not the batch's own: batches that spread little by chance
+        # would be believed most, and the estimate would shrink.
+        spread = self.variance.where(self.mean_doubt < UNKNOWN / 2, variance).clamp(min=NARROW**2)
+        _follow(self.mean, self.mean_doubt, mean, noise=spread / len(batch), moved=self.drift**2 * spread)
+        _follow(
+            self.variance, self.variance_doubt, variance,
+            noise=2.0 * spread**2 / (len(batch) - 1), moved=(2.0 * self.drift * spread) ** 2,
+        )  # fmt: skip
+
+
+def _follow(believed: Tensor, doubt: Tensor, measured: Tensor, *, noise: Tensor, moved: Tensor) -> None:
+    """One step of a Kalman filter whose state wanders: predict, then correct, in place."""
+    doubt.add_(moved)
+    gain = doubt / (doubt + noise)
+    believed.lerp_(measured, gain)
+    doubt.copy_(gain * noise)

@@ -1,0 +1,165 @@
+"""The memory bank: one slot an item, for the whole data set."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from querykey.dictionaries.rows import Held
+from querykey.errors import RangeError, ShapeError
+from querykey.types import Ids, Numbers, Rows
+
+__all__ = ["MemoryBank"]
+
+
+class MemoryBank(nn.Module):
+    r"""One row an item, written by the item's id: slot i is item i.
+
+    It is full from the start, with random rows about as long as 1: each number uniform from
+    :math:`-1/\sqrt{d/3}` to :math:`1/\sqrt{d/3}`. A row that was written has length 1.
+
+    Writing mixes the new row into the old, :math:`V_i \leftarrow \mathrm{unit}(m V_i + (1 - m) v_i)`,
+    so a slot remembers several passes over the data: about :math:`1 / (1 - m)` of them.
+
+    All of it is saved: rows, when each was written, and the normaliser of NCE.
+
+    Args:
+        items: Slots, at least 1: as many as the data has items.
+        dim: Width of a row, at least 1.
+        seed: Of the random start; the caller's generators do not move.
+        momentum: m in [0, 1), the share of the old row that stays.
+
+    Raises:
+        RangeError: If items or dim is below 1, or momentum is not in [0, 1).
+
+    Example:
+        >>> bank = MemoryBank(items=3, dim=2, momentum=0.0)
+        >>> bank.write(torch.tensor([[0.0, 2.0]]), torch.tensor([1]))
+        >>> bank.own(torch.tensor([1])), bank.age().tolist()
+        (tensor([[0., 1.]]), [1, 0, 1])
+
+    Source:
+        Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, 2018,
+        arXiv:1805.01978, section 3; the random start and the momentum of 0.5 are the authors' code's.
+    """
+
+    vectors: Tensor
+    ids: Tensor
+    labels: Tensor
+    written: Tensor
+    normaliser: Tensor
+
+    def __init__(self, *, items: int, dim: int, seed: int = 0, momentum: float = 0.5) -> None:
+        super().__init__()
+        if items < 1 or dim < 1:
+            raise RangeError(f"items and dim must be at least 1, got {items} and {dim}")
+        if not 0.0 <= momentum < 1.0:
+            raise RangeError(
+                f"momentum of the memory bank must be from 0 to below 1, got {momentum}; 0.5 is usual"
+            )
+        self.momentum = momentum
+        drawn = torch.rand(items, dim, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("vectors", drawn.mul_(2.0).sub_(1.0).mul_((3.0 / dim) ** 0.5))
+        self.register_buffer("ids", torch.arange(items), persistent=False)
+        self.register_buffer("labels", torch.full((items,), -1), persistent=False)
+        self.register_buffer("written", torch.zeros(items, dtype=torch.int64))
+        self.register_buffer("normaliser", torch.zeros(()))
+        self._writes = 0
+
+    def __len__(self) -> int:
+        """Items, from the start."""
+        return len(self.vectors)
+
+    def read(self) -> Held:
+        """All rows, slot i with id i, unlabelled.
+
+        Views, not copies. A loss that is computed from them must run backward before the next
+        `write`; torch refuses it afterwards.
+        """
+        return Held(self.vectors, self.ids, self.labels)
+
+    def own(self, ids: Ids) -> Rows:
+        """The stored rows of these items.
+
+        Args:
+            ids: Items [rows], from 0 to below the number of slots.
+
+        Returns:
+            [rows, dim], a copy.
+
+        Raises:
+            RangeError: If there is no slot for one of them.
+        """
+        self._require_slots(ids)
+        return self.vectors[ids]
+
+    def sample(self, count: int, generator: torch.Generator) -> Numbers:
+        """Items drawn uniformly, each as if alone: one may be drawn twice.
+
+        Args:
+            count: How many, at least 1.
+            generator: Of the draws, on its own device.
+
+        Returns:
+            Ids [count].
+
+        Raises:
+            RangeError: If count is below 1.
+        """
+        if count < 1:
+            raise RangeError(f"a sample of the memory bank needs at least 1 item, got {count}")
+        drawn = torch.randint(len(self), (count,), generator=generator, device=generator.device)
+        return drawn.to(self.vectors.device)
+
+    def age(self) -> Tensor:
+        """How many calls of `write` ago each row was written: int64 [items].
+
+        A row that never was counts them all; `written` is 0 for it.
+        """
+        return self._writes - self.written
+
+    @torch.no_grad()
+    def write(self, vectors: Rows, ids: Ids) -> None:
+        """Mix rows into their items' slots.
+
+        Args:
+            vectors: [rows, dim]; kept without gradient.
+            ids: Which item each row is. Of an item that is there twice the last row counts, and the
+                others are as if they had not been given.
+
+        Raises:
+            RangeError: If there is no slot for one of the items; nothing is written.
+            ShapeError: If rows, ids and widths do not fit.
+        """
+        if len(vectors) != len(ids) or vectors.shape[1] != self.vectors.shape[1]:
+            raise ShapeError(
+                f"{list(vectors.shape)} rows with {len(ids)} ids do not fit a memory bank of rows "
+                f"{self.vectors.shape[1]} wide; one id for each row is needed"
+            )
+        self._require_slots(ids)
+        slots, order = torch.sort(ids, stable=True)
+        is_last = torch.ones_like(slots, dtype=torch.bool)
+        is_last[:-1] = slots[1:] != slots[:-1]
+        slots, rows = slots[is_last], vectors[order[is_last]].to(self.vectors.dtype)
+        self._writes += 1
+        mixed = torch.lerp(rows, self.vectors[slots], self.momentum)
+        self.vectors[slots] = F.normalize(mixed, dim=1)
+        self.written[slots] = self._writes
+
+    def get_extra_state(self) -> Tensor:
+        """Calls of write, for `state_dict`."""
+        return torch.tensor([self._writes])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take them back from a `state_dict`."""
+        (self._writes,) = state.tolist()
+
+    def extra_repr(self) -> str:
+        return f"items={len(self)}, dim={self.vectors.shape[1]}, momentum={self.momentum}"
+
+    def _require_slots(self, ids: Ids) -> None:
+        outside = ids[(ids < 0) | (ids >= len(self))]
+        if len(outside):
+            raise RangeError(
+                f"the memory bank has slots for items 0 to {len(self) - 1} and was given item "
+                f"{int(outside[0])}; give it as many slots as the data has items, and ids counted from 0"
+            )
