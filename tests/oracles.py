@@ -373,3 +373,33 @@ def xbm_steps(weights, batches, *, capacity, warm_up, weight, temperature, lr):
         value, weights = descend(cost, weights, lr=lr)
         costs.append(value)
     return costs, weights, memory
+
+
+def end_to_end_steps(weights, batches, *, symmetric, temperature, lr):
+    """He et al. 2020, sec. 4.1; symmetric: Radford et al. 2021, fig. 3: (costs, weights) after steps.
+
+    A row of weights is that of the query encoder and then of the key encoder, or of one that both share;
+    batches are (queries, keys, ids).
+    """
+    costs = []
+    for queries, keys, ids in batches:
+
+        def cost(weights, *, queries=queries, keys=keys, ids=ids):
+            width = len(queries[0])
+            is_shared = all(len(row) == width for row in weights) and len(keys[0]) == width
+            q = linear_rows([row[:width] for row in weights], queries)
+            k = linear_rows([row if is_shared else row[width:] for row in weights], keys)
+            directions = [(q, k), (k, q)] if symmetric else [(q, k)]
+            total = 0.0
+            for asking, asked in directions:
+                for row, own in zip(asking, ids, strict=True):
+                    scores = [(dot(row, key), item == own) for key, item in zip(asked, ids, strict=True)]
+                    positives, negatives = (
+                        [s for s, same in scores if same is wanted] for wanted in (True, False)
+                    )
+                    total += info_nce(positives, negatives, temperature=temperature)
+            return total / len(queries) / len(directions)
+
+        value, weights = descend(cost, weights, lr=lr)
+        costs.append(value)
+    return costs, weights

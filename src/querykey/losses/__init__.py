@@ -5,8 +5,10 @@ from querykey.losses.hard_negative import debiased, hard_negative
 from querykey.losses.info_nce import info_nce, nca
 from querykey.losses.logistic import nt_logistic
 from querykey.losses.margin import contrastive, triplet
+from querykey.losses.nce import nce, nce_normaliser
 from querykey.losses.nt_xent import nt_xent
 from querykey.losses.preserving import rank_loss, score_difference, score_distillation
+from querykey.losses.streaming import streamed_info_nce
 from querykey.losses.temperature import LearnedTemperature
 from querykey.losses.weighting import circle, multi_similarity
 
@@ -20,10 +22,13 @@ __all__ = [
     "info_nce",
     "multi_similarity",
     "nca",
+    "nce",
+    "nce_normaliser",
     "nt_logistic",
     "nt_xent",
     "rank_loss",
     "score_difference",
     "score_distillation",
+    "streamed_info_nce",
     "triplet",
 ]
