@@ -1,0 +1,138 @@
+"""One step of instance discrimination over a memory bank."""
+
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from querykey.dictionaries.bank import MemoryBank
+from querykey.errors import ConfigError, RangeError
+from querykey.lookup import Lookup, PairRule, look_up
+from querykey.losses.info_nce import info_nce
+from querykey.losses.nce import nce, nce_normaliser
+from querykey.losses.streaming import streamed_info_nce
+from querykey.own_key import look_up_own_key
+from querykey.training.view_step import Computing, Seen, ViewStep, backward, without_gradient
+from querykey.types import Ids, Numbers, PerQuery, Rows
+
+__all__ = ["BankContrast", "bank_step"]
+
+BankContrast = Literal["softmax", "info_nce", "nce"]
+BANK_RULE = PairRule(positive="id", same_id="positive")
+
+
+def bank_step(
+    encoder: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    bank: MemoryBank,
+    view: Tensor,
+    *,
+    ids: Ids,
+    temperature: float | Tensor,
+    contrast: BankContrast = "softmax",
+    negatives: int = 4096,
+    generator: torch.Generator | None = None,
+    block: int | None = None,
+    proximal: float = 0.0,
+    computing: Computing | None = None,
+    seen: Seen | None = None,
+) -> ViewStep:
+    r"""Encode one view, look it up in the bank, loss, backward, step; then write the own slots by id.
+
+    What a query should find is the stored row of its own item, written when the item was last seen:
+    one view a step is enough. The loss follows from the contrast:
+
+    - "softmax": `info_nce` over the whole bank. With `block` no matrix of scores exists.
+    - "info_nce": `info_nce` over the own row and a sample of the bank.
+    - "nce": `nce` over the same. Its normaliser is taken from the first step's look-up and kept
+      in the bank.
+
+    A sample is one uniform draw that all queries of the batch share, so that scoring it is one
+    product of matrices; the paper draws for each query anew. Rows of a query's own item that
+    were drawn are left out.
+
+    Args:
+        encoder: images -> (h, z), in train mode.
+        optimizer: Of the encoder's parameters, and of a learned temperature.
+        bank: A slot for each item of the data.
+        view: One view of some items [images, channels, height, width].
+        ids: Which items they show [images], each at most once.
+        temperature: Above 0; 0.07 on ImageNet, 0.1 on CIFAR-10. A tensor where it is learned.
+        contrast: As above.
+        negatives: Size of the sample, at least 1; not used by "softmax".
+        generator: Of the sample; not used by "softmax".
+        block: Keys scored at a time; None: all at once, which is faster where the bank is small.
+        proximal: :math:`\lambda \ge 0` of :math:`\lambda \lVert z_i - V_i \rVert^2` beside the loss:
+            rows stay near what was stored of them. The paper has 30, the authors' code 0.
+        computing: How the encoder is run.
+        seen: Shown the look-up of the batch, before the bank changes.
+
+    Returns:
+        The loss before the step, mean over the queries; z, and the stored rows it was to find.
+
+    Raises:
+        CollapseError: If the loss is not finite; the weights and the bank's rows are left as they were.
+        ConfigError: If a sample is needed and there is no generator, or "nce" is given a block.
+        RangeError: If the bank has no slot for an item, proximal is negative, or a setting is out of range.
+
+    Source:
+        Wu et al. 2018, arXiv:1805.01978, eq. 2 (softmax), 7 (NCE) and 10 (proximal). InfoNCE over a
+        sample of a bank: He et al. 2019, arXiv:1911.05722, section 4.1.
+    """
+    if not 0.0 <= proximal < float("inf"):
+        raise RangeError(f"proximal must be >= 0 and finite, got {proximal}; 0 leaves it out")
+    if contrast == "nce" and block is not None:
+        raise ConfigError('contrast "nce" is not walked in blocks; leave block out')
+    stored = bank.own(ids)
+    sample = _sample(bank, contrast, negatives, generator)
+    found: dict[str, Rows] = {}
+
+    def loss_of_z(z: Rows) -> Tensor:
+        found["z"] = z.detach()
+        lookup = _look_up(z, bank, ids, stored, sample)
+        if seen is not None:
+            seen(without_gradient(lookup))
+        cost = _cost(lookup, bank, contrast, temperature, block)
+        if proximal:
+            cost = cost + proximal * (z - stored).square().sum(dim=1)
+        return cost.mean()
+
+    optimizer.zero_grad()
+    value = backward(encoder, view, loss_of_z, computing or Computing())
+    optimizer.step()
+    bank.write(found["z"], ids)
+    return ViewStep(value, found["z"], stored)
+
+
+def _sample(
+    bank: MemoryBank, contrast: BankContrast, negatives: int, generator: torch.Generator | None
+) -> Numbers | None:
+    if contrast == "softmax":
+        return None
+    if generator is None:
+        raise ConfigError(f'contrast "{contrast}" draws a sample of the bank; give it a generator')
+    return bank.sample(negatives, generator)
+
+
+def _look_up(z: Rows, bank: MemoryBank, ids: Ids, stored: Rows, sample: Numbers | None) -> Lookup:
+    if sample is None:
+        held = bank.read()
+        return look_up(z, held.vectors, query_ids=ids, key_ids=held.ids, rule=BANK_RULE)
+    drawn = bank.own(sample)
+    return look_up_own_key(z, stored, ids=ids, held_vectors=drawn, held_ids=sample, same_id="masked")
+
+
+def _cost(
+    lookup: Lookup, bank: MemoryBank, contrast: BankContrast, temperature: float | Tensor, block: int | None
+) -> PerQuery:
+    match contrast:
+        case "softmax" | "info_nce":
+            if block is None:
+                return info_nce(lookup, temperature=temperature)
+            return streamed_info_nce(lookup, temperature=temperature, block=block)
+        case "nce":
+            if not bank.normaliser:  # not set: this is the first step
+                bank.normaliser.copy_(nce_normaliser(lookup, temperature=temperature, items=len(bank)))
+            return nce(lookup, temperature=temperature, normaliser=bank.normaliser, noise_items=len(bank))
+        case never:
+            assert_never(never)
