@@ -89,7 +89,8 @@ def backward(
     """
 
     def of_z(z: Tensor) -> Tensor:
-        return require_finite(loss_of_z(projections(z, normalised=computing.normalised)))
+        with torch.autocast(images.device.type, enabled=False):  # the encoder's precision is not the loss's
+            return require_finite(loss_of_z(projections(z, normalised=computing.normalised)))
 
     if computing.chunks > 1:
         with computing.autocast(images.device):
