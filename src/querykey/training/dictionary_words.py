@@ -37,7 +37,7 @@ def words_of(
     half_life: float | None = None,
     start: Mapping[str, float] | None = None,
     is_over: bool = False,
-) -> list[str]:
+) -> dict[str, str]:
     """A sentence for each thing that is off, with its number and what to do.
 
     What is off: rows that have drifted by more than `DRIFT_SHARE` of the distance between items; keys older
@@ -54,22 +54,22 @@ def words_of(
         is_over: Whether this is the end of the run.
 
     Returns:
-        Sentences without a full stop; none where all is well.
+        By the name of what is off, sentences without a full stop; none where all is well.
 
     Example:
         >>> words_of({"gap": 3.0, "age_max": 200.0}, half_life=69.0)
-        ['the oldest keys are 200 steps old and the half-life of their encoder is 69: ...']
+        {'age': 'the oldest keys are 200 steps old and the half-life of their encoder is 69: ...'}
     """
-    words = [
-        _of_drift(seen, drift or {}),
-        _of_age(seen, half_life),
-        _of_fill(seen) if is_over else None,
-        _of_own_item(seen),
-        _of_own_class(seen),
-        _of_gap(seen),
-        _of_pretext(seen, start or {}),
-    ]
-    return [word for word in words if word is not None]
+    words = {
+        "drift": _of_drift(seen, drift or {}),
+        "age": _of_age(seen, half_life),
+        "fill": _of_fill(seen) if is_over else None,
+        "own item": _of_own_item(seen),
+        "own class": _of_own_class(seen),
+        "gap": _of_gap(seen),
+        "pretext": _of_pretext(seen, start or {}),
+    }
+    return {name: word for name, word in words.items() if word is not None}
 
 
 def _of_drift(seen: Mapping[str, float], drift: Mapping[int, float]) -> str | None:
