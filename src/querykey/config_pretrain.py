@@ -43,6 +43,7 @@ class HeadTable(Strict):
     hidden: PositiveInt | None = None
     dim: PositiveInt | None = None
     batch_norm: bool | None = None
+    last_norm: Literal["scale", "plain", "none"] | None = None
 
 
 class BatchNormTable(Strict):
@@ -78,7 +79,13 @@ class ViewsTable(Strict):
 class LossTable(Strict):
     """The loss; each kind takes the options that its function has."""
 
-    kind: Literal["nt_xent", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin"] | None = None
+    kind: (
+        Literal[
+            "nt_xent", "info_nce", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin",
+            "contrastive", "multi_similarity",
+        ]
+        | None
+    ) = None  # fmt: skip
     temperature: PositiveFloat | None = None
     learned_temperature: bool | None = None
     normalised: bool | None = None
@@ -86,7 +93,37 @@ class LossTable(Strict):
     tau_plus: Momentum | None = None
     beta: NonNegative | None = None
     margin: NonNegative | None = None
+    positive_margin: float | None = None
+    negative_margin: float | None = None
     mining: Literal["all", "hard", "semi_hard"] | None = None
+
+
+class DictionaryTable(Strict):
+    """What queries are looked up in: a queue, a memory bank or a cross-batch memory."""
+
+    capacity: PositiveInt | None = None
+    start: Literal["empty", "random"] | None = None
+    same_id: Literal["masked", "negative", "positive"] | None = None
+    contrast: Literal["softmax", "info_nce", "nce"] | None = None
+    negatives: PositiveInt | None = None
+    momentum: Momentum | None = None
+    proximal: NonNegative | None = None
+    weight: NonNegative | None = None
+    warm_up: Momentum | None = None
+    prefill: bool | None = None
+    align: Literal["none", "moments", "kalman"] | None = None
+    items_per_class: Annotated[int, Field(ge=2)] | None = None
+
+
+class KeyEncoderTable(Strict):
+    """What encodes keys."""
+
+    momentum: Probability | None = None
+    schedule: Literal["constant", "cosine"] | None = None
+    symmetric: bool | None = None
+    shuffle: bool | None = None
+    separate: bool | None = None
+    predictor_hidden: PositiveInt | None = None
 
 
 class OptimizerTable(Strict):
@@ -105,7 +142,8 @@ class PretrainRun(Strict):
 
     Args:
         data: The images, as `querykey help sources` says.
-        method: How it learns.
+        method: How it learns; simclr if nothing is said.
+        preset: A whole recipe of a paper's authors, which has a method of its own.
         minutes: Wall-clock length; becomes a number of steps before the first.
         epochs: Length in passes over the data, instead.
         steps: Length in steps, instead.
@@ -122,7 +160,8 @@ class PretrainRun(Strict):
     """
 
     data: str | None = None
-    method: Literal["simclr"] = "simclr"
+    method: Literal["simclr", "moco", "moco-v2", "moco-v3", "memory-bank", "end-to-end", "xbm"] | None = None
+    preset: Literal["moco-cifar"] | None = None
     minutes: PositiveFloat | None = None
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
@@ -140,6 +179,8 @@ class PretrainRun(Strict):
     batch_norm: BatchNormTable = BatchNormTable()
     views: ViewsTable = ViewsTable()
     loss: LossTable = LossTable()
+    dictionary: DictionaryTable = DictionaryTable()
+    key_encoder: KeyEncoderTable = KeyEncoderTable()
     optimizer: OptimizerTable = OptimizerTable()
 
     @model_validator(mode="before")
@@ -159,7 +200,7 @@ class PretrainRun(Strict):
             Only what is not None.
         """
         plain = self.model_dump(exclude_none=True)
-        tables = {name: plain.pop(name) for name in _FIRST}
+        tables = {name: plain.pop(name) for name in _TABLES}
         said: dict[str, Any] = plain
         backbone, head, norm = tables["backbone"], tables["head"], tables["batch_norm"]
         said |= {("backbone" if name == "name" else name): value for name, value in backbone.items()}
@@ -173,6 +214,8 @@ class PretrainRun(Strict):
             ("loss" if name == "kind" else name): loss.pop(name) for name in list(loss) if name == "kind"
         }
         said |= {("optimizer" if name == "kind" else name): value for name, value in optimizer.items()}
+        said |= {_OF_DICTIONARIES.get(name, name): value for name, value in tables["dictionary"].items()}
+        said |= {_OF_KEYS.get(name, name): value for name, value in tables["key_encoder"].items()}
         return said | ({"view_options": views} if views else {}) | ({"loss_options": loss} if loss else {})
 
 
@@ -181,6 +224,9 @@ _FIRST = {
     "optimizer": "kind",
 }  # fmt: skip
 """The tables, and the key that a bare word stands for."""
+_TABLES = (*_FIRST, "dictionary", "key_encoder")
+_OF_DICTIONARIES = {"momentum": "slot_momentum", "weight": "memory_weight", "warm_up": "memory_warm_up"}
+_OF_KEYS = {"schedule": "momentum_schedule"}
 _OF_EVERY_LOSS = ("temperature", "learned_temperature", "normalised")
 
 _GRAMMAR = Grammar(
@@ -188,7 +234,8 @@ _GRAMMAR = Grammar(
     unions={},
     tables={
         "backbone": BackboneTable, "head": HeadTable, "batch_norm": BatchNormTable, "views": ViewsTable,
-        "loss": LossTable, "optimizer": OptimizerTable,
+        "loss": LossTable, "dictionary": DictionaryTable, "key_encoder": KeyEncoderTable,
+        "optimizer": OptimizerTable,
     },
 )  # fmt: skip
 
@@ -227,7 +274,7 @@ def parse_pretrain_run(raw: Mapping[str, Any], *, name: str = "the settings") ->
 
     Example:
         >>> parse_pretrain_run({"minutes": 2, "loss": "decoupled"}).as_settings()
-        {'method': 'simclr', 'minutes': 2.0, 'loss': 'decoupled'}
+        {'minutes': 2.0, 'loss': 'decoupled'}
     """
     return check(PretrainRun, raw, grammar=_GRAMMAR, name=name)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from querykey.errors import CollapseError
+from querykey.lookup import Lookup
 from querykey.run_folder import CHECKPOINTS, RunFolder
 from querykey.training.checkpoint import latest_checkpoint
 from querykey.training.pretrain_course import Course
@@ -52,6 +53,8 @@ class RunLog:
     ) -> None:
         self.seen: dict[str, float] = dict(course.start)
         self.spent = {"view_seconds": 0.0, "seconds": 0.0}
+        self._looked_up: list[dict[str, float]] = []
+        self._told: set[str] = set()
         self._course, self._folder, self._watch = course, folder, watch
         self._begun, self._before, self._last = begun, before, time.perf_counter()
 
@@ -65,8 +68,16 @@ class RunLog:
         if self._folder is not None:
             self._folder.record("step", step=step, **numbers)
 
+    def seen_lookup(self, lookup: Lookup) -> None:
+        self._looked_up.append(self._course.look_at(lookup))
+
     def look(self, step: int, taken: ViewStep) -> None:
-        self.seen = self._course.look(taken)
+        self.seen = self._course.look(taken, step=step, looked_up=self._looked_up)
+        self._looked_up = []
+        off = self._course.words(self.seen, step=step)
+        for name in off.keys() - self._told:
+            self._watch.notify(f"step {step:,}: {off[name]}")
+        self._told |= off.keys()
         if self._folder is not None:
             self._folder.record("look", step=step, **self.seen)
         if reason := self._course.trouble(self.seen):

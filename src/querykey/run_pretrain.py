@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from querykey.data.pixels import Pixels, read_pixels
 from querykey.data.sources import read_source
 from querykey.encoders.frozen_model import usable_device
 from querykey.errors import CollapseError, ConfigError, RangeError, StoreError
+from querykey.lookup import UNLABELLED
 from querykey.outputs import check_new
 from querykey.run_folder import CHECKPOINTS, RunFolder
 from querykey.run_log import Notify, RunLog, Shown, Watch
 from querykey.training.checkpoint import latest_checkpoint
+from querykey.training.dictionary_plan import dictionary_concerns
 from querykey.training.pretrain import Loop, make_encoder, train
 from querykey.training.pretrain_course import Course, part, put_together
-from querykey.training.pretrain_settings import PretrainSettings, resolve_settings
+from querykey.training.pretrain_settings import PretrainSettings, asked_settings
+from querykey.training.resolving import resolve_settings
 from querykey.training.saved_encoder import SavedEncoder
 
 __all__ = ["PretrainedRun", "Shown", "pretrain", "resume"]
@@ -52,7 +55,8 @@ class PretrainedRun:
 def pretrain(
     source: Source | str | Path,
     *,
-    method: str = "simclr",
+    method: str | None = None,
+    preset: str | None = None,
     out: str | Path | None = None,
     label_column: str | None = None,
     column: str | None = None,
@@ -66,13 +70,15 @@ def pretrain(
     stop: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> PretrainedRun:
-    """Pretrain an encoder from images, without using their labels.
+    """Pretrain an encoder from images, without using their labels ("xbm" alone learns from them).
 
-    Labels, where there are any, only serve the online kNN on held-out images.
+    Otherwise labels, where there are any, only serve the online kNN on held-out images and the count of
+    false negatives.
 
     Args:
         source: Images: what `read_source` takes, or what it gave.
-        method: "simclr".
+        method: "simclr" (the default), "moco", "moco-v2", "moco-v3", "memory-bank", "end-to-end" or "xbm".
+        preset: A recipe of `PRESETS`, which has a method of its own; settings win over it.
         out: A new folder for encoder, checkpoints and records; None keeps all in memory.
         label_column: As `read_source` takes it; column and split too.
         column: The images.
@@ -99,7 +105,7 @@ def pretrain(
     """
     begun = time.monotonic()
     watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
-    asked = _asked(method, settings)
+    asked = asked_settings(method, preset, settings)
     place = usable_device(device)
     if out is not None:
         check_new(out)
@@ -200,16 +206,6 @@ def resume(
     )  # fmt: skip
 
 
-def _asked(method: str, settings: dict[str, Any]) -> PretrainSettings:
-    known = PretrainSettings.from_dict(settings)
-    unknown = sorted(set(settings) - set(asdict(known)))
-    if unknown:
-        raise ConfigError(f"pretrain has no setting {unknown[0]!r}; there are {', '.join(asdict(known))}")
-    if method != "simclr":
-        raise ConfigError(f"method {method!r} is not known; there is simclr")
-    return known
-
-
 def _read(source: Source | str | Path, **options: str | None) -> Source:
     return source if isinstance(source, Source) else read_source(source, **options)
 
@@ -225,13 +221,21 @@ def _course(
         return resolve_settings(asked, images=images, channels=pixels.channels, side=pixels.side)
 
     held_out, labels = resolve(len(pixels)).held_out, _labels(source, pixels)
+    if asked.method == "xbm" and (labels is None or not bool((labels != UNLABELLED).any())):
+        raise ConfigError(
+            f"xbm learns from labels, and {source.name} has none: name them with --label-column, or take "
+            "moco, which needs none"
+        )
     parted = part(pixels.ids, labels, held_out=held_out, seed=asked.seed)
     trained_on = len(parted.train)
     settings = replace(resolve(trained_on), held_out=held_out)
     if settings.batch_size < asked.batch_size:
         watch.notify(f"{trained_on} images to train on: lowered batch_size {asked.batch_size} to all of them")
     encoder = make_encoder(settings, channels=pixels.channels)
-    return put_together(encoder, settings, pixels, parted, device=device, begun=begun)
+    course = put_together(encoder, settings, pixels, parted, device=device, begun=begun)
+    for words in dictionary_concerns(course.settings, items=trained_on, steps=course.steps):
+        watch.notify(words)
+    return course
 
 
 def _longer(settings: PretrainSettings, epochs: float | None, done: int, notify: Notify) -> PretrainSettings:
@@ -268,7 +272,7 @@ def _train(
     if folder is not None and start == 0:
         folder.record("look", step=0, **log.seen)
         log.save(0)
-    loop = Loop(log.look, log.record, log.save, log.shown, watch.stop)
+    loop = Loop(log.look, log.seen_lookup, log.record, log.save, log.shown, watch.stop)
     try:
         done = train(course.learner, course.images, loop, start=start, steps=course.steps)
     except CollapseError as fault:

@@ -7,7 +7,8 @@ import pytest
 
 from querykey import pretrain
 from querykey.errors import ConfigError, RangeError, SourceError
-from querykey.training.pretrain_settings import OPTIMIZERS, PretrainSettings, resolve_settings
+from querykey.training.pretrain_settings import OPTIMIZERS, PretrainSettings
+from querykey.training.resolving import resolve_settings
 
 
 def resolve(images=5000, channels=3, side=32, **chosen):

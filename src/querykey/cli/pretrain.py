@@ -21,7 +21,16 @@ def pretrain_source(
         Path | None, typer.Argument(metavar="[RUN.toml]", help="Settings in TOML; may name the data.")
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="SOURCE", help="See `querykey help sources`.")] = None,
-    method: Annotated[str | None, typer.Option(metavar="[simclr]", help="How it learns.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="simclr (default), moco, moco-v2, moco-v3, memory-bank, end-to-end, or xbm (with labels).",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="[moco-cifar]", help="A whole recipe of a paper's authors.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="How long to train; 10 if nothing is said.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How long, in passes over the data.")] = None,
     init: Annotated[
@@ -48,7 +57,7 @@ def pretrain_source(
 
     more = [*(settings or []), *([f"backbone.init={init}"] if init else [])]
     run = read_pretrain_run(
-        run_file, more, data=data, method=method, minutes=minutes, epochs=epochs, seed=seed
+        run_file, more, data=data, method=method, preset=preset, minutes=minutes, epochs=epochs, seed=seed
     )
     given = run.as_settings()
     source = _source(given.pop("data", None))
@@ -99,6 +108,15 @@ def _source(named: str | None) -> str:
     return named
 
 
+def _dictionary(end: dict[str, float]) -> str:
+    words = [f"{end['fill']:.0%} full", f"rows at most {end['age_max']:,.0f} steps old"]
+    drifts = {int(name.removeprefix("drift_")): name for name in end if name.startswith("drift_")}
+    if drifts:
+        oldest = max(drifts)
+        words.append(f"drift of those {oldest:,} steps old {end[drifts[oldest]]:.3f} of 4")
+    return ", ".join(words)
+
+
 def _end(done: "PretrainedRun", folder: Path) -> None:
     from querykey.cli.faults import STOPPED
     from querykey.cli.show import line, note
@@ -121,5 +139,7 @@ def _end(done: "PretrainedRun", folder: Path) -> None:
         f"  pretext task solved {end['pretext']:.0%}, effective rank of h {end['effective_rank_h']:.0f} "
         f"(untrained {start['effective_rank_h']:.0f})"
     )
+    if "fill" in end:
+        line(f"  dictionary {_dictionary(end)}")
     line(f"  decoding and views took {report['views_share_of_step']:.0%} of a step's time")
     line(f"next: querykey evaluate {folder} --on SOURCE", whole=True)

@@ -12,6 +12,7 @@ from querykey.cli.show import line
 if TYPE_CHECKING:
     from querykey.run_pretrain import Shown
     from querykey.training.pretrain_course import Course
+    from querykey.training.pretrain_settings import PretrainSettings
 
 __all__ = ["display", "show_start"]
 
@@ -22,6 +23,8 @@ def show_start(course: "Course") -> None:
     Args:
         course: The run.
     """
+    from querykey.training.dictionary_plan import describe_dictionary
+
     settings, images = course.settings, course.images
     encoder, pixels = course.learner.encoder, course.images.pixels
     weights = sum(weight.numel() for weight in encoder.backbone.parameters())
@@ -42,14 +45,26 @@ def show_start(course: "Course") -> None:
         f"  {settings.optimizer}: learning rate {settings.learning_rate:.4g}{rule}, weight decay "
         f"{settings.weight_decay:.3g}, rises in the first {settings.warm_up:.0%} of the steps, then cosine"
     )
-    learned = ", learned" if settings.learned_temperature else ""
-    options = "".join(f", {name} {value}" for name, value in settings.loss_options.items())
-    line(f"  loss {settings.loss}: temperature {settings.temperature:g}{learned}{options}")
+    line(f"  loss {_loss_of(settings)}")
+    for words in describe_dictionary(settings, items=len(course.parted.train), steps=course.steps):
+        line(f"  {words}")
     line(f"  views {settings.views}:")
     for words in images.views.describe().splitlines():
         line(f"    {words}")
     if course.calibration is not None:
         line(f"  a step takes {course.calibration.seconds:.3f} s here")
+
+
+def _loss_of(settings: "PretrainSettings") -> str:
+    from querykey.training.view_objectives import takes_temperature
+
+    words = []
+    if takes_temperature(settings.loss):
+        words.append(
+            f"temperature {settings.temperature:g}{', learned' if settings.learned_temperature else ''}"
+        )
+    words += [f"{name} {value}" for name, value in settings.loss_options.items()]
+    return ": ".join([settings.loss, ", ".join(words)] if words else [settings.loss])
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import copy
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,10 +13,14 @@ import torch
 from querykey.data.pixels import Pixels
 from querykey.encoders.projection import ViewEncoder
 from querykey.errors import RangeError
-from querykey.lookup import UNLABELLED
+from querykey.lookup import UNLABELLED, Lookup
 from querykey.training.calibration import Calibration, calibrate, steps_in
+from querykey.training.dictionary_health import KnowsIds, held_health, labels_of, lookup_health, words_of
+from querykey.training.dictionary_plan import key_half_life
+from querykey.training.drift import drift_of, held_ages
+from querykey.training.learner import Learner
 from querykey.training.monitor import collapse_reason, monitor
-from querykey.training.pretrain import Learner, TrainingImages
+from querykey.training.pretrain import TrainingImages
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.saved_encoder import SavedEncoder, encode_rows, identified, preparation
 from querykey.training.view_step import ViewStep
@@ -25,8 +30,12 @@ __all__ = ["Course", "Parted", "part", "put_together"]
 
 BANK = 5000
 """Training images that vote in the online kNN, at the most."""
+DRIFT = "drift_"
+"""With the age in steps: the name of a drift among what the monitors see."""
+EARLY = 100
+"""Steps before anything about a dictionary can be said to be off."""
 TRIAL_STEPS = 1000
-"""Of the run that the measured steps are the first of."""
+"""Of the run in the middle of which the measured steps are."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -39,12 +48,14 @@ class Parted:
         sample: Those that the monitors look at: some of `train`, then the ones held out.
         asking: Places in `sample` of those held out.
         labels: Class of each of `sample`; None where there are no labels.
+        train_labels: Class of each of `train`, likewise.
     """
 
     train: Numbers
     sample: Ids
     asking: QueryIds
     labels: Labels | None
+    train_labels: Numbers | None = None
 
 
 def part(ids: Ids, labels: Labels | None, *, held_out: int, seed: int) -> Parted:
@@ -68,8 +79,9 @@ def part(ids: Ids, labels: Labels | None, *, held_out: int, seed: int) -> Parted
     others = order[~torch.isin(order, held)]
     bank = others[labels[others] != UNLABELLED][:BANK]
     sample = torch.cat([bank, held])
+    trained = others.sort().values
     return Parted(
-        ids[others.sort().values], ids[sample], torch.arange(len(bank), len(sample)), labels[sample]
+        ids[trained], ids[sample], torch.arange(len(bank), len(sample)), labels[sample], labels[trained]
     )
 
 
@@ -101,13 +113,70 @@ class Course:
         assert self.settings.steps is not None
         return self.settings.steps
 
-    def look(self, taken: ViewStep) -> dict[str, float]:
-        """What the monitors see now.
+    def look(self, taken: ViewStep, *, step: int, looked_up: Sequence[dict[str, float]]) -> dict[str, float]:
+        """What the monitors see now, of the encoder and of its dictionary.
 
         Args:
             taken: The last step.
+            step: Steps taken.
+            looked_up: What `look_at` saw of it.
         """
-        return _look(self.learner.encoder, self, taken)
+        seen = _look(self.learner.encoder, self, taken)
+        names = dict.fromkeys(name for one in looked_up for name in one)
+        for name in names:
+            values = [one[name] for one in looked_up if name in one]
+            seen[name] = sum(values) / len(values)
+        return seen | self._held(step)
+
+    def look_at(self, lookup: Lookup) -> dict[str, float]:
+        """What a look-up of the step shows.
+
+        Args:
+            lookup: Without gradient.
+        """
+        labels, pairs = self.parted.train_labels, lookup.pairs
+        classes: dict[str, Labels] = {}
+        if labels is not None and isinstance(pairs, KnowsIds):
+            classes = {
+                "query_labels": labels_of(pairs.query_ids, labels),
+                "key_labels": labels_of(pairs.key_ids, labels),
+            }
+        return lookup_health(lookup, temperature=float(self.learner.temperature()), **classes)
+
+    def words(self, seen: Mapping[str, float], *, step: int) -> dict[str, str]:
+        """What is off about the dictionary.
+
+        Args:
+            seen: What `look` gave.
+            step: Steps taken.
+
+        Returns:
+            By name, a sentence each; nothing of the first `EARLY` steps.
+        """
+        if step < EARLY:
+            return {}
+        drift = {int(name.removeprefix(DRIFT)): seen[name] for name in seen if name.startswith(DRIFT)}
+        return words_of(
+            seen,
+            drift=drift,
+            half_life=key_half_life(self.settings),
+            start=self.start,
+            is_over=step == self.steps,
+        )
+
+    def _held(self, step: int) -> dict[str, float]:
+        """Fill, age and drift of the dictionary after some steps; empty where the method has none."""
+        learner, held = self.learner, self.learner.dictionary
+        if held is None or not len(held):
+            return {}
+        since = step - (learner.memory_start(self.steps) if self.settings.method == "xbm" else 0)
+        view = 1 if "key_encoder" in learner.parts else 0
+        found = drift_of(
+            held, self.images, learner.encode_stored, module=learner.encodes_stored, step=step,
+            views=(1, 0) if self.settings.symmetric else (view,), ages=held_ages(held, steps=since),
+        )  # fmt: skip
+        capacity = self.settings.capacity or len(held)
+        return held_health(held, capacity) | {f"{DRIFT}{age}": value for age, value in found.items()}
 
     def trouble(self, seen: dict[str, float]) -> str | None:
         """Why the run means nothing any more, or None."""
@@ -149,14 +218,13 @@ def put_together(
             "lower batch_size or held_out"
         )
     images = TrainingImages(
-        pixels, parted.train, settings.make_views(pixels.channels), batch_size=settings.batch_size,
-        seed=settings.seed, device=device,
+        pixels, parted.train, settings.make_views(pixels.channels), settings, device=device,
+        labels=parted.train_labels,
     )  # fmt: skip
     if measure and settings.init is None:
         _start(encoder, images)
-    course = Course(
-        settings, Learner(encoder, settings, device), images, parted, copy.deepcopy(encoder).cpu()
-    )
+    learner = Learner(encoder, settings, device, items=len(parted.train))
+    course = Course(settings, learner, images, parted, copy.deepcopy(encoder).cpu())
     if measure:
         _measure(course, device, begun)
     _use_layout(course.learner, images, course.settings.layout)
@@ -172,8 +240,9 @@ def _start(encoder: ViewEncoder, images: TrainingImages) -> None:
 def _measure(course: Course, device: torch.device, begun: float) -> None:
     """See what the encoder is before training, choose precision and layout, and count the steps."""
     settings, images = course.settings, course.images
-    trial = Learner(copy.deepcopy(course.learner.encoder), settings, device)
-    (pair,) = images.walk(0, 1)
+    trial = Learner(copy.deepcopy(course.learner.encoder), settings, device, items=len(images.rows))
+    trial.fill_()
+    (pair,) = images.walk(0, 1, views=2)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)  # dropout
         _, z = copy.deepcopy(course.learner.encoder).train()(torch.cat([pair.view_1, pair.view_2]))
@@ -182,7 +251,7 @@ def _measure(course: Course, device: torch.device, begun: float) -> None:
     course.start = _look(course.learner.encoder, course, ViewStep(0.0, view_1, view_2))
     look_seconds = time.perf_counter() - before
 
-    pairs, place = images.walk(0, sys.maxsize), 0
+    pairs, place = images.walk(0, sys.maxsize), TRIAL_STEPS // 2
 
     def step(precision: torch.dtype, layout: Literal["contiguous", "channels_last"]) -> None:
         nonlocal place

@@ -1,21 +1,19 @@
 """How an encoder is pretrained: settings, and what they become for the images and the machine at hand."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
 from querykey.data.views import Views, view_preset
 from querykey.encoders.backbones import Stem
 from querykey.encoders.batchnorm import BatchNormKind
-from querykey.encoders.projection import HeadKind
-from querykey.errors import ConfigError, RangeError
-from querykey.optim import scaled_learning_rate
-from querykey.training.view_objectives import ViewLossName, takes_temperature, view_objective
+from querykey.encoders.projection import HeadKind, LastNorm
+from querykey.errors import ConfigError
+from querykey.training.dictionary_settings import PRESETS, DictionarySettings, Method, defaults_of
+from querykey.training.view_objectives import ViewLossName
 
-__all__ = ["OPTIMIZERS", "OptimizerName", "PretrainSettings", "Recipe", "resolve_settings"]
+__all__ = ["LENGTHS", "OPTIMIZERS", "OptimizerName", "PretrainSettings", "Recipe", "asked_settings"]
 
-Method = Literal["simclr"]
 OptimizerName = Literal["sgd", "adamw", "lars"]
 Rule = Literal["linear", "square_root", "none"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -50,6 +48,9 @@ TEMPERATURE = 0.2
 CROPS = (0.2, 1.0)
 """Of small images, unless a preset is named: in runs of minutes better than the papers' 0.08 to 1."""
 
+LENGTHS = ("minutes", "epochs", "steps")
+"""Each says how long a run is."""
+
 LEAST_SIDE = 8
 """Of an image and of a view in pixels."""
 
@@ -58,11 +59,14 @@ SMALL = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings:
+class PretrainSettings(DictionarySettings):
     """Everything a run of pretraining is told; None is chosen by `resolve_settings` or measured.
 
+    What belongs to dictionaries is in `DictionarySettings`. The defaults here are SimCLR's; `of` has
+    those of each method.
+
     Args:
-        method: "simclr".
+        method: See `METHODS`.
         backbone: `small_cnn`, `small_cnn:WIDTH`, `timm:NAME`, `torchvision:NAME` or `module:factory`.
         stem: "small" (3x3, no pooling), "plain", or "auto": small below 64 pixels.
         init: A file of weights to start from; None: random ones.
@@ -71,6 +75,7 @@ class PretrainSettings:
         head_hidden: Width between them; None: that of h.
         head_dim: Width of z.
         head_batch_norm: Whether the head's layers are batch-normed.
+        head_last_norm: That of the last layer: "scale", "plain" or "none"; see `ProjectionHead`.
         batch_norm: "device", "global" (over all processes), "layer" or "split".
         batch_norm_groups: Groups of a split batch norm.
         image_size: Pixels of a side at evaluation; None: the images' own, at most 224.
@@ -113,6 +118,7 @@ class PretrainSettings:
     head_hidden: int | None = None
     head_dim: int = 128
     head_batch_norm: bool = True
+    head_last_norm: LastNorm = "scale"
     batch_norm: BatchNormKind = "device"
     batch_norm_groups: int = 8
     image_size: int | None = None
@@ -142,6 +148,25 @@ class PretrainSettings:
     precision: Precision = "auto"
     layout: Layout = "auto"
     seed: int = 0
+
+    @classmethod
+    def of(cls, method: str, **given: Any) -> "PretrainSettings":
+        """What was given, on the defaults of a method.
+
+        Args:
+            method: See `METHODS`.
+            **given: Settings by name.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ConfigError: If the method is not known, or it has no such setting.
+        """
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(set(given) - set(known)):
+            raise ConfigError(f"pretrain has no setting {unknown[0]!r}; there are {', '.join(known)}")
+        return cls(**defaults_of(method, given))
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for a run file."""
@@ -173,126 +198,28 @@ class PretrainSettings:
         return Views.from_dict(asdict(views) | dict(self.view_options))
 
 
-def resolve_settings(
-    settings: PretrainSettings, *, images: int, channels: int, side: int | None
-) -> PretrainSettings:
-    """Fill in what was left open for these images; only what must be measured stays None or "auto".
+def asked_settings(method: str | None, preset: str | None, given: Mapping[str, Any]) -> PretrainSettings:
+    """What a user asked for, before anything is resolved.
 
     Args:
-        settings: As given.
-        images: How many there are to train on.
-        channels: Of an image, 1 or 3.
-        side: The shorter side of all images in pixels; None where they differ.
+        method: See `METHODS`; None: the preset's, else "simclr".
+        preset: One of `PRESETS`, or None.
+        given: Settings by name; they win over the preset's.
 
     Returns:
-        Settings without None but for steps and epochs.
+        The settings.
 
     Raises:
-        RangeError: If a number is outside its range.
-        ConfigError: If settings contradict each other.
+        ConfigError: If a name is not known, or preset and method contradict each other.
     """
-    _check(settings)
-    if images < 2:
-        raise RangeError(f"{images} images to train on; at least 2 are needed, thousands to learn anything")
-    size = settings.image_size or _own_size(settings.backbone, side)
-    recipe = OPTIMIZERS[settings.optimizer]
-    rule = settings.rule or recipe.rule
-    batch = min(settings.batch_size, images)
-    rate = settings.learning_rate
-    if rate is None:
-        rate = scaled_learning_rate(batch, rule=rule, base=_base(recipe, rule))
-    preset = settings.views
-    options = dict(settings.view_options)
-    if preset == "auto":
-        preset = "grayscale" if channels == 1 else ("small_images" if size < SMALL else "simclr")
-        if preset == "small_images":
-            options.setdefault("crop_scale", CROPS)
-    length = {name: getattr(settings, name) for name in ("minutes", "epochs", "steps")}
-    if all(value is None for value in length.values()):
-        length["minutes"] = 10.0
-    return replace(
-        settings,
-        **length,
-        image_size=size,
-        view_size=settings.view_size or (max(LEAST_SIDE, math.ceil(0.75 * size)) if size < SMALL else size),
-        views=preset,
-        view_options=options,
-        batch_size=batch,
-        chunks=min(settings.chunks, batch),
-        learning_rate=rate,
-        rule=rule,
-        weight_decay=recipe.weight_decay if settings.weight_decay is None else settings.weight_decay,
-        held_out=min(settings.held_out, images // 10),
-    )
-
-
-def _own_size(backbone: str, side: int | None) -> int:
-    if side is not None and side <= 224:
-        return max(LEAST_SIDE, side)
-    return SMALL if backbone.startswith("small_cnn") else 224
-
-
-def _base(recipe: Recipe, rule: Rule) -> float:
-    """What the rule multiplies, so that every rule gives the recipe's rate at a batch of 256."""
-    return recipe.base / 16 if rule == "square_root" else recipe.base
-
-
-_AT_LEAST = {
-    "batch_size": 2, "chunks": 1, "head_dim": 1, "held_out": 0, "looks": 0, "image_size": LEAST_SIDE,
-    "view_size": LEAST_SIDE, "head_hidden": 1, "batch_norm_groups": 1, "steps": 1, "seed": 0,
-}  # fmt: skip
-_SHARES = ("warm_up", "sgd_momentum")
-_CHOICES = {
-    "head": HeadKind, "batch_norm": BatchNormKind, "stem": Stem, "optimizer": OptimizerName, "rule": Rule,
-    "precision": Precision, "layout": Layout, "loss": ViewLossName,
-}  # fmt: skip
-_ABOVE_ZERO = ("temperature", "learning_rate", "epochs", "minutes", "view_strength")
-
-
-def _check(settings: PretrainSettings) -> None:
-    _check_choices(settings)
-    for name, least in _AT_LEAST.items():
-        value = getattr(settings, name)
-        if value is not None and not value >= least:
-            reason = ": a view needs others to be told from" if name == "batch_size" else ""
-            raise RangeError(f"{name} must be at least {least}, got {value}{reason}")
-    for name in _ABOVE_ZERO:
-        value = getattr(settings, name)
-        if value is not None and not 0 < value < math.inf:
-            raise RangeError(f"{name} must be > 0 and finite, got {value}")
-    for name in _SHARES:
-        if not 0 <= getattr(settings, name) < 1:
-            raise RangeError(f"{name} must be from 0 to below 1, got {getattr(settings, name)}")
-    if settings.head_layers not in (2, 3):
-        raise RangeError(f"head_layers must be 2 or 3, got {settings.head_layers}; for 1 use head linear")
-    if settings.weight_decay is not None and not 0 <= settings.weight_decay < math.inf:
-        raise RangeError(f"weight_decay must be at least 0, got {settings.weight_decay}")
-    view_objective(settings.loss, settings.temperature, **settings.loss_options)
-    _check_together(settings)
-
-
-def _check_choices(settings: PretrainSettings) -> None:
-    for name, kinds in _CHOICES.items():
-        value = getattr(settings, name)
-        if value not in get_args(kinds) and not (name == "rule" and value is None):
-            raise ConfigError(f"{name} must be one of {', '.join(get_args(kinds))}; got {value!r}")
-
-
-def _check_together(settings: PretrainSettings) -> None:
-    if settings.learning_rate is not None and settings.rule not in (None, "none"):
-        raise ConfigError(
-            f"learning_rate {settings.learning_rate} is the rate as it is used, and rule {settings.rule} "
-            "computes one from the batch; give one of them"
-        )
-    given = [name for name in ("minutes", "epochs", "steps") if getattr(settings, name) is not None]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} each say how long to train; give one of them")
-    if settings.learned_temperature and not takes_temperature(settings.loss):
-        raise ConfigError(f"the loss {settings.loss} takes no temperature, so none can be learned")
-    if settings.chunks > 1 and settings.batch_norm == "split":
-        raise ConfigError("chunks cannot be cut across split batch norm's groups; use chunks = 1")
-    if settings.chunks > 1 and settings.checkpointing and settings.batch_norm != "layer":
-        raise ConfigError(
-            "checkpointing with chunks is for networks without batch norm (batch_norm = layer); with it, "
-            "chunks drop activations by themselves; give one of them"
-        )
+    if preset is None:
+        return PretrainSettings.of(method or "simclr", **given)
+    if preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r} is not known; there are {', '.join(PRESETS)}")
+    recipe = dict(PRESETS[preset])
+    own = recipe.pop("method")
+    if method not in (None, own):
+        raise ConfigError(f"preset {preset} is a recipe of {own}, and method is {method}; give one of them")
+    if any(given.get(name) is not None for name in LENGTHS):
+        recipe = {name: value for name, value in recipe.items() if name not in LENGTHS}
+    return PretrainSettings.of(own, **recipe | dict(given))

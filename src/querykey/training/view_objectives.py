@@ -13,30 +13,37 @@ from querykey.losses.decoupled import decoupled
 from querykey.losses.hard_negative import debiased, hard_negative
 from querykey.losses.info_nce import check_temperature, info_nce
 from querykey.losses.logistic import nt_logistic
-from querykey.losses.margin import triplet
+from querykey.losses.margin import contrastive, triplet
+from querykey.losses.weighting import multi_similarity
 from querykey.types import PerQuery
 
 __all__ = ["ViewLoss", "ViewLossName", "takes_temperature", "view_objective"]
 
-ViewLossName = Literal["nt_xent", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin"]
+ViewLossName = Literal[
+    "nt_xent", "info_nce", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin", "contrastive",
+    "multi_similarity",
+]  # fmt: skip
 ViewLoss = Callable[[Lookup], PerQuery]
 
 _LOSSES: dict[ViewLossName, Callable[..., PerQuery]] = {
     "nt_xent": info_nce,
+    "info_nce": info_nce,
     "decoupled": decoupled,
     "debiased": debiased,
     "hard_negative": hard_negative,
     "nt_logistic": nt_logistic,
     "margin": triplet,
+    "contrastive": partial(contrastive, positive_margin=1.0, negative_margin=0.5),
+    "multi_similarity": multi_similarity,
 }
 
 
 def view_objective(name: ViewLossName, temperature: float | Tensor, **options: Any) -> ViewLoss:
-    """A loss on the look-up of two views, by its name.
+    """A loss on a look-up, by its name.
 
     Args:
-        name: "nt_xent" is `info_nce` on that look-up, "margin" is `triplet`, which takes no temperature;
-            the others are called what they are in `querykey.losses`.
+        name: "nt_xent" is `info_nce` on the look-up of two views, "margin" is `triplet`; "contrastive" has
+            the margins of XBM, 1 and 0.5; the others are called what they are in `querykey.losses`.
         temperature: Above 0; a tensor where it is learned.
         **options: The loss's other keyword arguments.
 
@@ -77,7 +84,7 @@ def takes_temperature(name: ViewLossName) -> bool:
         name: As `view_objective` takes it.
 
     Returns:
-        False of "margin" alone.
+        False of "margin", "contrastive" and "multi_similarity".
     """
     return "temperature" in _options(name)
 

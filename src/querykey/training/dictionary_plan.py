@@ -1,0 +1,117 @@
+"""A run's dictionary before the first step: what it is, in words, and what about it won't do."""
+
+import math
+from typing import assert_never
+
+from querykey.dictionaries.queue import stale_copies
+from querykey.encoders.momentum import half_life
+from querykey.training.pretrain_settings import PretrainSettings
+
+__all__ = ["describe_dictionary", "dictionary_concerns", "key_half_life"]
+
+
+def describe_dictionary(settings: PretrainSettings, *, items: int, steps: int) -> list[str]:
+    """What queries are looked up in, and what encodes keys.
+
+    Args:
+        settings: Resolved.
+        items: Images trained on.
+        steps: Of the run.
+
+    Returns:
+        Lines of at most 78 characters.
+    """
+    batch, capacity = settings.batch_size, settings.capacity or 0
+    both = ", both directions" if settings.symmetric else ""
+    keys = [words for words in (_momentum(settings, steps), _shuffled(settings)) if words]
+    encoder = [f"key encoder: {'; '.join(keys)}"] if keys else []
+    match settings.method:
+        case "simclr":
+            return [f"dictionary: the batch, {2 * batch - 1:,} candidates a query"]
+        case "moco" | "moco-v2":
+            age = _steps(capacity / (2 * batch if settings.symmetric else batch))
+            return [
+                f"dictionary: a queue of {capacity:,} keys ({age}), starts {settings.start}{both}",
+                *encoder,
+            ]
+        case "moco-v3":
+            return [f"dictionary: the batch, {batch:,} candidates a query, both directions", *encoder]
+        case "memory-bank":
+            what = (
+                "all" if settings.contrast == "softmax" else f"{settings.negatives:,} by {settings.contrast}"
+            )
+            return [f"dictionary: a bank of {items:,} slots; looked up: {what}"]
+        case "end-to-end":
+            own = "an encoder of their own" if settings.separate else "the same encoder"
+            return [
+                f"dictionary: the batch, {batch:,} candidates a query{both}; keys: {own}",
+                *encoder,
+            ]
+        case "xbm":
+            start = f"used after {settings.memory_warm_up:.0%} of the run"
+            return [f"dictionary: a memory of {capacity:,} embeddings ({_steps(capacity / batch)}), {start}"]
+        case never:
+            assert_never(never)
+
+
+def key_half_life(settings: PretrainSettings) -> float | None:
+    """Half-life of the momentum encoder in steps.
+
+    Args:
+        settings: Resolved.
+
+    Returns:
+        At the first step's momentum; None where the method has no momentum encoder.
+    """
+    return half_life(settings.momentum) if settings.method.startswith("moco") else None
+
+
+def dictionary_concerns(settings: PretrainSettings, *, items: int, steps: int) -> list[str]:
+    """What will make a run worse than it could be.
+
+    Args:
+        settings: Resolved.
+        items: Images trained on.
+        steps: Of the run.
+
+    Returns:
+        A sentence each, with its numbers and what to do.
+    """
+    found, batch, life = [], settings.batch_size, key_half_life(settings)
+    if settings.method in ("moco", "moco-v2") and settings.capacity is not None:
+        keys = 2 if settings.symmetric else 1
+        words = stale_copies(settings.capacity, items, batch, keys_an_item=keys)
+        found += [] if words is None else [words]
+        if settings.capacity > keys * steps * batch:
+            found.append(
+                f"a queue of {settings.capacity:,} keys is not full after {steps:,} steps of {batch:,}; "
+                "lower dictionary.capacity or train longer"
+            )
+    if life is not None and life > steps:
+        found.append(
+            f"a key encoder of momentum {settings.momentum:g} is half its first self after {_steps(life)}, "
+            f"and the run has {steps:,}; lower key_encoder.momentum"
+        )
+    return found
+
+
+def _momentum(settings: PretrainSettings, steps: int) -> str:
+    life = key_half_life(settings)
+    if life is None:
+        return ""
+    towards = " to 1 (cosine)" if settings.momentum_schedule == "cosine" else ""
+    return f"momentum {settings.momentum:g}{towards}, half-life {_steps(life)} of {steps:,}"
+
+
+def _shuffled(settings: PretrainSettings) -> str:
+    if not settings.shuffle:
+        return ""
+    if settings.batch_norm == "split":
+        return f"keys shuffled over {settings.batch_norm_groups} batch norm groups"
+    return "keys shuffled over processes"
+
+
+def _steps(count: float) -> str:
+    if math.isinf(count):
+        return "no end"
+    return f"{count:,.0f} steps" if count >= 10 else f"{count:.2g} steps"

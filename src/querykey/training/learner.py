@@ -1,0 +1,287 @@
+"""What a pretraining trains: each step is that of its method."""
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from querykey.dictionaries.alignment import MomentAlignment
+from querykey.dictionaries.bank import MemoryBank
+from querykey.dictionaries.cross_batch import CrossBatchMemory
+from querykey.dictionaries.queue import KeyQueue
+from querykey.encoders.momentum import MomentumEncoder, momentum_at
+from querykey.encoders.projection import ViewEncoder
+from querykey.errors import CollapseError
+from querykey.losses.temperature import LearnedTemperature
+from querykey.optim import warm_up_cosine
+from querykey.training.bank import bank_step
+from querykey.training.checkpoint import optimizer_tensors, restore_optimizer_
+from querykey.training.end_to_end import end_to_end_step
+from querykey.training.method_parts import TRAINED, make_optimizer, method_parts
+from querykey.training.moco import encode_keys, moco_step, moco_v3_step
+from querykey.training.pretrain_settings import PretrainSettings
+from querykey.training.simclr import simclr_step
+from querykey.training.view_objectives import ViewLoss, view_objective
+from querykey.training.view_step import Computing, Seen, ViewStep, projections
+from querykey.training.xbm import prefill, xbm_step
+from querykey.types import Ids, Labels, Rows
+
+__all__ = ["Learner", "ViewPair"]
+
+Part = TypeVar("Part", bound=nn.Module)
+
+TEMPERATURE_RATE = 0.01
+"""Of the learning rate: its gradient is of the size of the loss, and rates that suit weights blow it up."""
+WHOLE = 2**24
+"""Scores that are computed at once: 64 MB of each of their kinds; a larger bank is walked in blocks."""
+
+
+class ViewPair(NamedTuple):
+    """Two views of a batch of images; of a method that needs one view, the same twice."""
+
+    view_1: Tensor
+    view_2: Tensor
+    ids: Ids
+    """Places of the images among those trained on: an item's number in every dictionary."""
+    labels: Labels | None
+    seconds: float
+    """That decoding and augmentation took."""
+
+
+class Learner:
+    """What is trained: encoder, the other parts of its method, optimiser, a learned temperature.
+
+    Args:
+        encoder: Moved to the device.
+        settings: Resolved.
+        device: Where steps run.
+        items: Images that are trained on.
+    """
+
+    def __init__(
+        self, encoder: ViewEncoder, settings: PretrainSettings, device: torch.device, *, items: int
+    ) -> None:
+        self.encoder, self.settings, self.device = encoder.to(device), settings, device
+        others = method_parts(encoder, settings, items=items)
+        self.parts = nn.ModuleDict({"encoder": self.encoder, **others}).to(device)
+        trained = [part for name, part in self.parts.items() if name in TRAINED]
+        self.optimizer = make_optimizer(nn.ModuleList(trained), settings)
+        if settings.learned_temperature:
+            self.parts["temperature"] = LearnedTemperature(initial=settings.temperature).to(device)
+            self.optimizer.add_param_group(
+                {"params": [*self.parts["temperature"].parameters()], "weight_decay": 0.0,
+                 "share_of_rate": TEMPERATURE_RATE}
+            )  # fmt: skip
+
+    @property
+    def dictionary(self) -> CrossBatchMemory | MemoryBank | None:
+        """The queue, bank or memory; None where keys are the batch's own."""
+        if "dictionary" not in self.parts:
+            return None
+        found = self.parts["dictionary"]
+        assert isinstance(found, CrossBatchMemory | MemoryBank)
+        return found
+
+    def take(self, step: int, pair: ViewPair, *, steps: int, seen: Seen | None = None) -> ViewStep:
+        """Take one step.
+
+        Args:
+            step: Its number, from 0; learning rate, momentum and all that is random follow from it.
+            pair: Two views of a batch.
+            steps: Of the whole run.
+            seen: Shown what is looked up.
+
+        Returns:
+            What the step leaves for the monitors.
+
+        Raises:
+            CollapseError: If the loss is not finite.
+        """
+        settings = self.settings
+        assert settings.learning_rate is not None
+        warm_up = min(int(settings.warm_up * steps), steps - 1)
+        rate = settings.learning_rate * warm_up_cosine(step, steps=steps, warm_up=warm_up)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("share_of_rate", 1.0)
+        # dropout and the like draw from torch's own generator: a key of its own for each step
+        key = self._key(step)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(key)
+            return self._step(step, pair, steps, seen)
+
+    def _step(self, step: int, pair: ViewPair, steps: int, seen: Seen | None) -> ViewStep:
+        settings, parts, views = self.settings, self.parts, (pair.view_1, pair.view_2)
+        computing = self._computing()
+        momentum = momentum_at(
+            step, steps=steps, momentum=settings.momentum, schedule=settings.momentum_schedule
+        )
+        permutation, loss = self._permutation(step, len(pair.ids)), self.loss()
+        match settings.method:
+            case "simclr":
+                return simclr_step(
+                    self.encoder, self.optimizer, views, ids=pair.ids, loss=loss, computing=computing,
+                    seen=seen,
+                )  # fmt: skip
+            case "moco" | "moco-v2":
+                return moco_step(
+                    self.encoder, self._part("key_encoder", MomentumEncoder), self.optimizer,
+                    self._part("dictionary", KeyQueue), views,
+                    ids=pair.ids, loss=loss, momentum=momentum, same_id=settings.same_id,
+                    symmetric=settings.symmetric, permutation=permutation, computing=computing, seen=seen,
+                )  # fmt: skip
+            case "moco-v3":
+                return moco_v3_step(
+                    self.encoder, self._part("key_encoder", MomentumEncoder), parts["predictor"],
+                    self.optimizer, views,
+                    ids=pair.ids, loss=loss, momentum=momentum, temperature=settings.temperature,
+                    permutation=permutation, computing=computing, seen=seen,
+                )  # fmt: skip
+            case "memory-bank":
+                return bank_step(
+                    self.encoder, self.optimizer, self._part("dictionary", MemoryBank), pair.view_1,
+                    ids=pair.ids, temperature=self.temperature(), contrast=settings.contrast,
+                    negatives=settings.negatives, generator=torch.Generator().manual_seed(self._key(step)),
+                    block=self._block(), proximal=settings.proximal, computing=computing, seen=seen,
+                )  # fmt: skip
+            case "end-to-end":
+                keys = parts["trained_keys"] if settings.separate else self.encoder
+                return end_to_end_step(
+                    self.encoder, keys, self.optimizer, views, ids=pair.ids, loss=loss,
+                    symmetric=settings.symmetric, permutation=permutation, computing=computing, seen=seen,
+                )  # fmt: skip
+            case "xbm":
+                assert pair.labels is not None
+                return xbm_step(
+                    self.encoder, self.optimizer, self._part("dictionary", CrossBatchMemory), pair.view_1,
+                    ids=pair.ids, labels=pair.labels, loss=loss, weight=settings.memory_weight,
+                    is_warm=step >= self.memory_start(steps),
+                    align=self._part("align", MomentAlignment) if "align" in parts else None,
+                    computing=computing, seen=seen,
+                )  # fmt: skip
+            case never:
+                assert_never(never)
+
+    def temperature(self) -> float | Tensor:
+        """As it is now."""
+        learned: Tensor | None = self.parts["temperature"]() if "temperature" in self.parts else None
+        return self.settings.temperature if learned is None else learned
+
+    def loss(self) -> ViewLoss:
+        """On a look-up, at the temperature as it is now."""
+        return view_objective(self.settings.loss, self.temperature(), **self.settings.loss_options)
+
+    def encode_stored(self, images: Tensor, step: int) -> Rows:
+        """Rows as the dictionary would hold them, made by what encodes them as it is now.
+
+        Args:
+            images: Views that a step had.
+            step: Its number, from 0.
+
+        Returns:
+            [images, dim].
+        """
+        if "key_encoder" in self.parts:
+            key_encoder = self._part("key_encoder", MomentumEncoder)
+            return encode_keys(key_encoder, images, self._permutation(step, len(images)), self._computing())
+        with self._computing().autocast(images.device):
+            _, z = self.encoder(images)
+        return projections(z, normalised=self.settings.normalised)
+
+    @property
+    def encodes_stored(self) -> nn.Module:
+        """The module that `encode_stored` runs."""
+        return self.parts["key_encoder" if "key_encoder" in self.parts else "encoder"]
+
+    def memory_start(self, steps: int) -> int:
+        """The step from which on a cross-batch memory is used."""
+        return int(self.settings.memory_warm_up * steps)
+
+    def _part(self, name: str, kind: type[Part]) -> Part:
+        found = self.parts[name]
+        assert isinstance(found, kind)
+        return found
+
+    def _key(self, step: int) -> int:
+        return self.settings.seed * 1_000_003 + step
+
+    def _permutation(self, step: int, images: int) -> Tensor | None:
+        if not self.settings.shuffle:
+            return None
+        return torch.randperm(images, generator=torch.Generator().manual_seed(self._key(step)))
+
+    def _computing(self) -> Computing:
+        settings = self.settings
+        return Computing(
+            precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
+            chunks=settings.chunks, checkpointing=settings.checkpointing, normalised=settings.normalised,
+        )  # fmt: skip
+
+    def _block(self) -> int | None:
+        """Keys scored at a time where a bank's scores would not fit well."""
+        bank, settings = self.dictionary, self.settings
+        assert bank is not None
+        if settings.contrast != "softmax" or settings.batch_size * len(bank) <= WHOLE:
+            return None
+        return max(1, WHOLE // (4 * settings.batch_size))
+
+    def needs_prefill(self, step: int, steps: int) -> bool:
+        """Whether a cross-batch memory is to be filled before a step."""
+        settings = self.settings
+        return settings.method == "xbm" and settings.prefill and step == self.memory_start(steps)
+
+    def batches_to_fill(self) -> int:
+        """How many batches fill the memory."""
+        assert self.settings.capacity is not None
+        return -(-self.settings.capacity // self.settings.batch_size)
+
+    def prefill_(self, pairs: Iterable[ViewPair]) -> None:
+        """Fill the memory with what the encoder makes of images today.
+
+        Args:
+            pairs: Batches with labels.
+        """
+        memory = self._part("dictionary", CrossBatchMemory)
+        batches = ((one.view_1, one.ids, one.labels) for one in pairs if one.labels is not None)
+        prefill(self.encoder, memory, batches, computing=self._computing())
+
+    def fill_(self) -> None:
+        """Fill the dictionary with anything: a step is to be timed as it is when it is full."""
+        held = self.dictionary
+        if isinstance(held, CrossBatchMemory):
+            rows = torch.ones_like(held.vectors)
+            held.enqueue(rows / rows.shape[1] ** 0.5, torch.full((len(rows),), -1, device=rows.device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name."""
+        weights = {f"model.{name}": value for name, value in self.parts.state_dict().items()}
+        return weights | {f"optimizer.{name}": v for name, v in optimizer_tensors(self.optimizer).items()}
+
+    def restore_(self, tensors: dict[str, Tensor]) -> None:
+        """Put `tensors` back, in place.
+
+        Args:
+            tensors: Of a learner of the same settings.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
+        self.parts.load_state_dict(parts["model"])
+        restore_optimizer_(self.optimizer, parts["optimizer"])
+
+    def require_finite(self, step: int) -> None:
+        """See that the state after a step is worth keeping.
+
+        Args:
+            step: Steps taken.
+
+        Raises:
+            CollapseError: If a number of it is not finite: the loss that shows it comes a step later.
+        """
+        for name, value in self.tensors().items():
+            if not bool(value.isfinite().all()):
+                raise CollapseError(
+                    f"step {step}: {name} is not finite any more; lower the learning rate, or lengthen the "
+                    "warm-up"
+                )

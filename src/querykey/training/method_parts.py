@@ -1,0 +1,104 @@
+"""The parts of each method besides its encoder: dictionaries, key encoders, a prediction head."""
+
+import copy
+from typing import assert_never
+
+import torch
+from torch import nn
+
+from querykey.dictionaries.alignment import MomentAlignment
+from querykey.dictionaries.bank import MemoryBank
+from querykey.dictionaries.cross_batch import CrossBatchMemory
+from querykey.dictionaries.queue import KeyQueue
+from querykey.encoders.batchnorm import convert_batch_norm
+from querykey.encoders.momentum import MomentumEncoder
+from querykey.encoders.projection import ProjectionHead, ViewEncoder
+from querykey.optim import LARS, parameter_groups
+from querykey.training.pretrain_settings import PretrainSettings
+
+__all__ = ["TRAINED", "make_optimizer", "method_parts"]
+
+TRAINED = ("encoder", "predictor", "trained_keys")
+"""The parts that gradients reach."""
+DRIFT = 0.03
+"""Of the distribution in a step, in standard deviations: in the middle of what `MomentAlignment` names."""
+
+
+def method_parts(encoder: ViewEncoder, settings: PretrainSettings, *, items: int) -> dict[str, nn.Module]:
+    """What a method has besides the encoder that is kept.
+
+    Args:
+        encoder: With its first weights.
+        settings: Resolved.
+        items: Images that are trained on.
+
+    Returns:
+        By name: "dictionary", and "key_encoder", "trained_keys", "predictor" and "align" where there are.
+    """
+    dim, capacity = encoder.head.dim, settings.capacity or 0
+    parts: dict[str, nn.Module] = {}
+    match settings.method:
+        case "simclr":
+            pass
+        case "moco" | "moco-v2":
+            parts["key_encoder"] = MomentumEncoder(encoder)
+            parts["dictionary"] = KeyQueue(
+                capacity=capacity, dim=dim, start=settings.start, seed=settings.seed
+            )
+        case "moco-v3":
+            parts["key_encoder"] = MomentumEncoder(encoder)
+            parts["predictor"] = _predictor(dim, settings)
+        case "memory-bank":
+            parts["dictionary"] = MemoryBank(
+                items=items, dim=dim, seed=settings.seed, momentum=settings.slot_momentum
+            )
+        case "end-to-end":
+            if settings.separate:
+                parts["trained_keys"] = copy.deepcopy(encoder)
+        case "xbm":
+            parts["dictionary"] = CrossBatchMemory(capacity=capacity, dim=dim)
+            if settings.align != "none":
+                drift = DRIFT if settings.align == "kalman" else None
+                parts["align"] = MomentAlignment(dim=dim, drift=drift)
+        case never:
+            assert_never(never)
+    return parts
+
+
+def _predictor(dim: int, settings: PretrainSettings) -> nn.Module:
+    """MoCo v3's prediction head."""
+    predictor = ProjectionHead(
+        dim,
+        kind="mlp",
+        layers=2,
+        hidden=settings.predictor_hidden,
+        dim=dim,
+        batch_norm=True,
+        seed=settings.seed,
+    )
+    groups = settings.batch_norm_groups if settings.batch_norm == "split" else None
+    return convert_batch_norm(predictor, settings.batch_norm, groups=groups).train()
+
+
+def make_optimizer(module: nn.Module, settings: PretrainSettings) -> torch.optim.Optimizer:
+    """The optimiser that resolved settings describe.
+
+    Args:
+        module: What it trains.
+        settings: Resolved.
+
+    Returns:
+        SGD, AdamW or LARS.
+    """
+    rate, decay = settings.learning_rate, settings.weight_decay
+    assert rate is not None
+    assert decay is not None
+    groups = parameter_groups(module, weight_decay=decay)
+    match settings.optimizer:
+        case "sgd":
+            momentum = settings.sgd_momentum
+            return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate)
+        case "lars":
+            return LARS(groups, lr=rate, sgd_momentum=settings.sgd_momentum)
