@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from querykey.reports.pretraining import over_seeds, pretraining_report, wilson
+from querykey.reports.pretraining import pretraining_report
+from querykey.reports.seed_tables import over_seeds, wilson
 from querykey.studies.pretraining import ARMS, ASKED
 from querykey.studies.pretraining_cells import cells_of
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["ARMS", "ASKED", "BUDGETS", "Arm", "Asked", "arms_of"]
+__all__ = ["ARMS", "ASKED", "BUDGETS", "CIFAR", "Arm", "Asked"]
 
-Kind = Literal["pretrained", "pixels", "few labels"]
-Group = Literal["minutes", "questions", "few labels"]
+Kind = Literal["pretrained", "pixels", "few labels", "retrieval"]
+Group = Literal["minutes", "questions", "few labels", "methods", "three minutes", "dictionaries", "omniglot"]
 
 CIFAR = ("cifar10", "train", "test")
 """Below the data folder: data set, training split, test split."""
@@ -53,12 +53,14 @@ class Asked:
         ours: (arm, measure).
         theirs: (arm, measure).
         published: What the papers report, with its source.
+        group: The table it belongs to.
     """
 
     ask: str
     ours: tuple[str, str]
     theirs: tuple[str, str]
     published: str
+    group: Group = "questions"
 
 
 def _question(name: str, label: str, **settings: Any) -> Arm:
@@ -107,8 +109,3 @@ ASKED = (
 )  # fmt: skip
 """The rule of all: yes where the 95% interval over seeds of the paired difference lies above 0, no where it
 lies below, can't tell otherwise."""
-
-
-def arms_of(groups: tuple[str, ...] | None = None) -> tuple[Arm, ...]:
-    """The arms of some groups, all where None."""
-    return tuple(arm for arm in ARMS if groups is None or arm.group in groups)

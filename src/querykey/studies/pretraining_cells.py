@@ -13,21 +13,25 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from querykey.errors import MissingPathError, QuerykeyError
 from querykey.evaluation.few_labels import choose_labelled
 from querykey.evaluation.linear_protocols import linear_evaluation
 from querykey.lookup import UNLABELLED
-from querykey.records import Records
+from querykey.records import Records, read
 from querykey.run_data import DataAt
 from querykey.run_linear import Labelled, knn_of, pixel_rows, read_labelled, supervised
 from querykey.run_pretrain import pretrain
+from querykey.studies.dictionaries import DICTIONARY_ARMS, DICTIONARY_ASKED
 from querykey.studies.grid import Cell, run_grid, write_plan
-from querykey.studies.pretraining import ASKED, FRACTION, Arm, arms_of
+from querykey.studies.peak_memory import peak_memory
+from querykey.studies.pretraining import ARMS, ASKED, FRACTION, Arm
 from querykey.training.pretrain import make_encoder
 from querykey.training.saved_encoder import SavedEncoder, encode_rows
 
@@ -108,6 +112,8 @@ def measure(cell: Cell) -> dict[str, Any]:
             values, about = _of_pretraining(work, cell.seed, known, asked)
         case "few labels":
             values, about = _of_few_labels(work, cell.seed, known, asked)
+        case "retrieval":
+            values, about = _of_retrieval(work, cell.seed, asked)
     packages = ("querykey", "torch", "numpy")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     counts = {name: [int(v.nansum()), int((~v.isnan()).sum())] for name, v in values.items()}
@@ -124,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 for a mistake, 130 for Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="python -m querykey.studies.pretraining_cells", description=__doc__)
-    groups = list(dict.fromkeys(arm.group for arm in arms_of()))
+    every = (*ARMS, *DICTIONARY_ARMS)
+    groups = list(dict.fromkeys(arm.group for arm in every))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of real data")
     parser.add_argument("--records", type=Path, default=Path("results"), help="the folder of records")
     parser.add_argument("--only", action="append", choices=groups, help="this group alone; can be repeated")
@@ -134,13 +141,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = Records(given.records / RECORDS)
     try:
         arms = [
-            arm for arm in arms_of(None if given.only is None else tuple(given.only))
-            if given.arm is None or arm.name in given.arm
+            arm for arm in every
+            if (given.only is None or arm.group in given.only)
+            and (given.arm is None or arm.name in given.arm)
         ]  # fmt: skip
         cells = cells_of(arms, given.data)
         write_plan(records, 0, "pretraining", {
-            "arms": [{"name": arm.name, "label": arm.label, "group": arm.group} for arm in arms_of()],
-            "asked": [vars(question) for question in ASKED],
+            "arms": [{"name": arm.name, "label": arm.label, "group": arm.group} for arm in every],
+            "asked": [vars(question) for question in (*ASKED, *DICTIONARY_ASKED)],
         })  # fmt: skip
         # what takes all cores takes them alone
         alone = [cell for cell in cells if cell.work.arm.threads == 0]
@@ -177,7 +185,7 @@ def _of_pretraining(
     values |= _scores("h", h[0], known.labels, h[1], asked.labels)
     values |= _scores("z", z[0], known.labels, z[1], asked.labels)
     untrained = _before(saved, about.pop("untrained"))
-    if work.arm.group == "minutes":
+    if work.arm.threads == 0:
         before, _ = _encoded(untrained, known, asked)
         values |= _scores("untrained", before[0], known.labels, before[1], asked.labels)
     return values, about
@@ -199,14 +207,40 @@ def _of_few_labels(
     return values | {"supervised": alone}, about | {"supervised": how, "labels": len(kept)}
 
 
+def _of_retrieval(work: Work, seed: int, asked: Labelled) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    saved, about = _pretrained(work, seed)
+    values: dict[str, Tensor] = {}
+    for name, encoder in (("", saved), ("untrained ", _before(saved, about.pop("untrained")))):
+        h, z = encode_rows(encoder.encoder, encoder.prepare, asked.pixels, asked.pixels.ids)
+        values |= {f"{name}R@1 h": _nearest_is_right(h, asked.labels)}
+        values |= {} if name else {"R@1 z": _nearest_is_right(z, asked.labels)}
+    return values, about
+
+
+def _nearest_is_right(rows: Tensor, labels: Tensor) -> Tensor:
+    """Whether the nearest other row is of one's class; 1.0 or 0.0."""
+    unit = F.normalize(rows, dim=1)
+    scores = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    return (labels[scores.argmax(dim=1)] == labels).double()
+
+
 def _pretrained(work: Work, seed: int) -> tuple[SavedEncoder, dict[str, Any]]:
     """The encoder, and of the run what a table shows."""
+    with TemporaryDirectory() as folder, peak_memory() as peak:
+        out = Path(folder) / "run"
+        saved, about = _run(work, seed, out)
+        looks = [record for record in read(out / "metrics.jsonl") if record["kind"] == "look"]
+    about["run"] |= {"peak_memory": peak.bytes, "looks": looks}
+    return saved, about
+
+
+def _run(work: Work, seed: int, out: Path) -> tuple[SavedEncoder, dict[str, Any]]:
     untrained: dict[str, Tensor] = {}
 
     def begin(course: Any) -> None:
         untrained.update(course.untrained.backbone.state_dict())
 
-    run = pretrain(work.folder, split=work.arm.data[1], seed=seed, begin=begin, **work.arm.settings)
+    run = pretrain(work.folder, split=work.arm.data[1], seed=seed, out=out, begin=begin, **work.arm.settings)
     report = run.report
     return run.encoder, {
         "settings": run.settings.as_dict(), "untrained": untrained,

@@ -1,0 +1,194 @@
+"""Records of a study of pretraining -> cells of a table: shares, intervals, verdicts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from querykey.records import Record
+
+__all__ = [
+    "Arm",
+    "Cells",
+    "arms_table",
+    "asked_table",
+    "measured",
+    "over_seeds",
+    "pair",
+    "share_of",
+    "spread",
+    "table",
+    "wilson",
+]
+
+FEWEST_SEEDS = 3
+Z = 1.959964
+"""Of a 95% interval."""
+
+Cells = Mapping[str, Mapping[int, Record]]
+"""Arm to seed to its cell."""
+
+
+class Arm(NamedTuple):
+    """One way to pretrain, as it was planned."""
+
+    name: str
+    label: str
+    group: str
+
+
+class Spread(NamedTuple):
+    """A mean over seeds with the 95% interval of the t distribution."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+def wilson(right: int, asked: int) -> tuple[float, float]:
+    """The 95% interval of a share.
+
+    Args:
+        right: How many were right.
+        asked: Of how many, at least 1.
+
+    Returns:
+        (low, high).
+
+    Example:
+        >>> [round(x, 3) for x in wilson(60, 100)]
+        [0.502, 0.691]
+
+    Source:
+        Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    share, square = right / asked, Z * Z
+    middle = share + square / (2 * asked)
+    spread = Z * math.sqrt(share * (1 - share) / asked + square / (4 * asked * asked))
+    return (middle - spread) / (1 + square / asked), (middle + spread) / (1 + square / asked)
+
+
+def over_seeds(values: Sequence[float]) -> Spread:
+    """The mean of a few numbers with its 95% interval.
+
+    Args:
+        values: One a seed; with fewer than two the interval has no end.
+
+    Returns:
+        The mean and its interval.
+
+    Example:
+        >>> [round(x, 2) for x in over_seeds([1.0, 2.0, 3.0])]
+        [2.0, -0.48, 4.48, 3]
+    """
+    count = len(values)
+    mean = sum(values) / count
+    if count < 2:
+        return Spread(mean, -math.inf, math.inf, count)
+    from scipy.stats import t
+
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+    return Spread(mean, mean - half, mean + half, count)
+
+
+def asked_table(questions: Sequence[dict[str, Any]], cells: Cells) -> str:
+    """Questions with their verdicts.
+
+    Args:
+        questions: As they were planned.
+        cells: What is measured.
+
+    Returns:
+        Markdown; empty where there is no question.
+    """
+    rows = []
+    for asked in questions:
+        ours, theirs = (measured(cells, *asked[side]) for side in ("ours", "theirs"))
+        seeds = sorted(set(ours) & set(theirs))
+        if len(seeds) < FEWEST_SEEDS:
+            rows.append([asked["ask"], "", "", "not measured yet", asked["published"]])
+            continue
+        apart = over_seeds([ours[seed] - theirs[seed] for seed in seeds])
+        compared = f"{_mean(ours, seeds)} against {_mean(theirs, seeds)}"
+        words = f"{apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}], {apart.seeds} seeds"
+        rows.append([asked["ask"], compared, words, f"**{_verdict(apart)}**", asked["published"]])
+    return table(["question", "means", "difference [95%]", "verdict", "published"], rows) if rows else ""
+
+
+def arms_table(arms: Sequence[Arm], cells: Cells, measures: Sequence[str]) -> str:
+    """Each arm's mean over seeds, lowest and highest.
+
+    Args:
+        arms: In their order.
+        cells: What is measured.
+        measures: Columns.
+
+    Returns:
+        Markdown.
+    """
+    rows = [
+        [arm.label, *(spread(measured(cells, arm.name, measure)) for measure in measures)] for arm in arms
+    ]
+    return table(["mean over seeds (lowest to highest)", *measures], rows)
+
+
+def measured(cells: Cells, arm: str, measure: str) -> dict[int, float]:
+    """What one arm scored.
+
+    Args:
+        cells: What is measured.
+        arm: Its name.
+        measure: Of its scores, or of what the monitors saw last.
+
+    Returns:
+        By seed; without those that have no such number.
+    """
+    found = {}
+    for seed, cell in cells.get(arm, {}).items():
+        seen = cell.get("run", {}).get("end", {})
+        if measure in cell["values"]:
+            found[seed] = share_of(cell, measure)
+        elif measure in seen:
+            found[seed] = float(seen[measure])
+    return found
+
+
+def share_of(cell: Record, measure: str) -> float:
+    """A score from 0 to 1."""
+    right, asked = cell["values"][measure]
+    return float(right) / float(asked)
+
+
+def pair(cell: Record, what: str) -> list[str]:
+    """Accuracy by kNN and of a linear classifier of one kind of rows, with intervals."""
+    words = []
+    for measure in (f"kNN {what}", f"linear {what}"):
+        right, asked = cell["values"][measure]
+        low, high = wilson(right, asked)
+        words.append(f"{right / asked:.3f} [{low:.3f}, {high:.3f}]")
+    return words
+
+
+def spread(values: Mapping[int, float]) -> str:
+    """Mean, lowest and highest; empty of nothing."""
+    if not values:
+        return ""
+    mean = sum(values.values()) / len(values)
+    return f"{mean:.3f} ({min(values.values()):.3f} to {max(values.values()):.3f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    marks = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in [head, marks, *rows]) + "\n"
+
+
+def _verdict(apart: Spread) -> str:
+    if apart.low > 0:
+        return "yes"
+    return "no" if apart.high < 0 else "can't tell"
+
+
+def _mean(values: Mapping[int, float], seeds: Sequence[int]) -> str:
+    return f"{sum(values[seed] for seed in seeds) / len(seeds):.3f}"

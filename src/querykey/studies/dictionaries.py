@@ -1,0 +1,78 @@
+"""The study of dictionaries: every method for the same minutes, and the papers' questions."""
+
+from typing import Any
+
+from querykey.studies.pretraining import Arm, Asked
+
+__all__ = ["DICTIONARY_ARMS", "DICTIONARY_ASKED", "METHODS_COMPARED"]
+
+METHODS_COMPARED = ("simclr", "moco", "moco-v2", "moco-v3", "memory-bank", "end-to-end", "xbm")
+STEPS = 1200
+"""Of the questions: 307,200 images, six epochs."""
+OMNIGLOT = ("omniglot", "train", "test")
+"""The alphabets of the test are not those of the training."""
+OMNIGLOT_STEPS = 4000
+
+FEW = (64, 256, 1024)
+MOMENTA = (0.0, 0.9, 0.999)
+
+
+def _method(name: str, *, minutes: float, group: Any, seeds: int) -> Arm:
+    return Arm(
+        name=f"{name} {minutes:g}", label=name, group=group, seeds=seeds, threads=0,
+        settings={"method": name, "minutes": minutes},
+    )  # fmt: skip
+
+
+def _moco(name: str, label: str, **settings: Any) -> Arm:
+    whole = {
+        "method": "moco", "steps": STEPS, "looks": 4, "layout": "channels_last", "precision": "float32",
+        "capacity": 4096, **settings,
+    }  # fmt: skip
+    return Arm(name=name, label=label, group="dictionaries", settings=whole)
+
+
+def _omniglot(name: str, label: str, **settings: Any) -> Arm:
+    whole = {
+        "method": "xbm", "steps": OMNIGLOT_STEPS, "looks": 20, "layout": "channels_last",
+        "precision": "float32", "image_size": 32, "view_size": 32, "views": "digits", "batch_size": 16,
+        "capacity": 2048, **settings,
+    }  # fmt: skip
+    return Arm(name=name, label=label, group="omniglot", kind="retrieval", data=OMNIGLOT, settings=whole)
+
+
+DICTIONARY_ARMS = (
+    *(_method(name, minutes=10.0, group="methods", seeds=1) for name in METHODS_COMPARED),
+    *(_method(name, minutes=3.0, group="three minutes", seeds=3) for name in METHODS_COMPARED),
+    _moco("moco", "momentum 0.99, 4,096 keys, shuffled"),
+    *(_moco(f"momentum {value:g}", f"momentum {value:g}", momentum=value) for value in MOMENTA),
+    *(_moco(f"capacity {count}", f"{count:,} keys", capacity=count) for count in FEW),
+    _moco("not shuffled", "not shuffled", shuffle=False),
+    _omniglot("xbm", "batch 16 and a memory of 2,048"),
+    _omniglot("no memory", "batch 16 alone", memory_weight=0.0),
+)
+
+
+def _knn(ask: str, ours: str, theirs: str, published: str) -> Asked:
+    return Asked(
+        ask=ask, ours=(ours, "kNN h"), theirs=(theirs, "kNN h"), published=published, group="dictionaries"
+    )
+
+
+DICTIONARY_ASKED = (
+    _knn("Is momentum 0.99 better than 0?", "moco", "momentum 0",
+         "yes: 0 does not converge (MoCo, sec. 4.1)"),
+    _knn("Is momentum 0.99 better than 0.9?", "moco", "momentum 0.9", "yes, by 3 points (MoCo, sec. 4.1)"),
+    _knn("Is momentum 0.99 better than 0.999?", "moco", "momentum 0.999",
+         "no: 0.999 is better by 1 point in 200 epochs (MoCo, sec. 4.1)"),
+    _knn("Are 4,096 keys better than 64?", "moco", "capacity 64", "yes, more keys are better (MoCo, fig. 3)"),
+    _knn("Are 4,096 keys better than 256?", "moco", "capacity 256", "yes, by 4 points (MoCo, fig. 3)"),
+    _knn("Are 4,096 keys better than 1,024?", "moco", "capacity 1024", "yes, by 2 points (MoCo, fig. 3)"),
+    _knn("Is shuffling better than not?", "moco", "not shuffled",
+         "yes: by 4 points in 800 epochs (MoCo's CIFAR notebook)"),
+    Asked(ask="Is the pretext task solved more often without shuffling?", ours=("not shuffled", "pretext"),
+          theirs=("moco", "pretext"), published="yes, almost always (MoCo, app. A.9)", group="dictionaries"),
+    Asked(ask="Does a memory help at batch 16, in other alphabets?", ours=("xbm", "R@1 z"),
+          theirs=("no memory", "R@1 z"), published="yes, by 12 to 22 points (XBM, other data)",
+          group="omniglot"),
+)  # fmt: skip
