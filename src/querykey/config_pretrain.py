@@ -12,6 +12,7 @@ What is left out is the run's own to choose or to measure; RUN/run.json holds wh
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -283,6 +284,9 @@ def describe_pretrain_settings() -> str:
     """Every key of a run and what it may be.
 
     Returns:
-        A line a key.
+        A line a key, of at most 80 characters; what is longer goes on below.
     """
-    return "\n".join(f"{key:<24} {words}" for key, words in _GRAMMAR.rows())
+    return "\n".join(
+        fill(words, 80, initial_indent=f"{key:<24} ", subsequent_indent=25 * " ")
+        for key, words in _GRAMMAR.rows()
+    )

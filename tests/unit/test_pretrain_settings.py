@@ -57,7 +57,7 @@ def test_a_number_outside_its_range_is_told(chosen, said):
         ({"epochs": 1.0, "steps": 2}, "epochs and steps each say how long to train"),
         ({"learning_rate": 0.1, "rule": "linear"}, "give one of them"),
         ({"chunks": 2, "batch_norm": "split"}, "use chunks = 1"),
-        ({"loss": "nt_xnt"}, "loss must be one of nt_xent, decoupled.*; got 'nt_xnt'"),
+        ({"loss": "nt_xnt"}, "loss must be one of nt_xent, info_nce, decoupled.*; got 'nt_xnt'"),
         ({"loss": "decoupled", "loss_options": {"sigmma": 1.0}}, "has no option sigmma; it has"),
         ({"loss": "nt_xent", "loss_options": {"margin": 1.0}}, "the loss nt_xent has no option margin"),
         ({"loss": "margin", "learned_temperature": True}, "margin takes no temperature"),
@@ -164,8 +164,8 @@ def test_settings_go_through_json_and_back():
 def test_what_no_image_is_needed_for_is_refused_first(tmp_path):
     with pytest.raises(ConfigError, match="no setting 'batchsize'; there are"):
         pretrain(tmp_path / "none", batchsize=3)
-    with pytest.raises(ConfigError, match="method 'moco' is not known"):
-        pretrain(tmp_path / "none", method="moco")
+    with pytest.raises(ConfigError, match="method 'mocha' is not known"):
+        pretrain(tmp_path / "none", method="mocha")
 
 
 def test_an_unknown_network_is_answered_with_the_nearest_names():
