@@ -33,8 +33,9 @@ Part = TypeVar("Part", bound=nn.Module)
 
 TEMPERATURE_RATE = 0.01
 """Of the learning rate: its gradient is of the size of the loss, and rates that suit weights blow it up."""
-WHOLE = 2**24
-"""Scores that are computed at once: 64 MB of each of their kinds; a larger bank is walked in blocks."""
+STREAMED, BLOCK = 8192, 4096
+"""Slots above which a bank is walked in blocks, and keys in one: less than half the work of a whole matrix
+of 256 x 50,000 scores, and a sixth of its memory (LOG.md)."""
 
 
 class ViewPair(NamedTuple):
@@ -218,12 +219,10 @@ class Learner:
         )  # fmt: skip
 
     def _block(self) -> int | None:
-        """Keys scored at a time where a bank's scores would not fit well."""
+        """Keys of a bank that are scored at a time; None: all."""
         bank, settings = self.dictionary, self.settings
         assert bank is not None
-        if settings.contrast != "softmax" or settings.batch_size * len(bank) <= WHOLE:
-            return None
-        return max(1, WHOLE // (4 * settings.batch_size))
+        return BLOCK if settings.contrast == "softmax" and len(bank) > STREAMED else None
 
     def needs_prefill(self, step: int, steps: int) -> bool:
         """Whether a cross-batch memory is to be filled before a step."""
