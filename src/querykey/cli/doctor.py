@@ -24,12 +24,26 @@ def doctor(
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe-batch-norm",
+            help="See whether batch norm gives pairs away, and what helps; takes a minute, no SOURCE.",
+        ),
+    ] = False,
+    groups: Annotated[int, typer.Option(min=2, help="Of split batch norm, in the probe.")] = 16,
 ) -> None:
     """Look at data and machine; say what to type, and why.
 
     And what it will cost, and what may go wrong.
     """
     prepare(device, threads, seed)
+    if probe:
+        from querykey.cli.doctor_probe import probe_batch_norm
+
+        probe_batch_norm(groups=groups, seed=seed)
+        if not data:
+            return
     from querykey.cli.machine import look_at_machine
     from querykey.cli.show import line
     from querykey.run_data import DataAt, Opened, open_data
