@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from querykey.encoders.batchnorm import SplitBatchNorm1d
-from querykey.encoders.shuffle import encode_shuffled
+from querykey.encoders.shuffle import encode_shuffled, spread_order
 from querykey.errors import ConfigError, RangeError, ShapeError
 
 ROWS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -90,7 +90,7 @@ PROCESS = """
 import json, sys
 import torch
 from torch import distributed
-from querykey.encoders.shuffle import encode_shuffled
+from querykey.encoders.shuffle import encode_shuffled, spread_order
 from querykey.errors import ConfigError, ShapeError
 
 rank, place = int(sys.argv[1]), sys.argv[2]
@@ -148,3 +148,24 @@ def test_two_processes_exchange_their_images(tmp_path):
             "the processes have [4, 3] images; shuffling needs as many on each: drop the smaller last batch"
         )
         assert one["gradient"].startswith("keys that are shuffled over processes carry no gradient back")
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(64, 16), (32, 8), (24, 4), (30, 5), (6, 6), (5, 1), (256, 8)])
+def test_a_spread_order_meets_no_group_again_more_than_it_must(rows, groups):
+    size = rows // groups
+    order = spread_order(rows, groups=groups, generator=torch.Generator().manual_seed(rows))
+    assert order.sort().values.equal(torch.arange(rows))
+    for new in order.view(groups, size):
+        counts = torch.bincount(new // size, minlength=groups)
+        assert counts.max() <= -(-size // groups)
+        assert counts.min() >= size // groups
+
+
+def test_a_spread_order_is_random_and_keyed():
+    one, again, other = (
+        spread_order(32, groups=8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert one.equal(again)
+    assert not one.equal(other)
+    with pytest.raises(ShapeError, match="10 rows do not make 4 groups of one size"):
+        spread_order(10, groups=4, generator=torch.Generator())

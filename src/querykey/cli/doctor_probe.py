@@ -88,5 +88,5 @@ def _sentence(subject: str, verb: str, *found: "Leakage") -> str:
     if "leaks" in words:
         return f"{subject} {verb}: the pretext task is solved without looking at content."
     if "a rest" in words:
-        return f"{subject} leaves a rest: some rows of a group meet again by chance; more groups leave less."
+        return f"{subject} leaves a rest: more and smaller groups leave less."
     return f"{subject} tells nothing that this probe finds."

@@ -10,7 +10,7 @@ from torch import distributed as processes
 from querykey.errors import ConfigError, RangeError, ShapeError
 from querykey.types import Rows
 
-__all__ = ["encode_shuffled"]
+__all__ = ["encode_shuffled", "spread_order"]
 
 
 def encode_shuffled(
@@ -81,6 +81,39 @@ def encode_shuffled(
             "or train both encoders on one process"
         )
     return _gathered(keys)[order.argsort()[part]]
+
+
+def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tensor:
+    """A permutation that spreads each group of consecutive rows evenly over all groups.
+
+    In a random one some rows of a group meet again: the statistics of their new group are a little
+    like those of the old one, which is a rest of the leak. Here each new group has as many rows of
+    every old one, to within one; who goes where is random.
+
+    Args:
+        rows: Of a batch.
+        groups: Of one size.
+        generator: Keyed by seed and step by the caller.
+
+    Returns:
+        Numbers 0 to rows - 1 [rows], for `encode_shuffled`.
+
+    Raises:
+        ShapeError: If rows do not make so many groups of one size.
+
+    Example:
+        >>> order = spread_order(8, groups=2, generator=torch.Generator().manual_seed(0))
+        >>> [sorted((half // 4).tolist()) for half in order.chunk(2)]
+        [[0, 0, 1, 1], [0, 0, 1, 1]]
+
+    Source:
+        This library's; He et al. 2019 draw a random permutation.
+    """
+    if groups < 1 or rows % groups:
+        raise ShapeError(f"{rows} rows do not make {groups} groups of one size; take a multiple of {groups}")
+    drawn = torch.rand(groups, rows // groups, generator=generator).argsort(dim=1)
+    within = drawn + torch.arange(groups)[:, None] * (rows // groups)
+    return within[torch.randperm(groups, generator=generator)].T.reshape(-1)
 
 
 def _processes() -> int:

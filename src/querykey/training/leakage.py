@@ -9,10 +9,11 @@ import torch
 from scipy.stats import beta
 from torch import Tensor, nn
 
-from querykey.data.keyed import keyed_bits, keyed_order
+from querykey.data.keyed import keyed_bits
 from querykey.dictionaries.queue import KeyQueue
 from querykey.encoders.batchnorm import BatchNormKind, convert_batch_norm
 from querykey.encoders.momentum import MomentumEncoder
+from querykey.encoders.shuffle import spread_order
 from querykey.encoders.small_cnn import SmallCNN
 from querykey.errors import ConfigError, RangeError
 from querykey.lookup import DensePairs, Lookup
@@ -91,7 +92,7 @@ def probe_leakage(
         kind: What stands where the encoder has batch norm; see `convert_batch_norm`.
         groups: Rows that ask in a batch, and groups of "split"; at least 2.
         group_size: Rows of one group, at least 2.
-        shuffle: Whether keys are encoded in another order, drawn anew each step.
+        shuffle: Whether keys are encoded in another order, drawn anew each step; see `spread_order`.
         steps: Of training, at least 1.
         tests: Steps that are measured, `groups` queries each, at least 1.
         make_encoder: Makes images [images, 3, 8, 8] -> (h, z). None: two small blocks with batch norm.
@@ -132,7 +133,7 @@ def probe_leakage(
             probe.hold_still()
         if step == steps + settling:
             probe.solved, probe.asked = 0, 0
-        order = keyed_order((seed, step, 2), groups * group_size) if shuffle else None
+        order = _order((seed, step, 2), groups, group_size) if shuffle else None
         probe.step(*_pairs(seed, step, groups, group_size), step, order)
     low, high = _interval(probe.solved, probe.asked)
     return Leakage(probe.solved / probe.asked, low, high, 1 / probe.candidates, probe.asked)
@@ -174,12 +175,11 @@ class _Probe:
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
 
-    def step(self, queries: ImageRows, keys: ImageRows, step: int, order: tuple[int, ...] | None) -> None:
+    def step(self, queries: ImageRows, keys: ImageRows, step: int, permutation: Tensor | None) -> None:
         """The method's own step on one batch of noise."""
         ids = torch.arange(step * len(queries), (step + 1) * len(queries))
         of_keys = ids if self.queue is None else torch.cat([ids, self.queue.read().ids])
         is_asked = of_keys % self.group_size == 0
-        permutation = None if order is None else torch.tensor(order)
 
         def loss(lookup: Lookup) -> PerQuery:
             return info_nce(_those(lookup, is_asked), temperature=TEMPERATURE)
@@ -224,11 +224,18 @@ def _pairs(seed: int, step: int, groups: int, group_size: int) -> tuple[ImageRow
     return torch.where(asks, first, context), torch.where(asks, second, context)
 
 
+def _order(key: tuple[int, ...], groups: int, group_size: int) -> Tensor:
+    """How the keys of a step are shuffled."""
+    return spread_order(groups * group_size, groups=groups, generator=_generator(key))
+
+
 def _noise(key: tuple[int, ...], rows: int) -> Tensor:
     """Normal noise images of the key alone [rows, 3, 8, 8]."""
-    word = int(keyed_bits(key, np.zeros(1, np.int64), 1)[0, 0]) >> 1
-    drawn = torch.Generator().manual_seed(word)
-    return torch.randn(rows, CHANNELS, SIDE, SIDE, generator=drawn)
+    return torch.randn(rows, CHANNELS, SIDE, SIDE, generator=_generator(key))
+
+
+def _generator(key: tuple[int, ...]) -> torch.Generator:
+    return torch.Generator().manual_seed(int(keyed_bits(key, np.zeros(1, np.int64), 1)[0, 0]) >> 1)
 
 
 def _interval(solved: int, asked: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.queue import KeyQueue
 from querykey.encoders.momentum import MomentumEncoder, momentum_at
 from querykey.encoders.projection import ViewEncoder
+from querykey.encoders.shuffle import spread_order
 from querykey.errors import CollapseError
 from querykey.losses.temperature import LearnedTemperature
 from querykey.optim import warm_up_cosine
@@ -207,9 +208,12 @@ class Learner:
         return self.settings.seed * 1_000_003 + step
 
     def _permutation(self, step: int, images: int) -> Tensor | None:
-        if not self.settings.shuffle:
+        draw, settings = torch.Generator().manual_seed(self._key(step)), self.settings
+        if not settings.shuffle:
             return None
-        return torch.randperm(images, generator=torch.Generator().manual_seed(self._key(step)))
+        if settings.batch_norm == "split":
+            return spread_order(images, groups=settings.batch_norm_groups, generator=draw)
+        return torch.randperm(images, generator=draw)
 
     def _computing(self) -> Computing:
         settings = self.settings
