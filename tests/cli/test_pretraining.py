@@ -66,6 +66,23 @@ def test_pretrain_says_what_it_chose_before_and_found_after(pretrained):
     assert said.out.splitlines()[-1] == f"next: querykey evaluate {run} --on SOURCE"
 
 
+def test_a_run_with_a_queue_says_what_it_is_and_how_it_was(querykey, images, tmp_path):
+    queue = ("--method", "moco", "--set", "batch_norm.groups=2", "--set", "dictionary.capacity=32")
+    said = querykey("pretrain", "--data", images / "train", "--out", tmp_path / "run", *SMALL, *STEPS, *queue)
+    assert said.code == 0, said.err
+    assert max(map(len, said.out.splitlines()[:-1])) <= 80
+    for words in (
+        "moco: 29 images", "loss info_nce: temperature 0.1",
+        "dictionary: a queue of 32 keys (2 steps), starts empty",
+        "key encoder: momentum 0.99, half-life 69 steps of 3",
+        "keys: shuffled over 2 groups of split batch norm",
+        "dictionary 100% full, oldest row 1 steps, drift in 2 steps 0.0",
+    ):  # fmt: skip
+        assert words in said.flat
+    assert "a queue of 32 keys" in said.err  # larger than the images less a batch
+    assert "momentum 0.99 is half its first self after 69 steps, and the run has 3" in said.err
+
+
 def test_the_folder_of_a_run_holds_everything(pretrained):
     run, _ = pretrained
     there = {path.name for path in run.iterdir()} - {"tensorboard"}

@@ -109,11 +109,11 @@ def _source(named: str | None) -> str:
 
 
 def _dictionary(end: dict[str, float]) -> str:
-    words = [f"{end['fill']:.0%} full", f"rows at most {end['age_max']:,.0f} steps old"]
+    words = [f"{end['fill']:.0%} full", f"oldest row {end['age_max']:,.0f} steps"]
     drifts = {int(name.removeprefix("drift_")): name for name in end if name.startswith("drift_")}
     if drifts:
         oldest = max(drifts)
-        words.append(f"drift of those {oldest:,} steps old {end[drifts[oldest]]:.3f} of 4")
+        words.append(f"drift in {oldest:,} steps {end[drifts[oldest]]:.3f} (0 to 4)")
     return ", ".join(words)
 
 

@@ -118,6 +118,20 @@ class MemoryBank(nn.Module):
         return self._writes - self.written
 
     @torch.no_grad()
+    def put(self, vectors: Rows, ids: Ids) -> None:
+        """Set the slots of items, in the place of their random start; no step's `write` is counted.
+
+        Args:
+            vectors: [rows, dim]; kept without gradient.
+            ids: Which item each row is, each at most once.
+
+        Raises:
+            RangeError: If there is no slot for one of the items; nothing is put.
+        """
+        self._require_slots(ids)
+        self.vectors[ids] = vectors.to(self.vectors.dtype)
+
+    @torch.no_grad()
     def write(self, vectors: Rows, ids: Ids) -> None:
         """Mix rows into their items' slots.
 

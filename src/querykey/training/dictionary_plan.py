@@ -23,8 +23,7 @@ def describe_dictionary(settings: PretrainSettings, *, items: int, steps: int) -
     """
     batch, capacity = settings.batch_size, settings.capacity or 0
     both = ", both directions" if settings.symmetric else ""
-    keys = [words for words in (_momentum(settings, steps), _shuffled(settings)) if words]
-    encoder = [f"key encoder: {'; '.join(keys)}"] if keys else []
+    encoder = [words for words in (_momentum(settings, steps), _shuffled(settings)) if words]
     match settings.method:
         case "simclr":
             return [f"dictionary: the batch, {2 * batch - 1:,} candidates a query"]
@@ -100,15 +99,15 @@ def _momentum(settings: PretrainSettings, steps: int) -> str:
     if life is None:
         return ""
     towards = " to 1 (cosine)" if settings.momentum_schedule == "cosine" else ""
-    return f"momentum {settings.momentum:g}{towards}, half-life {_steps(life)} of {steps:,}"
+    return f"key encoder: momentum {settings.momentum:g}{towards}, half-life {_steps(life)} of {steps:,}"
 
 
 def _shuffled(settings: PretrainSettings) -> str:
     if not settings.shuffle:
         return ""
     if settings.batch_norm == "split":
-        return f"keys shuffled over {settings.batch_norm_groups} batch norm groups"
-    return "keys shuffled over processes"
+        return f"keys: shuffled over {settings.batch_norm_groups} groups of split batch norm"
+    return "keys: shuffled over processes"
 
 
 def _steps(count: float) -> str:

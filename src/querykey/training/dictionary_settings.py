@@ -50,7 +50,9 @@ class DictionarySettings:
         proximal: Weight of the squared distance of an embedding from its slot, at least 0.
         memory_weight: Of the loss over a cross-batch memory; that in the batch weighs 1.
         memory_warm_up: Share of the steps before that memory is used.
-        prefill: Whether it is filled by the warm encoder then.
+        prefill: Whether that memory is filled by the warm encoder then; and whether a memory bank starts
+            from what the untrained encoder makes of each image, or from the paper's random rows, which
+            are what the first epoch then learns.
         align: Whether its moments are brought to those of the batch: "none", "moments" or "kalman".
         items_per_class: In a batch, where labels make the pairs.
     """
@@ -84,12 +86,14 @@ class MethodTraits:
         defaults: Settings that differ from SimCLR's.
         views: How many views of an image it needs.
         large_views: Preset for images from 64 pixels up.
+        rate: Of the optimiser's base rate, found with SGD in runs of minutes (LOG.md).
     """
 
     settings: frozenset[str]
     defaults: Mapping[str, Any]
     views: int
     large_views: str
+    rate: float = 1.0
 
 
 _QUEUE = frozenset({"capacity", "start", "same_id", "momentum", "momentum_schedule", "symmetric", "shuffle"})
@@ -101,9 +105,14 @@ METHODS: dict[Method, MethodTraits] = {
         {"head": "linear", "head_batch_norm": False, "loss": "info_nce", "temperature": 0.1, **_SHUFFLED},
         2,
         "moco_v1",
+        rate=0.3,
     ),
     "moco-v2": MethodTraits(
-        _QUEUE, {"head_batch_norm": False, "loss": "info_nce", "temperature": 0.2, **_SHUFFLED}, 2, "moco_v2"
+        _QUEUE,
+        {"head_batch_norm": False, "loss": "info_nce", "temperature": 0.2, **_SHUFFLED},
+        2,
+        "moco_v2",
+        rate=0.3,
     ),
     "moco-v3": MethodTraits(
         frozenset({"momentum", "momentum_schedule", "shuffle", "predictor_hidden"}),
@@ -113,7 +122,7 @@ METHODS: dict[Method, MethodTraits] = {
         "moco_v2",
     ),
     "memory-bank": MethodTraits(
-        frozenset({"contrast", "negatives", "slot_momentum", "proximal"}),
+        frozenset({"contrast", "negatives", "slot_momentum", "proximal", "prefill"}),
         {"head": "linear", "head_batch_norm": False, "loss": "info_nce", "temperature": 0.1},
         1,
         "moco_v1",

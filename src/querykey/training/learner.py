@@ -1,7 +1,7 @@
 """What a pretraining trains: each step is that of its method."""
 
-from collections.abc import Iterable
-from typing import NamedTuple, TypeVar, assert_never
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -18,37 +18,27 @@ from querykey.losses.temperature import LearnedTemperature
 from querykey.optim import warm_up_cosine
 from querykey.training.bank import bank_step
 from querykey.training.checkpoint import optimizer_tensors, restore_optimizer_
+from querykey.training.encoded_aside import encoded_aside
 from querykey.training.end_to_end import end_to_end_step
 from querykey.training.method_parts import TRAINED, make_optimizer, method_parts
 from querykey.training.moco import encode_keys, moco_step, moco_v3_step
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.simclr import simclr_step
 from querykey.training.view_objectives import ViewLoss, view_objective
-from querykey.training.view_step import Computing, Seen, ViewStep, projections
+from querykey.training.view_step import Computing, Seen, ViewPair, ViewStep, projections
 from querykey.training.xbm import prefill, xbm_step
 from querykey.types import Ids, Labels, Rows
 
-__all__ = ["Learner", "ViewPair"]
+__all__ = ["Learner"]
 
 Part = TypeVar("Part", bound=nn.Module)
+Walk = Callable[[int, int], Iterable[ViewPair]]
 
 TEMPERATURE_RATE = 0.01
 """Of the learning rate: its gradient is of the size of the loss, and rates that suit weights blow it up."""
 STREAMED, BLOCK = 8192, 4096
 """Slots above which a bank is walked in blocks, and keys in one: less than half the work of a whole matrix
 of 256 x 50,000 scores, and a sixth of its memory (LOG.md)."""
-
-
-class ViewPair(NamedTuple):
-    """Two views of a batch of images; of a method that needs one view, the same twice."""
-
-    view_1: Tensor
-    view_2: Tensor
-    ids: Ids
-    """Places of the images among those trained on: an item's number in every dictionary."""
-    labels: Labels | None
-    seconds: float
-    """That decoding and augmentation took."""
 
 
 class Learner:
@@ -229,24 +219,30 @@ class Learner:
         return BLOCK if settings.contrast == "softmax" and len(bank) > STREAMED else None
 
     def needs_prefill(self, step: int, steps: int) -> bool:
-        """Whether a cross-batch memory is to be filled before a step."""
+        """Whether the dictionary is to be filled by today's encoder before a step."""
         settings = self.settings
-        return settings.method == "xbm" and settings.prefill and step == self.memory_start(steps)
+        start = self.memory_start(steps) if settings.method == "xbm" else 0
+        return settings.method in ("xbm", "memory-bank") and settings.prefill and step == start
 
-    def batches_to_fill(self) -> int:
-        """How many batches fill the memory."""
-        assert self.settings.capacity is not None
-        return -(-self.settings.capacity // self.settings.batch_size)
-
-    def prefill_(self, pairs: Iterable[ViewPair]) -> None:
-        """Fill the memory with what the encoder makes of images today.
+    def prefill_(self, images: Walk, *, steps: int, steps_an_epoch: int) -> None:
+        """Fill a memory or a bank with what the encoder makes of images today.
 
         Args:
-            pairs: Batches with labels.
+            images: Gives the batches from one step to another; those after the run are taken.
+            steps: Of the run.
+            steps_an_epoch: Batches in which every image is once.
         """
+        held, computing = self.dictionary, self._computing()
+        if isinstance(held, MemoryBank):
+            start = -(-steps // steps_an_epoch) * steps_an_epoch
+            pairs = ((one.view_1, one.ids, None) for one in images(start, start + steps_an_epoch))
+            for rows, ids, _ in encoded_aside(self.encoder, pairs, computing):
+                held.put(rows, ids)
+            return
         memory = self._part("dictionary", CrossBatchMemory)
-        batches = ((one.view_1, one.ids, one.labels) for one in pairs if one.labels is not None)
-        prefill(self.encoder, memory, batches, computing=self._computing())
+        stop = steps + -(-memory.capacity // self.settings.batch_size)
+        batches = ((one.view_1, one.ids, one.labels) for one in images(steps, stop))
+        prefill(self.encoder, memory, _labelled(batches), computing=computing)
 
     def fill_(self) -> None:
         """Fill the dictionary with anything: a step is to be timed as it is when it is full."""
@@ -288,3 +284,11 @@ class Learner:
                     f"step {step}: {name} is not finite any more; lower the learning rate, or lengthen the "
                     "warm-up"
                 )
+
+
+def _labelled(
+    batches: Iterable[tuple[Tensor, Ids, Labels | None]],
+) -> Iterator[tuple[Tensor, Ids, Labels]]:
+    for view, ids, labels in batches:
+        assert labels is not None
+        yield view, ids, labels

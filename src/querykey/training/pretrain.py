@@ -16,9 +16,9 @@ from querykey.encoders.projection import ProjectionHead, ViewEncoder
 from querykey.errors import CollapseError
 from querykey.lookup import Lookup
 from querykey.training.dictionary_settings import ONE_VIEW
-from querykey.training.learner import Learner, ViewPair
+from querykey.training.learner import Learner
 from querykey.training.pretrain_settings import PretrainSettings
-from querykey.training.view_step import ViewStep
+from querykey.training.view_step import ViewPair, ViewStep
 from querykey.types import Ids, Labels
 
 __all__ = ["Loop", "TrainingImages", "make_encoder", "train"]
@@ -163,7 +163,7 @@ def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, s
         before = time.perf_counter()
         is_look = bool(learner.settings.looks) and ((done + 1) % look_every == 0 or done + 1 == steps)
         if learner.needs_prefill(done, steps):
-            learner.prefill_(images.walk(steps, steps + learner.batches_to_fill()))
+            learner.prefill_(images.walk, steps=steps, steps_an_epoch=images.steps_an_epoch)
         try:
             taken = learner.take(done, pair, steps=steps, seen=loop.seen if is_look else None)
         except CollapseError as fault:

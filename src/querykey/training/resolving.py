@@ -55,7 +55,8 @@ def resolve_settings(
     batch = _batch(settings, images)
     rate = settings.learning_rate
     if rate is None:
-        rate = scaled_learning_rate(batch, rule=rule, base=_base(recipe, rule))
+        base = METHODS[settings.method].rate * _base(recipe, rule)
+        rate = scaled_learning_rate(batch, rule=rule, base=base)
     preset = settings.views
     options = dict(settings.view_options)
     if preset == "auto":

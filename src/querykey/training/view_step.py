@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,33 @@ from torch.nn import functional as F
 from querykey.errors import CollapseError
 from querykey.lookup import Lookup
 from querykey.training.gradient_cache import cached_backward, checkpointed_blocks
-from querykey.types import Rows
+from querykey.types import Ids, Labels, Rows
 
-__all__ = ["Computing", "Seen", "ViewStep", "backward", "projections", "require_finite", "without_gradient"]
+__all__ = [
+    "Computing",
+    "Seen",
+    "ViewPair",
+    "ViewStep",
+    "backward",
+    "projections",
+    "require_finite",
+    "without_gradient",
+]
 
 Seen = Callable[[Lookup], None]
 """Is shown the look-up that a step's loss is computed from, without gradient, before anything changes."""
+
+
+class ViewPair(NamedTuple):
+    """Two views of a batch of images; of a method that needs one view, the same twice."""
+
+    view_1: Tensor
+    view_2: Tensor
+    ids: Ids
+    """Places of the images among those trained on: an item's number in every dictionary."""
+    labels: Labels | None
+    seconds: float
+    """That decoding and augmentation took."""
 
 
 @dataclass(frozen=True, eq=False)

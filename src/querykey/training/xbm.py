@@ -9,7 +9,8 @@ from querykey.dictionaries.alignment import MomentAlignment
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.errors import RangeError, ShapeError
 from querykey.lookup import Lookup, PairRule, look_up
-from querykey.training.view_step import Computing, Seen, ViewStep, backward, projections, without_gradient
+from querykey.training.encoded_aside import encoded_aside
+from querykey.training.view_step import Computing, Seen, ViewStep, backward, without_gradient
 from querykey.types import Ids, Labels, PerQuery, Rows
 
 __all__ = ["prefill", "xbm_step"]
@@ -132,19 +133,12 @@ def prefill(
         Wang et al. 2020, arXiv:1912.06798, section 3.2: after the warm-up the memory begins with features
         of randomly sampled training images under the warm model. The paper does not say in which mode.
     """
-    computing = computing or Computing()
-    before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     count = 0
-    with torch.no_grad():
-        for view, ids, labels in batches:
-            with computing.autocast(view.device):
-                _, z = encoder(view)
-            memory.enqueue(projections(z, normalised=computing.normalised), ids, labels)
-            count += len(ids)
-            if len(memory) == memory.capacity:
-                break
-        for name, buffer in encoder.named_buffers():
-            buffer.copy_(before[name])
+    for rows, ids, labels in encoded_aside(encoder, batches, computing or Computing()):
+        memory.enqueue(rows, ids, labels)
+        count += len(ids)
+        if len(memory) == memory.capacity:
+            break
     return count
 
 
