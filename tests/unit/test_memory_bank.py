@@ -152,3 +152,17 @@ def test_refuses_an_empty_sample():
     with pytest.raises(RangeError) as fault:
         a_bank().sample(0, torch.Generator())
     assert str(fault.value) == "a sample of the memory bank needs at least 1 item, got 0"
+
+
+def test_what_is_put_takes_the_place_of_the_random_start_and_counts_as_no_write():
+    bank = MemoryBank(items=4, dim=2, seed=0)
+    before = bank.vectors.clone()
+    rows = torch.tensor([[0.6, 0.8], [1.0, 0.0]], requires_grad=True)
+    bank.put(rows, torch.tensor([3, 1]))
+    assert bank.vectors[[3, 1]].equal(rows.detach())
+    assert bank.vectors[[0, 2]].equal(before[[0, 2]])
+    assert bank.written.tolist() == [0] * 4
+    assert not bank.vectors.requires_grad
+    with pytest.raises(RangeError):
+        bank.put(rows, torch.tensor([0, 4]))
+    assert bank.vectors[0].equal(before[0])
