@@ -76,6 +76,7 @@ def test_a_run_with_a_queue_says_what_it_is_and_how_it_was(querykey, images, tmp
         "dictionary: a queue of 32 keys (2 steps), starts empty",
         "key encoder: momentum 0.99, half-life 69 steps of 3",
         "keys: shuffled over 2 groups of split batch norm",
+        " candidates a query, gap ", "; false negatives 0.0% by id, ",
         "dictionary 100% full, oldest row 1 steps, drift in 2 steps 0.0",
     ):  # fmt: skip
         assert words in said.flat

@@ -108,6 +108,15 @@ def _source(named: str | None) -> str:
     return named
 
 
+def _looked_up(end: dict[str, float]) -> str:
+    words = [f"{end['candidates']:,.0f} candidates a query"]
+    if "gap" in end:
+        words.append(f"gap {end['gap']:.1f} logits")
+    wrong = {"id": "false_negatives_id", "class": "false_negatives_label"}
+    shares = [f"{end[name]:.1%} by {what}" for what, name in wrong.items() if name in end]
+    return ", ".join(words) + (f"; false negatives {', '.join(shares)}" if shares else "")
+
+
 def _dictionary(end: dict[str, float]) -> str:
     words = [f"{end['fill']:.0%} full", f"oldest row {end['age_max']:,.0f} steps"]
     drifts = {int(name.removeprefix("drift_")): name for name in end if name.startswith("drift_")}
@@ -139,6 +148,8 @@ def _end(done: "PretrainedRun", folder: Path) -> None:
         f"  pretext task solved {end['pretext']:.0%}, effective rank of h {end['effective_rank_h']:.0f} "
         f"(untrained {start['effective_rank_h']:.0f})"
     )
+    if "candidates" in end:
+        line(f"  {_looked_up(end)}")
     if "fill" in end:
         line(f"  dictionary {_dictionary(end)}")
     line(f"  decoding and views took {report['views_share_of_step']:.0%} of a step's time")

@@ -126,6 +126,7 @@ METHODS: dict[Method, MethodTraits] = {
         {"head": "linear", "head_batch_norm": False, "loss": "info_nce", "temperature": 0.1},
         1,
         "moco_v1",
+        rate=0.3,
     ),
     "end-to-end": MethodTraits(
         frozenset({"symmetric", "shuffle", "separate"}),
@@ -133,12 +134,14 @@ METHODS: dict[Method, MethodTraits] = {
          "symmetric": True, "separate": True},
         2,
         "moco_v1",
+        rate=0.3,
     ),
     "xbm": MethodTraits(
         frozenset({"capacity", "memory_weight", "memory_warm_up", "prefill", "align", "items_per_class"}),
         {"head": "linear", "head_batch_norm": False, "loss": "contrastive"},
         1,
         "moco_v1",
+        rate=0.3,
     ),
 }  # fmt: skip
 """The methods. Where a paper's setting is for ImageNet and its authors have one for CIFAR, it is that."""
