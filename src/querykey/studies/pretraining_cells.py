@@ -110,7 +110,7 @@ def measure(cell: Cell) -> dict[str, Any]:
             values = _of_pixels(known, asked)
         case "pretrained":
             values, about = _of_pretraining(work, cell.seed, known, asked)
-        case "few labels":
+        case "few labels" | "linear of few labels":
             values, about = _of_few_labels(work, cell.seed, known, asked)
         case "retrieval":
             values, about = _of_retrieval(work, cell.seed, asked)
@@ -201,6 +201,9 @@ def _of_few_labels(
     h, _ = _encoded(saved, Labelled(known.pixels, labels), asked, rows=known.pixels.ids[kept])
     result = linear_evaluation(h[0], known.labels[kept], h[1], asked.labels, seed=seed)
     values = {"linear h": result.correct}
+    if work.arm.kind == "linear of few labels":
+        about.pop("untrained")
+        return values, about | {"labels": len(kept)}
     alone, how = supervised(
         _before(saved, about.pop("untrained")), Labelled(known.pixels, labels), asked, seed=seed
     )
