@@ -15,9 +15,16 @@ from querykey.training.resolving import resolve_settings
 
 WAYS = {
     "moco": {"method": "moco"},
-    "moco, symmetric": {"method": "moco", "symmetric": True, "start": "random", "same_id": "negative"},
+    "moco, symmetric": {
+        "method": "moco",
+        "symmetric": True,
+        "start": "random",
+        "same_id": "negative",
+        "learned_temperature": True,
+    },
     "moco-v2": {"method": "moco-v2", "capacity": 50},
     "moco-v3": {"method": "moco-v3"},
+    "moco-v3, learned": {"method": "moco-v3", "learned_temperature": True},
     "memory-bank": {"method": "memory-bank"},
     "memory-bank, nce": {"method": "memory-bank", "contrast": "nce", "negatives": 20, "proximal": 0.1},
     "end-to-end": {"method": "end-to-end"},

@@ -14,6 +14,7 @@ from querykey.encoders.momentum import MomentumEncoder, momentum_at
 from querykey.encoders.projection import ViewEncoder
 from querykey.encoders.shuffle import spread_order
 from querykey.errors import CollapseError
+from querykey.lookup import Lookup
 from querykey.losses.temperature import LearnedTemperature
 from querykey.optim import warm_up_cosine
 from querykey.training.bank import bank_step
@@ -24,10 +25,10 @@ from querykey.training.method_parts import TRAINED, make_optimizer, method_parts
 from querykey.training.moco import encode_keys, moco_step, moco_v3_step
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.simclr import simclr_step
-from querykey.training.view_objectives import ViewLoss, view_objective
+from querykey.training.view_objectives import view_objective
 from querykey.training.view_step import Computing, Seen, ViewPair, ViewStep, projections
 from querykey.training.xbm import prefill, xbm_step
-from querykey.types import Ids, Labels, Rows
+from querykey.types import Ids, Labels, PerQuery, Rows
 
 __all__ = ["Learner"]
 
@@ -108,7 +109,7 @@ class Learner:
         momentum = momentum_at(
             step, steps=steps, momentum=settings.momentum, schedule=settings.momentum_schedule
         )
-        permutation, loss = self._permutation(step, len(pair.ids)), self.loss()
+        permutation, loss = self._permutation(step, len(pair.ids)), self.loss
         match settings.method:
             case "simclr":
                 return simclr_step(
@@ -159,9 +160,14 @@ class Learner:
         learned: Tensor | None = self.parts["temperature"]() if "temperature" in self.parts else None
         return self.settings.temperature if learned is None else learned
 
-    def loss(self) -> ViewLoss:
-        """On a look-up, at the temperature as it is now."""
-        return view_objective(self.settings.loss, self.temperature(), **self.settings.loss_options)
+    def loss(self, lookup: Lookup) -> PerQuery:
+        """Of a look-up, at the temperature as it is now, with a graph of its own down to it.
+
+        Args:
+            lookup: Of one direction; it may run backward before the other is looked up.
+        """
+        cost = view_objective(self.settings.loss, self.temperature(), **self.settings.loss_options)
+        return cost(lookup)
 
     def encode_stored(self, images: Tensor, step: int) -> Rows:
         """Rows as the dictionary would hold them, made by what encodes them as it is now.

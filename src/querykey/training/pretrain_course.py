@@ -128,6 +128,7 @@ class Course:
             seen[name] = sum(values) / len(values)
         return seen | self._held(step)
 
+    @torch.no_grad()
     def look_at(self, lookup: Lookup) -> dict[str, float]:
         """What a look-up of the step shows.
 
