@@ -1,5 +1,7 @@
 """Every method of pretraining as a whole: the same bits, stopped and gone on with, and what each refuses."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from pretraining_toys import DIGITS, TINY, after, metrics
@@ -86,6 +88,42 @@ def test_every_method_reports_what_is_looked_up_and_held(method):
     else:
         assert "fill" not in end
     assert end["candidates"] == {"simclr": 63, "moco-v3": 32, "end-to-end": 32}.get(method, end["candidates"])
+
+
+class Dropping(torch.nn.Module):
+    """A backbone of one's own that draws numbers in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 8))
+
+    def forward(self, images):
+        return self.inner(images)
+
+
+def dropping():
+    """For `module:factory`."""
+    return Dropping()
+
+
+@pytest.mark.parametrize("method", ["memory-bank", "xbm"])
+def test_what_fills_a_dictionary_draws_from_the_runs_own_seed(method, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    settings = TINY | {
+        "method": method,
+        "steps": 3,
+        "backbone": "test_methods:dropping",
+        "batch_norm": "device",
+    }
+    kept = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        state = torch.get_rng_state()
+        pretrain(DIGITS, out=tmp_path / str(number), **settings)
+        assert torch.equal(torch.get_rng_state(), state)
+        kept.append(latest_checkpoint(tmp_path / str(number) / "checkpoints").tensors)
+    assert equal(*kept)
+    assert metrics(tmp_path / "1") == metrics(tmp_path / "2")
 
 
 def test_what_is_off_is_told_once(monkeypatch):

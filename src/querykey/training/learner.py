@@ -1,6 +1,7 @@
 """What a pretraining trains: each step is that of its method."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, assert_never
 
 import torch
@@ -28,7 +29,7 @@ from querykey.training.simclr import simclr_step
 from querykey.training.view_objectives import view_objective
 from querykey.training.view_step import Computing, Seen, ViewPair, ViewStep, projections
 from querykey.training.xbm import prefill, xbm_step
-from querykey.types import Ids, Labels, PerQuery, Rows
+from querykey.types import PerQuery, Rows
 
 __all__ = ["Learner"]
 
@@ -97,10 +98,7 @@ class Learner:
         rate = settings.learning_rate * warm_up_cosine(step, steps=steps, warm_up=warm_up)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("share_of_rate", 1.0)
-        # dropout and the like draw from torch's own generator: a key of its own for each step
-        key = self._key(step)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(key)
+        with self._drawing(step):
             return self._step(step, pair, steps, seen)
 
     def _step(self, step: int, pair: ViewPair, steps: int, seen: Seen | None) -> ViewStep:
@@ -179,12 +177,14 @@ class Learner:
         Returns:
             [images, dim].
         """
-        if "key_encoder" in self.parts:
-            key_encoder = self._part("key_encoder", MomentumEncoder)
-            return encode_keys(key_encoder, images, self._permutation(step, len(images)), self._computing())
-        with self._computing().autocast(images.device):
-            _, z = self.encoder(images)
-        return projections(z, normalised=self.settings.normalised)
+        computing = self._computing()
+        with self._drawing(step):
+            if "key_encoder" in self.parts:
+                key_encoder = self._part("key_encoder", MomentumEncoder)
+                return encode_keys(key_encoder, images, self._permutation(step, len(images)), computing)
+            with computing.autocast(images.device):
+                _, z = self.encoder(images)
+            return projections(z, normalised=computing.normalised)
 
     @property
     def encodes_stored(self) -> nn.Module:
@@ -199,6 +199,13 @@ class Learner:
         found = self.parts[name]
         assert isinstance(found, kind)
         return found
+
+    @contextmanager
+    def _drawing(self, step: int) -> Iterator[None]:
+        """Dropout and the like draw from torch's own generator: here from a key of each step."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self._key(step))
+            yield
 
     def _key(self, step: int) -> int:
         return self.settings.seed * 1_000_003 + step
@@ -238,17 +245,17 @@ class Learner:
             steps: Of the run.
             steps_an_epoch: Batches in which every image is once.
         """
-        held, computing = self.dictionary, self._computing()
-        if isinstance(held, MemoryBank):
-            start = -(-steps // steps_an_epoch) * steps_an_epoch
-            pairs = ((one.view_1, one.ids, None) for one in images(start, start + steps_an_epoch))
-            for rows, ids, _ in encoded_aside(self.encoder, pairs, computing):
-                held.put(rows, ids)
-            return
-        memory = self._part("dictionary", CrossBatchMemory)
-        stop = steps + -(-memory.capacity // self.settings.batch_size)
-        batches = ((one.view_1, one.ids, one.labels) for one in images(steps, stop))
-        prefill(self.encoder, memory, _labelled(batches), computing=computing)
+        held, computing, size = self.dictionary, self._computing(), self.settings.batch_size
+        with self._drawing(steps):
+            if isinstance(held, MemoryBank):
+                start = -(-steps // steps_an_epoch) * steps_an_epoch
+                pairs = ((one.view_1, one.ids, None) for one in images(start, start + steps_an_epoch))
+                for rows, ids, _ in encoded_aside(self.encoder, pairs, computing):
+                    held.put(rows, ids)
+            elif isinstance(held, CrossBatchMemory):
+                pages = images(steps, steps + -(-held.capacity // size))
+                known = ((one.view_1, one.ids, one.labels) for one in pages if one.labels is not None)
+                prefill(self.encoder, held, known, computing=computing)
 
     def fill_(self) -> None:
         """Fill the dictionary with anything: a step is to be timed as it is when it is full."""
@@ -290,11 +297,3 @@ class Learner:
                     f"step {step}: {name} is not finite any more; lower the learning rate, or lengthen the "
                     "warm-up"
                 )
-
-
-def _labelled(
-    batches: Iterable[tuple[Tensor, Ids, Labels | None]],
-) -> Iterator[tuple[Tensor, Ids, Labels]]:
-    for view, ids, labels in batches:
-        assert labels is not None
-        yield view, ids, labels
