@@ -1,0 +1,78 @@
+"""Processes that meet over gloo, for the tests of what they do together."""
+
+import multiprocessing
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from querykey.processes import current_processes
+
+SECONDS = 120
+ROWS = torch.arange(10.0, dtype=torch.float64).view(5, 2)
+
+
+def together(target, count, folder, *args):
+    """Run `module:function` in so many processes; it gets them, then `args`.
+
+    What each gives, a dict of tensors by name, is returned in their order.
+    """
+    context = multiprocessing.get_context("forkserver")  # torch is imported once, for all of them
+    context.set_forkserver_preload(["process_toys", target.split(":")[0]])
+    folder.mkdir(parents=True, exist_ok=True)
+    members = [
+        context.Process(target=_run, args=(target, rank, count, str(folder), args)) for rank in range(count)
+    ]
+    for member in members:
+        member.start()
+    try:
+        for member in members:
+            member.join(SECONDS)
+    finally:
+        for member in members:
+            if member.is_alive():
+                member.kill()
+    faults = [fault.read_text() for rank in range(count) if (fault := folder / f"{rank}.txt").exists()]
+    assert [member.exitcode for member in members] == [0] * count, "\n".join(faults) or "no one answered"
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _run(target, rank, count, folder, args):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
+    )
+    module, _, name = target.partition(":")
+    try:
+        given = getattr(import_module(module), name)(current_processes(), *args)
+        torch.save(given, f"{folder}/{rank}.pt")
+    except BaseException:
+        with Path(folder, f"{rank}.txt").open("w") as file:
+            file.write(f"process {rank}: {traceback.format_exc()}")
+        raise
+    distributed.destroy_process_group()
+
+
+def exchange(processes):
+    """What two processes tell one another."""
+    rank = processes.rank
+    own = ROWS[processes.part(5)].clone().requires_grad_()
+    every = processes.gather(own, 5)
+    # process r weighs row i by (i + 1) * 10 ** r
+    weights = torch.arange(1.0, 6.0).double()[:, None] * 10**rank
+    (every * weights).sum().backward()
+    even = processes.gather(torch.tensor([rank, rank + 10]), 4)
+    tenth = 0.1 + rank
+    first = processes.from_first(
+        {"steps": 7 + rank, "rate": tenth, "kind": "bfloat16" if rank == 0 else None}
+    )
+    before = torch.full((3,), tenth)
+    return {
+        "every": every.detach(), "gradient": own.grad, "even": even, "sum": processes.sum(before),
+        "before": before, "flags": processes.sum(torch.tensor([rank, 1])),
+        "first": torch.tensor([first["steps"], first["rate"]], dtype=torch.float64),
+        "kind": torch.tensor(first["kind"] == "bfloat16"), "empty": processes.gather(torch.ones(1 - rank), 1),
+        "none": torch.tensor(processes.from_first(None if rank == 0 else 3) is None),
+    }  # fmt: skip
