@@ -147,12 +147,14 @@ class Lookup:
         keys: [keys, dim]; any float dtype, scored in the dtype of the queries.
         pairs: Which pairs are positive, negative or neither.
         score: "dot": the dot product. "cosine": of rows scaled to length 1.
+        whole: The look-up that these queries are `rows` of; None: of no other.
     """
 
     queries: Queries
     keys: Keys
     pairs: Pairs
     score: Score = "dot"
+    whole: "Lookup | None" = None
 
     @classmethod
     def from_scores(cls, scores: Scores, positive: PairMask, negative: PairMask) -> "Lookup":
@@ -198,11 +200,16 @@ class Lookup:
 
     def rows(self, start: int, stop: int) -> "Lookup":
         """The look-up of queries start to stop alone."""
-        return replace(self, queries=self.queries[start:stop], pairs=self.pairs.rows(start, stop))
+        return replace(
+            self,
+            queries=self.queries[start:stop],
+            pairs=self.pairs.rows(start, stop),
+            whole=self if self.whole is None else self.whole,
+        )
 
     def with_pairs(self, positive: PairMask, negative: PairMask) -> "Lookup":
         """The same queries and keys with other pairs; scores that are known are kept."""
-        other = replace(self, pairs=DensePairs(positive, negative))
+        other = replace(self, pairs=DensePairs(positive, negative), whole=None)
         if "scores" in self.__dict__:
             other.__dict__["scores"] = self.scores
         return other
