@@ -6,7 +6,7 @@ import pytest
 import torch
 from pretraining_toys import TINY, after, put_stripes
 
-from querykey import pretrain, resume
+from querykey import pretrain, read_source, resume
 from querykey.errors import DataError, SourceError
 from querykey.training import calibration
 
@@ -99,3 +99,62 @@ def test_what_holds_no_images(tmp_path):
     with pytest.raises(SourceError, match="nothing at"):
         pretrain(tmp_path / "none", **HERE)
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def _then_lost(images, *names):
+    """For `begin`: images that are gone when the first step asks for them."""
+
+    def lose(_):
+        for name in names:
+            (images / name).unlink()
+
+    return lose
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco", "memory-bank", "xbm"])
+def test_an_image_lost_amid_a_run_is_left_out_of_its_batches_and_told_once(method, tmp_path):
+    images = put_stripes(tmp_path / "images", count=20)
+    source, begun, said, taken = read_source(images), [], [], []
+
+    def begin(course):
+        begun.append(course)
+        _then_lost(images, "down/3.png", "across/5.png")(course)
+        walk = course.images.walk
+        course.images.walk = lambda *given, **options: (
+            taken.append(one) or one for one in walk(*given, **options)
+        )
+
+    settings = (
+        HERE
+        | {"method": method, "steps": 8, "looks": 4}
+        | ({"batch_norm_groups": 2} if method == "moco" else {})
+    )
+    run = pretrain(images, memory_limit=0, workers=0, notify=said.append, begin=begin, **settings)
+    assert run.is_finished
+    (course,) = begun
+    told = [words for words in said if "png" in words]
+    assert len(told) == 2
+    assert all(sum(name in words for words in told) == 1 for name in ("down/3.png", "across/5.png"))
+    pixels = course.images.pixels
+    lost = {source.ids.index("down/3.png"), source.ids.index("across/5.png")}
+    assert {row for row, _ in pixels.damaged} == lost
+    for pair in taken:
+        rows = course.images.rows[pair.ids]
+        assert not lost & set(rows.tolist())
+        assert len(pair.view_1) == len(pair.view_2) == len(pair.ids)
+        if pair.labels is not None:
+            assert torch.equal(pair.labels, torch.from_numpy(source.labels)[rows])
+    assert any(len(pair.ids) < 8 for pair in taken)
+
+
+def test_views_of_a_batch_with_a_lost_image_are_those_of_the_images_that_are_left(tmp_path):
+    images, begun = put_stripes(tmp_path / "images"), []
+    pretrain(images, memory_limit=0, workers=0, begin=begun.append, **HERE | {"steps": 1})
+    course = begun[0].images
+    (whole,) = course.walk(0, 1)
+    (images / read_source(images).ids[int(course.rows[whole.ids[2]])]).unlink()
+    (left,) = course.walk(0, 1)
+    kept = torch.tensor([0, 1, 3, 4, 5, 6, 7])
+    assert torch.equal(left.ids, whole.ids[kept])
+    assert torch.equal(left.view_1, whole.view_1[kept])
+    assert torch.equal(left.view_2, whole.view_2[kept])

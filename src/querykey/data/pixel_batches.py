@@ -1,7 +1,7 @@
 """Batches of the images of a source: out of the memory, or decoded each time."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from querykey.types import Ids, ImageIds, Images, ImageSizes
 __all__ = ["Damage", "DecodedPixels", "HeldPixels", "PixelBatch", "Pixels"]
 
 _MOST_DAMAGED = 0.1
+Notify = Callable[[str], None]
 _Batch = Int64[Tensor, " _"]
 """Rows; the last of many batches may be shorter."""
 
@@ -88,18 +89,23 @@ class Damage:
     def __len__(self) -> int:
         return len(self._faults)
 
-    def add(self, row: int, fault: str) -> None:
+    def add(self, row: int, fault: str) -> bool:
         """Count a row.
+
+        Returns:
+            Whether it is a new one.
 
         Raises:
             DataError: If it is one too many.
         """
+        is_new = row not in self._faults
         self._faults.setdefault(row, fault)
         if len(self._faults) > _MOST_DAMAGED * len(self._source):
             raise DataError(
                 f"{self._source.name}: more than a tenth of the {len(self._source):,} images cannot be "
                 f"decoded; mend them or take them out; the first: {self.first}"
             )
+        return is_new
 
     @property
     def first(self) -> str:
@@ -173,8 +179,10 @@ class HeldPixels(Pixels):
 class DecodedPixels(Pixels):
     """Images decoded each time they are asked for; streams by worker processes."""
 
-    def __init__(self, source: Source, decoder: RowDecoder, channels: int, workers: int) -> None:
-        self._decoder, self.channels, self._workers = decoder, channels, workers
+    def __init__(
+        self, source: Source, decoder: RowDecoder, channels: int, workers: int, notify: Notify
+    ) -> None:
+        self._decoder, self.channels, self._workers, self._notify = decoder, channels, workers, notify
         self._damage = Damage(source)
         self._idle: list[RowLoader] = []
         self._rows = len(source)
@@ -223,7 +231,8 @@ class DecodedPixels(Pixels):
 
     def _note(self, found: Decoded) -> PixelBatch:
         for row, fault in found.faults:
-            self._damage.add(row, fault)
+            if self._damage.add(row, fault):
+                self._notify(f"{fault}; it is left out from here on")
         if not len(found.rows) and found.faults:
             raise DataError(f"no image of a batch can be decoded: {found.faults[0][1]}")
         return PixelBatch(found.images, found.sizes, found.rows)

@@ -97,7 +97,7 @@ def read_pixels(
         f"they are decoded anew each time they are asked for, by {workers} worker processes"
     )
     return DecodedPixels(
-        source, RowDecoder(items, shorter_side=2 * size, channels=channels), channels, workers
+        source, RowDecoder(items, shorter_side=2 * size, channels=channels), channels, workers, notify
     )
 
 

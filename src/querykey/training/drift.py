@@ -139,6 +139,7 @@ def drift_of(
     step: int,
     views: Sequence[int],
     ages: Sequence[int],
+    lost: Callable[[], Ids] = lambda: torch.arange(0),
 ) -> dict[int, float]:
     """How far the rows of some earlier steps have drifted.
 
@@ -158,6 +159,7 @@ def drift_of(
         views: Which view of a pair the rows are of, 0 or 1, in the order in which they were put in:
             (1,) of MoCo's, (1, 0) where it is symmetric, (0,) of one view a step.
         ages: In steps, >= 1: 1 is the step taken last. See `held_ages`.
+        lost: The items of which no view can be made any more, asked for after each walk.
 
     Returns:
         By age, ascending: `drift`. Without ages of which no row is held. Of a step of which part is
@@ -180,6 +182,9 @@ def drift_of(
             if back > step or not len(slots):
                 continue
             for pair in images.walk(step - back, step - back + 1):
+                slots = slots[~torch.isin(held.ids[slots], lost())]
+                if not len(slots):
+                    continue
                 stored, places = _matched(held.ids[slots], pair.ids.repeat(len(views)), step - back)
                 fresh = torch.cat([encode((pair.view_1, pair.view_2)[view], step - back) for view in views])
                 found[back] = drift(held.vectors[slots][stored], fresh[places])

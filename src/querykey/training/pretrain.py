@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from querykey.data.batches import Batches, ClassBatches, UniformBatches
-from querykey.data.pixels import Pixels
+from querykey.data.pixels import PixelBatch, Pixels
 from querykey.data.views import Views
 from querykey.encoders.backbones import load_backbone_weights, make_backbone
 from querykey.encoders.batchnorm import convert_batch_norm
@@ -84,7 +84,13 @@ class TrainingImages:
         self.seed, self.device, self.layout = settings.seed, device, layout
         self.view_count = 1 if settings.method in ONE_VIEW else 2
         self.order = _order(settings, rows, labels)
+        self.groups = settings.batch_norm_groups if settings.batch_norm == "split" else 1
         self.steps_an_epoch = len(rows) // settings.batch_size
+
+    def lost(self) -> Ids:
+        """The items that can no longer be decoded."""
+        damaged = torch.tensor([row for row, _ in self.pixels.damaged], dtype=torch.int64)
+        return torch.isin(self.rows, damaged).nonzero()[:, 0].to(self.device)
 
     def walk(self, start: int, stop: int, *, views: int | None = None) -> Generator[ViewPair]:
         """The pairs of steps start to stop.
@@ -96,23 +102,26 @@ class TrainingImages:
         """
         wanted = (self.rows[self.order(step)] for step in range(start, stop))
         before = time.perf_counter()
-        for step, (decoded, sizes, ids) in enumerate(self.pixels.stream(wanted), start):
-            images = decoded.to(self.device)
+        for step, found in enumerate(self.pixels.stream(wanted), start):
+            places = self.order(step)
+            if len(found.rows) < len(places):  # an image was lost since the run began
+                found = _whole_groups(found, self.groups)  # noqa: PLW2901
+                places = places[torch.isin(self.rows[places], found.rows)]
+            images = found.images.to(self.device)
             epoch, place = divmod(step, self.steps_an_epoch)
             made = [
                 self.views(
                     images,
-                    ids,
+                    found.rows,
                     seed=self.seed,
                     epoch=epoch,
                     view=view,
                     batch=place,
-                    sizes=sizes,
+                    sizes=found.sizes,
                     memory_format=self.layout,
                 )
                 for view in range(views or self.view_count)
             ]
-            places = self.order(step)
             labels = None if self.labels is None else self.labels[places].to(self.device)
             seconds = time.perf_counter() - before
             yield ViewPair(made[0], made[-1], places.to(self.device), labels, seconds)
@@ -186,6 +195,14 @@ def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, s
         if is_stopping:
             break
     return done
+
+
+def _whole_groups(found: PixelBatch, groups: int) -> PixelBatch:
+    """The images that make groups of one size, as split batch norm needs them."""
+    whole = len(found.rows) - len(found.rows) % groups
+    return PixelBatch(
+        found.images[:whole], None if found.sizes is None else found.sizes[:whole], found.rows[:whole]
+    )
 
 
 def _order(settings: PretrainSettings, rows: Ids, labels: Labels | None) -> Batches:

@@ -175,6 +175,7 @@ class Course:
         found = drift_of(
             held, self.images, learner.encode_stored, module=learner.encodes_stored, step=step,
             views=(1, 0) if self.settings.symmetric else (view,), ages=held_ages(held, steps=since),
+            lost=self.images.lost,
         )  # fmt: skip
         capacity = self.settings.capacity or len(held)
         return held_health(held, capacity) | {f"{DRIFT}{age}": value for age, value in found.items()}

@@ -120,7 +120,7 @@ def encode_rows(
         batch_size: At once.
 
     Returns:
-        (h, z) on the CPU in float32.
+        (h, z) on the CPU in float32; rows of zeros for images that can no longer be decoded.
     """
     device = next(encoder.parameters()).device
     mode = encoder.training
@@ -128,9 +128,13 @@ def encode_rows(
     try:
         with torch.no_grad():
             parts = []
-            for images, sizes, _ in pixels.stream(torch.split(rows, batch_size)):
-                h, z = encoder(prepare(images.to(device), sizes))
-                parts.append((h.float().cpu(), z.float().cpu()))
+            asked = torch.split(rows, batch_size)
+            for wanted, (images, sizes, found) in zip(asked, pixels.stream(asked), strict=True):
+                places = torch.isin(wanted, found).nonzero()[:, 0]
+                parts.append(tuple(
+                    torch.zeros(len(wanted), part.shape[1]).index_copy_(0, places, part.float().cpu())
+                    for part in encoder(prepare(images.to(device), sizes))
+                ))  # fmt: skip
     finally:
         encoder.train(mode)
     if not parts:
