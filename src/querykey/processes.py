@@ -5,6 +5,7 @@ step computes of its own rows is gathered, so that every process looks up what o
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -81,14 +82,14 @@ class Processes:
         Raises:
             ShapeError: If `own` has another number of rows.
         """
+        if self.count == 1:
+            return own
         part = self.part(rows)
         if len(own) != part.stop - part.start:
             raise ShapeError(
                 f"process {self.rank} of {self.count} has {len(own)} rows of {rows}, and its part are "
                 f"{part.stop - part.start}; give each process its part of the batch, and ids of all of it"
             )
-        if self.count == 1:
-            return own
         gathered: Tensor = _Gather.apply(own, rows, self)
         return gathered
 
@@ -103,9 +104,70 @@ class Processes:
         """
         if self.count == 1:
             return value.detach()
-        total = value.detach().clone(memory_format=torch.contiguous_format)
-        network.all_reduce(total)
-        return total
+        return self.sum_(value.detach().clone(memory_format=torch.contiguous_format))
+
+    def sum_(self, value: Tensor) -> Tensor:
+        """`sum` in place, for what is large.
+
+        Args:
+            value: Contiguous, without gradient.
+
+        Returns:
+            The same tensor.
+        """
+        if self.count > 1:
+            network.all_reduce(value)
+        return value
+
+    def total(self, own: Tensor) -> int:
+        """How many rows all processes have together.
+
+        Args:
+            own: Those of this process.
+        """
+        return int(self.sum(torch.tensor(len(own), device=own.device))) if self.count > 1 else len(own)
+
+    def sum_gradients_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make each parameter's gradient the sum of what the processes have of it, in place.
+
+        In one piece a dtype, after backward. torch's DistributedDataParallel sums from hooks while one
+        forward pass runs back; a step here may run an encoder several times, in chunks, or without gradient.
+
+        Args:
+            optimizer: Of the same parameters in the same order everywhere. One that has no gradient on any
+                process keeps none.
+        """
+        if self.count == 1:
+            return
+        kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    kinds.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+        for parameters in kinds.values():
+            with_gradient = [parameter.grad is not None for parameter in parameters]
+            given = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+            flags = given[0].new_tensor(with_gradient)
+            flat = self.sum_(torch.cat([flags, *(one.reshape(-1) for one in given)]))
+            flags, *summed = torch.split(flat, [len(parameters), *(one.numel() for one in given)])
+            for parameter, own, is_there, gradient in zip(
+                parameters, given, flags.tolist(), summed, strict=True
+            ):
+                if is_there:
+                    parameter.grad = own.copy_(gradient.view_as(own))
+
+    def copy_first_(self, tensors: Iterable[Tensor]) -> None:
+        """Put the first process's numbers in the place of this one's.
+
+        Args:
+            tensors: Of the same shapes in the same order everywhere.
+        """
+        if self.count == 1:
+            return
+        for tensor in tensors:
+            whole = tensor.detach().contiguous()
+            network.broadcast(whole, src=0)
+            tensor.detach().copy_(whole)
 
     def from_first(self, value: Plain) -> Plain:
         """What the first process has.

@@ -14,6 +14,7 @@ from querykey.dictionaries.rows import Held
 from querykey.dictionaries.whole import WholeSet
 from querykey.encoders.heads import FCLayer
 from querykey.lookup import Lookup, PairRule, Score, look_up
+from querykey.processes import ALONE, Processes
 from querykey.select import Mode, top_k
 from querykey.training.objectives import objective
 from querykey.training.relevance import Relevance, RelevantPairs
@@ -84,8 +85,9 @@ class Pool:
 
 
 def course_of_items(
-    fc: FCLayer, settings: AdapterSettings, vectors: FrozenRows, train: Numbers, labels: Labels | None
-) -> Course:
+    fc: FCLayer, settings: AdapterSettings, vectors: FrozenRows, train: Numbers, labels: Labels | None,
+    *, processes: Processes = ALONE,
+) -> Course:  # fmt: skip
     """Steps over items, with labels or without.
 
     Args:
@@ -94,11 +96,12 @@ def course_of_items(
         vectors: Frozen rows of all items.
         train: Those that training sees.
         labels: Class of each item, or None.
+        processes: Each selects for its part of the queries, and computes their loss.
 
     Returns:
         The `Course`.
     """
-    learner = _learner(fc, settings, LABEL_RULE if labels is not None else ID_RULE)
+    learner = _learner(fc, settings, LABEL_RULE if labels is not None else ID_RULE, processes)
     stale = settings.holds == "projections"
     whole = settings.memory == "cross_batch" and settings.capacity >= len(train) and not stale
     pool = Pool(vectors, train, labels, keep=whole or len(train) <= settings.capacity)
@@ -117,7 +120,7 @@ def course_of_items(
     )
     if settings.memory == "in_batch" and not learner.objective.keeps_scores:
         plan = {}
-    top = _live(plan, learner.rule, score="dot" if stale else "cosine")
+    top = _shared_out(_live(plan, learner.rule, score="dot" if stale else "cosine"), processes)
     if whole:
         top = _frozen(top(pool.batch(torch.arange(len(pool))), memory.read()))
     sampled = 0 if settings.memory == "in_batch" or learner.objective.keeps_scores else settings.sampled or 0
@@ -133,8 +136,9 @@ def course_of_items(
 
 
 def course_of_pairs(
-    fc: FCLayer, settings: AdapterSettings, documents: FrozenRows, train: Numbers, pairs: TrainingPairs
-) -> Course:
+    fc: FCLayer, settings: AdapterSettings, documents: FrozenRows, train: Numbers, pairs: TrainingPairs,
+    *, processes: Processes = ALONE,
+) -> Course:  # fmt: skip
     """Steps over (query, document) pairs.
 
     Args:
@@ -143,11 +147,12 @@ def course_of_pairs(
         documents: Frozen rows of the documents.
         train: Numbers of the pairs that training sees.
         pairs: All pairs.
+        processes: As in `course_of_items`.
 
     Returns:
         The `Course`.
     """
-    learner = _learner(fc, settings, ID_RULE)
+    learner = _learner(fc, settings, ID_RULE, processes)
     learner.moves_documents = settings.side == "both"
     relevance = Relevance(pairs.query_ids, pairs.document_ids)
     whole = settings.memory == "cross_batch" and settings.capacity >= len(documents)
@@ -160,11 +165,11 @@ def course_of_pairs(
         found = Lookup(batch.vectors, held.vectors, RelevantPairs(relevance, batch.ids, held.ids), "cosine")
         return top_k(found, settings.negatives or 0, "hard_negative")
 
-    top: _Top = live
+    top = _shared_out(live, processes)
     if settings.memory == "in_batch" or not settings.negatives:
         top = _nothing
     elif whole:
-        top = _frozen(live(asked.batch(torch.arange(len(asked))), memory.read()))
+        top = _frozen(top(asked.batch(torch.arange(len(asked))), memory.read()))
     sampled = 0 if settings.memory == "in_batch" else settings.sampled or 0
 
     def take(step: int) -> Step:
@@ -177,14 +182,15 @@ def course_of_pairs(
     return Course(take, memory, _capacity(settings, pool), learner)
 
 
-def _learner(fc: FCLayer, settings: AdapterSettings, rule: PairRule) -> Learner:
+def _learner(fc: FCLayer, settings: AdapterSettings, rule: PairRule, processes: Processes) -> Learner:
     assert settings.loss is not None
     optimizer = torch.optim.AdamW(
         fc.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     return Learner(
-        fc, objective(settings.loss, **settings.loss_options), optimizer, rule, both_sides=settings.both_sides
-    )
+        fc, objective(settings.loss, **settings.loss_options), optimizer, rule,
+        both_sides=settings.both_sides, processes=processes,
+    )  # fmt: skip
 
 
 def _memory(
@@ -247,6 +253,18 @@ def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> _Top:
         if not wanted:
             return _nothing(batch, held)
         return torch.cat([top_k(found, k, mode) for mode, k in wanted], dim=1)
+
+    return choose
+
+
+def _shared_out(top: _Top, processes: Processes) -> _Top:
+    """Each process selects for its part of the queries."""
+    if processes.count == 1:
+        return top
+
+    def choose(batch: Batch, held: Held) -> Tensor:
+        rows = len(batch.ids)
+        return processes.gather(top(Batch(*(part[processes.part(rows)] for part in batch)), held), rows)
 
     return choose
 

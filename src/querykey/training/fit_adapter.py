@@ -14,6 +14,7 @@ from querykey.encoders.heads import FCLayer, Start
 from querykey.errors import DataError
 from querykey.evaluation.geometry import effective_rank
 from querykey.optim import warm_up_cosine
+from querykey.processes import current_processes
 from querykey.training.course import Course, course_of_items, course_of_pairs
 from querykey.training.guard import Guard
 from querykey.training.health import collapse_reason, health
@@ -88,10 +89,12 @@ def fit_adapter(
 
     fc, start = _started(vectors, resolved, split)
     resolved = replace(resolved, start=start)
+    processes = current_processes()
+    processes.copy_first_(fc.state_dict().values())  # another machine's bits may differ, and then its scores
     if pairs is None:
-        course = course_of_items(fc, resolved, vectors, split.train, labels)
+        course = course_of_items(fc, resolved, vectors, split.train, labels, processes=processes)
     else:
-        course = course_of_pairs(fc, resolved, vectors, split.train, pairs)
+        course = course_of_pairs(fc, resolved, vectors, split.train, pairs, processes=processes)
     report, history = _train(course, resolved, split, record)
     report["seconds"] = round(time.monotonic() - began, 2)
     return Fitted(fc.eval().requires_grad_(False), resolved, report, history)
@@ -160,4 +163,4 @@ def _train(
 
 def _score(fc: torch.nn.Module, guard: Guard) -> float:
     with torch.no_grad():
-        return guard.score(fc)
+        return current_processes().from_first(guard.score(fc))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from querykey.dictionaries.rows import Held
 from querykey.lookup import DensePairs, Lookup, PairRule, look_up
+from querykey.processes import ALONE, Processes
 from querykey.training.objectives import Objective
 from querykey.training.relevance import Relevance
 from querykey.training.union import Batch, Chosen, Union, union_of
@@ -66,6 +67,8 @@ class Learner:
         rule: Which pairs count.
         both_sides: Whether the gradient goes through the keys too, or through the queries alone.
         moves_documents: False leaves (query, document) keys as the frozen model gave them.
+        processes: Each computes the loss of its own part of the queries. Batch, memory and selection are the
+            same on all, and keys are made by each: one layer is cheaper than sending its rows around.
     """
 
     fc: nn.Module
@@ -74,6 +77,7 @@ class Learner:
     rule: PairRule = LABEL_RULE
     both_sides: bool = True
     moves_documents: bool = True
+    processes: Processes = ALONE
 
     def keys(self, vectors: Rows) -> Tensor:
         """Keys made of frozen rows, with gradient or without."""
@@ -81,13 +85,24 @@ class Learner:
             out: Tensor = self.fc(vectors)
             return out
 
+    def mean(self, lookup: Lookup, target: Lookup | None = None) -> Tensor:
+        """This process's share of the mean loss over the queries that have a valid term."""
+        takes_part = lookup.positive if target is None else target.negative
+        looked_up = [lookup] if target is None else [lookup, target]
+        if self.processes.count > 1:
+            own = self.processes.part(len(lookup))
+            looked_up = [one.rows(own.start, own.stop) for one in looked_up]
+        losses = self.objective.loss(*looked_up)
+        return losses.sum() / takes_part.any(dim=1).sum().clamp(min=1)
+
     def descend(self, *losses: Tensor, lookup: Lookup, labels: tuple[Tensor, Tensor]) -> Step:
-        """Backward and an optimiser step on losses that are averaged over the queries that have one."""
+        """Backward and an optimiser step on the average of losses."""
         mean = torch.stack(losses).mean()
         self.optimizer.zero_grad()
         mean.backward()  # type: ignore[no-untyped-call]
+        self.processes.sum_gradients_(self.optimizer)
         self.optimizer.step()
-        return Step(float(mean.detach()), lookup, labels)
+        return Step(float(self.processes.sum(mean)), lookup, labels)
 
 
 def adapter_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Choose) -> Step:
@@ -114,12 +129,10 @@ def adapter_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Cho
     queries = keys[: len(batch.ids)] if learner.both_sides else learner.fc(batch.vectors)
 
     lookup = _look_up_union(queries, keys, batch, union, learner.rule)
-    if not learner.objective.keeps_scores:
-        losses = learner.objective.loss(lookup)
-        return learner.descend(_mean_of(losses, lookup.positive), lookup=lookup, labels=labels)
-    frozen = _look_up_union(batch.vectors, union.vectors, batch, union, ID_RULE)
-    losses = learner.objective.loss(lookup, frozen)
-    return learner.descend(_mean_of(losses, frozen.negative), lookup=lookup, labels=labels)
+    frozen = None
+    if learner.objective.keeps_scores:
+        frozen = _look_up_union(batch.vectors, union.vectors, batch, union, ID_RULE)
+    return learner.descend(learner.mean(lookup, frozen), lookup=lookup, labels=labels)
 
 
 def distillation_step(learner: Learner, batch: Batch, memory: Dictionary) -> Step:
@@ -141,8 +154,7 @@ def distillation_step(learner: Learner, batch: Batch, memory: Dictionary) -> Ste
         look_up(queries, keys, query_ids=batch.ids, key_ids=held.ids, rule=ID_RULE)
         for queries, keys in ((learner.fc(batch.vectors), learner.keys(vectors)), (batch.vectors, vectors))
     )
-    losses = learner.objective.loss(lookup, frozen)
-    return learner.descend(_mean_of(losses, frozen.negative), lookup=lookup, labels=labels)
+    return learner.descend(learner.mean(lookup, frozen), lookup=lookup, labels=labels)
 
 
 def projections_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Choose) -> Step:
@@ -169,9 +181,7 @@ def projections_step(learner: Learner, batch: Batch, memory: Dictionary, choose:
     labels = batch.labels, union.labels
     keys = torch.cat([queries, union.vectors[len(batch.ids) :]])  # the batch's own rows with gradient
     lookup = _look_up_union(queries, keys, batch, union, learner.rule)
-    return learner.descend(
-        _mean_of(learner.objective.loss(lookup), lookup.positive), lookup=lookup, labels=labels
-    )
+    return learner.descend(learner.mean(lookup), lookup=lookup, labels=labels)
 
 
 def pairs_step(
@@ -210,7 +220,7 @@ def pairs_step(
 
     own = relevant[:, : len(documents.ids)].T
     back = Lookup(keys[: len(documents.ids)], asked, DensePairs(own, ~own))
-    losses = [_mean_of(learner.objective.loss(side), side.positive) for side in (lookup, back)]
+    losses = [learner.mean(side) for side in (lookup, back)]
     return learner.descend(*losses, lookup=lookup, labels=labels)
 
 
@@ -227,8 +237,3 @@ def _look_up_union(queries: Tensor, keys: Tensor, batch: Batch, union: Union, ru
     )
     mine = union.chosen if rule is ID_RULE else union.mine
     return lookup.with_pairs(lookup.positive, lookup.negative & mine)
-
-
-def _mean_of(losses: Tensor, takes_part: Tensor) -> Tensor:
-    """The mean over the queries that have a valid term."""
-    return losses.sum() / takes_part.any(dim=1).sum().clamp(min=1)
