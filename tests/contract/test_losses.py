@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from querykey import losses
 from querykey.errors import ShapeError
 from querykey.lookup import DensePairs, Lookup, PairRule, look_up
+from querykey.losses import streaming_blocks
 
 
 class Row(NamedTuple):
@@ -38,8 +39,7 @@ class Case:
     is_monotone: bool = True  # much better scores never cost more
     is_alone: bool = True  # a query's cost does not depend on the other queries
     pulls: bool = True  # no positive is pushed away and no negative pulled
-    least_bytes: int = 64 * 8192 * 4  # of the largest tensor, for 64 queries and 8192 keys
-    most_bytes: int = 64 * 8192 * 8
+    is_streamed: bool = False  # holds no matrix of its scores
 
 
 def labelled(
@@ -68,6 +68,23 @@ def contrastive(name: str, distance: Any, oracle: Any, **margins: float) -> Case
     )
 
 
+def in_both_forms(
+    name: str, loss: Any, oracle: Any, *, flags: dict[str, Any] | None = None, **options: Any
+) -> list[Case]:
+    """A loss that is there plain and streamed; the oracle is given the whole row."""
+    name, _, kind = name.partition(", ")
+    return [
+        Case(
+            ", ".join(filter(None, (name, kind, form))),
+            lambda lookup, target, form=form: loss(lookup, target, form=form, **options),
+            lambda row: oracle(row, **options),
+            is_streamed=form == "streamed",
+            **(flags or {}),
+        )
+        for form in ("plain", "streamed")
+    ]
+
+
 MINED = {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1}
 ANY = {"needs_positive": False, "needs_negative": False}
 SELECTS = {"is_monotone": False}  # which triplets count depends on the scores
@@ -75,24 +92,23 @@ COSINE = {"positive_margin": 0.9, "negative_margin": 0.2}
 EUCLIDEAN = {"positive_margin": 0.3, "negative_margin": 1.2}
 
 CASES = [
-    labelled("info_nce", losses.info_nce, oracles.info_nce, flags={"needs_negative": False}, temperature=0.1),
-    Case(
-        "streamed_info_nce",
-        lambda lookup, _: losses.streamed_info_nce(
-            lookup, temperature=0.1, block=max(4, len(lookup.keys) // 8)
-        ),
-        lambda row: oracles.info_nce(row.positives, row.negatives, temperature=0.1),
-        needs_negative=False, least_bytes=0, most_bytes=64 * 8192,
+    *in_both_forms(
+        "info_nce", lambda lookup, _, **o: losses.info_nce(lookup, **o),
+        lambda row, **o: oracles.info_nce(row.positives, row.negatives, **o),
+        flags={"needs_negative": False}, temperature=0.1,
     ),
     labelled("nce", losses.nce, oracles.nce, temperature=0.1, normaliser=40.0, noise_items=20),
-    labelled("decoupled", losses.decoupled, oracles.decoupled, temperature=0.1),
-    Case(
-        "decoupled, weighted",
-        lambda lookup, _: losses.decoupled(lookup, temperature=0.1, sigma=0.5),
-        lambda row: oracles.decoupled(
-            row.positives, row.negatives, temperature=0.1, sigma=0.5, all_positives=row.all_positives
+    *in_both_forms(
+        "decoupled", lambda lookup, _, **o: losses.decoupled(lookup, **o),
+        lambda row, **o: oracles.decoupled(row.positives, row.negatives, **o), temperature=0.1,
+    ),
+    *in_both_forms(
+        "decoupled, weighted", lambda lookup, _, **o: losses.decoupled(lookup, **o),
+        lambda row, **o: oracles.decoupled(
+            row.positives, row.negatives, all_positives=row.all_positives, **o
         ),
-        is_exact=False, is_monotone=False, is_alone=False, pulls=False,
+        flags={"is_exact": False, "is_monotone": False, "is_alone": False, "pulls": False},
+        temperature=0.1, sigma=0.5,
     ),
     labelled(
         "debiased", losses.debiased, oracles.debiased,
@@ -131,15 +147,11 @@ CASES = [
         lambda row: oracles.score_difference(row.scores, row.targets),
         is_labelled=False, needs_positive=False, needs_negative=False,
     ),
-    Case(
-        "score_distillation",
-        lambda lookup, target: losses.score_distillation(
-            lookup, target, temperature=0.1, target_temperature=0.2
-        ),
-        lambda row: oracles.score_distillation(
-            row.scores, row.targets, temperature=0.1, target_temperature=0.2
-        ),
-        is_labelled=False, needs_positive=False, needs_negative=False,
+    *in_both_forms(
+        "score_distillation", losses.score_distillation,
+        lambda row, **o: oracles.score_distillation(row.scores, row.targets, **o),
+        flags={"is_labelled": False, "needs_positive": False, "needs_negative": False},
+        temperature=0.1, target_temperature=0.2,
     ),
 ]  # fmt: skip
 
@@ -149,6 +161,13 @@ QUERIES, KEYS = 7, 11
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
 def case(request):
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch):
+    """What is streamed is cut in parts and blocks here too."""
+    monkeypatch.setattr(streaming_blocks, "ROWS", 3)
+    monkeypatch.setattr(streaming_blocks, "KEYS", 4)
 
 
 @dataclass
@@ -307,14 +326,22 @@ def test_finite_at_the_ends_of_the_scale(case, dtype, sign):
 
 EXTREMES = [
     pytest.param(lambda l, _: losses.info_nce(l, temperature=0.01), id="info_nce"),
-    pytest.param(lambda l, _: losses.streamed_info_nce(l, temperature=0.01, block=4), id="streamed_info_nce"),
+    pytest.param(lambda l, _: losses.info_nce(l, temperature=0.01, form="streamed"), id="info_nce, streamed"),
     pytest.param(lambda l, _: losses.nce(l, temperature=0.01, normaliser=1e30, noise_items=9), id="nce"),
     pytest.param(lambda l, _: losses.decoupled(l, temperature=0.01, sigma=0.01), id="decoupled"),
+    pytest.param(
+        lambda l, _: losses.decoupled(l, temperature=0.01, sigma=0.01, form="streamed"),
+        id="decoupled, streamed",
+    ),
     pytest.param(lambda l, _: losses.hard_negative(l, temperature=0.01, beta=5.0), id="hard_negative"),
     pytest.param(lambda l, _: losses.nt_logistic(l, temperature=0.01), id="nt_logistic"),
     pytest.param(lambda l, _: losses.multi_similarity(l, alpha=200.0, beta=500.0), id="multi_similarity"),
     pytest.param(lambda l, _: losses.circle(l, margin=0.25, gamma=256.0), id="circle"),
     pytest.param(lambda l, t: losses.score_distillation(l, t, temperature=0.01), id="score_distillation"),
+    pytest.param(
+        lambda l, t: losses.score_distillation(l, t, temperature=0.01, form="streamed"),
+        id="score_distillation, streamed",
+    ),
 ]
 
 
@@ -394,13 +421,28 @@ def test_pairs_by_rule_cost_as_pairs_by_mask(case):
     by_mask = Lookup(queries, keys, DensePairs(by_rule.positive, by_rule.negative))
     cost = case.cost(by_rule, target)
     torch.testing.assert_close(case.cost(by_mask, target), cost)
-    if case.is_alone:
-        in_parts = torch.cat([case.cost(by_rule.rows(i, i + 2), target.rows(i, i + 2)) for i in (0, 2, 4)])
-        torch.testing.assert_close(in_parts, cost)
+    in_parts = torch.cat([case.cost(by_rule.rows(i, i + 2), target.rows(i, i + 2)) for i in (0, 2, 4)])
+    torch.testing.assert_close(in_parts, cost)
 
     cost.sum().backward()
     assert queries.grad.abs().sum() > 0
     assert keys.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, QUERIES), (2, 5), (6, 7), (3, 3)])
+def test_rows_of_a_look_up_cost_what_they_cost_in_the_whole(case, start, stop):
+    """Value and gradient: so a process computes its own rows alone."""
+    made = table(15)
+    scores = made.scores.requires_grad_()
+    positive, negative = made.kinds == 1, made.kinds == 2
+    lookup, target = (
+        Lookup.from_scores(values, positive, negative) for values in (scores, made.targets)
+    )  # fmt: skip
+    cost, part = case.cost(lookup, target), case.cost(lookup.rows(start, stop), target.rows(start, stop))
+    torch.testing.assert_close(part, cost[start:stop])
+    torch.testing.assert_close(
+        torch.autograd.grad(part.sum(), scores)[0], torch.autograd.grad(cost[start:stop].sum(), scores)[0]
+    )
 
 
 @pytest.mark.parametrize("loss", [c for c in CASES if not c.is_labelled], ids=lambda case: case.name)
@@ -447,8 +489,13 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_trap_5_5_no_matrix_of_positive_pairs_by_negative_pairs(case):
-    """64 queries, 8,192 keys, 100 classes: such a matrix has 10.9 GB, a row-wise one 2.1 MB."""
+def test_trap_5_5_no_matrix_of_positive_pairs_by_negative_pairs(case, monkeypatch):
+    """64 queries, 8,192 keys, 100 classes: such a matrix has 10.9 GB, a row-wise one 2.1 MB.
+
+    What is streamed has none of queries by keys either: not of scores, and not of masks.
+    """
+    monkeypatch.setattr(streaming_blocks, "ROWS", 64)
+    monkeypatch.setattr(streaming_blocks, "KEYS", 1024)
     random = torch.Generator().manual_seed(13)
     labels = torch.arange(8192) % 100
     queries, keys = torch.randn(64, 8, generator=random), torch.randn(8192, 8, generator=random)
@@ -458,7 +505,10 @@ def test_trap_5_5_no_matrix_of_positive_pairs_by_negative_pairs(case):
     )  # fmt: skip
     with LargestTensor() as largest:
         case.cost(lookup, lookup).sum().backward()
-    assert case.least_bytes <= largest.bytes <= case.most_bytes
+    if case.is_streamed:
+        assert largest.bytes < 64 * 8192
+    else:
+        assert 64 * 8192 * 4 <= largest.bytes <= 64 * 8192 * 8
     assert queries.grad.isfinite().all()
 
 
@@ -473,7 +523,7 @@ def test_trap_5_11_exponentials_do_not_overflow_in_half_precision(case):
     torch.testing.assert_close(cost.double(), same.cost(case), rtol=1e-5, atol=1e-6)
 
 
-NOT_OF_A_LOOKUP_ALONE = {"nt_xent", "nce_normaliser", "LearnedTemperature"}
+NOT_OF_A_LOOKUP_ALONE = {"nt_xent", "nce_normaliser", "is_streamed", "LearnedTemperature"}
 
 
 def test_every_public_loss_is_asked():

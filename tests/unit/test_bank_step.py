@@ -60,8 +60,8 @@ def test_five_steps_are_the_papers(contrast, proximal):
 
 
 @pytest.mark.parametrize("contrast", ["softmax", "info_nce"])
-def test_in_blocks_it_is_the_same_step(contrast):
-    whole, walked = steps(contrast), steps(contrast, block=2)
+def test_streamed_it_is_the_same_step(contrast):
+    whole, walked = steps(contrast, form="plain"), steps(contrast, form="streamed")
     for one, other in zip(whole[0], walked[0], strict=True):
         assert other.loss == pytest.approx(one.loss, rel=1e-12)
     torch.testing.assert_close(walked[1].weight, whole[1].weight)
@@ -175,10 +175,6 @@ def test_a_loss_that_is_not_finite_changes_neither_weights_nor_rows():
         (
             {"contrast": "info_nce"}, ConfigError,
             'contrast "info_nce" draws a sample of the bank; give it a generator',
-        ),
-        (
-            {"contrast": "nce", "block": 4}, ConfigError,
-            'contrast "nce" is not walked in blocks; leave block out',
         ),
         ({"proximal": -1.0}, RangeError, "proximal must be >= 0 and finite, got -1.0; 0 leaves it out"),
         ({"proximal": math.nan}, RangeError, "proximal must be >= 0 and finite, got nan; 0 leaves it out"),

@@ -1,25 +1,26 @@
-"""The streamed InfoNCE: value, gradients and memory, beside the plain form."""
+"""Losses in blocks: value, gradients and memory, beside the plain form."""
+
+import inspect
 
 import pytest
 import torch
+from streaming_toys import Held, rows
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from querykey.errors import RangeError, ShapeError
+from querykey.errors import ConfigError
 from querykey.lookup import DensePairs, Lookup, PairRule, look_up
-from querykey.losses import info_nce, streamed_info_nce, streaming
-from querykey.two_views import look_up_views
+from querykey.losses import decoupled, info_nce, is_streamed, score_distillation, streaming_blocks
+from querykey.losses.streaming import takes_streamed
 
 
-@pytest.fixture(params=["one part", "three parts"])
-def _parts(request, monkeypatch):
-    if request.param == "three parts":
-        monkeypatch.setattr(streaming, "ROWS", 3)
+@pytest.fixture(params=[(1, 1), (3, 4), (100, 100)], ids=lambda size: "{} x {}".format(*size))
+def _blocks(request, monkeypatch):
+    of(monkeypatch, *request.param)
 
 
-def rows(count, *, seed=0, dtype=torch.float64, dim=4):
-    random = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(count, dim, generator=random, dtype=torch.float64), dim=1).to(dtype)
+def of(monkeypatch, rows, keys):
+    monkeypatch.setattr(streaming_blocks, "ROWS", rows)
+    monkeypatch.setattr(streaming_blocks, "KEYS", keys)
 
 
 def masks(queries, keys, *, seed=0):
@@ -31,72 +32,60 @@ def masks(queries, keys, *, seed=0):
     return DensePairs(kinds == 2, kinds == 1)
 
 
-def both(lookup_of, leaves, *, block, temperature=0.1):
-    """Value and gradients of the plain form, then of the streamed one, each query weighed differently."""
-    out = []
-    for loss, options in ((info_nce, {}), (streamed_info_nce, {"block": block})):
-        copies = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-        value = loss(
-            lookup_of(*copies[:2]), temperature=copies[2] if len(copies) > 2 else temperature, **options
-        )
-        (value * torch.arange(1, 1 + len(value), dtype=value.dtype)).sum().backward()
-        out.append([value.detach(), *(copy.grad for copy in copies)])
-    return out
+def distilled(lookup, **options):
+    """Of other scores, of rows that are wider."""
+    queries, keys = rows(len(lookup), seed=8, dim=6), rows(len(lookup.keys), seed=9, dim=6)
+    target = Lookup(queries * 2, keys, lookup.pairs, lookup.score)
+    return score_distillation(lookup, target, target_temperature=0.15, **options)
 
 
-@pytest.mark.usefixtures("_parts")
-@pytest.mark.parametrize("block", [1, 4, 11, 100])
+def weighted(lookup, **options):
+    return decoupled(lookup, sigma=0.5, **options)
+
+
+LOSSES = pytest.mark.parametrize("loss", [info_nce, decoupled, weighted, distilled])
+
+
+@pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("score", ["dot", "cosine"])
-def test_gives_the_value_and_the_gradients_of_the_plain_form(block, score):
-    """Of queries, of keys and of a learned temperature, in float64."""
-    pairs = masks(8, 11)
-    leaves = rows(8) * 1.5, rows(11, seed=1) * 0.7, torch.tensor(0.2, dtype=torch.float64)
-    plain, streamed = both(lambda q, k: Lookup(q, k, pairs, score), leaves, block=block)
-    torch.testing.assert_close(streamed, plain, rtol=1e-12, atol=1e-12)
-    assert streamed[0][:2].tolist() == [0.0, 0.0]
-    assert not streamed[1][:2].any()
+@LOSSES
+def test_gives_the_value_and_the_gradients_of_the_plain_form(loss, score):
+    """Of queries, of keys and of a learned temperature, in float64, each query weighed differently."""
+    pairs, out = masks(8, 11), []
+    for form in ("plain", "streamed"):
+        leaves = rows(8) * 1.5, rows(11, seed=1) * 0.7, torch.tensor(0.2, dtype=torch.float64)
+        queries, keys, temperature = (leaf.requires_grad_() for leaf in leaves)
+        value = loss(Lookup(queries, keys, pairs, score), temperature=temperature, form=form)
+        (value * torch.arange(1, 9)).sum().backward()
+        out.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(out[1], out[0], rtol=1e-12, atol=1e-12)
+    assert out[1][0][0] == 0.0
+    assert not out[1][1][0].any()
 
 
-@pytest.mark.usefixtures("_parts")
-def test_gradient_is_the_derivative():
-    pairs = masks(5, 7, seed=1)
-    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("loss", [info_nce, decoupled, distilled])
+def test_gradient_is_the_derivative(loss, monkeypatch):
+    """The weights of the weighted form carry none; it is held to its plain form alone."""
+    of(monkeypatch, 3, 2)
+    pairs, temperature = masks(5, 7, seed=1), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    leaves = rows(5).requires_grad_(), rows(7, seed=1).requires_grad_(), temperature
     assert torch.autograd.gradcheck(
-        lambda q, k, t: streamed_info_nce(Lookup(q, k, pairs, "cosine"), temperature=t, block=3),
-        (rows(5).requires_grad_(), rows(7, seed=1).requires_grad_(), temperature),
+        lambda q, k, t: loss(Lookup(q, k, pairs, "cosine"), temperature=t, form="streamed"), leaves
     )
 
 
-@pytest.mark.usefixtures("_parts")
-def test_two_views_are_queries_and_keys_at_once():
-    """The gradient of NT-Xent reaches each row from both sides."""
-    view_1, view_2 = (rows(6, seed=seed).requires_grad_() for seed in (0, 1))
-    plain = info_nce(look_up_views(view_1, view_2), temperature=0.5)
-    streamed = streamed_info_nce(look_up_views(view_1, view_2), temperature=0.5, block=5)
-    torch.testing.assert_close(streamed, plain)
-    for view in (view_1, view_2):
-        ours, theirs = (
-            torch.autograd.grad(cost.mean(), view, retain_graph=True)[0] for cost in (streamed, plain)
-        )
-        torch.testing.assert_close(ours, theirs)
-
-
 @pytest.mark.parametrize("moves", [(True, False), (False, True), (False, False)])
-def test_what_carries_no_gradient_gets_none(moves):
+@LOSSES
+def test_what_carries_no_gradient_gets_none(loss, moves, monkeypatch):
+    of(monkeypatch, 3, 4)
     queries, keys = rows(8).requires_grad_(moves[0]), rows(11, seed=1).requires_grad_(moves[1])
     lookup = Lookup(queries, keys, masks(8, 11))
-    streamed = streamed_info_nce(lookup, temperature=0.1, block=4)
+    streamed, plain = (loss(lookup, temperature=0.1, form=form) for form in ("streamed", "plain"))
     assert streamed.requires_grad == any(moves)
-    torch.testing.assert_close(streamed, info_nce(lookup, temperature=0.1))
+    torch.testing.assert_close(streamed, plain)
     for leaf, does_move in zip((queries, keys), moves, strict=True):
         if does_move:
-            ours, theirs = (
-                torch.autograd.grad(loss.sum(), leaf)[0]
-                for loss in (
-                    streamed_info_nce(lookup, temperature=0.1, block=4),
-                    info_nce(Lookup(queries, keys, masks(8, 11)), temperature=0.1),
-                )
-            )
+            ours, theirs = (torch.autograd.grad(cost.sum(), leaf)[0] for cost in (streamed, plain))
             torch.testing.assert_close(ours, theirs)
 
 
@@ -113,54 +102,65 @@ def a_bank_of(items, queries, dtype, dim=32):
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
-def test_float32_is_no_further_from_float64_than_the_plain_form(temperature):
+@pytest.mark.parametrize("loss", [info_nce, decoupled, distilled])
+def test_float32_is_no_further_from_float64_than_the_plain_form(loss, temperature, monkeypatch):
     """Root mean square over the queries; twice, for the order of a sum is a matter of luck."""
-    exact = info_nce(a_bank_of(4000, 64, torch.float64), temperature=temperature)
-    found = a_bank_of(4000, 64, torch.float64)
-    info_nce(found, temperature=temperature).sum().backward()
-    faults = []
-    for loss, options in ((info_nce, {}), (streamed_info_nce, {"block": 256})):
-        lookup = a_bank_of(4000, 64, torch.float32)
-        value = loss(lookup, temperature=temperature, **options)
+    of(monkeypatch, 40, 256)
+    found = []
+    for form, dtype in (("plain", torch.float64), ("plain", torch.float32), ("streamed", torch.float32)):
+        lookup = a_bank_of(4000, 64, dtype)
+        value = loss(lookup, temperature=temperature, form=form)
         value.sum().backward()
-        faults.append(
-            [
-                (value.double() - exact).square().mean().sqrt(),
-                (lookup.queries.grad.double() - found.queries.grad).square().mean().sqrt(),
-            ]
-        )
-    (value, slope), (streamed_value, streamed_slope) = faults
-    assert streamed_value <= 2 * value + 1e-9
-    assert streamed_slope <= 2 * slope + 1e-9
+        found.append((value.detach().double(), lookup.queries.grad.double()))
+    exact, plain, streamed = found
+    for right, theirs, ours in zip(exact, plain, streamed, strict=True):
+        faults = [(one - right).square().mean().sqrt() for one in (ours, theirs)]
+        assert faults[0] <= 2 * faults[1] + 1e-9
 
 
-def test_a_loss_near_0_keeps_its_digits():
+def test_a_loss_near_0_keeps_its_digits(monkeypatch):
+    of(monkeypatch, 1, 1)
     keys = torch.eye(4)
     lookup = look_up(
         keys[:2], keys, query_ids=torch.arange(2), key_ids=torch.arange(4), rule=PairRule(same_id="positive")
     )
-    cost = streamed_info_nce(lookup, temperature=0.07, block=1)
+    cost = info_nce(lookup, temperature=0.07, form="streamed")
     assert cost[0].item() == pytest.approx(3 * 2.718281828 ** (-1 / 0.07), rel=0.1)
 
 
-def test_a_higher_score_far_down_the_walk_takes_over():
+def test_a_higher_score_far_down_the_walk_takes_over(monkeypatch):
     """100 nats above all before: what was summed is nothing beside it."""
+    of(monkeypatch, 1, 1)
     scores = torch.tensor([[-1.0, -1.0, -1.0, 1.0]], requires_grad=True)
     positive = torch.tensor([[True, False, False, False]])
-    cost = streamed_info_nce(Lookup.from_scores(scores, positive, ~positive), temperature=0.02, block=1)
+    cost = info_nce(Lookup.from_scores(scores, positive, ~positive), temperature=0.02, form="streamed")
     assert cost.tolist() == [100.0]
     cost.sum().backward()
     torch.testing.assert_close(scores.grad, torch.tensor([[-50.0, 0.0, 0.0, 50.0]]))
 
 
-def test_rows_in_half_precision_are_scored_in_float32():
+def test_a_surer_target_far_down_the_walk_takes_over(monkeypatch):
+    """The same on the other side: what was pulled at before is nothing beside it."""
+    of(monkeypatch, 1, 1)
+    everything = torch.ones(1, 3, dtype=torch.bool)
+    scores = torch.zeros(1, 3, requires_grad=True)
+    target = Lookup.from_scores(torch.tensor([[-1.0, -0.9, 1.0]]), everything, ~everything)
+    lookup = Lookup.from_scores(scores, everything, ~everything)
+    cost = score_distillation(lookup, target, temperature=0.02, form="streamed")
+    torch.testing.assert_close(cost, torch.tensor([3.0]).log())
+    cost.sum().backward()
+    torch.testing.assert_close(scores.grad, torch.tensor([[1 / 3, 1 / 3, -2 / 3]]) / 0.02)
+
+
+@LOSSES
+def test_rows_in_half_precision_are_scored_in_float32(loss):
     """And keys of another dtype than the queries are taken as they are."""
     queries, keys = rows(8, dtype=torch.bfloat16), rows(11, seed=1, dtype=torch.bfloat16)
     pairs = masks(8, 11)
-    exact = info_nce(Lookup(queries.double(), keys.double(), pairs), temperature=0.1)
+    exact = loss(Lookup(queries.double(), keys.double(), pairs), temperature=0.1, form="plain")
     for kept in (keys.requires_grad_(), keys.detach().float().requires_grad_()):
         leaf = queries.clone().requires_grad_()
-        cost = streamed_info_nce(Lookup(leaf, kept, pairs), temperature=0.1, block=4)
+        cost = loss(Lookup(leaf, kept, pairs), temperature=0.1, form="streamed")
         assert cost.dtype == torch.float32
         torch.testing.assert_close(cost.double(), exact, rtol=1e-5, atol=1e-5)
         cost.sum().backward()
@@ -169,81 +169,59 @@ def test_rows_in_half_precision_are_scored_in_float32():
 
 def test_float32_keys_of_float64_queries_get_their_gradient():
     queries, keys = rows(8).requires_grad_(), rows(11, seed=1, dtype=torch.float32).requires_grad_()
-    streamed_info_nce(Lookup(queries, keys, masks(8, 11)), temperature=0.1, block=4).sum().backward()
-    ours, keys.grad = keys.grad, None
-    info_nce(Lookup(queries, keys, masks(8, 11)), temperature=0.1).sum().backward()
+    ours, theirs = (
+        torch.autograd.grad(info_nce(lookup, temperature=0.1, form=form).sum(), keys)[0]
+        for form in ("streamed", "plain")
+        for lookup in [Lookup(queries, keys, masks(8, 11))]
+    )
     assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, keys.grad)
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_autocast_does_not_reach_it():
     lookup = a_bank_of(50, 8, torch.float32)
-    outside = streamed_info_nce(lookup, temperature=0.1, block=16)
+    outside = info_nce(lookup, temperature=0.1, form="streamed")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = streamed_info_nce(lookup, temperature=0.1, block=16)
+        inside = info_nce(lookup, temperature=0.1, form="streamed")
     assert torch.equal(inside, outside)
 
 
-class Held(TorchDispatchMode):
-    """The bytes of the largest tensor that any operation gave."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel() * tensor.element_size())
-        return out
-
-
 @pytest.mark.parametrize("moves_keys", [False, True])
-def test_no_matrix_of_queries_by_keys_exists(moves_keys, monkeypatch):
+@LOSSES
+def test_no_matrix_of_queries_by_keys_exists(loss, moves_keys, monkeypatch):
     """Neither of scores nor of masks, forward or backward, however many of either there are."""
-    monkeypatch.setattr(streaming, "ROWS", 32)
-    largest = []
-    for items in (1000, 2000):
-        found = a_bank_of(items, 64, torch.float32, dim=4)
-        lookup = Lookup(found.queries, found.keys.requires_grad_(moves_keys), found.pairs)
-        with Held() as held:
-            streamed_info_nce(lookup, temperature=0.1, block=100).sum().backward()
-        largest.append(held.largest)
-    of_keys, of_a_block = 2000 * 4 * 4, 32 * 100 * 8
-    assert largest[1] <= max(of_keys, of_a_block)
-    assert largest[1] < 64 * 2000
+    of(monkeypatch, 32, 100)
+    found = a_bank_of(2000, 64, torch.float32, dim=4)
+    lookup = Lookup(found.queries, found.keys.requires_grad_(moves_keys), found.pairs)
+    with Held() as held:
+        loss(lookup, temperature=0.1, form="streamed").sum().backward()
+    of_keys, of_a_block = 2000 * 6 * 8, 32 * 100 * 8
+    assert held.largest <= max(of_keys, of_a_block) < 64 * 2000
 
 
 def test_keys_that_changed_before_backward_are_refused():
     """They are scored again backward, and must be what they were."""
     queries, keys = rows(8).requires_grad_(), rows(11, seed=1).requires_grad_()
     changing = keys * 1.0
-    cost = streamed_info_nce(Lookup(queries, changing, masks(8, 11)), temperature=0.1, block=4)
+    cost = info_nce(Lookup(queries, changing, masks(8, 11)), temperature=0.1, form="streamed")
     changing.mul_(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         cost.sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"block": 0}, RangeError, "a block needs at least 1 key, got block=0"),
-        (
-            {"temperature": 0.0},
-            RangeError,
-            "temperature must be > 0 and finite, got 0.0; 0.05 to 0.5 is usual",
-        ),
-        (
-            {"temperature": torch.ones(2)},
-            ShapeError,
-            "temperature has shape [2]; a learned one is a tensor of one number",
-        ),
-    ],
-)
-def test_refuses_settings_out_of_range(options, error, message):
-    with pytest.raises(error) as fault:
-        streamed_info_nce(
-            Lookup(rows(3), rows(4), masks(3, 4)), **({"temperature": 0.1, "block": 2} | options)
-        )
-    assert str(fault.value) == message
+def test_the_size_of_a_look_up_chooses_the_form(monkeypatch):
+    """By itself it is plain where scores fit the cache, and never holds them where they do not."""
+    least = next(2**k for k in range(4, 20) if is_streamed(2**k, 2**k))
+    for side, is_matrix in ((least // 2, True), (least, False)):
+        of(monkeypatch, 64, 64)
+        lookup = a_bank_of(side, side, torch.float32, dim=2)
+        with Held() as held:
+            info_nce(lookup, temperature=0.1)
+        assert (held.largest >= 4 * side * side) == is_matrix
+
+
+def test_a_form_that_is_not_known_is_refused():
+    with pytest.raises(ConfigError) as fault:
+        # Unwrapped: the type checks that the test-suite turns on would speak first.
+        inspect.unwrap(takes_streamed)(Lookup(rows(3), rows(4), masks(3, 4)), "tiled")
+    assert str(fault.value) == "form must be one of auto, plain, streamed; got 'tiled'"

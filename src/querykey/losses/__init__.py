@@ -8,7 +8,7 @@ from querykey.losses.margin import contrastive, triplet
 from querykey.losses.nce import nce, nce_normaliser
 from querykey.losses.nt_xent import nt_xent
 from querykey.losses.preserving import rank_loss, score_difference, score_distillation
-from querykey.losses.streaming import streamed_info_nce
+from querykey.losses.streaming import is_streamed
 from querykey.losses.temperature import LearnedTemperature
 from querykey.losses.weighting import circle, multi_similarity
 
@@ -20,6 +20,7 @@ __all__ = [
     "decoupled",
     "hard_negative",
     "info_nce",
+    "is_streamed",
     "multi_similarity",
     "nca",
     "nce",
@@ -29,6 +30,5 @@ __all__ = [
     "rank_loss",
     "score_difference",
     "score_distillation",
-    "streamed_info_nce",
     "triplet",
 ]

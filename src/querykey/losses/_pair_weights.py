@@ -73,11 +73,11 @@ def softmax(logits: Scores, takes_part: Scores) -> Softmax:
     return Softmax(top, total.log(), shifted.div_(total))
 
 
-def read_target(lookup: Lookup, target: Lookup) -> tuple[Scores, PairMask]:
-    """The frozen scores and the pairs that take part, if they are of the same queries and keys.
+def require_same_size(lookup: Lookup, target: Lookup) -> None:
+    """See that a target is of the same queries and keys.
 
     Raises:
-        ShapeError: If it does not.
+        ShapeError: If it is not.
     """
     mine, theirs = (len(lookup), len(lookup.keys)), (len(target), len(target.keys))
     if mine != theirs:
@@ -85,6 +85,15 @@ def read_target(lookup: Lookup, target: Lookup) -> tuple[Scores, PairMask]:
             f"the look-up is {mine[0]} x {mine[1]} (queries x keys), its target {theirs[0]} x {theirs[1]}; "
             "look the same queries up among the same keys for both"
         )
+
+
+def read_target(lookup: Lookup, target: Lookup) -> tuple[Scores, PairMask]:
+    """The frozen scores and the pairs that take part, if they are of the same queries and keys.
+
+    Raises:
+        ShapeError: If they are not.
+    """
+    require_same_size(lookup, target)
     scores, positive, negative = read(target)
     return scores.detach(), positive | negative
 

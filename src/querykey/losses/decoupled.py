@@ -7,14 +7,19 @@ from torch import Tensor
 
 from querykey.errors import RangeError
 from querykey.lookup import Lookup
-from querykey.losses._pair_weights import as_numbers, read, softmax, weigh
+from querykey.losses._pair_weights import NOTHING, as_numbers, penalty, read, softmax, weigh
 from querykey.losses.info_nce import check_temperature
-from querykey.types import PerQuery, Scores
+from querykey.losses.streaming import Form, takes_streamed
+from querykey.losses.streaming_blocks import Positives, log_mean_of_positives, softmax_of_blocks
+from querykey.losses.streaming_views import two_views
+from querykey.types import PerQuery
 
 __all__ = ["decoupled"]
 
 
-def decoupled(lookup: Lookup, *, temperature: float | Tensor, sigma: float | None = None) -> PerQuery:
+def decoupled(
+    lookup: Lookup, *, temperature: float | Tensor, sigma: float | None = None, form: Form = "auto"
+) -> PerQuery:
     r"""InfoNCE with its positives left out of the denominator (DCL; with sigma DCLW).
 
     With :math:`P_i` the positives and :math:`N_i` the negatives of query *i*, and :math:`s` the scores,
@@ -27,9 +32,9 @@ def decoupled(lookup: Lookup, *, temperature: float | Tensor, sigma: float | Non
     no floor: it falls on after every query is answered, and is negative then.
 
     The weights are 1, or with sigma :math:`w_{ip} = 2 - e^{s_{ip}/\sigma} / \langle e^{s/\sigma}
-    \rangle`, where the brackets are the mean over all positive pairs of the look-up: near positives
-    count less, and one that is :math:`n` times nearer than the mean, in that exponential, with
-    :math:`n > 2` is pushed away.
+    \rangle`, where the brackets are the mean over all positive pairs of the look-up, or of the whole one
+    that it is `rows` of: near positives count less, and one that is :math:`n` times nearer than the mean, in
+    that exponential, with :math:`n > 2` is pushed away.
 
     Args:
         lookup: Scores in [-1, 1] with their pair masks.
@@ -37,6 +42,7 @@ def decoupled(lookup: Lookup, *, temperature: float | Tensor, sigma: float | Non
             gradient.
         sigma: :math:`\sigma > 0`, in the unit of the scores, the width of the weights; 0.5 in DCLW.
             None for weights of 1.
+        form: "plain", "streamed" or "auto", as for `info_nce`.
 
     Returns:
         Nats per query [queries], not reduced, and possibly negative. A query with no positive or
@@ -45,6 +51,7 @@ def decoupled(lookup: Lookup, *, temperature: float | Tensor, sigma: float | Non
     Raises:
         RangeError: If temperature or sigma is not a positive number.
         ShapeError: If temperature is a tensor of more than one number.
+        ConfigError: If there is no such form.
 
     Example:
         Three candidates alike: log 2, one less than for `info_nce`:
@@ -65,6 +72,8 @@ def decoupled(lookup: Lookup, *, temperature: float | Tensor, sigma: float | Non
         raise RangeError(
             f"sigma must be > 0 and finite, or None for equal weights, got {sigma}; 0.5 is usual"
         )
+    if takes_streamed(lookup, form):
+        return _streamed(lookup, temperature, sigma)
     scores, is_positive, is_negative = read(lookup)
     logits = scores / temperature
     with torch.no_grad():
@@ -74,15 +83,30 @@ def decoupled(lookup: Lookup, *, temperature: float | Tensor, sigma: float | Non
         has_both = ((count > 0) & is_negative.any(dim=1, keepdim=True)).to(scores.dtype)
         share = positive / count.clamp(min=1.0) * has_both
         if sigma is not None:
-            share *= _weights(scores / sigma, positive)
+            above = (scores / sigma - log_mean_of_positives(lookup, sigma)).add_(penalty(positive))
+            share *= above.clamp_(min=NOTHING).exp_().neg_().add_(2.0)
         value = (log_total + top) * has_both - (logits * share).sum(dim=1, keepdim=True)
         weights = weights.mul_(has_both).sub_(share)
     return weigh(logits, value[:, 0], weights)
 
 
-def _weights(exponents: Scores, positive: Scores) -> Scores:
-    """2 - exp / mean of exp, the mean over all positive pairs; 2 elsewhere."""
-    found = softmax(exponents, positive)
-    log_total = torch.logsumexp(found.log_sum, dim=0)
-    of_all = found.probability.mul_((found.log_sum - log_total).exp_()[:, None])
-    return of_all.mul_(-positive.sum()).add_(2.0)
+def _streamed(lookup: Lookup, temperature: float | Tensor, sigma: float | None) -> PerQuery:
+    views = two_views(lookup, temperature)
+    if views is None:
+        weight = (
+            None if sigma is None else (_number(temperature) / sigma, log_mean_of_positives(lookup, sigma))
+        )
+        terms = Positives(lookup.pairs, is_decoupled=True, weight=weight)
+        return softmax_of_blocks(lookup, temperature, terms)
+    pull = views.positive
+    if sigma is not None:
+        above = views.all_positives.detach() * (_number(temperature) / sigma)
+        log_mean = above.logsumexp(dim=0) - math.log(len(above))
+        pull = pull * (2.0 - (pull.detach() * (_number(temperature) / sigma) - log_mean).exp())
+    # 1 in place of a sum over nothing: its logarithm is not read, and must be finite.
+    has_negative = views.negatives > 0
+    return torch.where(has_negative, views.negatives.where(has_negative, 1.0).log() - pull, 0.0)
+
+
+def _number(temperature: float | Tensor) -> float | Tensor:
+    return temperature.detach() if isinstance(temperature, Tensor) else temperature

@@ -8,12 +8,15 @@ from torch import Tensor
 from querykey.errors import RangeError, ShapeError
 from querykey.lookup import Lookup
 from querykey.losses._pair_weights import as_numbers, read, softmax, weigh
+from querykey.losses.streaming import Form, takes_streamed
+from querykey.losses.streaming_blocks import Positives, softmax_of_blocks
+from querykey.losses.streaming_views import two_views
 from querykey.types import PerQuery
 
 __all__ = ["info_nce", "nca"]
 
 
-def info_nce(lookup: Lookup, *, temperature: float | Tensor) -> PerQuery:
+def info_nce(lookup: Lookup, *, temperature: float | Tensor, form: Form = "auto") -> PerQuery:
     r"""Cross-entropy of telling each query's positive keys from its other keys.
 
     With :math:`P_i` the positives of query *i*, :math:`A_i` all its positives and
@@ -30,6 +33,8 @@ def info_nce(lookup: Lookup, *, temperature: float | Tensor) -> PerQuery:
         temperature: :math:`\tau > 0`, dimensionless. Small values weigh the hardest
             negatives most: MoCo uses 0.07, SimCLR 0.1 to 0.5. A tensor of one number gets
             a gradient; keep it positive by learning its logarithm.
+        form: "plain" holds all scores at once. "streamed" walks them, with memory that grows with
+            queries plus keys, and is faster where they are many. "auto" goes by `is_streamed`.
 
     Returns:
         Nats per query [queries], not reduced. A query with no positive costs exactly 0 and
@@ -38,6 +43,7 @@ def info_nce(lookup: Lookup, *, temperature: float | Tensor) -> PerQuery:
     Raises:
         RangeError: If temperature is not a positive number.
         ShapeError: If temperature is a tensor of more than one number.
+        ConfigError: If there is no such form.
 
     Example:
         Two equal candidates cost one bit:
@@ -53,6 +59,11 @@ def info_nce(lookup: Lookup, *, temperature: float | Tensor) -> PerQuery:
         multiplies by temperature / 0.07; the paper does not, and neither do we.
     """
     check_temperature("temperature", temperature)
+    if takes_streamed(lookup, form):
+        views = two_views(lookup, temperature)
+        if views is not None:
+            return torch.log1p(views.negatives * (-views.positive).exp())
+        return softmax_of_blocks(lookup, temperature, Positives(lookup.pairs))
     scores, is_positive, is_negative = read(lookup)
     logits = scores / temperature
     with torch.no_grad():

@@ -10,6 +10,7 @@ from querykey.errors import RangeError, ShapeError
 from querykey.lookup import Lookup
 from querykey.losses._pair_weights import as_numbers, penalty, read, weigh
 from querykey.losses.info_nce import check_temperature
+from querykey.processes import ALONE, Processes
 from querykey.types import PerQuery
 
 __all__ = ["nce", "nce_normaliser"]
@@ -82,7 +83,9 @@ def nce(
     return weigh(logits, value, weights)
 
 
-def nce_normaliser(lookup: Lookup, *, temperature: float | Tensor, items: int) -> Tensor:
+def nce_normaliser(
+    lookup: Lookup, *, temperature: float | Tensor, items: int, processes: Processes = ALONE
+) -> Tensor:
     r"""An estimate of the normaliser of `nce`: N times the mean of exp(s / tau) over the pairs.
 
     .. math:: Z = \frac{N}{M} \sum_{i, k} \exp(s_{ik} / \tau)
@@ -94,9 +97,10 @@ def nce_normaliser(lookup: Lookup, *, temperature: float | Tensor, items: int) -
         lookup: Scores with their pair masks.
         temperature: :math:`\tau > 0`, the one of the loss.
         items: N, at least 1.
+        processes: Over which the pairs are parted; each gives the look-up of its own queries.
 
     Returns:
-        A tensor of one number [] without gradient; 0 where no pair counts.
+        A tensor of one number [] without gradient, the same on all processes; 0 where no pair counts.
 
     Raises:
         RangeError: If temperature or items is not positive.
@@ -120,7 +124,12 @@ def nce_normaliser(lookup: Lookup, *, temperature: float | Tensor, items: int) -
     with torch.no_grad():
         takes_part = as_numbers(positive | negative, scores.dtype)
         logits = (scores / temperature).add_(penalty(takes_part))
-        log_mean = torch.logsumexp(logits.flatten(), dim=0) - takes_part.sum().clamp(min=1.0).log()
+        log_sum, pairs = torch.logsumexp(logits.flatten(), dim=0), takes_part.sum()
+        if processes.count > 1:
+            # exp(100), of scores at a temperature of 0.01, is within float64
+            total, every = processes.sum(torch.stack([log_sum.double().exp(), pairs.double()]))
+            log_sum, pairs = total.log().to(log_sum), every.to(pairs)
+        log_mean = log_sum - pairs.clamp(min=1.0).log()
         return (log_mean + math.log(items)).exp()
 
 

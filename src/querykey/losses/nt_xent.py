@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.losses.info_nce import info_nce
+from querykey.losses.streaming import Form
 from querykey.two_views import look_up_views
 from querykey.types import Ids, PerQuery, Rows
 
@@ -18,6 +19,7 @@ def nt_xent(
     temperature: float | Tensor,
     ids: Ids | None = None,
     normalised: bool = True,
+    form: Form = "auto",
 ) -> PerQuery:
     r"""Cross-entropy of finding an image's other view among all rows of both views.
 
@@ -38,6 +40,8 @@ def nt_xent(
             leave the sum. None: each image its own.
         normalised: False takes the rows as they are, so that scores are dot products: the
             ablation of SimCLR's Table 5, at temperatures of 10 and 100.
+        form: "plain", "streamed" or "auto", as for `info_nce`. Streamed, each score is computed once
+            for both of its rows, and none is kept.
 
     Returns:
         Nats per row [2B], view 1 first, not reduced. A batch of one image has no negatives and
@@ -47,6 +51,7 @@ def nt_xent(
         RangeError: If temperature is not a positive number.
         ShapeError: If the views differ in shape, ids do not number B, or temperature is a tensor of
             more than one number.
+        ConfigError: If there is no such form.
 
     Example:
         Four rows that cannot be told apart cost log 3 each:
@@ -63,4 +68,4 @@ def nt_xent(
         rows = [view.float() if view.element_size() < 4 else view for view in (view_1, view_2)]
         if normalised:
             rows = [F.normalize(view, dim=1) for view in rows]
-        return info_nce(look_up_views(*rows, ids=ids), temperature=temperature)
+        return info_nce(look_up_views(*rows, ids=ids), temperature=temperature, form=form)

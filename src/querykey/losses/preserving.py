@@ -4,16 +4,23 @@ import torch
 from torch import Tensor
 
 from querykey.lookup import Lookup
-from querykey.losses._pair_weights import as_numbers, read, read_target, softmax, weigh
+from querykey.losses._pair_weights import as_numbers, read, read_target, require_same_size, softmax, weigh
 from querykey.losses._triplets import soft_triplets
 from querykey.losses.info_nce import check_temperature
+from querykey.losses.streaming import Form, takes_streamed
+from querykey.losses.streaming_blocks import Target, rows_of, softmax_of_blocks
 from querykey.types import PerQuery
 
 __all__ = ["rank_loss", "score_difference", "score_distillation"]
 
 
 def score_distillation(
-    lookup: Lookup, target: Lookup, *, temperature: float | Tensor, target_temperature: float | None = None
+    lookup: Lookup,
+    target: Lookup,
+    *,
+    temperature: float | Tensor,
+    target_temperature: float | None = None,
+    form: Form = "auto",
 ) -> PerQuery:
     r"""How far each query's distribution over the keys is from the frozen model's.
 
@@ -34,6 +41,7 @@ def score_distillation(
         temperature: :math:`\tau > 0`, dimensionless; a tensor of one number gets a gradient,
             through the trained scores alone. The adapter starts from 0.05.
         target_temperature: :math:`\tau_t > 0`; the same as temperature where not given.
+        form: "plain", "streamed" or "auto", as for `info_nce`.
 
     Returns:
         Nats per query [queries], not reduced, at least 0 up to rounding. A query of which no
@@ -42,6 +50,7 @@ def score_distillation(
     Raises:
         RangeError: If a temperature is not a positive number.
         ShapeError: If the target is of another size.
+        ConfigError: If there is no such form.
 
     Example:
         A target that is sure of one key, against scores that can't choose between two, loses a bit:
@@ -62,6 +71,13 @@ def score_distillation(
     check_temperature("temperature", temperature)
     if target_temperature is not None:
         check_temperature("target_temperature", target_temperature)
+    require_same_size(lookup, target)
+    if takes_streamed(lookup, form):
+        with torch.no_grad():
+            queries, keys = rows_of(target)
+            divisor = target_temperature or temperature
+            frozen_logits = Lookup(queries / divisor, keys, target.pairs)
+        return softmax_of_blocks(lookup, temperature, Target(frozen_logits))
     scores, _, _ = read(lookup)
     logits = scores / temperature
     with torch.no_grad():

@@ -10,9 +10,11 @@ from querykey.errors import ConfigError, RangeError
 from querykey.lookup import Lookup, PairRule, look_up
 from querykey.losses.info_nce import info_nce
 from querykey.losses.nce import nce, nce_normaliser
-from querykey.losses.streaming import streamed_info_nce
+from querykey.losses.streaming import Form
 from querykey.own_key import look_up_own_key
-from querykey.training.view_step import Computing, Seen, ViewStep, backward, without_gradient
+from querykey.processes import Processes
+from querykey.training.joint_step import step_together
+from querykey.training.view_step import Computing, Seen, ViewStep, backward, mean_of_own, without_gradient
 from querykey.types import Ids, Numbers, PerQuery, Rows
 
 __all__ = ["BankContrast", "bank_step"]
@@ -32,7 +34,7 @@ def bank_step(
     contrast: BankContrast = "softmax",
     negatives: int = 4096,
     generator: torch.Generator | None = None,
-    block: int | None = None,
+    form: Form = "auto",
     proximal: float = 0.0,
     computing: Computing | None = None,
     seen: Seen | None = None,
@@ -42,7 +44,7 @@ def bank_step(
     What a query should find is the stored row of its own item, written when the item was last seen:
     one view a step is enough. The loss follows from the contrast:
 
-    - "softmax": `info_nce` over the whole bank. With `block` no matrix of scores exists.
+    - "softmax": `info_nce` over the whole bank.
     - "info_nce": `info_nce` over the own row and a sample of the bank.
     - "nce": `nce` over the same. Its normaliser is taken from the first step's look-up and kept
       in the bank.
@@ -61,7 +63,7 @@ def bank_step(
         contrast: As above.
         negatives: Size of the sample, at least 1; not used by "softmax".
         generator: Of the sample; not used by "softmax".
-        block: Keys scored at a time; None: all at once, which is faster where the bank is small.
+        form: Of `info_nce`: "plain", "streamed" or "auto"; not used by "nce".
         proximal: :math:`\lambda \ge 0` of :math:`\lambda \lVert z_i - V_i \rVert^2` beside the loss:
             rows stay near what was stored of them. The paper has 30, the authors' code 0.
         computing: How the encoder is run.
@@ -72,7 +74,7 @@ def bank_step(
 
     Raises:
         CollapseError: If the loss is not finite; the weights and the bank's rows are left as they were.
-        ConfigError: If a sample is needed and there is no generator, or "nce" is given a block.
+        ConfigError: If a sample is needed and there is no generator.
         RangeError: If the bank has no slot for an item, proximal is negative, or a setting is out of range.
 
     Source:
@@ -81,25 +83,29 @@ def bank_step(
     """
     if not 0.0 <= proximal < float("inf"):
         raise RangeError(f"proximal must be >= 0 and finite, got {proximal}; 0 leaves it out")
-    if contrast == "nce" and block is not None:
-        raise ConfigError('contrast "nce" is not walked in blocks; leave block out')
+    computing = computing or Computing()
+    processes = computing.processes
     stored = bank.own(ids)
     sample = _sample(bank, contrast, negatives, generator)
     found: dict[str, Rows] = {}
 
-    def loss_of_z(z: Rows) -> Tensor:
+    def loss_of_z(own: Rows) -> Tensor:
+        z = processes.gather(own, len(ids))
         found["z"] = z.detach()
         lookup = _look_up(z, bank, ids, stored, sample)
         if seen is not None:
             seen(without_gradient(lookup))
-        cost = _cost(lookup, bank, contrast, temperature, block)
-        if proximal:
-            cost = cost + proximal * (z - stored).square().sum(dim=1)
-        return cost.mean()
+        part = processes.part(len(ids))
+
+        def loss(asked: Lookup) -> PerQuery:
+            cost = _cost(asked, bank, contrast, temperature, form, processes)
+            return cost + proximal * (own - stored[part]).square().sum(dim=1) if proximal else cost
+
+        return mean_of_own(loss, lookup, processes)
 
     optimizer.zero_grad()
-    value = backward(encoder, view, loss_of_z, computing or Computing())
-    optimizer.step()
+    value = backward(encoder, view, loss_of_z, computing)
+    step_together(optimizer, [encoder], processes)
     bank.write(found["z"], ids)
     return ViewStep(value, found["z"], stored)
 
@@ -123,16 +129,21 @@ def _look_up(z: Rows, bank: MemoryBank, ids: Ids, stored: Rows, sample: Numbers 
 
 
 def _cost(
-    lookup: Lookup, bank: MemoryBank, contrast: BankContrast, temperature: float | Tensor, block: int | None
+    lookup: Lookup,
+    bank: MemoryBank,
+    contrast: BankContrast,
+    temperature: float | Tensor,
+    form: Form,
+    processes: Processes,
 ) -> PerQuery:
     match contrast:
         case "softmax" | "info_nce":
-            if block is None:
-                return info_nce(lookup, temperature=temperature)
-            return streamed_info_nce(lookup, temperature=temperature, block=block)
+            return info_nce(lookup, temperature=temperature, form=form)
         case "nce":
             if not bank.normaliser:  # not set: this is the first step
-                bank.normaliser.copy_(nce_normaliser(lookup, temperature=temperature, items=len(bank)))
+                bank.normaliser.copy_(
+                    nce_normaliser(lookup, temperature=temperature, items=len(bank), processes=processes)
+                )
             return nce(lookup, temperature=temperature, normaliser=bank.normaliser, noise_items=len(bank))
         case never:
             assert_never(never)

@@ -18,6 +18,7 @@ from querykey.errors import CollapseError
 from querykey.lookup import Lookup
 from querykey.losses.temperature import LearnedTemperature
 from querykey.optim import warm_up_cosine
+from querykey.processes import ALONE, Processes
 from querykey.training.bank import bank_step
 from querykey.training.checkpoint import optimizer_tensors, restore_optimizer_
 from querykey.training.encoded_aside import encoded_aside
@@ -38,9 +39,6 @@ Walk = Callable[[int, int], Iterable[ViewPair]]
 
 TEMPERATURE_RATE = 0.01
 """Of the learning rate: its gradient is of the size of the loss, and rates that suit weights blow it up."""
-STREAMED, BLOCK = 8192, 4096
-"""Slots above which a bank is walked in blocks, and keys in one: less than half the work of a whole matrix
-of 256 x 50,000 scores, and a sixth of its memory (LOG.md)."""
 
 
 class Learner:
@@ -51,13 +49,16 @@ class Learner:
         settings: Resolved.
         device: Where steps run.
         items: Images that are trained on.
+        processes: Among which each batch is parted; what is trained is the same on all.
     """
 
     def __init__(
-        self, encoder: ViewEncoder, settings: PretrainSettings, device: torch.device, *, items: int
-    ) -> None:
+        self, encoder: ViewEncoder, settings: PretrainSettings, device: torch.device, *, items: int,
+        processes: Processes = ALONE,
+    ) -> None:  # fmt: skip
         self.encoder, self.settings, self.device = encoder.to(device), settings, device
-        others = method_parts(encoder, settings, items=items)
+        self.processes = processes
+        others = method_parts(encoder, settings, items=items, processes=processes)
         self.parts = nn.ModuleDict({"encoder": self.encoder, **others}).to(device)
         trained = [part for name, part in self.parts.items() if name in TRAINED]
         self.optimizer = make_optimizer(nn.ModuleList(trained), settings)
@@ -82,7 +83,7 @@ class Learner:
 
         Args:
             step: Its number, from 0; learning rate, momentum and all that is random follow from it.
-            pair: Two views of a batch.
+            pair: Two views of a batch: of this process's part of it.
             steps: Of the whole run.
             seen: Shown what is looked up.
 
@@ -133,7 +134,8 @@ class Learner:
                     self.encoder, self.optimizer, self._part("dictionary", MemoryBank), pair.view_1,
                     ids=pair.ids, temperature=self.temperature(), contrast=settings.contrast,
                     negatives=settings.negatives, generator=torch.Generator().manual_seed(self._key(step)),
-                    block=self._block(), proximal=settings.proximal, computing=computing, seen=seen,
+                    form=settings.loss_options.get("form", "auto"), proximal=settings.proximal,
+                    computing=computing, seen=seen,
                 )  # fmt: skip
             case "end-to-end":
                 keys = parts["trained_keys"] if settings.separate else self.encoder
@@ -171,20 +173,21 @@ class Learner:
         """Rows as the dictionary would hold them, made by what encodes them as it is now.
 
         Args:
-            images: Views that a step had.
+            images: Views that a step had: this process's part.
             step: Its number, from 0.
 
         Returns:
-            [images, dim].
+            [images of all processes, dim].
         """
-        computing = self._computing()
+        computing, rows = self._computing(), self.processes.total(images)
         with self._drawing(step):
             if "key_encoder" in self.parts:
                 key_encoder = self._part("key_encoder", MomentumEncoder)
-                return encode_keys(key_encoder, images, self._permutation(step, len(images)), computing)
+                permutation = self._permutation(step, rows)
+                return encode_keys(key_encoder, images, permutation, computing, rows=rows)
             with computing.autocast(images.device):
                 _, z = self.encoder(images)
-            return projections(z, normalised=computing.normalised)
+            return self.processes.gather(projections(z, normalised=computing.normalised), rows)
 
     @property
     def encodes_stored(self) -> nn.Module:
@@ -202,9 +205,9 @@ class Learner:
 
     @contextmanager
     def _drawing(self, step: int) -> Iterator[None]:
-        """Dropout and the like draw from torch's own generator: here from a key of each step."""
+        """Dropout and the like draw from torch's own generator: here from a key of each step and process."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self._key(step))
+            torch.manual_seed(self._key(step) + self.processes.rank * 1_000_000_000_039)
             yield
 
     def _key(self, step: int) -> int:
@@ -212,10 +215,13 @@ class Learner:
 
     def _permutation(self, step: int, images: int) -> Tensor | None:
         draw, settings = torch.Generator().manual_seed(self._key(step)), self.settings
-        if not settings.shuffle:
-            return None
-        if settings.batch_norm == "split":
+        processes, kind = self.processes.count, settings.batch_norm
+        if not settings.shuffle or (processes > 1 and kind in ("global", "layer")):
+            return None  # where the order makes no difference, no images are sent
+        if kind == "split":
             return spread_order(images, groups=settings.batch_norm_groups, generator=draw)
+        if processes > 1 and images % processes == 0:  # each is a group
+            return spread_order(images, groups=processes, generator=draw)
         return torch.randperm(images, generator=draw)
 
     def _computing(self) -> Computing:
@@ -223,13 +229,8 @@ class Learner:
         return Computing(
             precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
             chunks=settings.chunks, checkpointing=settings.checkpointing, normalised=settings.normalised,
+            processes=self.processes,
         )  # fmt: skip
-
-    def _block(self) -> int | None:
-        """Keys of a bank that are scored at a time; None: all."""
-        bank, settings = self.dictionary, self.settings
-        assert bank is not None
-        return BLOCK if settings.contrast == "softmax" and len(bank) > STREAMED else None
 
     def needs_prefill(self, step: int, steps: int) -> bool:
         """Whether the dictionary is to be filled by today's encoder before a step."""

@@ -1,0 +1,288 @@
+"""Softmax losses over more pairs than a matrix can hold: the same numbers, a block of keys at a time.
+
+What a softmax loss needs of a query's keys is a sum of exponentials and, for the query's gradient,
+the keys' mean under it. Both can be carried from block to block: where a higher score turns up,
+what was summed before is scaled down. So one walk gives the value and the gradient of the
+queries, and no matrix [queries, keys] exists; the keys' own gradient takes a second walk backward.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from querykey.lookup import Lookup, Pairs
+from querykey.losses._pair_weights import FAR, NOTHING, as_numbers, penalty
+from querykey.types import PairMask, PerQuery
+
+__all__ = ["Positives", "Target", "log_mean_of_positives", "rows_of", "softmax_of_blocks"]
+
+ROWS, KEYS = 512, 2048
+"""Queries and keys that are walked together: what is held at once is a few matrices of this size."""
+
+
+class _Piece(NamedTuple):
+    """A block of keys as a loss sees it."""
+
+    start: int
+    logits: Tensor
+    takes_part: PairMask
+    """What the keys that pull are weighed against."""
+    places: Tensor | slice
+    """The keys of the block that pull any query."""
+    pull: Tensor
+    """How much each of them does [queries, those keys], in units of exp(level)."""
+    divisor: Tensor
+    """A column: what the pull is divided by in the end is the sum of this, in the same units."""
+    pulled: Tensor
+    """A column: the pull times how far each logit is above what it is pulled to."""
+    level: Tensor
+    """A column, which never falls from block to block."""
+
+
+@dataclass(frozen=True, eq=False)
+class Positives:
+    """Pull at a query's positives, as InfoNCE and its decoupled form do.
+
+    Args:
+        pairs: Which pairs are positive and negative.
+        is_decoupled: Whether positives are left out of what they are weighed against.
+        weight: A factor and a number to subtract, both of logits: a positive pulls with 2 less the
+            exponential of what that gives. None: each with 1.
+    """
+
+    pairs: Pairs
+    is_decoupled: bool = False
+    weight: tuple[float | Tensor, Tensor] | None = None
+    is_divergence = False
+
+    def rows(self, start: int, stop: int) -> "Positives":
+        """The same for queries start to stop."""
+        return replace(self, pairs=self.pairs.rows(start, stop))
+
+    def walk(self, lookup: Lookup, size: int, level: Tensor) -> Iterator[_Piece]:
+        """The look-up's blocks; those of `pairs`."""
+        for start, logits, positive, negative in lookup.blocks(size):
+            places = positive.any(dim=0).nonzero()[:, 0]
+            pull = as_numbers(positive[:, places], level.dtype)
+            count, at = pull.sum(dim=1, keepdim=True), logits[:, places]
+            if self.weight is not None:
+                factor, less = self.weight
+                above = (at * factor).sub_(less).add_(penalty(pull)).clamp_(min=NOTHING).exp_()
+                pull *= above.neg_().add_(2.0)
+            takes_part = negative if self.is_decoupled else positive | negative
+            pulled = (at * pull).sum(dim=1, keepdim=True)
+            yield _Piece(start, logits, takes_part, places, pull, count, pulled, level)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Pull towards the softmax of other scores over the pairs that count for them.
+
+    Args:
+        lookup: Of which the scores are logits, and both positives and negatives count.
+    """
+
+    lookup: Lookup
+    is_divergence = True
+    """Whether the target's own entropy is taken off."""
+
+    @property
+    def pairs(self) -> Pairs:
+        """Which pairs count."""
+        return self.lookup.pairs
+
+    def rows(self, start: int, stop: int) -> "Target":
+        """The same for queries start to stop."""
+        return Target(self.lookup.rows(start, stop))
+
+    def walk(self, lookup: Lookup, size: int, level: Tensor) -> Iterator[_Piece]:
+        """The look-up's blocks beside the target's; its pairs are the target's."""
+        for start, wanted, positive, negative in self.lookup.blocks(size):
+            logits = lookup.queries @ _keys(lookup, start, wanted.shape[1]).T
+            takes_part = positive | negative
+            numbers = as_numbers(takes_part, level.dtype)
+            at = wanted.to(level.dtype)
+            shifted = at + penalty(numbers)
+            level = torch.maximum(level, shifted.amax(dim=1, keepdim=True))
+            pull = shifted.sub_(level).clamp_(min=NOTHING).exp_().mul_(numbers)
+            count = pull.sum(dim=1, keepdim=True)
+            pulled = (logits - at).mul_(pull).sum(dim=1, keepdim=True)
+            yield _Piece(start, logits, takes_part, slice(None), pull, count, pulled, level)
+
+
+def softmax_of_blocks(lookup: Lookup, temperature: float | Tensor, terms: Positives | Target) -> PerQuery:
+    r"""A softmax loss, without a matrix of its scores.
+
+    .. math:: \ell_i = \log \sum_a e^{s_{ia} / \tau} - \sum_p c_{ip} s_{ip} / \tau
+
+    over the pairs *a* that take part, with the pull *c* of `terms`, and less the entropy of *c* where that
+    is a `Target`.
+
+    Args:
+        lookup: Scores; its pairs are not read, those of `terms` are.
+        temperature: Above 0.
+        terms: What the loss weighs against what.
+
+    Returns:
+        Per query [queries]; 0 and no gradient where no pair takes part or none pulls.
+
+    Source:
+        The sum carried along: Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3; with the mean of
+        the keys: Rabe and Staats 2021, arXiv:2112.05682, section 2.
+    """
+    with torch.autocast(lookup.queries.device.type, enabled=False):
+        queries, keys = rows_of(lookup)
+        value: Tensor = _Streamed.apply(queries / temperature, keys, terms)
+    return value
+
+
+def rows_of(lookup: Lookup) -> tuple[Tensor, Tensor]:
+    """Queries in float32 at least and keys, of which the scores are dot products."""
+    queries = lookup.queries.float() if lookup.queries.element_size() < 4 else lookup.queries
+    if lookup.score == "dot":
+        return queries, lookup.keys  # keys of another dtype are converted block by block
+    return F.normalize(queries, dim=1), F.normalize(lookup.keys.to(queries.dtype), dim=1)
+
+
+def _parts(lookup: Lookup) -> Iterator[tuple[slice, Lookup]]:
+    """The queries that are walked together, part by part; one part at least."""
+    for start in range(0, max(1, len(lookup)), ROWS):
+        rows = slice(start, min(start + ROWS, len(lookup)))
+        yield rows, lookup.rows(rows.start, rows.stop)
+
+
+@torch.no_grad()
+def log_mean_of_positives(lookup: Lookup, sigma: float) -> Tensor:
+    """Log of the mean of exp(score / sigma) over all positive pairs of the whole look-up, without gradient.
+
+    Args:
+        lookup: The whole, or some of its rows.
+        sigma: Above 0.
+
+    Returns:
+        One number.
+    """
+    whole = lookup if lookup.whole is None else lookup.whole
+    queries, keys = rows_of(whole)
+    sums, count = [], queries.new_zeros(())
+    for _, part in _parts(Lookup(queries, keys, whole.pairs)):
+        for _, scores, is_positive, _ in part.blocks(KEYS):
+            positive = as_numbers(is_positive, scores.dtype)
+            sums.append(scores.div_(sigma).add_(penalty(positive)).flatten().logsumexp(dim=0))
+            count += positive.sum()
+    return torch.stack(sums).logsumexp(dim=0) - count.clamp(min=1.0).log() if sums else count
+
+
+class _Walked(NamedTuple):
+    """What one walk over all keys gives of some queries, each a column."""
+
+    value: Tensor
+    log_sum: Tensor
+    """Of exp(logit) over the pairs that take part."""
+    level: Tensor
+    """Of the pull."""
+    share: Tensor
+    """What the pull is multiplied by, 0 where the query costs nothing."""
+    slope: Tensor
+    """The value's derivative by the query [queries, dim]; empty if it was not asked for."""
+
+
+class _Streamed(torch.autograd.Function):
+    """Of logits that are dot products."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, terms: Positives | Target) -> Tensor:
+        with_slope, with_keys = ctx.needs_input_grad[:2]
+        walked = [
+            _walk(part, terms.rows(rows.start, rows.stop), with_slope=with_slope)
+            for rows, part in _parts(Lookup(queries, keys, terms.pairs))
+        ]
+        value, log_sum, level, share, slope = (torch.cat(columns) for columns in zip(*walked, strict=True))
+        ctx.terms = terms
+        ctx.save_for_backward(slope, *((queries, keys, log_sum, level, share) if with_keys else ()))
+        return value[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        slope, *rest = ctx.saved_tensors
+        to_queries = gradient[:, None] * slope if ctx.needs_input_grad[0] else None
+        to_keys = None
+        if rest:
+            queries, keys, *columns = rest
+            to_keys = torch.zeros_like(keys, dtype=queries.dtype)
+            with torch.autocast(keys.device.type, enabled=False):
+                for rows, part in _parts(Lookup(queries, keys, ctx.terms.pairs)):
+                    log_sum, level, share = (column[rows] for column in columns)
+                    terms = ctx.terms.rows(rows.start, rows.stop)
+                    _push_keys(to_keys, part, terms, log_sum, level, share, gradient[rows, None])
+            to_keys = to_keys.to(keys.dtype)
+        return to_queries, to_keys, None
+
+
+def _walk(lookup: Lookup, terms: Positives | Target, *, with_slope: bool) -> _Walked:
+    queries = lookup.queries
+    column = queries.new_zeros(len(queries), 1)
+    top, total = column - FAR, column.clone()
+    level, count, pulled = column - FAR, column.clone(), column.clone()
+    mean, wanted = (queries.new_zeros(queries.shape if with_slope else (0, 0)) for _ in range(2))
+    for piece in terms.walk(lookup, KEYS, level):
+        keys = _keys(lookup, piece.start, piece.logits.shape[1])
+        lift = (level - piece.level).clamp_(min=NOTHING).exp_()
+        level = piece.level
+        count.mul_(lift).add_(piece.divisor)
+        pulled.mul_(lift).add_(piece.pulled)
+
+        numbers = as_numbers(piece.takes_part, queries.dtype)
+        shifted = piece.logits.add_(penalty(numbers))
+        higher = torch.maximum(top, shifted.amax(dim=1, keepdim=True))
+        shifted.sub_(higher).clamp_(min=NOTHING).exp_().mul_(numbers)
+        fade = top.sub_(higher).clamp_(min=NOTHING).exp_()
+        total.mul_(fade).add_(shifted.sum(dim=1, keepdim=True))
+        top = higher
+        if with_slope:
+            mean.mul_(fade).addmm_(shifted, keys)
+            wanted.mul_(lift).addmm_(piece.pull, keys[piece.places])
+    counts = ((count > 0) & (total > 0)).to(queries.dtype)
+    share = counts / count.clamp(min=1.0)  # below 1 only where it is 0
+    log_total = total.clamp_(min=1.0).log()
+    # The tops go out first: a loss near 0 keeps its digits.
+    if terms.is_divergence:
+        value = (log_total - count.clamp(min=1.0).log()) + ((top - level) - pulled * share)
+    else:
+        value = log_total + (top - pulled * share)
+    if with_slope:
+        mean.mul_(counts / total).sub_(wanted.mul_(share))
+    return _Walked(value * counts, top + log_total, level, share, mean)
+
+
+def _push_keys(
+    to_keys: Tensor,
+    lookup: Lookup,
+    terms: Positives | Target,
+    log_sum: Tensor,
+    level: Tensor,
+    share: Tensor,
+    gradient: Tensor,
+) -> None:
+    """Add these queries' part of the keys' gradient."""
+    pushing, pulling = lookup.queries * (gradient * share.sign()), lookup.queries * (gradient * share)
+    for piece in terms.walk(lookup, KEYS, level):
+        numbers = as_numbers(piece.takes_part, to_keys.dtype)
+        shifted = piece.logits.add_(penalty(numbers)).sub_(log_sum)
+        shifted.clamp_(min=NOTHING).exp_().mul_(numbers)
+        part = to_keys[piece.start : piece.start + shifted.shape[1]]
+        part.addmm_(shifted.T, pushing)
+        if isinstance(piece.places, slice):
+            part.addmm_(piece.pull.T, pulling, alpha=-1)
+        else:
+            part.index_add_(0, piece.places, piece.pull.T @ pulling, alpha=-1)
+
+
+def _keys(lookup: Lookup, start: int, count: int) -> Tensor:
+    return lookup.keys[start : start + count].to(lookup.queries.dtype)
