@@ -21,8 +21,9 @@ from querykey.run_folder import CHECKPOINTS, RunFolder
 from querykey.run_log import Notify, RunLog, Shown, Watch
 from querykey.training.checkpoint import latest_checkpoint
 from querykey.training.dictionary_plan import dictionary_concerns
+from querykey.training.parting import part
 from querykey.training.pretrain import Loop, make_encoder, train
-from querykey.training.pretrain_course import Course, part, put_together
+from querykey.training.pretrain_course import Course, put_together
 from querykey.training.pretrain_settings import PretrainSettings, asked_settings
 from querykey.training.resolving import resolve_settings
 from querykey.training.saved_encoder import SavedEncoder

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from querykey.encoders.batchnorm import SplitBatchNorm1d, SplitBatchNorm2d, convert_batch_norm
+from querykey.encoders.global_batchnorm import GlobalBatchNorm
 from querykey.errors import ConfigError, RangeError, ShapeError
 
 MAPS = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 + 1
@@ -120,7 +121,7 @@ def test_a_shift_that_is_missing_stays_missing():
         assert converted(MAPS[:, :, 0, 0].float()).shape == (6, 3)
 
 
-def test_global_is_one_process_as_it_is_and_more_by_sync_batch_norm():
+def test_global_is_one_process_as_it_is_and_more_by_global_batch_norm():
     module = network()
     assert convert_batch_norm(module, "global") is module
     assert type(module[1]) is nn.BatchNorm1d
@@ -131,7 +132,8 @@ def test_global_is_one_process_as_it_is_and_more_by_sync_batch_norm():
         module = convert_batch_norm(module, "global")
     finally:
         torch.distributed.destroy_process_group()
-    assert type(module[1]) is type(module[0][1]) is nn.SyncBatchNorm
+    assert type(module[1]) is type(module[0][1]) is GlobalBatchNorm
+    assert list(module.state_dict()) == list(network().state_dict())
 
 
 def test_device_is_what_there_is():

@@ -90,30 +90,28 @@ PROCESS = """
 import json, sys
 import torch
 from torch import distributed
-from querykey.encoders.shuffle import encode_shuffled, spread_order
-from querykey.errors import ConfigError, ShapeError
+from querykey.encoders.shuffle import encode_shuffled
+from querykey.errors import ShapeError
+from querykey.processes import current_processes
 
 rank, place = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
 every = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-images = every[rank * 4 : rank * 4 + 4]
+processes = current_processes()
+images = every[rank * 4 : rank * 4 + 4].requires_grad_()
 norm = torch.nn.BatchNorm1d(3, affine=False, track_running_stats=False).double()
 order = torch.tensor([5, 0, 3, 7, 1, 6, 2, 4])
-said = {"keys": encode_shuffled(norm, images, permutation=order).tolist()}
-drawn = encode_shuffled(norm, images, generator=torch.Generator().manual_seed(3))
-said["drawn"] = drawn.tolist()
-# the first process's permutation is the one that counts
-others = encode_shuffled(norm, images, permutation=order if rank == 0 else torch.arange(8))
-said["others"] = others.tolist()
+keys = encode_shuffled(norm, images, permutation=order, processes=processes)
+drawn = encode_shuffled(norm, images, generator=torch.Generator().manual_seed(3), processes=processes)
+said = {"keys": keys.tolist(), "drawn": drawn.tolist()}
+# each process has a part of the sum of all keys, weighed by place
+(keys ** 2 * torch.arange(8.0)[:, None] * [0.25, 0.75][rank]).sum().backward()
+said["gradient"] = images.grad.tolist()
 try:
-    encode_shuffled(norm, images[: 4 - rank], permutation=order)
+    encode_shuffled(norm, images[:3], permutation=order, processes=processes)
 except ShapeError as fault:
     said["sizes"] = str(fault)
-try:
-    encode_shuffled(lambda some: some.requires_grad_(), images, permutation=order)
-except ConfigError as fault:
-    said["gradient"] = str(fault)
 distributed.destroy_process_group()
 print(json.dumps(said))
 """
@@ -135,19 +133,18 @@ def test_two_processes_exchange_their_images(tmp_path):
             child.kill()
     assert [child.returncode for child in children] == [0, 0], [errors[-2000:] for _, errors in outcomes]
     said = [json.loads(out.splitlines()[-1]) for out, _ in outcomes]
-    found = {
-        name: torch.tensor(said[0][name] + said[1][name], dtype=torch.float64) for name in list(said[0])[:3]
-    }
-    wanted = by_groups(ROWS, ORDER, 2)
-    torch.testing.assert_close(found["keys"], wanted, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found["others"], wanted, rtol=1e-12, atol=1e-12)
     drawn = torch.randperm(8, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(found["drawn"], by_groups(ROWS, drawn, 2), rtol=1e-12, atol=1e-12)
-    for one in said:
-        assert one["sizes"] == (
-            "the processes have [4, 3] images; shuffling needs as many on each: drop the smaller last batch"
-        )
-        assert one["gradient"].startswith("keys that are shuffled over processes carry no gradient back")
+    for rank, one in enumerate(said):
+        for name, order in (("keys", ORDER), ("drawn", drawn)):
+            found = torch.tensor(one[name], dtype=torch.float64)
+            torch.testing.assert_close(found, by_groups(ROWS, order, 2), rtol=1e-12, atol=1e-12)
+        assert one["sizes"].startswith(f"process {rank} of 2 has 3 rows of 8, and its part are 4")
+    rows = ROWS.clone().requires_grad_()
+    norm = SplitBatchNorm1d(3, groups=2, affine=False).double()
+    keys = encode_shuffled(norm, rows, permutation=ORDER)
+    (keys**2 * torch.arange(8.0)[:, None]).sum().backward()
+    gradient = torch.tensor(said[0]["gradient"] + said[1]["gradient"], dtype=torch.float64)
+    torch.testing.assert_close(gradient, rows.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("rows", "groups"), [(64, 16), (32, 8), (24, 4), (30, 5), (6, 6), (5, 1), (256, 8)])

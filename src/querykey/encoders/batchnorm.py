@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from querykey.encoders.global_batchnorm import GlobalBatchNorm
 from querykey.errors import ConfigError, RangeError, ShapeError
+from querykey.processes import current_processes
 
 __all__ = ["BatchNormKind", "SplitBatchNorm1d", "SplitBatchNorm2d", "convert_batch_norm"]
 
@@ -103,8 +105,8 @@ def convert_batch_norm(module: nn.Module, kind: BatchNormKind, *, groups: int | 
     """Put another normalisation in the place of every batch norm, with its scale, shift and eps.
 
     - "device": what there is; the statistics are those of the rows on one device.
-    - "global": over the rows of all processes, by torch.nn.SyncBatchNorm, if torch.distributed runs
-      with more than one (SyncBatchNorm needs accelerators); the same as "device" if it does not.
+    - "global": over the rows of all processes, if torch.distributed runs with more than one (see
+      `GlobalBatchNorm`); the same as "device" if it does not.
     - "layer": over channels and places of one image, GroupNorm with one group. The scale and the
       shift stay one number a channel, so that images of any size fit; nothing of an image depends
       on the others, and there are no running statistics.
@@ -138,14 +140,7 @@ def convert_batch_norm(module: nn.Module, kind: BatchNormKind, *, groups: int | 
         case "device":
             return module
         case "global":
-            distributed = torch.distributed
-            if not (distributed.is_available() and distributed.is_initialized()):
-                return module
-            if distributed.get_world_size() == 1:
-                return module
-            _require_plain(module)
-            convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
-            return convert(module)
+            return module if current_processes().count == 1 else _replaced(module, _global_norm)
         case "layer":
             return _replaced(module, _layer_norm)
         case "split":
@@ -190,16 +185,23 @@ def _layer_norm(norm: _Norm) -> nn.Module:
 
 def _split_norm(norm: _Norm, groups: int) -> nn.Module:
     kind = SplitBatchNorm1d if isinstance(norm, nn.BatchNorm1d) else SplitBatchNorm2d
-    split = kind(
-        norm.num_features, groups=groups, eps=norm.eps, momentum=norm.momentum, affine=norm.affine,
-        track_running_stats=norm.track_running_stats,
-    )  # fmt: skip
-    for name, buffer in norm.named_buffers():
-        setattr(split, name, buffer)
-    return _with_parameters(split, norm)
+    return _with_parameters(kind(norm.num_features, groups=groups, **_options(norm)), norm)
+
+
+def _global_norm(norm: _Norm) -> nn.Module:
+    return _with_parameters(GlobalBatchNorm(norm.num_features, **_options(norm)), norm)
+
+
+def _options(norm: _Norm) -> dict[str, Any]:
+    return {
+        "eps": norm.eps, "momentum": norm.momentum, "affine": norm.affine,
+        "track_running_stats": norm.track_running_stats,
+    }  # fmt: skip
 
 
 def _with_parameters(new: nn.Module, norm: _Norm) -> nn.Module:
+    for name, _ in list(new.named_buffers()):
+        setattr(new, name, getattr(norm, name))
     new.register_parameter("weight", norm.weight)
     new.register_parameter("bias", norm.bias)
     return new.train(norm.training)

@@ -1,13 +1,12 @@
 """Shuffling batch norm: keys are encoded in another order than the queries, and put back."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch import distributed as processes
 
 from querykey.errors import ConfigError, RangeError, ShapeError
+from querykey.processes import ALONE, Processes
 from querykey.types import Rows
 
 __all__ = ["encode_shuffled", "spread_order"]
@@ -19,6 +18,7 @@ def encode_shuffled(
     *,
     permutation: Tensor | None = None,
     generator: torch.Generator | None = None,
+    processes: Processes = ALONE,
 ) -> Rows:
     r"""Encode images in another order, so that batch norm groups them otherwise; rows come back in order.
 
@@ -29,23 +29,22 @@ def encode_shuffled(
     of split batch norm on one device; with batch norm over the whole batch of one process, order
     changes nothing but rounding.
 
-    Where torch.distributed runs with more than one process, the images of all of them are gathered,
-    each process encodes its part of the permutation, and keys are gathered back. All must call it with
-    as many images each; the permutation is that of the first process, for all.
+    Over several processes the images of all of them are gathered, each encodes its part of the
+    permutation, and the rows are gathered. The permutation must be the same on all.
 
     Args:
-        encode: Images to rows [images, dim]. On one process gradient flows through.
-        images: [images, channels, height, width] of this process.
+        encode: Images to rows [images, dim]; gradient flows through, over processes too.
+        images: [images, channels, height, width]: this process's part of a batch.
         permutation: Of 0 to the number of images of all processes, less 1.
         generator: To draw one from, in the place of a permutation; keyed by seed and step by the caller.
+        processes: Among which the batch is parted.
 
     Returns:
-        [images, dim]; row i is that of image i.
+        [images of all processes, dim]; row i is that of image i.
 
     Raises:
-        ConfigError: If there is neither a permutation nor a generator, or both; or if gradient would have
-            to flow between processes.
-        ShapeError: If the permutation has another length, or processes have other numbers of images.
+        ConfigError: If there is neither a permutation nor a generator, or both.
+        ShapeError: If the permutation has another length, or the images are not this process's part.
         RangeError: If it is not a permutation.
 
     Example:
@@ -60,27 +59,15 @@ def encode_shuffled(
     """
     if (permutation is None) == (generator is None):
         raise ConfigError("shuffled keys need a permutation or a generator to draw one from, not both")
-    world = _processes()
-    if world > 1:
-        _require_as_many_everywhere(images)
-    total = world * len(images)
     if permutation is None:
         assert generator is not None
-        permutation = torch.randperm(total, generator=generator, device=generator.device)
+        permutation = torch.randperm(processes.total(images), generator=generator, device=generator.device)
+    total = len(images) if processes.count == 1 else len(permutation)
     _require_permutation(permutation, total)
     order = permutation.to(images.device)
-    if world == 1:
-        return encode(images[order])[order.argsort()]
-    order = order.clone()
-    processes.broadcast(order, src=0)
-    part = slice(processes.get_rank() * len(images), (processes.get_rank() + 1) * len(images))
-    keys = encode(_gathered(images)[order[part]])
-    if keys.requires_grad:
-        raise ConfigError(
-            "keys that are shuffled over processes carry no gradient back; encode them under torch.no_grad, "
-            "or train both encoders on one process"
-        )
-    return _gathered(keys)[order.argsort()[part]]
+    every = processes.gather(images, total)
+    keys = encode(every[order[processes.part(total)]])
+    return processes.gather(keys, total)[order.argsort()]
 
 
 def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tensor:
@@ -116,12 +103,6 @@ def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tenso
     return within[torch.randperm(groups, generator=generator)].T.reshape(-1)
 
 
-def _processes() -> int:
-    if not (processes.is_available() and processes.is_initialized()):
-        return 1
-    return processes.get_world_size()
-
-
 def _require_permutation(permutation: Tensor, total: int) -> None:
     if permutation.shape != (total,):
         raise ShapeError(
@@ -132,19 +113,3 @@ def _require_permutation(permutation: Tensor, total: int) -> None:
         raise RangeError(
             f"what was given as a permutation of {total} images does not have each of 0 to {total - 1} once"
         )
-
-
-def _require_as_many_everywhere(images: Tensor) -> None:
-    sizes = _gathered(torch.tensor([len(images)], device=images.device)).tolist()
-    if len(set(sizes)) > 1:
-        raise ShapeError(
-            f"the processes have {sizes} images; shuffling needs as many on each: drop the smaller last batch"
-        )
-
-
-def _gathered(rows: Tensor) -> Tensor:
-    parts: list[Any] = [
-        torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(_processes())
-    ]
-    processes.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)

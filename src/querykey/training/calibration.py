@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from querykey.processes import ALONE, Processes
+
 __all__ = ["Calibration", "calibrate", "steps_in"]
 
 Layout = Literal["contiguous", "channels_last"]
@@ -41,6 +43,7 @@ def calibrate(
     precision: Literal["auto", "float32", "bfloat16"],
     layout: Literal["auto", "contiguous", "channels_last"],
     device: torch.device,
+    processes: Processes = ALONE,
 ) -> Calibration:
     """Measure whole steps on a copy of what is trained, and choose the fastest way to take them.
 
@@ -49,25 +52,26 @@ def calibrate(
         precision: "auto" tries bfloat16 where the device multiplies it faster than float32.
         layout: "auto" tries both.
         device: Where steps run.
+        processes: That take each step together; the times of the first count for all.
 
     Returns:
         The choice; of two that differ by less than 3% the plainer one.
     """
     precisions = [precision] if precision != "auto" else ["float32"]
-    if precision == "auto" and _has_fast_bfloat16(device):
+    if precision == "auto" and processes.from_first(_has_fast_bfloat16(device)):
         precisions.append("bfloat16")
     layouts: list[Layout] = ["contiguous", "channels_last"] if layout == "auto" else [layout]
     tried: dict[str, float] = {}
     best: tuple[float, Literal["float32", "bfloat16"], Layout] | None = None
     for kind in precisions:
         for order in layouts:
-            seconds = _seconds(lambda k=kind, o=order: step(_DTYPES[k], o), device)  # type: ignore[misc]
+            seconds = _seconds(lambda k=kind, o=order: step(_DTYPES[k], o), device, processes)  # type: ignore[misc]
             tried[f"{kind} {order}"] = seconds
             if best is None or seconds < CLEARLY_FASTER * best[0]:
                 best = (seconds, kind, order)  # type: ignore[assignment]
     assert best is not None
     _, chosen, order = best
-    steady = _steady(lambda: step(_DTYPES[chosen], order), device)
+    steady = _steady(lambda: step(_DTYPES[chosen], order), device, processes)
     return Calibration(chosen, order, steady, tried)
 
 
@@ -89,17 +93,17 @@ def steps_in(seconds: float, *, step: float, look: float, looks: int) -> int:
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def _seconds(step: Callable[[], None], device: torch.device) -> float:
+def _seconds(step: Callable[[], None], device: torch.device, processes: Processes) -> float:
     for _ in range(WARM_UP):
         step()
-    return statistics.median(_time(step, device) for _ in range(TRIALS))
+    return statistics.median(processes.from_first(_time(step, device)) for _ in range(TRIALS))
 
 
-def _steady(step: Callable[[], None], device: torch.device) -> float:
+def _steady(step: Callable[[], None], device: torch.device, processes: Processes) -> float:
     """The mean of enough steps to see what a run will see, noise included."""
     times: list[float] = []
     while sum(times) < STEADY_SECONDS and len(times) < STEADY_TRIALS:
-        times.append(_time(step, device))
+        times.append(processes.from_first(_time(step, device)))
     return statistics.mean(sorted(times)[: max(1, round(0.9 * len(times)))])
 
 

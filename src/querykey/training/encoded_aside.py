@@ -24,18 +24,20 @@ def encoded_aside(
 
     Args:
         encoder: images -> (h, z).
-        batches: (views [images, channels, height, width], ids, classes).
+        batches: (views [images, channels, height, width], ids, classes), the views of this process's part of
+            a batch, ids and classes of all of it.
         computing: How it is run; chunks and checkpointing make no difference.
 
     Yields:
-        (rows as they are looked up [images, dim], ids, classes).
+        (rows as they are looked up [images of all processes, dim], ids, classes).
     """
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     try:
         for view, ids, classes in batches:
             with torch.no_grad(), computing.autocast(view.device):
                 _, z = encoder(view)
-            yield projections(z, normalised=computing.normalised), ids, classes
+            rows = projections(z, normalised=computing.normalised)
+            yield computing.processes.gather(rows, len(ids)), ids, classes
     finally:
         with torch.no_grad():
             for name, buffer in encoder.named_buffers():

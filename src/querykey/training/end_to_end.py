@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from querykey.encoders.shuffle import encode_shuffled
 from querykey.errors import ConfigError, ShapeError
 from querykey.lookup import PairRule, look_up
+from querykey.processes import Processes
 from querykey.training.gradient_cache import checkpointed_blocks
+from querykey.training.joint_step import step_together
 from querykey.training.view_objectives import ViewLoss
 from querykey.training.view_step import (
     Computing,
     Seen,
     ViewStep,
+    mean_of_own,
     projections,
     require_finite,
     without_gradient,
@@ -74,9 +77,9 @@ def end_to_end_step(
         He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2019,
         arXiv:1911.05722, figure 2a and section 4.1 (end-to-end). Symmetric: Radford et al., Learning
         Transferable Visual Models From Natural Language Supervision, 2021, arXiv:2103.00020, figure 3.
-        Under torch.distributed the keys are those of the process's own batch.
     """
     computing = computing or Computing()
+    processes = computing.processes
     if computing.chunks > 1:
         raise ConfigError(
             f"a step with two encoders takes its batch whole, got chunks={computing.chunks}; "
@@ -91,16 +94,26 @@ def end_to_end_step(
         if computing.checkpointing:
             for encoder in {id(one): one for one in (query_encoder, key_encoder)}.values():
                 stack.enter_context(checkpointed_blocks(encoder))
-        q = encode(query_encoder)(views[0])
-        k = _keys(encode(key_encoder), views[1], permutation)
-        value = require_finite(_loss(q, k, ids, loss, symmetric=symmetric, seen=seen))
-        value.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return ViewStep(float(value.detach()), q.detach(), k.detach())
+        q = processes.gather(encode(query_encoder)(views[0]), len(ids))
+        k = _keys(encode(key_encoder), views[1], permutation, processes, rows=len(ids))
+        cost = _loss(q, k, ids, loss, processes, symmetric=symmetric, seen=seen)
+        value = require_finite(cost, processes)
+        cost.backward()  # type: ignore[no-untyped-call]
+    step_together(optimizer, [query_encoder, key_encoder], processes)
+    return ViewStep(value, q.detach(), k.detach())
 
 
-def _loss(q: Tensor, k: Tensor, ids: Tensor, loss: ViewLoss, *, symmetric: bool, seen: Seen | None) -> Tensor:
-    """The mean over the rows, and over the directions."""
+def _loss(
+    q: Tensor,
+    k: Tensor,
+    ids: Tensor,
+    loss: ViewLoss,
+    processes: Processes,
+    *,
+    symmetric: bool,
+    seen: Seen | None,
+) -> Tensor:
+    """This process's part of the mean over the rows, and over the directions."""
     if q.shape != k.shape or len(q) != len(ids):
         raise ShapeError(
             f"queries are {list(q.shape)}, keys {list(k.shape)} and ids {list(ids.shape)}; "
@@ -112,7 +125,7 @@ def _loss(q: Tensor, k: Tensor, ids: Tensor, loss: ViewLoss, *, symmetric: bool,
     if seen is not None:
         for lookup in lookups:
             seen(without_gradient(lookup))
-    return torch.stack([loss(lookup).mean() for lookup in lookups]).mean()
+    return torch.stack([mean_of_own(loss, lookup, processes) for lookup in lookups]).mean()
 
 
 def _run(encoder: nn.Module, rows: Any, computing: Computing) -> Tensor:
@@ -125,5 +138,9 @@ def _run(encoder: nn.Module, rows: Any, computing: Computing) -> Tensor:
     return z
 
 
-def _keys(encode: Callable[[Any], Rows], rows: Any, permutation: Tensor | None) -> Rows:
-    return encode(rows) if permutation is None else encode_shuffled(encode, rows, permutation=permutation)
+def _keys(
+    encode: Callable[[Any], Rows], given: Any, permutation: Tensor | None, processes: Processes, *, rows: int
+) -> Rows:
+    if permutation is None:
+        return processes.gather(encode(given), rows)
+    return encode_shuffled(encode, given, permutation=permutation, processes=processes)

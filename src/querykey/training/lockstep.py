@@ -8,18 +8,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from querykey.errors import ConfigError
-from querykey.training.joint_norm import (
+from querykey.encoders.global_batchnorm import (
     Shared,
     Statistics,
     joined,
-    leaves,
-    move,
     normalised,
-    shared_by_rows,
     statistics_of,
     subtract_shared,
 )
+from querykey.errors import ConfigError
+from querykey.training.joint_norm import leaves, move, shared_by_rows
 from querykey.training.tape import STATE, Call, Norm, Slot, Tape, generator_states, tensors_in, with_tensors
 from querykey.training.tape_cuts import choose_cuts, require_separate, unkept
 from querykey.training.tape_recorder import record
@@ -110,6 +108,8 @@ class Lockstep:
 
     Raises:
         ConfigError: If the encoder does what cannot be followed.
+
+    With batch norm over all processes they meet at each of its norms, whatever chunks each has.
     """
 
     def __init__(self, encoder: nn.Module, chunks: Sequence[Tensor]) -> None:
@@ -135,7 +135,7 @@ class Lockstep:
             if start in self.norms:
                 both = zip(self.chunks, alive, strict=True)
                 parts = [statistics_of(tensors[self._rows(chunk, start)]) for chunk, tensors in both]
-                self.statistics[start] = joined(parts)
+                self.statistics[start] = joined(parts, self.norms[start].processes)
                 move(self.norms[start], self.statistics[start])
             for chunk, tensors in zip(self.chunks, alive, strict=True):
                 if start in self.cuts or (start > self.cuts[-1] and start != self.fleeting):

@@ -13,10 +13,12 @@ from querykey.dictionaries.queue import KeyQueue
 from querykey.encoders.batchnorm import convert_batch_norm
 from querykey.encoders.momentum import MomentumEncoder
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
+from querykey.errors import ConfigError, RangeError
 from querykey.optim import LARS, parameter_groups
+from querykey.processes import ALONE, Processes
 from querykey.training.pretrain_settings import PretrainSettings
 
-__all__ = ["TRAINED", "make_optimizer", "method_parts"]
+__all__ = ["TRAINED", "make_optimizer", "method_parts", "with_batch_norm"]
 
 TRAINED = ("encoder", "predictor", "trained_keys")
 """The parts that gradients reach."""
@@ -24,13 +26,47 @@ DRIFT = 0.03
 """Of the distribution in a step, in standard deviations: in the middle of what `MomentAlignment` names."""
 
 
-def method_parts(encoder: ViewEncoder, settings: PretrainSettings, *, items: int) -> dict[str, nn.Module]:
+def with_batch_norm(module: nn.Module, settings: PretrainSettings, processes: Processes = ALONE) -> nn.Module:
+    """A module with the settings' normalisation in the place of batch norm.
+
+    Args:
+        module: Changed in place.
+        settings: Resolved.
+        processes: Over which a batch is parted, and with it the groups of split batch norm.
+
+    Returns:
+        The module.
+
+    Raises:
+        RangeError: If the groups do not share out over the processes.
+        ConfigError: If they are of both views at once, as SimCLR's, and there are several processes.
+    """
+    if settings.batch_norm != "split":
+        return convert_batch_norm(module, settings.batch_norm)
+    if processes.count > 1 and settings.method == "simclr":
+        raise ConfigError(
+            "split batch norm has groups of each view in simclr, and a process has both views of its images; "
+            "take batch_norm = device, where each process is a group, or global"
+        )
+    groups, rest = divmod(settings.batch_norm_groups, processes.count)
+    if rest:
+        raise RangeError(
+            f"split batch norm of {settings.batch_norm_groups} groups does not share out over "
+            f"{processes.count} processes; take a multiple of {processes.count} as batch_norm_groups"
+        )
+    return convert_batch_norm(module, "split", groups=groups)
+
+
+def method_parts(
+    encoder: ViewEncoder, settings: PretrainSettings, *, items: int, processes: Processes = ALONE
+) -> dict[str, nn.Module]:
     """What a method has besides the encoder that is kept.
 
     Args:
         encoder: With its first weights.
         settings: Resolved.
         items: Images that are trained on.
+        processes: Among which each batch is parted.
 
     Returns:
         By name: "dictionary", and "key_encoder", "trained_keys", "predictor" and "align" where there are.
@@ -47,7 +83,7 @@ def method_parts(encoder: ViewEncoder, settings: PretrainSettings, *, items: int
             )
         case "moco-v3":
             parts["key_encoder"] = MomentumEncoder(encoder)
-            parts["predictor"] = _predictor(dim, settings)
+            parts["predictor"] = _predictor(dim, settings, processes)
         case "memory-bank":
             parts["dictionary"] = MemoryBank(
                 items=items, dim=dim, seed=settings.seed, momentum=settings.slot_momentum
@@ -65,7 +101,7 @@ def method_parts(encoder: ViewEncoder, settings: PretrainSettings, *, items: int
     return parts
 
 
-def _predictor(dim: int, settings: PretrainSettings) -> nn.Module:
+def _predictor(dim: int, settings: PretrainSettings, processes: Processes) -> nn.Module:
     """MoCo v3's prediction head."""
     predictor = ProjectionHead(
         dim,
@@ -76,8 +112,7 @@ def _predictor(dim: int, settings: PretrainSettings) -> nn.Module:
         batch_norm=True,
         seed=settings.seed,
     )
-    groups = settings.batch_norm_groups if settings.batch_norm == "split" else None
-    return convert_batch_norm(predictor, settings.batch_norm, groups=groups).train()
+    return with_batch_norm(predictor, settings, processes).train()
 
 
 def make_optimizer(module: nn.Module, settings: PretrainSettings) -> torch.optim.Optimizer:

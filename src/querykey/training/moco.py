@@ -9,8 +9,18 @@ from querykey.encoders.shuffle import encode_shuffled
 from querykey.errors import RangeError
 from querykey.lookup import Lookup, PairRule, look_up
 from querykey.own_key import SameId, look_up_own_key
+from querykey.processes import Processes
+from querykey.training.joint_step import step_together
 from querykey.training.view_objectives import ViewLoss
-from querykey.training.view_step import Computing, Seen, ViewStep, backward, projections, without_gradient
+from querykey.training.view_step import (
+    Computing,
+    Seen,
+    ViewStep,
+    backward,
+    mean_of_own,
+    projections,
+    without_gradient,
+)
 from querykey.types import Ids, Rows
 
 __all__ = ["encode_keys", "moco_step", "moco_v3_step"]
@@ -70,17 +80,19 @@ def moco_step(
         half the gradient.
     """
     computing = computing or Computing()
+    processes = computing.processes
     directions = [views, (views[1], views[0])] if symmetric else [views]
     queue.require_room(len(directions) * len(ids))
     taken: list[tuple[Rows, Rows]] = []
     value = 0.0
 
-    def loss_of_q(q: Rows) -> Tensor:
+    def loss_of_q(own: Rows) -> Tensor:
+        q = processes.gather(own, len(ids))
         lookup = look_up_own_key(
             q, keys, ids=ids, held_vectors=held.vectors, held_ids=held.ids, same_id=same_id
         )
         taken.append((q.detach(), keys))
-        return _mean(loss, lookup, seen) / len(directions)
+        return _mean(loss, lookup, processes, seen) / len(directions)
 
     # The authors' code encodes the queries first. The keys depend on the encoder's weights alone,
     # which change at optimizer.step, and made first they need no room beside the queries' activations.
@@ -88,9 +100,9 @@ def moco_step(
     key_encoder.follow_(encoder, momentum)
     held = queue.read()
     for of_queries, of_keys in directions:
-        keys = encode_keys(key_encoder, of_keys, permutation, computing)
+        keys = encode_keys(key_encoder, of_keys, permutation, computing, rows=len(ids))
         value += backward(encoder, of_queries, loss_of_q, computing)
-    optimizer.step()
+    step_together(optimizer, [encoder, key_encoder], processes)
     queue.enqueue(torch.cat([k for _, k in taken]), ids.repeat(len(directions)))
     return ViewStep(value, *taken[0])
 
@@ -147,22 +159,24 @@ def moco_v3_step(
     if not temperature > 0:
         raise RangeError(f"temperature must be > 0, got {temperature}; 0.2 to 1 is usual")
     computing = computing or Computing()
+    processes = computing.processes
     predicting = _Predicting(encoder, predictor)
     taken: list[tuple[Rows, Rows]] = []
     value = 0.0
 
-    def loss_of_q(q: Rows) -> Tensor:
+    def loss_of_q(own: Rows) -> Tensor:
+        q = processes.gather(own, len(ids))
         rule = PairRule(positive="id", same_id="positive")
         lookup = look_up(q, keys, query_ids=ids, key_ids=ids, rule=rule)
         taken.append((q.detach(), keys))
-        return _mean(loss, lookup, seen) * (2 * temperature)
+        return _mean(loss, lookup, processes, seen) * (2 * temperature)
 
     optimizer.zero_grad()
     key_encoder.follow_(encoder, momentum)
     for of_queries, of_keys in (views, (views[1], views[0])):
-        keys = encode_keys(key_encoder, of_keys, permutation, computing)
+        keys = encode_keys(key_encoder, of_keys, permutation, computing, rows=len(ids))
         value += backward(predicting, of_queries, loss_of_q, computing)
-    optimizer.step()
+    step_together(optimizer, [predicting, key_encoder], processes)
     return ViewStep(value, *taken[0])
 
 
@@ -179,7 +193,12 @@ class _Predicting(nn.Module):
 
 
 def encode_keys(
-    key_encoder: MomentumEncoder, images: Tensor, permutation: Tensor | None, computing: Computing
+    key_encoder: MomentumEncoder,
+    images: Tensor,
+    permutation: Tensor | None,
+    computing: Computing,
+    *,
+    rows: int,
 ) -> Rows:
     """The keys of a step, as the key encoder is now.
 
@@ -187,12 +206,13 @@ def encode_keys(
 
     Args:
         key_encoder: images -> (h, z).
-        images: [images, channels, height, width]; encoded all at once.
+        images: [images, channels, height, width], this process's part; encoded all at once.
         permutation: In which they are encoded; see `encode_shuffled`. None: in their order.
-        computing: Precision, and whether keys are scaled to length 1.
+        computing: Precision, whether keys are scaled to length 1, and the processes.
+        rows: Images of all processes.
 
     Returns:
-        [images, dim] in float32 at least, without gradient; row i is the key of image i.
+        [rows, dim] in float32 at least, without gradient; row i is the key of image i.
     """
 
     def encode(some: Tensor) -> Rows:
@@ -200,11 +220,14 @@ def encode_keys(
             _, z = key_encoder(some)
         return projections(z, normalised=computing.normalised)
 
-    return encode(images) if permutation is None else encode_shuffled(encode, images, permutation=permutation)
+    processes = computing.processes
+    if permutation is None:
+        return processes.gather(encode(images), rows)
+    return encode_shuffled(encode, images, permutation=permutation, processes=processes)
 
 
-def _mean(loss: ViewLoss, lookup: Lookup, seen: Seen | None) -> Tensor:
-    """The mean over the queries."""
+def _mean(loss: ViewLoss, lookup: Lookup, processes: Processes, seen: Seen | None) -> Tensor:
+    """This process's part of the mean over the queries."""
     if seen is not None:
         seen(without_gradient(lookup))
-    return loss(lookup).mean()
+    return mean_of_own(loss, lookup, processes)

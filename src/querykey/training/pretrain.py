@@ -11,12 +11,13 @@ from querykey.data.batches import Batches, ClassBatches, UniformBatches
 from querykey.data.pixels import PixelBatch, Pixels
 from querykey.data.views import Views
 from querykey.encoders.backbones import load_backbone_weights, make_backbone
-from querykey.encoders.batchnorm import convert_batch_norm
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
-from querykey.errors import CollapseError
+from querykey.errors import CollapseError, DataError
 from querykey.lookup import Lookup
+from querykey.processes import ALONE, Processes
 from querykey.training.dictionary_settings import ONE_VIEW
 from querykey.training.learner import Learner
+from querykey.training.method_parts import with_batch_norm
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.view_step import ViewPair, ViewStep
 from querykey.types import Ids, Labels
@@ -28,12 +29,13 @@ RECORDS = 200
 """Steps of a run that are recorded, besides those where the monitors look."""
 
 
-def make_encoder(settings: PretrainSettings, *, channels: int) -> ViewEncoder:
+def make_encoder(settings: PretrainSettings, *, channels: int, processes: Processes = ALONE) -> ViewEncoder:
     """The encoder that resolved settings describe, with its first weights.
 
     Args:
         settings: Resolved.
         channels: Of an image.
+        processes: Among which each batch will be parted.
 
     Returns:
         Backbone and projection head, in train mode, on the CPU; the same bits for the same seed.
@@ -51,13 +53,15 @@ def make_encoder(settings: PretrainSettings, *, channels: int) -> ViewEncoder:
         seed=settings.seed,
     )  # fmt: skip
     encoder = ViewEncoder(backbone, head)
-    groups = settings.batch_norm_groups if settings.batch_norm == "split" else None
-    convert_batch_norm(encoder, settings.batch_norm, groups=groups)
+    with_batch_norm(encoder, settings, processes)
     return encoder.train()
 
 
 class TrainingImages:
     """The batches of a run: which images and which views, a function of the step alone.
+
+    Each of several processes decodes and augments its part of a batch. What a view is depends on seed,
+    epoch and image, and not on who makes it.
 
     Args:
         pixels: All images.
@@ -67,6 +71,7 @@ class TrainingImages:
         device: Where views are made.
         labels: Class of each of `rows`, -1 where unknown; None where there are none.
         layout: Of the views in memory.
+        processes: Among which each batch is parted.
     """
 
     def __init__(
@@ -79,18 +84,22 @@ class TrainingImages:
         device: torch.device,
         labels: Labels | None = None,
         layout: torch.memory_format = torch.contiguous_format,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.pixels, self.rows, self.views, self.labels = pixels, rows, views, labels
         self.seed, self.device, self.layout = settings.seed, device, layout
         self.view_count = 1 if settings.method in ONE_VIEW else 2
         self.order = _order(settings, rows, labels)
-        self.groups = settings.batch_norm_groups if settings.batch_norm == "split" else 1
+        groups = settings.batch_norm_groups if settings.batch_norm == "split" else 1
+        self.groups = max(1, groups // processes.count)  # of this process's part
         self.steps_an_epoch = len(rows) // settings.batch_size
 
     def lost(self) -> Ids:
         """The items that can no longer be decoded."""
         damaged = torch.tensor([row for row, _ in self.pixels.damaged], dtype=torch.int64)
-        return torch.isin(self.rows, damaged).nonzero()[:, 0].to(self.device)
+        found_by = self.processes.sum(torch.isin(self.rows, damaged).long().to(self.device))
+        return found_by.nonzero()[:, 0]
 
     def walk(self, start: int, stop: int, *, views: int | None = None) -> Generator[ViewPair]:
         """The pairs of steps start to stop.
@@ -100,13 +109,10 @@ class TrainingImages:
             stop: Last step, not included.
             views: 1 or 2 of each image; None: as many as the method needs.
         """
-        wanted = (self.rows[self.order(step)] for step in range(start, stop))
+        wanted = (self.rows[self._own(self.order(step))] for step in range(start, stop))
         before = time.perf_counter()
-        for step, found in enumerate(self.pixels.stream(wanted), start):
-            places = self.order(step)
-            if len(found.rows) < len(places):  # an image was lost since the run began
-                found = _whole_groups(found, self.groups)  # noqa: PLW2901
-                places = places[torch.isin(self.rows[places], found.rows)]
+        for step, given in enumerate(self.pixels.stream(wanted), start):
+            found, places = self._without_lost(given, self.order(step))
             images = found.images.to(self.device)
             epoch, place = divmod(step, self.steps_an_epoch)
             made = [
@@ -127,10 +133,33 @@ class TrainingImages:
             yield ViewPair(made[0], made[-1], places.to(self.device), labels, seconds)
             before = time.perf_counter()
 
+    def _own(self, places: Ids) -> Ids:
+        return places[self.processes.part(len(places))]
+
+    def _without_lost(self, found: PixelBatch, places: Ids) -> tuple[PixelBatch, Ids]:
+        """The images of this process, as many as every other has, and the places of those of all."""
+        processes, count = self.processes, torch.tensor([len(found.rows)])
+        if processes.count > 1:
+            count = processes.gather(count.to(self.device), processes.count).cpu()
+        if int(count.sum()) == len(places):
+            return found, places
+        least = int(count.min())
+        least -= least % self.groups
+        if not least:
+            raise DataError("a batch has lost so many images that a process has none; mend or restore them")
+        sizes = None if found.sizes is None else found.sizes[:least]
+        found = PixelBatch(found.images[:least], sizes, found.rows[:least])
+        own = self._own(places)
+        own = own[torch.isin(self.rows[own], found.rows)]
+        return found, processes.gather(own.to(self.device), least * processes.count).cpu()
+
 
 @dataclass(frozen=True)
 class Loop:
     """What happens between the steps; every callable gets the number of steps that are done.
+
+    Of several processes each calls its own, at the same steps: `look` and `seen` compute together, while
+    `record`, `save` and `shown` are for the first to write. One that asks to stop, or to save, asks for all.
 
     Args:
         look: Measures the run and raises CollapseError where it means nothing any more.
@@ -187,8 +216,10 @@ def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, s
         loop.shown(done, taken.loss)
         if is_look:
             loop.look(done, taken)
-        is_stopping = done < steps and loop.stop()
-        if is_stopping or done == steps or time.monotonic() - saved > SAVE_SECONDS:
+        is_stopping, is_late = _any(
+            learner, done < steps and loop.stop(), time.monotonic() - saved > SAVE_SECONDS
+        )
+        if is_stopping or done == steps or is_late:
             learner.require_finite(done)
             loop.save(done)
             saved = time.monotonic()
@@ -197,12 +228,11 @@ def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, s
     return done
 
 
-def _whole_groups(found: PixelBatch, groups: int) -> PixelBatch:
-    """The images that make groups of one size, as split batch norm needs them."""
-    whole = len(found.rows) - len(found.rows) % groups
-    return PixelBatch(
-        found.images[:whole], None if found.sizes is None else found.sizes[:whole], found.rows[:whole]
-    )
+def _any(learner: Learner, *flags: bool) -> list[bool]:
+    """Each flag, whether one process or more have it: all take the same way."""
+    if learner.processes.count == 1:
+        return list(flags)
+    return (learner.processes.sum(torch.tensor(flags, device=learner.device).long()) > 0).tolist()
 
 
 def _order(settings: PretrainSettings, rows: Ids, labels: Labels | None) -> Batches:

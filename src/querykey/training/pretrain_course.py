@@ -7,29 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from querykey.data.pixels import Pixels
 from querykey.encoders.projection import ViewEncoder
 from querykey.errors import RangeError
-from querykey.lookup import UNLABELLED, Lookup
+from querykey.lookup import Lookup
+from querykey.processes import ALONE, Processes
 from querykey.training.calibration import Calibration, calibrate, steps_in
 from querykey.training.dictionary_health import KnowsIds, held_health, labels_of, lookup_health, words_of
 from querykey.training.dictionary_plan import key_half_life
 from querykey.training.drift import drift_of, held_ages
 from querykey.training.learner import Learner
 from querykey.training.monitor import collapse_reason, monitor
+from querykey.training.parting import Parted
 from querykey.training.pretrain import TrainingImages
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.saved_encoder import SavedEncoder, encode_rows, identified, preparation
 from querykey.training.view_step import ViewStep
-from querykey.types import Ids, Labels, Numbers, QueryIds
+from querykey.types import Labels
 
-__all__ = ["Course", "Parted", "part", "put_together"]
+__all__ = ["Course", "put_together"]
 
-BANK = 5000
-"""Training images that vote in the online kNN, at the most."""
 DRIFT = "drift_"
 """With the age in steps: the name of a drift among what the monitors see."""
 EARLY = 100
@@ -37,52 +36,6 @@ EARLY = 100
 TRIAL_STEPS = 1000
 """Of the run in the middle of which the measured steps are."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-@dataclass(frozen=True, eq=False)
-class Parted:
-    """Which images are trained on, and which are looked at.
-
-    Args:
-        train: Those that training sees.
-        sample: Those that the monitors look at: some of `train`, then the ones held out.
-        asking: Places in `sample` of those held out.
-        labels: Class of each of `sample`; None where there are no labels.
-        train_labels: Class of each of `train`, likewise.
-    """
-
-    train: Numbers
-    sample: Ids
-    asking: QueryIds
-    labels: Labels | None
-    train_labels: Numbers | None = None
-
-
-def part(ids: Ids, labels: Labels | None, *, held_out: int, seed: int) -> Parted:
-    """Choose what is held out of training for the online kNN; nothing where there are no labels.
-
-    Args:
-        ids: All images.
-        labels: Class of each, -1 where unknown, or None.
-        held_out: Labelled images to hold out, at the most a tenth of all.
-        seed: Of the draw.
-
-    Returns:
-        The parts; the same for the same seed.
-    """
-    draw = np.random.default_rng([seed, len(ids)])
-    order = torch.from_numpy(draw.permutation(len(ids)))
-    if labels is None or not bool((labels != UNLABELLED).any()):
-        return Parted(ids, ids[order[:BANK]], torch.arange(0), None)
-    known = order[labels[order] != UNLABELLED]
-    held = known[: min(held_out, len(ids) // 10)]
-    others = order[~torch.isin(order, held)]
-    bank = others[labels[others] != UNLABELLED][:BANK]
-    sample = torch.cat([bank, held])
-    trained = others.sort().values
-    return Parted(
-        ids[trained], ids[sample], torch.arange(len(bank), len(sample)), labels[sample], labels[trained]
-    )
 
 
 @dataclass(eq=False)
@@ -199,6 +152,7 @@ def put_together(
     device: torch.device,
     begun: float,
     measure: bool = True,
+    processes: Processes = ALONE,
 ) -> Course:
     """Put a run together, and measure what its settings leave open.
 
@@ -210,6 +164,7 @@ def put_together(
         device: Where it trains.
         begun: `time.monotonic()` when the user began to wait: minutes count from then.
         measure: Whether this is the start of a run; a run that goes on has measured already.
+        processes: Among which each batch is parted; what the first measures holds for all.
 
     Returns:
         The `Course`, whose settings are complete.
@@ -219,13 +174,18 @@ def put_together(
             f"{len(parted.train)} images to train on and batch_size {settings.batch_size}; "
             "lower batch_size or held_out"
         )
+    if processes.count > 1 and settings.batch_size < 2 * processes.count:
+        raise RangeError(
+            f"a batch of {settings.batch_size} images over {processes.count} processes; each needs 2 at "
+            "least: raise batch_size or start fewer processes"
+        )
     images = TrainingImages(
         pixels, parted.train, settings.make_views(pixels.channels), settings, device=device,
-        labels=parted.train_labels,
+        labels=parted.train_labels, processes=processes,
     )  # fmt: skip
     if measure and settings.init is None:
         _start(encoder, images)
-    learner = Learner(encoder, settings, device, items=len(parted.train))
+    learner = Learner(encoder, settings, device, items=len(parted.train), processes=processes)
     course = Course(settings, learner, images, parted, copy.deepcopy(encoder).cpu())
     if measure:
         _measure(course, device, begun)
@@ -236,19 +196,21 @@ def put_together(
 def _start(encoder: ViewEncoder, images: TrainingImages) -> None:
     """Show the backbone its first batch, for a network that starts from what images look like."""
     (pair,) = images.walk(0, 1)
-    encoder.backbone.start_(pair.view_1.cpu())
+    encoder.backbone.start_(images.processes.gather(pair.view_1, len(pair.ids)).cpu())
 
 
 def _measure(course: Course, device: torch.device, begun: float) -> None:
     """See what the encoder is before training, choose precision and layout, and count the steps."""
-    settings, images = course.settings, course.images
-    trial = Learner(copy.deepcopy(course.learner.encoder), settings, device, items=len(images.rows))
+    settings, images, processes = course.settings, course.images, course.learner.processes
+    trial = Learner(
+        copy.deepcopy(course.learner.encoder), settings, device, items=len(images.rows), processes=processes
+    )
     trial.fill_()
     (pair,) = images.walk(0, 1, views=2)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)  # dropout
         _, z = copy.deepcopy(course.learner.encoder).train()(torch.cat([pair.view_1, pair.view_2]))
-    view_1, view_2 = z.float().chunk(2)
+    view_1, view_2 = (processes.gather(view, len(pair.ids)) for view in z.float().chunk(2))
     before = time.perf_counter()
     course.start = _look(course.learner.encoder, course, ViewStep(0.0, view_1, view_2))
     look_seconds = time.perf_counter() - before
@@ -264,7 +226,9 @@ def _measure(course: Course, device: torch.device, begun: float) -> None:
         trial.take(place, next(pairs), steps=TRIAL_STEPS)
         place += 1
 
-    found = calibrate(step, precision=settings.precision, layout=settings.layout, device=device)
+    found = calibrate(
+        step, precision=settings.precision, layout=settings.layout, device=device, processes=processes
+    )
     pairs.close()
     course.calibration = found
     steps = settings.steps
@@ -274,6 +238,7 @@ def _measure(course: Course, device: torch.device, begun: float) -> None:
         assert settings.minutes is not None
         left = 60 * settings.minutes - (time.monotonic() - begun)
         steps = steps_in(left, step=found.seconds, look=look_seconds, looks=settings.looks)
+        steps = processes.from_first(steps)
     course.settings = replace(
         settings, steps=steps, epochs=steps / images.steps_an_epoch, precision=found.precision,
         layout=found.layout,
@@ -291,10 +256,13 @@ def _use_layout(
 
 
 def _look(encoder: ViewEncoder, course: Course, taken: ViewStep) -> dict[str, float]:
-    pixels = course.images.pixels
+    pixels, processes, sample = course.images.pixels, course.learner.processes, course.parted.sample
     prepare = preparation(course.settings, pixels.channels)
-    h, _ = encode_rows(encoder, prepare, pixels, course.parted.sample)
-    return monitor(
+    h, _ = encode_rows(encoder, prepare, pixels, sample[processes.part(len(sample))])
+    if processes.count > 1:
+        h = processes.gather(h.to(course.learner.device), len(sample)).cpu()
+    seen = monitor(
         h, taken.view_1.cpu(), taken.view_2.cpu(), labels=course.parted.labels, asking=course.parted.asking,
         loss=taken.loss,
     )  # fmt: skip
+    return processes.from_first(seen)

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from querykey.training.joint_step import step_together
 from querykey.training.view_objectives import ViewLoss
-from querykey.training.view_step import Computing, Seen, ViewStep, backward, without_gradient
+from querykey.training.view_step import Computing, Seen, ViewStep, backward, mean_of_own, without_gradient
 from querykey.two_views import look_up_views
 from querykey.types import Ids, Rows
 
@@ -42,17 +43,19 @@ def simclr_step(
         Chen et al. 2020, arXiv:2002.05709, algorithm 1. Both views go through the encoder as one
         batch, as in the authors' code.
     """
+    computing = computing or Computing()
+    processes = computing.processes
     looked_up: dict[str, Rows] = {}
 
     def loss_of_z(z: Rows) -> Tensor:
-        view_1, view_2 = z.chunk(2)
+        view_1, view_2 = (processes.gather(view, len(ids)) for view in z.chunk(2))
         looked_up["view_1"], looked_up["view_2"] = view_1.detach(), view_2.detach()
         lookup = look_up_views(view_1, view_2, ids=ids)
         if seen is not None:
             seen(without_gradient(lookup))
-        return loss(lookup).mean()
+        return mean_of_own(loss, lookup, processes, views=2)
 
     optimizer.zero_grad()
-    value = backward(encoder, torch.cat(views), loss_of_z, computing or Computing())
-    optimizer.step()
+    value = backward(encoder, torch.cat(views), loss_of_z, computing)
+    step_together(optimizer, [encoder], processes)
     return ViewStep(value, **looked_up)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from querykey.processes import ALONE, Processes
+
 __all__ = [
     "STATE",
     "Call",
@@ -56,7 +58,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Norm:
-    """Batch norm in train mode: where all chunks wait for each other."""
+    """Batch norm in train mode: where all chunks wait for each other, and for those of other processes."""
 
     rows: int
     output: int
@@ -65,6 +67,7 @@ class Norm:
     running: tuple[Tensor, Tensor] | None
     momentum: float
     eps: float
+    processes: Processes = ALONE
 
     @property
     def reads(self) -> tuple[int, ...]:

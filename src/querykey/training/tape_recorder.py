@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from querykey.encoders.global_batchnorm import global_batch_norm
 from querykey.errors import ConfigError
+from querykey.processes import ALONE, Processes, current_processes
 from querykey.training.tape import STATE, Call, Norm, Slot, Tape, generator_states, tensors_in, with_tensors
 
 __all__ = ["record"]
@@ -98,10 +100,12 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = dict(kwargs or {})
-        if func is F.batch_norm:
+        if func in (F.batch_norm, global_batch_norm):
             names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
             given = dict(zip(names, args, strict=False)) | kwargs
-            if given.get("training", False):
+            if func is global_batch_norm:
+                return self._norm(**given, processes=current_processes())
+            if given.pop("training", False):
                 return self._norm(**given)
         return self._call(func, args, kwargs)
 
@@ -113,11 +117,10 @@ class _Recorder(TorchFunctionMode):
         running_var: Tensor | None,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
-        training: bool,
         momentum: float = 0.1,
         eps: float = 1e-5,
+        processes: Processes = ALONE,
     ) -> Tensor:
-        del training
         rows = self.slot_of(input)
         affine = [tensor for tensor in (weight, bias) if tensor is not None]
         if rows is None or not all(tensor.is_leaf and id(tensor) not in self.slots for tensor in affine):
@@ -133,7 +136,14 @@ class _Recorder(TorchFunctionMode):
         running = None if running_mean is None or running_var is None else (running_mean, running_var)
         self.tape.calls.append(
             Norm(
-                rows=rows, output=place, weight=weight, bias=bias, running=running, momentum=momentum, eps=eps
+                rows=rows,
+                output=place,
+                weight=weight,
+                bias=bias,
+                running=running,
+                momentum=momentum,
+                eps=eps,
+                processes=processes,
             )
         )
         self.add(output, needs=needs)

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from querykey.errors import CollapseError
 from querykey.lookup import Lookup
+from querykey.processes import ALONE, Processes
 from querykey.training.gradient_cache import cached_backward, checkpointed_blocks
-from querykey.types import Ids, Labels, Rows
+from querykey.types import Ids, Labels, PerQuery, Rows
 
 __all__ = [
     "Computing",
@@ -21,6 +22,7 @@ __all__ = [
     "ViewPair",
     "ViewStep",
     "backward",
+    "mean_of_own",
     "projections",
     "require_finite",
     "without_gradient",
@@ -31,7 +33,10 @@ Seen = Callable[[Lookup], None]
 
 
 class ViewPair(NamedTuple):
-    """Two views of a batch of images; of a method that needs one view, the same twice."""
+    """Two views of a batch of images; of a method that needs one view, the same twice.
+
+    The views are of this process's part of the batch, ids and labels of all of it.
+    """
 
     view_1: Tensor
     view_2: Tensor
@@ -61,17 +66,22 @@ class ViewStep:
 class Computing:
     """How an encoder is run in a step; the loss and the gradient are the same but for rounding.
 
+    With batch norm of kind "device" each process has statistics of its own, as if split over so many groups.
+
     Args:
         precision: Of its forward pass; z and the loss are float32 at least.
         chunks: Parts in which the batch is encoded.
         checkpointing: Whether a part's activations are computed again backward instead of kept.
         normalised: Whether z is scaled to length 1.
+        processes: Among which a batch is parted: a step is given this process's part of the views, and ids
+            and labels of the whole batch. What it leaves, weights, dictionary and loss, is the same on all.
     """
 
     precision: torch.dtype = torch.float32
     chunks: int = 1
     checkpointing: bool = False
     normalised: bool = True
+    processes: Processes = ALONE
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which an encoder runs forward."""
@@ -100,50 +110,78 @@ def backward(
     Args:
         encoder: images -> (h, z), in train mode.
         images: [images, channels, height, width].
-        loss_of_z: What was looked up of it, to one number; called once.
+        loss_of_z: What was looked up of it, to one number: of several processes each its part of the loss,
+            which is their sum. Called once.
         computing: How.
 
     Returns:
-        The loss.
+        The loss, of all processes. The gradients are this one's, of its own part.
 
     Raises:
         CollapseError: If the loss is not finite; no gradient is added.
     """
+    value = 0.0
 
     def of_z(z: Tensor) -> Tensor:
+        nonlocal value
         with torch.autocast(images.device.type, enabled=False):  # the encoder's precision is not the loss's
-            return require_finite(loss_of_z(projections(z, normalised=computing.normalised)))
+            loss = loss_of_z(projections(z, normalised=computing.normalised))
+            value = require_finite(loss, computing.processes)
+        return loss
 
     if computing.chunks > 1:
         with computing.autocast(images.device):
-            value = cached_backward(
+            cached_backward(
                 encoder, images.chunk(computing.chunks), of_z, checkpoint_blocks=computing.checkpointing
             )
-        return float(value)
+        return value
     with checkpointed_blocks(encoder) if computing.checkpointing else nullcontext():
         with computing.autocast(images.device):
             _, z = encoder(images)
-        loss = of_z(z)
-        loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach())
+        of_z(z).backward()  # type: ignore[no-untyped-call]
+    return value
 
 
-def require_finite(loss: Tensor) -> Tensor:
+def require_finite(loss: Tensor, processes: Processes = ALONE) -> float:
     """The loss, before it reaches any weight.
 
     Args:
-        loss: One number.
+        loss: One number: this process's part.
+        processes: Whose parts add up to the loss.
 
     Returns:
-        The same.
+        The sum, the same on all.
 
     Raises:
-        CollapseError: If it is not finite.
+        CollapseError: If it is not finite, on all processes.
     """
-    value = float(loss.detach())
+    value = float(processes.sum(loss))
     if not math.isfinite(value):
         raise CollapseError(f"the loss is {value}; lower the learning rate or raise the temperature")
-    return loss
+    return value
+
+
+def mean_of_own(
+    loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes: Processes, *, views: int = 1
+) -> Tensor:
+    """This process's part of the mean over the queries; the parts of all processes add up to it.
+
+    Args:
+        loss: On a look-up, of each query by itself.
+        lookup: Of the queries of all processes.
+        processes: Among which they are parted.
+        views: Parts of one size that the queries consist of, each parted among the processes.
+
+    Returns:
+        The sum over the own queries, over the number of all; on one process their mean.
+    """
+    if processes.count == 1:
+        return loss(lookup).mean()
+    rows = len(lookup) // views
+    own = processes.part(rows)
+    firsts = range(0, len(lookup), rows)
+    parts = [loss(lookup.rows(first + own.start, first + own.stop)).sum() for first in firsts]
+    return torch.stack(parts).sum() / len(lookup)
 
 
 def without_gradient(lookup: Lookup) -> Lookup:

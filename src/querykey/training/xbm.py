@@ -10,7 +10,8 @@ from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.errors import RangeError, ShapeError
 from querykey.lookup import Lookup, PairRule, look_up
 from querykey.training.encoded_aside import encoded_aside
-from querykey.training.view_step import Computing, Seen, ViewStep, backward, without_gradient
+from querykey.training.joint_step import step_together
+from querykey.training.view_step import Computing, Seen, ViewStep, backward, mean_of_own, without_gradient
 from querykey.types import Ids, Labels, PerQuery, Rows
 
 __all__ = ["prefill", "xbm_step"]
@@ -76,14 +77,17 @@ def xbm_step(
     """
     if not 0.0 <= weight < float("inf"):
         raise RangeError(f"weight of the memory's loss must be >= 0 and finite, got {weight}; 1 is usual")
-    if len(view) > memory.capacity:
+    if len(ids) > memory.capacity:
         raise ShapeError(
-            f"a batch of {len(view)} does not fit a memory of {memory.capacity}; "
+            f"a batch of {len(ids)} does not fit a memory of {memory.capacity}; "
             "raise the capacity or lower the batch size"
         )
+    computing = computing or Computing()
+    processes = computing.processes
     found: dict[str, Rows] = {}
 
-    def loss_of_z(z: Rows) -> Tensor:
+    def loss_of_z(own: Rows) -> Tensor:
+        z = processes.gather(own, len(ids))
         found["z"] = z.detach()
         parts = [_in_batch(z, ids, labels)]
         if is_warm:
@@ -93,12 +97,12 @@ def xbm_step(
             parts.append(_in_memory(z, ids, labels, memory))
         if seen is not None:
             seen(without_gradient(parts[-1]))
-        costs = [loss(part).mean() for part in parts]
+        costs = [mean_of_own(loss, part, processes) for part in parts]
         return costs[0] + weight * costs[1] if is_warm else costs[0]
 
     optimizer.zero_grad()
-    value = backward(encoder, view, loss_of_z, computing or Computing())
-    optimizer.step()
+    value = backward(encoder, view, loss_of_z, computing)
+    step_together(optimizer, [encoder], processes)
     return ViewStep(value, found["z"], found["z"][_partners(labels)])
 
 

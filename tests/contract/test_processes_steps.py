@@ -1,0 +1,57 @@
+"""N processes leave what one leaves: loss, gradients, weights and dictionaries of every method and loss."""
+
+import functools
+
+import pytest
+import torch
+from process_cases import CASES, taken
+from process_toys import together
+
+from querykey.processes import ALONE
+
+TOLERANCE = {torch.float64: (1e-9, 1e-7), torch.float32: (1e-4, 1e-3)}
+"""Of a gradient of the first step, and of the state after three, relative to the largest of a tensor."""
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def several(request, tmp_path_factory):
+    """What each of N processes is left with."""
+    return together("process_cases:every_case", request.param, tmp_path_factory.mktemp("processes"))
+
+
+@functools.cache
+def one(name, count):
+    return taken(name, ALONE, count=count)
+
+
+def of(case, found):
+    start = f"{case}: "
+    return {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}
+
+
+def distance(found, wanted):
+    """The largest difference, relative to the largest number."""
+    if not found.is_floating_point():
+        return float(not torch.equal(found, wanted))
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)) if found.numel() else 0.0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_leave_what_one_leaves(case, several):
+    found, wanted = of(case, several[0]), one(case, len(several) if CASES[case].alone else 0)
+    assert found.keys() == wanted.keys()
+    gradient, state = TOLERANCE[CASES[case].dtype]
+    for key, value in wanted.items():
+        most = {"gradient": gradient, "z": 1e-5}.get(key.split()[0], state)
+        assert found[key].dtype == value.dtype
+        assert distance(found[key], value) <= most, (key, distance(found[key], value))
+    assert any(key.startswith("gradient") for key in found)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_are_left_with_the_same_bits(case, several):
+    found = [of(case, member) for member in several]
+    for other in found[1:]:
+        for key, value in found[0].items():
+            if key != "shown":  # of scores each process computes its own
+                assert torch.equal(other[key], value), key

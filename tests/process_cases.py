@@ -1,0 +1,128 @@
+"""Three steps of every method and loss, to be taken by one process and by several."""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+
+from querykey.processes import Processes
+from querykey.training.learner import Learner
+from querykey.training.pretrain import make_encoder
+from querykey.training.pretrain_settings import PretrainSettings
+from querykey.training.resolving import resolve_settings
+from querykey.training.view_objectives import _LOSSES
+from querykey.training.view_step import ViewPair
+
+STEPS, ITEMS = 3, 24
+TINY = {
+    "backbone": "small_cnn:2", "head": "mlp", "head_batch_norm": True, "head_dim": 6, "batch_size": 10,
+    "batch_norm": "global", "learning_rate": 0.3, "warm_up": 0.0, "optimizer": "sgd", "steps": STEPS,
+    "image_size": 8, "precision": "float32", "layout": "contiguous",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method under its settings; `alone` is what differs where one process is to do the same."""
+
+    method: str
+    settings: dict = field(default_factory=dict)
+    alone: dict = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
+
+
+SPLIT = {"batch_size": 8, "batch_norm": "split", "batch_norm_groups": 4}
+DEVICE = {"batch_size": 8, "batch_norm": "device"}
+CASES = {
+    **{f"simclr, {loss}": Case("simclr", {"loss": loss}) for loss in _LOSSES},
+    "simclr, float32": Case("simclr", dtype=torch.float32),
+    "simclr, learned temperature": Case("simclr", {"learned_temperature": True}),
+    "simclr, chunks": Case("simclr", {"chunks": 3}),
+    "simclr, chunks beside one": Case("simclr", {"chunks": 2}, {"chunks": 1}),
+    "simclr, checkpointing": Case("simclr", {"checkpointing": True}),
+    "simclr, layer norm": Case("simclr", {"batch_norm": "layer"}),
+    "simclr, own norms": Case("simclr", DEVICE, {"batch_norm": "split"}),
+    "moco": Case("moco", {**SPLIT, "capacity": 20}),
+    "moco, own norms": Case("moco", {**DEVICE, "capacity": 20}, {"batch_norm": "split"}),
+    "moco, float32": Case("moco", {**SPLIT, "capacity": 20}, dtype=torch.float32),
+    "moco, symmetric": Case(
+        "moco",
+        {**SPLIT, "symmetric": True, "start": "random", "learned_temperature": True, "capacity": 30},
+    ),
+    "moco-v2, uneven": Case("moco-v2", {"capacity": 25, "same_id": "negative"}),
+    "moco-v2, chunks": Case("moco-v2", {"capacity": 25, "chunks": 2, "symmetric": True}),
+    "moco-v3": Case("moco-v3", {"predictor_hidden": 5}),
+    "moco-v3, split": Case("moco-v3", {**SPLIT, "predictor_hidden": 5, "shuffle": True}),
+    "memory-bank": Case("memory-bank"),
+    "memory-bank, info_nce": Case("memory-bank", {"contrast": "info_nce", "negatives": 7}),
+    "memory-bank, nce": Case("memory-bank", {"contrast": "nce", "negatives": 7, "proximal": 0.3}),
+    "memory-bank, chunks": Case("memory-bank", {"chunks": 2, "learned_temperature": True}),
+    "end-to-end": Case("end-to-end", {"symmetric": False}),
+    "end-to-end, shared": Case("end-to-end", {"separate": False, "symmetric": True}),
+    "end-to-end, shuffled": Case("end-to-end", {**SPLIT, "shuffle": True}),
+    "end-to-end, checkpointing": Case("end-to-end", {"checkpointing": True, "separate": False}),
+    "xbm": Case("xbm", {"capacity": 17, "memory_warm_up": 0.4, "align": "kalman"}),
+    "xbm, chunks": Case("xbm", {"capacity": 17, "chunks": 2, "loss": "multi_similarity"}),
+}  # fmt: skip
+
+
+def settings_of(case, count, *, alone):
+    """Of a case: as so many processes take it, or as one takes it in their place."""
+    given = TINY | case.settings
+    if alone and case.alone:
+        given |= case.alone | ({"batch_norm_groups": count} if "batch_norm" in case.alone else {})
+    return resolve_settings(PretrainSettings.of(case.method, **given), images=ITEMS, channels=1, side=8)
+
+
+def taken(name, processes, *, count, dtype=None):
+    """What the steps of a case leave, by name; of one process or of its part in `count`."""
+    case = CASES[name]
+    dtype = dtype or case.dtype
+    settings = settings_of(case, count, alone=processes.count == 1)
+    encoder = make_encoder(settings, channels=1, processes=processes).to(dtype)
+    learner = Learner(encoder, settings, torch.device("cpu"), items=ITEMS, processes=processes)
+    learner.parts.to(dtype)
+    if case.method == "simclr" and settings.batch_norm == "split":
+        _in_groups(encoder, settings.batch_size, count)
+    found, shown = {}, []
+    for step in range(STEPS):
+        pair = _pair(step, settings.batch_size, dtype)
+        part = processes.part(len(pair.ids))
+        own = pair._replace(view_1=pair.view_1[part], view_2=pair.view_2[part])
+        left = learner.take(step, own, steps=STEPS, seen=shown.append)
+        if step == 0:
+            found |= {f"gradient {key}": weight.grad for key, weight in learner.parts.named_parameters()
+                      if weight.grad is not None}  # fmt: skip
+            found |= {"z 1": left.view_1, "z 2": left.view_2}
+            found = copy.deepcopy(found)
+        found[f"loss {step}"] = torch.tensor(left.loss, dtype=torch.float64)
+    found |= {f"state {key}": value for key, value in learner.tensors().items()}
+    return found | {"shown": shown[-1].scores}
+
+
+def _in_groups(encoder, images, count):
+    """Encode two views of a batch so that a group has both views of its images, as a process has."""
+    parts = [range(images)[Processes(rank, count).part(images)] for rank in range(count)]
+    order = torch.tensor([first + row for part in parts for first in (0, images) for row in part])
+    encoder.register_forward_pre_hook(lambda _, given: (given[0][order],))
+    encoder.register_forward_hook(lambda *given: tuple(rows[order.argsort()] for rows in given[2]))
+
+
+def _pair(step, images, dtype):
+    """Two views of a batch; in the last one an item is there twice."""
+    draw = torch.Generator().manual_seed(step)
+    content = torch.randn(images, 1, 8, 8, generator=draw, dtype=torch.float64)
+    views = [content + torch.randn(content.shape, generator=draw, dtype=torch.float64) for _ in range(2)]
+    ids = torch.randperm(ITEMS, generator=draw)[:images]
+    if step == STEPS - 1:
+        ids[1] = ids[0]
+    return ViewPair(*(view.to(dtype) for view in views), ids, ids % 4, 0.0)
+
+
+def every_case(processes: Processes):
+    """All of them, for the processes that a test starts."""
+    return {
+        f"{name}: {key}": value
+        for name in CASES
+        for key, value in taken(name, processes, count=processes.count).items()
+    }
