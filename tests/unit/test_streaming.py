@@ -9,13 +9,25 @@ from torch.nn import functional as F
 
 from querykey.errors import ConfigError
 from querykey.lookup import DensePairs, Lookup, PairRule, look_up
-from querykey.losses import decoupled, info_nce, is_streamed, score_distillation, streaming_blocks
+from querykey.losses import (
+    decoupled,
+    info_nce,
+    is_streamed,
+    score_distillation,
+    streaming,
+    streaming_blocks,
+    streaming_terms,
+)
 from querykey.losses.streaming import takes_streamed
 
 
-@pytest.fixture(params=[(1, 1), (3, 4), (100, 100)], ids=lambda size: "{} x {}".format(*size))
+@pytest.fixture(
+    params=[(1, 1, 50), (3, 4, 0), (3, 4, 50), (100, 100, 50)], ids="{0[0]} x {0[1]}, {0[2]}".format
+)
 def _blocks(request, monkeypatch):
-    of(monkeypatch, *request.param)
+    *size, few = request.param
+    of(monkeypatch, *size)
+    monkeypatch.setattr(streaming_terms, "FEW", few)  # 0: positives are always taken one by one
 
 
 def of(monkeypatch, rows, keys):
@@ -211,13 +223,13 @@ def test_keys_that_changed_before_backward_are_refused():
 
 def test_the_size_of_a_look_up_chooses_the_form(monkeypatch):
     """By itself it is plain where scores fit the cache, and never holds them where they do not."""
-    least = next(2**k for k in range(4, 20) if is_streamed(2**k, 2**k))
-    for side, is_matrix in ((least // 2, True), (least, False)):
-        of(monkeypatch, 64, 64)
+    monkeypatch.setattr(streaming, "PAIRS", 100 * 100)
+    for side in (99, 100):
+        of(monkeypatch, 16, 16)
         lookup = a_bank_of(side, side, torch.float32, dim=2)
         with Held() as held:
             info_nce(lookup, temperature=0.1)
-        assert (held.largest >= 4 * side * side) == is_matrix
+        assert (held.largest < 4 * side * side) == is_streamed(side, side) == (side == 100)
 
 
 def test_a_form_that_is_not_known_is_refused():

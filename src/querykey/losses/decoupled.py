@@ -10,7 +10,8 @@ from querykey.lookup import Lookup
 from querykey.losses._pair_weights import NOTHING, as_numbers, penalty, read, softmax, weigh
 from querykey.losses.info_nce import check_temperature
 from querykey.losses.streaming import Form, takes_streamed
-from querykey.losses.streaming_blocks import Positives, log_mean_of_positives, softmax_of_blocks
+from querykey.losses.streaming_blocks import log_mean_of_positives, softmax_of_blocks
+from querykey.losses.streaming_terms import Positives
 from querykey.losses.streaming_views import two_views
 from querykey.types import PerQuery
 

@@ -9,7 +9,8 @@ from querykey.errors import RangeError, ShapeError
 from querykey.lookup import Lookup
 from querykey.losses._pair_weights import as_numbers, read, softmax, weigh
 from querykey.losses.streaming import Form, takes_streamed
-from querykey.losses.streaming_blocks import Positives, softmax_of_blocks
+from querykey.losses.streaming_blocks import softmax_of_blocks
+from querykey.losses.streaming_terms import Positives
 from querykey.losses.streaming_views import two_views
 from querykey.types import PerQuery
 

@@ -8,7 +8,8 @@ from querykey.losses._pair_weights import as_numbers, read, read_target, require
 from querykey.losses._triplets import soft_triplets
 from querykey.losses.info_nce import check_temperature
 from querykey.losses.streaming import Form, takes_streamed
-from querykey.losses.streaming_blocks import Target, rows_of, softmax_of_blocks
+from querykey.losses.streaming_blocks import rows_of, softmax_of_blocks
+from querykey.losses.streaming_terms import Target
 from querykey.types import PerQuery
 
 __all__ = ["rank_loss", "score_difference", "score_distillation"]

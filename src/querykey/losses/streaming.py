@@ -4,31 +4,34 @@ from typing import Literal, get_args
 
 from querykey.errors import ConfigError
 from querykey.lookup import Lookup
+from querykey.two_views import TwoViewPairs
 
 __all__ = ["Form", "is_streamed", "takes_streamed"]
 
 Form = Literal["auto", "plain", "streamed"]
 """How a loss is computed; the numbers are the same but for rounding. "auto" goes by `is_streamed`."""
 
-PAIRS = 2**18
-"""Scores from which on streaming is the faster form (benchmarks/losses.py)."""
+PAIRS, PAIRS_OF_VIEWS = 2**22, 2**19
+"""Scores from which on streaming is the faster form, of any look-up and of two views in themselves: where a
+matrix of them leaves the processor's cache (benchmarks/losses.py)."""
 
 
-def is_streamed(queries: int, keys: int) -> bool:
-    """Which form of a loss is faster, by the size of its look-up alone: everywhere the same.
+def is_streamed(queries: int, keys: int, *, of_views: bool = False) -> bool:
+    """Which form of a loss is faster, by the size of its look-up alone: the same on every machine.
 
     Args:
         queries: Of a look-up.
         keys: Of it.
+        of_views: Whether it is two views looked up in themselves, of which each score counts twice.
 
     Returns:
-        False where its scores fit the processor's cache.
+        Whether it is to be streamed.
 
     Example:
-        >>> is_streamed(64, 64), is_streamed(8192, 8192)
+        >>> is_streamed(256, 256), is_streamed(8192, 8192)
         (False, True)
     """
-    return queries * keys >= PAIRS
+    return queries * keys >= (PAIRS_OF_VIEWS if of_views else PAIRS)
 
 
 def takes_streamed(lookup: Lookup, form: Form) -> bool:
@@ -44,5 +47,6 @@ def takes_streamed(lookup: Lookup, form: Form) -> bool:
     if form not in get_args(Form):
         raise ConfigError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}")
     if form == "auto":
-        return is_streamed(len(lookup), len(lookup.keys))
+        of_views = isinstance(lookup.pairs, TwoViewPairs)
+        return is_streamed(len(lookup), len(lookup.keys), of_views=of_views)
     return form == "streamed"

@@ -7,7 +7,6 @@ queries, and no matrix [queries, keys] exists; the keys' own gradient takes a se
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,104 +14,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from querykey.lookup import Lookup, Pairs
+from querykey.lookup import Lookup
 from querykey.losses._pair_weights import FAR, NOTHING, as_numbers, penalty
-from querykey.types import PairMask, PerQuery
+from querykey.losses.streaming_terms import Positives, Target, keys_of
+from querykey.types import PerQuery
 
-__all__ = ["Positives", "Target", "log_mean_of_positives", "rows_of", "softmax_of_blocks"]
+__all__ = ["log_mean_of_positives", "rows_of", "softmax_of_blocks"]
 
-ROWS, KEYS = 512, 2048
+ROWS, KEYS = 256, 2048
 """Queries and keys that are walked together: what is held at once is a few matrices of this size."""
-
-
-class _Piece(NamedTuple):
-    """A block of keys as a loss sees it."""
-
-    start: int
-    logits: Tensor
-    takes_part: PairMask
-    """What the keys that pull are weighed against."""
-    places: Tensor | slice
-    """The keys of the block that pull any query."""
-    pull: Tensor
-    """How much each of them does [queries, those keys], in units of exp(level)."""
-    divisor: Tensor
-    """A column: what the pull is divided by in the end is the sum of this, in the same units."""
-    pulled: Tensor
-    """A column: the pull times how far each logit is above what it is pulled to."""
-    level: Tensor
-    """A column, which never falls from block to block."""
-
-
-@dataclass(frozen=True, eq=False)
-class Positives:
-    """Pull at a query's positives, as InfoNCE and its decoupled form do.
-
-    Args:
-        pairs: Which pairs are positive and negative.
-        is_decoupled: Whether positives are left out of what they are weighed against.
-        weight: A factor and a number to subtract, both of logits: a positive pulls with 2 less the
-            exponential of what that gives. None: each with 1.
-    """
-
-    pairs: Pairs
-    is_decoupled: bool = False
-    weight: tuple[float | Tensor, Tensor] | None = None
-    is_divergence = False
-
-    def rows(self, start: int, stop: int) -> "Positives":
-        """The same for queries start to stop."""
-        return replace(self, pairs=self.pairs.rows(start, stop))
-
-    def walk(self, lookup: Lookup, size: int, level: Tensor) -> Iterator[_Piece]:
-        """The look-up's blocks; those of `pairs`."""
-        for start, logits, positive, negative in lookup.blocks(size):
-            places = positive.any(dim=0).nonzero()[:, 0]
-            pull = as_numbers(positive[:, places], level.dtype)
-            count, at = pull.sum(dim=1, keepdim=True), logits[:, places]
-            if self.weight is not None:
-                factor, less = self.weight
-                above = (at * factor).sub_(less).add_(penalty(pull)).clamp_(min=NOTHING).exp_()
-                pull *= above.neg_().add_(2.0)
-            takes_part = negative if self.is_decoupled else positive | negative
-            pulled = (at * pull).sum(dim=1, keepdim=True)
-            yield _Piece(start, logits, takes_part, places, pull, count, pulled, level)
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """Pull towards the softmax of other scores over the pairs that count for them.
-
-    Args:
-        lookup: Of which the scores are logits, and both positives and negatives count.
-    """
-
-    lookup: Lookup
-    is_divergence = True
-    """Whether the target's own entropy is taken off."""
-
-    @property
-    def pairs(self) -> Pairs:
-        """Which pairs count."""
-        return self.lookup.pairs
-
-    def rows(self, start: int, stop: int) -> "Target":
-        """The same for queries start to stop."""
-        return Target(self.lookup.rows(start, stop))
-
-    def walk(self, lookup: Lookup, size: int, level: Tensor) -> Iterator[_Piece]:
-        """The look-up's blocks beside the target's; its pairs are the target's."""
-        for start, wanted, positive, negative in self.lookup.blocks(size):
-            logits = lookup.queries @ _keys(lookup, start, wanted.shape[1]).T
-            takes_part = positive | negative
-            numbers = as_numbers(takes_part, level.dtype)
-            at = wanted.to(level.dtype)
-            shifted = at + penalty(numbers)
-            level = torch.maximum(level, shifted.amax(dim=1, keepdim=True))
-            pull = shifted.sub_(level).clamp_(min=NOTHING).exp_().mul_(numbers)
-            count = pull.sum(dim=1, keepdim=True)
-            pulled = (logits - at).mul_(pull).sum(dim=1, keepdim=True)
-            yield _Piece(start, logits, takes_part, slice(None), pull, count, pulled, level)
 
 
 def softmax_of_blocks(lookup: Lookup, temperature: float | Tensor, terms: Positives | Target) -> PerQuery:
@@ -232,7 +142,7 @@ def _walk(lookup: Lookup, terms: Positives | Target, *, with_slope: bool) -> _Wa
     level, count, pulled = column - FAR, column.clone(), column.clone()
     mean, wanted = (queries.new_zeros(queries.shape if with_slope else (0, 0)) for _ in range(2))
     for piece in terms.walk(lookup, KEYS, level):
-        keys = _keys(lookup, piece.start, piece.logits.shape[1])
+        keys = keys_of(lookup, piece.start, piece.logits.shape[1])
         lift = (level - piece.level).clamp_(min=NOTHING).exp_()
         level = piece.level
         count.mul_(lift).add_(piece.divisor)
@@ -247,7 +157,12 @@ def _walk(lookup: Lookup, terms: Positives | Target, *, with_slope: bool) -> _Wa
         top = higher
         if with_slope:
             mean.mul_(fade).addmm_(shifted, keys)
-            wanted.mul_(lift).addmm_(piece.pull, keys[piece.places])
+            wanted.mul_(lift)
+            if piece.places is None:
+                wanted.addmm_(piece.pull, keys)
+            else:
+                rows, columns = piece.places
+                wanted.index_add_(0, rows, keys[columns] * piece.pull[:, None])
     counts = ((count > 0) & (total > 0)).to(queries.dtype)
     share = counts / count.clamp(min=1.0)  # below 1 only where it is 0
     log_total = total.clamp_(min=1.0).log()
@@ -278,11 +193,8 @@ def _push_keys(
         shifted.clamp_(min=NOTHING).exp_().mul_(numbers)
         part = to_keys[piece.start : piece.start + shifted.shape[1]]
         part.addmm_(shifted.T, pushing)
-        if isinstance(piece.places, slice):
+        if piece.places is None:
             part.addmm_(piece.pull.T, pulling, alpha=-1)
         else:
-            part.index_add_(0, piece.places, piece.pull.T @ pulling, alpha=-1)
-
-
-def _keys(lookup: Lookup, start: int, count: int) -> Tensor:
-    return lookup.keys[start : start + count].to(lookup.queries.dtype)
+            rows, columns = piece.places
+            part.index_add_(0, columns, pulling[rows] * piece.pull[:, None], alpha=-1)
