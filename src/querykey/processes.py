@@ -5,7 +5,7 @@ step computes of its own rows is gathered, so that every process looks up what o
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -178,16 +178,36 @@ class Processes:
         Returns:
             The first process's, on every process.
         """
+        return self._from(0, value)
+
+    def share_out(self, jobs: Sequence[Callable[[], Plain]]) -> list[Plain]:
+        """Do each of several jobs on one of the processes.
+
+        Args:
+            jobs: The same ones in the same order everywhere; what each gives is of what JSON can write.
+
+        Returns:
+            What all of them gave, on every process.
+        """
+        done = [job() if number % self.count == self.rank else None for number, job in enumerate(jobs)]
+        return [self._from(number % self.count, value) for number, value in enumerate(done)]  # type: ignore[misc]
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        if self.count > 1:
+            network.barrier()
+
+    def _from(self, source: int, value: Plain) -> Plain:
         if self.count == 1:
             return value
-        written = json.dumps(value).encode() if self.is_first else b""
+        written = json.dumps(value).encode() if self.rank == source else b""
         device = _device()
         length = torch.tensor([len(written)], device=device)
-        network.broadcast(length, src=0)
+        network.broadcast(length, src=source)
         text = torch.zeros(int(length), dtype=torch.uint8, device=device)
-        if self.is_first:
+        if self.rank == source:
             text.copy_(torch.frombuffer(bytearray(written), dtype=torch.uint8))
-        network.broadcast(text, src=0)
+        network.broadcast(text, src=source)
         found: Plain = json.loads(bytes(text.cpu().tolist()))
         return found
 
@@ -220,7 +240,7 @@ class _Gather(torch.autograd.Function):
         if not is_even:
             filled[: len(own)] = own
         every = own.new_empty(processes.count * most, *own.shape[1:])
-        network.all_gather_into_tensor(every, filled)
+        network.all_gather([*torch.split(every, most)], filled)  # into `every`: these are views
         if is_even:
             return every
         parts = [Processes(rank, processes.count).part(rows) for rank in range(processes.count)]

@@ -1,10 +1,10 @@
 """A pretrained encoder beside the untrained one and raw pixels: kNN, linear evaluation, fine-tuning."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,32 +21,26 @@ from querykey.evaluation.knn import knn_correct
 from querykey.evaluation.linear_protocols import LinearProtocol, linear_evaluation
 from querykey.evaluation.table import Table, tabulate
 from querykey.lookup import UNLABELLED
+from querykey.processes import current_processes
 from querykey.run_data import DataAt
+from querykey.run_fine_tune import Labelled, Layer, fine_tuned
 from querykey.run_folder import RunFolder
-from querykey.training.fine_tune import FineTuning, LabelledImages, fine_tune
 from querykey.training.saved_encoder import SavedEncoder, encode_rows, read_encoder
-from querykey.training.tune_rate import tune_learning_rate
-from querykey.types import Labels, PerQuery, Rows
+from querykey.types import PerQuery, Rows
 
-__all__ = ["Labelled", "evaluate_encoder", "knn_of", "pixel_rows", "read_labelled", "supervised"]
+__all__ = ["evaluate_encoder", "knn_of", "pixel_rows", "read_labelled"]
 
 KNN_TEMPERATURE = 0.1
 MANY, NEIGHBOURS, FEW_NEIGHBOURS = 10_000, 200, 20
 """200 neighbours, as the papers have it, vote in banks of 10,000 rows and more; in smaller ones 20."""
 RANK_ROWS = 10_000
 PIXELS_SIDE = 32
-TUNING_STEPS = 400
 H, Z, UNTRAINED, PIXELS = "h", "z = g(h)", "untrained h", "pixels"
 FINE_TUNED, SUPERVISED = "fine-tuned", "supervised"
 
 Notify = Callable[[str], None]
-
-
-class Labelled(NamedTuple):
-    """Images and their classes, numbered as everywhere in one evaluation."""
-
-    pixels: Pixels
-    labels: Labels
+Fit = tuple[list[float], dict[str, Any]]
+"""0 or 1 a test image, NaN where its class isn't known; and how it came about."""
 
 
 def evaluate_encoder(
@@ -107,22 +101,33 @@ def evaluate_encoder(
     per_query: dict[str, dict[str, PerQuery]] = {}
     figures: dict[str, dict[str, float]] = {}
     fits: dict[str, Any] = {}
-    for name, (bank, queries) in features.items():
-        result = linear_evaluation(
+
+    def linear(name: str) -> Fit:
+        bank, queries = features[name]
+        found = linear_evaluation(
             bank, known.labels[kept], queries, asked.labels, protocol=protocol, seed=seed
         )
-        per_query[name] = {"linear": result.correct}
-        per_query[name]["kNN"] = knn_of(bank, known.labels[kept], queries, asked.labels)
-        figures[name] = {"dim": float(bank.shape[1])} | _whole(queries, result.top_5)
-        fits[name] = result.as_dict()
-    if fine_tuning != "none":
+        return found.correct.tolist(), found.as_dict()
+
+    def tuned(name: str) -> Fit:
         few = torch.full_like(known.labels, UNLABELLED)
         few[kept] = known.labels[kept]
-        learned = Labelled(known.pixels, few)
-        for name, one in ((SUPERVISED, untrained), (FINE_TUNED, saved)):
-            start: Literal["h", "first layer"] = "h" if name == SUPERVISED else fine_tuning
-            correct, fits[name] = _fit(one, learned, asked, start, epochs, place, seed)
-            per_query[name] = {"linear": correct}
+        one: SavedEncoder = untrained if name == SUPERVISED else saved
+        start: Layer = "first layer" if name == FINE_TUNED and fine_tuning == "first layer" else "h"
+        correct, how = fine_tuned(
+            one, Labelled(known.pixels, few), asked, start=start, epochs=epochs, device=place, seed=seed
+        )
+        return correct.tolist(), how
+
+    jobs = {name: partial(linear, name) for name in features}
+    if fine_tuning != "none":
+        jobs |= {name: partial(tuned, name) for name in (SUPERVISED, FINE_TUNED)}
+    # several processes share the fits out: each has the bits that one process gives it
+    for name, (correct, how) in zip(jobs, current_processes().share_out([*jobs.values()]), strict=True):
+        per_query[name], fits[name] = {"linear": torch.tensor(correct)}, how
+    for name, (bank, queries) in features.items():
+        per_query[name]["kNN"] = knn_of(bank, known.labels[kept], queries, asked.labels)
+        figures[name] = {"dim": float(bank.shape[1])} | _whole(queries, fits[name]["top_5"])
     k = _neighbours(len(kept))
     return tabulate(
         per_query, figures=figures, references=(UNTRAINED, PIXELS), seed=seed,
@@ -181,8 +186,10 @@ def knn_of(bank: Rows, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> 
     Returns:
         0 or 1 a query, NaN where its class isn't known.
     """
-    k = _neighbours(len(bank))
-    return knn_correct(bank, bank_labels, queries, labels, k=k, temperature=KNN_TEMPERATURE)
+    k, processes = _neighbours(len(bank)), current_processes()
+    own = processes.part(len(queries))
+    correct = knn_correct(bank, bank_labels, queries[own], labels[own], k=k, temperature=KNN_TEMPERATURE)
+    return processes.gather(correct, len(queries))
 
 
 def _neighbours(bank: int) -> int:
@@ -233,68 +240,6 @@ def pixel_rows(pixels: Pixels, rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def supervised(
-    untrained: SavedEncoder, known: Labelled, asked: Labelled, *, seed: int, epochs: int | None = None,
-    device: torch.device | None = None,
-) -> tuple[PerQuery, dict[str, Any]]:  # fmt: skip
-    """The baseline of few labels: the same network trained on them alone, from the weights before step 0.
-
-    Args:
-        untrained: The encoder before the first step of pretraining.
-        known: Training images; those without a label have no part.
-        asked: Test images.
-        seed: Of the new layer, the order and the views.
-        epochs: None: 60, or as many as make 400 steps of 256.
-        device: Where; None: the CPU.
-
-    Returns:
-        (0 or 1 a test image, how it was trained).
-    """
-    return _fit(untrained, known, asked, "h", epochs, device or torch.device("cpu"), seed)
-
-
 def _whole(queries: Tensor, top_5: float | None) -> dict[str, float]:
     rank = {"rank": effective_rank(queries[:RANK_ROWS])}
     return rank if top_5 is None else rank | {"top-5": top_5}
-
-
-def _fit(
-    saved: SavedEncoder, known: Labelled, asked: Labelled, start: Literal["h", "first layer"],
-    epochs: int | None, device: torch.device, seed: int,
-) -> tuple[PerQuery, dict[str, Any]]:  # fmt: skip
-    """Train an encoder on the labelled images with the views of pretraining and a tuned learning rate."""
-    count = int((known.labels != UNLABELLED).sum())
-    plan = FineTuning(
-        epochs=epochs or max(60, round(TUNING_STEPS * 256 / max(256, count))), batch_size=min(256, count),
-        seed=seed,
-    )  # fmt: skip
-    images, test = _shown(saved, known, seed), _shown(saved, asked, seed)
-    encoder = copy.deepcopy(saved.encoder).to(device).requires_grad_()
-    head = encoder.head.layers[0] if start == "first layer" else None
-    tuned = tune_learning_rate(encoder.backbone, images, plan, head_layers=head)
-    made = fine_tune(
-        encoder.backbone, images, replace(plan, learning_rate=tuned.learning_rate), head_layers=head
-    )
-    how = made.settings | {"tuned": {f"{rate:g}": share for rate, share in tuned.accuracies.items()}}
-    return made.correct(test), how
-
-
-def _shown(saved: SavedEncoder, known: Labelled, seed: int) -> LabelledImages:
-    """Images by place: for training as the views of pretraining at full size, else as in evaluation."""
-    assert saved.settings.image_size is not None
-    views = replace(saved.views, size=saved.settings.image_size)
-    pixels = known.pixels
-
-    def images_of(places: Tensor) -> Tensor:
-        images, sizes, _ = next(pixels.stream([pixels.ids[places]]))
-        if sizes is None:
-            return images
-        # of several sizes: the middle square at one size, back on the scale of pixels
-        shown = saved.prepare(images, sizes)
-        mean, deviation = (torch.tensor(x)[:, None, None] for x in (views.mean, views.deviation))
-        return (shown * deviation + mean).clamp(0, 1)
-
-    def view(images: Tensor, places: Tensor, epoch: int) -> Tensor:
-        return views(images, places, seed=seed, epoch=epoch, view=0)
-
-    return LabelledImages(images_of=images_of, labels=known.labels, view=view, plain=saved.prepare)

@@ -26,7 +26,8 @@ from querykey.evaluation.linear_protocols import linear_evaluation
 from querykey.lookup import UNLABELLED
 from querykey.records import Records, read
 from querykey.run_data import DataAt
-from querykey.run_linear import Labelled, knn_of, pixel_rows, read_labelled, supervised
+from querykey.run_fine_tune import Labelled, fine_tuned
+from querykey.run_linear import knn_of, pixel_rows, read_labelled
 from querykey.run_pretrain import pretrain
 from querykey.studies.dictionaries import DICTIONARY_ARMS, DICTIONARY_ASKED
 from querykey.studies.grid import Cell, run_grid, write_plan
@@ -204,7 +205,7 @@ def _of_few_labels(
     if work.arm.kind == "linear of few labels":
         about.pop("untrained")
         return values, about | {"labels": len(kept)}
-    alone, how = supervised(
+    alone, how = fine_tuned(
         _before(saved, about.pop("untrained")), Labelled(known.pixels, labels), asked, seed=seed
     )
     return values | {"supervised": alone}, about | {"supervised": how, "labels": len(kept)}

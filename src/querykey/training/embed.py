@@ -23,6 +23,7 @@ from querykey.errors import (
     SourceError,
     StoreError,
 )
+from querykey.processes import current_processes
 from querykey.training.embed_side import Count, Kept, encode_side, write_side
 
 __all__ = ["embed", "features_key"]
@@ -47,7 +48,8 @@ def embed(
     A store at `out` made of the same data by the same model is returned as it is. One of other
     data or another model is made again beside the old one, which goes when the new one is whole.
     A run that was stopped at any moment, killed too, is taken up where it stopped: shards that are
-    finished stay in `OUT.partial`.
+    finished stay in `OUT.partial`. The processes of torch.distributed share out the shards; the first
+    writes the store, in a file system that all of them see.
 
     Args:
         source: Images or texts, and their queries where it has pairs.
@@ -85,18 +87,38 @@ def embed(
         discard_partial(out)
         return finished
 
-    partial = PartialStore.open(out, key=key, shard_size=shard_size, notify=notify)
+    processes = current_processes()
     sides = {"items": source} | ({QUERIES: source.queries} if source.queries is not None else {})
+    if not processes.is_first:
+        processes.wait()  # until the first has begun a store, or taken one up, and measured
+    partial = PartialStore.open(
+        out, key=key, shard_size=shard_size, notify=notify if processes.is_first else _say_nothing
+    )
     _follow_plan(partial, encoder, source, batch_size)
+    if processes.is_first:
+        processes.wait()
     count = Count(sum(map(len, sides.values())), progress)
     try:
         kept = {
-            name: encode_side(side, encoder, partial.side(name, len(side)), dtype, count, notify)
+            name: encode_side(side, encoder, partial.side(name, len(side)), dtype, count, notify, processes)
             for name, side in sides.items()
         }
     except DataError:  # running it again would end the same way
-        partial.discard()
+        if processes.is_first:
+            partial.discard()
         raise
+    processes.wait()  # all have read the shards, which go when the store is whole
+    if processes.is_first:
+        _write(partial, source, sides, encoder, kept, out, key=key, dtype=dtype)
+    processes.wait()
+    return read_features(out)
+
+
+def _write(
+    partial: PartialStore, source: Source, sides: dict[str, Source], encoder: FrozenEncoder,
+    kept: dict[str, Kept], out: Path, *, key: str, dtype: str,
+) -> None:  # fmt: skip
+    """Put the store together from its shards."""
     about = {
         "key": key,
         "model": {
@@ -111,7 +133,6 @@ def embed(
         write_side(folder, side, partial.side(name, len(side)), kept[name], pairs, dtype, about)
     put_in_place(whole, out)
     partial.discard()
-    return read_features(out)
 
 
 def features_key(source: Source, encoder: FrozenEncoder, *, dtype: str = "float32") -> str:
@@ -171,7 +192,8 @@ def _follow_plan(
     """Measure how to run the model, or do as the run did that is taken up."""
     if partial.plan is not None:
         encoder.plan = BatchPlan(**partial.plan)
-    elif len(source) >= _WORTH_MEASURING:
+        return
+    if len(source) >= _WORTH_MEASURING:
         encoder.measure(source.items, batch_size=batch_size)
     else:
         encoder.plan = BatchPlan(batch_size=batch_size or BatchPlan().batch_size)

@@ -15,6 +15,7 @@ from querykey.data.partial import Shards, Skipped
 from querykey.data.store import StoreItems, write_store
 from querykey.encoders.frozen import FrozenEncoder
 from querykey.errors import DamagedItemError, DataError
+from querykey.processes import ALONE, Processes
 
 __all__ = ["Count", "Kept", "encode_side", "write_side"]
 
@@ -57,6 +58,7 @@ def encode_side(
     dtype: str,
     count: Count,
     notify: Callable[[str], None],
+    processes: Processes = ALONE,
 ) -> Kept:
     """Encode the shards of one side that are not there yet.
 
@@ -67,6 +69,7 @@ def encode_side(
         dtype: Of the vectors.
         count: Told of every batch, and of every shard that was there.
         notify: Told what was skipped.
+        processes: Each encodes some of the shards; the first is told of all.
 
     Returns:
         Which rows have a vector.
@@ -77,11 +80,16 @@ def encode_side(
         OutputError: If a shard cannot be written.
     """
     kept = Kept()
+    if processes.count > 1:
+        alone = Count(len(side), None)
+        for number, span in shards.spans():
+            if number % processes.count == processes.rank and shards.read(number) is None:
+                _put_span(shards, number, side, encoder, span, dtype, alone)
+        processes.wait()
     for number, span in shards.spans():
         shard = shards.read(number)
         if shard is None:
-            vectors, rows, skipped = _encode_span(side, encoder, span, getattr(torch, dtype), count)
-            shards.put(number, vectors, rows.tolist(), skipped)
+            rows, skipped = _put_span(shards, number, side, encoder, span, dtype, count)
         else:
             _, rows, skipped = shard
             count.add(len(span))
@@ -99,6 +107,14 @@ def encode_side(
             f"{_listed(kept.skipped)}"
         )
     return kept
+
+
+def _put_span(
+    shards: Shards, number: int, side: Source, encoder: FrozenEncoder, span: range, dtype: str, count: Count
+) -> tuple[NDArray[np.int64], list[Skipped]]:
+    vectors, rows, skipped = _encode_span(side, encoder, span, getattr(torch, dtype), count)
+    shards.put(number, vectors, rows.tolist(), skipped)
+    return rows, skipped
 
 
 def _encode_span(
