@@ -41,3 +41,23 @@ def after(steps):
     """A `stop` that says so once it was asked so many times."""
     asked = iter(range(1, 10**6))
     return lambda: next(asked) >= steps
+
+
+METHODS = ("simclr", "moco", "moco-v2", "moco-v3", "memory-bank", "end-to-end", "xbm")
+_OF_METHODS = {
+    "simclr": ("loss.learned_temperature=true",),
+    "memory-bank": ("dictionary.contrast=nce", "dictionary.negatives=20", "dictionary.proximal=0.1"),
+    "xbm": ("dictionary.warm_up=0.5", "dictionary.align=kalman", "dictionary.capacity=40"),
+}
+
+
+def small_run(images, out, method, *, steps, **settings):
+    """Arguments of `querykey` for a run of a second that keeps its state after each step."""
+    settings = {"precision": "float32", "layout": "contiguous"} | settings
+    chosen = (
+        "backbone=small_cnn:4", "batch_size=16", "head.dim=16", "held_out=6", "looks=3", "views.size=12",
+        f"steps={steps}", *(f"{name}={value}" for name, value in settings.items()),
+        *_OF_METHODS.get(method, ()),
+    )  # fmt: skip
+    arguments = ("pretrain", "--data", images, "--out", out, "--method", method, "--threads", 1)
+    return *arguments, "--save-every", 0, *(part for one in chosen for part in ("--set", one))

@@ -187,7 +187,7 @@ def load_run(folder: str | Path) -> Run:
         said = json.loads((folder / RUN).read_text(encoding="utf-8"))
         run, about = parse_run(said["settings"], name=str(folder / RUN)), dict(said["features"])
         DataAt(**about["at"])
-    except (ValueError, KeyError, TypeError) as fault:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise StoreError(f"{folder / RUN} is damaged: {fault}; fit the run again") from fault
     return Run(folder, adapter, run, about)
 

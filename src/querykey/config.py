@@ -12,15 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from querykey.config_faults import Grammar
 from querykey.config_parts import (
+    AtLeastTwo,
     Count,
     FCLayerSettings,
     Loss,
     Memory,
     NonNegative,
+    Positive,
     Selection,
     Strict,
 )  # fmt: skip
@@ -56,13 +58,13 @@ class AdaptRun(Strict):
     labels: str | None = None
     pairs: bool = False
     side: Literal["both", "query"] = "both"
-    dim: PositiveInt | None = None
+    dim: Positive | None = None
     steps: Count | None = None
-    batch_size: Annotated[int, Field(ge=2)] | None = None
+    batch_size: AtLeastTwo | None = None
     learning_rate: NonNegative | None = None
     weight_decay: NonNegative | None = None
     held_out: Annotated[float, Field(ge=0, le=0.5)] | None = None
-    patience: PositiveInt | None = None
+    patience: Positive | None = None
     both_sides: bool | None = None
     seed: Count = 0
     loss: Annotated[Loss, Field(discriminator="kind")] | None = None

@@ -2,19 +2,25 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 __all__ = [
+    "LARGEST",
     "NCA",
+    "AtLeastTwo",
     "AutoLoss",
     "Circle", "Contrastive", "Count", "CrossBatch", "FCLayerSettings", "InBatch", "InfoNCE", "Loss", "Memory",
-    "MultiSimilarity", "NonNegative", "ScoreDifference", "ScoreDistillation", "Selection", "Strict",
-    "Triplet",
+    "MultiSimilarity", "NonNegative", "Positive", "ScoreDifference", "ScoreDistillation", "Selection",
+    "Strict", "Triplet",
 ]  # fmt: skip
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
+LARGEST = 2**31 - 1
+"""Of a whole number: what counts rows, steps or images, and a seed, is far below."""
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+AtLeastTwo = Annotated[int, Field(ge=2, le=LARGEST)]
 
 
 class Strict(BaseModel):
@@ -98,7 +104,7 @@ class CrossBatch(Strict):
     """A memory of earlier batches; with room for all rows it is the whole data set."""
 
     kind: Literal["cross_batch"] = "cross_batch"
-    capacity: PositiveInt | None = None
+    capacity: Positive | None = None
     holds: Literal["features", "projections"] | None = None
 
 
@@ -114,7 +120,7 @@ class Selection(Strict):
     sampled: Count | None = None
     negatives: Count | None = None
     positives: Count | None = None
-    neighbours: PositiveInt | None = None
+    neighbours: Positive | None = None
 
 
 class FCLayerSettings(Strict):

@@ -15,16 +15,17 @@ from pathlib import Path
 from textwrap import fill
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from querykey.config_faults import Grammar
-from querykey.config_parts import Count, NonNegative, Strict
+from querykey.config_parts import AtLeastTwo, Count, NonNegative, Positive, Strict
 from querykey.config_reading import check, read_raw
 
 __all__ = ["PretrainRun", "describe_pretrain_settings", "parse_pretrain_run", "read_pretrain_run"]
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(ge=8, le=4096)]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
@@ -41,8 +42,8 @@ class HeadTable(Strict):
 
     kind: Literal["none", "linear", "mlp"] | None = None
     layers: Literal[2, 3] | None = None
-    hidden: PositiveInt | None = None
-    dim: PositiveInt | None = None
+    hidden: Positive | None = None
+    dim: Positive | None = None
     batch_norm: bool | None = None
     last_norm: Literal["scale", "plain", "none"] | None = None
 
@@ -51,7 +52,7 @@ class BatchNormTable(Strict):
     """Over which rows batch norm takes its statistics."""
 
     kind: Literal["device", "global", "layer", "split"] | None = None
-    groups: PositiveInt | None = None
+    groups: Positive | None = None
 
 
 class ViewsTable(Strict):
@@ -60,7 +61,7 @@ class ViewsTable(Strict):
     preset: Literal["auto", "simclr", "moco_v1", "moco_v2", "small_images", "grayscale", "digits"] | None = (
         None
     )
-    size: Annotated[int, Field(ge=8)] | None = None
+    size: Side | None = None
     strength: PositiveFloat | None = None
     crop_scale: Pair | None = None
     crop_ratio: Pair | None = None
@@ -102,18 +103,18 @@ class LossTable(Strict):
 class DictionaryTable(Strict):
     """What queries are looked up in: a queue, a memory bank or a cross-batch memory."""
 
-    capacity: PositiveInt | None = None
+    capacity: Positive | None = None
     start: Literal["empty", "random"] | None = None
     same_id: Literal["masked", "negative", "positive"] | None = None
     contrast: Literal["softmax", "info_nce", "nce"] | None = None
-    negatives: PositiveInt | None = None
+    negatives: Positive | None = None
     momentum: Momentum | None = None
     proximal: NonNegative | None = None
     weight: NonNegative | None = None
     warm_up: Momentum | None = None
     prefill: bool | None = None
     align: Literal["none", "moments", "kalman"] | None = None
-    items_per_class: Annotated[int, Field(ge=2)] | None = None
+    items_per_class: AtLeastTwo | None = None
 
 
 class KeyEncoderTable(Strict):
@@ -124,7 +125,7 @@ class KeyEncoderTable(Strict):
     symmetric: bool | None = None
     shuffle: bool | None = None
     separate: bool | None = None
-    predictor_hidden: PositiveInt | None = None
+    predictor_hidden: Positive | None = None
 
 
 class OptimizerTable(Strict):
@@ -156,6 +157,8 @@ class PretrainRun(Strict):
         looks: How often in a run the monitors look.
         precision: auto measures.
         layout: auto measures.
+        save_every: Seconds between two checkpoints.
+        keep: How many checkpoints are kept.
         seed: Everything random follows from it.
         backbone: See `BackboneTable`; and so on.
     """
@@ -165,15 +168,17 @@ class PretrainRun(Strict):
     preset: Literal["moco-cifar"] | None = None
     minutes: PositiveFloat | None = None
     epochs: PositiveFloat | None = None
-    steps: PositiveInt | None = None
-    batch_size: PositiveInt | None = None
-    chunks: PositiveInt | None = None
+    steps: Positive | None = None
+    batch_size: Positive | None = None
+    chunks: Positive | None = None
     checkpointing: bool | None = None
-    image_size: Annotated[int, Field(ge=8)] | None = None
+    image_size: Side | None = None
     held_out: Count | None = None
     looks: Count | None = None
     precision: Literal["auto", "float32", "bfloat16"] | None = None
     layout: Literal["auto", "contiguous", "channels_last"] | None = None
+    save_every: NonNegative | None = None
+    keep: Positive | None = None
     seed: Count | None = None
     backbone: BackboneTable = BackboneTable()
     head: HeadTable = HeadTable()

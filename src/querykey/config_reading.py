@@ -45,7 +45,7 @@ def read_raw(
             raise MissingPathError(f"{path}: no such run file")
         try:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        except (ValueError, RecursionError, OSError) as fault:  # ValueError: a number of thousands of digits
             raise ConfigError(f"{path}: is no TOML: {fault}") from fault
     raw |= {name: value for name, value in options.items() if value is not None}
     for setting in settings:
@@ -97,7 +97,7 @@ def parse_setting(setting: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {setting}: must be KEY=VALUE, such as --set loss.temperature=0.1")
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key, text
     return key, parsed["value"] if len(parsed) == 1 else text
 

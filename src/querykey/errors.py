@@ -13,6 +13,7 @@
     |- OutputExistsError   (FileExistsError)    a result would be overwritten
     |- OutputError         (OSError)            a result cannot be written: full disk, no permission
     |- MissingExtraError   (ImportError)        a package that is not installed; says which
+    |- OutOfMemoryError    (MemoryError)        a step that the memory is too small for
     |- ExportError         (ValueError)         what a format cannot express, or a failed parity check
     `- CollapseError       (RuntimeError)       training that has stopped meaning anything
 
@@ -28,6 +29,7 @@ __all__ = [
     "MissingExtraError",
     "MissingPathError",
     "ModelMismatchError",
+    "OutOfMemoryError",
     "OutputError",
     "OutputExistsError",
     "QuerykeyError",
@@ -94,6 +96,10 @@ class MissingExtraError(QuerykeyError, ImportError):
             f"{purpose} needs the package {package}, which is not installed; "
             f"install it with: pip install 'querykey[{extra}]'"
         )
+
+
+class OutOfMemoryError(QuerykeyError, MemoryError):
+    """The memory is too small for what was asked."""
 
 
 class ExportError(QuerykeyError, ValueError):

@@ -1,6 +1,7 @@
 """Results are written aside and renamed into place: whole, or not at all, and never over another."""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,8 +76,14 @@ def check_new(path: str | Path) -> Path:
 
     Raises:
         OutputExistsError: If something is there already.
+        OutputError: If nothing can be made there.
     """
     path = Path(path)
+    above = next(folder for folder in path.absolute().parents if folder.exists() or folder.is_symlink())
+    if not above.is_dir():
+        raise OutputError(f"{path} cannot be written: {above} is no folder; give another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: no permission to write in {above}; give another --out")
     if path.is_dir() and not any(path.iterdir()):
         path.rmdir()
     if path.exists() or path.is_symlink():
@@ -112,4 +119,6 @@ def _in_words(path: Path) -> Iterator[None]:
             raise OutputError(f"{path}: the disk is full; free some space and run it again") from fault
         if isinstance(fault, PermissionError):
             raise OutputError(f"{path}: no permission to write {fault.filename or 'here'}") from fault
+        if isinstance(fault, OSError) and fault.errno == errno.EROFS:
+            raise OutputError(f"{path}: the disk is read-only; give another --out") from fault
         raise

@@ -112,7 +112,7 @@ def read(path: str | Path) -> list[Record]:
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or "kind" not in record:
             raise StoreError(f"{path}: line {number} is no record; the file was damaged or edited")

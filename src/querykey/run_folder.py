@@ -1,29 +1,32 @@
 """The folder of a pretraining: what was chosen, records, checkpoints, and in the end the encoder."""
 
 import json
-import platform
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from querykey.data.durable import make_folder, write_aside
+from querykey.data.durable import only_writer, or_damaged, sweep, sync_file, write_aside
 from querykey.data.items import Source
-from querykey.errors import MissingPathError, StoreError
+from querykey.errors import MissingPathError, QuerykeyError, StoreError
+from querykey.outputs import new_folder
 from querykey.records import Records
-from querykey.training.checkpoint import write_checkpoint
+from querykey.training.checkpoint import Saving, write_checkpoint
+from querykey.training.going_on import require_unchanged, unlike, versions
 from querykey.training.pretrain_course import Course
 from querykey.training.pretrain_settings import PretrainSettings
-from querykey.training.saved_encoder import SavedEncoder, put_encoder, put_untrained
+from querykey.training.saved_encoder import SavedEncoder, put_encoder, put_untrained, read_encoder
 
 __all__ = ["CHECKPOINTS", "RUN", "RunFolder", "is_pretraining"]
 
 RUN, METRICS, CHECKPOINTS, BOARD = "run.json", "metrics.jsonl", "checkpoints", "tensorboard"
 FORMAT, VERSION = "querykey pretraining", 1
 _KEYS = ("kind", "step")
+_FIXED = ("settings", "asked", "views", "device", "threads")
+"""What the numbers of a run follow from, beside its images."""
 
 
 @dataclass(eq=False)
@@ -46,9 +49,11 @@ class RunFolder:
     @classmethod
     def new(
         cls, path: Path, course: Course, *, source: Source, at: dict[str, Any] | None,
-        asked: PretrainSettings, device: str,
+        asked: PretrainSettings, device: str, saving: Saving, seconds: float,
     ) -> "RunFolder":  # fmt: skip
-        """Make the folder of a run that begins.
+        """Make the folder of a run that begins, with the state before its first step.
+
+        It is there whole, and can be gone on from, or is not there.
 
         Args:
             path: Must not be there yet.
@@ -57,27 +62,31 @@ class RunFolder:
             at: How the user named them; None where they were handed over as an object.
             asked: The settings as they were given.
             device: Where it runs.
+            saving: How often the state is saved.
+            seconds: That the user has waited so far.
         """
-        make_folder(path)
         found = course.calibration
-        packages = ("querykey", "torch", "numpy")
         described = {
             "format": FORMAT,
             "version": VERSION,
             "asked": asked.as_dict(),
             "settings": course.settings.as_dict(),
+            "changes": [],
             "views": asdict(course.settings.make_views(course.images.pixels.channels)),
             "data": {"at": _absolute(at), "name": source.name, "fingerprint": source.fingerprint,
                      "images": len(course.images.pixels), "trained_on": len(course.parted.train)},
             "device": device,
             "threads": torch.get_num_threads(),
+            "saving": asdict(saving),
             "calibration": None if found is None else asdict(found),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+            "versions": versions(),
         }  # fmt: skip
-        folder = cls(path, described)
-        folder._write()
-        put_untrained(course.untrained, path)
-        return folder
+        with new_folder(path) as aside:
+            folder = cls(aside, described)
+            folder._write()
+            put_untrained(course.untrained, aside)
+            folder.save(0, course, seconds=seconds)
+        return cls(path, described)
 
     @classmethod
     def read(cls, path: Path) -> "RunFolder":
@@ -90,7 +99,7 @@ class RunFolder:
         file = path / RUN
         if not file.is_file():
             raise MissingPathError(f"{path}: no run here; make one with querykey pretrain --out {path}")
-        try:
+        with or_damaged(str(file), "start a new run"):
             described = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(described, dict) or described.get("format") != FORMAT:
                 raise StoreError(
@@ -101,13 +110,9 @@ class RunFolder:
                     f"{path}: written as version {described['version']}; this querykey reads {VERSION}"
                 )
             folder = cls(path, described)
-            _ = (folder.fingerprint, folder.device, folder.threads, folder.decoded_size)
+            _ = (folder.fingerprint, folder.device, folder.threads, folder.decoded_size, folder.saving)
             if folder.settings.steps is None or folder.settings.epochs is None:
                 raise StoreError(f"{file} is damaged: it does not say how long the run is")
-        except (ValueError, KeyError, TypeError, AttributeError) as fault:
-            if isinstance(fault, StoreError):
-                raise
-            raise StoreError(f"{file} is damaged ({type(fault).__name__}: {fault})") from fault
         return folder
 
     @property
@@ -135,6 +140,11 @@ class RunFolder:
     def threads(self) -> int:
         """With which the run began."""
         return int(self.described["threads"])
+
+    @property
+    def saving(self) -> Saving:
+        """How often the state is saved."""
+        return Saving(**self.described.get("saving", {}))
 
     @property
     def at(self) -> dict[str, Any]:
@@ -169,7 +179,8 @@ class RunFolder:
         Returns:
             What the monitors saw last before it; empty if nothing.
         """
-        kept = [record for record in self._records.read() if record["step"] <= step]
+        with or_damaged(str(self.path / METRICS), "take out the line that is no record of a step"):
+            kept = [record for record in self._records.read() if record["step"] <= step]
         lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in kept]
         write_aside(self.path / METRICS, lines)
         self._records = Records(self.path / METRICS)
@@ -177,16 +188,70 @@ class RunFolder:
         looks = [record for record in kept if record["kind"] == "look"]
         return {name: value for name, value in looks[-1].items() if name not in _KEYS} if looks else {}
 
-    def lengthen(self, settings: PretrainSettings) -> None:
-        """Write down that the run is longer than planned."""
-        if settings != self.settings:
-            self.described["settings"] = settings.as_dict()
+    def kept_for_writing(self) -> AbstractContextManager[None]:
+        """While this lasts no other process may write here.
+
+        Raises:
+            OutputError: If another process does.
+        """
+        return only_writer(self.path / CHECKPOINTS / "lock")
+
+    def go_on(self, about: dict[str, Any], *, save_every: float | None) -> list[str]:
+        """Make the folder ready for a run that goes on, and see that it is the same run.
+
+        Args:
+            about: What the checkpoint says that it goes on from.
+            save_every: Seconds between two checkpoints from now on; None: as before.
+
+        Returns:
+            What may keep the run from ending with the bits of one that never stopped; a sentence each.
+
+        Raises:
+            ConfigError: If settings were changed since that checkpoint.
+        """
+        if "run" in about:  # checkpoints of the first version have none
+            found = {name: self.described.get(name) for name in _FIXED}
+            require_unchanged(
+                about["run"], found, self.described.get("changes", []), where=str(self.path / RUN)
+            )
+        if save_every is not None:
+            self.described["saving"] = asdict(Saving(seconds=save_every, keep=self.saving.keep))
+            self._write()
+        for folder in (self.path, self.path / CHECKPOINTS):
+            sweep(folder)
+        return unlike(self.described.get("versions", {}), threads=self.threads)
+
+    def change(self, settings: PretrainSettings, *, step: int) -> None:
+        """Write down settings that are others from a step on.
+
+        Args:
+            settings: From now on.
+            step: Steps taken.
+        """
+        before, now = self.settings.as_dict(), settings.as_dict()
+        changed = {f"settings.{name}": value for name, value in now.items() if value != before[name]}
+        if changed:
+            self.described["settings"] = now
+            self.described["changes"] = [*self.described.get("changes", []), {"step": step, **changed}]
             self._write()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the encoder is there whole, after all steps."""
+        try:
+            saved = read_encoder(self.path)
+        except QuerykeyError:
+            return False
+        return bool(saved.report.get("steps_taken") == self.settings.steps)
+
     def save(self, step: int, course: Course, *, seconds: float) -> None:
-        """Write a checkpoint."""
-        about = {"start": course.start, "seconds": seconds}
-        write_checkpoint(self.path / CHECKPOINTS, step, course.learner.tensors(), about)
+        """Write a checkpoint; what was recorded before is on the disk when it is."""
+        sync_file(self.path / METRICS)
+        fixed = {name: self.described.get(name) for name in _FIXED} | {"settings": course.settings.as_dict()}
+        about = {"start": course.start, "seconds": seconds, "run": fixed}
+        write_checkpoint(
+            self.path / CHECKPOINTS, step, course.learner.tensors(), about, keep=self.saving.keep
+        )
 
     def finish(self, saved: SavedEncoder) -> None:
         """Write the encoder; with it the folder is a model."""
@@ -218,7 +283,7 @@ def is_pretraining(path: str | Path) -> bool:
         return False
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(described, dict) and described.get("format") == FORMAT
 

@@ -1,14 +1,18 @@
 """What is kept and told of a pretraining while it runs."""
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from querykey.errors import CollapseError
+from querykey.errors import CollapseError, OutOfMemoryError
 from querykey.lookup import Lookup
+from querykey.processes import current_processes
 from querykey.run_folder import CHECKPOINTS, RunFolder
-from querykey.training.checkpoint import latest_checkpoint
+from querykey.training.checkpoint import Saving, latest_checkpoint
+from querykey.training.going_on import in_more_parts
+from querykey.training.pretrain import Loop, train
 from querykey.training.pretrain_course import Course
 from querykey.training.view_step import ViewStep
 
@@ -112,6 +116,52 @@ class RunLog:
             return ""
         step = latest_checkpoint(self._folder.path / CHECKPOINTS).step
         return f"; the state after step {step} is kept in {self._folder.path}"
+
+    def train(self, start: int) -> int:
+        """Take the steps that are left; in smaller parts from where on the memory is too small for one.
+
+        A step that ran out of memory may be half taken, so the state that was kept last comes back.
+
+        Args:
+            start: Steps taken before.
+
+        Returns:
+            Steps taken in all: fewer than those of the run where it was asked to stop.
+
+        Raises:
+            CollapseError: If the run means nothing any more.
+            OutOfMemoryError: If a step cannot be cut any further, or no state was kept.
+        """
+        course, folder = self._course, self._folder
+        saving = Saving() if folder is None else folder.saving
+        loop = Loop(
+            self.look, self.seen_lookup, self.record, self.save, self.shown, self._watch.stop,
+            save_every=saving.seconds,
+        )  # fmt: skip
+        while True:
+            try:
+                return train(course.learner, course.images, loop, start=start, steps=course.steps)
+            except OutOfMemoryError as fault:
+                reason = str(fault)
+                if folder is None or current_processes().count > 1:
+                    raise OutOfMemoryError(f"{reason}; raise chunks, or lower batch_size") from fault
+            # outside of the handler, which held what the step had made so far
+            gc.collect()
+            smaller = in_more_parts(course.settings, reason=reason)
+            start = self._go_back(folder)
+            course.settings = course.learner.settings = smaller
+            folder.change(smaller, step=start)
+            self._watch.notify(
+                f"{reason}: from step {start} on, which was kept, steps are computed in {smaller.chunks} "
+                "parts, with the gradient of the whole batch"
+            )
+
+    def _go_back(self, folder: RunFolder) -> int:
+        """Put the state back that was kept last, and forget what was recorded after it."""
+        kept = latest_checkpoint(folder.path / CHECKPOINTS)
+        self._course.learner.restore_(kept.tensors)
+        self.seen |= folder.cut_records(kept.step)
+        return kept.step
 
     def close(self) -> None:
         """When the run ends in whatever way."""

@@ -1,6 +1,5 @@
 """Pretrain an encoder from images, into a folder that can be gone on from."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,15 +13,23 @@ from querykey.data.items import Source
 from querykey.data.pixels import Pixels, read_pixels
 from querykey.data.sources import read_source
 from querykey.encoders.frozen_model import usable_device
-from querykey.errors import CollapseError, ConfigError, RangeError, StoreError
+from querykey.errors import (
+    CollapseError,
+    ConfigError,
+    DataError,
+    OutOfMemoryError,
+    OutputError,
+    StoreError,
+)
 from querykey.lookup import UNLABELLED
 from querykey.outputs import check_new
 from querykey.run_folder import CHECKPOINTS, RunFolder
 from querykey.run_log import Notify, RunLog, Shown, Watch
-from querykey.training.checkpoint import latest_checkpoint
+from querykey.training.checkpoint import KEPT, SAVE_SECONDS, Saving, latest_checkpoint
 from querykey.training.dictionary_plan import dictionary_concerns
+from querykey.training.going_on import in_more_parts, is_out_of_memory, lengthened
 from querykey.training.parting import part
-from querykey.training.pretrain import Loop, make_encoder, train
+from querykey.training.pretrain import make_encoder
 from querykey.training.pretrain_course import Course, put_together
 from querykey.training.pretrain_settings import PretrainSettings, asked_settings
 from querykey.training.resolving import resolve_settings
@@ -65,6 +72,8 @@ def pretrain(
     device: str = "cpu",
     workers: int = 2,
     memory_limit: int | None = None,
+    save_every: float = SAVE_SECONDS,
+    keep: int = KEPT,
     told: Callable[[Shown], None] | None = None,
     notify: Notify | None = None,
     begin: Callable[[Course], None] | None = None,
@@ -87,6 +96,8 @@ def pretrain(
         device: Where to train.
         workers: Processes that decode images which do not fit in memory.
         memory_limit: Bytes that decoded images may take; None: a quarter of what is free.
+        save_every: Seconds between two checkpoints; 0: one after each step. It changes no number.
+        keep: How many checkpoints are kept.
         told: Called after each step with how far the run is.
         notify: Called with what is worth knowing.
         begin: Called once before the first step, with everything that was chosen.
@@ -102,32 +113,31 @@ def pretrain(
         RangeError: If a number is outside its range.
         CollapseError: If the loss stops being a number or the embeddings collapse; the last good state
             is kept in the folder.
+        OutOfMemoryError: If a step does not fit the memory, in however many parts.
         OutputExistsError: If something is at `out`.
     """
     begun = time.monotonic()
     watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
-    asked = asked_settings(method, preset, settings)
+    asked, saving = asked_settings(method, preset, settings), Saving(seconds=save_every, keep=keep)
     place = usable_device(device)
     if out is not None:
         check_new(out)
     data = _read(source, column=column, label_column=label_column, split=split)
-    pixels = read_pixels(
-        data,
-        size=asked.image_size or DECODED,
-        memory_limit=memory_limit,
-        workers=workers,
-        notify=watch.notify,
-    )
+    pixels = _pixels(data, asked.image_size, memory_limit, workers, watch)
     course = _course(asked, data, pixels, place, watch, begun)
     if begin is not None:
         begin(course)
-    folder = None
-    if out is not None:
-        at = None if isinstance(source, Source) else {
-            "spec": str(source), "column": column, "label_column": label_column, "split": split,
-        }  # fmt: skip
-        folder = RunFolder.new(Path(out), course, source=data, at=at, asked=asked, device=device)
-    return _train(course, folder, watch, start=0, begun=begun)
+    if out is None:
+        return _train(course, None, watch, start=0, begun=begun)
+    at = None if isinstance(source, Source) else {
+        "spec": str(source), "column": column, "label_column": label_column, "split": split,
+    }  # fmt: skip
+    folder = RunFolder.new(
+        Path(out), course, source=data, at=at, asked=asked, device=device, saving=saving,
+        seconds=time.monotonic() - begun,
+    )  # fmt: skip
+    with folder.kept_for_writing():
+        return _train(course, folder, watch, start=0, begun=begun)
 
 
 def resume(
@@ -136,6 +146,7 @@ def resume(
     epochs: float | None = None,
     workers: int = 2,
     memory_limit: int | None = None,
+    save_every: float | None = None,
     told: Callable[[Shown], None] | None = None,
     notify: Notify | None = None,
     begin: Callable[[Course], None] | None = None,
@@ -151,6 +162,7 @@ def resume(
         epochs: Its new length in all, longer than it was; None: as long as it was planned.
         workers: As for `pretrain`; memory_limit, told, notify, begin and stop too.
         memory_limit: Bytes.
+        save_every: Seconds between two checkpoints; None: as before.
         told: Called after each step.
         notify: Called with what is worth knowing.
         begin: Called once before the first step.
@@ -162,28 +174,36 @@ def resume(
     Raises:
         MissingPathError: If there is no run, or its images are gone.
         StoreError: If it is damaged.
-        ConfigError: If it is finished and no more epochs are asked for, or the images have changed.
+        ConfigError: If it is finished and no more epochs are asked for, or settings or images have changed.
         RangeError: If epochs is not above what was trained.
+        OutputError: If another process is training it.
     """
     begun = time.monotonic()
     watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
     run = RunFolder.read(Path(folder))
+    with run.kept_for_writing():
+        return _go_on(
+            run, watch, begin, begun=begun, epochs=epochs, workers=workers, memory_limit=memory_limit,
+            save_every=save_every,
+        )  # fmt: skip
+
+
+def _go_on(
+    run: RunFolder, watch: Watch, begin: Callable[[Course], None] | None, *, begun: float,
+    epochs: float | None, workers: int, memory_limit: int | None, save_every: float | None,
+) -> PretrainedRun:  # fmt: skip
     checkpoint = latest_checkpoint(run.path / CHECKPOINTS)
     for damaged in checkpoint.skipped:
         watch.notify(f"a newer checkpoint is damaged and left out: {damaged}")
+    for words in run.go_on(checkpoint.about, save_every=save_every):
+        watch.notify(words)
     data = _read(run.at["spec"], **{k: run.at[k] for k in ("column", "label_column", "split")})
     if data.fingerprint != run.fingerprint:
         raise ConfigError(
             f"{run.at['spec']} has changed since the run began; give it back as it was, or start a new run"
         )
-    settings = _longer(run.settings, epochs, checkpoint.step, watch.notify)
-    pixels = read_pixels(
-        data,
-        size=run.decoded_size or DECODED,
-        memory_limit=memory_limit,
-        workers=workers,
-        notify=watch.notify,
-    )
+    settings = lengthened(run.settings, epochs, checkpoint.step, watch.notify, is_finished=run.is_finished)
+    pixels = _pixels(data, run.decoded_size, memory_limit, workers, watch)
     parted = part(pixels.ids, _labels(data, pixels), held_out=settings.held_out, seed=settings.seed)
     encoder = make_encoder(replace(settings, init=None), channels=pixels.channels)
     course = put_together(
@@ -191,24 +211,25 @@ def resume(
     )
     try:
         course.learner.restore_(checkpoint.tensors)
-    except (RuntimeError, KeyError, ValueError) as fault:
+        course.start, before = dict(checkpoint.about["start"]), float(checkpoint.about["seconds"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as fault:
         raise StoreError(
             f"{run.path}: the checkpoint after step {checkpoint.step} does not fit the settings in run.json; "
             "one of them was changed"
         ) from fault
-    course.start = dict(checkpoint.about["start"])
     seen = run.cut_records(checkpoint.step)
-    run.lengthen(settings)
+    run.change(settings, step=checkpoint.step)
     if begin is not None:
         begin(course)
-    return _train(
-        course, run, watch, start=checkpoint.step, begun=begun, before=float(checkpoint.about["seconds"]),
-        seen=seen,
-    )  # fmt: skip
+    return _train(course, run, watch, start=checkpoint.step, begun=begun, before=before, seen=seen)
 
 
 def _read(source: Source | str | Path, **options: str | None) -> Source:
     return source if isinstance(source, Source) else read_source(source, **options)
+
+
+def _pixels(source: Source, size: int | None, limit: int | None, workers: int, watch: Watch) -> Pixels:
+    return read_pixels(source, size=size or DECODED, memory_limit=limit, workers=workers, notify=watch.notify)
 
 
 def _labels(source: Source, pixels: Pixels) -> Tensor | None:
@@ -232,35 +253,21 @@ def _course(
     settings = replace(resolve(trained_on), held_out=held_out)
     if settings.batch_size < asked.batch_size:
         watch.notify(f"{trained_on} images to train on: lowered batch_size {asked.batch_size} to all of them")
-    encoder = make_encoder(settings, channels=pixels.channels)
-    course = put_together(encoder, settings, pixels, parted, device=device, begun=begun)
+    while True:
+        encoder = make_encoder(settings, channels=pixels.channels)
+        try:
+            course = put_together(encoder, settings, pixels, parted, device=device, begun=begun)
+            break
+        except (MemoryError, RuntimeError) as fault:
+            if not is_out_of_memory(fault):
+                raise
+            settings = in_more_parts(settings, reason="a step needs more memory than there is")
+        watch.notify(
+            f"the memory is too small for a whole batch: steps are computed in {settings.chunks} parts"
+        )
     for words in dictionary_concerns(course.settings, items=trained_on, steps=course.steps):
         watch.notify(words)
     return course
-
-
-def _longer(settings: PretrainSettings, epochs: float | None, done: int, notify: Notify) -> PretrainSettings:
-    """The settings of the run that goes on."""
-    assert settings.steps is not None
-    assert settings.epochs is not None
-    if epochs is None:
-        if done >= settings.steps:
-            raise ConfigError(
-                f"the run is finished after {settings.epochs:.4g} epochs; --epochs N, with more, trains on"
-            )
-        return settings
-    steps = round(settings.steps * epochs / settings.epochs) if 0 < epochs < math.inf else 0
-    if steps <= done:
-        raise RangeError(
-            f"--epochs {epochs:g} is not beyond the {settings.epochs * done / settings.steps:.4g} epochs "
-            "that are trained already; give more"
-        )
-    if steps != settings.steps:
-        notify(
-            f"{settings.epochs:.4g} epochs become {epochs:g}: the learning rate goes on where a run of "
-            f"{epochs:g} epochs would be after {done} of {steps} steps"
-        )
-    return replace(settings, steps=steps, epochs=epochs, minutes=None)
 
 
 def _train(
@@ -272,12 +279,10 @@ def _train(
     log.seen |= seen or {}
     if folder is not None and start == 0:
         folder.record("look", step=0, **log.seen)
-        log.save(0)
-    loop = Loop(log.look, log.seen_lookup, log.record, log.save, log.shown, watch.stop)
     try:
-        done = train(course.learner, course.images, loop, start=start, steps=course.steps)
-    except CollapseError as fault:
-        raise CollapseError(f"{fault}{log.kept()}") from fault
+        done = log.train(start)
+    except (CollapseError, DataError, OutOfMemoryError, OutputError) as fault:
+        raise type(fault)(f"{fault}{log.kept()}") from fault
     finally:
         log.close()
     saved = course.saved(log.report(done))

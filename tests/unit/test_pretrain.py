@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,14 @@ from pretraining_toys import DIGITS, TINY, after, metrics, put_stripes
 from safetensors.torch import load_file
 
 from querykey import load_encoder, pretrain, read_source, resume
-from querykey.errors import CollapseError, ConfigError, MissingPathError, RangeError, StoreError
+from querykey.errors import (
+    CollapseError,
+    ConfigError,
+    MissingPathError,
+    OutputError,
+    RangeError,
+    StoreError,
+)
 from querykey.records import read
 from querykey.training import calibration
 from querykey.training.checkpoint import latest_checkpoint
@@ -200,14 +209,112 @@ def test_a_folder_that_is_no_run_or_a_damaged_one(finished, tmp_path):
             resume(tmp_path)
 
 
-def test_settings_that_do_not_fit_the_checkpoint(finished, tmp_path):
+def test_settings_that_were_changed_are_refused_one_by_one(tmp_path):
+    run = tmp_path / "run"
+    settings = TINY | {"steps": 3, "loss": "debiased", "loss_options": {"tau_plus": 0.1}}
+    pretrain(DIGITS, out=run, stop=after(1), **settings)
+    file = run / "run.json"
+    described = json.loads(file.read_text())
+    changed = json.loads(file.read_text())
+    changed["settings"] |= {"backbone": "small_cnn:5", "steps": 9, "loss_options": {"tau_plus": 0.2}}
+    changed["asked"]["image_size"] = 16
+    changed["device"] = "cuda"
+    file.write_text(json.dumps(changed))
+    with pytest.raises(ConfigError) as caught:
+        resume(run)
+    assert str(caught.value).splitlines() == [
+        f"{file} was changed since the last checkpoint; put it back, or start a new run:",
+        "  asked.image_size: None in the checkpoint, 16 now",
+        "  device: 'cpu' in the checkpoint, 'cuda' now",
+        "  settings.backbone: 'small_cnn:4' in the checkpoint, 'small_cnn:5' now",
+        "  settings.loss_options.tau_plus: 0.1 in the checkpoint, 0.2 now",
+        "  settings.steps: 3 in the checkpoint, 9 now",
+    ]
+    file.write_text(json.dumps(described))
+    assert resume(run).is_finished
+
+
+def test_a_longer_run_that_is_killed_before_its_next_checkpoint_goes_on(finished, tmp_path):
+    """The run itself has changed its length; that is written before the first checkpoint of that length."""
+    folder, epochs = tmp_path / "run", finished.settings.epochs
+    shutil.copytree(finished.folder, folder)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        resume(folder, epochs=2 * epochs, told=kill)
+    described = json.loads((folder / "run.json").read_text())
+    assert described["changes"] == [{"step": 4, "settings.epochs": 2 * epochs, "settings.steps": 8}]
+    ended = resume(folder)
+    assert ended.report["steps_taken"] == 8
+    described["settings"]["steps"] = 7
+    (folder / "run.json").write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match=r"settings\.steps: 8 in the checkpoint, 7 now"):
+        resume(folder)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    code = (
+        "import sys; from pathlib import Path; from querykey.data.durable import only_writer\n"
+        "with only_writer(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    )
+    file = tmp_path / "run" / "checkpoints" / "lock"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline()
+    try:
+        with pytest.raises(OutputError, match=r"checkpoints: another process is writing here; wait until"):
+            resume(tmp_path / "run", epochs=99.0)
+    finally:
+        other.kill()  # the lock goes with the process
+        other.communicate()
+    assert resume(tmp_path / "run", epochs=2 * finished.settings.epochs).is_finished
+
+
+def test_what_may_change_the_last_bits_is_said(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "run")
     file = tmp_path / "run" / "run.json"
     described = json.loads(file.read_text())
-    described["settings"] |= {"backbone": "small_cnn:5", "steps": 9}
+    described["versions"]["torch"] = "1.0"
     file.write_text(json.dumps(described))
-    with pytest.raises(StoreError, match=r"does not fit the settings in run\.json"):
-        resume(tmp_path / "run")
+    said = []
+    resume(tmp_path / "run", epochs=2 * finished.settings.epochs, notify=said.append)
+    assert said[0].startswith("torch was 1.0 and is ")
+    assert "numbers may differ in their last bits from here on" in said[0]
+
+
+def test_how_often_the_state_is_saved_changes_no_number(finished, tmp_path, monkeypatch):
+    kept = []
+
+    def kept_now(shown):
+        kept.append(latest_checkpoint(tmp_path / "run" / "checkpoints").step)
+
+    run = pretrain(DIGITS, out=tmp_path / "run", save_every=0, keep=3, told=kept_now, **TINY, steps=4)
+    assert kept == [0, 1, 2, 3]
+    found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.json"))
+    assert found == [f"step-{step:09d}.json" for step in (2, 3, 4)]
+    assert equal(weights(run), weights(finished))
+    assert metrics(tmp_path / "run") == metrics(finished.folder)
+
+
+def test_how_often_is_kept_for_those_that_go_on(tmp_path):
+    pretrain(DIGITS, out=tmp_path / "run", save_every=0, keep=4, stop=after(1), **TINY, steps=4)
+    resume(tmp_path / "run", stop=after(2))
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.glob("*.json")) == [
+        f"step-{step:09d}.json" for step in (0, 1, 2, 3)
+    ]
+    resume(tmp_path / "run", save_every=9.0)
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert described["saving"] == {"seconds": 9.0, "keep": 4}
+    with pytest.raises(RangeError, match="save_every must be at least 0 seconds and finite, got -1"):
+        pretrain(DIGITS, out=tmp_path / "other", save_every=-1.0, **TINY, steps=1)
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_goes_on(finished, tmp_path):

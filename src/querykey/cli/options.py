@@ -19,8 +19,10 @@ __all__ = [
 ]
 
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, mps.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; all cores if not said.")]
-Seed = Annotated[int, typer.Option(min=0, help="Everything random follows from it.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Processor threads; all cores if not said.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Everything random follows from it.")]
 Column = Annotated[str | None, typer.Option(metavar="NAME", help="The column that holds the items.")]
 LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The column that holds the classes.")]
 PairColumn = Annotated[

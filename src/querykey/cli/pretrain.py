@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 __all__ = ["pretrain_source", "resume_run"]
 
-Workers = Annotated[int, typer.Option(min=1, help="Processes that decode what does not fit in memory.")]
+SaveEvery = Annotated[
+    float | None, typer.Option(metavar="SECONDS", help="Between two checkpoints; 60 if not said.")
+]
+Workers = Annotated[
+    int, typer.Option(min=1, max=1024, help="Processes that decode what does not fit in memory.")
+]
 
 
 def pretrain_source(
@@ -46,6 +51,7 @@ def pretrain_source(
     device: Device = "cpu",
     threads: Threads = None,
     workers: Workers = 2,
+    save_every: SaveEvery = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows from it.")] = None,
 ) -> None:
     """Pretrain an encoder from images without labels.
@@ -57,8 +63,9 @@ def pretrain_source(
 
     more = [*(settings or []), *([f"backbone.init={init}"] if init else [])]
     run = read_pretrain_run(
-        run_file, more, data=data, method=method, preset=preset, minutes=minutes, epochs=epochs, seed=seed
-    )
+        run_file, more, data=data, method=method, preset=preset, minutes=minutes, epochs=epochs, seed=seed,
+        save_every=save_every,
+    )  # fmt: skip
     given = run.as_settings()
     source = _source(given.pop("data", None))
     prepare(device, threads, run.seed or 0)
@@ -79,6 +86,7 @@ def resume_run(
     epochs: Annotated[float | None, typer.Option(help="Train on to so many epochs in all.")] = None,
     threads: Threads = None,
     workers: Workers = 2,
+    save_every: SaveEvery = None,
 ) -> None:
     """Go on with a pretraining, or train a finished one for longer.
 
@@ -95,8 +103,9 @@ def resume_run(
 
     with display() as (told, stop):
         done = resume(
-            run, epochs=epochs, workers=workers, told=told, notify=note, begin=show_start, stop=stop
-        )
+            run, epochs=epochs, workers=workers, save_every=save_every, told=told, notify=note,
+            begin=show_start, stop=stop,
+        )  # fmt: skip
     _end(done, run)
 
 

@@ -1,6 +1,9 @@
 """Images decoded row by row and laid side by side, in this process or in another."""
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +15,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from querykey.data.images import plain_pixels
 from querykey.errors import DamagedItemError
 
-__all__ = ["Decoded", "RowDecoder", "RowLoader", "lay_out"]
+__all__ = ["Decoded", "RowDecoder", "RowLoader", "WorkerDiedError", "lay_out"]
+
+
+class WorkerDiedError(RuntimeError):
+    """A process that decodes images ended before its time: it was killed, or it ran out of memory."""
 
 
 class Decoded(NamedTuple):
@@ -112,9 +119,33 @@ class RowLoader:
         )  # fmt: skip
 
     def stream(self, batches: Iterator[Sequence[int]]) -> Iterator[Decoded]:
-        """Each batch of rows; one stream at a time."""
+        """Each batch of rows; one stream at a time.
+
+        Raises:
+            WorkerDiedError: If a worker ended before its time; the stream and its workers are then of no use.
+        """
         self._asked.batches = batches
-        yield from self._loader
+        try:
+            with _own_handler_of_ends():
+                found = iter(self._loader)
+            yield from found
+        except (RuntimeError, OSError, EOFError) as fault:  # of a worker, or of the pipe that led to it
+            if isinstance(fault, RuntimeError) and "DataLoader worker (pid" not in str(fault):
+                raise
+            raise WorkerDiedError(str(fault).split("\n", maxsplit=1)[0]) from fault
+
+
+@contextmanager
+def _own_handler_of_ends() -> Iterator[None]:
+    """Keep torch from raising wherever the program is when a worker ends: its stream finds out by itself."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, former)
 
 
 def _whole_batch(batch: Any) -> Any:

@@ -2,15 +2,28 @@
 
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from querykey.errors import OutputError
+from querykey.errors import OutputError, SourceError, StoreError
 from querykey.outputs import is_full_disk
 
-__all__ = ["in_words", "make_folder", "put_in_place", "write_aside"]
+__all__ = [
+    "in_words",
+    "make_folder",
+    "only_writer",
+    "or_damaged",
+    "put_in_place",
+    "sweep",
+    "sync_file",
+    "write_aside",
+]
+
+_ASIDE = re.compile(r"\..+\.\d+")
 
 
 def write_aside(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
@@ -45,6 +58,91 @@ def write_aside(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
     finally:
         aside.unlink(missing_ok=True)
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def sync_file(path: Path) -> None:
+    """Force what was written to a file to the disk; nothing where there is none.
+
+    Raises:
+        OutputError: If the disk does not take it.
+    """
+    try:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    except FileNotFoundError:
+        return
+    except OSError as fault:
+        raise in_words(fault, path) from fault
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes had begun to write into a folder.
+
+    Args:
+        folder: In which nobody writes now; it need not be there.
+    """
+    for path in folder.glob(".*"):
+        if _ASIDE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(file: Path) -> Iterator[None]:
+    """Keep a folder for this process, until the context or the process ends in whatever way.
+
+    Args:
+        file: In that folder, an empty one that stays there. Systems without POSIX's locks keep nothing.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutputError: If another process keeps it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    make_folder(file.parent)
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as fault:
+        raise in_words(fault, file) from fault
+    try:
+        # a lock of this kind is not shared with the processes that decode images, which may live longer
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as fault:
+        os.close(handle)
+        raise OutputError(
+            f"{file.parent}: another process is writing here; wait until it has ended, or stop it"
+        ) from fault
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def or_damaged(what: str, remedy: str) -> Iterator[None]:
+    """Read a file that may be a stranger's: whatever goes wrong inside is one StoreError.
+
+    Args:
+        what: The file or folder.
+        remedy: What to do then.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StoreError: In the place of all that is no StoreError or SourceError.
+    """
+    try:
+        yield
+    except (StoreError, SourceError):
+        raise
+    except Exception as fault:
+        raise StoreError(f"{what} is damaged ({type(fault).__name__}: {fault}); {remedy}") from fault
 
 
 def make_folder(folder: Path) -> None:

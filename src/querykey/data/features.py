@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from querykey.data.durable import or_damaged
 from querykey.data.items import RowNumbers, Source
 from querykey.data.labels import number_labels
 from querykey.data.store import (
@@ -229,6 +230,11 @@ def _write_store(folder: Path, features: Features) -> None:
 
 
 def _read_store(folder: Path, *, verify: bool) -> Features:
+    with or_damaged(str(folder), "make it again with querykey embed"):
+        return _opened(folder, verify=verify)
+
+
+def _opened(folder: Path, *, verify: bool) -> Features:
     meta = read_meta(folder)
     check_store(folder, meta, verify=verify)
     items, pairs = read_items(folder, meta), read_pairs(folder, meta)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from querykey.errors import SourceError
+from querykey.errors import QuerykeyError, SourceError
 
 __all__ = ["ARRAY_SUFFIXES", "Arrays", "open_arrays"]
 
@@ -39,11 +39,22 @@ def open_arrays(path: Path) -> Arrays:
     """
     match path.suffix.lower():
         case ".npy":
-            return {"X": lambda: _mapped_npy(path)}
+            arrays: Arrays = {"X": lambda: _mapped_npy(path)}
         case ".npz":
-            return _npz_arrays(path)
+            arrays = _npz_arrays(path)
         case _:
-            return _safetensors_arrays(path)
+            arrays = _safetensors_arrays(path)
+    return {name: lambda read=read: _whole(path, read) for name, read in arrays.items()}  # type: ignore[misc]
+
+
+def _whole(path: Path, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """What is read; a file whose parts point to where nothing is can break in any way."""
+    try:
+        return read()
+    except QuerykeyError:
+        raise
+    except Exception as fault:
+        raise SourceError(f"{path} is damaged ({type(fault).__name__}: {fault}); copy it again") from fault
 
 
 def _npy_header(stream: Any, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

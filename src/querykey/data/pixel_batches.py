@@ -1,6 +1,7 @@
 """Batches of the images of a source: out of the memory, or decoded each time."""
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from querykey.data.decoding import Decoded, RowDecoder, RowLoader, lay_out
+from querykey.data.decoding import Decoded, RowDecoder, RowLoader, WorkerDiedError, lay_out
 from querykey.data.items import Source
 from querykey.errors import DamagedItemError, DataError, RangeError
 from querykey.types import Ids, ImageIds, Images, ImageSizes
@@ -18,6 +19,8 @@ from querykey.types import Ids, ImageIds, Images, ImageSizes
 __all__ = ["Damage", "DecodedPixels", "HeldPixels", "PixelBatch", "Pixels"]
 
 _MOST_DAMAGED = 0.1
+_DEATHS = 3
+"""Of workers, without a batch between them, that are borne."""
 Notify = Callable[[str], None]
 _Batch = Int64[Tensor, " _"]
 """Rows; the last of many batches may be shorter."""
@@ -217,12 +220,34 @@ class DecodedPixels(Pixels):
             for found in (self._decoder.__getitems__(rows) for rows in self._asked(batches)):
                 yield self._note(found)
             return
-        # a stream within a stream, such as a look at held-out images amid training, has its own workers
-        loader = self._idle.pop() if self._idle else RowLoader(self._decoder, self._workers)
-        for found in loader.stream(self._asked(batches)):
-            yield self._note(found)
-        # only where it was read to its end: workers amid a batch are not taken up again
-        self._idle.append(loader)
+        wanted, waiting, deaths = self._asked(batches), deque[list[int]](), 0
+
+        def asked_now() -> Iterator[list[int]]:
+            yield from tuple(waiting)  # what workers that died had not given yet
+            for rows in wanted:
+                waiting.append(rows)
+                yield rows
+
+        while True:
+            # a stream within a stream, such as a look at held-out images amid training, has its own workers
+            loader = self._idle.pop() if self._idle else RowLoader(self._decoder, self._workers)
+            try:
+                for found in loader.stream(asked_now()):
+                    waiting.popleft()
+                    deaths = 0
+                    yield self._note(found)
+            except WorkerDiedError as fault:
+                deaths += 1
+                if deaths > _DEATHS:
+                    raise DataError(
+                        f"processes that decode images end before their time, {deaths} times in a row "
+                        f"({fault}); take fewer workers or a smaller batch if the memory is short"
+                    ) from fault
+                self._notify(f"a process that decodes images has ended ({fault}); it is started again")
+                continue
+            # only where it was read to its end: workers amid a batch are not taken up again
+            self._idle.append(loader)
+            return
 
     def _asked(self, batches: Iterable[_Batch]) -> Iterator[list[int]]:
         for rows in batches:

@@ -78,7 +78,7 @@ def is_store(path: Path) -> bool:
     """Whether a folder is a feature store, whole or damaged."""
     try:
         return bool(json.loads((path / META).read_text())["format"] == _FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

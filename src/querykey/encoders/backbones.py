@@ -165,8 +165,8 @@ def _made(spec: str, channels: int, image_size: int) -> _Made:
         case "torchvision":
             return _of_torchvision(name, channels, image_size)
         case "small_cnn":
-            if name and not name.isdecimal():
-                raise SourceError(f"{spec}: after small_cnn: comes a width, as in small_cnn:64")
+            if name and not (name.isdecimal() and len(name) <= 5 and int(name)):
+                raise SourceError(f"{spec}: after small_cnn: comes a width below 100,000, as in small_cnn:64")
             return _Made(SmallCNN.of_width(channels, int(name)) if name else SmallCNN.of_width(channels))
         case _ if name:
             return _Made(made_by(spec)[1])

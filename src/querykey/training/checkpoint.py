@@ -9,17 +9,48 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from querykey.data.durable import make_folder, write_aside
-from querykey.errors import MissingPathError, StoreError
+from querykey.errors import MissingPathError, RangeError, StoreError
 
-__all__ = ["Checkpoint", "latest_checkpoint", "optimizer_tensors", "restore_optimizer_", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Saving",
+    "latest_checkpoint",
+    "optimizer_tensors",
+    "restore_optimizer_",
+    "write_checkpoint",
+]
 
 KEPT = 2
-_NAME = re.compile(r"step-(\d{9})\.json")
+SAVE_SECONDS = 60.0
+VERSION = 2
+"""Of what is written; version 1 had no checksum of the description itself."""
+_NAME = re.compile(r"step-(\d{9})\.(json|safetensors)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """How often the state is saved; it changes no number of a run.
+
+    Args:
+        seconds: Between two checkpoints, at least 0: then there is one after each step.
+        keep: How many of the last ones are kept, at least 1.
+
+    Raises:
+        RangeError: If one of them is out of range.
+    """
+
+    seconds: float = SAVE_SECONDS
+    keep: int = KEPT
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seconds < float("inf"):
+            raise RangeError(f"save_every must be at least 0 seconds and finite, got {self.seconds}")
+        if self.keep < 1:
+            raise RangeError(f"keep must be at least 1 checkpoint, got {self.keep}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +75,9 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint; older ones go, except for the last `keep`.
 
-    The JSON file is written last and names the checksum of the tensors, so a checkpoint without it,
-    or whose bytes differ, was never finished.
+    The JSON file is written last and holds the checksums of the tensors and of itself, so a checkpoint
+    without it, or whose bytes differ, was never finished. Checkpoints of later steps go too: the run has
+    gone back behind them.
 
     Args:
         folder: Of all checkpoints of the run.
@@ -61,12 +93,16 @@ def write_checkpoint(
     name = f"step-{step:09d}"
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     written = write_aside(folder / f"{name}.safetensors", [save(plain)])
-    said = {"format": "querykey checkpoint", "version": 1, "step": step, **written, "about": about}
+    said = {"format": "querykey checkpoint", "version": VERSION, "step": step, **written, "about": about}
+    said["description_sha256"] = _digest(said)
     write_aside(folder / f"{name}.json", [json.dumps(said, indent=2).encode() + b"\n"])
-    for old in _steps(folder)[keep:]:
-        # the description first: what is left without one does not count
-        (folder / f"step-{old:09d}.json").unlink(missing_ok=True)
-        (folder / f"step-{old:09d}.safetensors").unlink(missing_ok=True)
+    kept = [found for found in _steps(folder) if found <= step][:keep]
+    files = {path: _NAME.fullmatch(path.name) for path in folder.iterdir()}
+    # the description first: what is left without one does not count
+    for path in sorted(files, key=lambda path: path.suffix):
+        match = files[path]
+        if match is not None and int(match[1]) not in kept:
+            path.unlink(missing_ok=True)
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint:
@@ -90,7 +126,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint:
         name = f"step-{step:09d}"
         try:
             return _read(folder, name, tuple(skipped))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as fault:
+        except Exception as fault:  # noqa: BLE001 -- a damaged file can be wrong in any way
             skipped.append(f"{name} ({type(fault).__name__}: {fault})")
     raise StoreError(f"{folder}: no checkpoint is whole: {'; '.join(skipped)}; start the run again")
 
@@ -132,12 +168,24 @@ def _steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return sorted((int(match[1]) for match in found if match), reverse=True)
+    return sorted((int(match[1]) for match in found if match and match[2] == "json"), reverse=True)
 
 
 def _read(folder: Path, name: str, skipped: tuple[str, ...]) -> Checkpoint:
     said = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    if said["version"] not in (1, VERSION):
+        raise ValueError(f"it is of version {said['version']!r}; this querykey reads up to {VERSION}")
+    if said["version"] == VERSION and _digest(said) != said["description_sha256"]:
+        raise ValueError("its description was changed")
+    if f"step-{said['step']:09d}" != name:
+        raise ValueError(f"it is the one after step {said['step']}, renamed")
     content = (folder / f"{name}.safetensors").read_bytes()
     if hashlib.sha256(content).hexdigest() != said["sha256"]:
         raise ValueError("its bytes were changed")
-    return Checkpoint(int(said["step"]), load(content), dict(said["about"]), skipped)
+    return Checkpoint(said["step"], load(content), dict(said["about"]), skipped)
+
+
+def _digest(said: Mapping[str, Any]) -> str:
+    """Of a description without its own checksum."""
+    plain = {key: value for key, value in said.items() if key != "description_sha256"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

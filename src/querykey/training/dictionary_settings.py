@@ -164,6 +164,7 @@ _SHARES: dict[str, tuple[float, bool]] = {
     "momentum": (1.0, True), "slot_momentum": (1.0, False), "memory_warm_up": (1.0, False),
 }  # fmt: skip
 """Settings from 0 to a bound, and whether the bound itself is allowed."""
+LARGEST = 2**31 - 1
 _AT_LEAST = {"capacity": 1, "negatives": 1, "items_per_class": 2, "predictor_hidden": 1}
 
 
@@ -232,8 +233,9 @@ def check_dictionary(settings: DictionarySettings) -> None:
             raise ConfigError(f"{field.name} must be one of {', '.join(words)}; got {value!r}")
     for name, least in _AT_LEAST.items():
         value = getattr(settings, name)
-        if value is not None and value < least:
-            raise RangeError(f"{name} must be at least {least}, got {value}")
+        if value is not None and not least <= value <= LARGEST:
+            bound = f"at least {least}" if value < least else f"at most {LARGEST}"
+            raise RangeError(f"{name} must be {bound}, got {value}")
     for name, (most, is_closed) in _SHARES.items():
         value = getattr(settings, name)
         if not (0 <= value < most or (is_closed and value == most)):

@@ -12,10 +12,12 @@ from querykey.data.pixels import PixelBatch, Pixels
 from querykey.data.views import Views
 from querykey.encoders.backbones import load_backbone_weights, make_backbone
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
-from querykey.errors import CollapseError, DataError
+from querykey.errors import CollapseError, DataError, OutOfMemoryError
 from querykey.lookup import Lookup
 from querykey.processes import ALONE, Processes
+from querykey.training.checkpoint import SAVE_SECONDS
 from querykey.training.dictionary_settings import ONE_VIEW
+from querykey.training.going_on import is_out_of_memory
 from querykey.training.learner import Learner
 from querykey.training.method_parts import with_batch_norm
 from querykey.training.pretrain_settings import PretrainSettings
@@ -24,7 +26,6 @@ from querykey.types import Ids, Labels
 
 __all__ = ["Loop", "TrainingImages", "make_encoder", "train"]
 
-SAVE_SECONDS = 60.0
 RECORDS = 200
 """Steps of a run that are recorded, besides those where the monitors look."""
 
@@ -168,6 +169,7 @@ class Loop:
         save: Keeps the state.
         shown: Is told how far the run is: (steps, loss).
         stop: Whether to stop now.
+        save_every: Seconds between two savings of the state.
     """
 
     look: Callable[[int, ViewStep], None]
@@ -176,6 +178,7 @@ class Loop:
     save: Callable[[int], None]
     shown: Callable[[int, float], None]
     stop: Callable[[], bool]
+    save_every: float = SAVE_SECONDS
 
 
 def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, steps: int) -> int:
@@ -194,6 +197,7 @@ def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, s
     Raises:
         CollapseError: If a loss is not finite or the embeddings have collapsed; the last state that
             was saved is the last good one.
+        OutOfMemoryError: If the memory is too small for a step, which may be half taken.
     """
     every, look_every = max(1, steps // RECORDS), max(1, -(-steps // max(1, learner.settings.looks)))
     saved, done = time.monotonic(), start
@@ -206,6 +210,10 @@ def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, s
             taken = learner.take(done, pair, steps=steps, seen=loop.seen if is_look else None)
         except CollapseError as fault:
             raise CollapseError(f"step {done}: {fault}") from fault
+        except (MemoryError, RuntimeError) as fault:
+            if is_out_of_memory(fault):
+                raise OutOfMemoryError(f"step {done} needs more memory than there is") from fault
+            raise
         done += 1
         if done % every == 0 or done == steps:
             seconds = time.perf_counter() - before
@@ -217,7 +225,7 @@ def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, s
         if is_look:
             loop.look(done, taken)
         is_stopping, is_late = _any(
-            learner, done < steps and loop.stop(), time.monotonic() - saved > SAVE_SECONDS
+            learner, done < steps and loop.stop(), time.monotonic() - saved >= loop.save_every
         )
         if is_stopping or done == steps or is_late:
             learner.require_finite(done)

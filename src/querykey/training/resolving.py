@@ -112,6 +112,7 @@ _AT_LEAST = {
     "batch_size": 2, "chunks": 1, "head_dim": 1, "held_out": 0, "looks": 0, "image_size": LEAST_SIDE,
     "view_size": LEAST_SIDE, "head_hidden": 1, "batch_norm_groups": 1, "steps": 1, "seed": 0,
 }  # fmt: skip
+_AT_MOST = dict.fromkeys(_AT_LEAST, 2**31 - 1) | {"epochs": 10**9, "minutes": 10**9}
 _SHARES = ("warm_up", "sgd_momentum")
 _CHOICES = {
     "head": HeadKind, "head_last_norm": LastNorm, "batch_norm": BatchNormKind, "stem": Stem,
@@ -123,6 +124,14 @@ _ABOVE_ZERO = ("temperature", "learning_rate", "epochs", "minutes", "view_streng
 def _check(settings: PretrainSettings) -> None:
     _check_choices(settings)
     check_dictionary(settings)
+    _check_numbers(settings)
+    if settings.head_layers not in (2, 3):
+        raise RangeError(f"head_layers must be 2 or 3, got {settings.head_layers}; for 1 use head linear")
+    view_objective(settings.loss, settings.temperature, **settings.loss_options)
+    _check_together(settings)
+
+
+def _check_numbers(settings: PretrainSettings) -> None:
     for name, least in _AT_LEAST.items():
         value = getattr(settings, name)
         if value is not None and not value >= least:
@@ -132,15 +141,15 @@ def _check(settings: PretrainSettings) -> None:
         value = getattr(settings, name)
         if value is not None and not 0 < value < math.inf:
             raise RangeError(f"{name} must be > 0 and finite, got {value}")
+    for name, most in _AT_MOST.items():
+        value = getattr(settings, name)
+        if value is not None and value > most:
+            raise RangeError(f"{name} must be at most {most}, got {value}")
     for name in _SHARES:
         if not 0 <= getattr(settings, name) < 1:
             raise RangeError(f"{name} must be from 0 to below 1, got {getattr(settings, name)}")
-    if settings.head_layers not in (2, 3):
-        raise RangeError(f"head_layers must be 2 or 3, got {settings.head_layers}; for 1 use head linear")
     if settings.weight_decay is not None and not 0 <= settings.weight_decay < math.inf:
         raise RangeError(f"weight_decay must be at least 0, got {settings.weight_decay}")
-    view_objective(settings.loss, settings.temperature, **settings.loss_options)
-    _check_together(settings)
 
 
 def _check_choices(settings: PretrainSettings) -> None:

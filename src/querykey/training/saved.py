@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
+from querykey.data.durable import or_damaged
 from querykey.encoders.heads import FCKind, FCLayer
-from querykey.errors import MissingPathError, QuerykeyError, StoreError
+from querykey.errors import MissingPathError, StoreError
 from querykey.outputs import new_folder
 from querykey.training.settings import AdapterSettings
 
@@ -94,7 +94,7 @@ def read_saved(folder: str | Path) -> SavedAdapter:
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
         raise MissingPathError(f"{folder}: no adapter here; {DESCRIPTION} is missing")
-    try:
+    with or_damaged(f"{folder}: the adapter", "fit it again"):
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if not isinstance(described, dict) or described.get("format") != FORMAT:
             raise StoreError(f"{folder}: {DESCRIPTION} does not describe an adapter")
@@ -103,17 +103,14 @@ def read_saved(folder: str | Path) -> SavedAdapter:
                 f"{folder}: written as version {described['version']}; this querykey reads {VERSION}"
             )
         return _read(folder, described)
-    except QuerykeyError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, RuntimeError) as fault:
-        raise StoreError(f"{folder}: the adapter is damaged: {type(fault).__name__}: {fault}") from fault
 
 
 def _read(folder: Path, described: dict[str, Any]) -> SavedAdapter:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise StoreError(f"{folder}: {WEIGHTS} is missing")
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != described["sha256"]:
+    content = weights.read_bytes()
+    if hashlib.sha256(content).hexdigest() != described["sha256"]:
         raise StoreError(
             f"{folder}: {WEIGHTS} is damaged or was changed: its checksum differs from {DESCRIPTION}"
         )
@@ -122,8 +119,11 @@ def _read(folder: Path, described: dict[str, Any]) -> SavedAdapter:
         raise StoreError(f"{folder}: width {width!r} and dim {dim!r} are not those of an adapter")
     if kind not in get_args(FCKind):
         raise StoreError(f"{folder}: an FC layer of kind {kind!r} is not known")
+    state = load(content)
+    if width * dim > sum(tensor.numel() for tensor in state.values()):  # before memory is taken for it
+        raise StoreError(f"{folder}: {WEIGHTS} does not hold the weights of {width} x {dim}")
     fc = FCLayer(width, dim, kind=kind)
-    fc.load_state_dict(load_file(weights))
+    fc.load_state_dict(state)
     known = {f.name for f in fields(AdapterSettings)}
     settings = AdapterSettings(**{k: v for k, v in described["settings"].items() if k in known})
     fc.eval().requires_grad_(False)

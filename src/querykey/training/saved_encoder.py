@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from querykey.data.durable import write_aside
+from querykey.data.durable import or_damaged, write_aside
 from querykey.data.pixels import Pixels
 from querykey.data.views import Views, plain_view
 from querykey.encoders.projection import ViewEncoder
-from querykey.errors import MissingPathError, QuerykeyError, StoreError
+from querykey.errors import MissingPathError, StoreError
 from querykey.training.pretrain import make_encoder
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.types import FrozenRows, Ids, Images, ImageSizes, Rows
@@ -204,7 +203,7 @@ def read_encoder(folder: str | Path, *, untrained: bool = False) -> SavedEncoder
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
         raise MissingPathError(f"{folder}: no encoder here; {DESCRIPTION} is missing")
-    try:
+    with or_damaged(f"{folder}: the encoder", "pretrain it again"):
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if not isinstance(described, dict) or described.get("format") != FORMAT:
             raise StoreError(f"{folder}: {DESCRIPTION} does not describe an encoder")
@@ -213,10 +212,6 @@ def read_encoder(folder: str | Path, *, untrained: bool = False) -> SavedEncoder
                 f"{folder}: written as version {described['version']}; this querykey reads {VERSION}"
             )
         return _read(folder, described, untrained=untrained)
-    except QuerykeyError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError, RuntimeError) as fault:
-        raise StoreError(f"{folder}: the encoder is damaged: {type(fault).__name__}: {fault}") from fault
 
 
 def _read(folder: Path, described: dict[str, Any], *, untrained: bool) -> SavedEncoder:

@@ -1,0 +1,43 @@
+"""A few of the moments at which `make soak` kills a run (tests/soak/soak_resume.py)."""
+
+import random
+import signal
+import sys
+
+import pytest
+from killing import Warm, assert_same_run, kill_until_it_ends, timed
+from pretraining_toys import put_stripes, small_run
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    runner = Warm(tmp_path_factory.mktemp("warm"))
+    put_stripes(runner.folder / "images", count=32)
+    yield runner
+    runner.close()
+
+
+@pytest.mark.parametrize("method", ["moco", "xbm"])
+def test_a_killed_run_ends_with_every_bit_of_one_that_was_not(method, warm):
+    whole, run = warm.folder / f"{method}-whole", warm.folder / f"{method}-killed"
+    life = timed(warm, *small_run("images", whole, method, steps=STEPS))
+    begin = small_run("images", run, method, steps=STEPS)
+    kill_until_it_ends(warm, begin, run, draw=random.Random(method), life=life, kills=2)
+    assert_same_run(whole, run, steps=STEPS)
+
+
+@pytest.mark.parametrize("call", [9, 40])
+def test_a_run_that_dies_at_a_call_that_writes_goes_on_or_is_not_there(call, warm):
+    run, whole = warm.folder / f"call-{call}", warm.folder / "whole"
+    if not whole.exists():
+        timed(warm, *small_run("images", whole, "simclr", steps=2))
+    begin = small_run("images", run, "simclr", steps=2)
+    assert warm.run(*begin, die_at=call) == -signal.SIGKILL
+    is_there = (run / "run.json").exists()
+    assert is_there == run.exists() == (call == 40)
+    again = ("resume", run, "--threads", 1) if is_there else begin
+    assert warm.run(*again) == 0, warm.log.read_text()
+    assert_same_run(whole, run, steps=2)
