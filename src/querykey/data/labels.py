@@ -53,6 +53,8 @@ def number_labels(values: Any, *, what: str, names: Sequence[str] = ()) -> _Numb
         column = _whole_numbers(column, what)
     elif pa.types.is_null(kind):
         column = pc.cast(column, pa.string())
+    elif pa.types.is_uint64(kind):
+        column = _signed(column)
     elif not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{what} holds {kind}, which are no classes; labels are strings or whole numbers")
 
@@ -108,6 +110,14 @@ def _whole_numbers(column: Any, what: str) -> Any:
             f"{what} holds decimals ({column.type}), which are no classes; "
             "labels are strings or whole numbers"
         ) from fault
+
+
+def _signed(column: Any) -> Any:
+    """Numbers as those with a sign; as text where one is too large for that."""
+    try:
+        return pc.cast(column, pa.int64())
+    except pa.ArrowInvalid:
+        return pc.cast(column, pa.string())
 
 
 def _named_already(column: Any, known: Any, what: str, names: tuple[str, ...]) -> _Numbered:
