@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from querykey.cli.joining import is_one_of_many
 from querykey.cli.show import line
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def show_start(course: "Course") -> None:
     Args:
         course: The run.
     """
-    from querykey.training.dictionary_plan import describe_dictionary
+    from querykey.training.dictionary_plan import describe_dictionary, describe_memory
 
     settings, images = course.settings, course.images
     encoder, pixels = course.learner.encoder, course.images.pixels
@@ -48,6 +49,7 @@ def show_start(course: "Course") -> None:
     line(f"  loss {_loss_of(settings)}")
     for words in describe_dictionary(settings, items=len(course.parted.train), steps=course.steps):
         line(f"  {words}")
+    line(f"  {describe_memory(settings, items=len(course.parted.train), width=encoder.head.dim)}")
     line(f"  views {settings.views}:")
     for words in images.views.describe().splitlines():
         line(f"    {words}")
@@ -63,7 +65,7 @@ def _loss_of(settings: "PretrainSettings") -> str:
         words.append(
             f"temperature {settings.temperature:g}{', learned' if settings.learned_temperature else ''}"
         )
-    words += [f"{name} {value}" for name, value in settings.loss_options.items()]
+    words += [f"{name} {value}" for name, value in settings.loss_options.items() if name != "form"]
     return ": ".join([settings.loss, ", ".join(words)] if words else [settings.loss])
 
 
@@ -80,7 +82,11 @@ def display() -> Iterator[tuple["Callable[[Shown], None] | None", Callable[[], b
     asked, is_training = threading.Event(), threading.Event()
 
     def ask(number: int, frame: Any) -> None:  # noqa: ARG001
-        if asked.is_set() or not is_training.is_set():  # before the first step there is nothing to lose
+        if not is_training.is_set():  # before the first step there is nothing to lose
+            raise KeyboardInterrupt
+        if asked.is_set():
+            if number == signal.SIGTERM and is_one_of_many():
+                return  # torchrun sends it after a Ctrl-C, which the process has heard itself
             raise KeyboardInterrupt
         asked.set()
         sys.stderr.write("\nstopping after this step; once more stops at once\n")

@@ -6,7 +6,7 @@ from querykey.errors import ConfigError
 from querykey.lookup import Lookup
 from querykey.two_views import TwoViewPairs
 
-__all__ = ["Form", "is_streamed", "takes_streamed"]
+__all__ = ["Form", "is_streamed", "loss_bytes", "takes_streamed"]
 
 Form = Literal["auto", "plain", "streamed"]
 """How a loss is computed; the numbers are the same but for rounding. "auto" goes by `is_streamed`."""
@@ -14,6 +14,12 @@ Form = Literal["auto", "plain", "streamed"]
 PAIRS, PAIRS_OF_VIEWS = 2**22, 2**19
 """Scores from which on streaming is the faster form, of any look-up and of two views in themselves: where a
 matrix of them leaves the processor's cache (benchmarks/losses.py)."""
+
+PLAIN_BYTES = 26
+"""Of memory for each score: six matrices of numbers and two of masks are held at once."""
+
+ROWS, KEYS = 256, 2048
+"""Queries and keys that are walked together: what is held at once is a few matrices of this size."""
 
 
 def is_streamed(queries: int, keys: int, *, of_views: bool = False) -> bool:
@@ -32,6 +38,28 @@ def is_streamed(queries: int, keys: int, *, of_views: bool = False) -> bool:
         (False, True)
     """
     return queries * keys >= (PAIRS_OF_VIEWS if of_views else PAIRS)
+
+
+def loss_bytes(queries: int, keys: int, width: int, form: Form) -> int:
+    """How much memory a loss takes beside its queries and keys, forward and backward, roughly.
+
+    Args:
+        queries: Of a look-up.
+        keys: Of it.
+        width: Of their rows, in float32.
+        form: In which it is computed; "auto" goes by `is_streamed`.
+
+    Returns:
+        Bytes.
+
+    Example:
+        >>> loss_bytes(8192, 8192, 128, "plain") >> 20, loss_bytes(8192, 8192, 128, "streamed") >> 20
+        (1664, 37)
+    """
+    if form == "plain" or (form == "auto" and not is_streamed(queries, keys)):
+        return PLAIN_BYTES * queries * keys
+    copies = 3 * 4 * width * (queries + keys)
+    return copies + PLAIN_BYTES * min(queries, ROWS) * min(keys, KEYS)
 
 
 def takes_streamed(lookup: Lookup, form: Form) -> bool:

@@ -16,13 +16,11 @@ from torch.nn import functional as F
 
 from querykey.lookup import Lookup
 from querykey.losses._pair_weights import FAR, NOTHING, as_numbers, penalty
+from querykey.losses.streaming import KEYS, ROWS
 from querykey.losses.streaming_terms import Positives, Target, keys_of
 from querykey.types import PerQuery
 
 __all__ = ["log_mean_of_positives", "rows_of", "softmax_of_blocks"]
-
-ROWS, KEYS = 256, 2048
-"""Queries and keys that are walked together: what is held at once is a few matrices of this size."""
 
 
 def softmax_of_blocks(lookup: Lookup, temperature: float | Tensor, terms: Positives | Target) -> PerQuery:

@@ -5,9 +5,12 @@ from typing import assert_never
 
 from querykey.dictionaries.queue import stale_copies
 from querykey.encoders.momentum import half_life
+from querykey.losses.streaming import loss_bytes
 from querykey.training.pretrain_settings import PretrainSettings
 
-__all__ = ["describe_dictionary", "dictionary_concerns", "key_half_life"]
+__all__ = [
+    "describe_dictionary", "describe_memory", "dictionary_concerns", "key_half_life", "look_up_size",
+]  # fmt: skip
 
 
 def describe_dictionary(settings: PretrainSettings, *, items: int, steps: int) -> list[str]:
@@ -51,6 +54,51 @@ def describe_dictionary(settings: PretrainSettings, *, items: int, steps: int) -
             return [f"dictionary: a memory of {capacity:,} embeddings ({_steps(capacity / batch)}), {start}"]
         case never:
             assert_never(never)
+
+
+def look_up_size(settings: PretrainSettings, *, items: int) -> tuple[int, int]:
+    """How many queries a step looks up among how many keys.
+
+    Args:
+        settings: Resolved.
+        items: Images trained on.
+
+    Returns:
+        (queries, keys) of its largest look-up, when the dictionary is full.
+    """
+    batch, capacity = settings.batch_size, settings.capacity or 0
+    match settings.method:
+        case "simclr":
+            return 2 * batch, 2 * batch
+        case "moco" | "moco-v2":
+            return batch, batch + capacity
+        case "moco-v3" | "end-to-end":
+            return batch, batch
+        case "memory-bank":
+            return batch, items if settings.contrast == "softmax" else batch + settings.negatives
+        case "xbm":
+            return batch, capacity
+        case never:
+            assert_never(never)
+
+
+def describe_memory(settings: PretrainSettings, *, items: int, width: int) -> str:
+    """What loss and dictionary take of the memory, beside the encoder's own.
+
+    Args:
+        settings: Resolved.
+        items: Images trained on.
+        width: Of z.
+
+    Returns:
+        A line of at most 78 characters.
+    """
+    queries, keys = look_up_size(settings, items=items)
+    form = settings.loss_options.get("form", "plain")
+    size = loss_bytes(queries, keys, width, form)
+    words = f"memory: loss about {max(1, size >> 20):,} MiB ({form}, {queries:,} x {keys:,} scores)"
+    held = items if settings.method == "memory-bank" else settings.capacity
+    return words if held is None else f"{words}, dictionary {max(1, 4 * held * width >> 20):,} MiB"
 
 
 def key_half_life(settings: PretrainSettings) -> float | None:

@@ -1,14 +1,17 @@
 """What settings of pretraining become for the images at hand, and the refusal of what cannot be meant."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 from querykey.encoders.backbones import Stem
 from querykey.encoders.batchnorm import BatchNormKind
 from querykey.encoders.projection import HeadKind, LastNorm
 from querykey.errors import ConfigError, RangeError
+from querykey.losses.streaming import is_streamed
 from querykey.optim import scaled_learning_rate
+from querykey.training.dictionary_plan import look_up_size
 from querykey.training.dictionary_settings import METHODS, check_dictionary, default_capacity
 from querykey.training.pretrain_settings import (
     CROPS,
@@ -23,7 +26,7 @@ from querykey.training.pretrain_settings import (
     Recipe,
     Rule,
 )
-from querykey.training.view_objectives import ViewLossName, takes_temperature, view_objective
+from querykey.training.view_objectives import ViewLossName, takes_form, takes_temperature, view_objective
 
 __all__ = ["resolve_settings"]
 
@@ -67,7 +70,7 @@ def resolve_settings(
     length = {name: getattr(settings, name) for name in LENGTHS}
     if all(value is None for value in length.values()):
         length["minutes"] = 10.0
-    return replace(
+    resolved = replace(
         settings,
         **length,
         image_size=size,
@@ -82,6 +85,16 @@ def resolve_settings(
         weight_decay=recipe.weight_decay if settings.weight_decay is None else settings.weight_decay,
         held_out=min(settings.held_out, images // 10),
     )
+    return replace(resolved, loss_options=_with_form(resolved, images))
+
+
+def _with_form(settings: PretrainSettings, images: int) -> Mapping[str, Any]:
+    """The loss's options, with the form that suits the size of its look-up where nobody has chosen one."""
+    options = settings.loss_options
+    if not takes_form(settings.loss) or options.get("form", "auto") != "auto":
+        return options
+    streamed = is_streamed(*look_up_size(settings, items=images), of_views=settings.method == "simclr")
+    return {**options, "form": "streamed" if streamed else "plain"}
 
 
 def _batch(settings: PretrainSettings, images: int) -> int:

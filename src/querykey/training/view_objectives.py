@@ -17,7 +17,7 @@ from querykey.losses.margin import contrastive, triplet
 from querykey.losses.weighting import multi_similarity
 from querykey.types import PerQuery
 
-__all__ = ["ViewLoss", "ViewLossName", "takes_temperature", "view_objective"]
+__all__ = ["ViewLoss", "ViewLossName", "takes_form", "takes_temperature", "view_objective"]
 
 ViewLossName = Literal[
     "nt_xent", "info_nce", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin", "contrastive",
@@ -87,6 +87,18 @@ def takes_temperature(name: ViewLossName) -> bool:
         False of "margin", "contrastive" and "multi_similarity".
     """
     return "temperature" in _options(name)
+
+
+def takes_form(name: ViewLossName) -> bool:
+    """Whether a loss can be streamed.
+
+    Args:
+        name: As `view_objective` takes it.
+
+    Returns:
+        True of InfoNCE and its decoupled form.
+    """
+    return "form" in _options(name)
 
 
 def _options(name: ViewLossName) -> list[str]:

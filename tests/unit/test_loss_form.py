@@ -1,0 +1,112 @@
+"""Plain or streamed: chosen once, before the first step, by the size of a look-up, and written down."""
+
+import json
+import sys
+
+import pytest
+from pretraining_toys import DIGITS, TINY
+
+from querykey import pretrain
+from querykey.losses import streaming
+from querykey.training import calibration
+from querykey.training.dictionary_plan import describe_memory, look_up_size
+from querykey.training.pretrain_settings import PretrainSettings
+from querykey.training.resolving import resolve_settings
+
+WAYS = {
+    "simclr": {},
+    "simclr, decoupled": {"loss": "decoupled"},
+    "moco": {"capacity": 64},
+    "moco-v3": {},
+    "memory-bank": {},
+    "memory-bank, info_nce": {"contrast": "info_nce", "negatives": 20},
+    "end-to-end": {},
+    "xbm": {"loss": "info_nce", "capacity": 64, "memory_warm_up": 0.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def _measured_at_once(monkeypatch):
+    monkeypatch.setattr(calibration, "TRIALS", 1)
+    monkeypatch.setattr(calibration, "STEADY_TRIALS", 1)
+
+
+@pytest.mark.parametrize(("way", "form"), [*((way, "streamed") for way in WAYS), ("simclr", "plain")])
+def test_a_run_computes_its_loss_in_the_form_that_it_wrote_down(way, form, tmp_path, monkeypatch):
+    """For the largest look-up of its steps, of which the plan before the first step knows the size."""
+    seen = []
+    for name in ("info_nce", "decoupled"):
+        module = sys.modules[f"querykey.losses.{name}"]
+
+        def watched(lookup, form, known=streaming.takes_streamed):
+            seen.append((len(lookup), len(lookup.keys), form))
+            return known(lookup, form)
+
+        monkeypatch.setattr(module, "takes_streamed", watched)
+    if form == "streamed":
+        monkeypatch.setattr(streaming, "PAIRS", 1)
+        monkeypatch.setattr(streaming, "PAIRS_OF_VIEWS", 1)
+    method = way.partition(",")[0]
+    done = pretrain(DIGITS, out=tmp_path / "run", **TINY | {"steps": 3, "method": method} | WAYS[way])
+    written = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert written["loss_options"]["form"] == form
+    assert {form for *_, form in seen} == {form}
+    assert max(rows[:2] for rows in seen) == look_up_size(done.settings, items=1797 - 40)
+
+
+def resolved(**given):
+    return resolve_settings(PretrainSettings.of(**given), images=50_000, channels=3, side=32)
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        ({"method": "simclr", "batch_size": 256}, "plain"),
+        ({"method": "simclr", "batch_size": 4096}, "streamed"),
+        ({"method": "simclr", "batch_size": 4096, "loss_options": {"form": "plain"}}, "plain"),
+        ({"method": "simclr", "batch_size": 4, "loss_options": {"form": "streamed"}}, "streamed"),
+        ({"method": "moco", "capacity": 4096}, "plain"),
+        ({"method": "moco", "capacity": 65536}, "streamed"),
+        ({"method": "memory-bank"}, "streamed"),
+        ({"method": "memory-bank", "contrast": "info_nce"}, "plain"),
+        ({"method": "xbm"}, None),
+        ({"method": "simclr", "loss": "nt_logistic"}, None),
+    ],
+)
+def test_settings_say_which_form(given, form):
+    """None where the loss has one alone; a form that was asked for stays."""
+    settings = resolved(**given)
+    assert settings.loss_options.get("form") == form
+    assert PretrainSettings.from_dict(settings.as_dict()) == settings
+
+
+def test_a_run_of_before_has_no_form_and_goes_by_size():
+    kept = resolved(method="simclr").as_dict()
+    del kept["loss_options"]["form"]
+    assert "form" not in PretrainSettings.from_dict(kept).loss_options
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"method": "simclr", "batch_size": 256},
+            "memory: loss about 6 MiB (plain, 512 x 512 scores)",
+        ),
+        (
+            {"method": "simclr", "batch_size": 16384},
+            "memory: loss about 109 MiB (streamed, 32,768 x 32,768 scores)",
+        ),
+        (
+            {"method": "moco", "capacity": 65536},
+            "memory: loss about 109 MiB (streamed, 256 x 65,792 scores), dictionary 32 MiB",
+        ),
+        (
+            {"method": "memory-bank"},
+            "memory: loss about 86 MiB (streamed, 256 x 50,000 scores), dictionary 24 MiB",
+        ),
+    ],
+)
+def test_the_memory_is_told_before_the_first_step(given, words):
+    assert describe_memory(resolved(**given), items=50_000, width=128) == words
+    assert len(words) <= 78
