@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from pretraining_toys import metrics
@@ -14,6 +15,7 @@ from pretraining_toys import metrics
 from querykey.training.checkpoint import latest_checkpoint
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+PAUSE = 0.001
 COMMAND = [sys.executable, "-m", "querykey"]
 SERVER = '''
 import json, os, sys
@@ -70,6 +72,26 @@ for line in sys.stdin:
 """A process that has imported everything, and forks one that runs a command: a start takes no time."""
 
 
+@dataclass
+class Moment:
+    """When a process is killed: after some time, or some time after a file is there.
+
+    Args:
+        seconds: The time.
+        file: The file; None: from the start.
+    """
+
+    seconds: float
+    file: Path | None = None
+    seen: float = 0.0
+
+    def has_come(self, now):
+        if self.file is not None and not self.seen:
+            self.seen = now if self.file.exists() else 0.0
+            return False
+        return now - self.seen >= self.seconds
+
+
 class Warm:
     """Runs commands one after the other, each in a process of its own.
 
@@ -85,8 +107,8 @@ class Warm:
         )  # fmt: skip
         assert self._read() == "ready"
 
-    def run(self, *arguments, seconds=None, die_at=None):
-        """The exit code; minus 9 where it was killed after so many seconds, or at that system call."""
+    def run(self, *arguments, moment=None, die_at=None):
+        """The exit code; minus 9 where it was killed at a `Moment`, or at that system call."""
         asked = {
             "arguments": [str(part) for part in arguments],
             "cwd": str(self.folder),
@@ -95,9 +117,13 @@ class Warm:
         }
         self._server.stdin.write(json.dumps(asked) + "\n")
         self._server.stdin.flush()
-        pid = int(self._read())
-        if seconds is not None and not select.select([self._server.stdout], [], [], seconds)[0]:
-            os.kill(pid, signal.SIGKILL)
+        pid, begun = int(self._read()), time.monotonic()
+        while moment is not None:
+            if select.select([self._server.stdout], [], [], PAUSE)[0]:
+                break
+            if moment.has_come(time.monotonic() - begun):
+                os.kill(pid, signal.SIGKILL)
+                break
         return int(self._read())
 
     def close(self):
@@ -121,16 +147,18 @@ class Cold:
     def __init__(self, folder):
         self.folder, self.log = folder, folder / "log"
 
-    def run(self, *arguments, seconds=None):
+    def run(self, *arguments, moment=None):
+        begun = time.monotonic()
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [*COMMAND, *map(str, arguments)], stdout=log, stderr=log, env=ENVIRONMENT, cwd=self.folder
             )
-            try:
-                return process.wait(timeout=seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                return process.wait()
+            while moment is not None and process.poll() is None:
+                time.sleep(PAUSE)
+                if moment.has_come(time.monotonic() - begun):
+                    process.kill()
+                    break
+            return process.wait()
 
 
 def timed(runner, *arguments):
@@ -140,16 +168,18 @@ def timed(runner, *arguments):
     return time.monotonic() - before
 
 
-def kill_until_it_ends(runner, begin, run, *, draw, life, kills):
+def kill_until_it_ends(runner, begin, run, *, draw, life, kills, steps):
     """Start a pretraining, kill it, go on with it, and so on; it is left alone after so many kills.
 
     Args:
         runner: A `Warm` or `Cold`.
         begin: Arguments of `querykey` that begin the run.
         run: Its folder.
-        draw: A random.Random; each moment is uniform in the life of a process.
+        draw: A random.Random. Half of the moments are uniform in the life of a whole run, which is import,
+            data and measuring as well; the others are in a step, or in the checkpoint after it.
         life: Seconds of a whole run.
         kills: At the most.
+        steps: Of the run, with a checkpoint after each.
 
     Returns:
         How often it was killed, and the steps that the newest checkpoint had each time; -1: none.
@@ -158,7 +188,13 @@ def kill_until_it_ends(runner, begin, run, *, draw, life, kills):
     while True:
         begins = not (run / "run.json").exists()
         arguments = begin if begins else ("resume", run, "--threads", 1)
-        code = runner.run(*arguments, seconds=draw.uniform(0, life) if len(found) < kills else None)
+        moment = None
+        if len(found) < kills and draw.random() < 0.5:
+            moment = Moment(draw.uniform(0, life))
+        elif len(found) < kills:
+            file = f"step-{draw.randrange(max(0, 0, *found), steps + 1):09d}.json"
+            moment = Moment(draw.uniform(0, 0.02), run / "checkpoints" / file)
+        code = runner.run(*arguments, moment=moment)
         if code == 0:
             return found
         if code != -signal.SIGKILL:

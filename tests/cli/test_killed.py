@@ -25,7 +25,7 @@ def test_a_killed_run_ends_with_every_bit_of_one_that_was_not(method, warm):
     whole, run = warm.folder / f"{method}-whole", warm.folder / f"{method}-killed"
     life = timed(warm, *small_run("images", whole, method, steps=STEPS))
     begin = small_run("images", run, method, steps=STEPS)
-    kill_until_it_ends(warm, begin, run, draw=random.Random(method), life=life, kills=2)
+    kill_until_it_ends(warm, begin, run, draw=random.Random(method), life=life, kills=2, steps=STEPS)
     assert_same_run(whole, run, steps=STEPS)
 
 

@@ -285,6 +285,7 @@ def test_a_lack_of_memory_in_the_trial_is_met_before_the_first_step(tmp_path, mo
             {"method": "moco"},
             "lower batch_size or capacity: with split batch norm a step cannot be computed in parts",
         ),
+        ({"method": "end-to-end"}, "with end-to-end keys a step cannot be computed in parts"),
         (
             {"chunks": 32},
             "though a batch of 32 is computed in 32 parts; take a smaller network or dictionary",

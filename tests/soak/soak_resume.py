@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from killing import Cold, Warm, assert_same_run, kill_until_it_ends, leftovers, timed
+from killing import Cold, Moment, Warm, assert_same_run, kill_until_it_ends, leftovers, timed
 from pretraining_toys import METHODS, put_stripes, small_run
 
 from querykey.records import read
@@ -41,7 +41,7 @@ def test_a_killed_run_ends_with_every_bit_of_one_that_was_not(method, warm, reco
         run = folder / f"killed-{len(moments)}"
         most = min(6, MOMENTS - len(moments))
         begin = small_run("images", run, method, steps=STEPS)
-        found = kill_until_it_ends(warm, begin, run, draw=draw, life=life, kills=most)
+        found = kill_until_it_ends(warm, begin, run, draw=draw, life=life, kills=most, steps=STEPS)
         assert_same_run(whole, run, steps=STEPS)
         moments += found
     record_property("moments", moments)
@@ -81,7 +81,13 @@ def test_the_true_command_is_killed_from_the_start_of_python_on(tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     life = timed(cold, *small_run("images", whole, "moco-v3", steps=STEPS))
     found = kill_until_it_ends(
-        cold, small_run("images", run, "moco-v3", steps=STEPS), run, draw=draw, life=life, kills=6
+        cold,
+        small_run("images", run, "moco-v3", steps=STEPS),
+        run,
+        draw=draw,
+        life=life,
+        kills=6,
+        steps=STEPS,
     )
     assert_same_run(whole, run, steps=STEPS)
     assert found
@@ -94,7 +100,7 @@ def test_what_was_measured_is_read_back(warm):
     run = folder / "run"
     begin = small_run("images", run, "simclr", steps=STEPS, precision="auto", layout="auto")
     life = 2 * timed(warm, *small_run("images", folder / "first", "simclr", steps=STEPS))
-    kill_until_it_ends(warm, begin, run, draw=draw, life=life, kills=8)
+    kill_until_it_ends(warm, begin, run, draw=draw, life=life, kills=8, steps=STEPS)
     chosen = json.loads((run / "run.json").read_text())["settings"]
     again = {name: chosen[name] for name in ("precision", "layout")}
     whole = folder / "whole"
@@ -120,7 +126,7 @@ def test_a_killed_adapter_leaves_nothing_and_the_same_command_gives_the_same_bit
     life, kills, number = timed(warm, *adapt(whole)), 0, 0
     while kills < MOMENTS:
         out = folder / f"run-{number}"
-        code = warm.run(*adapt(out), seconds=draw.uniform(0, life))
+        code = warm.run(*adapt(out), moment=Moment(draw.uniform(0, life)))
         if code != 0:
             assert code == -signal.SIGKILL, warm.log.read_text()
             kills += 1

@@ -66,6 +66,25 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_never_stopped(way, tmp_pat
     assert ("model.dictionary.vectors" in one) == has_dictionary
 
 
+IN_PARTS = {"moco": {"batch_norm": "device"}, "moco-v2": {"batch_norm": "device"}}
+"""What differs from the defaults of a method where these cannot be computed in parts."""
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"end-to-end"}))
+def test_a_run_in_parts_takes_the_steps_of_whole_batches(method):
+    settings = TINY | {"method": method, "steps": 3, "batch_size": 33, "looks": 1} | IN_PARTS.get(method, {})
+    whole, parts = pretrain(DIGITS, **settings), pretrain(DIGITS, **settings, chunks=4)
+    assert parts.report["end"]["loss"] == pytest.approx(whole.report["end"]["loss"], abs=1e-5)
+    expected = whole.encoder.encoder.state_dict()
+    for name, value in parts.encoder.encoder.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_end_to_end_takes_its_batch_whole():
+    with pytest.raises(ConfigError, match="a step with two encoders takes its batch whole, got chunks=4"):
+        pretrain(DIGITS, **TINY, method="end-to-end", steps=1, chunks=4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_reports_what_is_looked_up_and_held(method):
     run = pretrain(DIGITS, **TINY | {"method": method, "steps": 8, "looks": 1})

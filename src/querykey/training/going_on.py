@@ -146,10 +146,12 @@ def in_more_parts(settings: PretrainSettings, *, reason: str) -> PretrainSetting
         OutOfMemoryError: If a batch cannot be cut any further.
     """
     chunks = 2 * settings.chunks
-    if settings.batch_norm == "split":
+    whole = "split batch norm" if settings.batch_norm == "split" else None
+    if settings.method == "end-to-end":
+        whole = "end-to-end keys"
+    if whole is not None:
         raise OutOfMemoryError(
-            f"{reason}; lower batch_size or capacity: with split batch norm a step cannot be computed in "
-            "parts"
+            f"{reason}; lower batch_size or capacity: with {whole} a step cannot be computed in parts"
         )
     if chunks > settings.batch_size:
         raise OutOfMemoryError(

@@ -1,0 +1,84 @@
+"""Steps that do not fit under a limit of the system: they are taken in parts, with the same gradient."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from killing import ENVIRONMENT
+from pretraining_toys import metrics, put_stripes
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the limit of Linux on addresses"
+)
+MEGABYTES = 2**20
+RUN = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from querykey import pretrain
+
+torch.set_num_threads(1)
+images, out, spare, moment, chunks = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+
+def limit(_=None):
+    if spare:
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + spare, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)  # the first optimiser imports a compiler
+if moment == "trial":
+    from querykey import run_pretrain
+
+    read = run_pretrain.read_pixels
+    run_pretrain.read_pixels = lambda *given, **options: (read(*given, **options), limit())[0]
+pretrain(
+    images, out=out, method="simclr", backbone="small_cnn:16", batch_size=192, image_size=64, view_size=64,
+    views="grayscale", steps=3, looks=0, held_out=0, precision="float32", layout="contiguous", chunks=chunks,
+    begin=limit if moment == "step" else None, notify=lambda words: print(words, flush=True),
+)
+"""
+"""A whole step takes about 400 MB."""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return put_stripes(tmp_path_factory.mktemp("images") / "all", count=100, side=64)
+
+
+def ran(images, out, *, spare=0, moment="none", chunks=1):
+    return subprocess.run(
+        [sys.executable, "-c", RUN, *map(str, (images, out, spare * MEGABYTES, moment, chunks))],
+        capture_output=True, text=True, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def settings_of(run):
+    return json.loads((run / "run.json").read_text())["settings"]
+
+
+@pytest.mark.parametrize("moment", ["trial", "step"])
+def test_a_step_under_a_limit_of_the_system_is_taken_in_parts(moment, images, tmp_path):
+    plain, short, parts = tmp_path / "plain", tmp_path / "short", tmp_path / "parts"
+    assert ran(images, plain).returncode == 0
+    done = ran(images, short, spare=300, moment=moment)
+    assert done.returncode == 0, done.stderr
+    print(f"\n{done.stdout}")
+    chunks = settings_of(short)["chunks"]
+    assert chunks > 1
+    assert f"{chunks} parts" in done.stdout
+    whole = load_file(plain / "encoder.safetensors")
+    for name, value in load_file(short / "encoder.safetensors").items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-3, atol=2e-5, msg=name)
+    # nothing was kept but the state before the first step, so all steps were taken in as many parts
+    assert ran(images, parts, chunks=chunks).returncode == 0
+    assert (parts / "encoder.safetensors").read_bytes() == (short / "encoder.safetensors").read_bytes()
+    assert metrics(parts) == metrics(short)
+
+
+def test_a_limit_that_no_part_fits_is_one_message(images, tmp_path):
+    done = ran(images, tmp_path / "run", spare=20, moment="trial")
+    assert done.returncode != 0
+    assert "OutOfMemoryError" in done.stderr or "MemoryError" in done.stderr
