@@ -39,6 +39,13 @@ def together(target, count, folder, *args):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
+def distance(found, wanted):
+    """The largest difference, relative to the largest number."""
+    if not found.is_floating_point():
+        return float(not torch.equal(found, wanted))
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)) if found.numel() else 0.0
+
+
 def _run(target, rank, count, folder, args):
     torch.set_num_threads(1)
     distributed.init_process_group(

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from process_cases import CASES, taken
-from process_toys import together
+from process_toys import distance, together
 
 from querykey.processes import ALONE
 
@@ -27,13 +27,6 @@ def one(name, count):
 def of(case, found):
     start = f"{case}: "
     return {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}
-
-
-def distance(found, wanted):
-    """The largest difference, relative to the largest number."""
-    if not found.is_floating_point():
-        return float(not torch.equal(found, wanted))
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)) if found.numel() else 0.0
 
 
 @pytest.mark.parametrize("case", CASES)

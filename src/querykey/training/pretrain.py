@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from querykey.data.batches import Batches, ClassBatches, UniformBatches
 from querykey.data.pixels import PixelBatch, Pixels
@@ -134,10 +135,10 @@ class TrainingImages:
             yield ViewPair(made[0], made[-1], places.to(self.device), labels, seconds)
             before = time.perf_counter()
 
-    def _own(self, places: Ids) -> Ids:
+    def _own(self, places: Tensor) -> Tensor:
         return places[self.processes.part(len(places))]
 
-    def _without_lost(self, found: PixelBatch, places: Ids) -> tuple[PixelBatch, Ids]:
+    def _without_lost(self, found: PixelBatch, places: Tensor) -> tuple[PixelBatch, Tensor]:
         """The images of this process, as many as every other has, and the places of those of all."""
         processes, count = self.processes, torch.tensor([len(found.rows)])
         if processes.count > 1:

@@ -1,0 +1,93 @@
+"""Short whole runs, measured, looked at and stopped, to be taken by one process and by several."""
+
+import time
+
+import numpy as np
+import torch
+
+from querykey.data.items import Source
+from querykey.data.pixel_batches import Damage, HeldPixels
+from querykey.training import calibration
+from querykey.training.parting import part
+from querykey.training.pretrain import Loop, make_encoder, train
+from querykey.training.pretrain_course import put_together
+from querykey.training.pretrain_settings import PretrainSettings
+from querykey.training.resolving import resolve_settings
+
+STEPS, IMAGES, LOST = 4, 60, 7
+TINY = {
+    "backbone": "small_cnn:2", "head_dim": 6, "batch_size": 8, "batch_norm": "global", "view_size": 8,
+    "views": "digits", "held_out": 6, "looks": 2, "precision": "float32", "layout": "contiguous",
+    "learning_rate": 0.02,
+}  # fmt: skip
+WAYS = {
+    "memory-bank": {"method": "memory-bank", "steps": STEPS},
+    "moco": {"method": "moco", "steps": STEPS, "batch_norm": "split", "batch_norm_groups": 4, "capacity": 16},
+    "xbm": {"method": "xbm", "steps": STEPS, "memory_warm_up": 0.5, "capacity": 20, "batch_size": 12},
+    "simclr, chunks": {"method": "simclr", "steps": STEPS, "batch_size": 10, "chunks": 2},
+}
+
+
+class Losing(HeldPixels):
+    """One image is gone by the second time it is asked for."""
+
+    def stream(self, batches):
+        for found in super().stream(batches):
+            kept = found.rows != LOST
+            yield found._replace(images=found.images[kept], rows=found.rows[kept])
+
+    @property
+    def damaged(self):
+        return ((LOST, "gone"),)
+
+
+def _pixels(kind=HeldPixels):
+    drawn = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8), dtype=np.uint8)
+    drawn[::2] //= 4
+    source = Source("made", "image", drawn, [str(row) for row in range(IMAGES)], None, (), "")
+    return kind(drawn, 1, IMAGES, Damage(source))
+
+
+def run(processes, settings, *, stop=lambda: False, pixels=None):
+    """A course of these settings: what was trained, and what the monitors saw."""
+    calibration.TRIALS = calibration.STEADY_TRIALS = 1
+    pixels = pixels or _pixels()
+    parted = part(pixels.ids, torch.arange(IMAGES) % 2, held_out=6, seed=0)
+    resolved = resolve_settings(
+        PretrainSettings.of(**TINY | settings), images=len(parted.train), channels=1, side=8
+    )
+    encoder = make_encoder(resolved, channels=1, processes=processes)
+    course = put_together(
+        encoder, resolved, pixels, parted, device=torch.device("cpu"), begun=time.monotonic(),
+        processes=processes,
+    )  # fmt: skip
+    first = {f"untrained {key}": value for key, value in course.untrained.state_dict().items()}
+    seen, looked_up, saved = {}, [], []
+
+    def look(step, taken):
+        found = course.look(taken, step=step, looked_up=looked_up)
+        seen.update({f"look {step} {name}": torch.tensor(value) for name, value in found.items()})
+        looked_up.clear()
+
+    loop = Loop(
+        look, lambda lookup: looked_up.append(course.look_at(lookup)), lambda *_: None, saved.append,
+        lambda *_: None, stop,
+    )  # fmt: skip
+    done = train(course.learner, course.images, loop, start=0, steps=course.steps)
+    ended = {"done": torch.tensor(done), "saved": torch.tensor(saved), "steps": torch.tensor(course.steps)}
+    return first | seen | ended | course.learner.tensors()
+
+
+def every_course(processes):
+    """All of them, then a run that one process stops, one that loses an image, and one by the clock."""
+    found = {f"{way}: {key}": value for way in WAYS for key, value in run(processes, WAYS[way]).items()}
+    asked = iter(range(1, 100))
+    stopped = run(
+        processes, WAYS["moco"], stop=lambda: next(asked) >= 2 and processes.rank == processes.count - 1
+    )
+    lost = run(processes, WAYS["memory-bank"] | {"steps": 9, "prefill": False}, pixels=_pixels(Losing))
+    # the clocks of the processes do not agree: the others would measure for longer
+    calibration.STEADY_SECONDS = 0.01 if processes.rank == 0 else 100.0
+    timed = run(processes, WAYS["simclr, chunks"] | {"steps": None, "minutes": 0.001, "layout": "auto"})
+    last = {"stopped": stopped, "lost": lost, "timed": timed}
+    return found | {f"{way}: {key}": value for way, run_ in last.items() for key, value in run_.items()}
