@@ -17,6 +17,7 @@ from querykey.config import AdaptRun, parse_run
 from querykey.data.features import Features
 from querykey.errors import DataError, MissingPathError, StoreError
 from querykey.outputs import check_new, new_folder
+from querykey.processes import current_processes
 from querykey.records import Records
 from querykey.run_data import DataAt, open_features
 from querykey.training.saved import DESCRIPTION, put_saved
@@ -126,6 +127,8 @@ def adapt(
 ) -> Run:
     """Fit an adapter to features and write a run folder: adapter, run.json and metrics.jsonl.
 
+    Many processes of torch.distributed share out the queries of each step; the first writes.
+
     Args:
         at: The features; their bytes are verified.
         run: The settings.
@@ -142,8 +145,18 @@ def adapt(
         DataError: If there is nothing to learn from.
         StoreError: If the bytes of the features were changed.
     """
-    out = check_new(out)
+    processes, out = current_processes(), Path(out)
+    if processes.is_first:
+        check_new(out)
     features, fingerprint = open_features(at, verify=True)
+    about = {
+        "at": at.as_dict(), "rows": len(features), "width": features.dim, "key": fingerprint,
+        "model": features.meta.get("model", {"key": features.model_key}),
+    }  # fmt: skip
+    if not processes.is_first:  # the first tells and writes
+        adapter = fit(run, features)
+        processes.wait()
+        return Run(out, adapter, run, about)
     with new_folder(out) as aside:
         metrics = Records(aside / METRICS)
 
@@ -156,11 +169,8 @@ def adapt(
             adapter = fit(run, features, record=record)
         metrics.append("fit", **adapter.report_)
         put_saved(adapter.saved(), aside)
-        about = {
-            "at": at.as_dict(), "rows": len(features), "width": features.dim, "key": fingerprint,
-            "model": features.meta.get("model", {"key": features.model_key}),
-        }  # fmt: skip
         _write_run(aside / RUN, run, adapter, about)
+    processes.wait()
     return Run(out, adapter, run, about)
 
 

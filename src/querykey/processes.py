@@ -5,7 +5,8 @@ step computes of its own rows is gathered, so that every process looks up what o
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from torch import distributed as network
 
 from querykey.errors import RangeError, ShapeError
 
-__all__ = ["ALONE", "Processes", "current_processes"]
+__all__ = ["ALONE", "Processes", "current_processes", "processes_here"]
 
 Plain = TypeVar("Plain")
 
@@ -180,6 +181,28 @@ class Processes:
         """
         return self._from(0, value)
 
+    def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that the first process has, to the bit.
+
+        Args:
+            tensors: On the CPU, by name; those of the others do not count.
+
+        Returns:
+            The first's, on every process.
+        """
+        if self.count == 1:
+            return dict(tensors)
+        kinds = {name: [str(one.dtype).removeprefix("torch."), *one.shape] for name, one in tensors.items()}
+        found = {}
+        for name, (kind, *shape) in self.from_first(kinds).items():
+            whole = tensors[name] if self.is_first else torch.empty(shape, dtype=getattr(torch, kind))
+            # as bytes, which every backend sends; a tensor of none has nothing to send
+            sent = whole.contiguous().reshape(-1).view(torch.uint8).to(_device())
+            if len(sent):
+                network.broadcast(sent, src=0)
+            found[name] = whole if self.is_first else sent.cpu().view(whole.dtype).view(whole.shape)
+        return found
+
     def share_out(self, jobs: Sequence[Callable[[], Plain]]) -> list[Plain]:
         """Do each of several jobs on one of the processes.
 
@@ -228,6 +251,15 @@ def current_processes() -> Processes:
     if not (network.is_available() and network.is_initialized()):
         return ALONE
     return Processes(network.get_rank(), network.get_world_size())
+
+
+def processes_here() -> int:
+    """How many processes of the run share this machine, its memory above all.
+
+    Returns:
+        What torchrun says; 1 where it says nothing.
+    """
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if current_processes().count > 1 else 1
 
 
 class _Gather(torch.autograd.Function):

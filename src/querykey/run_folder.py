@@ -13,6 +13,7 @@ from querykey.data.durable import only_writer, or_damaged, sweep, sync_file, wri
 from querykey.data.items import Source
 from querykey.errors import MissingPathError, QuerykeyError, StoreError
 from querykey.outputs import new_folder
+from querykey.processes import current_processes
 from querykey.records import Records
 from querykey.training.checkpoint import Saving, write_checkpoint
 from querykey.training.going_on import require_unchanged, unlike, versions
@@ -77,6 +78,7 @@ class RunFolder:
                      "images": len(course.images.pixels), "trained_on": len(course.parted.train)},
             "device": device,
             "threads": torch.get_num_threads(),
+            "processes": current_processes().count,
             "saving": asdict(saving),
             "calibration": None if found is None else asdict(found),
             "versions": versions(),
@@ -219,7 +221,10 @@ class RunFolder:
             self._write()
         for folder in (self.path, self.path / CHECKPOINTS):
             sweep(folder)
-        return unlike(self.described.get("versions", {}), threads=self.threads)
+        return unlike(
+            self.described.get("versions", {}), threads=self.threads,
+            processes=self.described.get("processes", 1), settings=self.settings,
+        )  # fmt: skip
 
     def change(self, settings: PretrainSettings, *, step: int) -> None:
         """Write down settings that are others from a step on.

@@ -2,16 +2,12 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from querykey.data.items import Source
-from querykey.data.pixels import Pixels, read_pixels
-from querykey.data.sources import read_source
 from querykey.encoders.frozen_model import usable_device
 from querykey.errors import (
     CollapseError,
@@ -21,24 +17,18 @@ from querykey.errors import (
     OutputError,
     StoreError,
 )
-from querykey.lookup import UNLABELLED
 from querykey.outputs import check_new
+from querykey.processes import current_processes
+from querykey.run_course import decode, new_course, read_images, same_course
 from querykey.run_folder import CHECKPOINTS, RunFolder
 from querykey.run_log import Notify, RunLog, Shown, Watch
-from querykey.training.checkpoint import KEPT, SAVE_SECONDS, Saving, latest_checkpoint
-from querykey.training.dictionary_plan import dictionary_concerns
-from querykey.training.going_on import in_more_parts, is_out_of_memory, lengthened
-from querykey.training.parting import part
-from querykey.training.pretrain import make_encoder
-from querykey.training.pretrain_course import Course, put_together
+from querykey.training.checkpoint import KEPT, SAVE_SECONDS, Checkpoint, Saving, latest_checkpoint
+from querykey.training.going_on import lengthened
+from querykey.training.pretrain_course import Course
 from querykey.training.pretrain_settings import PretrainSettings, asked_settings
-from querykey.training.resolving import resolve_settings
 from querykey.training.saved_encoder import SavedEncoder
 
 __all__ = ["PretrainedRun", "Shown", "pretrain", "resume"]
-
-DECODED = 224
-"""The size that images are decoded for where none is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,21 +109,24 @@ def pretrain(
     begun = time.monotonic()
     watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
     asked, saving = asked_settings(method, preset, settings), Saving(seconds=save_every, keep=keep)
-    place = usable_device(device)
-    if out is not None:
+    place, processes = usable_device(device), current_processes()
+    if out is not None and processes.is_first:
         check_new(out)
-    data = _read(source, column=column, label_column=label_column, split=split)
-    pixels = _pixels(data, asked.image_size, memory_limit, workers, watch)
-    course = _course(asked, data, pixels, place, watch, begun)
+    data = read_images(source, column=column, label_column=label_column, split=split)
+    pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=watch.notify)
+    course = new_course(asked, data, pixels, device=place, begun=begun, notify=watch.notify)
     if begin is not None:
         begin(course)
-    if out is None:
-        return _train(course, None, watch, start=0, begun=begun)
+    if out is None or not processes.is_first:
+        return replace(
+            _train(course, None, watch, start=0, begun=begun), folder=None if out is None else Path(out)
+        )
     at = None if isinstance(source, Source) else {
         "spec": str(source), "column": column, "label_column": label_column, "split": split,
     }  # fmt: skip
     folder = RunFolder.new(
-        Path(out), course, source=data, at=at, asked=asked, device=device, saving=saving,
+        Path(out), course, source=data, at=at, asked=asked, saving=saving,
+        device=device if processes.count == 1 else place.type,  # each takes its own of them
         seconds=time.monotonic() - begun,
     )  # fmt: skip
     with folder.kept_for_writing():
@@ -178,10 +171,11 @@ def resume(
         RangeError: If epochs is not above what was trained.
         OutputError: If another process is training it.
     """
-    begun = time.monotonic()
+    begun, processes = time.monotonic(), current_processes()
     watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
-    run = RunFolder.read(Path(folder))
-    with run.kept_for_writing():
+    described = RunFolder.read(Path(folder)).described if processes.is_first else {}
+    run = RunFolder(Path(folder), processes.from_first(described))
+    with run.kept_for_writing() if processes.is_first else nullcontext():
         return _go_on(
             run, watch, begin, begun=begun, epochs=epochs, workers=workers, memory_limit=memory_limit,
             save_every=save_every,
@@ -192,82 +186,46 @@ def _go_on(
     run: RunFolder, watch: Watch, begin: Callable[[Course], None] | None, *, begun: float,
     epochs: float | None, workers: int, memory_limit: int | None, save_every: float | None,
 ) -> PretrainedRun:  # fmt: skip
+    processes = current_processes()
+    checkpoint = _kept(run, watch, save_every) if processes.is_first else None
+    step, about, is_finished = processes.from_first(
+        (0, {}, False) if checkpoint is None else (checkpoint.step, checkpoint.about, run.is_finished)
+    )
+    tensors = processes.tensors_from_first({} if checkpoint is None else checkpoint.tensors)
+    data = read_images(run.at["spec"], **{k: run.at[k] for k in ("column", "label_column", "split")})
+    if data.fingerprint != run.fingerprint:
+        raise ConfigError(
+            f"{run.at['spec']} has changed since the run began; give it back as it was, or start a new run"
+        )
+    settings = lengthened(run.settings, epochs, step, watch.notify, is_finished=is_finished)
+    pixels = decode(data, run.decoded_size, limit=memory_limit, workers=workers, notify=watch.notify)
+    course = same_course(settings, data, pixels, device=usable_device(run.device), begun=begun)
+    try:
+        course.learner.restore_(tensors)
+        course.start, before = dict(about["start"]), float(about["seconds"])
+    except (RuntimeError, KeyError, ValueError, TypeError) as fault:
+        raise StoreError(
+            f"{run.path}: the checkpoint after step {step} does not fit the settings in run.json; "
+            "one of them was changed"
+        ) from fault
+    if not processes.is_first:  # the first tells and writes
+        done = _train(course, None, watch, start=step, begun=begun, before=before)
+        return replace(done, folder=run.path)
+    seen = run.cut_records(step)
+    run.change(settings, step=step)
+    if begin is not None:
+        begin(course)
+    return _train(course, run, watch, start=step, begun=begun, before=before, seen=seen)
+
+
+def _kept(run: RunFolder, watch: Watch, save_every: float | None) -> Checkpoint:
+    """The state to go on from, in a folder that is ready for it."""
     checkpoint = latest_checkpoint(run.path / CHECKPOINTS)
     for damaged in checkpoint.skipped:
         watch.notify(f"a newer checkpoint is damaged and left out: {damaged}")
     for words in run.go_on(checkpoint.about, save_every=save_every):
         watch.notify(words)
-    data = _read(run.at["spec"], **{k: run.at[k] for k in ("column", "label_column", "split")})
-    if data.fingerprint != run.fingerprint:
-        raise ConfigError(
-            f"{run.at['spec']} has changed since the run began; give it back as it was, or start a new run"
-        )
-    settings = lengthened(run.settings, epochs, checkpoint.step, watch.notify, is_finished=run.is_finished)
-    pixels = _pixels(data, run.decoded_size, memory_limit, workers, watch)
-    parted = part(pixels.ids, _labels(data, pixels), held_out=settings.held_out, seed=settings.seed)
-    encoder = make_encoder(replace(settings, init=None), channels=pixels.channels)
-    course = put_together(
-        encoder, settings, pixels, parted, device=usable_device(run.device), begun=begun, measure=False
-    )
-    try:
-        course.learner.restore_(checkpoint.tensors)
-        course.start, before = dict(checkpoint.about["start"]), float(checkpoint.about["seconds"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as fault:
-        raise StoreError(
-            f"{run.path}: the checkpoint after step {checkpoint.step} does not fit the settings in run.json; "
-            "one of them was changed"
-        ) from fault
-    seen = run.cut_records(checkpoint.step)
-    run.change(settings, step=checkpoint.step)
-    if begin is not None:
-        begin(course)
-    return _train(course, run, watch, start=checkpoint.step, begun=begun, before=before, seen=seen)
-
-
-def _read(source: Source | str | Path, **options: str | None) -> Source:
-    return source if isinstance(source, Source) else read_source(source, **options)
-
-
-def _pixels(source: Source, size: int | None, limit: int | None, workers: int, watch: Watch) -> Pixels:
-    return read_pixels(source, size=size or DECODED, memory_limit=limit, workers=workers, notify=watch.notify)
-
-
-def _labels(source: Source, pixels: Pixels) -> Tensor | None:
-    return None if source.labels is None else torch.from_numpy(source.labels)[pixels.ids]
-
-
-def _course(
-    asked: PretrainSettings, source: Source, pixels: Pixels, device: torch.device, watch: Watch, begun: float
-) -> Course:
-    def resolve(images: int) -> PretrainSettings:
-        return resolve_settings(asked, images=images, channels=pixels.channels, side=pixels.side)
-
-    held_out, labels = resolve(len(pixels)).held_out, _labels(source, pixels)
-    if asked.method == "xbm" and (labels is None or not bool((labels != UNLABELLED).any())):
-        raise ConfigError(
-            f"xbm learns from labels, and {source.name} has none: name them with --label-column, or take "
-            "moco, which needs none"
-        )
-    parted = part(pixels.ids, labels, held_out=held_out, seed=asked.seed)
-    trained_on = len(parted.train)
-    settings = replace(resolve(trained_on), held_out=held_out)
-    if settings.batch_size < asked.batch_size:
-        watch.notify(f"{trained_on} images to train on: lowered batch_size {asked.batch_size} to all of them")
-    while True:
-        encoder = make_encoder(settings, channels=pixels.channels)
-        try:
-            course = put_together(encoder, settings, pixels, parted, device=device, begun=begun)
-            break
-        except (MemoryError, RuntimeError) as fault:
-            if not is_out_of_memory(fault):
-                raise
-            settings = in_more_parts(settings, reason="a step needs more memory than there is")
-        watch.notify(
-            f"the memory is too small for a whole batch: steps are computed in {settings.chunks} parts"
-        )
-    for words in dictionary_concerns(course.settings, items=trained_on, steps=course.steps):
-        watch.notify(words)
-    return course
+    return checkpoint
 
 
 def _train(
@@ -288,5 +246,6 @@ def _train(
     saved = course.saved(log.report(done))
     if folder is not None and done == course.steps:
         folder.finish(saved)
+    current_processes().wait()  # none goes on before the first has written
     path = None if folder is None else folder.path
     return PretrainedRun(saved, course.settings, saved.report, path, done == course.steps)

@@ -32,7 +32,7 @@ def embed_source(
     The model runs only where features are missing: a stopped run goes on where it stopped, and
     features of the same data by the same model are left as they are.
     """
-    prepare(device, threads, seed)
+    device = prepare(device, threads, seed, shares_out=True)
     from querykey.cli.show import line, note, progress
     from querykey.data.sources import read_source
     from querykey.run_model import load_encoder

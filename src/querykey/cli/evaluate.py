@@ -65,7 +65,7 @@ def evaluate_on(
     linear evaluation beside the untrained encoder and raw pixels. After each number stands how it
     compares with two of them: + above and - below by more than the 95% interval, = within it.
     """
-    prepare(device, threads, seed)
+    device = prepare(device, threads, seed, shares_out=True)
     from querykey.errors import ConfigError
     from querykey.run_data import DataAt
     from querykey.run_folder import is_pretraining
@@ -144,7 +144,9 @@ def _evaluate_encoder(
 
 
 def _write(found: "Table", out: Path | None) -> None:
-    if out is None:
+    from querykey.processes import current_processes
+
+    if out is None or not current_processes().is_first:
         return
     import json
 

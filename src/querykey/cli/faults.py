@@ -6,6 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from querykey.cli.joining import is_parting, tell
 from querykey.errors import QuerykeyError
 from querykey.outputs import is_full_disk
 
@@ -33,6 +34,8 @@ class Commands(TyperGroup):
         except Exception as fault:
             if _is_out_of_memory(fault):
                 raise _leave(f"error: {SHORT}", MISTAKE) from fault
+            if is_parting(fault):
+                raise _leave("error: a process of this run has ended, and so all do", MISTAKE) from fault
             if not is_full_disk(fault):
                 raise
             name = getattr(fault, "filename", None)
@@ -57,5 +60,5 @@ def _words(fault: QuerykeyError) -> str:
 
 
 def _leave(message: str, code: int) -> typer.Exit:
-    typer.echo(message, err=True)
+    tell(message)
     return typer.Exit(code)

@@ -9,6 +9,7 @@ from typer.main import get_command
 
 from querykey.cli.faults import STOPPED, Commands
 from querykey.cli.interrupts import insistent
+from querykey.cli.joining import one_speaks
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -69,7 +70,7 @@ def _all() -> None: ...
 def main() -> None:
     """Run the command line; the entry point of `querykey`."""
     try:
-        with insistent():
+        with one_speaks(), insistent():
             app(prog_name="querykey")
     except KeyboardInterrupt:
         sys.exit(STOPPED)

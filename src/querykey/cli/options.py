@@ -33,22 +33,35 @@ Out = Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey adapt` wrote.")]
 
 
-def prepare(device: str, threads: int | None, seed: int) -> None:
+def prepare(device: str, threads: int | None, seed: int, *, shares_out: bool = False) -> str:
     """Set threads and seed, and see that the device is there before anything long begins.
 
     Args:
         device: As torch names it.
         threads: At least 1; None leaves torch its own choice.
         seed: For what draws from torch's own generator, such as a model with random weights.
+        shares_out: Whether the command can be shared out over many processes; they meet here.
+
+    Returns:
+        The device of this process.
 
     Raises:
-        ConfigError: If there is no such device on this machine.
+        ConfigError: If there is no such device on this machine, or many processes do what is for one.
     """
+    from querykey.cli.joining import is_one_of_many, join
+
+    if is_one_of_many() and not shares_out:
+        from querykey.errors import ConfigError
+
+        raise ConfigError("this command is for one process; call it without torchrun")
     import torch
 
     from querykey.encoders.frozen_model import usable_device
 
     usable_device(device)
+    if is_one_of_many():
+        device = join(device)
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
+    return device

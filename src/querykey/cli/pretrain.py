@@ -68,7 +68,7 @@ def pretrain_source(
     )  # fmt: skip
     given = run.as_settings()
     source = _source(given.pop("data", None))
-    prepare(device, threads, run.seed or 0)
+    device = prepare(device, threads, run.seed or 0, shares_out=True)
     from querykey.cli.pretrain_display import display, show_start
     from querykey.cli.show import note
     from querykey.run_pretrain import pretrain
@@ -96,7 +96,7 @@ def resume_run(
     from querykey.run_folder import RunFolder
 
     before = RunFolder.read(run)
-    prepare(before.device, threads or before.threads, before.settings.seed)
+    prepare(before.device, threads or before.threads, before.settings.seed, shares_out=True)
     from querykey.cli.pretrain_display import display, show_start
     from querykey.cli.show import note
     from querykey.run_pretrain import resume

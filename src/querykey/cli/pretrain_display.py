@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from querykey.cli.joining import is_one_of_many
 from querykey.cli.show import line
 
 if TYPE_CHECKING:
@@ -81,7 +82,11 @@ def display() -> Iterator[tuple["Callable[[Shown], None] | None", Callable[[], b
     asked, is_training = threading.Event(), threading.Event()
 
     def ask(number: int, frame: Any) -> None:  # noqa: ARG001
-        if asked.is_set() or not is_training.is_set():  # before the first step there is nothing to lose
+        if not is_training.is_set():  # before the first step there is nothing to lose
+            raise KeyboardInterrupt
+        if asked.is_set():
+            if number == signal.SIGTERM and is_one_of_many():
+                return  # torchrun sends it after a Ctrl-C, which the process has heard itself
             raise KeyboardInterrupt
         asked.set()
         sys.stderr.write("\nstopping after this step; once more stops at once\n")

@@ -17,6 +17,7 @@ from querykey.data.idx import ArrayImages
 from querykey.data.items import Source
 from querykey.data.pixel_batches import Damage, DecodedPixels, HeldPixels, PixelBatch, Pixels
 from querykey.errors import DataError, RangeError, SourceError
+from querykey.processes import processes_here
 
 __all__ = ["PixelBatch", "Pixels", "read_pixels"]
 
@@ -76,7 +77,7 @@ def read_pixels(
         )
     if not len(source):
         raise DataError(f"{source.name} holds no images; at least one is needed")
-    limit = _available_memory() // 4 if memory_limit is None else memory_limit
+    limit = _available_memory() // (4 * processes_here()) if memory_limit is None else memory_limit
     items: Any = source.items
     if isinstance(items, ArrayImages) and min(items.pixels.shape[1:3]) <= 2 * size:
         pixels = items.pixels if items.pixels.ndim == 3 else items.pixels.transpose(0, 3, 1, 2)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from querykey.errors import ConfigError, OutOfMemoryError, RangeError
+from querykey.processes import current_processes
 from querykey.training.pretrain_settings import PretrainSettings
 
 __all__ = ["in_more_parts", "is_out_of_memory", "lengthened", "require_unchanged", "unlike", "versions"]
@@ -58,12 +59,16 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
-def unlike(before: Mapping[str, str], *, threads: int) -> list[str]:
+def unlike(
+    before: Mapping[str, str], *, threads: int, processes: int, settings: PretrainSettings
+) -> list[str]:
     """What may keep a run that goes on from ending with the bits of one that never stopped.
 
     Args:
         before: The `versions` it began with.
         threads: With which it began.
+        processes: Likewise.
+        settings: Of the run.
 
     Returns:
         A sentence each; none where all is as it was.
@@ -75,7 +80,16 @@ def unlike(before: Mapping[str, str], *, threads: int) -> list[str]:
     ]
     if torch.get_num_threads() != threads:
         others.append(f"threads were {threads} and are {torch.get_num_threads()}")
-    return [f"{words}: numbers may differ in their last bits from here on" for words in others]
+    now = current_processes().count
+    groups = []
+    if processes != now and settings.batch_norm == "device":
+        words = (
+            f"processes were {processes} and are {now}: each has batch norm over its own part of a batch, "
+        )
+        groups.append(f"{words}and the parts are others from here on")
+    elif processes != now:
+        others.append(f"processes were {processes} and are {now}")
+    return [f"{words}: numbers may differ in their last bits from here on" for words in others] + groups
 
 
 def lengthened(

@@ -1,0 +1,131 @@
+"""Many processes of one command, as torchrun starts them: they meet, and one speaks for all."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+
+from querykey.errors import ConfigError
+
+__all__ = ["is_one_of_many", "is_parting", "join", "one_speaks", "tell"]
+
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others: some read images, or write a checkpoint, while the others wait.
+One that has died is noticed at once, by the connection that it held."""
+ASKING = timedelta(seconds=5)
+
+_stderr = sys.stderr
+_joined = False
+
+
+def is_one_of_many() -> bool:
+    """Whether torchrun started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def join(device: str) -> str:
+    """Meet the other processes, in torch.distributed's default group.
+
+    Args:
+        device: As torch names it; "cuda" becomes the one of this process's number on its machine.
+
+    Returns:
+        The device of this process.
+
+    Raises:
+        ConfigError: If all are told to take one and the same accelerator, or they do not meet.
+    """
+    import torch
+    from torch import distributed
+
+    global _joined  # noqa: PLW0603 - a process joins once, and is told apart by it when a fault is told
+    kind = torch.device(device)
+    if kind.type == "cuda":
+        if kind.index is not None:
+            raise ConfigError(f"under torchrun give --device cuda: each process takes its own; got {device}")
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    try:
+        distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as fault:
+        raise ConfigError(f"the processes that torchrun started do not meet: {fault}") from fault
+    _joined = True
+    return device
+
+
+@contextmanager
+def one_speaks() -> Iterator[None]:
+    """Let the first of many processes alone write to the terminal; the others say why they end, if they must.
+
+    Yields:
+        Nothing.
+    """
+    global _stderr  # noqa: PLW0603 - what `tell` writes to while it is redirected
+    if not is_one_of_many():
+        yield
+        return
+    _stderr = sys.stderr
+    try:
+        if os.environ["RANK"] == "0":
+            yield
+            return
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    finally:
+        _part()
+
+
+def is_parting(fault: BaseException) -> bool:
+    """Whether an error only says that another process is gone.
+
+    Args:
+        fault: Of a call of torch.distributed, or any other.
+    """
+    if not _joined:
+        return False
+    from torch import distributed
+
+    words = str(fault).lower()
+    return isinstance(fault, distributed.DistError) or (
+        isinstance(fault, RuntimeError) and ("gloo" in words or "connection" in words or "peer" in words)
+    )
+
+
+def tell(message: str) -> None:
+    """Write why a process ends to standard error; what several of them end by, once.
+
+    Args:
+        message: One line.
+    """
+    if not is_one_of_many():
+        sys.stderr.write(f"{message}\n")
+        return
+    if _is_new(message):
+        rank = os.environ["RANK"]
+        _stderr.write(f"{message}\n" if rank == "0" else f"process {rank}: {message}\n")
+        _stderr.flush()
+
+
+def _is_new(message: str) -> bool:
+    from torch import distributed
+
+    try:
+        store = distributed.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=ASKING
+        )
+        return store.add(f"querykey/told/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
+    except (RuntimeError, ValueError, KeyError):  # nobody left to ask
+        return True
+
+
+def _part() -> None:
+    """Leave the others, where the command has come to its end."""
+    global _joined  # noqa: PLW0603
+    if _joined and sys.exc_info()[0] is None:
+        from torch import distributed
+
+        distributed.destroy_process_group()
+        _joined = False
