@@ -48,6 +48,7 @@ class InfoNCE(Strict):
 
     kind: Literal["info_nce"] = "info_nce"
     temperature: PositiveFloat | None = None
+    form: Literal["auto", "plain", "streamed"] | None = None
 
 
 class ScoreDistillation(Strict):
@@ -56,6 +57,7 @@ class ScoreDistillation(Strict):
     kind: Literal["score_distillation"] = "score_distillation"
     temperature: PositiveFloat | None = None
     target_temperature: PositiveFloat | None = None
+    form: Literal["auto", "plain", "streamed"] | None = None
 
 
 class ScoreDifference(Strict):

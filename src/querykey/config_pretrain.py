@@ -98,6 +98,7 @@ class LossTable(Strict):
     positive_margin: float | None = None
     negative_margin: float | None = None
     mining: Literal["all", "hard", "semi_hard"] | None = None
+    form: Literal["auto", "plain", "streamed"] | None = None
 
 
 class DictionaryTable(Strict):

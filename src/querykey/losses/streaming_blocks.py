@@ -190,9 +190,9 @@ def _push_keys(
         shifted = piece.logits.add_(penalty(numbers)).sub_(log_sum)
         shifted.clamp_(min=NOTHING).exp_().mul_(numbers)
         part = to_keys[piece.start : piece.start + shifted.shape[1]]
-        part.addmm_(shifted.T, pushing)
         if piece.places is None:
-            part.addmm_(piece.pull.T, pulling, alpha=-1)
+            shifted.addcmul_(piece.pull, share, value=-1)
         else:
             rows, columns = piece.places
             part.index_add_(0, columns, pulling[rows] * piece.pull[:, None], alpha=-1)
+        part.addmm_(shifted.T, pushing)
