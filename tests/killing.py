@@ -79,10 +79,12 @@ class Moment:
     Args:
         seconds: The time.
         file: The file; None: from the start.
+        signals: What it is sent, one after the other.
     """
 
     seconds: float
     file: Path | None = None
+    signals: tuple = (signal.SIGKILL,)
     seen: float = 0.0
 
     def has_come(self, now):
@@ -122,7 +124,8 @@ class Warm:
             if select.select([self._server.stdout], [], [], PAUSE)[0]:
                 break
             if moment.has_come(time.monotonic() - begun):
-                os.kill(pid, signal.SIGKILL)
+                for number in moment.signals:
+                    os.kill(pid, number)
                 break
         return int(self._read())
 

@@ -33,7 +33,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             yield aside
+            _to_disk(aside)
             aside.rename(path)
+            _sync(path.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -105,6 +107,24 @@ def is_full_disk(fault: BaseException) -> bool:
     return getattr(fault, "errno", None) in numbers or any(
         f"os error {number})" in text for number in numbers
     )
+
+
+def _to_disk(folder: Path) -> None:
+    """Force all below a folder to the disk: a name that outlives a power cut must not name half a file."""
+    for where, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(where) / name)
+        _sync(Path(where))
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":  # systems whose folders cannot be opened do it by themselves
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -5,8 +5,11 @@ import signal
 import sys
 
 import pytest
-from killing import Warm, assert_same_run, kill_until_it_ends, timed
+from killing import Moment, Warm, assert_same_run, kill_until_it_ends, timed
 from pretraining_toys import put_stripes, small_run
+
+from querykey.cli.faults import STOPPED
+from querykey.training.checkpoint import latest_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 STEPS = 12
@@ -41,3 +44,31 @@ def test_a_run_that_dies_at_a_call_that_writes_goes_on_or_is_not_there(call, war
     again = ("resume", run, "--threads", 1) if is_there else begin
     assert warm.run(*again) == 0, warm.log.read_text()
     assert_same_run(whole, run, steps=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(number, warm):
+    run, whole = warm.folder / f"asked-{number}", warm.folder / "moco-v3-whole"
+    if not whole.exists():
+        timed(warm, *small_run("images", whole, "moco-v3", steps=STEPS))
+    begin = small_run("images", run, "moco-v3", steps=STEPS)
+    moment = Moment(0.0, run / "checkpoints" / "step-000000002.json", (number,))
+    assert warm.run(*begin, moment=moment) == STOPPED
+    last = warm.log.read_text().splitlines()[-1]
+    kept = latest_checkpoint(run / "checkpoints").step
+    assert 2 <= kept < STEPS
+    assert last == f"note: stopped after step {kept}; go on with: querykey resume {run}"
+    assert warm.run("resume", run, "--threads", 1) == 0
+    assert_same_run(whole, run, steps=STEPS)
+
+
+def test_a_run_that_is_asked_twice_stops_at_once_and_goes_on_from_what_was_kept(warm):
+    run, whole = warm.folder / "twice", warm.folder / "moco-v3-whole"
+    if not whole.exists():
+        timed(warm, *small_run("images", whole, "moco-v3", steps=STEPS))
+    begin = small_run("images", run, "moco-v3", steps=STEPS)
+    moment = Moment(0.0, run / "checkpoints" / "step-000000002.json", (signal.SIGTERM, signal.SIGINT))
+    assert warm.run(*begin, moment=moment) == STOPPED
+    assert "Traceback" not in warm.log.read_text()
+    assert warm.run("resume", run, "--threads", 1) == 0
+    assert_same_run(whole, run, steps=STEPS)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,23 @@ def test_nothing_is_written_over(tmp_path):
     with new_file(precious, overwrite=True) as aside:
         aside.write_text("b")
     assert precious.read_text() == "b"
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a power cut could leave the name with half of what it names."""
+    synced, sync = [], os.fsync
+
+    def recorded(handle):
+        synced.append(((tmp_path / "run").exists(), Path(f"/proc/self/fd/{handle}").readlink().name))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    with new_folder(tmp_path / "run") as aside:
+        (aside / "a").write_text("a")
+        (aside / "deep").mkdir()
+        (aside / "deep" / "b").write_text("b")
+    assert {name for is_there, name in synced if not is_there} == {"a", "b", "deep", "run.partial"}
+    assert [name for is_there, name in synced if is_there] == [tmp_path.name]
 
 
 def test_an_empty_folder_may_be_used(tmp_path):
