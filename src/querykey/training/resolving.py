@@ -9,9 +9,8 @@ from querykey.encoders.backbones import Stem
 from querykey.encoders.batchnorm import BatchNormKind
 from querykey.encoders.projection import HeadKind, LastNorm
 from querykey.errors import ConfigError, RangeError
-from querykey.losses.streaming import is_streamed
 from querykey.optim import scaled_learning_rate
-from querykey.training.dictionary_plan import look_up_size
+from querykey.training.dictionary_plan import loss_form
 from querykey.training.dictionary_settings import METHODS, check_dictionary, default_capacity
 from querykey.training.pretrain_settings import (
     CROPS,
@@ -90,11 +89,9 @@ def resolve_settings(
 
 def _with_form(settings: PretrainSettings, images: int) -> Mapping[str, Any]:
     """The loss's options, with the form that suits the size of its look-up where nobody has chosen one."""
-    options = settings.loss_options
-    if not takes_form(settings.loss) or options.get("form", "auto") != "auto":
-        return options
-    streamed = is_streamed(*look_up_size(settings, items=images), of_views=settings.method == "simclr")
-    return {**options, "form": "streamed" if streamed else "plain"}
+    if not takes_form(settings.loss):
+        return settings.loss_options
+    return {**settings.loss_options, "form": loss_form(settings, items=images)}
 
 
 def _batch(settings: PretrainSettings, images: int) -> int:
