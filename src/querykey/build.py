@@ -20,7 +20,9 @@ from querykey.outputs import check_new, new_folder
 from querykey.processes import current_processes
 from querykey.records import Records
 from querykey.run_data import DataAt, open_features
+from querykey.training.fit_memory import describe_fit_memory
 from querykey.training.saved import DESCRIPTION, put_saved
+from querykey.training.settings import AdapterSettings, situation_of
 
 __all__ = ["Notify", "Progress", "Run", "adapt", "estimator", "fit", "load_run", "told"]
 
@@ -69,6 +71,11 @@ def estimator(run: AdaptRun) -> Adapter:
         >>> estimator(read_run(None, ["loss.temperature=0.1", "memory=in_batch"])).get_params()["memory"]
         'in_batch'
     """
+    return Adapter(**_given(run))
+
+
+def _given(run: AdaptRun) -> dict[str, Any]:
+    """What is not left to the defaults."""
     given: dict[str, Any] = {
         name: getattr(run, name)
         for name in ("dim", "side", "steps", "batch_size", "learning_rate", "weight_decay", "held_out",
@@ -81,7 +88,7 @@ def estimator(run: AdaptRun) -> Adapter:
         given |= {"loss": None if run.loss.kind == "auto" else run.loss.kind, "loss_options": options or None}
     if run.memory is not None:
         given |= {"memory": run.memory.kind, **run.memory.model_dump(exclude={"kind"})}
-    return Adapter(**{name: value for name, value in given.items() if value is not None})
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def fit(
@@ -117,6 +124,14 @@ def fit(
             return adapter.fit(features, record=record)
 
 
+def _memory(run: AdaptRun, features: Features) -> str:
+    settings = AdapterSettings(**_given(run))
+    labels = features.labels if run.task == "labels" else None
+    situation = situation_of(labels=labels, has_pairs=run.task == "pairs")
+    items = round(len(features) * (1 - settings.held_out))
+    return describe_fit_memory(settings, situation=situation, items=items, width=features.dim)
+
+
 def adapt(
     at: DataAt,
     run: AdaptRun,
@@ -124,6 +139,7 @@ def adapt(
     *,
     progress: Progress | None = None,
     notify: Notify | None = None,
+    begin: Notify | None = None,
 ) -> Run:
     """Fit an adapter to features and write a run folder: adapter, run.json and metrics.jsonl.
 
@@ -135,6 +151,7 @@ def adapt(
         out: The folder, which must not exist yet.
         progress: Called with (steps taken, steps in all, where the run says them) now and then.
         notify: Called with what is worth knowing, such as a setting that was lowered.
+        begin: Called with what it takes of the memory, before the first step.
 
     Returns:
         The run.
@@ -157,6 +174,8 @@ def adapt(
         adapter = fit(run, features)
         processes.wait()
         return Run(out, adapter, run, about)
+    if begin is not None:
+        begin(_memory(run, features))
     with new_folder(out) as aside:
         metrics = Records(aside / METRICS)
 

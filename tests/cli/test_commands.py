@@ -38,6 +38,7 @@ def test_adapt_writes_a_run_that_loads(labelled_run, data):
 def test_adapt_says_what_it_did(querykey, data, tmp_path):
     said = querykey("adapt", data / "train.npz", "--out", tmp_path / "run", "--dim", 4, *FAST)
     assert said.code == 0
+    assert said.flat.startswith("memory: loss about 1 MiB (plain, ")
     assert f"{tmp_path / 'run'}: 12 -> 4, 5 steps" in said.flat
     assert "on rows held out: 0." in said.flat or "training did not help" in said.flat
     assert said.err == ""

@@ -58,12 +58,18 @@ def test_pretrain_says_what_it_chose_before_and_found_after(pretrained):
         "3 steps of 16 images", "float32, contiguous",
         "sgd: learning rate 0.0125 (rule linear, batch 16), weight decay 0.0005, rises in the first 10%",
         "loss nt_xent: temperature 0.2", "dictionary: the batch, 31 candidates a query",
+        "memory: loss about 1 MiB (plain, 32 x 32 scores)",
         "views grayscale:", "a step takes 0.",
         f"{run}: 3 steps, 48 images seen", "kNN of h on 3 images held out:", "pretext task solved",
         "decoding and views took",
     ):  # fmt: skip
         assert words in said.flat
     assert said.out.splitlines()[-1] == f"next: querykey evaluate {run} --on SOURCE"
+
+
+def test_doctor_says_what_the_loss_of_a_pretraining_takes(querykey, images):
+    said = querykey("doctor", images / "train")
+    assert "pretrain, 256 images a step: memory: loss about 6 MiB (plain, 512 x 512 scores)" in said.flat
 
 
 def test_a_run_with_a_queue_says_what_it_is_and_how_it_was(querykey, images, tmp_path):

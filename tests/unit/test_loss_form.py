@@ -1,17 +1,24 @@
 """Plain or streamed: chosen once, before the first step, by the size of a look-up, and written down."""
 
 import json
+import re
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from pretraining_toys import DIGITS, TINY
 
 from querykey import pretrain
 from querykey.losses import streaming
-from querykey.training import calibration
+from querykey.training import calibration, course
 from querykey.training.dictionary_plan import describe_memory, look_up_size
+from querykey.training.fit_adapter import fit_adapter
+from querykey.training.fit_memory import describe_fit_memory
+from querykey.training.objectives import objective
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.resolving import resolve_settings
+from querykey.training.settings import AdapterSettings, situation_of
 
 WAYS = {
     "simclr": {},
@@ -110,3 +117,48 @@ def test_a_run_of_before_has_no_form_and_goes_by_size():
 def test_the_memory_is_told_before_the_first_step(given, words):
     assert describe_memory(resolved(**given), items=50_000, width=128) == words
     assert len(words) <= 78
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ({}, None),
+        ({"capacity": 100}, None),
+        ({"memory": "in_batch"}, None),
+        ({"loss": "score_difference", "neighbours": 3}, None),
+        ({"loss": "info_nce", "negatives": 2, "positives": 1, "sampled": 10}, 40),
+        ({"loss": "nca"}, 3),
+    ],
+)
+def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels, monkeypatch):
+    """Of a union of selected rows, each once, it is the most that it can be."""
+    sizes = []
+
+    def watched(name, **options):
+        made = objective(name, **options)
+
+        def loss(lookup, *target):
+            sizes.append((len(lookup), len(lookup.keys)))
+            return made.loss(lookup, *target)
+
+        return replace(made, loss=loss)
+
+    monkeypatch.setattr(course, "objective", watched)
+    vectors = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
+    classes = None if labels is None else torch.arange(200) % labels
+    settings = AdapterSettings(dim=4, steps=3, batch_size=32, **given)
+    fit_adapter(vectors, settings, labels=classes)
+    situation = situation_of(labels=classes, has_pairs=False)
+    words = describe_fit_memory(settings, situation=situation, items=180, width=12)
+    queries, keys = map(int, re.search(r"([\d,]+) x ([\d,]+) scores", words).groups())
+    assert {rows for rows, _ in sizes} == {queries} == {32}
+    largest = max(held for _, held in sizes)
+    if given.get("loss") is None:
+        assert largest == keys
+    assert largest <= keys <= 32 + 180
+
+
+def test_a_form_that_was_asked_for_is_told_of_a_fit():
+    settings = AdapterSettings(loss_options={"form": "streamed"}, dim=256)
+    words = describe_fit_memory(settings, situation="fine classes", items=20_000, width=512)
+    assert words == "memory: loss about 13 MiB (streamed, 128 x 2,176 scores), features 39 MiB"

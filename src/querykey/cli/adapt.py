@@ -50,7 +50,7 @@ def adapt_features(
 
     at = DataAt(features, column, run.labels, pair_column, split)
     with progress("adapting") as tick:
-        made = adapt(at, run, out, progress=tick, notify=note)
+        made = adapt(at, run, out, progress=tick, notify=note, begin=line)
     report, fc = made.adapter.report_, made.adapter.fc_
     line(f"{out}: {fc.width} -> {fc.dim}, {report['steps_taken']} steps, {report['seconds']:.1f} s")
     change = f"{report['start']:.3f} -> {report['best']:.3f}"

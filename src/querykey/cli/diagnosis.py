@@ -10,6 +10,7 @@ import torch
 from querykey.cli.machine import Machine
 from querykey.data.features import Features
 from querykey.lookup import UNLABELLED
+from querykey.losses.streaming import loss_bytes
 
 __all__ = ["Diagnosis", "advise", "cost_of_fit", "diagnose", "warnings_of"]
 
@@ -138,8 +139,8 @@ def cost_of_fit(found: Diagnosis, machine: Machine, *, dim: int) -> tuple[int, f
     once = 2 * memory * memory * found.dim + 4 * min(found.rows, CAPACITY) * found.dim**2
     # backward costs twice the forward; small products run at half the rate of the large one measured
     seconds = (3 * forward * steps + once) / (machine.rate / 2)
-    size = 4 * (2 * memory * found.dim + 3 * projected * dim + 6 * batch * memory + 8 * found.dim * dim)
-    return size, seconds
+    size = 4 * (2 * memory * found.dim + 3 * projected * dim + 8 * found.dim * dim)
+    return size + loss_bytes(batch, memory, dim, "auto"), seconds
 
 
 def advise(found: Diagnosis, path: str | Path, *, label_column: str) -> tuple[str, str]:

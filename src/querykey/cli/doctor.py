@@ -129,6 +129,13 @@ def _show_source(name: str, source: "Source") -> None:
         rows.append(("pairs", f"{len(source.pairs):,}"))
     table((name, ""), rows, words=(0, 1))
     model = {"image": "timm:NAME@WEIGHTS", "text": "st:NAME-OR-FOLDER"}.get(source.kind, "MODEL")
+    if source.kind == "image":
+        from querykey.training.dictionary_plan import describe_memory
+        from querykey.training.pretrain_settings import PretrainSettings
+
+        usual = PretrainSettings()
+        told = describe_memory(usual, items=len(source), width=usual.head_dim)
+        line(f"pretrain, {usual.batch_size} images a step: {told}")
     line(f"use:  querykey embed {quote(name)} --model {model} --out FEATURES", whole=True)
     line("why:  adapt works on the features of a frozen model; embed makes them once and keeps them.")
     line("then: querykey doctor FEATURES")

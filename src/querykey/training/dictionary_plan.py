@@ -5,11 +5,13 @@ from typing import assert_never
 
 from querykey.dictionaries.queue import stale_copies
 from querykey.encoders.momentum import half_life
-from querykey.losses.streaming import loss_bytes
+from querykey.losses.streaming import Form, is_streamed, loss_bytes
 from querykey.training.pretrain_settings import PretrainSettings
+from querykey.training.view_objectives import takes_form
 
 __all__ = [
     "describe_dictionary", "describe_memory", "dictionary_concerns", "key_half_life", "look_up_size",
+    "loss_form",
 ]  # fmt: skip
 
 
@@ -82,6 +84,25 @@ def look_up_size(settings: PretrainSettings, *, items: int) -> tuple[int, int]:
             assert_never(never)
 
 
+def loss_form(settings: PretrainSettings, *, items: int) -> Form:
+    """The form of the loss: as it was chosen, or by the size of what is looked up.
+
+    Args:
+        settings: Resolved, but for that.
+        items: Images trained on.
+
+    Returns:
+        "plain" or "streamed"; plain where the loss has no other.
+    """
+    given: Form = settings.loss_options.get("form", "auto")
+    if not takes_form(settings.loss):
+        return "plain"
+    if given != "auto":
+        return given
+    size = look_up_size(settings, items=items)
+    return "streamed" if is_streamed(*size, of_views=settings.method == "simclr") else "plain"
+
+
 def describe_memory(settings: PretrainSettings, *, items: int, width: int) -> str:
     """What loss and dictionary take of the memory, beside the encoder's own.
 
@@ -94,7 +115,7 @@ def describe_memory(settings: PretrainSettings, *, items: int, width: int) -> st
         A line of at most 78 characters.
     """
     queries, keys = look_up_size(settings, items=items)
-    form = settings.loss_options.get("form", "plain")
+    form = loss_form(settings, items=items)
     size = loss_bytes(queries, keys, width, form)
     words = f"memory: loss about {max(1, size >> 20):,} MiB ({form}, {queries:,} x {keys:,} scores)"
     held = items if settings.method == "memory-bank" else settings.capacity
