@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from querykey.errors import CollapseError
 from querykey.processes import Processes
 from querykey.training.learner import Learner
 from querykey.training.pretrain import make_encoder
@@ -32,6 +33,7 @@ class Case:
 
 
 SPLIT = {"batch_size": 8, "batch_norm": "split", "batch_norm_groups": 4}
+STREAMED, PLAIN = {"loss_options": {"form": "streamed"}}, {"loss_options": {"form": "plain"}}
 DEVICE = {"batch_size": 8, "batch_norm": "device"}
 CASES = {
     **{f"simclr, {loss}": Case("simclr", {"loss": loss}) for loss in _LOSSES},
@@ -40,11 +42,13 @@ CASES = {
     "simclr, chunks": Case("simclr", {"chunks": 3}),
     "simclr, chunks beside one": Case("simclr", {"chunks": 2}, {"chunks": 1}),
     "simclr, checkpointing": Case("simclr", {"checkpointing": True}),
+    "simclr, streamed": Case("simclr", STREAMED, PLAIN),
     "simclr, layer norm": Case("simclr", {"batch_norm": "layer"}),
     "simclr, own norms": Case("simclr", DEVICE, {"batch_norm": "split"}),
     "moco": Case("moco", {**SPLIT, "capacity": 20}),
     "moco, own norms": Case("moco", {**DEVICE, "capacity": 20}, {"batch_norm": "split"}),
     "moco, float32": Case("moco", {**SPLIT, "capacity": 20}, dtype=torch.float32),
+    "moco, streamed": Case("moco", {**SPLIT, **STREAMED, "capacity": 20}, PLAIN),
     "moco, symmetric": Case(
         "moco",
         {**SPLIT, "symmetric": True, "start": "random", "learned_temperature": True, "capacity": 30},
@@ -56,6 +60,7 @@ CASES = {
     "memory-bank": Case("memory-bank"),
     "memory-bank, info_nce": Case("memory-bank", {"contrast": "info_nce", "negatives": 7}),
     "memory-bank, nce": Case("memory-bank", {"contrast": "nce", "negatives": 7, "proximal": 0.3}),
+    "memory-bank, streamed": Case("memory-bank", STREAMED, PLAIN),
     "memory-bank, chunks": Case("memory-bank", {"chunks": 2, "learned_temperature": True}),
     "end-to-end": Case("end-to-end", {"symmetric": False}),
     "end-to-end, shared": Case("end-to-end", {"separate": False, "symmetric": True}),
@@ -119,10 +124,29 @@ def _pair(step, images, dtype):
     return ViewPair(*(view.to(dtype) for view in views), ids, ids % 4, 0.0)
 
 
+def collapsed(processes):
+    """What a step says if the last process alone has a query that is not a number, and what it changed."""
+    settings = settings_of(Case("moco", {"batch_norm": "layer", "capacity": 20}), 1, alone=False)
+    encoder = make_encoder(settings, channels=1, processes=processes)
+    learner = Learner(encoder, settings, torch.device("cpu"), items=ITEMS, processes=processes)
+    before = copy.deepcopy(learner.encoder.state_dict())
+    pair = _pair(0, settings.batch_size, torch.float32)
+    pair.view_1[-1] = torch.nan
+    part = processes.part(len(pair.ids))
+    try:
+        learner.take(0, pair._replace(view_1=pair.view_1[part], view_2=pair.view_2[part]), steps=STEPS)
+    except CollapseError as fault:
+        after = learner.encoder.state_dict()
+        is_as_before = all(torch.equal(after[name], value) for name, value in before.items())
+        return "the loss is nan" in str(fault) and is_as_before and len(learner.dictionary) == 0
+    return False
+
+
 def every_case(processes: Processes):
     """All of them, for the processes that a test starts."""
-    return {
+    found = {
         f"{name}: {key}": value
         for name in CASES
         for key, value in taken(name, processes, count=processes.count).items()
     }
+    return found | {"collapsed": torch.tensor(collapsed(processes))}

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from querykey.encoders.global_batchnorm import GlobalBatchNorm
 from querykey.processes import current_processes
 
 SECONDS = 120
@@ -83,3 +84,42 @@ def exchange(processes):
         "kind": torch.tensor(first["kind"] == "bfloat16"), "empty": processes.gather(torch.ones(1 - rank), 1),
         "none": torch.tensor(processes.from_first(None if rank == 0 else 3) is None),
     }  # fmt: skip
+
+
+def normed(norm, rows, part=slice(None)):
+    """What a norm makes of its part of some rows in two steps, and what flows back."""
+    out = {}
+    for step in range(2):
+        own = (rows[part] * (step + 1) + step).clone().requires_grad_()
+        made = norm(own)
+        places = torch.arange(made.numel() // len(made) * len(rows), dtype=rows.dtype).view(rows.shape)[part]
+        (made**3 * (places + 1).cos()).sum().backward()
+        out[f"rows {step}"], out[f"gradient {step}"] = made.detach(), own.grad
+    state = {f"state {key}": value for key, value in norm.state_dict().items()}
+    return out | {f"weight {key}": weight.grad for key, weight in norm.named_parameters()} | state
+
+
+NORMS = {
+    "maps": (5, {"momentum": None}), "columns": (7, {"affine": False}), "one row each": (2, {}),
+    "no running statistics": (5, {"track_running_stats": False}),
+}  # fmt: skip
+
+
+def rows_of(name):
+    """Rows for one of `NORMS`, far from 0 in one channel."""
+    shape = (NORMS[name][0], 2, *([3, 2] if name == "maps" else []))
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn[:, 1] += 1000
+    return drawn
+
+
+def norms(processes):
+    """The part of a process in every norm, with weights that differ from 1 and 0."""
+    found = {}
+    for name, (count, options) in NORMS.items():
+        norm = GlobalBatchNorm(2, **options).double()
+        for place, weight in enumerate(norm.parameters()):
+            torch.nn.init.constant_(weight, 0.5 + place)
+        given = normed(norm, rows_of(name), processes.part(count))
+        found |= {f"{name}: {key}": value for key, value in given.items()}
+    return found | exchange(processes)

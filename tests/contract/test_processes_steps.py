@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from process_cases import CASES, taken
+from process_cases import CASES, collapsed, taken
 from process_toys import distance, together
 
 from querykey.processes import ALONE
@@ -39,6 +39,11 @@ def test_several_leave_what_one_leaves(case, several):
         assert found[key].dtype == value.dtype
         assert distance(found[key], value) <= most, (key, distance(found[key], value))
     assert any(key.startswith("gradient") for key in found)
+
+
+def test_a_loss_that_is_no_number_on_one_ends_all(several):
+    assert all(member["collapsed"] for member in several)
+    assert collapsed(ALONE)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
-from process_toys import ROWS, together
+from process_toys import NORMS, ROWS, normed, rows_of, together
 
 from querykey.errors import RangeError, ShapeError
 from querykey.processes import ALONE, Processes, current_processes
+from querykey.training.learner import Learner
+from querykey.training.pretrain import make_encoder
+from querykey.training.pretrain_settings import PretrainSettings
+from querykey.training.resolving import resolve_settings
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
@@ -36,9 +42,13 @@ def test_what_does_not_exist():
         Processes(1, 2).gather(ROWS[:3], 5)
 
 
-def test_two_gather_with_gradient_sum_and_follow_the_first(tmp_path):
-    found = together("process_toys:exchange", 2, tmp_path)
-    for rank, one in enumerate(found):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return together("process_toys:norms", 2, tmp_path_factory.mktemp("two"))
+
+
+def test_two_gather_with_gradient_sum_and_follow_the_first(two):
+    for rank, one in enumerate(two):
         assert torch.equal(one["every"], ROWS)
         rows = range(5)[Processes(rank, 2).part(5)]
         assert one["gradient"].tolist() == [[11.0 * (row + 1)] * 2 for row in rows]  # of both processes
@@ -50,3 +60,36 @@ def test_two_gather_with_gradient_sum_and_follow_the_first(tmp_path):
         assert one["kind"]
         assert one["none"]
         assert one["empty"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_global_batch_norm_is_that_of_all_rows_with_its_gradient(name, two):
+    options = NORMS[name][1]
+    kind = torch.nn.BatchNorm2d if name == "maps" else torch.nn.BatchNorm1d
+    norm = kind(2, **options).double()
+    for place, weight in enumerate(norm.parameters()):
+        torch.nn.init.constant_(weight, 0.5 + place)
+    wanted = normed(norm, rows_of(name))
+    for key, value in wanted.items():
+        parts = [one[f"{name}: {key}"] for one in two]
+        if key.startswith(("rows", "gradient")):
+            found = torch.cat(parts)
+        elif key.startswith("weight"):  # each has that of its own rows
+            found = sum(parts)
+        else:
+            assert torch.equal(*parts)
+            found = parts[0]
+        torch.testing.assert_close(found, value, rtol=1e-7, atol=1e-8)
+
+
+def test_what_is_drawn_is_keyed_by_step_and_process():
+    settings = resolve_settings(PretrainSettings.of("simclr", steps=3), images=9, channels=1, side=8)
+
+    def drawn(step, processes):
+        learner = Learner(make_encoder(settings, channels=1), settings, CPU, items=9, processes=processes)
+        with learner._drawing(step):
+            return torch.rand(3).tolist()
+
+    all_of_them = [drawn(step, Processes(rank, 3)) for step in (0, 1) for rank in range(3)]
+    assert drawn(1, ALONE) == all_of_them[3]
+    assert len({tuple(one) for one in all_of_them}) == 6
