@@ -90,8 +90,8 @@ def beside_lightly(images: int) -> list[Row]:
     for peer in ("plain", "lightly"):
         if peer in named and peer != ours:
             faster = median_ratio(seconds[peer], seconds[ours])
-            rows.append(Row(f"{of}: {peer} seconds by ours", faster, "", None, figures))
-            rows.append(Row(f"{of}: our MB by {peer}", memory[ours] / memory[peer], "", None, figures))
+            rows.append(Row(f"{of}: {peer} seconds by ours", faster, "", None, {}))
+            rows.append(Row(f"{of}: our MB by {peer}", memory[ours] / memory[peer], "", None, {}))
     return rows
 
 
