@@ -89,7 +89,7 @@ def new_course(
     if settings.batch_size < asked.batch_size:
         notify(f"{trained_on} images to train on: lowered batch_size {asked.batch_size} to all of them")
     while True:
-        encoder = make_encoder(settings, channels=pixels.channels)
+        encoder = make_encoder(settings, channels=pixels.channels, processes=processes)
         try:
             course = put_together(
                 encoder, settings, pixels, parted, device=device, begun=begun, processes=processes
@@ -121,11 +121,11 @@ def same_course(
         A run whose weights are those before its first step, or any others where it began from given ones.
     """
     parted = part(pixels.ids, _labels(source, pixels), held_out=settings.held_out, seed=settings.seed)
-    encoder = make_encoder(replace(settings, init=None), channels=pixels.channels)
+    processes = current_processes()
+    encoder = make_encoder(replace(settings, init=None), channels=pixels.channels, processes=processes)
     return put_together(
-        encoder, settings, pixels, parted, device=device, begun=begun, measure=False,
-        processes=current_processes(),
-    )  # fmt: skip
+        encoder, settings, pixels, parted, device=device, begun=begun, measure=False, processes=processes
+    )
 
 
 def _labels(source: Source, pixels: Pixels) -> Tensor | None:
