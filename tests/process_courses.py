@@ -7,6 +7,7 @@ import torch
 
 from querykey.data.items import Source
 from querykey.data.pixel_batches import Damage, HeldPixels
+from querykey.errors import DataError
 from querykey.training import calibration
 from querykey.training.parting import part
 from querykey.training.pretrain import Loop, make_encoder, train
@@ -41,18 +42,21 @@ class Losing(HeldPixels):
         return ((LOST, "gone"),)
 
 
-def _pixels(kind=HeldPixels):
+def _pixels(kind=HeldPixels, damaged=()):
     drawn = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8), dtype=np.uint8)
     drawn[::2] //= 4
     source = Source("made", "image", drawn, [str(row) for row in range(IMAGES)], None, (), "")
-    return kind(drawn, 1, IMAGES, Damage(source))
+    damage = Damage(source)
+    for row in damaged:
+        damage.add(row, "damaged")
+    return kind(np.delete(drawn, damaged, axis=0) if damaged else drawn, 1, IMAGES, damage)
 
 
 def run(processes, settings, *, stop=lambda: False, pixels=None):
     """A course of these settings: what was trained, and what the monitors saw."""
     calibration.TRIALS = calibration.STEADY_TRIALS = 1
     pixels = pixels or _pixels()
-    parted = part(pixels.ids, torch.arange(IMAGES) % 2, held_out=6, seed=0)
+    parted = part(pixels.ids, pixels.ids % 2, held_out=6, seed=0)
     resolved = resolve_settings(
         PretrainSettings.of(**TINY | settings), images=len(parted.train), channels=1, side=8
     )
@@ -78,6 +82,16 @@ def run(processes, settings, *, stop=lambda: False, pixels=None):
     return first | seen | ended | course.learner.tensors()
 
 
+def says_other_images(processes):
+    """Whether a run of this process is refused where the last one has lost an image beforehand."""
+    pixels = _pixels(damaged=[LOST] if processes.rank == processes.count - 1 else [])
+    try:
+        run(processes, WAYS["memory-bank"], pixels=pixels)
+    except DataError as fault:
+        return "images to train on, and not the same ones" in str(fault)
+    return False
+
+
 def every_course(processes):
     """All of them, then a run that one process stops, one that loses an image, and one by the clock."""
     found = {f"{way}: {key}": value for way in WAYS for key, value in run(processes, WAYS[way]).items()}
@@ -89,5 +103,6 @@ def every_course(processes):
     # the clocks of the processes do not agree: the others would measure for longer
     calibration.STEADY_SECONDS = 0.01 if processes.rank == 0 else 100.0
     timed = run(processes, WAYS["simclr, chunks"] | {"steps": None, "minutes": 0.001, "layout": "auto"})
+    found["other images"] = torch.tensor(says_other_images(processes))
     last = {"stopped": stopped, "lost": lost, "timed": timed}
     return found | {f"{way}: {key}": value for way, run_ in last.items() for key, value in run_.items()}

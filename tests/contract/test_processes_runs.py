@@ -65,6 +65,10 @@ def test_an_image_that_one_process_loses_is_lost_to_all(several):
     assert (written > 0).sum() >= 40
 
 
+def test_processes_that_find_other_images_all_say_so(several):
+    assert all(member["other images"] for member in several)
+
+
 def test_what_cannot_be_parted():
     for processes, settings, fault, said in (
         (Processes(0, 3), WAYS["moco"], RangeError, "groups does not share out over 3 processes"),

@@ -11,7 +11,7 @@ import torch
 
 from querykey.data.pixels import Pixels
 from querykey.encoders.projection import ViewEncoder
-from querykey.errors import RangeError
+from querykey.errors import DataError, RangeError
 from querykey.lookup import Lookup
 from querykey.processes import ALONE, Processes
 from querykey.training.calibration import Calibration, calibrate, steps_in
@@ -168,6 +168,10 @@ def put_together(
 
     Returns:
         The `Course`, whose settings are complete.
+
+    Raises:
+        RangeError: If there are fewer images than a batch has, or a process would have fewer than 2 of one.
+        DataError: If the processes have not found the same images.
     """
     if len(parted.train) < settings.batch_size:
         raise RangeError(
@@ -179,6 +183,7 @@ def put_together(
             f"a batch of {settings.batch_size} images over {processes.count} processes; each needs 2 at "
             "least: raise batch_size or start fewer processes"
         )
+    _require_same_images(parted, device, processes)
     images = TrainingImages(
         pixels, parted.train, settings.make_views(pixels.channels), settings, device=device,
         labels=parted.train_labels, processes=processes,
@@ -191,6 +196,18 @@ def put_together(
         _measure(course, device, begun)
     _use_layout(course.learner, images, course.settings.layout)
     return course
+
+
+def _require_same_images(parted: Parted, device: torch.device, processes: Processes) -> None:
+    if processes.count == 1:
+        return
+    own = torch.tensor([[len(parted.train), int(parted.train.sum())]], device=device)
+    every = processes.gather(own, processes.count)
+    if bool((every != every[0]).any()):
+        raise DataError(
+            f"the processes have found {every[:, 0].tolist()} images to train on, and not the same ones; "
+            "give each machine all files"
+        )
 
 
 def _start(encoder: ViewEncoder, images: TrainingImages) -> None:
