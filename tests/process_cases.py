@@ -66,6 +66,16 @@ CASES = {
     "end-to-end, shared": Case("end-to-end", {"separate": False, "symmetric": True}),
     "end-to-end, shuffled": Case("end-to-end", {**SPLIT, "shuffle": True}),
     "end-to-end, checkpointing": Case("end-to-end", {"checkpointing": True, "separate": False}),
+    "moco, sharded": Case(
+        "moco",
+        {**SPLIT, "capacity": 21, "sharded": True, "symmetric": True, "start": "random",
+         "learned_temperature": True},
+    ),
+    "moco-v2, sharded": Case(
+        "moco-v2", {**STREAMED, "capacity": 25, "same_id": "negative", "sharded": True}, PLAIN
+    ),
+    "memory-bank, sharded": Case("memory-bank", {"proximal": 0.3, "sharded": True}),
+    "memory-bank, sharded nce": Case("memory-bank", {"contrast": "nce", "negatives": 7, "sharded": True}),
     "xbm": Case("xbm", {"capacity": 17, "memory_warm_up": 0.4, "align": "kalman"}),
     "xbm, chunks": Case("xbm", {"capacity": 17, "chunks": 2, "loss": "multi_similarity"}),
 }  # fmt: skip

@@ -116,6 +116,7 @@ class DictionaryTable(Strict):
     prefill: bool | None = None
     align: Literal["none", "moments", "kalman"] | None = None
     items_per_class: AtLeastTwo | None = None
+    sharded: bool | None = None
 
 
 class KeyEncoderTable(Strict):

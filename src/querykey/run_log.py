@@ -90,6 +90,8 @@ class RunLog:
     def save(self, step: int) -> None:
         if self._folder is not None:
             self._folder.save(step, self._course, seconds=self.seconds())
+        elif current_processes().count > 1:
+            self._course.learner.tensors()  # what is dealt out is handed to the first, which writes
 
     def shown(self, step: int, loss: float) -> None:
         if self._watch.told is None:

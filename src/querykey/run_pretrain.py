@@ -118,6 +118,7 @@ def pretrain(
     if begin is not None:
         begin(course)
     if out is None or not processes.is_first:
+        course.learner.tensors()  # the first writes its state now; this is the others' share of it
         return replace(
             _train(course, None, watch, start=0, begun=begun), folder=None if out is None else Path(out)
         )

@@ -35,6 +35,8 @@ def test_several_leave_what_one_leaves(case, several):
     assert found.keys() == wanted.keys()
     gradient, state = TOLERANCE[CASES[case].dtype]
     for key, value in wanted.items():
+        if "sharded" in case and key == "shown":
+            continue  # scores of a share of the keys
         most = {"gradient": gradient, "z": 1e-5}.get(key.split()[0], state)
         assert found[key].dtype == value.dtype
         assert distance(found[key], value) <= most, (key, distance(found[key], value))
@@ -51,5 +53,7 @@ def test_all_are_left_with_the_same_bits(case, several):
     found = [of(case, member) for member in several]
     for other in found[1:]:
         for key, value in found[0].items():
-            if key != "shown":  # of scores each process computes its own
+            if "sharded" in case and key == "state model.dictionary.vectors":
+                assert len(other[key]) == 0 < len(value)  # whole on the first alone
+            elif key != "shown":  # of scores each process computes its own
                 assert torch.equal(other[key], value), key

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from querykey.dealing import deal, rows_of_dealt
 from querykey.dictionaries.rows import Held
 from querykey.errors import RangeError, ShapeError
+from querykey.processes import ALONE, Processes
 from querykey.types import Ids, Numbers, Rows
 
 __all__ = ["MemoryBank"]
@@ -27,6 +29,8 @@ class MemoryBank(nn.Module):
         dim: Width of a row, at least 1.
         seed: Of the random start; the caller's generators do not move.
         momentum: m in [0, 1), the share of the old row that stays.
+        processes: Among which the rows are dealt, slot i with process i mod N; one alone holds all. When each
+            was written all of them know.
 
     Raises:
         RangeError: If items or dim is below 1, or momentum is not in [0, 1).
@@ -48,7 +52,9 @@ class MemoryBank(nn.Module):
     written: Tensor
     normaliser: Tensor
 
-    def __init__(self, *, items: int, dim: int, seed: int = 0, momentum: float = 0.5) -> None:
+    def __init__(
+        self, *, items: int, dim: int, seed: int = 0, momentum: float = 0.5, processes: Processes = ALONE
+    ) -> None:
         super().__init__()
         if items < 1 or dim < 1:
             raise RangeError(f"items and dim must be at least 1, got {items} and {dim}")
@@ -58,6 +64,8 @@ class MemoryBank(nn.Module):
             )
         self.momentum = momentum
         drawn = torch.rand(items, dim, generator=torch.Generator().manual_seed(seed))
+        drawn = drawn[processes.rank :: processes.count].clone() if processes.count > 1 else drawn
+        self.processes = processes
         self.register_buffer("vectors", drawn.mul_(2.0).sub_(1.0).mul_((3.0 / dim) ** 0.5))
         self.register_buffer("ids", torch.arange(items), persistent=False)
         self.register_buffer("labels", torch.full((items,), -1), persistent=False)
@@ -67,15 +75,20 @@ class MemoryBank(nn.Module):
 
     def __len__(self) -> int:
         """Items, from the start."""
-        return len(self.vectors)
+        return len(self.ids)
 
     def read(self) -> Held:
-        """All rows, slot i with id i, unlabelled.
+        """All rows, slot i with id i, unlabelled: those of this process.
 
         Views, not copies. A loss that is computed from them must run backward before the next
         `write`; torch refuses it afterwards.
         """
-        return Held(self.vectors, self.ids, self.labels)
+        own = slice(self.processes.rank, None, self.processes.count)
+        return Held(self.vectors, self.ids[own], self.labels[own])
+
+    def rows(self, slots: Numbers) -> Rows:
+        """The rows of some slots, whichever process holds them: `own`, as slot i is item i."""
+        return self.own(slots)
 
     def own(self, ids: Ids) -> Rows:
         """The stored rows of these items.
@@ -90,7 +103,7 @@ class MemoryBank(nn.Module):
             RangeError: If there is no slot for one of them.
         """
         self._require_slots(ids)
-        return self.vectors[ids]
+        return rows_of_dealt(self.vectors, ids, self.processes)
 
     def sample(self, count: int, generator: torch.Generator) -> Numbers:
         """Items drawn uniformly, each as if alone: one may be drawn twice.
@@ -129,7 +142,8 @@ class MemoryBank(nn.Module):
             RangeError: If there is no slot for one of the items; nothing is put.
         """
         self._require_slots(ids)
-        self.vectors[ids] = vectors.to(self.vectors.dtype)
+        own, places = deal(ids, self.processes)
+        self.vectors[places] = vectors[own].to(self.vectors.dtype)
 
     @torch.no_grad()
     def write(self, vectors: Rows, ids: Ids) -> None:
@@ -155,8 +169,9 @@ class MemoryBank(nn.Module):
         is_last[:-1] = slots[1:] != slots[:-1]
         slots, rows = slots[is_last], vectors[order[is_last]].to(self.vectors.dtype)
         self._writes += 1
-        mixed = torch.lerp(rows, self.vectors[slots], self.momentum)
-        self.vectors[slots] = F.normalize(mixed, dim=1)
+        own, places = deal(slots, self.processes)
+        mixed = torch.lerp(rows[own], self.vectors[places], self.momentum)
+        self.vectors[places] = F.normalize(mixed, dim=1)
         self.written[slots] = self._writes
 
     def get_extra_state(self) -> Tensor:

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from querykey.dealing import deal, dealt, rows_of_dealt
 from querykey.dictionaries.rows import Held
 from querykey.errors import RangeError, ShapeError
-from querykey.types import Ids, Labels, Rows
+from querykey.processes import ALONE, Processes
+from querykey.types import Ids, Labels, Numbers, Rows
 
 __all__ = ["CrossBatchMemory"]
 
@@ -21,9 +23,13 @@ class CrossBatchMemory(nn.Module):
     The place is kept as plain integers, so that reading never waits for the device, and saved
     with the tensors, so that a resumed run sees the same rows in the same order.
 
+    Of several processes each may hold its share of the rows, slot *s* with process *s* mod N. Which item a
+    row is of, and when it was written, all of them know: that is little beside the row.
+
     Args:
-        capacity: Rows held when full, at least 1.
+        capacity: Rows held when full, at least 1; by all processes together.
         dim: Width of a row, at least 1.
+        processes: Among which the rows are dealt; one alone holds all.
 
     Raises:
         RangeError: If capacity or dim is below 1.
@@ -45,11 +51,12 @@ class CrossBatchMemory(nn.Module):
     labels: Tensor
     written: Tensor
 
-    def __init__(self, *, capacity: int, dim: int) -> None:
+    def __init__(self, *, capacity: int, dim: int, processes: Processes = ALONE) -> None:
         super().__init__()
         if capacity < 1 or dim < 1:
             raise RangeError(f"capacity and dim must be at least 1, got {capacity} and {dim}")
-        self.register_buffer("vectors", torch.zeros(capacity, dim))
+        self.processes = processes
+        self.register_buffer("vectors", torch.zeros(dealt(capacity, processes), dim))
         self.register_buffer("ids", torch.zeros(capacity, dtype=torch.int64))
         self.register_buffer("labels", torch.full((capacity,), -1))
         self.register_buffer("written", torch.zeros(capacity, dtype=torch.int64))
@@ -67,12 +74,24 @@ class CrossBatchMemory(nn.Module):
         return self._filled
 
     def read(self) -> Held:
-        """The rows held now, in slot order.
+        """The rows held now, in slot order: those of this process.
 
         Views, not copies: nothing of the memory is cloned in a step. A loss that is computed from
         them must run backward before the next `enqueue`; torch refuses it afterwards.
         """
-        return Held(self.vectors[: self._filled], self.ids[: self._filled], self.labels[: self._filled])
+        own = slice(self.processes.rank, self._filled, self.processes.count)
+        return Held(self.vectors[: dealt(self._filled, self.processes)], self.ids[own], self.labels[own])
+
+    def rows(self, slots: Numbers) -> Rows:
+        """The rows of some slots, whichever process holds them.
+
+        Args:
+            slots: Filled ones [rows], the same on every process.
+
+        Returns:
+            [rows, dim], a copy.
+        """
+        return rows_of_dealt(self.vectors, slots, self.processes)
 
     def age(self) -> Tensor:
         """How many calls of `enqueue` ago each row was written: int64 [filled], 0 for the newest."""
@@ -98,7 +117,8 @@ class CrossBatchMemory(nn.Module):
         end = self._cursor + len(vectors)
         slots = torch.arange(self._cursor, end, device=self.ids.device) % self.capacity
         self._enqueued += 1
-        self.vectors[slots] = vectors.to(self.vectors.dtype)
+        own, places = deal(slots, self.processes)
+        self.vectors[places] = vectors[own].to(self.vectors.dtype)
         self.ids[slots] = ids
         self.labels[slots] = -1 if labels is None else labels
         self.written[slots] = self._enqueued

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.errors import ConfigError, RangeError, ShapeError
+from querykey.processes import ALONE, Processes
 
 __all__ = ["KeyQueue", "QueueStart", "stale_copies"]
 
@@ -27,6 +28,7 @@ class KeyQueue(CrossBatchMemory):
             steps. "random": the queue is full from the start with random rows of length 1 and id -1,
             which are nobody's.
         seed: Of the random rows; the caller's generators do not move.
+        processes: Among which the rows are dealt; see `CrossBatchMemory`.
 
     Raises:
         RangeError: If capacity or dim is below 1.
@@ -44,13 +46,16 @@ class KeyQueue(CrossBatchMemory):
         divide the capacity are the authors' code's.
     """
 
-    def __init__(self, *, capacity: int, dim: int, start: QueueStart = "empty", seed: int = 0) -> None:
-        super().__init__(capacity=capacity, dim=dim)
+    def __init__(
+        self, *, capacity: int, dim: int, start: QueueStart = "empty", seed: int = 0,
+        processes: Processes = ALONE,
+    ) -> None:  # fmt: skip
+        super().__init__(capacity=capacity, dim=dim, processes=processes)
         if start not in ("empty", "random"):
             raise ConfigError(f"a queue starts empty or random; got {start!r}")
         if start == "random":
             drawn = torch.randn(capacity, dim, generator=torch.Generator().manual_seed(seed))
-            self.vectors.copy_(F.normalize(drawn, dim=1))
+            self.vectors.copy_(F.normalize(drawn, dim=1)[processes.rank :: processes.count])
             self.ids.fill_(-1)
             self._filled = capacity
 

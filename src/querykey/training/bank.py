@@ -14,7 +14,15 @@ from querykey.losses.streaming import Form
 from querykey.own_key import look_up_own_key
 from querykey.processes import Processes
 from querykey.training.joint_step import step_together
-from querykey.training.view_step import Computing, Seen, ViewStep, backward, mean_of_own, without_gradient
+from querykey.training.view_step import (
+    Computing,
+    Seen,
+    ViewStep,
+    backward,
+    mean_of_dealt,
+    mean_of_own,
+    without_gradient,
+)
 from querykey.types import Ids, Numbers, PerQuery, Rows
 
 __all__ = ["BankContrast", "bank_step"]
@@ -98,10 +106,13 @@ def bank_step(
         part = processes.part(len(ids))
 
         def loss(asked: Lookup) -> PerQuery:
-            cost = _cost(asked, bank, contrast, temperature, form, processes)
-            return cost + proximal * (own - stored[part]).square().sum(dim=1) if proximal else cost
+            return _cost(asked, bank, contrast, temperature, form, processes)
 
-        return mean_of_own(loss, lookup, processes)
+        is_dealt = bank.processes.count > 1 and sample is None
+        mean = (mean_of_dealt if is_dealt else mean_of_own)(loss, lookup, processes)
+        if not proximal:
+            return mean
+        return mean + proximal * (own - stored[part]).square().sum() / len(ids)
 
     optimizer.zero_grad()
     value = backward(encoder, view, loss_of_z, computing)
@@ -121,11 +132,12 @@ def _sample(
 
 
 def _look_up(z: Rows, bank: MemoryBank, ids: Ids, stored: Rows, sample: Numbers | None) -> Lookup:
-    if sample is None:
-        held = bank.read()
+    held = bank.read()
+    if sample is None and bank.processes.count == 1:
         return look_up(z, held.vectors, query_ids=ids, key_ids=held.ids, rule=BANK_RULE)
-    drawn = bank.own(sample)
-    return look_up_own_key(z, stored, ids=ids, held_vectors=drawn, held_ids=sample, same_id="masked")
+    # the own row comes first, so that it is there whoever holds it
+    vectors, numbers = (held.vectors, held.ids) if sample is None else (bank.own(sample), sample)
+    return look_up_own_key(z, stored, ids=ids, held_vectors=vectors, held_ids=numbers, same_id="masked")
 
 
 def _cost(

@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from querykey.dictionaries.bank import MemoryBank
+from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.errors import RangeError, ShapeError
 from querykey.lookup import UNLABELLED, Block, Lookup
 from querykey.losses.info_nce import check_temperature
@@ -13,7 +15,7 @@ from querykey.own_key import NOBODY
 from querykey.training.dictionary_words import words_of
 from querykey.types import Ids, KeyIds, KeyLabels, Labels, Numbers, QueryIds, QueryLabels
 
-__all__ = ["Ages", "KnowsIds", "held_health", "labels_of", "lookup_health", "words_of"]
+__all__ = ["KnowsIds", "held_health", "labels_of", "lookup_health", "words_of"]
 
 ELEMENTS = 2**22
 """Scores held at once: 16 MB, whatever the look-up."""
@@ -34,21 +36,6 @@ class KnowsIds(Protocol):
     @property
     def key_ids(self) -> KeyIds:
         """Which item each key is; -1: nobody's."""
-        ...
-
-
-@runtime_checkable
-class Ages(Protocol):
-    """A dictionary that knows when its rows were written."""
-
-    written: Tensor
-
-    def __len__(self) -> int:
-        """Rows held now."""
-        ...
-
-    def age(self) -> Tensor:
-        """How many writes ago each of them was written [filled]."""
         ...
 
 
@@ -136,7 +123,7 @@ def labels_of(ids: Ids, labels: Numbers) -> Labels:
     return found
 
 
-def held_health(dictionary: Ages, capacity: int) -> dict[str, float]:
+def held_health(dictionary: CrossBatchMemory | MemoryBank, capacity: int) -> dict[str, float]:
     """How full a dictionary is and how old its rows are.
 
     Args:

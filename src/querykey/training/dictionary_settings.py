@@ -55,6 +55,8 @@ class DictionarySettings:
             are what the first epoch then learns.
         align: Whether its moments are brought to those of the batch: "none", "moments" or "kalman".
         items_per_class: In a batch, where labels make the pairs.
+        sharded: Whether each of several processes holds and scores its share of a queue or a bank, in the
+            place of all of it.
     """
 
     capacity: int | None = None
@@ -75,6 +77,7 @@ class DictionarySettings:
     prefill: bool = True
     align: Align = "none"
     items_per_class: int = 4
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,9 @@ class MethodTraits:
     rate: float = 1.0
 
 
-_QUEUE = frozenset({"capacity", "start", "same_id", "momentum", "momentum_schedule", "symmetric", "shuffle"})
+_QUEUE = frozenset(
+    {"capacity", "start", "same_id", "momentum", "momentum_schedule", "symmetric", "shuffle", "sharded"}
+)
 _SHUFFLED = {"batch_norm": "split", "shuffle": True}
 METHODS: dict[Method, MethodTraits] = {
     "simclr": MethodTraits(frozenset(), {}, 2, "simclr"),
@@ -122,7 +127,7 @@ METHODS: dict[Method, MethodTraits] = {
         "moco_v2",
     ),
     "memory-bank": MethodTraits(
-        frozenset({"contrast", "negatives", "slot_momentum", "proximal", "prefill"}),
+        frozenset({"contrast", "negatives", "slot_momentum", "proximal", "prefill", "sharded"}),
         {"head": "linear", "head_batch_norm": False, "loss": "info_nce", "temperature": 0.1},
         1,
         "moco_v1",
@@ -243,3 +248,5 @@ def check_dictionary(settings: DictionarySettings) -> None:
     for name in ("proximal", "memory_weight"):
         if not 0 <= getattr(settings, name) < float("inf"):
             raise RangeError(f"{name} must be at least 0 and finite, got {getattr(settings, name)}")
+    if settings.sharded and settings.same_id == "positive":
+        raise ConfigError("a sharded queue knows one positive a query; take same_id = masked or negative")

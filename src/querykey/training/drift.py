@@ -7,24 +7,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from querykey.dictionaries.rows import Held
+from querykey.dictionaries.bank import MemoryBank
+from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.types import Ids, Rows
 
-__all__ = ["HeldRows", "TwoViews", "WalksViews", "drift", "drift_of", "held_ages", "undisturbed"]
-
-
-@runtime_checkable
-class HeldRows(Protocol):
-    """A dictionary: a queue, a memory bank or a cross-batch memory."""
-
-    def read(self) -> Held:
-        """Its rows."""
-        ...
-
-    def age(self) -> Tensor:
-        """How many writes ago each of them was written."""
-        ...
+__all__ = ["TwoViews", "WalksViews", "drift", "drift_of", "held_ages", "undisturbed"]
 
 
 @runtime_checkable
@@ -131,7 +119,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 
 def drift_of(
-    dictionary: HeldRows,
+    dictionary: CrossBatchMemory | MemoryBank,
     images: WalksViews,
     encode: Callable[[Tensor, int], Rows],
     *,
@@ -174,7 +162,7 @@ def drift_of(
     """
     if not views or not set(views) <= {0, 1} or (ages and min(ages) < 1):
         raise RangeError(f"views must be 0 or 1 and ages at least 1, got {list(views)} and {list(ages)}")
-    held, age = dictionary.read(), dictionary.age()
+    ids, age = dictionary.ids, dictionary.age()
     found: dict[int, float] = {}
     with undisturbed(module):
         for back in sorted(set(ages)):
@@ -182,16 +170,16 @@ def drift_of(
             if back > step or not len(slots):
                 continue
             for pair in images.walk(step - back, step - back + 1):
-                slots = slots[~torch.isin(held.ids[slots], lost())]
+                slots = slots[~torch.isin(ids[slots], lost())]
                 if not len(slots):
                     continue
-                stored, places = _matched(held.ids[slots], pair.ids.repeat(len(views)), step - back)
+                stored, places = _matched(ids[slots], pair.ids.repeat(len(views)), step - back)
                 fresh = torch.cat([encode((pair.view_1, pair.view_2)[view], step - back) for view in views])
-                found[back] = drift(held.vectors[slots][stored], fresh[places])
+                found[back] = drift(dictionary.rows(slots)[stored], fresh[places])
     return found
 
 
-def held_ages(dictionary: HeldRows, *, steps: int) -> tuple[int, ...]:
+def held_ages(dictionary: CrossBatchMemory | MemoryBank, *, steps: int) -> tuple[int, ...]:
     """Ages worth asking `drift_of` for: the newest, the oldest of which half is held, and one between.
 
     Args:

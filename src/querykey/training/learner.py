@@ -20,9 +20,9 @@ from querykey.losses.temperature import LearnedTemperature
 from querykey.optim import warm_up_cosine
 from querykey.processes import ALONE, Processes
 from querykey.training.bank import bank_step
-from querykey.training.checkpoint import optimizer_tensors, restore_optimizer_
 from querykey.training.encoded_aside import encoded_aside
 from querykey.training.end_to_end import end_to_end_step
+from querykey.training.learner_state import not_finite, restore_state_, whole_state
 from querykey.training.method_parts import TRAINED, make_optimizer, method_parts
 from querykey.training.moco import encode_keys, moco_step, moco_v3_step
 from querykey.training.pretrain_settings import PretrainSettings
@@ -262,13 +262,12 @@ class Learner:
         """Fill the dictionary with anything: a step is to be timed as it is when it is full."""
         held = self.dictionary
         if isinstance(held, CrossBatchMemory):
-            rows = torch.ones_like(held.vectors)
+            rows = held.vectors.new_ones(held.capacity, held.vectors.shape[1])
             held.enqueue(rows / rows.shape[1] ** 0.5, torch.full((len(rows),), -1, device=rows.device))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name."""
-        weights = {f"model.{name}": value for name, value in self.parts.state_dict().items()}
-        return weights | {f"optimizer.{name}": v for name, v in optimizer_tensors(self.optimizer).items()}
+        """Everything that training changes, by name; what is dealt out over processes whole, on the first."""
+        return whole_state(self.parts, self.optimizer, self.processes)
 
     def restore_(self, tensors: dict[str, Tensor]) -> None:
         """Put `tensors` back, in place.
@@ -276,12 +275,7 @@ class Learner:
         Args:
             tensors: Of a learner of the same settings.
         """
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            parts[part][name] = value
-        self.parts.load_state_dict(parts["model"])
-        restore_optimizer_(self.optimizer, parts["optimizer"])
+        restore_state_(self.parts, self.optimizer, self.processes, tensors)
 
     def require_finite(self, step: int) -> None:
         """See that the state after a step is worth keeping.
@@ -292,9 +286,8 @@ class Learner:
         Raises:
             CollapseError: If a number of it is not finite: the loss that shows it comes a step later.
         """
-        for name, value in self.tensors().items():
-            if not bool(value.isfinite().all()):
-                raise CollapseError(
-                    f"step {step}: {name} is not finite any more; lower the learning rate, or lengthen the "
-                    "warm-up"
-                )
+        if fault := not_finite(self.parts, self.optimizer, self.processes):
+            raise CollapseError(
+                f"step {step}: {fault} is not finite any more; lower the learning rate, or lengthen the "
+                "warm-up"
+            )

@@ -72,6 +72,7 @@ def method_parts(
         By name: "dictionary", and "key_encoder", "trained_keys", "predictor" and "align" where there are.
     """
     dim, capacity = encoder.head.dim, settings.capacity or 0
+    dealt = processes if settings.sharded else ALONE
     parts: dict[str, nn.Module] = {}
     match settings.method:
         case "simclr":
@@ -79,14 +80,14 @@ def method_parts(
         case "moco" | "moco-v2":
             parts["key_encoder"] = MomentumEncoder(encoder)
             parts["dictionary"] = KeyQueue(
-                capacity=capacity, dim=dim, start=settings.start, seed=settings.seed
+                capacity=capacity, dim=dim, start=settings.start, seed=settings.seed, processes=dealt
             )
         case "moco-v3":
             parts["key_encoder"] = MomentumEncoder(encoder)
             parts["predictor"] = _predictor(dim, settings, processes)
         case "memory-bank":
             parts["dictionary"] = MemoryBank(
-                items=items, dim=dim, seed=settings.seed, momentum=settings.slot_momentum
+                items=items, dim=dim, seed=settings.seed, momentum=settings.slot_momentum, processes=dealt
             )
         case "end-to-end":
             if settings.separate:

@@ -17,6 +17,7 @@ from querykey.training.view_step import (
     Seen,
     ViewStep,
     backward,
+    mean_of_dealt,
     mean_of_own,
     projections,
     without_gradient,
@@ -51,7 +52,8 @@ def moco_step(
         encoder: images -> (h, z), in train mode; makes the queries.
         key_encoder: A copy of it, in train mode; makes the keys.
         optimizer: Of the encoder's parameters, and of a learned temperature.
-        queue: Of the keys of earlier steps; gets this step's in the end.
+        queue: Of the keys of earlier steps; gets this step's in the end. Where it is dealt out over
+            processes, the loss must be `info_nce`, and same_id not "positive".
         views: Two views of the same images, each [images, channels, height, width]: of the queries, and of
             the keys.
         ids: Which items they show [images].
@@ -92,7 +94,7 @@ def moco_step(
             q, keys, ids=ids, held_vectors=held.vectors, held_ids=held.ids, same_id=same_id
         )
         taken.append((q.detach(), keys))
-        return _mean(loss, lookup, processes, seen) / len(directions)
+        return _mean(loss, lookup, processes, seen, dealt=queue.processes.count > 1) / len(directions)
 
     # The authors' code encodes the queries first. The keys depend on the encoder's weights alone,
     # which change at optimizer.step, and made first they need no room beside the queries' activations.
@@ -226,8 +228,10 @@ def encode_keys(
     return encode_shuffled(encode, images, permutation=permutation, processes=processes)
 
 
-def _mean(loss: ViewLoss, lookup: Lookup, processes: Processes, seen: Seen | None) -> Tensor:
+def _mean(
+    loss: ViewLoss, lookup: Lookup, processes: Processes, seen: Seen | None, *, dealt: bool = False
+) -> Tensor:
     """This process's part of the mean over the queries."""
     if seen is not None:
         seen(without_gradient(lookup))
-    return mean_of_own(loss, lookup, processes)
+    return (mean_of_dealt if dealt else mean_of_own)(loss, lookup, processes)

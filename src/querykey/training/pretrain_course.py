@@ -83,7 +83,7 @@ class Course:
 
     @torch.no_grad()
     def look_at(self, lookup: Lookup) -> dict[str, float]:
-        """What a look-up of the step shows.
+        """What a look-up of the step shows; where the dictionary is sharded, of this process's share of it.
 
         Args:
             lookup: Without gradient.
@@ -95,7 +95,13 @@ class Course:
                 "query_labels": labels_of(pairs.query_ids, labels),
                 "key_labels": labels_of(pairs.key_ids, labels),
             }
-        return lookup_health(lookup, temperature=float(self.learner.temperature()), **classes)
+        found = lookup_health(lookup, temperature=float(self.learner.temperature()), **classes)
+        if self.settings.sharded and "candidates" in found:
+            others = self.learner.processes.sum(
+                torch.tensor(found["candidates"] - 1, device=lookup.keys.device)
+            )
+            found["candidates"] = 1 + float(others)
+        return found
 
     def words(self, seen: Mapping[str, float], *, step: int) -> dict[str, str]:
         """What is off about the dictionary.

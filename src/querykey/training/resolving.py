@@ -180,6 +180,8 @@ def _check_together(settings: PretrainSettings) -> None:
         raise ConfigError(f"{' and '.join(given)} each say how long to train; give one of them")
     if settings.learned_temperature and not takes_temperature(settings.loss):
         raise ConfigError(f"the loss {settings.loss} takes no temperature, so none can be learned")
+    if settings.sharded and settings.loss not in ("info_nce", "nt_xent"):
+        raise ConfigError(f"what shards cost is merged for the loss info_nce; got {settings.loss}")
     if settings.chunks > 1 and settings.batch_norm == "split":
         raise ConfigError("chunks cannot be cut across split batch norm's groups; use chunks = 1")
     if settings.chunks > 1 and settings.checkpointing and settings.batch_norm != "layer":

@@ -22,6 +22,7 @@ __all__ = [
     "ViewPair",
     "ViewStep",
     "backward",
+    "mean_of_dealt",
     "mean_of_own",
     "projections",
     "require_finite",
@@ -182,6 +183,30 @@ def mean_of_own(
     firsts = range(0, len(lookup), rows)
     parts = [loss(lookup.rows(first + own.start, first + own.stop)).sum() for first in firsts]
     return torch.stack(parts).sum() / len(lookup)
+
+
+def mean_of_dealt(loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes: Processes) -> Tensor:
+    r"""`mean_of_own` of InfoNCE whose negatives are dealt out over the processes.
+
+    Each process looks the queries of all up in their own key and in the negatives that it holds. With
+    :math:`\ell_r` what that costs, the look-up in all of them costs
+
+    .. math:: \ell = \log \Big(1 + \sum_r (e^{\ell_r} - 1)\Big)
+
+    for :math:`e^{\ell_r} - 1` is the sum over the process's negatives of what each adds to the own key's 1.
+
+    Args:
+        loss: InfoNCE.
+        lookup: Of the queries of all processes; the own key is each one's only positive.
+        processes: Among which the negatives are dealt.
+
+    Returns:
+        The sum over the own queries, over the number of all.
+    """
+    cost = loss(lookup)
+    every = processes.gather(cost.double()[None], processes.count)  # float64 bears logits of some hundreds
+    whole = every[:, processes.part(len(lookup))].expm1().sum(dim=0).log1p()
+    return (whole.sum() / len(lookup)).to(cost.dtype)
 
 
 def without_gradient(lookup: Lookup) -> Lookup:
