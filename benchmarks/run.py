@@ -19,7 +19,7 @@ from timing import Row
 
 BENCHMARKS = (
     "start_up", "nearest", "knn", "losses", "adapter_step", "cost_against_n", "views", "gradient_cache",
-    "simclr", "methods",
+    "simclr", "methods", "processes",
 )  # fmt: skip
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = ("torch", "numpy", "faiss-cpu", "pytorch-metric-learning", "lightly")
