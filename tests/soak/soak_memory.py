@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from killing import ENVIRONMENT
 from pretraining_toys import metrics, put_stripes
 from safetensors.torch import load_file
@@ -19,8 +18,10 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from querykey import pretrain
+from querykey.training import calibration
 
 torch.set_num_threads(1)
+calibration.TRIALS = calibration.STEADY_TRIALS = 1
 images, out, spare, moment, chunks = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
 
 def limit(_=None):
@@ -30,22 +31,21 @@ def limit(_=None):
 
 torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)  # the first optimiser imports a compiler
 if moment == "trial":
-    from querykey import run_pretrain
-
-    read = run_pretrain.read_pixels
-    run_pretrain.read_pixels = lambda *given, **options: (read(*given, **options), limit())[0]
+    seconds = calibration._seconds
+    calibration._seconds = lambda *given: (calibration.__dict__.pop("limit", int)(), seconds(*given))[1]
+    calibration.limit = limit  # once
 pretrain(
-    images, out=out, method="simclr", backbone="small_cnn:16", batch_size=192, image_size=64, view_size=64,
-    views="grayscale", steps=3, looks=0, held_out=0, precision="float32", layout="contiguous", chunks=chunks,
+    images, out=out, method="simclr", backbone="small_cnn:32", batch_size=256, image_size=64, view_size=64,
+    views="grayscale", steps=2, looks=0, held_out=0, precision="float32", layout="contiguous", chunks=chunks,
     begin=limit if moment == "step" else None, notify=lambda words: print(words, flush=True),
 )
 """
-"""A whole step takes about 400 MB."""
+"""A whole step takes some 350 MB."""
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return put_stripes(tmp_path_factory.mktemp("images") / "all", count=100, side=64)
+    return put_stripes(tmp_path_factory.mktemp("images") / "all", count=130, side=64)
 
 
 def ran(images, out, *, spare=0, moment="none", chunks=1):
@@ -59,26 +59,35 @@ def settings_of(run):
     return json.loads((run / "run.json").read_text())["settings"]
 
 
-@pytest.mark.parametrize("moment", ["trial", "step"])
-def test_a_step_under_a_limit_of_the_system_is_taken_in_parts(moment, images, tmp_path):
+@pytest.mark.parametrize(("moment", "spare"), [("trial", 260), ("step", 160)])
+def test_a_step_under_a_limit_of_the_system_is_taken_in_parts(moment, spare, images, tmp_path):
     plain, short, parts = tmp_path / "plain", tmp_path / "short", tmp_path / "parts"
     assert ran(images, plain).returncode == 0
-    done = ran(images, short, spare=300, moment=moment)
+    done = ran(images, short, spare=spare, moment=moment)
     assert done.returncode == 0, done.stderr
     print(f"\n{done.stdout}")
     chunks = settings_of(short)["chunks"]
     assert chunks > 1
     assert f"{chunks} parts" in done.stdout
-    whole = load_file(plain / "encoder.safetensors")
-    for name, value in load_file(short / "encoder.safetensors").items():
-        torch.testing.assert_close(value, whole[name], rtol=1e-3, atol=2e-5, msg=name)
     # nothing was kept but the state before the first step, so all steps were taken in as many parts
     assert ran(images, parts, chunks=chunks).returncode == 0
     assert (parts / "encoder.safetensors").read_bytes() == (short / "encoder.safetensors").read_bytes()
     assert metrics(parts) == metrics(short)
+    # and they lead where whole batches lead
+    start, end, other = (
+        load_file(file)
+        for file in (
+            plain / "untrained.safetensors",
+            plain / "encoder.safetensors",
+            short / "encoder.safetensors",
+        )
+    )
+    for name, value in end.items():
+        way = (value.double() - start[name].double()).norm()
+        assert (other[name].double() - value.double()).norm() <= 0.01 * way + 1e-6, name
 
 
 def test_a_limit_that_no_part_fits_is_one_message(images, tmp_path):
-    done = ran(images, tmp_path / "run", spare=20, moment="trial")
+    done = ran(images, tmp_path / "run", spare=4, moment="trial")
     assert done.returncode != 0
     assert "OutOfMemoryError" in done.stderr or "MemoryError" in done.stderr

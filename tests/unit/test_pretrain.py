@@ -295,7 +295,7 @@ def test_how_often_the_state_is_saved_changes_no_number(finished, tmp_path, monk
     def kept_now(shown):
         kept.append(latest_checkpoint(tmp_path / "run" / "checkpoints").step)
 
-    run = pretrain(DIGITS, out=tmp_path / "run", save_every=0, keep=3, told=kept_now, **TINY, steps=4)
+    run = pretrain(DIGITS, out=tmp_path / "run", save_every=0.0, keep=3, told=kept_now, **TINY, steps=4)
     assert kept == [0, 1, 2, 3]
     found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.json"))
     assert found == [f"step-{step:09d}.json" for step in (2, 3, 4)]
@@ -304,7 +304,7 @@ def test_how_often_the_state_is_saved_changes_no_number(finished, tmp_path, monk
 
 
 def test_how_often_is_kept_for_those_that_go_on(tmp_path):
-    pretrain(DIGITS, out=tmp_path / "run", save_every=0, keep=4, stop=after(1), **TINY, steps=4)
+    pretrain(DIGITS, out=tmp_path / "run", save_every=0.0, keep=4, stop=after(1), **TINY, steps=4)
     resume(tmp_path / "run", stop=after(2))
     folder = tmp_path / "run" / "checkpoints"
     assert sorted(path.name for path in folder.glob("*.json")) == [

@@ -163,6 +163,8 @@ class EncodedImages(Items):
                 raise DamagedItemError(f"{what} cannot be read: {fault}") from fault
         if cell is None:
             raise DamagedItemError(f"{what} is missing (null)")
+        if not isinstance(cell, bytes):
+            raise DamagedItemError(f"{what} is a {type(cell).__name__}, not the bytes of an image file")
         return decode_image(cell, what=what)
 
 
