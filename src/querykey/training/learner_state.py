@@ -46,8 +46,9 @@ def restore_state_(
         state: Of `whole_state`, on every process.
     """
     kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    is_dealt = _dealt(parts) is not None  # an empty queue is false by itself
     for key, value in state.items():
-        own = value[processes.rank :: processes.count] if key == DEALT and _dealt(parts) else value
+        own = value[processes.rank :: processes.count] if is_dealt and key == DEALT else value
         kind, _, name = key.partition(".")
         kinds[kind][name] = own
     parts.load_state_dict(kinds["model"])
