@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check bench results lint format
+.PHONY: help demo test check soak bench results lint format
 .NOTPARALLEL:
 
 help: ## Say what there is.
@@ -16,6 +16,9 @@ test: $(VENV)/.ready ## Run the tests.
 	$(BIN)/python -m pytest -q
 
 check: lint test ## All that CI asks: format, lint, types, layers, tests.
+
+soak: $(VENV)/.ready ## Kill, starve and fuzz for up to 20 minutes.
+	$(BIN)/python -m pytest -q tests/soak/soak_*.py
 
 bench: $(VENV)/.ready-bench ## Measure speed and memory beside the peers.
 	$(BIN)/python benchmarks/run.py
