@@ -12,8 +12,8 @@ help: ## Say what there is.
 demo: $(VENV)/.ready-demo ## Adapt a frozen model to the documentation of Python packages, into ./demo.
 	$(BIN)/querykey demo --out demo
 
-test: $(VENV)/.ready ## Run the tests.
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.ready ## Run the tests, a worker a core.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: lint test ## All that CI asks: format, lint, types, layers, tests.
 

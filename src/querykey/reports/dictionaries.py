@@ -70,7 +70,7 @@ def _methods(arms: Sequence[Arm], cells: Cells) -> str:
         head = [minutes, "kNN of h", "linear of h", "images/s", "epochs", "memory"]
         text += "\n" + table(head, rows)
     if short:
-        text += "\n" + THREE + "\n" + arms_table(short, cells, ("kNN h", "linear h", "kNN untrained"))
+        text += "\n" + THREE + "\n" + arms_table(short, cells, ("kNN h", "kNN untrained"))
     return text
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.pretraining import Arm, Asked
+from querykey.studies.pretraining import Arm, Asked, Kind
 
 __all__ = ["DICTIONARY_ARMS", "DICTIONARY_ASKED", "METHODS_COMPARED"]
 
@@ -20,8 +20,9 @@ MOMENTA = (0.0, 0.9, 0.999)
 
 
 def _method(name: str, *, minutes: float, group: Any, seeds: int) -> Arm:
+    kind: Kind = "pretrained" if seeds == 1 else "kNN of pretrained"
     return Arm(
-        name=f"{name} {minutes:g}", label=name, group=group, seeds=seeds, threads=0,
+        name=f"{name} {minutes:g}", label=name, group=group, kind=kind, seeds=seeds, threads=0,
         settings={"method": name, "minutes": minutes},
     )  # fmt: skip
 

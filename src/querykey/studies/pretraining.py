@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 __all__ = ["ARMS", "ASKED", "BUDGETS", "CIFAR", "Arm", "Asked"]
 
-Kind = Literal["pretrained", "pixels", "few labels", "linear of few labels", "retrieval"]
+Kind = Literal["pretrained", "kNN of pretrained", "pixels", "few labels", "linear of few labels", "retrieval"]
 Group = Literal["minutes", "questions", "few labels", "methods", "three minutes", "dictionaries", "omniglot"]
 
 CIFAR = ("cifar10", "train", "test")

@@ -101,8 +101,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     """
     work: Work = cell.work
     torch.set_num_threads(work.threads)
-    began = time.monotonic()
-    _, train, test = work.arm.data
+    began, (_, train, test) = time.monotonic(), work.arm.data
     values: dict[str, Tensor]
     about: dict[str, Any] = {}
     known, asked = _labelled(work.folder, train, test)
@@ -111,12 +110,14 @@ def measure(cell: Cell) -> dict[str, Any]:
             values = _of_pixels(known, asked)
         case "pretrained":
             values, about = _of_pretraining(work, cell.seed, known, asked)
+        case "kNN of pretrained":
+            values, about = _neighbours_of_pretraining(work, cell.seed, known, asked)
         case "few labels" | "linear of few labels":
             values, about = _of_few_labels(work, cell.seed, known, asked)
         case "retrieval":
             values, about = _of_retrieval(work, cell.seed, asked)
     packages = ("querykey", "torch", "numpy")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     counts = {name: [int(v.nansum()), int((~v.isnan()).sum())] for name, v in values.items()}
     return {"values": counts, **about, "seconds": time.monotonic() - began, "versions": versions}
 
@@ -181,14 +182,25 @@ def _of_pretraining(
     work: Work, seed: int, known: Labelled, asked: Labelled
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     saved, about = _pretrained(work, seed)
-    values: dict[str, Tensor] = {}
     h, z = _encoded(saved, known, asked)
-    values |= _scores("h", h[0], known.labels, h[1], asked.labels)
+    values = _scores("h", h[0], known.labels, h[1], asked.labels)
     values |= _scores("z", z[0], known.labels, z[1], asked.labels)
     untrained = _before(saved, about.pop("untrained"))
     if work.arm.threads == 0:
         before, _ = _encoded(untrained, known, asked)
         values |= _scores("untrained", before[0], known.labels, before[1], asked.labels)
+    return values, about
+
+
+def _neighbours_of_pretraining(
+    work: Work, seed: int, known: Labelled, asked: Labelled
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a spread over seeds needs: a linear classifier would take half as long as the run."""
+    saved, about = _pretrained(work, seed)
+    values = {}
+    for name, one in (("h", saved), ("untrained", _before(saved, about.pop("untrained")))):
+        h, _ = _encoded(one, known, asked)
+        values[f"kNN {name}"] = knn_of(h[0], known.labels, h[1], asked.labels)
     return values, about
 
 
