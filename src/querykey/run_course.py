@@ -1,5 +1,6 @@
 """From images and settings to the course of a run: of a new one, or of one that goes on."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,7 @@ def new_course(
             if not is_out_of_memory(fault) or processes.count > 1:
                 raise
             settings = in_more_parts(settings, reason="a step needs more memory than there is")
+        gc.collect()  # what the trial had made refers to itself
         notify(f"the memory is too small for a whole batch: steps are computed in {settings.chunks} parts")
     for words in dictionary_concerns(course.settings, items=trained_on, steps=course.steps):
         notify(words)
