@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from querykey.errors import CollapseError
 from querykey.processes import Processes
@@ -16,10 +17,21 @@ from querykey.training.view_step import ViewPair
 
 STEPS, ITEMS = 3, 24
 TINY = {
-    "backbone": "small_cnn:2", "head": "mlp", "head_batch_norm": True, "head_dim": 6, "batch_size": 10,
+    "backbone": "process_cases:Tiny", "head": "mlp", "head_batch_norm": True, "head_dim": 6, "batch_size": 10,
     "batch_norm": "global", "learning_rate": 0.3, "warm_up": 0.0, "optimizer": "sgd", "steps": STEPS,
     "image_size": 8, "precision": "float32", "layout": "contiguous",
 }  # fmt: skip
+
+
+class Tiny(nn.Module):
+    """Maps under one batch norm: each costs two words among the processes."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.norm = nn.Conv2d(1, 3, 3, stride=2, bias=False), nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.norm(self.maps(images)).relu().flatten(1)
 
 
 @dataclass(frozen=True)
@@ -34,20 +46,21 @@ class Case:
 
 SPLIT = {"batch_size": 8, "batch_norm": "split", "batch_norm_groups": 4}
 STREAMED, PLAIN = {"loss_options": {"form": "streamed"}}, {"loss_options": {"form": "plain"}}
+SLOW = {"learning_rate": 0.02}  # what is rounded in one step is not yet much larger after three
 DEVICE = {"batch_size": 8, "batch_norm": "device"}
 CASES = {
-    **{f"simclr, {loss}": Case("simclr", {"loss": loss}) for loss in _LOSSES},
-    "simclr, float32": Case("simclr", dtype=torch.float32),
+    "simclr": Case("simclr"),
+    **{f"simclr, {loss}": Case("simclr", {"loss": loss, "batch_norm": "layer"}) for loss in _LOSSES},
+    "simclr, float32": Case("simclr", SLOW, dtype=torch.float32),
     "simclr, learned temperature": Case("simclr", {"learned_temperature": True}),
     "simclr, chunks": Case("simclr", {"chunks": 3}),
     "simclr, chunks beside one": Case("simclr", {"chunks": 2}, {"chunks": 1}),
     "simclr, checkpointing": Case("simclr", {"checkpointing": True}),
     "simclr, streamed": Case("simclr", STREAMED, PLAIN),
-    "simclr, layer norm": Case("simclr", {"batch_norm": "layer"}),
     "simclr, own norms": Case("simclr", DEVICE, {"batch_norm": "split"}),
     "moco": Case("moco", {**SPLIT, "capacity": 20}),
     "moco, own norms": Case("moco", {**DEVICE, "capacity": 20}, {"batch_norm": "split"}),
-    "moco, float32": Case("moco", {**SPLIT, "capacity": 20}, dtype=torch.float32),
+    "moco, float32": Case("moco", {**SPLIT, **SLOW, "capacity": 20}, dtype=torch.float32),
     "moco, streamed": Case("moco", {**SPLIT, **STREAMED, "capacity": 20}, PLAIN),
     "moco, symmetric": Case(
         "moco",
