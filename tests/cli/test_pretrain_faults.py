@@ -206,6 +206,7 @@ SHORT = SETTINGS | {"steps": 4, "batch_size": 16, "batch_norm": "layer"}
     ("fault", "is_short"),
     [
         (MemoryError(), True), (RuntimeError(CPU_WORDS), True), (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("could not create a primitive"), True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), True), (RuntimeError("shapes differ"), False),
         (ValueError("not enough memory"), False),

@@ -16,7 +16,10 @@ from querykey.training.pretrain_settings import PretrainSettings
 __all__ = ["in_more_parts", "is_out_of_memory", "lengthened", "require_unchanged", "unlike", "versions"]
 
 _PACKAGES = ("querykey", "torch", "numpy")
-_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")
+_MEMORY_WORDS = (
+    "can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory",
+    "could not create a primitive", "could not execute a primitive",  # oneDNN's words for the same
+)  # fmt: skip
 
 
 def require_unchanged(

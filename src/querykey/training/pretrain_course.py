@@ -232,7 +232,10 @@ def _measure(course: Course, device: torch.device, begun: float) -> None:
     (pair,) = images.walk(0, 1, views=2)
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)  # dropout
-        _, z = copy.deepcopy(course.learner.encoder).train()(torch.cat([pair.view_1, pair.view_2]))
+        untrained, views = copy.deepcopy(course.learner.encoder).train(), torch.cat(pair[:2])
+        # norms over several processes meet as often on each
+        parts = views.chunk(settings.chunks if processes.count == 1 else 1)
+        z = torch.cat([untrained(part)[1] for part in parts])
     view_1, view_2 = (processes.gather(view, len(pair.ids)) for view in z.float().chunk(2))
     before = time.perf_counter()
     course.start = _look(course.learner.encoder, course, ViewStep(0.0, view_1, view_2))
