@@ -72,7 +72,8 @@ def test_a_step_under_a_limit_of_the_system_is_taken_in_parts(moment, spare, ima
     # nothing was kept but the state before the first step, so all steps were taken in as many parts
     assert ran(images, parts, chunks=chunks).returncode == 0
     assert (parts / "encoder.safetensors").read_bytes() == (short / "encoder.safetensors").read_bytes()
-    assert metrics(parts) == metrics(short)
+    taken = [[record for record in metrics(run) if record["step"]] for run in (parts, short)]
+    assert taken[0] == taken[1]  # the look before the first step was in the parts of then
     # and they lead where whole batches lead
     start, end, other = (
         load_file(file)
