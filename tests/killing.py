@@ -204,8 +204,8 @@ def kill_until_it_ends(runner, begin, run, *, draw, life, kills, steps):
             # killed between its last act and its end: all is there
             assert "the run is finished" in runner.log.read_text().splitlines()[-1], runner.log.read_text()
             return found
-        steps = [int(path.stem.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*.json")]
-        found.append(max(steps, default=-1))
+        there = [int(path.stem.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*.json")]
+        found.append(max(there, default=-1))
 
 
 def assert_same_run(one, other, *, steps):
