@@ -1,6 +1,6 @@
 """A pretrained encoder beside the untrained one and raw pixels: kNN, linear evaluation, fine-tuning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from querykey.evaluation.table import Table, tabulate
 from querykey.lookup import UNLABELLED
 from querykey.processes import current_processes
 from querykey.run_data import DataAt
-from querykey.run_fine_tune import Labelled, Layer, fine_tuned
+from querykey.run_fine_tune import Labelled, fine_tuned
 from querykey.run_folder import RunFolder
 from querykey.training.saved_encoder import SavedEncoder, encode_rows, read_encoder
 from querykey.types import PerQuery, Rows
@@ -88,11 +88,7 @@ def evaluate_encoder(
         )
     at = train or _trained_on(Path(folder), on)
     known, asked = read_labelled(at, on, size=saved.settings.image_size or 224, notify=notify)
-    if known.pixels.channels != saved.channels or asked.pixels.channels != saved.channels:
-        raise DataError(
-            f"the encoder takes images of {saved.channels} channels; {at.spec} has {known.pixels.channels} "
-            f"and {on.spec} {asked.pixels.channels}"
-        )
+    _require_channels(saved.channels, {at.spec: known.pixels, on.spec: asked.pixels})
     kept = (known.labels != UNLABELLED).nonzero()[:, 0]
     if labels_fraction is not None:
         kept = choose_labelled(known.labels, fraction=labels_fraction, seed=seed)
@@ -102,26 +98,17 @@ def evaluate_encoder(
     figures: dict[str, dict[str, float]] = {}
     fits: dict[str, Any] = {}
 
-    def linear(name: str) -> Fit:
-        bank, queries = features[name]
-        found = linear_evaluation(
-            bank, known.labels[kept], queries, asked.labels, protocol=protocol, seed=seed
-        )
-        return found.correct.tolist(), found.as_dict()
-
-    def tuned(name: str) -> Fit:
-        few = torch.full_like(known.labels, UNLABELLED)
-        few[kept] = known.labels[kept]
-        one: SavedEncoder = untrained if name == SUPERVISED else saved
-        start: Layer = "first layer" if name == FINE_TUNED and fine_tuning == "first layer" else "h"
-        correct, how = fine_tuned(
-            one, Labelled(known.pixels, few), asked, start=start, epochs=epochs, device=place, seed=seed
-        )
-        return correct.tolist(), how
-
-    jobs = {name: partial(linear, name) for name in features}
+    few = torch.full_like(known.labels, UNLABELLED)
+    few[kept] = known.labels[kept]
+    jobs = {
+        name: partial(_linear, rows, known.labels[kept], asked.labels, protocol, seed)
+        for name, rows in features.items()
+    }
     if fine_tuning != "none":
-        jobs |= {name: partial(tuned, name) for name in (SUPERVISED, FINE_TUNED)}
+        learned = partial(_tuned, known=Labelled(known.pixels, few), asked=asked, epochs=epochs,
+                          device=place, seed=seed)  # fmt: skip
+        jobs[SUPERVISED] = partial(learned, untrained, start="h")
+        jobs[FINE_TUNED] = partial(learned, saved, start=fine_tuning)
     # several processes share the fits out: each has the bits that one process gives it
     for name, (correct, how) in zip(jobs, current_processes().share_out([*jobs.values()]), strict=True):
         per_query[name], fits[name] = {"linear": torch.tensor(correct)}, how
@@ -190,6 +177,26 @@ def knn_of(bank: Rows, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> 
     own = processes.part(len(queries))
     correct = knn_correct(bank, bank_labels, queries[own], labels[own], k=k, temperature=KNN_TEMPERATURE)
     return processes.gather(correct, len(queries))
+
+
+def _require_channels(channels: int, sides: Mapping[str, Pixels]) -> None:
+    for name, pixels in sides.items():
+        if pixels.channels != channels:
+            raise DataError(
+                f"the encoder takes images of {channels} channels; those of {name} have {pixels.channels}"
+            )
+
+
+def _linear(
+    rows: tuple[Tensor, Tensor], labels: Tensor, wanted: Tensor, protocol: LinearProtocol, seed: int
+) -> Fit:
+    found = linear_evaluation(rows[0], labels, rows[1], wanted, protocol=protocol, seed=seed)
+    return found.correct.tolist(), found.as_dict()
+
+
+def _tuned(saved: SavedEncoder, **how: Any) -> Fit:
+    correct, constants = fine_tuned(saved, **how)
+    return correct.tolist(), constants
 
 
 def _neighbours(bank: int) -> int:
