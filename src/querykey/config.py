@@ -151,8 +151,8 @@ def parse_run(raw: Mapping[str, Any], *, name: str = "the settings") -> AdaptRun
         ConfigError: Naming every fault with its dotted key.
 
     Example:
-        >>> parse_run({"dim": 64, "loss": {"kind": "info_nce", "temperature": 0.1}, "labels": "class"}).loss
-        InfoNCE(kind='info_nce', temperature=0.1)
+        >>> parse_run({"dim": 64, "loss": {"kind": "nca", "temperature": 0.1}, "labels": "class"}).loss
+        NCA(kind='nca', temperature=0.1)
     """
     return check(AdaptRun, raw, grammar=_GRAMMAR, name=name)
 

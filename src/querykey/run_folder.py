@@ -3,7 +3,6 @@
 import json
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from querykey.errors import MissingPathError, QuerykeyError, StoreError
 from querykey.outputs import new_folder
 from querykey.processes import current_processes
 from querykey.records import Records
+from querykey.run_board import Board
 from querykey.training.checkpoint import Saving, write_checkpoint
 from querykey.training.going_on import require_unchanged, unlike, versions
 from querykey.training.pretrain_course import Course
@@ -44,8 +44,7 @@ class RunFolder:
 
     def __post_init__(self) -> None:
         self._records = Records(self.path / METRICS)
-        self._board: Any = None
-        self._gone_on_from: int | None = None
+        self._board = Board(self.path / BOARD)
 
     @classmethod
     def new(
@@ -68,17 +67,14 @@ class RunFolder:
         """
         found = course.calibration
         described = {
-            "format": FORMAT,
-            "version": VERSION,
+            "format": FORMAT, "version": VERSION,
             "asked": asked.as_dict(),
             "settings": course.settings.as_dict(),
             "changes": [],
             "views": asdict(course.settings.make_views(course.images.pixels.channels)),
             "data": {"at": _absolute(at), "name": source.name, "fingerprint": source.fingerprint,
                      "images": len(course.images.pixels), "trained_on": len(course.parted.train)},
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "processes": current_processes().count,
+            "device": device, "threads": torch.get_num_threads(), "processes": current_processes().count,
             "saving": asdict(saving),
             "calibration": None if found is None else asdict(found),
             "versions": versions(),
@@ -112,7 +108,8 @@ class RunFolder:
                     f"{path}: written as version {described['version']}; this querykey reads {VERSION}"
                 )
             folder = cls(path, described)
-            _ = (folder.fingerprint, folder.device, folder.threads, folder.decoded_size, folder.saving)
+            _ = (folder.fingerprint, folder.device, folder.threads, folder.decoded_size, folder.saving,
+                 folder.changes, folder.versions, folder.processes)  # fmt: skip
             if folder.settings.steps is None or folder.settings.epochs is None:
                 raise StoreError(f"{file} is damaged: it does not say how long the run is")
         return folder
@@ -144,6 +141,21 @@ class RunFolder:
         return int(self.described["threads"])
 
     @property
+    def processes(self) -> int:
+        """How many it began with."""
+        return int(self.described.get("processes", 1))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of what it began with, by name."""
+        return {str(name): str(value) for name, value in self.described.get("versions", {}).items()}
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """Settings that the run has changed itself, and from which step on."""
+        return [dict(change) for change in self.described.get("changes", [])]
+
+    @property
     def saving(self) -> Saving:
         """How often the state is saved."""
         return Saving(**self.described.get("saving", {}))
@@ -166,11 +178,7 @@ class RunFolder:
     def record(self, kind: str, **numbers: Any) -> None:
         """Keep numbers of a step, and show them to TensorBoard where that is installed."""
         self._records.append(kind, **numbers)
-        board = self._open_board()
-        if board is not None:
-            for name, value in numbers.items():
-                if isinstance(value, float):
-                    board.add_scalar(f"{kind}/{name}", value, numbers["step"])
+        self._board.show(kind, numbers)
 
     def cut_records(self, step: int) -> dict[str, Any]:
         """Forget what was recorded after a step: a run that goes on from there records it again.
@@ -186,7 +194,7 @@ class RunFolder:
         lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in kept]
         write_aside(self.path / METRICS, lines)
         self._records = Records(self.path / METRICS)
-        self._gone_on_from = step
+        self._board.gone_on_from = step
         looks = [record for record in kept if record["kind"] == "look"]
         return {name: value for name, value in looks[-1].items() if name not in _KEYS} if looks else {}
 
@@ -213,18 +221,13 @@ class RunFolder:
         """
         if "run" in about:  # checkpoints of the first version have none
             found = {name: self.described.get(name) for name in _FIXED}
-            require_unchanged(
-                about["run"], found, self.described.get("changes", []), where=str(self.path / RUN)
-            )
+            require_unchanged(about["run"], found, self.changes, where=str(self.path / RUN))
         if save_every is not None:
             self.described["saving"] = asdict(Saving(seconds=save_every, keep=self.saving.keep))
             self._write()
         for folder in (self.path, self.path / CHECKPOINTS):
             sweep(folder)
-        return unlike(
-            self.described.get("versions", {}), threads=self.threads,
-            processes=self.described.get("processes", 1), settings=self.settings,
-        )  # fmt: skip
+        return unlike(self.versions, threads=self.threads, processes=self.processes, settings=self.settings)
 
     def change(self, settings: PretrainSettings, *, step: int) -> None:
         """Write down settings that are others from a step on.
@@ -237,7 +240,7 @@ class RunFolder:
         changed = {f"settings.{name}": value for name, value in now.items() if value != before[name]}
         if changed:
             self.described["settings"] = now
-            self.described["changes"] = [*self.described.get("changes", []), {"step": step, **changed}]
+            self.described["changes"] = [*self.changes, {"step": step, **changed}]
             self._write()
 
     @property
@@ -264,21 +267,10 @@ class RunFolder:
 
     def close(self) -> None:
         """Let go of what is open, when the run ends in whatever way."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        self._board.close()
 
     def _write(self) -> None:
         write_aside(self.path / RUN, [json.dumps(self.described, indent=2).encode() + b"\n"])
-
-    def _open_board(self) -> Any:
-        if self._board is None and find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # what a killed run showed after its last checkpoint is shown again
-            purge = None if self._gone_on_from is None else self._gone_on_from + 1
-            self._board = SummaryWriter(str(self.path / BOARD), purge_step=purge)
-        return self._board
 
 
 def is_pretraining(path: str | Path) -> bool:

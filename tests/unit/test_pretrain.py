@@ -471,7 +471,7 @@ def test_tensorboard_shows_every_step_once_also_of_a_stopped_run(tmp_path):
 
 
 def test_without_tensorboard_there_are_records_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("querykey.run_folder.find_spec", lambda _: None)
+    monkeypatch.setattr("querykey.run_board.find_spec", lambda _: None)
     pretrain(DIGITS, out=tmp_path / "run", **TINY, steps=1)
     assert not (tmp_path / "run" / "tensorboard").exists()
     assert (tmp_path / "run" / "metrics.jsonl").exists()
