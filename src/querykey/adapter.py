@@ -18,7 +18,7 @@ from querykey.errors import DataError, ModelMismatchError
 from querykey.evaluation.geometry import neighbour_overlap
 from querykey.nearest import nearest
 from querykey.training.estimator_rows import labels_of, rows_of, rows_with_direction
-from querykey.training.fit_adapter import Fitted, Record, fit_adapter
+from querykey.training.fit_adapter import Begin, Fitted, Record, fit_adapter
 from querykey.training.guard import in_blocks
 from querykey.training.objectives import LossName
 from querykey.training.saved import SavedAdapter, read_saved, write_saved
@@ -119,19 +119,19 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.held_out = held_out
-        self.patience = patience
-        self.seed = seed
+        self.held_out, self.patience, self.seed = held_out, patience, seed
 
     def fit(
-        self, X: ArrayLike | Tensor | Features, y: ArrayLike | None = None, *, record: Record | None = None
-    ) -> "Adapter":
+        self, X: ArrayLike | Tensor | Features, y: ArrayLike | None = None, *,
+        record: Record | None = None, begin: Begin | None = None,
+    ) -> "Adapter":  # fmt: skip
         """Fit without labels (keep the neighbourhoods) or with (specialise).
 
         Args:
             X: Rows of a frozen model [items, width]: array, tensor or `Features`.
             y: A class for each row, of any type; -1 or None where it is not known.
             record: Called with each record of the history as it is made.
+            begin: Called before the first step with what the fit takes of the memory.
 
         Returns:
             Itself.
@@ -144,16 +144,14 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         labels = None if y is None else labels_of(y, len(vectors))
         if (kept := rows_with_direction(vectors)) is not None:
             vectors, labels = vectors[kept], None if labels is None else labels[kept]
-        return self._keep(fit_adapter(vectors, self._settings(), labels=labels, record=record), X)
+        return self._keep(
+            fit_adapter(vectors, self._settings(), labels=labels, record=record, begin=begin), X
+        )
 
     def fit_pairs(
-        self,
-        Q: ArrayLike | Tensor | Features,
-        D: ArrayLike | Tensor | Features,
-        *,
-        pairs: ArrayLike | None = None,
-        record: Record | None = None,
-    ) -> "Adapter":
+        self, Q: ArrayLike | Tensor | Features, D: ArrayLike | Tensor | Features, *,
+        pairs: ArrayLike | None = None, record: Record | None = None, begin: Begin | None = None,
+    ) -> "Adapter":  # fmt: skip
         """Fit on queries and documents that belong together.
 
         Equal and near-equal rows count as one query or one document, so that no query meets its
@@ -164,6 +162,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             D: Frozen rows of documents [documents, width].
             pairs: (row of Q, row of D) of each pair [pairs, 2]; row i with row i where not given.
             record: Called with each record of the history as it is made.
+            begin: Called before the first step with what the fit takes of the memory.
 
         Returns:
             Itself.
@@ -175,7 +174,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         for name, given in (("Q", queries), ("D", documents)):
             require_finite_rows(given, what=name)
         documents, training = distinct_pairs(queries, documents, pairs)
-        return self._keep(fit_adapter(documents, self._settings(), pairs=training, record=record), D)
+        fitted = fit_adapter(documents, self._settings(), pairs=training, record=record, begin=begin)
+        return self._keep(fitted, D)
 
     def transform(
         self, X: ArrayLike | Tensor | Features, *, any_model: bool = False

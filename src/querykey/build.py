@@ -1,12 +1,10 @@
 """From settings to objects: the fit of a run file, and the folder of a run."""
 
 import json
-import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,14 @@ import torch
 
 from querykey.adapter import Adapter
 from querykey.config import AdaptRun, parse_run
+from querykey.data.durable import or_damaged
 from querykey.data.features import Features
-from querykey.errors import DataError, MissingPathError, StoreError
+from querykey.errors import DataError, MissingPathError
 from querykey.outputs import check_new, new_folder
 from querykey.processes import current_processes
-from querykey.records import Records
+from querykey.records import Records, versions
 from querykey.run_data import DataAt, open_features
-from querykey.training.fit_memory import describe_fit_memory
 from querykey.training.saved import DESCRIPTION, put_saved
-from querykey.training.settings import AdapterSettings, situation_of
 
 __all__ = ["Notify", "Progress", "Run", "adapt", "estimator", "fit", "load_run", "told"]
 
@@ -71,11 +68,6 @@ def estimator(run: AdaptRun) -> Adapter:
         >>> estimator(read_run(None, ["loss.temperature=0.1", "memory=in_batch"])).get_params()["memory"]
         'in_batch'
     """
-    return Adapter(**_given(run))
-
-
-def _given(run: AdaptRun) -> dict[str, Any]:
-    """What is not left to the defaults."""
     given: dict[str, Any] = {
         name: getattr(run, name)
         for name in ("dim", "side", "steps", "batch_size", "learning_rate", "weight_decay", "held_out",
@@ -88,18 +80,20 @@ def _given(run: AdaptRun) -> dict[str, Any]:
         given |= {"loss": None if run.loss.kind == "auto" else run.loss.kind, "loss_options": options or None}
     if run.memory is not None:
         given |= {"memory": run.memory.kind, **run.memory.model_dump(exclude={"kind"})}
-    return {name: value for name, value in given.items() if value is not None}
+    return Adapter(**{name: value for name, value in given.items() if value is not None})
 
 
 def fit(
-    run: AdaptRun, features: Features, *, record: Callable[[dict[str, Any]], None] | None = None
-) -> Adapter:
+    run: AdaptRun, features: Features, *, record: Callable[[dict[str, Any]], None] | None = None,
+    begin: Notify | None = None,
+) -> Adapter:  # fmt: skip
     """Fit the estimator of a run to features.
 
     Args:
         run: Whose task says whether labels or pairs are used.
         features: The training features.
         record: Called with each record of the history as it is made.
+        begin: Called before the first step with what the fit takes of the memory.
 
     Returns:
         The fitted adapter.
@@ -116,20 +110,16 @@ def fit(
                     "querykey embed from a BEIR folder, or with --pair-column"
                 )
             return adapter.fit_pairs(
-                features.queries, features, pairs=features.pairs[:, :2].numpy(), record=record
+                features.queries,
+                features,
+                pairs=features.pairs[:, :2].numpy(),
+                record=record,
+                begin=begin,
             )
         case "labels":
-            return adapter.fit(features, features.labels, record=record)
+            return adapter.fit(features, features.labels, record=record, begin=begin)
         case _:
-            return adapter.fit(features, record=record)
-
-
-def _memory(run: AdaptRun, features: Features) -> str:
-    settings = AdapterSettings(**_given(run))
-    labels = features.labels if run.task == "labels" else None
-    situation = situation_of(labels=labels, has_pairs=run.task == "pairs")
-    items = round(len(features) * (1 - settings.held_out))
-    return describe_fit_memory(settings, situation=situation, items=items, width=features.dim)
+            return adapter.fit(features, record=record, begin=begin)
 
 
 def adapt(
@@ -151,7 +141,7 @@ def adapt(
         out: The folder, which must not exist yet.
         progress: Called with (steps taken, steps in all, where the run says them) now and then.
         notify: Called with what is worth knowing, such as a setting that was lowered.
-        begin: Called with what it takes of the memory, before the first step.
+        begin: Called before the first step with what the fit takes of the memory.
 
     Returns:
         The run.
@@ -174,8 +164,6 @@ def adapt(
         adapter = fit(run, features)
         processes.wait()
         return Run(out, adapter, run, about)
-    if begin is not None:
-        begin(_memory(run, features))
     with new_folder(out) as aside:
         metrics = Records(aside / METRICS)
 
@@ -185,7 +173,7 @@ def adapt(
                 progress(looked["step"], run.steps)
 
         with told(notify):
-            adapter = fit(run, features, record=record)
+            adapter = fit(run, features, record=record, begin=begin)
         metrics.append("fit", **adapter.report_)
         put_saved(adapter.saved(), aside)
         _write_run(aside / RUN, run, adapter, about)
@@ -212,12 +200,10 @@ def load_run(folder: str | Path) -> Run:
     adapter = Adapter.load(folder)
     if not (folder / RUN).is_file():
         return Run(folder, adapter)
-    try:
+    with or_damaged(str(folder / RUN), "fit the run again"):
         said = json.loads((folder / RUN).read_text(encoding="utf-8"))
         run, about = parse_run(said["settings"], name=str(folder / RUN)), dict(said["features"])
         DataAt(**about["at"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        raise StoreError(f"{folder / RUN} is damaged: {fault}; fit the run again") from fault
     return Run(folder, adapter, run, about)
 
 
@@ -241,7 +227,6 @@ def told(notify: Notify | None) -> Iterator[None]:
 
 
 def _write_run(path: Path, run: AdaptRun, adapter: Adapter, features: dict[str, Any]) -> None:
-    packages = ("querykey", "torch", "numpy", "scikit-learn")
     described = {
         "format": "querykey run",
         "version": VERSION,
@@ -250,6 +235,6 @@ def _write_run(path: Path, run: AdaptRun, adapter: Adapter, features: dict[str, 
         "features": features,
         "report": adapter.report_,
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": versions("scikit-learn"),
     }
     path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

@@ -5,15 +5,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 __all__ = [
-    "LARGEST",
-    "NCA",
-    "AtLeastTwo",
-    "AutoLoss",
-    "Circle", "Contrastive", "Count", "CrossBatch", "FCLayerSettings", "InBatch", "InfoNCE", "Loss", "Memory",
-    "MultiSimilarity", "NonNegative", "Positive", "ScoreDifference", "ScoreDistillation", "Selection",
-    "Strict", "Triplet",
+    "LARGEST", "NCA", "AtLeastTwo", "AutoLoss", "Circle", "Contrastive", "Count", "CrossBatch",
+    "FCLayerSettings", "Form", "InBatch", "InfoNCE", "Loss", "Memory", "MultiSimilarity", "NonNegative",
+    "Positive", "ScoreDifference", "ScoreDistillation", "Selection", "Strict", "Triplet",
 ]  # fmt: skip
 
+Form = Literal["auto", "plain", "streamed"]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 LARGEST = 2**31 - 1
@@ -48,7 +45,7 @@ class InfoNCE(Strict):
 
     kind: Literal["info_nce"] = "info_nce"
     temperature: PositiveFloat | None = None
-    form: Literal["auto", "plain", "streamed"] | None = None
+    form: Form | None = None
 
 
 class ScoreDistillation(Strict):
@@ -57,7 +54,7 @@ class ScoreDistillation(Strict):
     kind: Literal["score_distillation"] = "score_distillation"
     temperature: PositiveFloat | None = None
     target_temperature: PositiveFloat | None = None
-    form: Literal["auto", "plain", "streamed"] | None = None
+    form: Form | None = None
 
 
 class ScoreDifference(Strict):

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from querykey.config_faults import Grammar
-from querykey.config_parts import AtLeastTwo, Count, NonNegative, Positive, Strict
+from querykey.config_parts import AtLeastTwo, Count, Form, NonNegative, Positive, Strict
 from querykey.config_reading import check, read_raw
 
 __all__ = ["PretrainRun", "describe_pretrain_settings", "parse_pretrain_run", "read_pretrain_run"]
@@ -98,7 +98,7 @@ class LossTable(Strict):
     positive_margin: float | None = None
     negative_margin: float | None = None
     mining: Literal["all", "hard", "semi_hard"] | None = None
-    form: Literal["auto", "plain", "streamed"] | None = None
+    form: Form | None = None
 
 
 class DictionaryTable(Strict):

@@ -20,6 +20,8 @@
 A message says what was given, what is needed and what to do.
 """
 
+import sys
+
 __all__ = [
     "CollapseError",
     "ConfigError",
@@ -37,6 +39,7 @@ __all__ = [
     "ShapeError",
     "SourceError",
     "StoreError",
+    "is_out_of_memory",
 ]
 
 
@@ -108,3 +111,26 @@ class ExportError(QuerykeyError, ValueError):
 
 class CollapseError(QuerykeyError, RuntimeError):
     """The embeddings have collapsed and training was stopped."""
+
+
+_MEMORY_WORDS = (
+    "can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory",
+    "could not create a primitive", "could not execute a primitive",  # oneDNN's words for the same
+)  # fmt: skip
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether this says that memory could not be had, of the machine or of an accelerator.
+
+    Args:
+        fault: What was raised; torch has a plain RuntimeError for the machine's own.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("a shape is wrong"))
+        (True, False)
+    """
+    # a fault where torch is not loaded is none of torch's
+    torchs = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    if isinstance(fault, MemoryError | torchs):
+        return True
+    return isinstance(fault, RuntimeError | OSError) and any(word in str(fault) for word in _MEMORY_WORDS)

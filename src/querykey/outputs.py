@@ -9,7 +9,7 @@ from pathlib import Path
 
 from querykey.errors import OutputError, OutputExistsError
 
-__all__ = ["check_new", "is_full_disk", "new_file", "new_folder"]
+__all__ = ["check_new", "is_full_disk", "new_file", "new_folder", "sync"]
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             yield aside
             _to_disk(aside)
             aside.rename(path)
-            _sync(path.parent)
+            sync(path.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -113,11 +113,19 @@ def _to_disk(folder: Path) -> None:
     """Force all below a folder to the disk: a name that outlives a power cut must not name half a file."""
     for where, _, files in os.walk(folder):
         for name in files:
-            _sync(Path(where) / name)
-        _sync(Path(where))
+            sync(Path(where) / name)
+        sync(Path(where))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk.
+
+    Args:
+        path: Of what is there.
+
+    Raises:
+        OSError: As the system says it.
+    """
     if path.is_dir() and os.name != "posix":  # systems whose folders cannot be opened do it by themselves
         return
     handle = os.open(path, os.O_RDONLY)

@@ -6,7 +6,7 @@ step computes of its own rows is gathered, so that every process looks up what o
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -180,28 +180,6 @@ class Processes:
             The first process's, on every process.
         """
         return self._from(0, value)
-
-    def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that the first process has, to the bit.
-
-        Args:
-            tensors: On the CPU, by name; those of the others do not count.
-
-        Returns:
-            The first's, on every process.
-        """
-        if self.count == 1:
-            return dict(tensors)
-        kinds = {name: [str(one.dtype).removeprefix("torch."), *one.shape] for name, one in tensors.items()}
-        found = {}
-        for name, (kind, *shape) in self.from_first(kinds).items():
-            whole = tensors[name] if self.is_first else torch.empty(shape, dtype=getattr(torch, kind))
-            # as bytes, which every backend sends; a tensor of none has nothing to send
-            sent = whole.contiguous().reshape(-1).view(torch.uint8).to(_device())
-            if len(sent):
-                network.broadcast(sent, src=0)
-            found[name] = whole if self.is_first else sent.cpu().view(whole.dtype).view(whole.shape)
-        return found
 
     def share_out(self, jobs: Sequence[Callable[[], Plain]]) -> list[Plain]:
         """Do each of several jobs on one of the processes.

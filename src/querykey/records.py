@@ -8,12 +8,13 @@ loads without torch, for reports.
 import json
 import math
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
 from querykey.errors import MissingPathError, OutputError, StoreError
 
-__all__ = ["Record", "Records", "read"]
+__all__ = ["Record", "Records", "read", "versions"]
 
 Record = dict[str, Any]
 
@@ -118,6 +119,21 @@ def read(path: str | Path) -> list[Record]:
             raise StoreError(f"{path}: line {number} is no record; the file was damaged or edited")
         records.append(record)
     return records
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """What a number was computed by, to stand beside it.
+
+    Args:
+        packages: Installed ones, besides this one, torch and numpy.
+
+    Returns:
+        By name; Python's too.
+    """
+    from importlib.metadata import version
+
+    names = ("querykey", "torch", "numpy", *packages)
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def _write_whole(file: int, content: bytes) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor
 from querykey.data.items import Source
 from querykey.data.pixels import Pixels, read_pixels
 from querykey.data.sources import read_source
-from querykey.errors import ConfigError
+from querykey.errors import ConfigError, is_out_of_memory
 from querykey.lookup import UNLABELLED
 from querykey.processes import current_processes
 from querykey.training.dictionary_plan import dictionary_concerns
-from querykey.training.going_on import in_more_parts, is_out_of_memory
+from querykey.training.going_on import in_more_parts
 from querykey.training.parting import part
 from querykey.training.pretrain import make_encoder
 from querykey.training.pretrain_course import Course, put_together

@@ -1,22 +1,24 @@
 """The folder of a pretraining: what was chosen, records, checkpoints, and in the end the encoder."""
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from querykey.data.durable import only_writer, or_damaged, sweep, sync_file, write_aside
 from querykey.data.items import Source
 from querykey.errors import MissingPathError, QuerykeyError, StoreError
 from querykey.outputs import new_folder
 from querykey.processes import current_processes
-from querykey.records import Records
+from querykey.records import Records, versions
 from querykey.run_board import Board
 from querykey.training.checkpoint import Saving, write_checkpoint
-from querykey.training.going_on import require_unchanged, unlike, versions
+from querykey.training.going_on import require_unchanged, unlike
 from querykey.training.pretrain_course import Course
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.saved_encoder import SavedEncoder, put_encoder, put_untrained, read_encoder
@@ -25,7 +27,6 @@ __all__ = ["CHECKPOINTS", "RUN", "RunFolder", "is_pretraining"]
 
 RUN, METRICS, CHECKPOINTS, BOARD = "run.json", "metrics.jsonl", "checkpoints", "tensorboard"
 FORMAT, VERSION = "querykey pretraining", 1
-_KEYS = ("kind", "step")
 _FIXED = ("settings", "asked", "views", "device", "threads")
 """What the numbers of a run follow from, beside its images."""
 
@@ -48,8 +49,8 @@ class RunFolder:
 
     @classmethod
     def new(
-        cls, path: Path, course: Course, *, source: Source, at: dict[str, Any] | None,
-        asked: PretrainSettings, device: str, saving: Saving, seconds: float,
+        cls, path: Path, course: Course, state: Mapping[str, Tensor], *, source: Source,
+        at: dict[str, Any] | None, asked: PretrainSettings, device: str, saving: Saving, seconds: float,
     ) -> "RunFolder":  # fmt: skip
         """Make the folder of a run that begins, with the state before its first step.
 
@@ -58,6 +59,7 @@ class RunFolder:
         Args:
             path: Must not be there yet.
             course: The run.
+            state: Of its learner, whole.
             source: Its images.
             at: How the user named them; None where they were handed over as an object.
             asked: The settings as they were given.
@@ -68,14 +70,12 @@ class RunFolder:
         found = course.calibration
         described = {
             "format": FORMAT, "version": VERSION,
-            "asked": asked.as_dict(),
-            "settings": course.settings.as_dict(),
-            "changes": [],
+            "asked": asked.as_dict(), "settings": course.settings.as_dict(), "changes": [],
             "views": asdict(course.settings.make_views(course.images.pixels.channels)),
             "data": {"at": _absolute(at), "name": source.name, "fingerprint": source.fingerprint,
                      "images": len(course.images.pixels), "trained_on": len(course.parted.train)},
-            "device": device, "threads": torch.get_num_threads(), "processes": current_processes().count,
-            "saving": asdict(saving),
+            "device": device, "threads": torch.get_num_threads(),
+            "processes": current_processes().count, "saving": asdict(saving),
             "calibration": None if found is None else asdict(found),
             "versions": versions(),
         }  # fmt: skip
@@ -83,7 +83,7 @@ class RunFolder:
             folder = cls(aside, described)
             folder._write()
             put_untrained(course.untrained, aside)
-            folder.save(0, course, seconds=seconds)
+            folder.save(0, course, state, seconds=seconds)
         return cls(path, described)
 
     @classmethod
@@ -196,7 +196,11 @@ class RunFolder:
         self._records = Records(self.path / METRICS)
         self._board.gone_on_from = step
         looks = [record for record in kept if record["kind"] == "look"]
-        return {name: value for name, value in looks[-1].items() if name not in _KEYS} if looks else {}
+        return (
+            {name: value for name, value in looks[-1].items() if name not in ("kind", "step")}
+            if looks
+            else {}
+        )
 
     def kept_for_writing(self) -> AbstractContextManager[None]:
         """While this lasts no other process may write here.
@@ -206,22 +210,28 @@ class RunFolder:
         """
         return only_writer(self.path / CHECKPOINTS / "lock")
 
-    def go_on(self, about: dict[str, Any], *, save_every: float | None) -> list[str]:
-        """Make the folder ready for a run that goes on, and see that it is the same run.
+    def require_unchanged(self, about: dict[str, Any]) -> None:
+        """See that a run that goes on is the same run.
 
         Args:
             about: What the checkpoint says that it goes on from.
-            save_every: Seconds between two checkpoints from now on; None: as before.
-
-        Returns:
-            What may keep the run from ending with the bits of one that never stopped; a sentence each.
 
         Raises:
             ConfigError: If settings were changed since that checkpoint.
         """
+        found = {name: self.described.get(name) for name in _FIXED}
         if "run" in about:  # checkpoints of the first version have none
-            found = {name: self.described.get(name) for name in _FIXED}
             require_unchanged(about["run"], found, self.changes, where=str(self.path / RUN))
+
+    def go_on(self, *, save_every: float | None) -> list[str]:
+        """Make the folder ready for a run that goes on.
+
+        Args:
+            save_every: Seconds between two checkpoints from now on; None: as before.
+
+        Returns:
+            What may keep the run from ending with the bits of one that never stopped; a sentence each.
+        """
         if save_every is not None:
             self.described["saving"] = asdict(Saving(seconds=save_every, keep=self.saving.keep))
             self._write()
@@ -252,14 +262,12 @@ class RunFolder:
             return False
         return bool(saved.report.get("steps_taken") == self.settings.steps)
 
-    def save(self, step: int, course: Course, *, seconds: float) -> None:
+    def save(self, step: int, course: Course, state: Mapping[str, Tensor], *, seconds: float) -> None:
         """Write a checkpoint; what was recorded before is on the disk when it is."""
         sync_file(self.path / METRICS)
         fixed = {name: self.described.get(name) for name in _FIXED} | {"settings": course.settings.as_dict()}
         about = {"start": course.start, "seconds": seconds, "run": fixed}
-        write_checkpoint(
-            self.path / CHECKPOINTS, step, course.learner.tensors(), about, keep=self.saving.keep
-        )
+        write_checkpoint(self.path / CHECKPOINTS, step, state, about, keep=self.saving.keep)
 
     def finish(self, saved: SavedEncoder) -> None:
         """Write the encoder; with it the folder is a model."""

@@ -88,10 +88,9 @@ class RunLog:
             raise CollapseError(f"step {step}: {reason}")
 
     def save(self, step: int) -> None:
+        state = self._course.learner.tensors()  # of all processes: what is dealt out goes to the first
         if self._folder is not None:
-            self._folder.save(step, self._course, seconds=self.seconds())
-        elif current_processes().count > 1:
-            self._course.learner.tensors()  # what is dealt out is handed to the first, which writes
+            self._folder.save(step, self._course, state, seconds=self.seconds())
 
     def shown(self, step: int, loss: float) -> None:
         if self._watch.told is None:

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from querykey.data.items import Source
 from querykey.encoders.frozen_model import usable_device
@@ -22,7 +24,7 @@ from querykey.processes import current_processes
 from querykey.run_course import decode, new_course, read_images, same_course
 from querykey.run_folder import CHECKPOINTS, RunFolder
 from querykey.run_log import Notify, RunLog, Shown, Watch
-from querykey.training.checkpoint import KEPT, SAVE_SECONDS, Checkpoint, Saving, latest_checkpoint
+from querykey.training.checkpoint import KEPT, SAVE_SECONDS, Saving, latest_checkpoint
 from querykey.training.going_on import lengthened
 from querykey.training.pretrain_course import Course
 from querykey.training.pretrain_settings import PretrainSettings, asked_settings
@@ -109,29 +111,34 @@ def pretrain(
     begun = time.monotonic()
     watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
     asked, saving = asked_settings(method, preset, settings), Saving(seconds=save_every, keep=keep)
-    place, processes = usable_device(device), current_processes()
-    if out is not None and processes.is_first:
+    place = usable_device(device)
+    if out is not None and current_processes().is_first:
         check_new(out)
     data = read_images(source, column=column, label_column=label_column, split=split)
     pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=watch.notify)
     course = new_course(asked, data, pixels, device=place, begun=begun, notify=watch.notify)
     if begin is not None:
         begin(course)
-    if out is None or not processes.is_first:
-        course.learner.tensors()  # the first writes its state now; this is the others' share of it
-        return replace(
-            _train(course, None, watch, start=0, begun=begun), folder=None if out is None else Path(out)
-        )
     at = None if isinstance(source, Source) else {
         "spec": str(source), "column": column, "label_column": label_column, "split": split,
     }  # fmt: skip
-    folder = RunFolder.new(
-        Path(out), course, source=data, at=at, asked=asked, saving=saving,
-        device=device if processes.count == 1 else place.type,  # each takes its own of them
-        seconds=time.monotonic() - begun,
-    )  # fmt: skip
-    with folder.kept_for_writing():
-        return _train(course, folder, watch, start=0, begun=begun)
+    path = None if out is None else Path(out)
+    folder = _new_folder(
+        path, course, source=data, at=at, asked=asked, saving=saving, device=place, begun=begun
+    )
+    with nullcontext() if folder is None else folder.kept_for_writing():
+        return _train(course, folder, watch, path=path, start=0, begun=begun)
+
+
+def _new_folder(
+    path: Path | None, course: Course, *, device: torch.device, begun: float, **about: Any
+) -> RunFolder | None:
+    """The folder of a run that begins, for the process that writes."""
+    state = course.learner.tensors()  # of all processes
+    if path is None or not current_processes().is_first:
+        return None
+    own = str(device) if current_processes().count == 1 else device.type  # each takes its own of them
+    return RunFolder.new(path, course, state, device=own, seconds=time.monotonic() - begun, **about)
 
 
 def resume(
@@ -172,11 +179,10 @@ def resume(
         RangeError: If epochs is not above what was trained.
         OutputError: If another process is training it.
     """
-    begun, processes = time.monotonic(), current_processes()
+    begun = time.monotonic()
     watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
-    described = RunFolder.read(Path(folder)).described if processes.is_first else {}
-    run = RunFolder(Path(folder), processes.from_first(described))
-    with run.kept_for_writing() if processes.is_first else nullcontext():
+    run = RunFolder.read(Path(folder))
+    with run.kept_for_writing() if current_processes().is_first else nullcontext():
         return _go_on(
             run, watch, begin, begun=begun, epochs=epochs, workers=workers, memory_limit=memory_limit,
             save_every=save_every,
@@ -187,53 +193,46 @@ def _go_on(
     run: RunFolder, watch: Watch, begin: Callable[[Course], None] | None, *, begun: float,
     epochs: float | None, workers: int, memory_limit: int | None, save_every: float | None,
 ) -> PretrainedRun:  # fmt: skip
-    processes = current_processes()
-    checkpoint = _kept(run, watch, save_every) if processes.is_first else None
-    step, about, is_finished = processes.from_first(
-        (0, {}, False) if checkpoint is None else (checkpoint.step, checkpoint.about, run.is_finished)
-    )
-    tensors = processes.tensors_from_first({} if checkpoint is None else checkpoint.tensors)
+    checkpoint, is_finished = latest_checkpoint(run.path / CHECKPOINTS), run.is_finished
+    run.require_unchanged(checkpoint.about)
+    is_first = current_processes().is_first
+    for damaged in checkpoint.skipped:
+        watch.notify(f"a newer checkpoint is damaged and left out: {damaged}")
+    for words in run.go_on(save_every=save_every) if is_first else []:
+        watch.notify(words)
     data = read_images(run.at["spec"], **{k: run.at[k] for k in ("column", "label_column", "split")})
     if data.fingerprint != run.fingerprint:
         raise ConfigError(
             f"{run.at['spec']} has changed since the run began; give it back as it was, or start a new run"
         )
-    settings = lengthened(run.settings, epochs, step, watch.notify, is_finished=is_finished)
+    settings = lengthened(run.settings, epochs, checkpoint.step, watch.notify, is_finished=is_finished)
     pixels = decode(data, run.decoded_size, limit=memory_limit, workers=workers, notify=watch.notify)
     course = same_course(settings, data, pixels, device=usable_device(run.device), begun=begun)
     try:
-        course.learner.restore_(tensors)
-        course.start, before = dict(about["start"]), float(about["seconds"])
+        course.learner.restore_(checkpoint.tensors)
+        course.start, before = dict(checkpoint.about["start"]), float(checkpoint.about["seconds"])
     except (RuntimeError, KeyError, ValueError, TypeError) as fault:
         raise StoreError(
-            f"{run.path}: the checkpoint after step {step} does not fit the settings in run.json; "
+            f"{run.path}: the checkpoint after step {checkpoint.step} does not fit the settings in run.json; "
             "one of them was changed"
         ) from fault
-    if not processes.is_first:  # the first tells and writes
-        done = _train(course, None, watch, start=step, begun=begun, before=before)
-        return replace(done, folder=run.path)
-    seen = run.cut_records(step)
-    run.change(settings, step=step)
+    checkpoint.tensors.clear()  # what is trained has them now
+    if not is_first:  # the first tells and writes
+        return _train(course, None, watch, path=run.path, start=checkpoint.step, begun=begun, before=before)
+    seen = run.cut_records(checkpoint.step)
+    run.change(settings, step=checkpoint.step)
     if begin is not None:
         begin(course)
-    return _train(course, run, watch, start=step, begun=begun, before=before, seen=seen)
-
-
-def _kept(run: RunFolder, watch: Watch, save_every: float | None) -> Checkpoint:
-    """The state to go on from, in a folder that is ready for it."""
-    checkpoint = latest_checkpoint(run.path / CHECKPOINTS)
-    for damaged in checkpoint.skipped:
-        watch.notify(f"a newer checkpoint is damaged and left out: {damaged}")
-    for words in run.go_on(checkpoint.about, save_every=save_every):
-        watch.notify(words)
-    return checkpoint
+    return _train(
+        course, run, watch, path=run.path, start=checkpoint.step, begun=begun, before=before, seen=seen
+    )
 
 
 def _train(
-    course: Course, folder: RunFolder | None, watch: Watch, *, start: int, begun: float, before: float = 0.0,
-    seen: dict[str, Any] | None = None,
+    course: Course, folder: RunFolder | None, watch: Watch, *, path: Path | None, start: int, begun: float,
+    before: float = 0.0, seen: dict[str, Any] | None = None,
 ) -> PretrainedRun:  # fmt: skip
-    """The steps that are left, and what is written while they are taken."""
+    """The steps that are left, and what is written while they are taken, where this process writes."""
     log = RunLog(course, folder, watch, begun=begun, before=before)
     log.seen |= seen or {}
     if folder is not None and start == 0:
@@ -248,5 +247,4 @@ def _train(
     if folder is not None and done == course.steps:
         folder.finish(saved)
     current_processes().wait()  # none goes on before the first has written
-    path = None if folder is None else folder.path
     return PretrainedRun(saved, course.settings, saved.report, path, done == course.steps)

@@ -18,10 +18,10 @@ import torch
 from pretraining_toys import DIGITS, TINY, after, metrics, put_stripes
 
 from querykey import pretrain, resume
-from querykey.errors import OutOfMemoryError, OutputError, OutputExistsError
+from querykey.errors import OutOfMemoryError, OutputError, OutputExistsError, is_out_of_memory
 from querykey.training import calibration
 from querykey.training.checkpoint import latest_checkpoint
-from querykey.training.going_on import in_more_parts, is_out_of_memory
+from querykey.training.going_on import in_more_parts
 from querykey.training.learner import Learner
 from querykey.training.pretrain_settings import PretrainSettings
 

@@ -10,8 +10,6 @@ import torch
 from pretraining_toys import metrics, put_stripes, small_run
 from safetensors.torch import load_file
 
-from querykey.cli.main import COMMANDS
-
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo of POSIX")
 COUNT = 2
 RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={COUNT}"]
@@ -89,4 +87,3 @@ def test_a_mistake_is_told_once(images):
 def test_what_is_for_one_process_says_so(begun):
     done = run("export", begun[0], "--to", "safetensors", "--out", begun[0].parent / "exported", code=2)
     assert done.stderr.count("call it without torchrun") == 1
-    assert "export" in COMMANDS

@@ -16,11 +16,18 @@ from frozen_toys import (
 )
 from torch import nn
 
-from querykey.encoders.batch_plan import BatchPlan, is_out_of_memory, measure_plan
+from querykey.encoders.batch_plan import BatchPlan, measure_plan
 from querykey.encoders.frozen import FrozenEncoder
 from querykey.encoders.frozen_model import TorchModel, usable_device
 from querykey.encoders.identity import state_digest
-from querykey.errors import ConfigError, DamagedItemError, RangeError, ShapeError, SourceError
+from querykey.errors import (
+    ConfigError,
+    DamagedItemError,
+    RangeError,
+    ShapeError,
+    SourceError,
+    is_out_of_memory,
+)
 
 
 def test_trap_5_10_frozen_is_eval_mode_even_after_train():

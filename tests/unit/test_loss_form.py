@@ -18,7 +18,7 @@ from querykey.training.fit_memory import describe_fit_memory
 from querykey.training.objectives import objective
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.resolving import resolve_settings
-from querykey.training.settings import AdapterSettings, situation_of
+from querykey.training.settings import AdapterSettings, resolve
 
 WAYS = {
     "simclr": {},
@@ -147,9 +147,14 @@ def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels,
     vectors = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
     classes = None if labels is None else torch.arange(200) % labels
     settings = AdapterSettings(dim=4, steps=3, batch_size=32, **given)
-    fit_adapter(vectors, settings, labels=classes)
-    situation = situation_of(labels=classes, has_pairs=False)
-    words = describe_fit_memory(settings, situation=situation, items=180, width=12)
+    told = []
+
+    def begin(words):
+        assert sizes == []  # before the first step
+        told.append(words)
+
+    fit_adapter(vectors, settings, labels=classes, begin=begin)
+    (words,) = told
     queries, keys = map(int, re.search(r"([\d,]+) x ([\d,]+) scores", words).groups())
     assert {rows for rows, _ in sizes} == {queries} == {32}
     largest = max(held for _, held in sizes)
@@ -160,5 +165,6 @@ def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels,
 
 def test_a_form_that_was_asked_for_is_told_of_a_fit():
     settings = AdapterSettings(loss_options={"form": "streamed"}, dim=256)
-    words = describe_fit_memory(settings, situation="fine classes", items=20_000, width=512)
+    resolved = resolve(settings, situation="fine classes", items=20_000, width=512)
+    words = describe_fit_memory(resolved, items=20_000, width=512)
     assert words == "memory: loss about 13 MiB (streamed, 128 x 2,176 scores), features 39 MiB"

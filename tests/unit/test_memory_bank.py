@@ -74,7 +74,7 @@ def test_an_item_without_a_slot_is_refused_and_nothing_is_written(item):
         f"the memory bank has slots for items 0 to 4 and was given item {item}; "
         "give it as many slots as the data has items, and ids counted from 0"
     )
-    for call in (lambda ids: bank.write(torch.ones(2, 3), ids), bank.own):
+    for call in (lambda ids: bank.write(torch.ones(2, 3), ids), bank.rows):
         with pytest.raises(RangeError) as fault:
             call(torch.tensor([0, item]))
         assert str(fault.value) == message
@@ -92,7 +92,7 @@ def test_rows_of_another_width_are_refused():
 
 def test_own_rows_are_a_copy():
     bank = a_bank()
-    own = bank.own(torch.tensor([2]))
+    own = bank.rows(torch.tensor([2]))
     before = own.clone()
     bank.write(torch.ones(1, 3), torch.tensor([2]))
     assert torch.equal(own, before)

@@ -43,7 +43,7 @@ def adapt_features(
     run = read_run(
         run_file, settings or [], dim=dim, labels=labels, pairs=pairs or None, side=side, seed=seed
     )
-    device = prepare(device, threads, run.seed, shares_out=True)
+    prepare(device, threads, run.seed, shares_out=True)
     from querykey.build import adapt
     from querykey.cli.show import line, note, progress
     from querykey.run_data import DataAt

@@ -1,20 +1,18 @@
 """A user's mistake is one message and exit code 2; Ctrl-C is one line and 130."""
 
-import sys
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from querykey.cli.joining import is_parting, tell
-from querykey.errors import QuerykeyError
+from querykey.errors import QuerykeyError, is_out_of_memory
 from querykey.outputs import is_full_disk
 
 __all__ = ["Commands"]
 
 MISTAKE = 2
 STOPPED = 130  # 128 + SIGINT, as shells count
-SHORT = "out of memory; use fewer rows or a smaller batch"
 
 
 class Commands(TyperGroup):
@@ -29,11 +27,9 @@ class Commands(TyperGroup):
             raise _leave("stopped by Ctrl-C", STOPPED) from stop
         except PermissionError as fault:
             raise _leave(f"error: no permission: {fault.filename or fault}", MISTAKE) from fault
-        except MemoryError as fault:
-            raise _leave(f"error: {SHORT}", MISTAKE) from fault
         except Exception as fault:
-            if _is_out_of_memory(fault):
-                raise _leave(f"error: {SHORT}", MISTAKE) from fault
+            if is_out_of_memory(fault):
+                raise _leave("error: out of memory; use fewer rows or a smaller batch", MISTAKE) from fault
             if is_parting(fault):
                 raise _leave("error: a process of this run has ended, and so all do", MISTAKE) from fault
             if not is_full_disk(fault):
@@ -43,15 +39,6 @@ class Commands(TyperGroup):
             raise _leave(
                 f"error: {where}the disk is full; free some space and run it again", MISTAKE
             ) from fault
-
-
-def _is_out_of_memory(fault: BaseException) -> bool:
-    """Whether torch says so; a fault of a process without torch is none of torch's."""
-    if "torch" not in sys.modules:
-        return False
-    from querykey.training.going_on import is_out_of_memory
-
-    return is_out_of_memory(fault)
 
 
 def _words(fault: QuerykeyError) -> str:

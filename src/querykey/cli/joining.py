@@ -17,9 +17,6 @@ PATIENCE = timedelta(minutes=10)
 One that has died is noticed at once, by the connection that it held."""
 ASKING = timedelta(seconds=5)
 
-_stderr = sys.stderr
-_joined = False
-
 
 def is_one_of_many() -> bool:
     """Whether torchrun started this process beside others."""
@@ -41,7 +38,6 @@ def join(device: str) -> str:
     import torch
     from torch import distributed
 
-    global _joined  # noqa: PLW0603 - a process joins once, and is told apart by it when a fault is told
     kind = torch.device(device)
     if kind.type == "cuda":
         if kind.index is not None:
@@ -52,7 +48,6 @@ def join(device: str) -> str:
         distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as fault:
         raise ConfigError(f"the processes that torchrun started do not meet: {fault}") from fault
-    _joined = True
     return device
 
 
@@ -63,19 +58,14 @@ def one_speaks() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    global _stderr  # noqa: PLW0603 - what `tell` writes to while it is redirected
     if not is_one_of_many():
         yield
         return
-    _stderr = sys.stderr
-    try:
-        if os.environ["RANK"] == "0":
-            yield
-            return
+    if os.environ["RANK"] == "0":
+        yield
+    else:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             yield
-    finally:
-        _part()
 
 
 def is_parting(fault: BaseException) -> bool:
@@ -84,7 +74,7 @@ def is_parting(fault: BaseException) -> bool:
     Args:
         fault: Of a call of torch.distributed, or any other.
     """
-    if not _joined:
+    if not is_one_of_many():
         return False
     from torch import distributed
 
@@ -104,9 +94,10 @@ def tell(message: str) -> None:
         sys.stderr.write(f"{message}\n")
         return
     if _is_new(message):
-        rank = os.environ["RANK"]
-        _stderr.write(f"{message}\n" if rank == "0" else f"process {rank}: {message}\n")
-        _stderr.flush()
+        rank, own = os.environ["RANK"], sys.__stderr__  # the other one leads nowhere
+        assert own is not None
+        own.write(f"{message}\n" if rank == "0" else f"process {rank}: {message}\n")
+        own.flush()
 
 
 def _is_new(message: str) -> bool:
@@ -119,13 +110,3 @@ def _is_new(message: str) -> bool:
         return store.add(f"querykey/told/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
     except (RuntimeError, ValueError, KeyError):  # nobody left to ask
         return True
-
-
-def _part() -> None:
-    """Leave the others, where the command has come to its end."""
-    global _joined  # noqa: PLW0603
-    if _joined and sys.exc_info()[0] is None:
-        from torch import distributed
-
-        distributed.destroy_process_group()
-        _joined = False

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from querykey.errors import OutputError, SourceError, StoreError
-from querykey.outputs import is_full_disk
+from querykey.outputs import is_full_disk, sync
 
 __all__ = [
     "in_words",
@@ -52,7 +52,7 @@ def write_aside(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as fault:
         raise in_words(fault, path) from fault
     finally:
@@ -67,8 +67,7 @@ def sync_file(path: Path) -> None:
         OutputError: If the disk does not take it.
     """
     try:
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync(path)
     except FileNotFoundError:
         return
     except OSError as fault:
@@ -186,17 +185,7 @@ def put_in_place(new: Path, out: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
             out.replace(old)
         new.replace(out)
-        _sync_folder(out.parent)
+        sync(out.parent)
     except OSError as fault:
         raise in_words(fault, out) from fault
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; systems whose folders cannot be opened do it by themselves."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -38,7 +38,7 @@ class MemoryBank(nn.Module):
     Example:
         >>> bank = MemoryBank(items=3, dim=2, momentum=0.0)
         >>> bank.write(torch.tensor([[0.0, 2.0]]), torch.tensor([1]))
-        >>> bank.own(torch.tensor([1])), bank.age().tolist()
+        >>> bank.rows(torch.tensor([1])), bank.age().tolist()
         (tensor([[0., 1.]]), [1, 0, 1])
 
     Source:
@@ -86,12 +86,8 @@ class MemoryBank(nn.Module):
         own = slice(self.processes.rank, None, self.processes.count)
         return Held(self.vectors, self.ids[own], self.labels[own])
 
-    def rows(self, slots: Numbers) -> Rows:
-        """The rows of some slots, whichever process holds them: `own`, as slot i is item i."""
-        return self.own(slots)
-
-    def own(self, ids: Ids) -> Rows:
-        """The stored rows of these items.
+    def rows(self, ids: Ids) -> Rows:
+        """The stored rows of these items, whichever process holds them.
 
         Args:
             ids: Items [rows], from 0 to below the number of slots.

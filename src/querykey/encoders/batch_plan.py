@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from querykey.encoders.frozen_model import FrozenModel
+from querykey.errors import is_out_of_memory
 
-__all__ = ["BatchPlan", "faster_dtype", "is_out_of_memory", "measure_plan"]
+__all__ = ["BatchPlan", "faster_dtype", "measure_plan"]
 
 _SMALLEST, _LARGEST = 8, 256
 _TRIED_ON = 4
@@ -94,11 +95,6 @@ def faster_dtype(model: FrozenModel) -> torch.dtype:
     pair = [model.prepare(model.blank())] * 2
     times = [_time(model, pair, dtype, channels_last=False) for dtype in (torch.float32, torch.bfloat16)]
     return torch.bfloat16 if times[1] * _DTYPE_GAIN < times[0] else torch.float32
-
-
-def is_out_of_memory(fault: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    return isinstance(fault, torch.OutOfMemoryError) or "can't allocate memory" in str(fault)
 
 
 def _repeated(items: Sequence[Any], size: int) -> list[Any]:

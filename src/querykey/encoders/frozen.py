@@ -10,10 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from querykey.encoders.batch_plan import BatchPlan, faster_dtype, is_out_of_memory, measure_plan
+from querykey.encoders.batch_plan import BatchPlan, faster_dtype, measure_plan
 from querykey.encoders.frozen_model import FrozenModel, Kind, usable_device
 from querykey.encoders.identity import combined_digest
-from querykey.errors import ConfigError, DamagedItemError, QuerykeyError, RangeError, ShapeError, SourceError
+from querykey.errors import (
+    ConfigError,
+    DamagedItemError,
+    QuerykeyError,
+    RangeError,
+    ShapeError,
+    SourceError,
+    is_out_of_memory,
+)
 from querykey.types import Rows
 
 __all__ = ["FrozenEncoder", "load_encoder"]

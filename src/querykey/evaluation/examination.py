@@ -1,9 +1,7 @@
 """One evaluation: which queries are asked, what is measured, and the constants that go with it."""
 
-import platform
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -31,6 +29,7 @@ from querykey.evaluation.table import OVERLAP, OVERLAP_K
 from querykey.evaluation.task import Embedded, Protocol, Task
 from querykey.lookup import UNLABELLED, Lookup, PairRule, look_up
 from querykey.nearest import nearest
+from querykey.records import versions
 from querykey.types import Ids, Labels, Neighbours, PerQuery
 
 __all__ = ["KNN", "LABEL_METRICS", "PAIR_METRICS", "Examination"]
@@ -144,7 +143,7 @@ class Examination:
             "width": task.test.shape[1],
             "asked": len(self.asked),
             "left_out": self._left_out(),
-            "versions": _versions(),
+            "versions": versions("scikit-learn"),
         }
 
     def _voters(self) -> int:
@@ -238,8 +237,3 @@ _LOOKUPS = {
     "pairs": "each query among the documents",
     "neighbours": "each test item among the other test items",
 }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("querykey", "torch", "numpy", "scikit-learn")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

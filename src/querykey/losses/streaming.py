@@ -6,7 +6,7 @@ from querykey.errors import ConfigError
 from querykey.lookup import Lookup
 from querykey.two_views import TwoViewPairs
 
-__all__ = ["Form", "is_streamed", "loss_bytes", "takes_streamed"]
+__all__ = ["Form", "chosen_form", "is_streamed", "loss_bytes", "takes_streamed"]
 
 Form = Literal["auto", "plain", "streamed"]
 """How a loss is computed; the numbers are the same but for rounding. "auto" goes by `is_streamed`."""
@@ -40,6 +40,22 @@ def is_streamed(queries: int, keys: int, *, of_views: bool = False) -> bool:
     return queries * keys >= (PAIRS_OF_VIEWS if of_views else PAIRS)
 
 
+def chosen_form(
+    form: Form, queries: int, keys: int, *, of_views: bool = False
+) -> Literal["plain", "streamed"]:
+    """The form in which a loss is computed: as it is wanted, or by `is_streamed`.
+
+    Args:
+        form: As its caller wants it.
+        queries: Of a look-up.
+        keys: Of it.
+        of_views: As for `is_streamed`.
+    """
+    if form != "auto":
+        return form
+    return "streamed" if is_streamed(queries, keys, of_views=of_views) else "plain"
+
+
 def loss_bytes(queries: int, keys: int, width: int, form: Form) -> int:
     """How much memory a loss takes beside its queries and keys, forward and backward, roughly.
 
@@ -56,7 +72,7 @@ def loss_bytes(queries: int, keys: int, width: int, form: Form) -> int:
         >>> loss_bytes(8192, 8192, 128, "plain") >> 20, loss_bytes(8192, 8192, 128, "streamed") >> 20
         (1664, 37)
     """
-    if form == "plain" or (form == "auto" and not is_streamed(queries, keys)):
+    if chosen_form(form, queries, keys) == "plain":
         return PLAIN_BYTES * queries * keys
     copies = 3 * 4 * width * (queries + keys)
     return copies + PLAIN_BYTES * min(queries, ROWS) * min(keys, KEYS)
@@ -74,7 +90,5 @@ def takes_streamed(lookup: Lookup, form: Form) -> bool:
     """
     if form not in get_args(Form):
         raise ConfigError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}")
-    if form == "auto":
-        of_views = isinstance(lookup.pairs, TwoViewPairs)
-        return is_streamed(len(lookup), len(lookup.keys), of_views=of_views)
-    return form == "streamed"
+    of_views = isinstance(lookup.pairs, TwoViewPairs)
+    return chosen_form(form, len(lookup), len(lookup.keys), of_views=of_views) == "streamed"

@@ -1,11 +1,9 @@
 """How a cell of the study of adapters is measured: features, fit, the numbers of its queries."""
 
-import platform
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from querykey.evaluation import baselines
 from querykey.evaluation.examination import KNN, Examination
 from querykey.evaluation.linear import logistic_regression
 from querykey.evaluation.task import Protocol, Task, embed
+from querykey.records import versions
 from querykey.studies.adaptation import ADAPTER, CLASSIFIER, DataSet, Method, StudyTask
 from querykey.studies.grid import Cell, compact
 from querykey.training.embed import embed as embed_source
@@ -132,7 +131,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(work.threads)
     task = _loaded(tuple(sorted(work.stores.items())))
     run = Examination(task, _protocol(work.task))
-    fields: dict[str, Any] = {"versions": _versions()}
+    fields: dict[str, Any] = {"versions": versions("scikit-learn")}
     fitted_on = task.test if task.train is None else task.train
     if work.method.kind == CLASSIFIER:
         assert task.train_labels is not None
@@ -207,8 +206,3 @@ def _named(features: Features) -> tuple[np.ndarray[Any, np.dtype[np.int64]], tup
     assert features.labels is not None
     names = features.label_names or tuple(str(c) for c in range(int(features.labels.max()) + 1))
     return features.labels.numpy(), names
-
-
-def _versions() -> dict[str, str]:
-    packages = ("querykey", "torch", "numpy", "scikit-learn")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

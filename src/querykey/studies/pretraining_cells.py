@@ -5,13 +5,11 @@ What is done is not done again: stop it whenever, start it again, and it goes on
 
 import argparse
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -24,7 +22,7 @@ from querykey.errors import MissingPathError, QuerykeyError
 from querykey.evaluation.few_labels import choose_labelled
 from querykey.evaluation.linear_protocols import linear_evaluation
 from querykey.lookup import UNLABELLED
-from querykey.records import Records, read
+from querykey.records import Records, read, versions
 from querykey.run_data import DataAt
 from querykey.run_fine_tune import Labelled, fine_tuned
 from querykey.run_linear import knn_of, pixel_rows, read_labelled
@@ -116,10 +114,8 @@ def measure(cell: Cell) -> dict[str, Any]:
             values, about = _of_few_labels(work, cell.seed, known, asked)
         case "retrieval":
             values, about = _of_retrieval(work, cell.seed, asked)
-    packages = ("querykey", "torch", "numpy")
-    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     counts = {name: [int(v.nansum()), int((~v.isnan()).sum())] for name, v in values.items()}
-    return {"values": counts, **about, "seconds": time.monotonic() - began, "versions": versions}
+    return {"values": counts, **about, "seconds": time.monotonic() - began, "versions": versions()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

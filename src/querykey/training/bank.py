@@ -93,7 +93,7 @@ def bank_step(
         raise RangeError(f"proximal must be >= 0 and finite, got {proximal}; 0 leaves it out")
     computing = computing or Computing()
     processes = computing.processes
-    stored = bank.own(ids)
+    stored = bank.rows(ids)
     sample = _sample(bank, contrast, negatives, generator)
     found: dict[str, Rows] = {}
 
@@ -136,7 +136,7 @@ def _look_up(z: Rows, bank: MemoryBank, ids: Ids, stored: Rows, sample: Numbers 
     if sample is None and bank.processes.count == 1:
         return look_up(z, held.vectors, query_ids=ids, key_ids=held.ids, rule=BANK_RULE)
     # the own row comes first, so that it is there whoever holds it
-    vectors, numbers = (held.vectors, held.ids) if sample is None else (bank.own(sample), sample)
+    vectors, numbers = (held.vectors, held.ids) if sample is None else (bank.rows(sample), sample)
     return look_up_own_key(z, stored, ids=ids, held_vectors=vectors, held_ids=numbers, same_id="masked")
 
 

@@ -5,7 +5,7 @@ from typing import assert_never
 
 from querykey.dictionaries.queue import stale_copies
 from querykey.encoders.momentum import half_life
-from querykey.losses.streaming import Form, is_streamed, loss_bytes
+from querykey.losses.streaming import Form, chosen_form, loss_bytes
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.view_objectives import takes_form
 
@@ -94,13 +94,11 @@ def loss_form(settings: PretrainSettings, *, items: int) -> Form:
     Returns:
         "plain" or "streamed"; plain where the loss has no other.
     """
-    given: Form = settings.loss_options.get("form", "auto")
     if not takes_form(settings.loss):
         return "plain"
-    if given != "auto":
-        return given
+    given: Form = settings.loss_options.get("form", "auto")
     size = look_up_size(settings, items=items)
-    return "streamed" if is_streamed(*size, of_views=settings.method == "simclr") else "plain"
+    return chosen_form(given, *size, of_views=settings.method == "simclr")
 
 
 def describe_memory(settings: PretrainSettings, *, items: int, width: int) -> str:

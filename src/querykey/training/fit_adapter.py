@@ -16,13 +16,14 @@ from querykey.evaluation.geometry import effective_rank
 from querykey.optim import warm_up_cosine
 from querykey.processes import current_processes
 from querykey.training.course import Course, course_of_items, course_of_pairs
+from querykey.training.fit_memory import describe_fit_memory
 from querykey.training.guard import Guard
 from querykey.training.health import collapse_reason, health
 from querykey.training.settings import AdapterSettings, resolve, situation_of
 from querykey.training.split import Split, TrainingPairs, check_labels, split_items, split_pairs, unit_rows
 from querykey.types import FrozenRows, Labels
 
-__all__ = ["Fitted", "fit_adapter"]
+__all__ = ["Begin", "Fitted", "Record", "fit_adapter"]
 
 START_ROWS = 50_000
 """Rows that the start is computed from, at the most."""
@@ -30,6 +31,7 @@ CHECKS = 25
 """How often a run is scored."""
 
 Record = Callable[[dict[str, Any]], None]
+Begin = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,7 @@ def fit_adapter(
     labels: Labels | None = None,
     pairs: TrainingPairs | None = None,
     record: Record | None = None,
+    begin: Begin | None = None,
 ) -> Fitted:
     """Train an FC layer on frozen rows.
 
@@ -65,6 +68,7 @@ def fit_adapter(
         labels: Class of each item, -1 where it is not known.
         pairs: (query, document) pairs.
         record: Called with each record of the history as it is made.
+        begin: Called before the first step with what the fit takes of the memory.
 
     Returns:
         A `Fitted`. The same seed, data and number of threads give the same bits.
@@ -95,6 +99,8 @@ def fit_adapter(
         course = course_of_items(fc, resolved, vectors, split.train, labels, processes=processes)
     else:
         course = course_of_pairs(fc, resolved, vectors, split.train, pairs, processes=processes)
+    if begin is not None:
+        begin(describe_fit_memory(resolved, items=len(split.train), width=vectors.shape[1]))
     report, history = _train(course, resolved, split, record)
     report["seconds"] = round(time.monotonic() - began, 2)
     return Fitted(fc.eval().requires_grad_(False), resolved, report, history)

@@ -1,25 +1,18 @@
 """A run that goes on: with the settings it began with, or with those that it changed itself."""
 
 import math
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from querykey.errors import ConfigError, OutOfMemoryError, RangeError
 from querykey.processes import current_processes
+from querykey.records import versions
 from querykey.training.pretrain_settings import PretrainSettings
 
-__all__ = ["in_more_parts", "is_out_of_memory", "lengthened", "require_unchanged", "unlike", "versions"]
-
-_PACKAGES = ("querykey", "torch", "numpy")
-_MEMORY_WORDS = (
-    "can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory",
-    "could not create a primitive", "could not execute a primitive",  # oneDNN's words for the same
-)  # fmt: skip
+__all__ = ["in_more_parts", "lengthened", "require_unchanged", "unlike"]
 
 
 def require_unchanged(
@@ -55,11 +48,6 @@ def require_unchanged(
             f"{where} was changed since the last checkpoint; put it back, or start a new run:\n"
             + "\n".join(lines)
         )
-
-
-def versions() -> dict[str, str]:
-    """Of what computes the numbers of a run, by name."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def unlike(
@@ -132,21 +120,6 @@ def lengthened(
             f"{epochs:g} epochs would be after {done} of {steps} steps"
         )
     return replace(settings, steps=steps, epochs=epochs, minutes=None)
-
-
-def is_out_of_memory(fault: BaseException) -> bool:
-    """Whether this says that memory could not be had, of the machine or of an accelerator.
-
-    Args:
-        fault: What was raised; torch has a plain RuntimeError for the machine's own.
-
-    Example:
-        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("a shape is wrong"))
-        (True, False)
-    """
-    if isinstance(fault, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(fault, RuntimeError | OSError) and any(word in str(fault) for word in _MEMORY_WORDS)
 
 
 def in_more_parts(settings: PretrainSettings, *, reason: str) -> PretrainSettings:

@@ -13,12 +13,11 @@ from querykey.data.pixels import PixelBatch, Pixels
 from querykey.data.views import Views
 from querykey.encoders.backbones import load_backbone_weights, make_backbone
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
-from querykey.errors import CollapseError, DataError, OutOfMemoryError
+from querykey.errors import CollapseError, DataError, OutOfMemoryError, is_out_of_memory
 from querykey.lookup import Lookup
 from querykey.processes import ALONE, Processes
 from querykey.training.checkpoint import SAVE_SECONDS
 from querykey.training.dictionary_settings import ONE_VIEW
-from querykey.training.going_on import is_out_of_memory
 from querykey.training.learner import Learner
 from querykey.training.method_parts import with_batch_norm
 from querykey.training.pretrain_settings import PretrainSettings
