@@ -75,7 +75,8 @@ def read_pretraining(file):
     is_pretraining(folder)
     run = RunFolder.read(folder)
     with suppress(QuerykeyError):
-        run.go_on(latest_checkpoint(folder / "checkpoints").about, save_every=None)
+        run.require_unchanged(latest_checkpoint(folder / "checkpoints").about)
+        run.go_on(save_every=None)
     return run.at, run.settings, run.decoded_size
 
 
