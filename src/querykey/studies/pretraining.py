@@ -32,6 +32,7 @@ class Arm:
         settings: Of the pretraining, where they are not the defaults.
         seeds: How many.
         threads: Of torch; 0: all cores, and nothing else runs meanwhile.
+        scores_untrained: Whether the encoder is also scored as it was before the first step.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     seeds: int = 3
     threads: int = 1
+    scores_untrained: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ _SMALL = {"batch_size": 32, "steps": 8 * STEPS}
 ARMS = (
     *(
         Arm(name=f"{minutes} minutes", label=f"{minutes} minutes", group="minutes",
-            settings={"minutes": float(minutes)}, seeds=1, threads=0)
+            settings={"minutes": float(minutes)}, seeds=1, threads=0, scores_untrained=True)
         for minutes in BUDGETS
     ),
     Arm(name="pixels", label="raw pixels", group="minutes", kind="pixels", seeds=1),

@@ -182,7 +182,7 @@ def _of_pretraining(
     values = _scores("h", h[0], known.labels, h[1], asked.labels)
     values |= _scores("z", z[0], known.labels, z[1], asked.labels)
     untrained = _before(saved, about.pop("untrained"))
-    if work.arm.threads == 0:
+    if work.arm.scores_untrained:
         before, _ = _encoded(untrained, known, asked)
         values |= _scores("untrained", before[0], known.labels, before[1], asked.labels)
     return values, about
