@@ -1,9 +1,14 @@
 """Small fits of adapters, for the tests of what several processes do together."""
 
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 
+from querykey.lookup import PairRule, look_up
+from querykey.losses import contrastive, score_distillation
 from querykey.processes import current_processes
+from querykey.select import top_k
 from querykey.training.fit_adapter import fit_adapter
 from querykey.training.settings import AdapterSettings
 from querykey.training.split import TrainingPairs
@@ -21,6 +26,20 @@ KINDS = {
     "no labels": {"capacity": 24},
     "no labels, score differences": {"capacity": 24, "loss": "score_difference"},
     "pairs": {"pairs": True, "capacity": 24, "negatives": 3},
+    **{
+        f"{name}, sharded": settings | {"sharded": True}
+        for name, settings in {
+            "classes, the whole set in memory": {"labels": True, "sampled": 9},
+            "classes, a queue that forgets": QUEUE | {"loss": "multi_similarity", "positives": 2},
+            "classes, a memory of projections": QUEUE | {"holds": "projections", "loss": "triplet"},
+            "no labels": {"capacity": 25},
+            "no labels, the whole set in memory": {"loss_options": {"temperature": 0.02}},
+            "no labels, queries alone": {"capacity": 24, "both_sides": False},
+            "no labels, score differences": {"capacity": 24, "loss": "score_difference"},
+            "pairs": {"pairs": True, "capacity": 24, "negatives": 3},
+            "pairs, the whole set in memory": {"pairs": True, "negatives": 3},
+        }.items()
+    },
     "pairs, the whole set in memory": {"pairs": True, "negatives": 3, "side": "query", "dim": 8},
 }  # fmt: skip
 
@@ -41,6 +60,47 @@ def fitted(kind):
     return made.fc.state_dict() | {"looks": torch.tensor(looks, dtype=torch.float64)}
 
 
+MODES = ("similar", "hard_negative", "hard_positive", "semi_hard")
+LOSSES = {
+    "contrastive": partial(contrastive, positive_margin=0.9, negative_margin=0.1),
+    "contrastive, euclidean": partial(
+        contrastive, distance="euclidean", positive_margin=0.2, negative_margin=1.3
+    ),
+    "score_distillation": partial(score_distillation, temperature=0.02),
+}  # fmt: skip
+
+
+def of_shares(processes):
+    """What shares of some keys give together: selections with ties, losses, and gradients of queries."""
+    draw = torch.Generator().manual_seed(5)
+    keys = F.normalize(torch.randn(31, WIDTH, generator=draw, dtype=torch.float64), dim=1)
+    keys[20:25] = keys[3:8]  # ties, in other shares
+    queries = F.normalize(torch.randn(7, WIDTH, generator=draw, dtype=torch.float64), dim=1)
+    labels, own = torch.arange(31) % 5, slice(processes.rank, None, processes.count)
+    labels[20:25] = labels[3:8]
+
+    def looked_up(queries, keys):
+        return look_up(
+            queries, keys[own], query_ids=torch.arange(7), key_ids=torch.arange(31)[own],
+            query_labels=torch.arange(7) % 6, key_labels=labels[own], rule=PairRule(positive="label"),
+            dealt=processes,
+        )  # fmt: skip
+
+    found = {}
+    for mode in MODES:
+        for k in (1, 4, 40):
+            found[f"{mode} {k}"] = top_k(looked_up(queries, keys), k, mode)
+    for name, loss in LOSSES.items():
+        moved = queries.clone().requires_grad_()
+        lookup = looked_up(moved, keys)
+        target = [looked_up(queries.roll(1, 0), keys)] if name == "score_distillation" else []
+        cost = loss(lookup, *target)
+        cost.sum().backward()
+        found |= {name: processes.sum(cost), f"{name}, gradient": processes.sum(moved.grad)}
+    return found
+
+
 def every_kind(processes):
     assert processes == current_processes()
-    return {f"{kind}/{name}": value for kind in KINDS for name, value in fitted(kind).items()}
+    found = {f"{kind}/{name}": value for kind in KINDS for name, value in fitted(kind).items()}
+    return found | {f"shares/{name}": value for name, value in of_shares(processes).items()}

@@ -90,6 +90,12 @@ CASES = {
     "memory-bank, sharded": Case("memory-bank", {"proximal": 0.3, "sharded": True}),
     "memory-bank, sharded nce": Case("memory-bank", {"contrast": "nce", "negatives": 7, "sharded": True}),
     "xbm": Case("xbm", {"capacity": 17, "memory_warm_up": 0.4, "align": "kalman"}),
+    "xbm, sharded": Case("xbm", {"capacity": 17, "memory_warm_up": 0.4, "align": "kalman", "sharded": True}),
+    "xbm, sharded euclidean": Case(
+        "xbm",
+        {"capacity": 21, "sharded": True,
+         "loss_options": {"distance": "euclidean", "positive_margin": 0.1, "negative_margin": 1.2}},
+    ),
     "xbm, chunks": Case("xbm", {"capacity": 17, "chunks": 2, "loss": "multi_similarity"}),
 }  # fmt: skip
 

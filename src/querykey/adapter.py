@@ -48,6 +48,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         memory: "cross_batch", or "in_batch" for none.
         capacity: Rows the memory holds at the most.
         holds: What the memory holds: "features" of the frozen model, or "projections", which grow stale.
+        sharded: Whether each of several processes holds and scores a share of the memory.
         sampled: Rows drawn at random from the memory each step, for all queries (labels, pairs). None, here
             and in the next two: what suits the labels (few broad classes, or many fine ones) or pairs.
         negatives: Hardest negatives each query selects (labels, pairs).
@@ -87,6 +88,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         memory: Literal["cross_batch", "in_batch"] = "cross_batch",
         capacity: int = 50_000,
         holds: Literal["features", "projections"] = "features",
+        sharded: bool = False,
         sampled: int | None = None,
         negatives: int | None = None,
         positives: int | None = None,
@@ -107,11 +109,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.fc = fc
         self.start = start
         self.memory = memory
-        self.capacity = capacity
-        self.holds = holds
-        self.sampled = sampled
-        self.negatives = negatives
-        self.positives = positives
+        self.capacity, self.holds, self.sharded = capacity, holds, sharded
+        self.sampled, self.negatives, self.positives = sampled, negatives, positives
         self.neighbours = neighbours
         self.both_sides = both_sides
         self.side = side

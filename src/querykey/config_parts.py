@@ -105,6 +105,7 @@ class CrossBatch(Strict):
     kind: Literal["cross_batch"] = "cross_batch"
     capacity: Positive | None = None
     holds: Literal["features", "projections"] | None = None
+    sharded: bool | None = None
 
 
 class InBatch(Strict):

@@ -60,7 +60,7 @@ def rows_of_dealt(held: Tensor, numbers: Tensor, processes: Processes) -> Tensor
     """
     own, places = deal(numbers, processes)
     if processes.count == 1:
-        return held[places]
+        return held.index_select(0, places)
     found = held.new_zeros(len(numbers), *held.shape[1:])
     found[own] = held[places]
     return processes.sum_(found)  # nobody else has anything but zeros there

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.errors import RangeError, ShapeError
+from querykey.processes import ALONE, Processes
 from querykey.types import KeyIds, KeyLabels, Keys, PairMask, Queries, QueryIds, QueryLabels, Scores
 
 __all__ = ["Block", "DensePairs", "Lookup", "PairRule", "Pairs", "RulePairs", "Score", "look_up"]
@@ -148,6 +149,9 @@ class Lookup:
         pairs: Which pairs are positive, negative or neither.
         score: "dot": the dot product. "cosine": of rows scaled to length 1.
         whole: The look-up that these queries are `rows` of; None: of no other.
+        dealt: The processes among which the keys are dealt out: `keys` are the share of one, key *j* of it
+            number *jN* + rank of all. A loss gives this share's part of each query's cost, which add up to
+            the cost, or refuses; `top_k` gives the numbers of the best of all.
     """
 
     queries: Queries
@@ -155,6 +159,7 @@ class Lookup:
     pairs: Pairs
     score: Score = "dot"
     whole: "Lookup | None" = None
+    dealt: Processes = ALONE
 
     @classmethod
     def from_scores(cls, scores: Scores, positive: PairMask, negative: PairMask) -> "Lookup":
@@ -235,6 +240,7 @@ def look_up(
     key_labels: KeyLabels | None = None,
     rule: PairRule,
     score: Score = "dot",
+    dealt: Processes = ALONE,
 ) -> Lookup:
     """Look queries up among keys under a rule.
 
@@ -247,6 +253,7 @@ def look_up(
         key_labels: Class of each key, likewise.
         rule: Which pairs are positive, negative or neither.
         score: "dot" or "cosine".
+        dealt: Among which the keys are dealt out; see `Lookup`.
 
     Returns:
         A lazy `Lookup`.
@@ -277,4 +284,4 @@ def look_up(
     pairs = RulePairs(
         rule=rule, query_ids=query_ids, key_ids=key_ids, query_labels=query_labels, key_labels=key_labels
     )
-    return Lookup(queries, keys, pairs, score)
+    return Lookup(queries, keys, pairs, score, dealt=dealt)

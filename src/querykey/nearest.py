@@ -18,7 +18,7 @@ from querykey.errors import MissingExtraError, RangeError
 from querykey.lookup import Score
 from querykey.types import KeyIds, Keys, Neighbours, Queries, QueryIds, TopScores
 
-__all__ = ["TIE", "Engine", "best_of_blocks", "nearest", "rough_cosines", "settle"]
+__all__ = ["TIE", "Engine", "best_first", "best_of_blocks", "nearest", "rough_cosines", "settle"]
 
 Engine = Literal["auto", "blocks", "faiss"]
 
@@ -172,17 +172,27 @@ def settle(
     rough, index = proposed
     rows = torch.arange(len(rough))
     scores = exact(rows, index).float().masked_fill(rough == -torch.inf, -torch.inf)
-    top, best = _sorted(scores, index, k)
+    top, best = best_first(scores, index, k)
     unsure = (floor > -torch.inf) & (top[:, -1] - floor <= TIE * scale)
     for row in unsure.nonzero()[:, 0].tolist():
         everything = scan(row)
         near = ((everything >= top[row, -1] - TIE * scale) & (everything > -torch.inf)).nonzero().T
         settled = exact(rows[row : row + 1], near).float()
-        top[row], best[row] = (part[0] for part in _sorted(settled, near, k))
+        top[row], best[row] = (part[0] for part in best_first(settled, near, k))
     return top, best.masked_fill(top == -torch.inf, -1)
 
 
-def _sorted(scores: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def best_first(scores: Tensor, index: Tensor, k: int) -> tuple[TopScores, Neighbours]:
+    """The k best columns, ties to the lower index.
+
+    Args:
+        scores: [queries, columns].
+        index: Of the keys they are of, likewise.
+        k: Columns wanted; where there are fewer, the rest is -inf and -1.
+
+    Returns:
+        (scores, indices), both [queries, k].
+    """
     index, order = index.sort(dim=1)
     scores, by_score = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
     index = index.gather(1, by_score)

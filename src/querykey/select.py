@@ -8,8 +8,9 @@ from torch import Tensor
 
 from querykey.errors import RangeError
 from querykey.lookup import Lookup
-from querykey.nearest import SLACK, best_of_blocks, exact_scores, settle
-from querykey.types import Neighbours
+from querykey.nearest import SLACK, best_first, best_of_blocks, exact_scores, settle
+from querykey.processes import Processes
+from querykey.types import Neighbours, TopScores
 
 __all__ = ["Mode", "top_k"]
 
@@ -24,7 +25,8 @@ def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
     """The k keys that matter most to each query, exactly, walked in blocks.
 
     Args:
-        lookup: Frozen scores with their pairs.
+        lookup: Frozen scores with their pairs. Where its keys are dealt out, each process finds the best of
+            its share, and the lists are merged.
         k: Keys wanted per query, at least 1.
         mode: "similar": the highest scores among positives and negatives.
             "hard_negative": the highest scores among negatives.
@@ -33,7 +35,7 @@ def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
             nearest positive; a query without positives has none.
 
     Returns:
-        Indices of keys [queries, k], most important first, ties to the lower index; -1 where
+        Indices among all keys [queries, k], most important first, ties to the lower index; -1 where
         fewer than k keys are eligible. No gradient.
 
     Raises:
@@ -51,15 +53,29 @@ def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
     """
     if k < 1:
         raise RangeError(f"k must be at least 1, got {k}")
-    if len(lookup.keys) == 0 or len(lookup) == 0:
-        return torch.full((len(lookup), k), -1)
-    parts = [_top_k(lookup.rows(i, i + QUERY_BLOCK), k, mode) for i in range(0, len(lookup), QUERY_BLOCK)]
-    return torch.cat(parts)
+    if len(lookup) == 0:
+        return torch.full((0, k), -1)
+    parts = [lookup.rows(i, i + QUERY_BLOCK) for i in range(0, len(lookup), QUERY_BLOCK)]
+    return torch.cat([_of_all(*_top_k(part, k, mode), lookup.dealt) for part in parts])
 
 
-def _top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
+def _of_all(scores: TopScores, index: Neighbours, processes: Processes) -> Neighbours:
+    """The best of all shares out of the best of each."""
+    if processes.count == 1:
+        return index
+    numbers = torch.where(index < 0, index, index * processes.count + processes.rank)
+    every_score, every_number = (
+        processes.gather(one[None], processes.count).movedim(0, 1).flatten(1) for one in (scores, numbers)
+    )
+    return best_first(every_score, every_number, index.shape[1])[1]
+
+
+def _top_k(lookup: Lookup, k: int, mode: Mode) -> tuple[TopScores, Neighbours]:
+    """(what is sorted by, indices); -inf and -1 where there are fewer."""
     sign = -1.0 if mode == "hard_positive" else 1.0
     ceiling = _nearest_positive(lookup) if mode == "semi_hard" else None
+    if len(lookup.keys) == 0:
+        return torch.full((len(lookup), k), -torch.inf), torch.full((len(lookup), k), -1)
 
     def eligible(some: Lookup, below: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         for block in some.blocks(KEY_BLOCK):
@@ -89,7 +105,7 @@ def _top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
 
     scores, index = best_of_blocks(eligible(lookup, ceiling), k + SLACK)
     scale = float(scores.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0))
-    return settle((scores.float(), index), k, scores[:, -1].float(), exact, scan, scale)[1]
+    return settle((scores.float(), index), k, scores[:, -1].float(), exact, scan, scale)
 
 
 def _nearest_positive(lookup: Lookup) -> Tensor:
@@ -97,4 +113,6 @@ def _nearest_positive(lookup: Lookup) -> Tensor:
     best = torch.full((len(lookup),), -torch.inf, dtype=lookup.queries.dtype)
     for block in lookup.blocks(KEY_BLOCK):
         best = best.maximum(block.scores.masked_fill(~block.positive, -torch.inf).amax(dim=1))
-    return best
+    if lookup.dealt.count == 1:
+        return best
+    return lookup.dealt.gather(best[None], lookup.dealt.count).amax(dim=0)

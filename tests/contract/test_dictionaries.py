@@ -6,6 +6,7 @@ import torch
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.in_batch import InBatch
 from querykey.dictionaries.queue import KeyQueue
+from querykey.dictionaries.rows import Dictionary
 from querykey.dictionaries.whole import WholeSet
 from querykey.errors import RangeError, ShapeError
 
@@ -40,6 +41,15 @@ def test_vectors_ids_and_labels_belong_together(dictionary):
     held = dictionary.read()
     assert len(dictionary) == len(held.vectors) == len(held.ids) == len(held.labels) == len(dictionary.age())
     assert {4, 5, 6} <= set(held.ids.tolist())
+
+
+def test_slots_are_read_by_their_numbers(dictionary):
+    dictionary.enqueue(*rows(4))
+    held, slots = dictionary.read(), torch.tensor([2, 0])
+    assert isinstance(dictionary, Dictionary)
+    assert torch.equal(dictionary.rows(slots), held.vectors[slots])
+    assert torch.equal(dictionary.ids[slots], held.ids[slots])
+    assert torch.equal(dictionary.labels[slots], held.labels[slots])
 
 
 def test_what_is_held_carries_no_gradient(dictionary):

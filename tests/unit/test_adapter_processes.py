@@ -1,11 +1,19 @@
 """An adapter that is fitted by several processes is the one that a single process fits."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from adapter_process_toys import KINDS, every_kind
 from process_toys import together
 
-from querykey.processes import ALONE
+from querykey.errors import ConfigError
+from querykey.lookup import DensePairs, Lookup
+from querykey.losses import circle, info_nce, multi_similarity, triplet
+from querykey.processes import ALONE, Processes
+from querykey.training.fit_memory import describe_fit_memory
+from querykey.training.settings import AdapterSettings, resolve
 
 
 @pytest.fixture(scope="module")
@@ -19,5 +27,33 @@ def test_many_processes_fit_what_one_fits(count, alone, tmp_path):
     for name, wanted in alone.items():
         for one in found[1:]:
             assert torch.equal(one[name], found[0][name]), name
-        torch.testing.assert_close(found[0][name], wanted, rtol=1e-4, atol=1e-6, msg=name)
+        tolerance = {"rtol": 1e-12, "atol": 1e-12} if "shares" in name else {"rtol": 1e-4, "atol": 1e-6}
+        torch.testing.assert_close(found[0][name], wanted, **tolerance, msg=name)
     assert all(float(alone[f"{kind}/looks"][:, 0].abs().sum()) > 0 for kind in KINDS)
+
+
+def test_a_loss_that_does_not_merge_refuses_a_share():
+    share = Lookup(torch.eye(2), torch.eye(2), DensePairs(torch.eye(2) > 0, torch.eye(2) == 0))
+    for loss in (partial(info_nce, temperature=0.1), triplet, multi_similarity, circle):
+        assert loss(share).shape == (2,)
+        with pytest.raises(ConfigError, match="dealt out over 2 processes"):
+            loss(replace(share, dealt=Processes(0, 2)))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"memory": "in_batch"}, "no rows to deal out"),
+        ({"loss_options": {"form": "streamed"}}, "the loss is plain"),
+    ],
+)
+def test_what_a_sharded_memory_cannot_do_is_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        resolve(AdapterSettings(sharded=True, **given), situation="unlabelled", items=90, width=8)
+
+
+def test_a_share_is_what_is_told_of_the_memory():
+    settings = resolve(AdapterSettings(sharded=True), situation="unlabelled", items=10**6, width=512)
+    settings = replace(settings, capacity=10**6)
+    words = describe_fit_memory(settings, items=10**6, width=512, processes=8)
+    assert words == "memory: loss about 396 MiB (plain, 128 x 125,000 scores), features 244 MiB"

@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 
 from querykey.dictionaries.cross_batch import CrossBatchMemory
-from querykey.dictionaries.rows import Held
 from querykey.dictionaries.whole import WholeSet
 from querykey.encoders.heads import FCLayer
 from querykey.lookup import PairRule, look_up
@@ -42,7 +41,8 @@ def learner(rows, name="info_nce", dim=3, **options):
 
 
 def hardest(k):
-    def choose(batch, held):
+    def choose(batch, memory):
+        held = memory.read()
         found = look_up(
             batch.vectors, held.vectors, query_ids=batch.ids, key_ids=held.ids,
             query_labels=batch.labels, key_labels=held.labels, rule=PairRule(positive="label"),
@@ -54,9 +54,10 @@ def hardest(k):
 
 
 def test_a_union_holds_each_item_once_and_knows_whose_it_is(data):
-    held = Held(data.vectors[[7, 8, 7, 9, 1]], data.ids[[7, 8, 7, 9, 1]], data.labels[[7, 8, 7, 9, 1]])
+    memory = CrossBatchMemory(capacity=5, dim=6)
+    memory.enqueue(*of(data, [7, 8, 7, 9, 1]))
     batch = of(data, [1, 2])
-    union = union_of(batch, held, Chosen(torch.tensor([[0, 1], [2, -1]]), torch.tensor([3, 4])))
+    union = union_of(batch, memory, Chosen(torch.tensor([[0, 1], [2, -1]]), torch.tensor([3, 4])))
     assert union.ids.tolist() == [1, 2, 7, 8, 9]
     assert torch.equal(union.vectors, data.vectors[union.ids])
     assert torch.equal(union.labels, data.labels[union.ids])
@@ -110,8 +111,8 @@ def test_trap_2_1_the_batch_is_enqueued_before_it_is_looked_up(data):
     """Enqueued after the loss, the relations within the batch vanish from a small memory."""
     seen = []
 
-    def choose(batch, held):
-        seen.append(held.ids.tolist())
+    def choose(batch, memory):
+        seen.append(memory.read().ids.tolist())
         return Chosen(torch.empty(len(batch.ids), 0, dtype=torch.int64), NONE)
 
     adapter_step(learner(data.vectors), of(data, [3, 8, 4]), CrossBatchMemory(capacity=5, dim=6), choose)
@@ -124,11 +125,12 @@ def test_gradient_through_the_queries_alone(data):
     taught.both_sides = False
     before = taught.fc.weight.detach().clone()
     batch = of(data, list(range(10)))
-    adapter_step(taught, batch, WholeSet(data.vectors, data.labels), hardest(2))
+    whole = WholeSet(data.vectors, data.labels)
+    adapter_step(taught, batch, whole, hardest(2))
     moved = taught.fc.weight.detach() - before
 
     twin = learner(data.vectors)
-    union = union_of(batch, Held(*data), hardest(2)(batch, Held(*data)))
+    union = union_of(batch, whole, hardest(2)(batch, whole))
     keys = twin.fc(union.vectors).detach()
     lookup = look_up(
         twin.fc(batch.vectors), keys, query_ids=batch.ids, key_ids=union.ids, query_labels=batch.labels,

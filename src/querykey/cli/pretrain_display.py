@@ -49,7 +49,8 @@ def show_start(course: "Course") -> None:
     line(f"  loss {_loss_of(settings)}")
     for words in describe_dictionary(settings, items=len(course.parted.train), steps=course.steps):
         line(f"  {words}")
-    line(f"  {describe_memory(settings, items=len(course.parted.train), width=encoder.head.dim)}")
+    items, processes = len(course.parted.train), course.learner.processes.count
+    line(f"  {describe_memory(settings, items=items, width=encoder.head.dim, processes=processes)}")
     line(f"  views {settings.views}:")
     for words in images.views.describe().splitlines():
         line(f"    {words}")

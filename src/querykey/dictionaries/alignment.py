@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.errors import RangeError, ShapeError
+from querykey.processes import ALONE, Processes
 from querykey.types import Keys, Queries
 
 __all__ = ["MomentAlignment"]
@@ -78,12 +79,14 @@ class MomentAlignment(nn.Module):
         self.register_buffer("variance_doubt", torch.full((dim,), UNKNOWN))
 
     @torch.no_grad()
-    def align_(self, held: Keys, batch: Queries) -> None:
+    def align_(self, held: Keys, batch: Queries, processes: Processes = ALONE) -> None:
         """See a batch, and move the held rows in place.
 
         Args:
             held: Rows of a memory [keys, dim]; fewer than two are left as they are.
-            batch: Rows of the encoder as it is now [queries, dim], of length 1, at least two.
+            batch: Rows of the encoder as it is now [queries, dim], of length 1, at least two; of all
+                processes.
+            processes: Among which the memory is dealt out: `held` is this one's share.
 
         Raises:
             ShapeError: If the batch has fewer than two rows, or rows of another width.
@@ -94,9 +97,11 @@ class MomentAlignment(nn.Module):
                 "at least two rows of this width are needed"
             )
         self._see(batch.to(self.mean.dtype))
-        if len(held) < 2:
+        count = processes.total(held)
+        if count < 2:
             return
-        variance, mean = torch.var_mean(held, dim=0)
+        mean = processes.sum(held.sum(dim=0)) / count
+        variance = processes.sum((held - mean).square_().sum(dim=0)) / (count - 1)
         stretch = (self.variance.clamp(min=0.0) / variance.clamp(min=NARROW**2)).sqrt()
         held.sub_(mean).mul_(stretch).add_(self.mean)
         held.copy_(F.normalize(held, dim=1))

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from querykey.dictionaries.rows import Held
-from querykey.types import Ids, Labels, Rows
+from querykey.processes import ALONE
+from querykey.types import Ids, Labels, Numbers, Rows
 
 __all__ = ["InBatch"]
 
@@ -20,6 +21,8 @@ class InBatch:
         [6]
     """
 
+    processes = ALONE
+
     def __init__(self) -> None:
         self._held = Held(
             torch.empty(0, 0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
@@ -32,6 +35,20 @@ class InBatch:
     def read(self) -> Held:
         """The rows of the last `enqueue`."""
         return self._held
+
+    @property
+    def ids(self) -> Ids:
+        """Which items they are."""
+        return self._held.ids
+
+    @property
+    def labels(self) -> Labels:
+        """Their classes."""
+        return self._held.labels
+
+    def rows(self, slots: Numbers) -> Rows:
+        """Some of them: [slots, dim], a copy."""
+        return self._held.vectors[slots]
 
     def age(self) -> Tensor:
         """Always 0: int64 [filled]."""

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from querykey.dealing import rows_of_dealt
 from querykey.dictionaries.rows import Held
-from querykey.types import Ids, Labels, Rows
+from querykey.processes import ALONE, Processes
+from querykey.types import Ids, Labels, Numbers, Rows
 
 __all__ = ["WholeSet"]
 
@@ -17,31 +19,38 @@ class WholeSet:
     and copies nothing.
 
     Args:
-        vectors: [items, dim]; slot i is the item with id i.
-        labels: Class of each item; -1 or None where it is not known.
+        vectors: [items, dim]; slot i is the item with id i. Of several processes those of its share.
+        labels: Class of each item of all, -1 where it is not known; None: of none, and one process holds all.
+        processes: Among which the rows are dealt, row i with process i mod N; one alone holds all.
 
     Example:
-        >>> whole = WholeSet(torch.eye(3))
+        >>> whole = WholeSet(torch.eye(3), torch.tensor([7, 7, -1]))
         >>> whole.enqueue(torch.eye(3)[:1], torch.tensor([0]))
         >>> len(whole)
         3
     """
 
-    def __init__(self, vectors: Rows, labels: Labels | None = None) -> None:
-        ids = torch.arange(len(vectors))
-        self._held = Held(vectors, ids, torch.full_like(ids, -1) if labels is None else labels)
+    def __init__(self, vectors: Rows, labels: Labels | None = None, *, processes: Processes = ALONE) -> None:
+        self.labels = torch.full((len(vectors),), -1) if labels is None else labels
+        self.ids, self.processes = torch.arange(len(self.labels)), processes
+        own = slice(processes.rank, None, processes.count)
+        self._held = Held(vectors, self.ids[own], self.labels[own])
 
     def __len__(self) -> int:
         """Items held, from the start."""
-        return len(self._held.ids)
+        return len(self.ids)
 
     def read(self) -> Held:
-        """All items."""
+        """All items, or this process's share of them."""
         return self._held
+
+    def rows(self, slots: Numbers) -> Rows:
+        """The rows of some items, whichever process holds them: [slots, dim], a copy."""
+        return rows_of_dealt(self._held.vectors, slots, self.processes)
 
     def age(self) -> Tensor:
         """Always 0: a frozen row is as good as new."""
-        return torch.zeros_like(self._held.ids)
+        return torch.zeros_like(self.ids)
 
     def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
         """Nothing: the rows are held already."""

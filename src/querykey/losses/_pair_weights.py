@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from querykey.errors import ShapeError
+from querykey.errors import ConfigError, ShapeError
 from querykey.lookup import Lookup
+from querykey.processes import Processes
 from querykey.types import PairMask, PerQuery, Scores
 
 FAR = 1e30
@@ -23,13 +24,25 @@ NOTHING = -80.0
 """The lowest exponent taken: exp(-80) is nothing beside 1, and below it `exp` is 10 to 25 times slower."""
 
 
-def read(lookup: Lookup) -> tuple[Scores, PairMask, PairMask]:
+def read(lookup: Lookup, *, merges: bool = False) -> tuple[Scores, PairMask, PairMask]:
     """Scores in float32 at least, positive and negative pairs; one column or more.
 
     Sums of exponentials need the float32. Where there are no keys, as in a memory that is still
     empty, one key stands in that is neither positive nor negative to anything: a row has a
     maximum, and the loss is 0.
+
+    Args:
+        lookup: Of one process's share of the keys only where the loss `merges`.
+        merges: Whether what the shares cost adds up.
+
+    Raises:
+        ConfigError: If the keys are dealt out over processes and the loss needs all of them.
     """
+    if lookup.dealt.count > 1 and not merges:
+        raise ConfigError(
+            f"this loss needs a query's keys in one place, and they are dealt out over {lookup.dealt.count} "
+            "processes; take contrastive or score_distillation, or leave the memory whole"
+        )
     scores, (positive, negative) = lookup.scores, lookup.masks
     if scores.dtype in {torch.float16, torch.bfloat16}:
         scores = scores.float()
@@ -73,6 +86,25 @@ def softmax(logits: Scores, takes_part: Scores) -> Softmax:
     return Softmax(top, total.log(), shifted.div_(total))
 
 
+def softmax_of_all(own: Softmax, processes: Processes) -> Softmax:
+    """The softmax over the keys of all processes, where each has that over its share.
+
+    Args:
+        own: Over this process's share; its probabilities are overwritten.
+        processes: Among which the keys are dealt.
+
+    Returns:
+        Top and total of all keys, probabilities of the own ones.
+    """
+    if processes.count == 1:
+        return own
+    log_sums = processes.gather(own.log_sum[None], processes.count)
+    top = log_sums.amax(dim=0)
+    log_total = (log_sums - top).clamp_(min=NOTHING).exp_().sum(dim=0).log_()
+    share = (own.log_sum - top - log_total).exp_()
+    return Softmax(top[:, None], log_total[:, None], own.probability.mul_(share[:, None]))
+
+
 def require_same_size(lookup: Lookup, target: Lookup) -> None:
     """See that a target is of the same queries and keys.
 
@@ -94,7 +126,7 @@ def read_target(lookup: Lookup, target: Lookup) -> tuple[Scores, PairMask]:
         ShapeError: If they are not.
     """
     require_same_size(lookup, target)
-    scores, positive, negative = read(target)
+    scores, positive, negative = read(target, merges=True)
     return scores.detach(), positive | negative
 
 

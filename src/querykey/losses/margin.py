@@ -68,7 +68,7 @@ def contrastive(
         and divides by the batch.
     """
     _check_margins(distance, positive_margin, negative_margin)
-    scores, is_positive, is_negative = read(lookup)
+    scores, is_positive, is_negative = read(lookup, merges=True)
     with torch.no_grad():
         positive, negative = as_numbers(is_positive, scores.dtype), as_numbers(is_negative, scores.dtype)
         match distance:
@@ -86,8 +86,8 @@ def contrastive(
                 assert_never(never)
         positive *= beyond.gt_(0.0)
         negative *= within.gt_(0.0)
-        positive /= positive.sum(dim=1, keepdim=True).clamp(min=1)
-        negative /= negative.sum(dim=1, keepdim=True).clamp(min=1)
+        for pulled in (positive, negative):
+            pulled.div_(lookup.dealt.sum(pulled.sum(dim=1, keepdim=True)).clamp(min=1))
         value = (cost_positive * positive + cost_negative * negative).sum(dim=1)
         weights = slope_positive * positive + slope_negative * negative
     return weigh(scores, value, weights)

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from querykey.lookup import Lookup
-from querykey.losses._pair_weights import as_numbers, read, read_target, require_same_size, softmax, weigh
+from querykey.losses._pair_weights import (
+    as_numbers,
+    read,
+    read_target,
+    require_same_size,
+    softmax,
+    softmax_of_all,
+    weigh,
+)
 from querykey.losses._triplets import soft_triplets
 from querykey.losses.info_nce import check_temperature
 from querykey.losses.streaming import Form, takes_streamed
@@ -42,7 +50,8 @@ def score_distillation(
         temperature: :math:`\tau > 0`, dimensionless; a tensor of one number gets a gradient,
             through the trained scores alone. The adapter starts from 0.05.
         target_temperature: :math:`\tau_t > 0`; the same as temperature where not given.
-        form: "plain", "streamed" or "auto", as for `info_nce`.
+        form: "plain", "streamed" or "auto", as for `info_nce`; of keys that are dealt out over processes
+            always plain.
 
     Returns:
         Nats per query [queries], not reduced, at least 0 up to rounding. A query of which no
@@ -79,15 +88,15 @@ def score_distillation(
             divisor = target_temperature or temperature
             frozen_logits = Lookup(queries / divisor, keys, target.pairs)
         return softmax_of_blocks(lookup, temperature, Target(frozen_logits))
-    scores, _, _ = read(lookup)
-    logits = scores / temperature
+    scores, _, _ = read(lookup, merges=True)
+    logits, dealt = scores / temperature, lookup.dealt
     with torch.no_grad():
         frozen, pairs = read_target(lookup, target)
         frozen = frozen.to(scores.dtype) / (target_temperature or temperature)
         takes_part = as_numbers(pairs, scores.dtype)
-        mine, theirs = softmax(logits, takes_part), softmax(frozen, takes_part)
+        mine, theirs = (softmax_of_all(softmax(some, takes_part), dealt) for some in (logits, frozen))
         gap = frozen.sub_(logits).mul_(theirs.probability).sum(dim=1)
-        value = gap + (mine.top - theirs.top + mine.log_total - theirs.log_total)[:, 0]
+        value = gap + (mine.top - theirs.top + mine.log_total - theirs.log_total)[:, 0] / dealt.count
         weights = mine.probability.sub_(theirs.probability)
     return weigh(logits, value, weights)
 

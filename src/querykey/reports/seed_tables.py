@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from querykey.records import Record
 
@@ -10,6 +10,7 @@ __all__ = [
     "Arm",
     "Cells",
     "arms_table",
+    "asked_answer",
     "asked_table",
     "measured",
     "over_seeds",
@@ -116,6 +117,34 @@ def asked_table(questions: Sequence[dict[str, Any]], cells: Cells) -> str:
     return table(["question", "means", "difference [95%]", "verdict", "published"], rows) if rows else ""
 
 
+def asked_answer(
+    asked: Mapping[str, Any], cells: Cells
+) -> tuple[Literal["yes", "no", "can't tell", "not measured yet"], str]:
+    """A question's verdict and the numbers that it rests on.
+
+    Args:
+        asked: The question, as it was planned: "ours" and "theirs" are (arm, measure).
+        cells: What is measured.
+
+    Returns:
+        (verdict, a sentence without a full stop): "can't tell" with one seed, which has no interval.
+
+    Example:
+        >>> cells = {arm: {0: {"values": {"kNN": kNN}}} for arm, kNN in (("a", 0.5), ("b", [4, 10]))}
+        >>> asked_answer({"ours": ("a", "kNN"), "theirs": ("b", "kNN")}, cells)
+        ("can't tell", '0.500 against 0.400: +0.100, one seed')
+    """
+    ours, theirs = (measured(cells, *asked[side]) for side in ("ours", "theirs"))
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        return "not measured yet", ""
+    apart = over_seeds([ours[seed] - theirs[seed] for seed in seeds])
+    words = f"{_mean(ours, seeds)} against {_mean(theirs, seeds)}: {apart.mean:+.3f}"
+    if apart.seeds < 2:
+        return "can't tell", f"{words}, one seed"
+    return _verdict(apart), f"{words} [{apart.low:+.3f}, {apart.high:+.3f}], {apart.seeds} seeds"
+
+
 def arms_table(arms: Sequence[Arm], cells: Cells, measures: Sequence[str]) -> str:
     """Each arm's mean over seeds, lowest and highest.
 
@@ -155,9 +184,9 @@ def measured(cells: Cells, arm: str, measure: str) -> dict[int, float]:
 
 
 def share_of(cell: Record, measure: str) -> float:
-    """A score from 0 to 1."""
-    right, asked = cell["values"][measure]
-    return float(right) / float(asked)
+    """A score: counts of right and asked as their share, one number as it is."""
+    value = cell["values"][measure]
+    return float(value) if isinstance(value, int | float) else float(value[0]) / float(value[1])
 
 
 def pair(cell: Record, what: str) -> list[str]:
@@ -184,7 +213,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in [head, marks, *rows]) + "\n"
 
 
-def _verdict(apart: Spread) -> str:
+def _verdict(apart: Spread) -> Literal["yes", "no", "can't tell"]:
     if apart.low > 0:
         return "yes"
     return "no" if apart.high < 0 else "can't tell"

@@ -1,6 +1,6 @@
 """From settings to steps: which memory, which batches, which selection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from querykey.data.batches import UniformBatches
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.in_batch import InBatch
-from querykey.dictionaries.rows import Held
+from querykey.dictionaries.rows import Dictionary
 from querykey.dictionaries.whole import WholeSet
 from querykey.encoders.heads import FCLayer
 from querykey.lookup import Lookup, PairRule, Score, look_up
@@ -24,7 +24,6 @@ from querykey.training.steps import (
     ID_RULE,
     LABEL_RULE,
     Choose,
-    Dictionary,
     Learner,
     Step,
     adapter_step,
@@ -33,7 +32,7 @@ from querykey.training.steps import (
     projections_step,
 )
 from querykey.training.union import Batch, Chosen
-from querykey.types import FrozenRows, Labels, Numbers
+from querykey.types import FrozenRows, Labels, Numbers, Rows
 
 __all__ = ["Course", "course_of_items", "course_of_pairs"]
 
@@ -65,6 +64,9 @@ class Pool:
         keep: Whether unit copies are kept; otherwise each batch is read from where it lies.
     """
 
+    BLOCK = 8192
+    """Rows that are walked at once."""
+
     def __init__(
         self, vectors: FrozenRows, rows: Numbers | None, labels: Labels | None, *, keep: bool
     ) -> None:
@@ -83,6 +85,16 @@ class Pool:
         )
         return Batch(vectors, ids, self.labels[ids])
 
+    def share(self, dealt: Processes) -> Rows:
+        """Unit copies of the rows that this process has of all."""
+        if self.kept is not None and dealt.count == 1:
+            return self.kept
+        return unit_rows(self.vectors, self.rows[dealt.rank :: dealt.count])
+
+    def walk(self, ids: Numbers) -> Iterator[Batch]:
+        """The rows with these numbers, `BLOCK` at a time."""
+        return (self.batch(some) for some in torch.split(ids, self.BLOCK))
+
 
 def course_of_items(
     fc: FCLayer, settings: AdapterSettings, vectors: FrozenRows, train: Numbers, labels: Labels | None,
@@ -96,7 +108,8 @@ def course_of_items(
         vectors: Frozen rows of all items.
         train: Those that training sees.
         labels: Class of each item, or None.
-        processes: Each selects for its part of the queries, and computes their loss.
+        processes: Each selects for its part of the queries, and computes their loss; of a sharded memory
+            each holds and scores a share.
 
     Returns:
         The `Course`.
@@ -104,9 +117,10 @@ def course_of_items(
     learner = _learner(fc, settings, LABEL_RULE if labels is not None else ID_RULE, processes)
     stale = settings.holds == "projections"
     whole = settings.memory == "cross_batch" and settings.capacity >= len(train) and not stale
-    pool = Pool(vectors, train, labels, keep=whole or len(train) <= settings.capacity)
+    dealt = processes if settings.sharded else ALONE
+    pool = Pool(vectors, train, labels, keep=len(train) <= settings.capacity and dealt.count == 1)
     batches = UniformBatches(len(pool), batch_size=settings.batch_size, seed=settings.seed)
-    memory = _memory(pool, settings, whole=whole, project=learner.fc if stale else None)
+    memory = _memory(pool, settings, dealt, whole=whole, project=learner.fc if stale else None)
     capacity = _capacity(settings, pool)
 
     if settings.loss == "score_distillation":
@@ -122,7 +136,7 @@ def course_of_items(
         plan = {}
     top = _shared_out(_live(plan, learner.rule, score="dot" if stale else "cosine"), processes)
     if whole:
-        top = _frozen(top(pool.batch(torch.arange(len(pool))), memory.read()))
+        top = _frozen(top, pool, memory)
     sampled = 0 if settings.memory == "in_batch" or learner.objective.keeps_scores else settings.sampled or 0
     take = projections_step if stale else adapter_step
     return Course(
@@ -156,20 +170,25 @@ def course_of_pairs(
     learner.moves_documents = settings.side == "both"
     relevance = Relevance(pairs.query_ids, pairs.document_ids)
     whole = settings.memory == "cross_batch" and settings.capacity >= len(documents)
-    pool = Pool(documents, None, None, keep=whole)
+    dealt = processes if settings.sharded else ALONE
+    pool = Pool(documents, None, None, keep=whole and dealt.count == 1)
     asked = Pool(pairs.queries, None, None, keep=len(pairs.queries) <= settings.capacity)
     batches = UniformBatches(len(train), batch_size=settings.batch_size, seed=settings.seed)
-    memory = _memory(pool, settings, whole=whole, project=None)
+    memory = _memory(pool, settings, dealt, whole=whole, project=None)
 
-    def live(batch: Batch, held: Held) -> Tensor:
-        found = Lookup(batch.vectors, held.vectors, RelevantPairs(relevance, batch.ids, held.ids), "cosine")
+    def live(batch: Batch, memory: Dictionary) -> Tensor:
+        held = memory.read()
+        found = Lookup(
+            batch.vectors, held.vectors, RelevantPairs(relevance, batch.ids, held.ids), "cosine",
+            dealt=memory.processes,
+        )  # fmt: skip
         return top_k(found, settings.negatives or 0, "hard_negative")
 
     top = _shared_out(live, processes)
     if settings.memory == "in_batch" or not settings.negatives:
         top = _nothing
     elif whole:
-        top = _frozen(top(asked.batch(torch.arange(len(asked))), memory.read()))
+        top = _frozen(top, asked, memory)
     sampled = 0 if settings.memory == "in_batch" else settings.sampled or 0
 
     def take(step: int) -> Step:
@@ -194,24 +213,22 @@ def _learner(fc: FCLayer, settings: AdapterSettings, rule: PairRule, processes: 
 
 
 def _memory(
-    pool: Pool, settings: AdapterSettings, *, whole: bool, project: Callable[[Tensor], Tensor] | None
-) -> Dictionary:
+    pool: Pool, settings: AdapterSettings, dealt: Processes, *, whole: bool,
+    project: Callable[[Tensor], Tensor] | None,
+) -> Dictionary:  # fmt: skip
     """The dictionary, filled before step 0 where the settings say so."""
     if settings.memory == "in_batch":
         return InBatch()
     if whole:
-        assert pool.kept is not None
-        return WholeSet(pool.kept, pool.labels)
+        return WholeSet(pool.share(dealt), pool.labels, processes=dealt)
     width = pool.vectors.shape[1] if project is None else int(settings.dim or 0)
-    memory = CrossBatchMemory(capacity=_capacity(settings, pool), dim=width)
+    memory = CrossBatchMemory(capacity=_capacity(settings, pool), dim=width, processes=dealt)
     if settings.prefill:
         first = UniformBatches(len(pool), batch_size=memory.capacity, seed=settings.seed + 1)(0)
-        for ids in torch.split(first, 8192):
-            batch = pool.batch(ids)
+        for batch in pool.walk(first):
             with torch.no_grad():
-                memory.enqueue(
-                    batch.vectors if project is None else project(batch.vectors), ids, batch.labels
-                )
+                rows = batch.vectors if project is None else project(batch.vectors)
+                memory.enqueue(rows, batch.ids, batch.labels)
     return memory
 
 
@@ -219,18 +236,18 @@ def _capacity(settings: AdapterSettings, pool: Pool) -> int:
     return settings.batch_size if settings.memory == "in_batch" else min(settings.capacity, len(pool))
 
 
-_Top = Callable[[Batch, Held], Tensor]
+_Top = Callable[[Batch, Dictionary], Tensor]
 """(batch, memory) to each query's own slots [batch, k]."""
 
 
 def _with_sample(top: _Top, sampled: int, key: tuple[int, int]) -> Choose:
     """Each query's top-k, and a random sample of the memory for all of them, keyed by seed and step."""
 
-    def choose(batch: Batch, held: Held) -> Chosen:
-        rows = len(held.ids)
+    def choose(batch: Batch, memory: Dictionary) -> Chosen:
+        rows = len(memory)
         draw = np.random.default_rng([2, *key])
         drawn = draw.choice(rows, min(sampled, rows), replace=False, shuffle=False)
-        return Chosen(top(batch, held), torch.from_numpy(drawn.astype(np.int64)))
+        return Chosen(top(batch, memory), torch.from_numpy(drawn.astype(np.int64)))
 
     return choose
 
@@ -239,7 +256,8 @@ def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> _Top:
     """Select from the memory as it is at each step."""
     wanted = [(mode, k) for mode, k in plan.items() if k > 0]
 
-    def choose(batch: Batch, held: Held) -> Tensor:
+    def choose(batch: Batch, memory: Dictionary) -> Tensor:
+        held = memory.read()
         found = look_up(
             batch.vectors,
             held.vectors,
@@ -249,34 +267,38 @@ def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> _Top:
             key_labels=held.labels,
             rule=rule,
             score=score,
+            dealt=memory.processes,
         )
         if not wanted:
-            return _nothing(batch, held)
+            return _nothing(batch, memory)
         return torch.cat([top_k(found, k, mode) for mode, k in wanted], dim=1)
 
     return choose
 
 
 def _shared_out(top: _Top, processes: Processes) -> _Top:
-    """Each process selects for its part of the queries."""
+    """Each process selects for its part of the queries, if it holds all keys."""
     if processes.count == 1:
         return top
 
-    def choose(batch: Batch, held: Held) -> Tensor:
+    def choose(batch: Batch, memory: Dictionary) -> Tensor:
+        if memory.processes.count > 1:
+            return top(batch, memory)
         rows = len(batch.ids)
-        return processes.gather(top(Batch(*(part[processes.part(rows)] for part in batch)), held), rows)
+        return processes.gather(top(Batch(*(part[processes.part(rows)] for part in batch)), memory), rows)
 
     return choose
 
 
-def _frozen(table: Tensor) -> _Top:
-    """Select from lists that were found once: frozen scores never change."""
+def _frozen(top: _Top, pool: Pool, memory: Dictionary) -> _Top:
+    """Select from lists that are found once: frozen scores never change."""
+    table = torch.cat([top(batch, memory) for batch in pool.walk(torch.arange(len(pool)))])
 
-    def choose(batch: Batch, held: Held) -> Tensor:  # noqa: ARG001 - the lists know the memory
+    def choose(batch: Batch, memory: Dictionary) -> Tensor:  # noqa: ARG001 - the lists know the memory
         return table[batch.ids]
 
     return choose
 
 
-def _nothing(batch: Batch, held: Held) -> Tensor:  # noqa: ARG001 - a selection of none
+def _nothing(batch: Batch, memory: Dictionary) -> Tensor:  # noqa: ARG001 - a selection of none
     return torch.empty(len(batch.ids), 0, dtype=torch.int64)

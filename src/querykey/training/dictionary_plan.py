@@ -101,22 +101,26 @@ def loss_form(settings: PretrainSettings, *, items: int) -> Form:
     return chosen_form(given, *size, of_views=settings.method == "simclr")
 
 
-def describe_memory(settings: PretrainSettings, *, items: int, width: int) -> str:
+def describe_memory(settings: PretrainSettings, *, items: int, width: int, processes: int = 1) -> str:
     """What loss and dictionary take of the memory, beside the encoder's own.
 
     Args:
         settings: Resolved.
         items: Images trained on.
         width: Of z.
+        processes: Among which a sharded dictionary is dealt out.
 
     Returns:
         A line of at most 78 characters.
     """
     queries, keys = look_up_size(settings, items=items)
     form = loss_form(settings, items=items)
+    held = items if settings.method == "memory-bank" else settings.capacity
+    if settings.sharded and held is not None:
+        share = -(-held // processes)
+        keys, held = keys - held + share if keys >= held else keys, share
     size = loss_bytes(queries, keys, width, form)
     words = f"memory: loss about {max(1, size >> 20):,} MiB ({form}, {queries:,} x {keys:,} scores)"
-    held = items if settings.method == "memory-bank" else settings.capacity
     return words if held is None else f"{words}, dictionary {max(1, 4 * held * width >> 20):,} MiB"
 
 

@@ -55,8 +55,8 @@ class DictionarySettings:
             are what the first epoch then learns.
         align: Whether its moments are brought to those of the batch: "none", "moments" or "kalman".
         items_per_class: In a batch, where labels make the pairs.
-        sharded: Whether each of several processes holds and scores its share of a queue or a bank, in the
-            place of all of it.
+        sharded: Whether each of several processes holds and scores its share of a queue, a bank or a memory,
+            in the place of all of it.
     """
 
     capacity: int | None = None
@@ -142,7 +142,9 @@ METHODS: dict[Method, MethodTraits] = {
         rate=0.3,
     ),
     "xbm": MethodTraits(
-        frozenset({"capacity", "memory_weight", "memory_warm_up", "prefill", "align", "items_per_class"}),
+        frozenset(
+            {"capacity", "memory_weight", "memory_warm_up", "prefill", "align", "items_per_class", "sharded"}
+        ),
         {"head": "linear", "head_batch_norm": False, "loss": "contrastive"},
         1,
         "moco_v1",

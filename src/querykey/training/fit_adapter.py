@@ -100,7 +100,8 @@ def fit_adapter(
     else:
         course = course_of_pairs(fc, resolved, vectors, split.train, pairs, processes=processes)
     if begin is not None:
-        begin(describe_fit_memory(resolved, items=len(split.train), width=vectors.shape[1]))
+        width, count = vectors.shape[1], processes.count
+        begin(describe_fit_memory(resolved, items=len(split.train), width=width, processes=count))
     report, history = _train(course, resolved, split, record)
     report["seconds"] = round(time.monotonic() - began, 2)
     return Fitted(fc.eval().requires_grad_(False), resolved, report, history)

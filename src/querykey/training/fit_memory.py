@@ -6,13 +6,14 @@ from querykey.training.settings import AdapterSettings
 __all__ = ["describe_fit_memory"]
 
 
-def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int) -> str:
+def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int, processes: int = 1) -> str:
     """What loss and memory take beside the features.
 
     Args:
         settings: Resolved.
         items: Rows trained on.
         width: Of the frozen rows.
+        processes: Among which a sharded memory is dealt out.
 
     Returns:
         A line of at most 78 characters.
@@ -25,16 +26,18 @@ def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int) ->
     """
     queries = settings.batch_size
     held = 0 if settings.memory == "in_batch" else min(settings.capacity, items)
+    is_dealt = settings.sharded and processes > 1
+    share = -(-held // processes) if is_dealt else held
     if settings.loss == "score_distillation":
-        keys = max(queries, held)
+        keys = max(queries, share)
     else:
         own = settings.neighbours if settings.loss == "score_difference" else settings.negatives or 0
         keys = queries + min(held, queries * (own + (settings.positives or 0)) + (settings.sampled or 0))
-    given: Form = settings.loss_options.get("form", "auto")
+    given: Form = "plain" if is_dealt else settings.loss_options.get("form", "auto")
     can_stream = settings.loss in ("info_nce", "score_distillation")
     form = chosen_form(given, queries, keys) if can_stream else "plain"
     size = loss_bytes(queries, keys, settings.dim or width, form)
     return (
         f"memory: loss about {max(1, size >> 20):,} MiB ({form}, {queries:,} x {keys:,} scores), "
-        f"features {max(1, 4 * held * width >> 20):,} MiB"
+        f"features {max(1, 4 * share * width >> 20):,} MiB"
     )

@@ -3,11 +3,13 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from querykey.dictionaries.rows import Dictionary
 from querykey.evaluation.geometry import effective_rank
-from querykey.training.steps import Dictionary, Step
-from querykey.types import Rows
+from querykey.lookup import Lookup
+from querykey.training.steps import Step
+from querykey.types import PairMask, Rows
 
 __all__ = ["collapse_reason", "health"]
 
@@ -32,8 +34,8 @@ def health(step: Step, memory: Dictionary, capacity: int, fc: nn.Module, sample:
     grads = [p.grad.norm() for p in fc.parameters() if p.grad is not None]
     seen = {
         "loss": step.loss,
-        "positive_score": _mean(lookup.scores, lookup.positive),
-        "negative_score": _mean(lookup.scores, lookup.negative),
+        "positive_score": _mean(lookup, lookup.positive),
+        "negative_score": _mean(lookup, lookup.negative),
         "gradient_norm": float(torch.stack(grads).norm()) if grads else 0.0,
         "memory_fill": len(memory) / max(capacity, 1),
         "age_mean": float(age.mean()) if len(age) else 0.0,
@@ -43,7 +45,9 @@ def health(step: Step, memory: Dictionary, capacity: int, fc: nn.Module, sample:
     if step.labels is not None and bool((step.labels[0] >= 0).any()):
         mine, theirs = step.labels
         same = (mine[:, None] == theirs[None, :]) & (mine >= 0)[:, None]
-        seen["false_negatives"] = float((same & lookup.negative).sum() / lookup.negative.sum().clamp(min=1))
+        counts = torch.stack([(same & lookup.negative).sum(), lookup.negative.sum()])
+        own_class, negatives = lookup.dealt.sum(counts).tolist()
+        seen["false_negatives"] = own_class / max(1, negatives)
     return {name: value for name, value in seen.items() if not math.isnan(value) or name == "loss"}
 
 
@@ -68,5 +72,8 @@ def collapse_reason(seen: dict[str, float], start_rank: float) -> str | None:
     return None
 
 
-def _mean(scores: Tensor, mask: Tensor) -> float:
-    return float(scores[mask].mean()) if mask.any() else math.nan
+def _mean(lookup: Lookup, mask: PairMask) -> float:
+    """Of the scores of some pairs; not a number where there are none."""
+    own = torch.stack([lookup.scores[mask].sum(dtype=torch.float64), mask.sum(dtype=torch.float64)])
+    total, count = lookup.dealt.sum(own).tolist()
+    return total / count if count else math.nan

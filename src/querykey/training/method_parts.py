@@ -93,7 +93,7 @@ def method_parts(
             if settings.separate:
                 parts["trained_keys"] = copy.deepcopy(encoder)
         case "xbm":
-            parts["dictionary"] = CrossBatchMemory(capacity=capacity, dim=dim)
+            parts["dictionary"] = CrossBatchMemory(capacity=capacity, dim=dim, processes=dealt)
             if settings.align != "none":
                 drift = DRIFT if settings.align == "kalman" else None
                 parts["align"] = MomentAlignment(dim=dim, drift=drift)

@@ -97,10 +97,10 @@ class Course:
             }
         found = lookup_health(lookup, temperature=float(self.learner.temperature()), **classes)
         if self.settings.sharded and "candidates" in found:
-            others = self.learner.processes.sum(
-                torch.tensor(found["candidates"] - 1, device=lookup.keys.device)
-            )
-            found["candidates"] = 1 + float(others)
+            own_key = 0 if self.settings.method == "xbm" else 1
+            dealt = lookup.dealt if self.settings.method == "xbm" else self.learner.processes
+            others = dealt.sum(torch.tensor(found["candidates"] - own_key, device=lookup.keys.device))
+            found["candidates"] = own_key + float(others)
         return found
 
     def words(self, seen: Mapping[str, float], *, step: int) -> dict[str, str]:

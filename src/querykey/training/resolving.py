@@ -180,8 +180,12 @@ def _check_together(settings: PretrainSettings) -> None:
         raise ConfigError(f"{' and '.join(given)} each say how long to train; give one of them")
     if settings.learned_temperature and not takes_temperature(settings.loss):
         raise ConfigError(f"the loss {settings.loss} takes no temperature, so none can be learned")
-    if settings.sharded and settings.loss not in ("info_nce", "nt_xent"):
-        raise ConfigError(f"what shards cost is merged for the loss info_nce; got {settings.loss}")
+    mergeable = ("contrastive",) if settings.method == "xbm" else ("info_nce", "nt_xent")
+    if settings.sharded and settings.loss not in mergeable:
+        raise ConfigError(
+            f"what the shards of {settings.method} cost is merged for the loss {mergeable[0]}; got "
+            f"{settings.loss}: take that, or leave out dictionary.sharded"
+        )
     if settings.chunks > 1 and settings.batch_norm == "split":
         raise ConfigError("chunks cannot be cut across split batch norm's groups; use chunks = 1")
     if settings.chunks > 1 and settings.checkpointing and settings.batch_norm != "layer":

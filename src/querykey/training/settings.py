@@ -73,6 +73,7 @@ class AdapterSettings:
         memory: "cross_batch", or "in_batch" for none.
         capacity: Rows the memory holds at the most; at least all rows makes it the whole data set.
         holds: "features" of the frozen model, or "projections", which grow stale.
+        sharded: Whether each of several processes holds and scores a share of the memory, in place of all.
         prefill: Whether the memory is filled before the first step.
         sampled: Rows drawn at random from the memory each step, for all queries (labels, pairs); None: see
             `DEFAULTS`.
@@ -99,6 +100,7 @@ class AdapterSettings:
     memory: Literal["cross_batch", "in_batch"] = "cross_batch"
     capacity: int = 50_000
     holds: Literal["features", "projections"] = "features"
+    sharded: bool = False
     prefill: bool = True
     sampled: int | None = None
     negatives: int | None = None
@@ -223,8 +225,17 @@ def _check(settings: AdapterSettings, task: Task, width: int) -> None:
         raise ConfigError('side="query" needs (query, document) pairs: use fit_pairs, or side="both"')
     if settings.holds == "projections" and task != "labels":
         raise ConfigError('holds="projections" is for fits with labels; use holds="features"')
+    if settings.sharded:
+        _check_sharded(settings, task)
     if settings.memory == "cross_batch" and settings.capacity < settings.batch_size:
         raise RangeError(
             f"capacity {settings.capacity} is below batch_size {settings.batch_size}; "
             "raise the capacity or lower the batch size"
         )
+
+
+def _check_sharded(settings: AdapterSettings, task: Task) -> None:
+    if settings.memory == "in_batch":
+        raise ConfigError('memory="in_batch" has no rows to deal out; leave out sharded, or the memory')
+    if task == "unlabelled" and settings.loss_options.get("form") == "streamed":
+        raise ConfigError('over a sharded memory the loss is plain, of a share; leave out form="streamed"')

@@ -5,22 +5,21 @@ frozen features -> enqueue -> scores -> top-k -> FC -> look up -> pair loss -> s
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from querykey.dictionaries.rows import Held
+from querykey.dictionaries.rows import Dictionary
 from querykey.lookup import DensePairs, Lookup, PairRule, look_up
 from querykey.processes import ALONE, Processes
 from querykey.training.objectives import Objective
 from querykey.training.relevance import Relevance
 from querykey.training.union import Batch, Chosen, Union, union_of
-from querykey.types import Ids, Labels, Rows
+from querykey.types import Rows
 
 __all__ = [
     "Choose",
-    "Dictionary",
     "Learner",
     "Step",
     "adapter_step",
@@ -33,17 +32,7 @@ ID_RULE = PairRule(positive="id", same_id="masked")
 LABEL_RULE = PairRule(positive="label", same_id="masked")
 
 
-@runtime_checkable
-class Dictionary(Protocol):
-    """What every dictionary can do."""
-
-    def __len__(self) -> int: ...
-    def read(self) -> Held: ...
-    def age(self) -> Tensor: ...
-    def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None: ...
-
-
-Choose = Callable[[Batch, Held], Chosen]
+Choose = Callable[[Batch, Dictionary], Chosen]
 """(batch, memory) to the slots that take part, by frozen, gradient-free scores or by chance."""
 
 
@@ -67,8 +56,9 @@ class Learner:
         rule: Which pairs count.
         both_sides: Whether the gradient goes through the keys too, or through the queries alone.
         moves_documents: False leaves (query, document) keys as the frozen model gave them.
-        processes: Each computes the loss of its own part of the queries. Batch, memory and selection are the
-            same on all, and keys are made by each: one layer is cheaper than sending its rows around.
+        processes: Each computes the loss of its own part of the queries, or of its share of the keys where
+            a memory that is dealt out is looked up whole. Batch and selection are the same on all, and keys
+            are made by each: one layer is cheaper than sending its rows around.
     """
 
     fc: nn.Module
@@ -87,13 +77,15 @@ class Learner:
 
     def mean(self, lookup: Lookup, target: Lookup | None = None) -> Tensor:
         """This process's share of the mean loss over the queries that have a valid term."""
-        takes_part = lookup.positive if target is None else target.negative
+        takes_part = (lookup.positive if target is None else target.negative).any(dim=1)
         looked_up = [lookup] if target is None else [lookup, target]
-        if self.processes.count > 1:
+        if lookup.dealt.count > 1:  # of all queries the share of the cost that is in the own keys
+            takes_part = lookup.dealt.sum(takes_part.int()) > 0
+        elif self.processes.count > 1:
             own = self.processes.part(len(lookup))
             looked_up = [one.rows(own.start, own.stop) for one in looked_up]
         losses = self.objective.loss(*looked_up)
-        return losses.sum() / takes_part.any(dim=1).sum().clamp(min=1)
+        return losses.sum() / takes_part.sum().clamp(min=1)
 
     def descend(self, *losses: Tensor, lookup: Lookup, labels: tuple[Tensor, Tensor]) -> Step:
         """Backward and an optimiser step on the average of losses."""
@@ -121,8 +113,7 @@ def adapter_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Cho
         Zhang et al. 2025, arXiv:2510.12474 (S-XBM).
     """
     memory.enqueue(batch.vectors, batch.ids, batch.labels)
-    held = memory.read()
-    union = union_of(batch, held, choose(batch, held))
+    union = union_of(batch, memory, choose(batch, memory))
 
     labels = batch.labels, union.labels
     keys = learner.keys(union.vectors)
@@ -151,7 +142,7 @@ def distillation_step(learner: Learner, batch: Batch, memory: Dictionary) -> Ste
     vectors, labels = held.vectors, (batch.labels, held.labels)
 
     lookup, frozen = (
-        look_up(queries, keys, query_ids=batch.ids, key_ids=held.ids, rule=ID_RULE)
+        look_up(queries, keys, query_ids=batch.ids, key_ids=held.ids, rule=ID_RULE, dealt=memory.processes)
         for queries, keys in ((learner.fc(batch.vectors), learner.keys(vectors)), (batch.vectors, vectors))
     )
     return learner.descend(learner.mean(lookup, frozen), lookup=lookup, labels=labels)
@@ -175,8 +166,7 @@ def projections_step(learner: Learner, batch: Batch, memory: Dictionary, choose:
     queries = learner.fc(batch.vectors)
     projected = Batch(queries.detach(), batch.ids, batch.labels)
     memory.enqueue(*projected)
-    held = memory.read()
-    union = union_of(projected, held, choose(projected, held))
+    union = union_of(projected, memory, choose(projected, memory))
 
     labels = batch.labels, union.labels
     keys = torch.cat([queries, union.vectors[len(batch.ids) :]])  # the batch's own rows with gradient
@@ -209,8 +199,7 @@ def pairs_step(
         Radford et al. 2021, arXiv:2103.00020, fig. 3 (both ways).
     """
     memory.enqueue(documents.vectors, documents.ids, documents.labels)
-    held = memory.read()
-    union = union_of(documents, held, choose(queries, held))
+    union = union_of(documents, memory, choose(queries, memory))
 
     labels = queries.labels, union.labels
     keys = learner.keys(union.vectors) if learner.moves_documents else union.vectors

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from querykey.dictionaries.rows import Held
+from querykey.dictionaries.rows import Dictionary
 from querykey.types import Ids, Labels, Rows
 
 __all__ = ["Batch", "Chosen", "Union", "union_of"]
@@ -47,13 +47,13 @@ class Union(NamedTuple):
 
 
 @torch.no_grad()
-def union_of(batch: Batch, held: Held, chosen: Chosen) -> Union:
+def union_of(batch: Batch, memory: Dictionary, chosen: Chosen) -> Union:
     """The batch's rows and the chosen ones of the memory, each item once.
 
     Args:
         batch: Comes first, in its order.
-        held: The memory.
-        chosen: Slots of the memory.
+        memory: Where the others are; those that another process holds are sent.
+        chosen: Slots of the memory, the same on every process.
 
     Returns:
         The `Union`; an item that is in the batch is not taken from the memory again.
@@ -61,8 +61,8 @@ def union_of(batch: Batch, held: Held, chosen: Chosen) -> Union:
     queries = len(chosen.own)
     rows = torch.arange(queries)[:, None].expand_as(chosen.own)[chosen.own >= 0]
     slots = torch.cat([chosen.own[chosen.own >= 0], chosen.shared])
-    in_batch, at = _find(batch.ids, held.ids[slots])
-    ids, place = torch.unique(held.ids[slots[~in_batch]], return_inverse=True)
+    in_batch, at = _find(batch.ids, memory.ids[slots])
+    ids, place = torch.unique(memory.ids[slots[~in_batch]], return_inverse=True)
     slot = torch.empty_like(ids).scatter_(0, place, slots[~in_batch])  # any of an item's slots
     at[~in_batch] = len(batch.ids) + place
 
@@ -70,9 +70,9 @@ def union_of(batch: Batch, held: Held, chosen: Chosen) -> Union:
     chosen_by[rows, at[: len(rows)]] = True
     chosen_by[:, at[len(rows) :]] = True
     return Union(
-        torch.cat([batch.vectors, held.vectors.index_select(0, slot).to(batch.vectors.dtype)]),
+        torch.cat([batch.vectors, memory.rows(slot).to(batch.vectors.dtype)]),
         torch.cat([batch.ids, ids]),
-        torch.cat([batch.labels, held.labels[slot]]),
+        torch.cat([batch.labels, memory.labels[slot]]),
         chosen_by,
         len(batch.ids),
     )

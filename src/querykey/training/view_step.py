@@ -209,6 +209,20 @@ def mean_of_dealt(loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes:
     return (whole.sum() / len(lookup)).to(cost.dtype)
 
 
+def mean_of_shares(loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes: Processes) -> Tensor:
+    """`mean_of_own`, of a look-up whose keys may be dealt out over the processes.
+
+    Args:
+        loss: On a look-up, of each query by itself; one that merges shares where there are several.
+        lookup: Of the queries of all processes; in all keys, or in this process's share of them.
+        processes: Among which the queries are parted.
+
+    Returns:
+        What the own queries cost, or what all of them cost in the own share, over the number of all.
+    """
+    return loss(lookup).mean() if lookup.dealt.count > 1 else mean_of_own(loss, lookup, processes)
+
+
 def without_gradient(lookup: Lookup) -> Lookup:
     """The same look-up for eyes alone.
 
@@ -218,4 +232,5 @@ def without_gradient(lookup: Lookup) -> Lookup:
     Returns:
         With queries and keys that carry no gradient.
     """
-    return Lookup(lookup.queries.detach(), lookup.keys.detach(), lookup.pairs, lookup.score)
+    queries, keys = lookup.queries.detach(), lookup.keys.detach()
+    return Lookup(queries, keys, lookup.pairs, lookup.score, dealt=lookup.dealt)

@@ -11,7 +11,14 @@ from querykey.errors import RangeError, ShapeError
 from querykey.lookup import Lookup, PairRule, look_up
 from querykey.training.encoded_aside import encoded_aside
 from querykey.training.joint_step import step_together
-from querykey.training.view_step import Computing, Seen, ViewStep, backward, mean_of_own, without_gradient
+from querykey.training.view_step import (
+    Computing,
+    Seen,
+    ViewStep,
+    backward,
+    mean_of_shares,
+    without_gradient,
+)
 from querykey.types import Ids, Labels, PerQuery, Rows
 
 __all__ = ["prefill", "xbm_step"]
@@ -52,7 +59,8 @@ def xbm_step(
         view: One view of the batch [images, channels, height, width].
         ids: Which items they show [images].
         labels: Their classes; -1 where not known: such a row is neither positive nor negative.
-        loss: On a look-up; any of `querykey.losses` that takes one.
+        loss: On a look-up; any of `querykey.losses` that takes one. Where the memory is dealt out over
+            processes, one that merges shares: `contrastive`.
         is_warm: False leaves the memory as it is and out of the loss: the first steps move the encoder
             too fast for its rows to last. The authors wait 1,000 steps, then `prefill`.
         weight: Of the memory's loss, >= 0; 1 is the authors'.
@@ -92,12 +100,12 @@ def xbm_step(
         parts = [_in_batch(z, ids, labels)]
         if is_warm:
             if align is not None:
-                align.align_(memory.read().vectors, z.detach())
+                align.align_(memory.read().vectors, z.detach(), memory.processes)
             memory.enqueue(z.detach(), ids, labels)
             parts.append(_in_memory(z, ids, labels, memory))
         if seen is not None:
             seen(without_gradient(parts[-1]))
-        costs = [mean_of_own(loss, part, processes) for part in parts]
+        costs = [mean_of_shares(loss, part, processes) for part in parts]
         return costs[0] + weight * costs[1] if is_warm else costs[0]
 
     optimizer.zero_grad()
@@ -153,10 +161,11 @@ def _in_batch(z: Rows, ids: Ids, labels: Labels) -> Lookup:
 
 
 def _in_memory(z: Rows, ids: Ids, labels: Labels, memory: CrossBatchMemory) -> Lookup:
-    held = memory.read()
+    held, dealt = memory.read(), memory.processes
+    is_new = memory.age()[dealt.rank :: dealt.count] == 0
     return look_up(
-        z, held.vectors, query_ids=ids, key_ids=held.ids.where(memory.age() == 0, OLDER),
-        query_labels=labels, key_labels=held.labels, rule=XBM_RULE,
+        z, held.vectors, query_ids=ids, key_ids=held.ids.where(is_new, OLDER),
+        query_labels=labels, key_labels=held.labels, rule=XBM_RULE, dealt=dealt,
     )  # fmt: skip
 
 
