@@ -10,7 +10,6 @@ __all__ = [
     "Arm",
     "Cells",
     "arms_table",
-    "asked_answer",
     "asked_table",
     "measured",
     "over_seeds",
@@ -18,6 +17,7 @@ __all__ = [
     "share_of",
     "spread",
     "table",
+    "verdict_of",
     "wilson",
 ]
 
@@ -117,24 +117,22 @@ def asked_table(questions: Sequence[dict[str, Any]], cells: Cells) -> str:
     return table(["question", "means", "difference [95%]", "verdict", "published"], rows) if rows else ""
 
 
-def asked_answer(
-    asked: Mapping[str, Any], cells: Cells
+def verdict_of(
+    ours: Mapping[int, float], theirs: Mapping[int, float]
 ) -> tuple[Literal["yes", "no", "can't tell", "not measured yet"], str]:
-    """A question's verdict and the numbers that it rests on.
+    """Whether one thing is above another, over the seeds that both have.
 
     Args:
-        asked: The question, as it was planned: "ours" and "theirs" are (arm, measure).
-        cells: What is measured.
+        ours: A score by seed.
+        theirs: Likewise.
 
     Returns:
-        (verdict, a sentence without a full stop): "can't tell" with one seed, which has no interval.
+        (verdict, the numbers it is read from): "can't tell" with one seed, which has no interval.
 
     Example:
-        >>> cells = {arm: {0: {"values": {"kNN": kNN}}} for arm, kNN in (("a", 0.5), ("b", [4, 10]))}
-        >>> asked_answer({"ours": ("a", "kNN"), "theirs": ("b", "kNN")}, cells)
+        >>> verdict_of({0: 0.5, 1: 0.6}, {0: 0.4})
         ("can't tell", '0.500 against 0.400: +0.100, one seed')
     """
-    ours, theirs = (measured(cells, *asked[side]) for side in ("ours", "theirs"))
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         return "not measured yet", ""
