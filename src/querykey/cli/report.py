@@ -1,0 +1,52 @@
+"""`querykey report`: runs and studies as one HTML page."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["report"]
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN|STUDY...", help="Folders of runs and of studies.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A new HTML file; it needs nothing else.")],
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder for the figures as SVG.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEATURES", help="What a run is looked at with; what it was fitted on if not said."
+        ),
+    ] = None,
+) -> None:
+    """Show runs and studies on one page.
+
+    Verdicts, comparison with baselines, curves, a map of the embedding, and what queries find before
+    and after. From records and stored embeddings alone: the same ones give the same bytes.
+    """
+    from querykey.cli.show import line
+    from querykey.outputs import check_new, new_file, new_folder
+    from querykey.reports.page import figures_of, render, sections_of
+
+    check_new(out)
+    if figures is not None:
+        check_new(figures)
+    sections = sections_of(folders, features=features)
+    words = ["querykey", "report", *map(str, folders), "--out", str(out)]
+    words += ["--figures", str(figures)] if figures is not None else []
+    words += ["--features", features] if features is not None else []
+    page, drawn = render(sections, command=shlex.join(words)), figures_of(sections)
+    with new_file(out) as aside:
+        aside.write_text(page, encoding="utf-8")
+        if figures is not None:
+            with new_folder(figures) as folder:
+                for name, text in drawn.items():
+                    (folder / name).write_text(text, encoding="utf-8")
+    line(f"{out}: {len(drawn)} figures, {len(page.encode()) / 1e6:.1f} MB")
+    if figures is not None:
+        line(f"{figures}: the figures as SVG")

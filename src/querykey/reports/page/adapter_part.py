@@ -1,0 +1,241 @@
+"""An adapter's run -> its section, from its records and what stored embeddings show."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from querykey.data.durable import or_damaged
+from querykey.errors import StoreError
+from querykey.records import Record, read
+from querykey.reports.page.blocks import (
+    Answer,
+    Block,
+    Charts,
+    Code,
+    Heading,
+    Prose,
+    Section,
+    number,
+    settings_table,
+)
+from querykey.reports.page.charts import Chart, Line, Lines
+from querykey.reports.page.evaluation_part import evaluation_blocks, evaluations, judged
+from querykey.reports.page.gallery_part import gallery_blocks
+from querykey.reports.page.gathered_part import (
+    compared_blocks,
+    gathered_answer,
+    map_blocks,
+)
+from querykey.reports.page.repeat import adapt_command
+from querykey.reports.page.served_part import served_blocks
+
+if TYPE_CHECKING:
+    from querykey.run_report import Gathered
+
+__all__ = ["ADAPTER", "METRICS", "RUN", "adapter_section", "curves", "read_described"]
+
+ADAPTER, RUN, METRICS = "adapter.json", "run.json", "metrics.jsonl"
+Gather = Callable[[], "Gathered"]
+
+CURVES = (
+    ("Loss", "loss, nats where it is a likelihood", {"loss": "loss"}),
+    ("Scores of pairs", "mean cosine", {"positive_score": "positives", "negative_score": "negatives"}),
+    ("Memory", "share of the capacity", {"memory_fill": "filled"}),
+    ("Age of the stored rows", "enqueues ago", {"age_mean": "mean", "age_max": "oldest"}),
+    ("Effective rank", "directions in use", {"effective_rank": "adapted rows"}),
+    ("False negatives among the negatives", "share", {"false_negatives": "own class"}),
+    ("Gradient", "norm", {"gradient_norm": "gradient"}),
+)
+
+CHANCE = "chance"
+"""A field that others are compared with."""
+FROM_ZERO = ("Memory", "Dictionary", "Age of the stored rows", "Age of the keys", "Gradient")
+
+
+def adapter_section(folder: Path, gather: Gather, *, name: str) -> Section:
+    """The section of an adapter.
+
+    Args:
+        folder: Of the run.
+        gather: Gives what features show of it.
+        name: Of the section.
+
+    Returns:
+        The section.
+
+    Raises:
+        StoreError: If a file of the run is damaged.
+    """
+    described = read_described(folder / RUN)
+    records = read(folder / METRICS) if (folder / METRICS).is_file() else []
+    seen, found = gather(), evaluations(folder)
+    with or_damaged(str(folder), "fit the run again"):
+        return _section(folder, name, described, records, found, seen)
+
+
+def read_described(file: Path) -> dict[str, Any]:
+    """What a run's run.json says.
+
+    Args:
+        file: The file; a folder that `Adapter.save` wrote has none.
+
+    Returns:
+        Empty where it is not there.
+
+    Raises:
+        StoreError: If it is damaged.
+    """
+    if not file.is_file():
+        return {}
+    with or_damaged(str(file), "make the run again"):
+        said = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(said, dict):
+            raise StoreError(f"{file} is damaged: it holds no table; make the run again")
+        return said
+
+
+def curves(
+    steps: Sequence[Record], wanted: Sequence[tuple[str, str, dict[str, str]]], *, without: Sequence[str] = ()
+) -> list[Chart]:
+    """Curves over the steps of a run.
+
+    Args:
+        steps: Records, each with its "step".
+        wanted: Title, title of the y axis, and the fields with what each is called.
+        without: Fields that are left out before the first step, when they are not measured yet.
+
+    Returns:
+        A chart for each that some record has.
+    """
+    charts: list[Chart] = []
+    for title, y, names in wanted:
+        lines = []
+        for name, words in names.items():
+            there = [
+                (record["step"], float(record[name])) for record in steps
+                if isinstance(record.get(name), int | float) and not (name in without and record["step"] == 0)
+            ]  # fmt: skip
+            if there:
+                xs, ys = [x for x, _ in there], [v for _, v in there]
+                lines.append(Line(words, xs, ys, is_reference=name == CHANCE))
+        if lines:
+            charts.append(Lines(title=title, x="steps taken", y=y, lines=lines, from_zero=title in FROM_ZERO))
+    return charts
+
+
+def _section(
+    folder: Path, sheet: str, described: Mapping[str, Any], records: Sequence[Record],
+    found: Mapping[str, dict[str, Any]], seen: "Gathered",
+) -> Section:  # fmt: skip
+    steps = [record for record in records if record["kind"] == "step"]
+    report, resolved = described.get("report") or {}, described.get("resolved") or {}
+    answers = [answer for one in found.values() for answer in judged(one)]
+    own = None if answers else gathered_answer(seen)
+    answers += [own] if own is not None else []
+    blocks: list[Block] = [Heading("Verdicts"), *answers, *_rule(answers), Prose(_guard(report))]
+    for name, one in found.items():
+        blocks += evaluation_blocks(name, one)
+    if not found:
+        blocks += [
+            Heading("Beside every baseline"),
+            Prose("Not measured yet. This measures it, and the next report shows it:"),
+            Code(f"querykey evaluate {folder} --on DATA --out {folder / 'evaluation.json'}"),
+        ]
+    blocks += compared_blocks(seen)
+    blocks += [*map_blocks(seen, sheet), *gallery_blocks(seen, sheet)]
+    blocks += served_blocks(seen, f"{sheet}-served", resolved, _task(described.get("settings") or {}))
+    blocks += _health(steps, report, resolved)
+    blocks += _repeat(described)
+    fitted = described.get("features") or {}
+    about = f"An adapter of {fitted.get('width', '?')} to {resolved.get('dim', '?')} dimensions"
+    model = (fitted.get("model") or {}).get("spec")
+    pictured = {sheet: seen.sheet, f"{sheet}-served": seen.served_sheet}
+    sheets = {name: one._asdict() for name, one in pictured.items() if one is not None}
+    return Section(
+        sheet, folder.name, f"{about}, on {model}" if model else about,
+        [] if answers else [_guard(report)], blocks, sheets, answers,
+    )  # fmt: skip
+
+
+def _rule(answers: Sequence[Answer]) -> list[Block]:
+    if not answers:
+        return []
+    return [Prose(
+        "Yes where the 95% interval of the paired difference over queries lies above 0, no where it lies "
+        "below, can't tell otherwise.", is_quiet=True,
+    )]  # fmt: skip
+
+
+def _task(settings: Mapping[str, Any]) -> str:
+    if settings.get("pairs"):
+        return "pairs"
+    return "unlabelled" if settings.get("labels") is None else "labels"
+
+
+def _guard(report: Mapping[str, Any]) -> str:
+    if "guard" not in report:
+        return "The folder holds no report of its training."
+    start, best = number(report["start"]), number(report["best"])
+    if not report.get("helped"):
+        return (
+            f"Training did not help on the rows held out: {report['guard']} stays at {start}, so the adapter "
+            "is the start that it was given."
+        )
+    return (
+        f"On the rows held out of training, {report['guard']} went from {start} to {best}, at step "
+        f"{report['best_step']:,}; the adapter is the layer of that step."
+    )
+
+
+def _health(steps: Sequence[Record], report: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[Block]:
+    if not steps:
+        return []
+    guard = str(report.get("guard", "guard"))
+    wanted = [("Guard", guard, {"guard": "rows held out"}), *CURVES[:1]]
+    drawn = curves(steps, wanted) + _candidates(steps, resolved) + curves(steps, CURVES[1:])
+    stopped = report.get("stopped")
+    text = "Judge by the guard, not by the loss: more candidates make a higher loss of an equal layer."
+    if stopped:
+        text += f" Training took {report['steps_taken']:,} steps and stopped: {stopped}."
+    return [Heading("Health of the run"), Prose(text), Charts(drawn)]
+
+
+def _candidates(steps: Sequence[Record], resolved: Mapping[str, Any]) -> list[Chart]:
+    """How many rows a query meets by the settings: at most, as the memory may serve what is in the batch."""
+    if not resolved or (resolved["loss"] == "score_distillation" and resolved["memory"] != "in_batch"):
+        return []  # it meets the whole memory, and no record says how many rows that are
+    names = ["batch_size"]
+    if resolved["memory"] != "in_batch":
+        names += (
+            ["neighbours"]
+            if resolved["loss"] == "score_difference"
+            else ["sampled", "negatives", "positives"]
+        )
+    most = float(sum(int(resolved[name] or 0) for name in names))
+    line = Line("at most", [step["step"] for step in steps], [most] * len(steps))
+    return [
+        Lines(
+            title="What the loss chooses from",
+            x="steps taken",
+            y="candidates a query",
+            lines=[line],
+            from_zero=True,
+        )
+    ]
+
+
+def _repeat(described: Mapping[str, Any]) -> list[Block]:
+    if not described:
+        return []
+    versions = ", ".join(f"{name} {version}" for name, version in (described.get("versions") or {}).items())
+    return [
+        Heading("How to repeat it"),
+        Code(adapt_command(described)),
+        Prose(
+            f"Features: {described['features']['rows']:,} rows, fingerprint {described['features']['key']}.",
+            is_quiet=True,
+        ),
+        Prose(f"Made with {versions}.", is_quiet=True),
+        settings_table("The run as it was resolved", described["resolved"]),
+    ]

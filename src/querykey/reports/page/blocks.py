@@ -1,0 +1,216 @@
+"""What a section of the page is made of; the template knows how each is shown."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from querykey.reports.page.charts import Chart
+
+__all__ = [
+    "Answer",
+    "Block",
+    "Charts",
+    "Code",
+    "Gallery",
+    "Heading",
+    "Prose",
+    "Section",
+    "Settings",
+    "Table",
+    "Word",
+    "number",
+    "settings_table",
+    "signed",
+]
+
+Word = Literal["yes", "no", "can't tell", "not measured yet"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question with its verdict.
+
+    Args:
+        ask: The question.
+        word: The verdict.
+        because: The numbers that it rests on.
+        published: What others have reported, or "".
+    """
+
+    ask: str
+    word: Word
+    because: str
+    published: str = ""
+    kind: str = "answer"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The title of what follows."""
+
+    text: str
+    kind: str = "heading"
+
+
+@dataclass(frozen=True)
+class Prose:
+    """A paragraph; a quiet one is smaller."""
+
+    text: str
+    is_quiet: bool = False
+    kind: str = "prose"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        head: One a column.
+        rows: Cells as text.
+        caption: Above it, or "".
+        strong: Rows that stand out, counted from 0.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    strong: Sequence[int] = ()
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Names with values, small and close together."""
+
+    caption: str
+    rows: Sequence[Sequence[str]]
+    kind: str = "settings"
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts beside each other, where there is room."""
+
+    charts: Sequence[Chart]
+    kind: str = "charts"
+
+
+@dataclass(frozen=True)
+class Code:
+    """What can be typed."""
+
+    text: str
+    kind: str = "code"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Queries, each with lists of what was found.
+
+    Args:
+        looked: As the template takes them: query, words, and named lists of answers.
+        sheet: Name of the sheet of pictures, or "".
+    """
+
+    looked: Sequence[dict[str, Any]]
+    sheet: str = ""
+    kind: str = "gallery"
+
+
+Block = Answer | Heading | Prose | Table | Settings | Charts | Code | Gallery
+
+
+@dataclass(frozen=True)
+class Section:
+    """One run or one study.
+
+    Args:
+        name: Short; in the names of figures.
+        title: Its heading.
+        about: What it is, in a few words.
+        summary: Plain sentences for the top of the page.
+        blocks: In their order.
+        sheets: Name of a sheet of pictures to its uri, columns, rows and size of a picture in pixels.
+        answers: What was asked.
+    """
+
+    name: str
+    title: str
+    about: str
+    summary: Sequence[str]
+    blocks: Sequence[Block]
+    sheets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: Sequence[Answer] = ()
+
+
+def number(value: float) -> str:
+    """A number as people write it.
+
+    Args:
+        value: Any.
+
+    Returns:
+        Three decimals below 10, none from 1,000 on.
+
+    Example:
+        >>> number(0.61234), number(12.3), number(50000.0), number(0.0002)
+        ('0.612', '12.3', '50,000', '0.0002')
+    """
+    size = abs(value)
+    if not math.isfinite(value):
+        return "-"
+    if 0 < size < 0.0005:
+        return f"{value:.1g}"
+    if size >= 1000 or (size >= 10 and value == int(value)):
+        return f"{value:,.0f}"
+    return f"{round(value, 3) + 0.0:.3f}" if size < 10 else f"{value:,.1f}"
+
+
+def signed(value: float) -> str:
+    """A difference: three decimals, with its sign.
+
+    Example:
+        >>> signed(0.0421), signed(-0.0001)
+        ('+0.042', '-0.000')
+    """
+    return f"{value:+.3f}"
+
+
+def settings_table(caption: str, settings: dict[str, Any]) -> Settings:
+    """Settings by name, each with its value; tables in them are laid flat.
+
+    Args:
+        caption: Above it.
+        settings: As JSON.
+
+    Returns:
+        They, sorted by name.
+
+    Example:
+        >>> settings_table("", {"loss": {"kind": "nca"}, "dim": None, "steps": 5}).rows
+        [['dim', '-'], ['loss.kind', 'nca'], ['steps', '5']]
+    """
+    flat: list[list[str]] = []
+
+    def lay(name: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                lay(f"{name}.{key}" if name else str(key), inner)
+            return
+        match value:
+            case None | {} | []:
+                words = "-"
+            case bool():
+                words = "yes" if value else "no"
+            case float():
+                words = f"{value:.6g}"
+            case list():
+                words = ", ".join(map(str, value))
+            case _:
+                words = str(value)
+        flat.append([name, words])
+
+    lay("", settings)
+    return Settings(caption, sorted(flat))

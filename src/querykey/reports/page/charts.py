@@ -1,0 +1,262 @@
+"""What a chart shows, before anyone draws it: the page's and the file's are of the same numbers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "COLOURS",
+    "Bars",
+    "Chart",
+    "HeatMap",
+    "Line",
+    "Lines",
+    "Points",
+    "are_places",
+    "contrasting",
+    "shade",
+    "short",
+    "thinned",
+]
+
+COLOURS = 7
+"""Colours that a reader who is colour-blind tells apart; the page and the file name them c0 to c6."""
+
+MOST_POINTS = 300
+"""Of a line: more than a screen shows."""
+
+Place = float | str
+"""Where a point stands on the x axis: a number, or a name."""
+
+_CIVIDIS = (
+    "00224e",
+    "123570",
+    "3b496c",
+    "575d6d",
+    "707173",
+    "8a8678",
+    "a59c74",
+    "c3b369",
+    "e1cc55",
+    "fee838",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Args:
+        name: In the legend.
+        x: Where its points stand.
+        y: As many numbers.
+        low: Lower ends of whiskers, as many, or none.
+        high: Upper ends.
+        is_reference: Whether it is drawn thin and broken: what the others are compared with.
+    """
+
+    name: str
+    x: Sequence[Place]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    is_reference: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """Lines over one x axis.
+
+    Args:
+        title: What it shows.
+        x: Title of the x axis, with its unit.
+        y: Title of the y axis, with its unit.
+        lines: At least one.
+        log_x: Whether x is logarithmic, where every x is above 0.
+        from_zero: Whether the y axis shows 0.
+        note: A sentence below, or "".
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    log_x: bool = False
+    from_zero: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Bars with whiskers, a group a label.
+
+    Args:
+        title: What it shows.
+        x: What is measured, with its unit.
+        labels: One a group, from the top.
+        groups: Name of a measure to (value, low, high) of each label; None where there is none.
+        strong: Labels whose bars have a colour, where the others are grey; all where empty.
+        note: A sentence below, or "".
+    """
+
+    title: str
+    x: str
+    labels: Sequence[str]
+    groups: dict[str, Sequence[tuple[float, float, float] | None]]
+    strong: Sequence[str] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """A matrix of numbers.
+
+    Args:
+        title: What it shows.
+        x: What the columns are.
+        y: What the rows are.
+        columns: Names.
+        rows: Names, from the top.
+        values: [rows][columns]; None where there is none.
+        apart: How many of the last columns stand apart: means of the others.
+        unit: What the numbers are.
+        note: A sentence below, or "".
+    """
+
+    title: str
+    x: str
+    y: str
+    columns: Sequence[str]
+    rows: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    unit: str
+    apart: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """A map: points in a plane, without a scale.
+
+    Args:
+        title: What it shows.
+        x: Title of the x axis.
+        y: Title of the y axis.
+        groups: Name to the numbers of its points.
+        places: (x, y) of each point.
+        words: What is said of each point.
+        pictures: Place of each point's picture in the run's sheet of pictures; none where there is no sheet.
+        sheet: Name of that sheet.
+        note: A sentence below, or "".
+    """
+
+    title: str
+    x: str
+    y: str
+    groups: dict[str, Sequence[int]]
+    places: Sequence[tuple[float, float]]
+    words: Sequence[str]
+    pictures: Sequence[int] = ()
+    sheet: str = ""
+    note: str = ""
+
+
+Chart = Lines | Bars | HeatMap | Points
+
+
+def are_places(chart: Lines) -> list[str] | None:
+    """The names along the x axis, in order of appearance; None where x is a scale of numbers.
+
+    Args:
+        chart: Lines.
+
+    Returns:
+        Names, also where a logarithmic axis is asked for and a number has no place on it.
+
+    Example:
+        >>> one = Line("a", [0.0, 0.9, 0.99], [1, 2, 3])
+        >>> are_places(Lines(title="t", x="momentum", y="kNN", lines=[one], log_x=True))
+        ['0', '0.9', '0.99']
+    """
+    every = [x for line in chart.lines for x in line.x]
+    numbers = [x for x in every if not isinstance(x, str)]
+    if len(numbers) == len(every) and not (chart.log_x and min(numbers, default=1.0) <= 0):
+        return None
+    if len(numbers) == len(every):
+        every = [*sorted(numbers)]
+    return list(dict.fromkeys(place_name(x) for x in every))
+
+
+def place_name(x: Place) -> str:
+    """A place on an axis as text."""
+    return x if isinstance(x, str) else f"{x:g}"
+
+
+def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """A long curve as means of equal stretches.
+
+    Args:
+        x: Rising.
+        y: As many.
+
+    Returns:
+        At most `MOST_POINTS` points; each stands at the last x of its stretch.
+
+    Example:
+        >>> xs, ys = thinned(range(1, 901), [1.0] * 900)
+        >>> len(xs), xs[0], ys[0]
+        (300, 3, 1.0)
+    """
+    size = -(-len(x) // MOST_POINTS) or 1
+    pieces = [slice(i, i + size) for i in range(0, len(x), size)]
+    return [x[p][-1] for p in pieces], [short(sum(y[p]) / len(y[p])) for p in pieces]
+
+
+def short(value: float, digits: int = 5) -> float:
+    """A number with so many digits that count: what the eye sees, and the same on every machine."""
+    return float(f"{value:.{digits}g}") + 0.0 if math.isfinite(value) else value
+
+
+def shade(share: float) -> str:
+    """The colour of a share from 0 to 1 on a scale that rises in lightness for every eye.
+
+    Args:
+        share: From 0 to 1; what is beyond is taken for the end.
+
+    Returns:
+        "#rrggbb".
+
+    Example:
+        >>> shade(0), shade(1)
+        ('#00224e', '#fee838')
+
+    Source:
+        cividis: Nuñez, Anderton and Renslow 2018, doi:10.1371/journal.pone.0199239.
+    """
+    at = min(max(share, 0.0), 1.0) * (len(_CIVIDIS) - 1)
+    lower = min(int(at), len(_CIVIDIS) - 2)
+    ends = [[int(_CIVIDIS[lower + i][j : j + 2], 16) for j in (0, 2, 4)] for i in (0, 1)]
+    mixed = [round(a + (b - a) * (at - lower)) for a, b in zip(*ends, strict=True)]
+    return "#" + "".join(f"{part:02x}" for part in mixed)
+
+
+def contrasting(colour: str) -> str:
+    """Black or white, whichever is read better on a colour: always at least 4.5 to 1.
+
+    Args:
+        colour: "#rrggbb".
+
+    Returns:
+        "#000000" or "#ffffff".
+
+    Example:
+        >>> contrasting("#00224e"), contrasting("#fee838")
+        ('#ffffff', '#000000')
+
+    Source:
+        Relative luminance of WCAG 2.
+    """
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if (light + 0.05) / 0.05 > 1.05 / (light + 0.05) else "#ffffff"

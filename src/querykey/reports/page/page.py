@@ -1,0 +1,181 @@
+"""The page: sections of runs and studies in one HTML file that needs nothing else.
+
+Plotly's script is stored packed and the browser unpacks it: a file of 2 MB in place of 5. Until it has
+drawn a chart, and on paper, and where scripts are off, the same chart stands there as SVG.
+"""
+
+import base64
+import gzip
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from querykey.errors import ConfigError, MissingExtraError, MissingPathError, SourceError
+from querykey.reports.page.adapter_part import ADAPTER, RUN, adapter_section, read_described
+from querykey.reports.page.blocks import Charts, Section
+from querykey.reports.page.charts import COLOURS, Chart
+from querykey.reports.page.interactive import as_plotly
+from querykey.reports.page.pretraining_part import FORMAT, pretraining_section
+from querykey.reports.page.study_part import is_study, study_section
+from querykey.reports.page.svg import as_svg
+
+__all__ = ["figures_of", "render", "sections_of"]
+
+
+def sections_of(folders: Sequence[Path], *, features: str | None = None) -> list[Section]:
+    """Read runs and studies.
+
+    Args:
+        folders: Of adapters, of pretrainings and of studies.
+        features: What the one run among them is looked at with; None: what an adapter was fitted on.
+
+    Returns:
+        A section each, in the order given, each with a name of its own.
+
+    Raises:
+        MissingPathError: If a folder is not there, or the features of an adapter are not.
+        SourceError: If a folder is neither a run nor a study.
+        StoreError: If a file in it is damaged.
+        ConfigError: If features are given and there is not one run that they could be of.
+    """
+    runs = [folder for folder in folders if not is_study(folder)]
+    if features is not None and len(runs) != 1:
+        raise ConfigError(
+            f"--features is for a report of one run; there are {len(runs)} among what was given"
+        )
+    readers = [_reader(folder, features) for folder in folders]
+    sections: list[Section] = []
+    for read in readers:
+        sections.append(read({section.name for section in sections}))
+    return sections
+
+
+def render(sections: Sequence[Section], *, command: str) -> str:
+    """The whole page.
+
+    Args:
+        sections: At least one.
+        command: What was typed to make it.
+
+    Returns:
+        HTML; the same for the same sections and versions of plotly and Jinja2.
+
+    Raises:
+        MissingExtraError: If plotly or Jinja2 is not installed.
+    """
+    template, plotly = _template(), _packed_plotly()
+    names = {id(chart): f"figure-{place}" for place, (_, chart) in enumerate(_charts(sections), start=1)}
+    data = {names[id(chart)]: _described(chart) for _, chart in _charts(sections)}
+    answers = [answer for section in sections for answer in section.answers]
+    counts = {word: sum(answer.word == word for answer in answers) for word in
+              ("yes", "no", "can't tell", "not measured yet")}  # fmt: skip
+    text = template.render(
+        sections=sections, names=names, svg=as_svg, key=id, command=command, plotly=plotly,
+        charts=_as_json(data), counts=[(word, count) for word, count in counts.items() if count],
+        asked=len(answers), colours=range(COLOURS),
+    )  # fmt: skip
+    return re.sub(r"\n\s*\n+", "\n", text).strip() + "\n"
+
+
+def figures_of(sections: Sequence[Section]) -> dict[str, str]:
+    """All charts as SVG files.
+
+    Args:
+        sections: Of a page.
+
+    Returns:
+        File name to its text: the section's name and the chart's number in it.
+    """
+    figures: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for section, chart in _charts(sections):
+        counts[section.name] = counts.get(section.name, 0) + 1
+        figures[f"{section.name}-{counts[section.name]}.svg"] = as_svg(chart, is_file=True)
+    return figures
+
+
+def _reader(folder: Path, features: str | None) -> Callable[[set[str]], Section]:
+    """What reads a folder, given the names that are taken.
+
+    Only its kind is looked at here, so that no long work begins before a mistake is told.
+    """
+    if is_study(folder):
+        return lambda taken: _renamed(study_section(folder), taken)
+    if (folder / ADAPTER).is_file():
+
+        def gather_adapter() -> Any:
+            from querykey.run_report import gather_adapter as gather
+
+            return gather(folder, features)
+
+        return lambda taken: adapter_section(folder, gather_adapter, name=_free(folder.name, taken))
+    if (folder / RUN).is_file() and read_described(folder / RUN).get("format") == FORMAT:
+
+        def gather_encoder() -> Any:
+            from querykey.run_report import gather_encoder as gather
+
+            assert features is not None
+            return gather(folder, features)
+
+        given = None if features is None else gather_encoder
+        return lambda taken: pretraining_section(folder, given, name=_free(folder.name, taken))
+    if not folder.exists():
+        raise MissingPathError(f"there is nothing at {folder}; give the folder of a run or of a study")
+    raise SourceError(
+        f"{folder} is neither a run nor a study; give a folder that querykey adapt, querykey pretrain or "
+        "querykey study wrote"
+    )
+
+
+def _renamed(section: Section, taken: set[str]) -> Section:
+    return replace(section, name=_free(section.name, taken))
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that can stand in an id and in a file's name, and that no section has."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "section"
+    return next(one for one in (slug, *(f"{slug}-{n}" for n in range(2, len(taken) + 3))) if one not in taken)
+
+
+def _charts(sections: Sequence[Section]) -> list[tuple[Section, Chart]]:
+    return [
+        (section, chart) for section in sections for block in section.blocks if isinstance(block, Charts)
+        for chart in block.charts
+    ]  # fmt: skip
+
+
+def _described(chart: Chart) -> dict[str, Any]:
+    sheet = getattr(chart, "sheet", "")
+    return as_plotly(chart) | ({"sheet": sheet} if sheet else {})
+
+
+def _as_json(data: Any) -> str:
+    """JSON that can stand in a script: nothing in it ends the script."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+@cache
+def _packed_plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as fault:
+        raise MissingExtraError("plotly", extra="report", purpose="a report") from fault
+    packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode()
+
+
+def _template() -> Any:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as fault:
+        raise MissingExtraError("jinja2", extra="report", purpose="a report") from fault
+    environment = Environment(
+        loader=PackageLoader("querykey.reports.page"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2")

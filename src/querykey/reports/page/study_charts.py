@@ -1,0 +1,156 @@
+"""Cells of a study -> its figures: lines, bars, heat maps, and curves on the way."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from querykey.errors import StoreError
+from querykey.reports.page.charts import Bars, Chart, HeatMap, Line, Lines, short
+from querykey.reports.seed_tables import Cells, measured
+
+__all__ = ["figure", "looks_charts"]
+
+Arms = Sequence[Mapping[str, Any]]
+Three = tuple[float, float, float]
+
+LOOKED = (
+    ("loss", "Loss on the way", "loss"),
+    ("candidates", "What the loss chooses from", "candidates a query"),
+    ("knn", "What it is good for", "online kNN, share right"),
+)
+"""Of a cell's looks: the loss means little without the number of candidates beside it."""
+
+MOST_ARMS = 7
+"""Curves that can be told apart."""
+
+
+def figure(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
+    """A figure that a study asks for.
+
+    Args:
+        wanted: Its kind, title, measures and axes.
+        arms: Where each arm stands in it.
+        cells: What is measured.
+
+    Returns:
+        The chart; None while nothing of it is measured.
+
+    Raises:
+        StoreError: If it is of a kind that is not known.
+    """
+    match wanted["kind"]:
+        case "lines":
+            return _lines(wanted, arms, cells)
+        case "bars":
+            return _bars(wanted, arms, cells)
+        case "heat map":
+            return _heat_map(wanted, arms, cells)
+        case other:
+            raise StoreError(f"a figure of kind {other!r} is not known; there are lines, bars and heat map")
+
+
+def looks_charts(arms: Arms, cells: Cells) -> list[Chart]:
+    """What the monitors saw on the way, a line an arm: the mean of its seeds.
+
+    Args:
+        arms: All.
+        cells: What is measured.
+
+    Returns:
+        Charts of those of `LOOKED` that cells have; none where they have no looks, or too many arms have.
+    """
+    looked = {
+        str(arm["label"]): [cell["run"]["looks"] for cell in cells.get(arm["name"], {}).values()
+                            if len((cell.get("run") or {}).get("looks") or []) > 1]
+        for arm in arms
+    }  # fmt: skip
+    looked = {label: runs for label, runs in looked.items() if runs}
+    if not looked or len(looked) > MOST_ARMS:
+        return []
+    charts: list[Chart] = []
+    for name, title, y in LOOKED:
+        lines = [
+            line for label, runs in looked.items() if (line := _look_line(label, runs, name)) is not None
+        ]
+        if lines:
+            charts.append(
+                Lines(title=title, x="steps taken", y=y, lines=lines, from_zero=name == "candidates")
+            )
+    return charts
+
+
+def _look_line(label: str, runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> Line | None:
+    at: dict[int, list[float]] = {}
+    for looks in runs:
+        for look in looks:
+            # before the first step there is no loss
+            if isinstance(look.get(name), int | float) and not (name == "loss" and look["step"] == 0):
+                at.setdefault(int(look["step"]), []).append(float(look[name]))
+    steps = sorted(at)
+    return Line(label, steps, [short(sum(at[s]) / len(at[s])) for s in steps]) if steps else None
+
+
+def _three(cells: Cells, arm: str, measure: str) -> Three | None:
+    """Mean, lowest and highest over seeds."""
+    values = [*measured(cells, arm, measure).values()]
+    return (sum(values) / len(values), min(values), max(values)) if values else None
+
+
+def _note(cells: Cells, arms: Arms) -> str:
+    counts = sorted({len(cells[arm["name"]]) for arm in arms if arm["name"] in cells})
+    if counts == [1]:
+        return "One seed each."
+    seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    return f"Mean of {seeds} seeds; whiskers from the lowest to the highest seed."
+
+
+def _lines(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
+    measures = wanted["measures"]
+    lines = []
+    for measure in measures:
+        for name in dict.fromkeys(arm.get("line") for arm in arms):
+            own = [arm for arm in arms if arm.get("line") == name and arm.get("x") is not None]
+            found = [(arm["x"], three) for arm in own if (three := _three(cells, arm["name"], measure))]
+            if all(isinstance(x, int | float) for x, _ in found):
+                found.sort(key=lambda one: float(one[0]))
+            if found:
+                words = " ".join(str(w) for w in (name, measure if len(measures) > 1 else None) if w)
+                xs = [x for x, _ in found]
+                mean, low, high = ([three[i] for _, three in found] for i in range(3))
+                lines.append(Line(words or measure, xs, mean, low, high))
+    if not lines:
+        return None
+    return Lines(
+        title=wanted["title"], x=wanted["x"], y=wanted["y"], lines=lines, note=_note(cells, arms),
+        log_x=bool(wanted.get("log_x")),
+    )  # fmt: skip
+
+
+def _bars(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
+    groups = {m: [_three(cells, arm["name"], m) for arm in arms] for m in wanted["measures"]}
+    there = [row for row in range(len(arms)) if any(values[row] for values in groups.values())]
+    if not there:
+        return None
+    return Bars(
+        title=wanted["title"], x=wanted["y"], labels=[str(arms[row]["label"]) for row in there],
+        groups={m: [values[row] for row in there] for m, values in groups.items()}, note=_note(cells, arms),
+    )  # fmt: skip
+
+
+def _heat_map(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
+    """Means over seeds; the mean of each row's cells in a column of its own."""
+    placed = [arm for arm in arms if arm.get("row") is not None and arm.get("column") is not None]
+    rows = [str(r) for r in dict.fromkeys(arm["row"] for arm in placed)]
+    columns = [str(c) for c in dict.fromkeys(arm["column"] for arm in placed)]
+    measure = wanted["measures"][0]
+    at = {(str(arm["row"]), str(arm["column"])): three[0]
+          for arm in placed if (three := _three(cells, arm["name"], measure))}  # fmt: skip
+    if not at:
+        return None
+    values: list[list[float | None]] = [[at.get((row, column)) for column in columns] for row in rows]
+    for row in values:
+        known = [value for value in row if value is not None]
+        row.append(sum(known) / len(known) if known else None)
+    return HeatMap(
+        title=wanted["title"], x=wanted["x"], y=wanted["y"], columns=[*columns, "mean"], rows=rows,
+        values=values, apart=1, unit=measure, note=_note(cells, placed),
+    )  # fmt: skip

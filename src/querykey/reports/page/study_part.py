@@ -1,0 +1,211 @@
+"""A study's folder -> its section: questions with verdicts, figures, the published numbers beside its own."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from querykey.errors import MissingPathError, StoreError
+from querykey.records import Record, read
+from querykey.reports.page.blocks import (
+    Answer,
+    Block,
+    Charts,
+    Code,
+    Heading,
+    Prose,
+    Section,
+    Table,
+    number,
+    settings_table,
+)
+from querykey.reports.page.charts import Chart
+from querykey.reports.page.study_charts import figure, looks_charts
+from querykey.reports.seed_tables import Cells, measured, verdict_of
+
+__all__ = ["STUDY", "is_study", "study_section"]
+
+STUDY, RECORDS = "study.json", "records.jsonl"
+FORMAT, VERSION = "querykey study", 1
+RULE = (
+    "The rule was fixed before anything ran: yes where the 95% interval over seeds of the paired difference "
+    "lies above 0, no where it lies below, can't tell otherwise, and with fewer than two seeds."
+)
+
+
+def is_study(folder: Path) -> bool:
+    """Whether a study left this folder.
+
+    Args:
+        folder: Any path.
+
+    Returns:
+        True if there is a study.json.
+    """
+    return (folder / STUDY).is_file()
+
+
+def study_section(folder: Path) -> Section:
+    """A study as far as it is done.
+
+    Args:
+        folder: With study.json and, from its first cell on, records.jsonl.
+
+    Returns:
+        The section.
+
+    Raises:
+        MissingPathError: If there is no study.json.
+        StoreError: If one of the files is damaged.
+    """
+    study = _read_study(folder)
+    records = read(folder / RECORDS) if (folder / RECORDS).is_file() else []
+    try:
+        return _section(study, _cells(study, records))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as fault:
+        where = folder / STUDY
+        raise StoreError(
+            f"{where} and its records do not fit together ({fault!r}); run the study again, or give back "
+            "the files as they were written"
+        ) from fault
+
+
+def _read_study(folder: Path) -> dict[str, Any]:
+    file = folder / STUDY
+    if not file.is_file():
+        raise MissingPathError(f"{folder}: no study here; make one with querykey study NAME --out {folder}")
+    try:
+        study = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise StoreError(f"{file} is damaged ({fault}); run the study again") from fault
+    if not isinstance(study, dict) or study.get("format") != FORMAT:
+        raise StoreError(f"{file}: this is not what a study wrote; give the folder of a run or a study")
+    if study.get("version") != VERSION:
+        raise StoreError(f"{file}: written as version {study.get('version')}; this querykey reads {VERSION}")
+    return study
+
+
+def _cells(study: Mapping[str, Any], records: Sequence[Record]) -> dict[str, dict[int, Record]]:
+    """The last record of each arm and seed; arms that the study does not name are left out."""
+    cells: dict[str, dict[int, Record]] = {str(arm["name"]): {} for arm in study["arms"]}
+    for record in records:
+        if record["kind"] == "cell" and record["method"] in cells:
+            cells[record["method"]][int(record["seed"])] = record
+    return {name: dict(sorted(seeds.items())) for name, seeds in cells.items() if seeds}
+
+
+def _section(study: dict[str, Any], cells: Cells) -> Section:
+    answers = [_answer(asked, cells) for asked in study.get("asked", [])]
+    arms, figures = study["arms"], study.get("figures", [])
+    shown = [measure for one in figures for measure in one["measures"]]
+    compared = [asked[side][1] for asked in study.get("asked", []) for side in ("ours", "theirs")]
+    measures = list(dict.fromkeys(shown + compared))
+    drawn = [chart for one in figures if (chart := figure(one, arms, cells)) is not None]
+    blocks: list[Block] = [Prose(f"{study['source']}. Measured here: {study['measured']}.", is_quiet=True)]
+    missing = [arm["label"] for arm in arms if arm["name"] not in cells]
+    if missing:
+        blocks.append(Prose(_missing(missing, len(arms))))
+    if answers:
+        blocks += [Heading("Verdicts"), *answers, Prose(RULE, is_quiet=True)]
+    blocks += [Charts([chart]) for chart in drawn]
+    blocks += _numbers(study, cells, measures)
+    looks = looks_charts(arms, cells)
+    if looks:
+        blocks += [Heading("On the way"), Charts(looks)]
+    blocks += [Heading("What this can and can't show"), Prose(str(study["caveat"]))]
+    blocks += _repeat(study, cells)
+    return Section(
+        str(study["name"]), str(study["title"]), str(study["asks"]),
+        _summary(answers, missing, len(arms)), blocks, answers=answers,
+    )  # fmt: skip
+
+
+def _answer(asked: Mapping[str, Any], cells: Cells) -> Answer:
+    ours, theirs = (measured(cells, *asked[side]) for side in ("ours", "theirs"))
+    word, because = verdict_of(ours, theirs)
+    return Answer(str(asked["ask"]), word, because, str(asked.get("published") or ""))
+
+
+def _missing(missing: Sequence[str], planned: int) -> str:
+    return (
+        f"{planned - len(missing)} of {planned} arms are measured; still missing: {', '.join(missing)}. "
+        "What follows is of those that are there."
+    )
+
+
+def _summary(answers: Sequence[Answer], missing: Sequence[str], planned: int) -> list[str]:
+    lines = []
+    if missing:
+        lines.append(f"Not finished: {planned - len(missing)} of {planned} arms are measured.")
+    return lines if answers else [*lines, "Nothing was asked; the figures show what was measured."]
+
+
+def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) -> list[Block]:
+    """Own numbers, and the published ones beside them where an arm has the same name."""
+    rows = []
+    for arm in study["arms"]:
+        found = [measured(cells, arm["name"], measure) for measure in measures]
+        if any(found):
+            seeds = sorted({seed for values in found for seed in values})
+            rows.append([str(arm["label"]), *map(_spread, found), str(len(seeds))])
+    blocks: list[Block] = [Heading("Numbers")]
+    if rows and not all(arm.get("row") for arm in study["arms"]):  # a heat map shows them all
+        caption = "Mean over seeds, lowest to highest in brackets"
+        blocks.append(Table(["arm", *measures, "seeds"], rows, caption))
+    published = study.get("published")
+    if published and published.get("rows"):
+        own = (
+            {str(arm["name"]): measured(cells, arm["name"], measures[0]) for arm in study["arms"]}
+            if measures
+            else {}
+        )
+        beside = [[str(row[0]), ", ".join(map(str, row[1:])), _spread(own.get(str(row[0]), {}))]
+                  for row in published["rows"]]  # fmt: skip
+        head = ["published", str(published["what"]), f"here, {measures[0]}" if measures else "here"]
+        if not any(row[2] for row in beside):
+            head, beside = head[:2], [row[:2] for row in beside]
+        blocks.append(Table(head, beside, "The published numbers: another scale, so compare the order"))
+    return blocks
+
+
+def _spread(values: Mapping[int, float]) -> str:
+    if not values:
+        return ""
+    mean = sum(values.values()) / len(values)
+    if len(values) == 1:
+        return number(mean)
+    return f"{number(mean)} ({number(min(values.values()))} to {number(max(values.values()))})"
+
+
+def _repeat(study: Mapping[str, Any], cells: Cells) -> list[Block]:
+    data = study.get("data") or {}
+    blocks: list[Block] = [Heading("How to repeat it")]
+    blocks.append(
+        Code(f"querykey study {study['name']} --data {data.get('spec', 'SOURCE')} --out NEW-FOLDER")
+    )
+    if data.get("fingerprint"):
+        blocks.append(Prose(f"Fingerprint of the data: {data['fingerprint']}", is_quiet=True))
+    every = [cell for seeds in cells.values() for cell in seeds.values()]
+    kept = _same([cell.get("settings") or {} for cell in every])
+    if kept:
+        blocks.append(settings_table("Settings that all arms share", kept))
+    found = sorted({
+        ", ".join(f"{name} {version}" for name, version in cell["versions"].items())
+        for cell in every if cell.get("versions")
+    })  # fmt: skip
+    blocks += [Prose(f"Measured with {words}.", is_quiet=True) for words in found]
+    return blocks
+
+
+def _same(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not settings:
+        return {}
+    return {
+        name: value for name, value in settings[0].items()
+        if name != "seed" and value is not None and all(one.get(name) == value for one in settings)
+    }  # fmt: skip
+
+
+def charts_of(blocks: Sequence[Block]) -> list[Chart]:
+    """The charts among blocks, in their order."""
+    return [chart for block in blocks if isinstance(block, Charts) for chart in block.charts]
