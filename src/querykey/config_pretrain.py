@@ -13,132 +13,27 @@ What is left out is the run's own to choose or to measure; RUN/run.json holds wh
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import PositiveFloat, model_validator
 
 from querykey.config_faults import Grammar
-from querykey.config_parts import AtLeastTwo, Count, Form, NonNegative, Positive, Strict
+from querykey.config_parts import Count, NonNegative, Positive, Strict
+from querykey.config_pretrain_tables import (
+    BackboneTable,
+    BatchNormTable,
+    DictionaryTable,
+    HeadTable,
+    KeyEncoderTable,
+    LossTable,
+    OptimizerTable,
+    SecondViewTable,
+    Side,
+    ViewsTable,
+)
 from querykey.config_reading import check, read_raw
 
 __all__ = ["PretrainRun", "describe_pretrain_settings", "parse_pretrain_run", "read_pretrain_run"]
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-Side = Annotated[int, Field(ge=8, le=4096)]
-Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
-
-
-class BackboneTable(Strict):
-    """The network that is trained."""
-
-    name: str | None = None
-    stem: Literal["auto", "small", "plain"] | None = None
-    init: str | None = None
-
-
-class HeadTable(Strict):
-    """The projection head on top of it, which is thrown away afterwards."""
-
-    kind: Literal["none", "linear", "mlp"] | None = None
-    layers: Literal[2, 3] | None = None
-    hidden: Positive | None = None
-    dim: Positive | None = None
-    batch_norm: bool | None = None
-    last_norm: Literal["scale", "plain", "none"] | None = None
-
-
-class BatchNormTable(Strict):
-    """Over which rows batch norm takes its statistics."""
-
-    kind: Literal["device", "global", "layer", "split"] | None = None
-    groups: Positive | None = None
-
-
-class ViewsTable(Strict):
-    """How an image becomes two views: a preset, and what differs from it."""
-
-    preset: Literal["auto", "simclr", "moco_v1", "moco_v2", "small_images", "grayscale", "digits"] | None = (
-        None
-    )
-    size: Side | None = None
-    strength: PositiveFloat | None = None
-    crop_scale: Pair | None = None
-    crop_ratio: Pair | None = None
-    flip: Probability | None = None
-    jitter: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
-    jitter_probability: Probability | None = None
-    grayscale: Probability | None = None
-    blur: Probability | None = None
-    blur_sigma: Pair | None = None
-    solarize: Probability | None = None
-    cutout: Probability | None = None
-    sobel: Probability | None = None
-    noise: Probability | None = None
-    rotate: Probability | None = None
-
-
-class LossTable(Strict):
-    """The loss; each kind takes the options that its function has."""
-
-    kind: (
-        Literal[
-            "nt_xent", "info_nce", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin",
-            "contrastive", "multi_similarity",
-        ]
-        | None
-    ) = None  # fmt: skip
-    temperature: PositiveFloat | None = None
-    learned_temperature: bool | None = None
-    normalised: bool | None = None
-    sigma: PositiveFloat | None = None
-    tau_plus: Momentum | None = None
-    beta: NonNegative | None = None
-    margin: NonNegative | None = None
-    positive_margin: float | None = None
-    negative_margin: float | None = None
-    mining: Literal["all", "hard", "semi_hard"] | None = None
-    form: Form | None = None
-
-
-class DictionaryTable(Strict):
-    """What queries are looked up in: a queue, a memory bank or a cross-batch memory."""
-
-    capacity: Positive | None = None
-    start: Literal["empty", "random"] | None = None
-    same_id: Literal["masked", "negative", "positive"] | None = None
-    contrast: Literal["softmax", "info_nce", "nce"] | None = None
-    negatives: Positive | None = None
-    momentum: Momentum | None = None
-    proximal: NonNegative | None = None
-    weight: NonNegative | None = None
-    warm_up: Momentum | None = None
-    prefill: bool | None = None
-    align: Literal["none", "moments", "kalman"] | None = None
-    items_per_class: AtLeastTwo | None = None
-    sharded: bool | None = None
-
-
-class KeyEncoderTable(Strict):
-    """What encodes keys."""
-
-    momentum: Probability | None = None
-    schedule: Literal["constant", "cosine"] | None = None
-    symmetric: bool | None = None
-    shuffle: bool | None = None
-    separate: bool | None = None
-    predictor_hidden: Positive | None = None
-
-
-class OptimizerTable(Strict):
-    """The optimiser. learning_rate is the rate as it is used; rule computes one from the batch."""
-
-    kind: Literal["sgd", "adamw", "lars"] | None = None
-    learning_rate: PositiveFloat | None = None
-    rule: Literal["linear", "square_root", "none"] | None = None
-    weight_decay: NonNegative | None = None
-    sgd_momentum: Momentum | None = None
-    warm_up: Momentum | None = None
 
 
 class PretrainRun(Strict):
@@ -186,6 +81,7 @@ class PretrainRun(Strict):
     head: HeadTable = HeadTable()
     batch_norm: BatchNormTable = BatchNormTable()
     views: ViewsTable = ViewsTable()
+    second_view: SecondViewTable = SecondViewTable()
     loss: LossTable = LossTable()
     dictionary: DictionaryTable = DictionaryTable()
     key_encoder: KeyEncoderTable = KeyEncoderTable()
@@ -224,7 +120,8 @@ class PretrainRun(Strict):
         said |= {("optimizer" if name == "kind" else name): value for name, value in optimizer.items()}
         said |= {_OF_DICTIONARIES.get(name, name): value for name, value in tables["dictionary"].items()}
         said |= {_OF_KEYS.get(name, name): value for name, value in tables["key_encoder"].items()}
-        return said | ({"view_options": views} if views else {}) | ({"loss_options": loss} if loss else {})
+        options = {"view_options": views, "second_view_options": tables["second_view"], "loss_options": loss}
+        return said | {name: given for name, given in options.items() if given}
 
 
 _FIRST = {
@@ -232,7 +129,7 @@ _FIRST = {
     "optimizer": "kind",
 }  # fmt: skip
 """The tables, and the key that a bare word stands for."""
-_TABLES = (*_FIRST, "dictionary", "key_encoder")
+_TABLES = (*_FIRST, "second_view", "dictionary", "key_encoder")
 _OF_DICTIONARIES = {"momentum": "slot_momentum", "weight": "memory_weight", "warm_up": "memory_warm_up"}
 _OF_KEYS = {"schedule": "momentum_schedule"}
 _OF_EVERY_LOSS = ("temperature", "learned_temperature", "normalised")
@@ -242,8 +139,8 @@ _GRAMMAR = Grammar(
     unions={},
     tables={
         "backbone": BackboneTable, "head": HeadTable, "batch_norm": BatchNormTable, "views": ViewsTable,
-        "loss": LossTable, "dictionary": DictionaryTable, "key_encoder": KeyEncoderTable,
-        "optimizer": OptimizerTable,
+        "second_view": SecondViewTable, "loss": LossTable, "dictionary": DictionaryTable,
+        "key_encoder": KeyEncoderTable, "optimizer": OptimizerTable,
     },
 )  # fmt: skip
 

@@ -71,7 +71,7 @@ class RunFolder:
         described = {
             "format": FORMAT, "version": VERSION,
             "asked": asked.as_dict(), "settings": course.settings.as_dict(), "changes": [],
-            "views": asdict(course.settings.make_views(course.images.pixels.channels)),
+            "views": [asdict(one) for one in course.images.views],
             "data": {"at": _absolute(at), "name": source.name, "fingerprint": source.fingerprint,
                      "images": len(course.images.pixels), "trained_on": len(course.parted.train)},
             "device": device, "threads": torch.get_num_threads(),

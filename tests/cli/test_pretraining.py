@@ -104,7 +104,7 @@ def test_the_folder_of_a_run_holds_everything(pretrained):
     assert None not in {
         described["settings"][name] for name in ("image_size", "view_size", "steps", "epochs")
     }
-    assert described["views"]["size"] == 12
+    assert [one["size"] for one in described["views"]] == [12, 12]
     assert {"python", "torch", "querykey", "numpy"} <= set(described["versions"])
 
 
@@ -204,7 +204,8 @@ def test_help_lists_every_key_of_a_pretraining(querykey):
     assert said.code == 0
     keys = {line.split()[0] for line in said.out.splitlines() if line}
     tables = {
-        "backbone", "head", "batch_norm", "views", "loss", "dictionary", "key_encoder", "optimizer",
+        "backbone", "head", "batch_norm", "views", "second_view", "loss", "dictionary", "key_encoder",
+        "optimizer",
     }  # fmt: skip
     for name, field in PretrainRun.model_fields.items():
         own = [f"{name}.{inner}" for inner in field.annotation.model_fields] if name in tables else [name]

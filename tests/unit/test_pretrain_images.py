@@ -1,13 +1,14 @@
 """Pretraining on images as they come: damaged ones, of several sizes, decoded by worker processes."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from pretraining_toys import TINY, after, put_stripes
 
 from querykey import pretrain, read_source, resume
-from querykey.errors import DataError, SourceError
+from querykey.errors import ConfigError, DataError, SourceError
 from querykey.training import calibration
 
 HERE = TINY | {"batch_size": 8, "view_size": 12, "image_size": 16, "held_out": 2, "looks": 1, "steps": 3}
@@ -158,3 +159,24 @@ def test_views_of_a_batch_with_a_lost_image_are_those_of_the_images_that_are_lef
     assert torch.equal(left.ids, whole.ids[kept])
     assert torch.equal(left.view_1, whole.view_1[kept])
     assert torch.equal(left.view_2, whole.view_2[kept])
+
+
+def test_the_second_view_may_differ_from_the_first(tmp_path):
+    images, begun = put_stripes(tmp_path / "images", channels=3), []
+    settings = HERE | {"views": "small_images", "seed": 4}
+    second = {"blur": 1.0, "jitter_probability": 0.0}
+    pretrain(images, begin=begun.append, stop=lambda: True, second_view_options=second, **settings)
+    pretrain(images, begin=begun.append, stop=lambda: True, **settings)
+    (apart,), (alike,) = (list(course.images.walk(0, 1)) for course in begun)
+    assert torch.equal(apart.view_1, alike.view_1)
+    first, other = begun[0].images.views
+    assert other == replace(first, **second)
+    assert begun[1].images.views == (first, first)
+    found, _ = begun[0].images.pixels.batch(rows := begun[0].images.rows[apart.ids])
+    assert torch.equal(apart.view_2, other(found, rows, seed=4, epoch=0, view=1))
+
+
+def test_a_method_of_one_view_has_no_second(tmp_path):
+    images = put_stripes(tmp_path / "images")
+    with pytest.raises(ConfigError, match="xbm takes one view of an image; leave out second_view"):
+        pretrain(images, method="xbm", second_view_options={"flip": 0.0}, **HERE)

@@ -51,9 +51,14 @@ def show_start(course: "Course") -> None:
         line(f"  {words}")
     items, processes = len(course.parted.train), course.learner.processes.count
     line(f"  {describe_memory(settings, items=items, width=encoder.head.dim, processes=processes)}")
+    first, second = images.views
     line(f"  views {settings.views}:")
-    for words in images.views.describe().splitlines():
+    for words in first.describe().splitlines():
         line(f"    {words}")
+    if second != first:
+        line("  second view:")
+        for words in second.describe().splitlines():
+            line(f"    {words}")
     if course.calibration is not None:
         line(f"  a step takes {course.calibration.seconds:.3f} s here")
 

@@ -43,6 +43,7 @@ def calibrate(
     precision: Literal["auto", "float32", "bfloat16"],
     layout: Literal["auto", "contiguous", "channels_last"],
     device: torch.device,
+    is_length_open: bool = True,
     processes: Processes = ALONE,
 ) -> Calibration:
     """Measure whole steps on a copy of what is trained, and choose the fastest way to take them.
@@ -52,6 +53,7 @@ def calibrate(
         precision: "auto" tries bfloat16 where the device multiplies it faster than float32.
         layout: "auto" tries both.
         device: Where steps run.
+        is_length_open: Whether the number of steps follows from their seconds: they are measured longer then.
         processes: That take each step together; the times of the first count for all.
 
     Returns:
@@ -70,8 +72,9 @@ def calibrate(
             if best is None or seconds < CLEARLY_FASTER * best[0]:
                 best = (seconds, kind, order)  # type: ignore[assignment]
     assert best is not None
-    _, chosen, order = best
-    steady = _steady(lambda: step(_DTYPES[chosen], order), device, processes)
+    steady, chosen, order = best
+    if is_length_open:
+        steady = _steady(lambda: step(_DTYPES[chosen], order), device, processes)
     return Calibration(chosen, order, steady, tried)
 
 

@@ -67,7 +67,7 @@ class TrainingImages:
     Args:
         pixels: All images.
         rows: Those that training sees.
-        views: How they are augmented.
+        views: How they are augmented: the first view and the second.
         settings: Resolved.
         device: Where views are made.
         labels: Class of each of `rows`, -1 where unknown; None where there are none.
@@ -79,7 +79,7 @@ class TrainingImages:
         self,
         pixels: Pixels,
         rows: Ids,
-        views: Views,
+        views: tuple[Views, Views],
         settings: PretrainSettings,
         *,
         device: torch.device,
@@ -117,7 +117,7 @@ class TrainingImages:
             images = found.images.to(self.device)
             epoch, place = divmod(step, self.steps_an_epoch)
             made = [
-                self.views(
+                self.views[view](
                     images,
                     found.rows,
                     seed=self.seed,

@@ -190,9 +190,9 @@ def put_together(
             "least: raise batch_size or start fewer processes"
         )
     _require_same_images(parted, device, processes)
+    views = settings.make_views(pixels.channels), settings.make_second_views(pixels.channels)
     images = TrainingImages(
-        pixels, parted.train, settings.make_views(pixels.channels), settings, device=device,
-        labels=parted.train_labels, processes=processes,
+        pixels, parted.train, views, settings, device=device, labels=parted.train_labels, processes=processes,
     )  # fmt: skip
     if measure and settings.init is None:
         _start(encoder, images)
@@ -253,8 +253,9 @@ def _measure(course: Course, device: torch.device, begun: float) -> None:
         place += 1
 
     found = calibrate(
-        step, precision=settings.precision, layout=settings.layout, device=device, processes=processes
-    )
+        step, precision=settings.precision, layout=settings.layout, device=device,
+        is_length_open=settings.steps is None and settings.epochs is None, processes=processes,
+    )  # fmt: skip
     pairs.close()
     course.calibration = found
     steps = settings.steps

@@ -83,6 +83,7 @@ class PretrainSettings(DictionarySettings):
             else image_size.
         views: A preset's name, or "auto" for the images at hand.
         view_options: Fields of `Views` that differ from the preset.
+        second_view_options: Fields in which the second view of an image differs from the first.
         view_strength: Of the colour jitter; None: the preset's.
         loss: See `ViewLossName`.
         loss_options: The loss's own keyword arguments.
@@ -125,6 +126,7 @@ class PretrainSettings(DictionarySettings):
     view_size: int | None = None
     views: str = "auto"
     view_options: Mapping[str, Any] = field(default_factory=dict)
+    second_view_options: Mapping[str, Any] = field(default_factory=dict)
     view_strength: float | None = None
     loss: ViewLossName = "nt_xent"
     loss_options: Mapping[str, Any] = field(default_factory=dict)
@@ -173,6 +175,7 @@ class PretrainSettings(DictionarySettings):
         return asdict(self) | {
             "loss_options": dict(self.loss_options),
             "view_options": dict(self.view_options),
+            "second_view_options": dict(self.second_view_options),
         }
 
     @classmethod
@@ -196,6 +199,17 @@ class PretrainSettings(DictionarySettings):
         assert self.view_size is not None
         views = view_preset(self.views, size=self.view_size, channels=channels, strength=self.view_strength)
         return Views.from_dict(asdict(views) | dict(self.view_options))
+
+    def make_second_views(self, channels: int) -> Views:
+        """Those of the second view of an image.
+
+        Args:
+            channels: Of an image.
+
+        Returns:
+            The `Views`; `make_views` where the second view does not differ.
+        """
+        return Views.from_dict(asdict(self.make_views(channels)) | dict(self.second_view_options))
 
 
 def asked_settings(method: str | None, preset: str | None, given: Mapping[str, Any]) -> PretrainSettings:

@@ -11,7 +11,7 @@ from querykey.encoders.projection import HeadKind, LastNorm
 from querykey.errors import ConfigError, RangeError
 from querykey.optim import scaled_learning_rate
 from querykey.training.dictionary_plan import loss_form
-from querykey.training.dictionary_settings import METHODS, check_dictionary, default_capacity
+from querykey.training.dictionary_settings import METHODS, ONE_VIEW, check_dictionary, default_capacity
 from querykey.training.pretrain_settings import (
     CROPS,
     LEAST_SIDE,
@@ -186,6 +186,8 @@ def _check_together(settings: PretrainSettings) -> None:
             f"what the shards of {settings.method} cost is merged for the loss {mergeable[0]}; got "
             f"{settings.loss}: take that, or leave out dictionary.sharded"
         )
+    if settings.second_view_options and settings.method in ONE_VIEW:
+        raise ConfigError(f"{settings.method} takes one view of an image; leave out second_view")
     if settings.chunks > 1 and settings.batch_norm == "split":
         raise ConfigError("chunks cannot be cut across split batch norm's groups; use chunks = 1")
     if settings.chunks > 1 and settings.checkpointing and settings.batch_norm != "layer":
