@@ -17,6 +17,8 @@ from querykey.types import Labels, PerQuery
 __all__ = ["Labelled", "Layer", "fine_tuned"]
 
 TUNING_STEPS = 400
+MIDDLE_RATE = 0.1
+"""Between the two in the middle of those that are tried."""
 
 Layer = Literal["h", "first layer"]
 """What the new layer stands on: the backbone, or the first layer of the projection head."""
@@ -47,7 +49,8 @@ def fine_tuned(
         seed: Of the new layer, the order and the views.
 
     Returns:
-        (0 or 1 a test image, how it was trained).
+        (0 or 1 a test image, how it was trained). With one label a class nothing can be held out to tune the
+        learning rate on, and it is one in the middle of those that are tried otherwise.
     """
     count = int((known.labels != UNLABELLED).sum())
     plan = FineTuning(
@@ -57,11 +60,14 @@ def fine_tuned(
     images, test = _shown(saved, known, seed), _shown(saved, asked, seed)
     encoder = copy.deepcopy(saved.encoder).to(device or torch.device("cpu")).requires_grad_()
     head = encoder.head.layers[0] if start == "first layer" else None
-    tuned = tune_learning_rate(encoder.backbone, images, plan, head_layers=head)
-    made = fine_tune(
-        encoder.backbone, images, replace(plan, learning_rate=tuned.learning_rate), head_layers=head
-    )
-    how = made.settings | {"tuned": {f"{rate:g}": share for rate, share in tuned.accuracies.items()}}
+    tried: dict[float, float] = {}
+    if int(torch.bincount(known.labels[known.labels != UNLABELLED]).max()) > 1:
+        tuned = tune_learning_rate(encoder.backbone, images, plan, head_layers=head)
+        rate, tried = tuned.learning_rate, tuned.accuracies
+    else:
+        rate = MIDDLE_RATE  # of one image a class none can be held out
+    made = fine_tune(encoder.backbone, images, replace(plan, learning_rate=rate), head_layers=head)
+    how = made.settings | {"tuned": {f"{rate:g}": share for rate, share in tried.items()}}
     return made.correct(test), how
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from querykey.data.items import Source
 from querykey.data.labels import common_labels
 from querykey.data.pixels import Pixels, read_pixels
 from querykey.data.sources import read_source
@@ -28,7 +29,7 @@ from querykey.run_folder import RunFolder
 from querykey.training.saved_encoder import SavedEncoder, encode_rows, read_encoder
 from querykey.types import PerQuery, Rows
 
-__all__ = ["evaluate_encoder", "knn_of", "pixel_rows", "read_labelled"]
+__all__ = ["evaluate_encoder", "knn_of", "label_pixels", "pixel_rows", "read_labelled"]
 
 KNN_TEMPERATURE = 0.1
 MANY, NEIGHBOURS, FEW_NEIGHBOURS = 10_000, 200, 20
@@ -141,18 +142,38 @@ def read_labelled(train: DataAt, on: DataAt, *, size: int, notify: Notify) -> tu
     Raises:
         DataError: If one of them has no labels.
     """
-    sources = []
-    for at in (train, on):
-        source = read_source(at.spec, column=at.column, label_column=at.label_column, split=at.split)
+    sources = (
+        read_source(at.spec, column=at.column, label_column=at.label_column, split=at.split)
+        for at in (train, on)
+    )
+    return label_pixels(*sources, size=size, notify=notify)
+
+
+def label_pixels(train: Source, on: Source, *, size: int, notify: Notify) -> tuple[Labelled, Labelled]:
+    """`read_labelled` of sources that are open.
+
+    Args:
+        train: Images with labels.
+        on: Others with labels.
+        size: Pixels of a side that the encoder takes.
+        notify: Called with what is worth knowing.
+
+    Returns:
+        Both.
+
+    Raises:
+        DataError: If one of them has no labels.
+    """
+    sources, parts = (train, on), []
+    for source in sources:
         if source.labels is None:
             raise DataError(
-                f"{at.spec} has no labels, so nothing can be scored; name them with --label-column, or learn "
-                "from other images with --train"
+                f"{source.name} has no labels, so nothing can be scored; name them with --label-column, or "
+                "learn from other images with --train"
             )
-        sources.append(source)
-    if sources[0].fingerprint == sources[1].fingerprint:
-        notify(f"{on.spec} holds the training images themselves: each finds itself, and nothing is measured")
-    parts = [(source.labels, source.label_names) for source in sources if source.labels is not None]
+        parts.append((source.labels, source.label_names))
+    if train.fingerprint == on.fingerprint:
+        notify(f"{on.name} holds the training images themselves: each finds itself, and nothing is measured")
     numbered, _ = common_labels(*parts)
     made = []
     for source, labels in zip(sources, numbered, strict=True):

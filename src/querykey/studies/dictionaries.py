@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.pretraining import Arm, Asked, Kind
+from querykey.studies.study import Arm, Asked, Kind
 
 __all__ = ["DICTIONARY_ARMS", "DICTIONARY_ASKED", "TEN_MINUTES"]
 
@@ -26,7 +26,7 @@ FEW = (64, 256, 1024)
 MOMENTA = (0.0, 0.9, 0.999)
 
 
-def _method(name: str, *, share: float, group: Any, seeds: int) -> Arm:
+def _method(name: str, *, share: float, group: str, seeds: int) -> Arm:
     kind: Kind = "pretrained" if seeds == 1 else "kNN of pretrained"
     steps = round(share * TEN_MINUTES[name])
     return Arm(

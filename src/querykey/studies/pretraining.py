@@ -1,68 +1,18 @@
 """The study of pretraining: what minutes buy, few labels, and the papers' questions, fixed beforehand."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-__all__ = ["ARMS", "ASKED", "BUDGETS", "CIFAR", "Arm", "Asked"]
+from querykey.studies.study import Arm, Asked
 
-Kind = Literal["pretrained", "kNN of pretrained", "pixels", "few labels", "linear of few labels", "retrieval"]
-Group = Literal["minutes", "questions", "few labels", "methods", "three minutes", "dictionaries", "omniglot"]
+__all__ = ["ARMS", "ASKED", "BUDGETS"]
 
-CIFAR = ("cifar10", "train", "test")
-"""Below the data folder: data set, training split, test split."""
 FASHION = ("fashion-mnist", "train", "test")
+"""Below the data folder: data set, training split, test split."""
 STEPS = 400
 """Of the questions: 102,400 images, two epochs. Batches of 32 take eight times as many steps."""
 FEW_STEPS, MANY_STEPS = 1000, 4000
-FRACTION = 0.01
 BUDGETS = (2, 5, 10, 30)
 """Minutes on all cores."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One way to pretrain, on one data set.
-
-    Args:
-        name: In records.
-        label: In tables.
-        group: The table it belongs to.
-        kind: What is done.
-        data: Data set and splits.
-        settings: Of the pretraining, where they are not the defaults.
-        seeds: How many.
-        threads: Of torch; 0: all cores, and nothing else runs meanwhile.
-        scores_untrained: Whether the encoder is also scored as it was before the first step.
-    """
-
-    name: str
-    label: str
-    group: Group
-    kind: Kind = "pretrained"
-    data: tuple[str, str, str] = CIFAR
-    settings: dict[str, Any] = field(default_factory=dict)
-    seeds: int = 3
-    threads: int = 1
-    scores_untrained: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A question about two arms, or about two measures of one arm.
-
-    Args:
-        ask: In words.
-        ours: (arm, measure).
-        theirs: (arm, measure).
-        published: What the papers report, with its source.
-        group: The table it belongs to.
-    """
-
-    ask: str
-    ours: tuple[str, str]
-    theirs: tuple[str, str]
-    published: str
-    group: Group = "questions"
 
 
 def _question(name: str, label: str, **settings: Any) -> Arm:

@@ -6,49 +6,25 @@ What is done is not done again: stop it whenever, start it again, and it goes on
 import argparse
 import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import Any
 
 from querykey.errors import MissingPathError, QuerykeyError
-from querykey.evaluation.few_labels import choose_labelled
-from querykey.evaluation.linear_protocols import linear_evaluation
-from querykey.lookup import UNLABELLED
-from querykey.records import Records, read, versions
-from querykey.run_data import DataAt
-from querykey.run_fine_tune import Labelled, fine_tuned
-from querykey.run_linear import knn_of, pixel_rows, read_labelled
-from querykey.run_pretrain import pretrain
+from querykey.records import Records
 from querykey.studies.dictionaries import DICTIONARY_ARMS, DICTIONARY_ASKED
 from querykey.studies.grid import Cell, run_grid, write_plan
-from querykey.studies.peak_memory import peak_memory
-from querykey.studies.pretraining import ARMS, ASKED, FRACTION, Arm
-from querykey.training.pretrain import make_encoder
-from querykey.training.saved_encoder import SavedEncoder, encode_rows
+from querykey.studies.measuring_encoders import Work, measure
+from querykey.studies.pretraining import ARMS, ASKED
+from querykey.studies.study import Arm
+from querykey.studies.study_images import StudyImages
 
-__all__ = ["RECORDS", "Work", "cells_of", "main", "measure"]
+__all__ = ["RECORDS", "cells_of", "main"]
 
 RECORDS = "pretraining.jsonl"
 MISTAKE, STOPPED = 2, 130
 ELSEWHERE = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist")}
 """Where the system's package puts a data set that is not in the data folder."""
-SIDE = 64
-
-
-class Work(NamedTuple):
-    """What a cell needs in order to be measured, wherever that is."""
-
-    arm: Arm
-    folder: str
-    threads: int
 
 
 def cells_of(arms: Sequence[Arm], folder: Path) -> list[Cell]:
@@ -82,40 +58,10 @@ def cells_of(arms: Sequence[Arm], folder: Path) -> list[Cell]:
         }  # fmt: skip
         cells += [
             Cell(task=arm.group, method=arm.name, seed=seed, identity=identity,
-                 work=Work(arm, str(place), threads))
+                 work=Work(arm, StudyImages.of_splits(str(place), train, test), threads))
             for seed in range(arm.seeds)
         ]  # fmt: skip
     return cells
-
-
-def measure(cell: Cell) -> dict[str, Any]:
-    """Pretrain as a cell says and score what came of it.
-
-    Args:
-        cell: With a `Work`.
-
-    Returns:
-        Measure to [right, asked], what the run said of itself, seconds, versions.
-    """
-    work: Work = cell.work
-    torch.set_num_threads(work.threads)
-    began, (_, train, test) = time.monotonic(), work.arm.data
-    values: dict[str, Tensor]
-    about: dict[str, Any] = {}
-    known, asked = _labelled(work.folder, train, test)
-    match work.arm.kind:
-        case "pixels":
-            values = _of_pixels(known, asked)
-        case "pretrained":
-            values, about = _of_pretraining(work, cell.seed, known, asked)
-        case "kNN of pretrained":
-            values, about = _neighbours_of_pretraining(work, cell.seed, known, asked)
-        case "few labels" | "linear of few labels":
-            values, about = _of_few_labels(work, cell.seed, known, asked)
-        case "retrieval":
-            values, about = _of_retrieval(work, cell.seed, asked)
-    counts = {name: [int(v.nansum()), int((~v.isnan()).sum())] for name, v in values.items()}
-    return {"values": counts, **about, "seconds": time.monotonic() - began, "versions": versions()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -160,128 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("stopped by Ctrl-C; what is done stays, the same command goes on from there\n")
         return STOPPED
     return 0
-
-
-@lru_cache(maxsize=2)
-def _labelled(folder: str, train: str, test: str) -> tuple[Labelled, Labelled]:
-    return read_labelled(
-        DataAt(folder, split=train), DataAt(folder, split=test), size=SIDE, notify=lambda _: None
-    )
-
-
-def _of_pixels(known: Labelled, asked: Labelled) -> dict[str, Tensor]:
-    rows = [pixel_rows(one.pixels, one.pixels.ids) for one in (known, asked)]
-    return _scores("pixels", rows[0], known.labels, rows[1], asked.labels)
-
-
-def _of_pretraining(
-    work: Work, seed: int, known: Labelled, asked: Labelled
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    saved, about = _pretrained(work, seed)
-    h, z = _encoded(saved, known, asked)
-    values = _scores("h", h[0], known.labels, h[1], asked.labels)
-    values |= _scores("z", z[0], known.labels, z[1], asked.labels)
-    untrained = _before(saved, about.pop("untrained"))
-    if work.arm.scores_untrained:
-        before, _ = _encoded(untrained, known, asked)
-        values |= _scores("untrained", before[0], known.labels, before[1], asked.labels)
-    return values, about
-
-
-def _neighbours_of_pretraining(
-    work: Work, seed: int, known: Labelled, asked: Labelled
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What a spread over seeds needs: a linear classifier would take half as long as the run."""
-    saved, about = _pretrained(work, seed)
-    values = {}
-    for name, one in (("h", saved), ("untrained", _before(saved, about.pop("untrained")))):
-        h, _ = _encoded(one, known, asked)
-        values[f"kNN {name}"] = knn_of(h[0], known.labels, h[1], asked.labels)
-    return values, about
-
-
-def _of_few_labels(
-    work: Work, seed: int, known: Labelled, asked: Labelled
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    saved, about = _pretrained(work, seed)
-    kept = choose_labelled(known.labels, fraction=FRACTION, seed=seed)
-    labels = torch.full_like(known.labels, UNLABELLED)
-    labels[kept] = known.labels[kept]
-    h, _ = _encoded(saved, Labelled(known.pixels, labels), asked, rows=known.pixels.ids[kept])
-    result = linear_evaluation(h[0], known.labels[kept], h[1], asked.labels, seed=seed)
-    values = {"linear h": result.correct}
-    if work.arm.kind == "linear of few labels":
-        about.pop("untrained")
-        return values, about | {"labels": len(kept)}
-    alone, how = fine_tuned(
-        _before(saved, about.pop("untrained")), Labelled(known.pixels, labels), asked, seed=seed
-    )
-    return values | {"supervised": alone}, about | {"supervised": how, "labels": len(kept)}
-
-
-def _of_retrieval(work: Work, seed: int, asked: Labelled) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    saved, about = _pretrained(work, seed)
-    values: dict[str, Tensor] = {}
-    for name, encoder in (("", saved), ("untrained ", _before(saved, about.pop("untrained")))):
-        h, z = encode_rows(encoder.encoder, encoder.prepare, asked.pixels, asked.pixels.ids)
-        values |= {f"{name}R@1 h": _nearest_is_right(h, asked.labels)}
-        values |= {} if name else {"R@1 z": _nearest_is_right(z, asked.labels)}
-    return values, about
-
-
-def _nearest_is_right(rows: Tensor, labels: Tensor) -> Tensor:
-    """Whether the nearest other row is of one's class; 1.0 or 0.0."""
-    unit = F.normalize(rows, dim=1)
-    scores = (unit @ unit.T).fill_diagonal_(-torch.inf)
-    return (labels[scores.argmax(dim=1)] == labels).double()
-
-
-def _pretrained(work: Work, seed: int) -> tuple[SavedEncoder, dict[str, Any]]:
-    """The encoder, and of the run what a table shows."""
-    with TemporaryDirectory() as folder, peak_memory() as peak:
-        out = Path(folder) / "run"
-        saved, about = _run(work, seed, out)
-        looks = [record for record in read(out / "metrics.jsonl") if record["kind"] == "look"]
-    about["run"] |= {"peak_memory": peak.bytes, "looks": looks}
-    return saved, about
-
-
-def _run(work: Work, seed: int, out: Path) -> tuple[SavedEncoder, dict[str, Any]]:
-    untrained: dict[str, Tensor] = {}
-
-    def begin(course: Any) -> None:
-        untrained.update(course.untrained.backbone.state_dict())
-
-    run = pretrain(work.folder, split=work.arm.data[1], seed=seed, out=out, begin=begin, **work.arm.settings)
-    report = run.report
-    return run.encoder, {
-        "settings": run.settings.as_dict(), "untrained": untrained,
-        "run": {name: report[name] for name in ("steps_taken", "seconds", "images_seen",
-                                                 "views_share_of_step", "end")},
-    }  # fmt: skip
-
-
-def _before(saved: SavedEncoder, untrained: dict[str, Tensor]) -> SavedEncoder:
-    """The encoder as it was before the first step."""
-    encoder = make_encoder(saved.settings, channels=saved.channels).eval().requires_grad_(requires_grad=False)
-    encoder.backbone.load_state_dict(untrained)
-    return replace(saved, encoder=encoder)
-
-
-def _encoded(
-    saved: SavedEncoder, known: Labelled, asked: Labelled, *, rows: Tensor | None = None
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(h of training and test images), (z of them)."""
-    train = encode_rows(
-        saved.encoder, saved.prepare, known.pixels, known.pixels.ids if rows is None else rows
-    )
-    test = encode_rows(saved.encoder, saved.prepare, asked.pixels, asked.pixels.ids)
-    return (train[0], test[0]), (train[1], test[1])
-
-
-def _scores(name: str, bank: Tensor, labels: Tensor, test: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    linear = linear_evaluation(bank, labels, test, wanted, seed=0)
-    return {f"kNN {name}": knn_of(bank, labels, test, wanted), f"linear {name}": linear.correct}
 
 
 def _tell(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:

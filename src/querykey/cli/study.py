@@ -1,0 +1,142 @@
+"""`querykey study`: the papers' questions, asked of the user's own data."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from querykey.cli.options import Column, LabelColumn, Split, prepare
+
+if TYPE_CHECKING:
+    from querykey.studies.grid import Cell
+    from querykey.studies.running import Progress, StudyRun
+    from querykey.studies.study import Study
+
+__all__ = ["study"]
+
+
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or `list` for their names.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Labelled images; see `querykey help sources`.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder, or that of a study to go on with.")
+    ] = None,
+    split: Split = None,
+    test: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Images to ask for, where DATA has none of them.")
+    ] = None,
+    test_split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The part to ask for; a fifth is held out if not said.")
+    ] = None,
+    column: Column = None,
+    label_column: LabelColumn = None,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="A few steps on a few images: to see that it works."),
+    ] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Of each arm, at the most.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="For the whole grid; cells are made as long as that allows.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Cells at once, a thread each; all cores if not said.")
+    ] = None,
+) -> None:
+    """Ask a paper's question of your own images: a grid of small runs, and a verdict.
+
+    Cells that are done aren't done again: the same command goes on with a study that was stopped.
+    """
+    from querykey.errors import ConfigError
+    from querykey.studies.catalogue import STUDIES
+
+    if name == "list":
+        _list(STUDIES)
+        return
+    if name not in STUDIES:
+        from querykey.data.grammar import nearest_words
+
+        raise ConfigError(
+            f"there is no study {name!r}{nearest_words(name, STUDIES)}; `querykey study list` names them"
+        )
+    if data is None or out is None:
+        raise ConfigError(f"a study needs --data SOURCE and --out DIR, as in querykey study {name} --data "
+                          f"photos --out {name}")  # fmt: skip
+    prepare("cpu", 1, 0)
+    import os
+
+    from querykey.cli.show import note
+    from querykey.run_data import DataAt
+    from querykey.studies.running import run_study
+    from querykey.studies.study_images import StudyImages
+
+    train = DataAt(data, column=column, label_column=label_column, split=split)
+    asked = None
+    if test is not None or test_split is not None:
+        asked = DataAt(test or data, column=column, label_column=label_column, split=test_split)
+    with _progress(name) as progress:
+        done = run_study(
+            STUDIES[name], StudyImages(train=train, test=asked), out, seeds=seeds, minutes=minutes,
+            is_trial=smoke, jobs=1 if smoke else jobs or os.cpu_count() or 1, progress=progress, notify=note,
+        )  # fmt: skip
+    _tell(done)
+
+
+def _list(studies: "dict[str, Study]") -> None:
+    from querykey.cli.show import line
+
+    for one in studies.values():
+        cells = sum(arm.seeds for arm in one.arms)
+        line(one.name)
+        line(f"  {one.title}")
+        line(f"  {one.source}; {len(one.arms)} arms, {cells} cells")
+
+
+@contextmanager
+def _progress(name: str) -> "Iterator[Progress | None]":
+    """A bar over the cells, and a line for each that is done."""
+    from querykey.cli.show import note, progress
+
+    with progress(name) as tick:
+
+        def told(done: int, count: int, cell: "Cell", fields: dict[str, Any]) -> None:
+            scores = ", ".join(_score(*one) for one in list(fields["values"].items())[:2])
+            if tick is None:
+                seconds = f"{fields['seconds']:.0f} s"
+                note(f"{done} of {count}: {cell.method}, seed {cell.seed}: {scores} ({seconds})")
+            else:
+                tick(done, count)
+
+        yield told
+
+
+def _score(measure: str, value: list[int]) -> str:
+    right, asked = value
+    return f"{measure} {right / asked:.3f}" if asked else measure
+
+
+def _tell(done: "StudyRun") -> None:
+    """The arms and the verdicts."""
+    from querykey.cli.show import line, table
+    from querykey.records import read
+    from querykey.reports.study_tables import arms_rows, verdict_rows
+    from querykey.studies.running import RECORDS
+
+    described = done.described
+    records = read(done.folder / RECORDS)
+    line(described["asks"])
+    line(f"{described['measured']}; {described['source']}")
+    line()
+    measures, rows = arms_rows(described, records)
+    table(["", *measures, "seeds"], rows)
+    for ask, verdict, words, published in verdict_rows(described, records):
+        line(ask)
+        line(f"  {verdict}" + (f": {words}" if words else ""))
+        line(f"  published: {published}")
+    line()
+    if described["is_trial"]:
+        line("a trial: that it ran is all it says")
+    line(f"next: querykey report {done.folder} --out report.html", whole=True)

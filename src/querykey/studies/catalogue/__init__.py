@@ -1,0 +1,18 @@
+"""The studies there are, by name."""
+
+from querykey.studies.catalogue.dictionaries import BATCH_NORM, DICTIONARY_SIZE, MOMENTUM
+from querykey.studies.catalogue.heads import H_AGAINST_Z, PROJECTION_HEAD
+from querykey.studies.catalogue.losses import LOSSES, TEMPERATURE
+from querykey.studies.catalogue.training import BATCH_AND_EPOCHS, FEW_LABELS, WIDTH
+from querykey.studies.catalogue.views import AUGMENTATION_MATRIX, COLOUR_STRENGTH
+from querykey.studies.study import Study
+
+__all__ = ["STUDIES"]
+
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        AUGMENTATION_MATRIX, H_AGAINST_Z, PROJECTION_HEAD, DICTIONARY_SIZE, MOMENTUM, BATCH_NORM,
+        TEMPERATURE, LOSSES, BATCH_AND_EPOCHS, COLOUR_STRENGTH, WIDTH, FEW_LABELS,
+    )
+}  # fmt: skip

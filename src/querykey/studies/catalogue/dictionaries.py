@@ -1,0 +1,139 @@
+"""Queues, banks and key encoders: how many keys, how slow an encoder, whose batch norm."""
+
+from typing import Any
+
+from querykey.studies.study import Arm, Asked, Figure, Published, Study
+
+__all__ = ["BATCH_NORM", "DICTIONARY_SIZE", "MOMENTUM"]
+
+IMAGES = 307_200
+_MOCO: dict[str, Any] = {"method": "moco", "looks": 4, "capacity": 4096}
+
+
+def _momentum(value: float) -> Arm:
+    return Arm(
+        name=f"momentum {value:g}", label=f"{value:g}", x=1.0 - value, line="MoCo",
+        settings={**_MOCO, "momentum": value},
+    )  # fmt: skip
+
+
+MOMENTUM = Study(
+    name="momentum",
+    title="How slowly the key encoder should follow",
+    asks="How slowly must the key encoder follow, and can it be too slow?",
+    source="MoCo, arXiv:1911.05722, sec. 4.1",
+    published=Published(
+        what="linear accuracy on ImageNet, ResNet-50, 4,096 keys, %",
+        rows=(("0", "does not converge"), ("0.9", "55.2"), ("0.99", "57.8"), ("0.999", "59.0"),
+              ("0.9999", "58.9")),
+    ),
+    caveat="What counts is the half-life of the key encoder, ln 2 / (1 - m) steps, against the length of the "
+    "run: 69 steps at 0.99, 693 at 0.999, 6,931 at 0.9999. A run of minutes moves the best momentum "
+    "down, and 0.9999 keeps its first keys to the end.",
+    arms=tuple(_momentum(value) for value in (0.0, 0.9, 0.99, 0.999, 0.9999)),
+    asked=(
+        Asked(ask="Is 0.99 better than 0?", ours=("momentum 0.99", "kNN h"), theirs=("momentum 0", "kNN h"),
+              published="yes: 0 does not converge (sec. 4.1)"),
+        Asked(ask="Is 0.99 better than 0.9?", ours=("momentum 0.99", "kNN h"),
+              theirs=("momentum 0.9", "kNN h"), published="yes, by 3 points (sec. 4.1)"),
+        Asked(ask="Is 0.999 better than 0.99?", ours=("momentum 0.999", "kNN h"),
+              theirs=("momentum 0.99", "kNN h"), published="yes, by 1 point in 200 epochs (sec. 4.1)"),
+        Asked(ask="Is 0.9999 worse than 0.99?", ours=("momentum 0.99", "kNN h"),
+              theirs=("momentum 0.9999", "kNN h"), published="no: better by 1 point (sec. 4.1)"),
+    ),
+    figures=(
+        Figure(kind="lines", title="kNN of h against the momentum", measures=("kNN h", "linear h"),
+               x="1 - momentum", y="accuracy of h", log_x=True),
+    ),
+    images=IMAGES,
+    measured="kNN and linear accuracy of h",
+)  # fmt: skip
+
+_COUNTS = (64, 256, 1024, 4096)
+
+
+def _keys(method: str, line: str, count: int, *, seeds: int, **settings: Any) -> Arm:
+    return Arm(
+        name=f"{line}, {count}", label=f"{line}, {count:,} keys", x=float(count), line=line, seeds=seeds,
+        settings={"method": method, "looks": 4, **settings},
+    )  # fmt: skip
+
+
+DICTIONARY_SIZE = Study(
+    name="dictionary-size",
+    title="How many keys, by mechanism",
+    asks="Are more keys better, and does it matter who keeps them?",
+    source="MoCo, arXiv:1911.05722, fig. 3",
+    published=Published(
+        what="linear accuracy on ImageNet, ResNet-50, %",
+        rows=(("MoCo, 256 to 65,536 keys", "54.7 56.4 57.5 59.0 60.4 60.6"),
+              ("memory bank", "50.0 52.0 54.1 56.5 57.8 58.0"),
+              ("end-to-end, 256 to 1,024", "54.9 56.4 57.3")),
+    ),
+    caveat="Ten classes leave one key in ten of a query's own class, whatever their number; so the curves "
+    "are flatter than on a thousand classes. The end-to-end arms have batches as large as their "
+    "dictionaries, and see equal images in fewer steps.",
+    arms=(
+        *(_keys("moco", "MoCo", count, seeds=3, capacity=count) for count in _COUNTS),
+        *(_keys("memory-bank", "memory bank", count, seeds=3 if count == _COUNTS[-1] else 1,
+                contrast="info_nce", negatives=count) for count in _COUNTS),
+        *(_keys("end-to-end", "end-to-end", count, seeds=3 if count == 256 else 1, batch_size=count)
+          for count in _COUNTS[:3]),
+    ),
+    asked=(
+        Asked(ask="Are 4,096 keys better than 64?", ours=("MoCo, 4096", "kNN h"),
+              theirs=("MoCo, 64", "kNN h"), published="yes, more keys are better (fig. 3)"),
+        Asked(ask="Are 4,096 keys better than 256?", ours=("MoCo, 4096", "kNN h"),
+              theirs=("MoCo, 256", "kNN h"), published="yes, by 4 points (fig. 3)"),
+        Asked(ask="Is MoCo better than a memory bank, at 4,096 keys?", ours=("MoCo, 4096", "kNN h"),
+              theirs=("memory bank, 4096", "kNN h"), published="yes, by 2.5 points (fig. 3)"),
+        Asked(ask="Is MoCo better than end-to-end, at 256 keys?", ours=("MoCo, 256", "kNN h"),
+              theirs=("end-to-end, 256", "kNN h"), published="no: as good (fig. 3)"),
+    ),
+    figures=(
+        Figure(kind="lines", title="kNN of h against the number of keys", measures=("kNN h",),
+               x="keys that a query is compared with", y="kNN of h", log_x=True),
+    ),
+    images=IMAGES,
+    measured="kNN of h",
+)  # fmt: skip
+
+
+def _norm(name: str, **settings: Any) -> Arm:
+    return Arm(name=name, label=name, settings={**_MOCO, **settings})
+
+
+BATCH_NORM = Study(
+    name="batch-norm",
+    title="Whose statistics a key is normed by",
+    asks="Does batch norm tell a query which key is its own, and what helps?",
+    source="MoCo, arXiv:1911.05722, app. A.9",
+    published=Published(
+        what="MoCo without shuffling",
+        rows=(("pretext task", "solved almost always, early"), ("kNN", "falls"),
+              ("CIFAR-10, 800 epochs, the authors' notebook", "4 points worse")),
+    ),
+    caveat="Groups of 32 images, eight to a batch: what leaks is which group. In few steps a small network "
+    "gains less from a leak than it will in many.",
+    arms=(
+        _norm("shuffled"),
+        _norm("not shuffled", shuffle=False),
+        _norm("whole batch", batch_norm="device", shuffle=False),
+        _norm("layer norm", batch_norm="layer", shuffle=False),
+    ),
+    asked=(
+        Asked(ask="Is shuffling better than not?", ours=("shuffled", "kNN h"),
+              theirs=("not shuffled", "kNN h"), published="yes, by 4 points in 800 epochs (notebook)"),
+        Asked(ask="Is the pretext task solved more often without shuffling?",
+              ours=("not shuffled", "pretext"), theirs=("shuffled", "pretext"),
+              published="yes, almost always (app. A.9)"),
+        Asked(ask="Is shuffling better than the statistics of the whole batch?", ours=("shuffled", "kNN h"),
+              theirs=("whole batch", "kNN h"), published="not asked"),
+    ),
+    figures=(
+        Figure(kind="bars", title="Pretext task and kNN", measures=("pretext", "kNN h"),
+               y="share of queries"),
+    ),
+    images=IMAGES,
+    measured="share of queries that find their key in the last step, and kNN of h",
+)  # fmt: skip

@@ -1,0 +1,96 @@
+"""The projection head: which one, and what h still knows that g(h) has forgotten."""
+
+from typing import Any
+
+from querykey.studies.study import Arm, Asked, Figure, Published, Study
+
+__all__ = ["H_AGAINST_Z", "PROJECTION_HEAD"]
+
+IMAGES = 102_400
+_DIMS = (32, 128, 512)
+
+
+def _head(kind: str, dim: int | None) -> Arm:
+    name = kind if dim is None else f"{kind}, {dim}"
+    settings: dict[str, Any] = {"head": kind} | ({} if dim is None else {"head_dim": dim})
+    return Arm(
+        name=name, label=name, x=None if dim is None else float(dim), line=f"{kind} head", settings=settings,
+        seeds=3 if dim in (None, 128) else 1,
+    )  # fmt: skip
+
+
+PROJECTION_HEAD = Study(
+    name="projection-head",
+    title="Which projection head, and how wide",
+    asks="Does a projection head help, and which?",
+    source="SimCLR, arXiv:2002.05709, fig. 8 and sec. 4.2",
+    published=Published(
+        what="linear accuracy of h on ImageNet, ResNet-50",
+        rows=(("MLP against linear", "+3 points"), ("MLP against none", "more than +10 points"),
+              ("width of z, 32 to 2,048", "hardly matters"), ("h against g(h)", "more than +10 points")),
+    ),
+    caveat="What an MLP has over a linear head shows after many epochs; a first few can tell a head from "
+    "none.",
+    arms=(_head("none", None), *(_head(kind, dim) for kind in ("linear", "mlp") for dim in _DIMS)),
+    asked=(
+        Asked(ask="Is an MLP head better than none?", ours=("mlp, 128", "linear h"),
+              theirs=("none", "linear h"), published="yes, by more than 10 points (fig. 8)"),
+        Asked(ask="Is an MLP head better than a linear one?", ours=("mlp, 128", "linear h"),
+              theirs=("linear, 128", "linear h"), published="yes, by 3 points (fig. 8)"),
+        Asked(ask="Is a linear head better than none?", ours=("linear, 128", "linear h"),
+              theirs=("none", "linear h"), published="yes (fig. 8)"),
+        Asked(ask="Is h better than g(h)?", ours=("mlp, 128", "linear h"), theirs=("mlp, 128", "linear z"),
+              published="yes, by more than 10 points (sec. 4.2)"),
+    ),
+    figures=(
+        Figure(kind="lines", title="Linear accuracy of h against the width of z", measures=("linear h",),
+               x="width of z", y="linear accuracy of h", log_x=True),
+        Figure(kind="bars", title="h and g(h)", measures=("linear h", "linear z"), y="linear accuracy"),
+    ),
+    images=IMAGES,
+    measured="linear accuracy of h and of g(h)",
+)  # fmt: skip
+
+_TRANSFORMATIONS = ("colour or gray", "rotation", "noise", "Sobel")
+
+H_AGAINST_Z = Study(
+    name="h-against-z",
+    title="What h and g(h) still know of what was done to an image",
+    asks="Does the projection forget what the views were made to ignore?",
+    source="SimCLR, arXiv:2002.05709, table 3",
+    published=Published(
+        what="accuracy of an MLP that tells the transformation, %: by chance, from h, from g(h)",
+        rows=(("colour or gray", "80, 99.3, 97.4"), ("rotation", "25, 67.6, 25.6"),
+              ("original or noisy", "50, 99.5, 59.6"), ("original or Sobel", "50, 96.6, 56.3")),
+    ),
+    caveat="A transformation is forgotten where it was among the views, so each arm but the first has one "
+    "more of them. Chance is one half here for all but rotation, a quarter.",
+    arms=tuple(
+        Arm(
+            name=name, label=label, kind="probes", settings={"view_options": options},
+            seeds=3,
+        )
+        for name, label, options in (
+            ("all", "views with rotation, noise, Sobel and gray",
+             {"rotate": 0.5, "noise": 0.5, "sobel": 0.3, "grayscale": 0.3}),
+            ("default", "default views", {}),
+        )
+    ),
+    asked=tuple(
+        Asked(ask=f"Does h know more of {what} than g(h)?", ours=("all", f"{what} h"),
+              theirs=("all", f"{what} z"), published=published)
+        for what, published in zip(
+            _TRANSFORMATIONS,
+            ("yes, by 2 points (table 3)", "yes, by 42 points (table 3)", "yes, by 40 points (table 3)",
+             "yes, by 40 points (table 3)"),
+            strict=True,
+        )
+    ),
+    figures=(
+        Figure(kind="bars", title="Telling the transformation from h and from g(h)",
+               measures=tuple(f"{what} {rows}" for what in _TRANSFORMATIONS for rows in ("h", "z")),
+               y="accuracy of an MLP"),
+    ),
+    images=IMAGES,
+    measured="accuracy of an MLP that is told h or g(h) and asked for the transformation",
+)  # fmt: skip

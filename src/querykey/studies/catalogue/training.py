@@ -1,0 +1,116 @@
+"""How long, in how large batches, how large a network, and how few labels."""
+
+from querykey.studies.study import Arm, Asked, Figure, Published, Study
+
+__all__ = ["BATCH_AND_EPOCHS", "FEW_LABELS", "WIDTH"]
+
+IMAGES = 102_400
+_BATCHES = (64, 256, 1024)
+
+
+def _batch(size: int, rule: str, length: float) -> Arm:
+    name = f"{rule.replace('_', ' ')}, {size}, {length:g}"
+    words = "square root" if rule == "square_root" else rule
+    times = "once" if length == 1 else f"{length:g} times"
+    return Arm(
+        name=name, label=f"batch {size:,}, {words} rule, {times} as long", x=float(size), images=length,
+        line=f"{words} rule, {times}", seeds=3 if size in (64, 1024) and length == 1 else 1,
+        settings={"batch_size": size, "rule": rule},
+    )  # fmt: skip
+
+
+BATCH_AND_EPOCHS = Study(
+    name="batch-and-epochs",
+    title="Batch size and length of the run, under both learning-rate rules",
+    asks="Are large batches better, and does training longer make up for small ones?",
+    source="SimCLR, arXiv:2002.05709, fig. 9 and table B.1",
+    published=Published(
+        what="linear accuracy on ImageNet, ResNet-50, %, linear / square-root rule, 100 and 800 epochs",
+        rows=(("batch 256", "57.5 / 62.8, 66.6 / 66.5"), ("batch 1,024", "62.8 / 64.3, 68.5 / 68.3"),
+              ("batch 8,192", "64.8 / 64.8, 69.0 / 69.1")),
+    ),
+    caveat="Equal images for each batch, not equal steps: in a few epochs a large batch takes few steps, and "
+    "loses by that alone. What the paper finds needs tens of epochs to show.",
+    arms=tuple(
+        _batch(size, rule, length)
+        for length in (1.0, 3.0) for rule in ("linear", "square_root") for size in _BATCHES
+    ),
+    asked=(
+        Asked(ask="Is a batch of 1,024 better than one of 64, linear rule?",
+              ours=("linear, 1024, 1", "linear h"), theirs=("linear, 64, 1", "linear h"),
+              published="yes: large batches are better at 100 epochs (fig. 9)"),
+        Asked(ask="Is the square-root rule better for a batch of 64?",
+              ours=("square root, 64, 1", "linear h"), theirs=("linear, 64, 1", "linear h"),
+              published="yes, by 5 points at batch 256 (table B.1)"),
+    ),
+    figures=(
+        Figure(kind="lines", title="Linear accuracy of h against the batch", measures=("linear h",),
+               x="images in a batch", y="linear accuracy of h", log_x=True),
+    ),
+    images=IMAGES,
+    measured="linear accuracy of h",
+)  # fmt: skip
+
+_WIDTHS = (16, 32, 64)
+
+WIDTH = Study(
+    name="depth-and-width",
+    title="How large a network",
+    asks="Does a larger network gain from pretraining?",
+    source="SimCLR, arXiv:2002.05709, fig. 7",
+    published=Published(
+        what="linear accuracy on ImageNet, 1,000 epochs, %",
+        rows=(("ResNet-50", "69.3"), ("twice as wide", "74.2"), ("four times", "76.5")),
+    ),
+    caveat="Networks for two cores: widths alone, in one depth. Each sees equal images, so that the wide "
+    "ones take far longer.",
+    arms=tuple(
+        Arm(name=f"width {width}", label=f"small_cnn:{width}", x=float(width), line="small_cnn",
+            settings={"backbone": f"small_cnn:{width}"})
+        for width in _WIDTHS
+    ),
+    asked=(
+        Asked(ask="Is width 64 better than 16?", ours=("width 64", "linear h"),
+              theirs=("width 16", "linear h"), published="yes: larger is better (fig. 7)"),
+        Asked(ask="Is width 64 better than 32?", ours=("width 64", "linear h"),
+              theirs=("width 32", "linear h"), published="yes, twice the width by 5 points (fig. 7)"),
+    ),
+    figures=(
+        Figure(kind="lines", title="Accuracy against the width", measures=("linear h", "kNN h"),
+               x="channels of the first block", y="accuracy of h", log_x=True),
+    ),
+    images=IMAGES,
+    measured="linear accuracy and kNN of h",
+)  # fmt: skip
+
+_LABELS = (1, 5, 20, 100)
+
+FEW_LABELS = Study(
+    name="few-labels",
+    title="How few labels",
+    asks="With how few labels is a pretrained encoder better than training on them alone?",
+    source="SimCLR, arXiv:2002.05709, table 7",
+    published=Published(
+        what="top-5 accuracy on ImageNet, ResNet-50, 1% and 10% of the labels, %",
+        rows=(("supervised", "48.4, 80.4"), ("SimCLR, fine-tuned", "75.5, 87.8")),
+    ),
+    caveat="Ten classes; one encoder a seed, and the labels of each class drawn anew with it.",
+    arms=tuple(
+        Arm(name=f"{count} a class", label=f"{count} a class", x=float(count), line="labels",
+            kind="few labels", labels_a_class=count)
+        for count in _LABELS
+    ),
+    asked=tuple(
+        Asked(ask=f"With {count} a class, is a linear classifier of h better than supervised training?",
+              ours=(f"{count} a class", "linear h"), theirs=(f"{count} a class", "supervised"),
+              published="yes at 13 a class (table 7, 1%)" if count < 100 else
+              "yes at 128 a class (table 7, 10%)")
+        for count in _LABELS
+    ),
+    figures=(
+        Figure(kind="lines", title="Accuracy against labels", measures=("linear h", "supervised"),
+               x="labels of each class", y="accuracy", log_x=True),
+    ),
+    images=2 * IMAGES,
+    measured="accuracy of a linear classifier of h, and of the same network trained on those labels alone",
+)  # fmt: skip

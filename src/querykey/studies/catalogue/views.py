@@ -1,0 +1,116 @@
+"""What is done to the views: which changes, in pairs, and how strong."""
+
+from itertools import combinations_with_replacement
+from typing import Any
+
+from querykey.studies.study import Arm, Asked, Figure, Published, Study
+
+__all__ = ["AUGMENTATION_MATRIX", "COLOUR_STRENGTH"]
+
+IMAGES = 102_400
+_CROP = (0.2, 1.0)
+_CHANGES: dict[str, dict[str, Any]] = {
+    "crop": {"crop_scale": (0.04, 1.0)},
+    "cutout": {"cutout": 1.0},
+    "colour": {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_probability": 0.8, "grayscale": 0.2},
+    "Sobel": {"sobel": 1.0},
+    "noise": {"noise": 1.0},
+    "blur": {"blur": 1.0},
+    "rotate": {"rotate": 1.0},
+}
+"""In what the second view differs from the first, which is cropped alone."""
+_NOTHING = {"crop_scale": _CROP, "flip": 0.0, "jitter_probability": 0.0, "grayscale": 0.0, "blur": 0.0}
+_CLAIMED = ({"crop", "colour"}, {"crop"}, {"colour"}, {"crop", "cutout"})
+"""Pairs that the questions are about: they have three seeds, the others one."""
+
+
+def _pair(first: str, second: str) -> Arm:
+    name = first if first == second else f"{first} and {second}"
+    return Arm(
+        name=name, label=name, row=first, column=second, seeds=3 if {first, second} in _CLAIMED else 1,
+        settings={
+            "views": "small_images", "view_options": dict(_NOTHING),
+            "second_view_options": {**_CHANGES[first], **_CHANGES[second]},
+        },
+    )  # fmt: skip
+
+
+AUGMENTATION_MATRIX = Study(
+    name="augmentation-matrix",
+    title="Which changes of an image make good views, alone and in pairs",
+    asks="Does one change suffice, and which two go together best?",
+    source="SimCLR, arXiv:2002.05709, fig. 5",
+    published=Published(
+        what="linear accuracy on ImageNet, ResNet-50, %; rows first, columns second, last the mean",
+        rows=(
+            ("crop", "33.1 33.9 56.3 46.0 39.9 35.0 30.2 | 39.2"),
+            ("cutout", "32.2 25.6 33.9 40.0 26.5 25.2 22.4 | 29.4"),
+            ("colour", "55.8 35.5 18.8 21.0 11.4 16.5 20.8 | 25.7"),
+            ("Sobel", "46.2 40.6 20.9 4.0 9.3 6.2 4.2 | 18.8"),
+            ("noise", "38.8 25.8 7.5 7.6 9.8 9.8 9.6 | 15.5"),
+            ("blur", "35.1 25.2 16.6 5.8 9.7 2.6 6.7 | 14.5"),
+            ("rotate", "30.0 22.5 20.7 4.3 9.7 6.5 2.6 | 13.8"),
+        ),
+    ),
+    caveat="Both views are cropped; one of them is changed besides. Changes are made in one order, so that a "
+    "pair stands in both halves of the matrix. A small network learns from textures early, so that "
+    "pairs differ by less than in the paper; that colour makes crops worth more can be seen, the "
+    "order of the weak ones cannot.",
+    arms=tuple(_pair(*pair) for pair in combinations_with_replacement(_CHANGES, 2)),
+    asked=(
+        Asked(ask="Is crop with colour better than crop alone?", ours=("crop and colour", "linear h"),
+              theirs=("crop", "linear h"), published="yes, by 23 points (fig. 5)"),
+        Asked(ask="Is crop with colour better than colour alone?", ours=("crop and colour", "linear h"),
+              theirs=("colour", "linear h"), published="yes, by 37 points (fig. 5)"),
+        Asked(ask="Is crop with colour better than crop with cutout?", ours=("crop and colour", "linear h"),
+              theirs=("crop and cutout", "linear h"), published="yes, by 22 points (fig. 5)"),
+    ),
+    figures=(
+        Figure(kind="heat map", title="Linear accuracy of h", measures=("linear h",), x="second change",
+               y="first change"),
+    ),
+    images=IMAGES,
+    measured="linear accuracy of h",
+)  # fmt: skip
+
+
+def _strength(name: str, label: str, x: float | None, *, blur: float = 0.0, strength: float = 1.0) -> Arm:
+    colours = {"view_strength": strength} if strength else {}
+    gray = {} if strength else {"jitter_probability": 0.0, "grayscale": 0.0}
+    return Arm(
+        name=name, label=label, x=x, line="SimCLR",
+        settings={"views": "simclr", "view_options": {"crop_scale": _CROP, "blur": blur, **gray}, **colours},
+    )  # fmt: skip
+
+
+COLOUR_STRENGTH = Study(
+    name="colour-strength",
+    title="How strongly colours should be changed",
+    asks="Are views better, the more their colours differ?",
+    source="SimCLR, arXiv:2002.05709, table 1",
+    published=Published(
+        what="linear accuracy on ImageNet, ResNet-50, %",
+        rows=(("1/8", "59.6"), ("1/4", "61.0"), ("1/2", "62.6"), ("1", "63.2"), ("1 and blur", "64.5")),
+    ),
+    caveat="Images of 32 pixels have little for blur to take away; the authors leave it out of their recipe "
+    "for CIFAR-10, and take half the strength.",
+    arms=(
+        _strength("none", "no change of colour", 0.0, strength=0.0),
+        *(_strength(f"strength {x:g}", f"{x:g}", x, strength=x) for x in (0.125, 0.25, 0.5, 1.0)),
+        _strength("strength 1 and blur", "1 and blur", None, blur=0.5),
+    ),
+    asked=(
+        Asked(ask="Is strength 1 better than 1/8?", ours=("strength 1", "linear h"),
+              theirs=("strength 0.125", "linear h"), published="yes, by 4 points (table 1)"),
+        Asked(ask="Is strength 1 better than 1/2?", ours=("strength 1", "linear h"),
+              theirs=("strength 0.5", "linear h"), published="yes, by half a point (table 1)"),
+        Asked(ask="Is blur worth having?", ours=("strength 1 and blur", "linear h"),
+              theirs=("strength 1", "linear h"), published="yes, by 1 point (table 1)"),
+    ),
+    figures=(
+        Figure(kind="lines", title="Accuracy against the strength of the jitter",
+               measures=("linear h", "kNN h"), x="strength of the colour jitter", y="accuracy"),
+    ),
+    images=IMAGES,
+    measured="linear accuracy and kNN of h",
+)  # fmt: skip

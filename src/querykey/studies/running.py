@@ -1,0 +1,192 @@
+"""Run a study: plan it for the data and the time at hand, measure what is missing, keep every cell."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from querykey.data.durable import only_writer, or_damaged
+from querykey.errors import ConfigError
+from querykey.outputs import check_new, new_folder
+from querykey.records import Records
+from querykey.studies.budget import Budget, images_within, settings_here
+from querykey.studies.grid import Cell, run_grid
+from querykey.studies.measuring_encoders import Work, measure
+from querykey.studies.study import Arm, Study
+from querykey.studies.study_images import StudyImages
+
+__all__ = ["DESCRIPTION", "RECORDS", "Progress", "StudyRun", "run_study"]
+
+DESCRIPTION, RECORDS, LOCK = "study.json", "records.jsonl", "study.lock"
+FORMAT, VERSION = "querykey study", 1
+TRIAL_IMAGES, TRIAL_STEPS = 80, 2
+TRIAL: dict[str, Any] = {
+    "backbone": "small_cnn:4", "batch_size": 16, "steps": TRIAL_STEPS, "looks": 1, "held_out": 8,
+}  # fmt: skip
+"""Of a trial run, in the place of what the arms say: a network and batches that take no time."""
+IDENTITY = ("name", "kind", "settings", "threads", "labels_a_class", "epochs")
+"""Of an arm: what its numbers depend on."""
+BATCH = 256
+"""Images a step, where an arm says nothing."""
+
+Notify = Callable[[str], None]
+Progress = Callable[[int, int, Cell, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study as it was planned.
+
+    Args:
+        folder: With `study.json` and `records.jsonl`.
+        described: What `study.json` says.
+        cells: All of them.
+    """
+
+    folder: Path
+    described: dict[str, Any]
+    cells: list[Cell]
+
+
+def run_study(
+    study: Study,
+    images: StudyImages,
+    out: str | Path,
+    *,
+    seeds: int | None = None,
+    minutes: float | None = None,
+    is_trial: bool = False,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    notify: Notify | None = None,
+) -> StudyRun:
+    """Measure the cells of a study that have no record yet.
+
+    What was planned first stays: steps, seeds and data are in `study.json`, and a study that goes on takes
+    them from there.
+
+    Args:
+        study: Which.
+        images: On what.
+        out: Its folder: a new one, or that of the same study, which goes on.
+        seeds: At most so many; None: as many as each arm has.
+        minutes: Time for the whole grid, from which the length of each cell follows; None: the study's own.
+        is_trial: Whether a few steps on a few images are enough: to see that all works, not to learn.
+        jobs: Cells at once, each in its own process with one thread.
+        progress: Called after each cell with (cells done now, cells to do now, cell, its record).
+        notify: Called with what is worth knowing.
+
+    Returns:
+        The study.
+
+    Raises:
+        ConfigError: If `out` holds another study, or this one on other data; or the time is too short.
+        DataError: If the images have no labels.
+        OutputExistsError: If something else is at `out`.
+    """
+    folder, notify = Path(out), notify or (lambda _: None)
+    if is_trial:
+        images = replace(images, most=TRIAL_IMAGES)
+    data = images.describe()
+    if (folder / DESCRIPTION).exists():
+        with or_damaged(str(folder / DESCRIPTION), "give a new folder with --out"):
+            described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            is_ours = described["format"] == FORMAT and described["version"] == VERSION
+            begun, on = str(described["name"]), dict(described["data"])
+            arms = [Arm(**_tuples(arm)) for arm in described["plan"]]
+        _require_same(folder, study, data, begun=begun if is_ours else "", on=on)
+        notify(f"{folder} goes on as it was planned")
+    else:
+        check_new(folder)
+        arms, budget = _planned(study, images, seeds=seeds, minutes=minutes, is_trial=is_trial, jobs=jobs)
+        described = _description(study, arms, data, budget, is_trial=is_trial)
+        with new_folder(folder) as aside:
+            (aside / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        notify(budget.words)
+    cells = _cells(study, arms, images, data)
+    with only_writer(folder / LOCK):
+        run_grid(cells, Records(folder / RECORDS), measure, jobs=jobs, told=progress)
+    return StudyRun(folder, described, cells)
+
+
+def _planned(
+    study: Study, images: StudyImages, *, seeds: int | None, minutes: float | None, is_trial: bool, jobs: int
+) -> tuple[list[Arm], Budget]:
+    """The arms with their steps, and how they came about."""
+    arms = [replace(arm, seeds=min(arm.seeds, seeds or arm.seeds)) for arm in study.arms]
+    if is_trial:
+        whole = [
+            replace(
+                arm, seeds=1, settings=settings_here() | arm.settings | TRIAL,
+                labels_a_class=None if arm.labels_a_class is None else min(arm.labels_a_class, 2), epochs=1,
+            )
+            for arm in arms
+        ]  # fmt: skip
+        return whole, Budget(words=f"a trial: {TRIAL_STEPS} steps on {TRIAL_IMAGES} images, one seed")
+    if minutes is None:
+        budget = Budget(images=study.images, words=f"every arm sees {study.images:,} images")
+    else:
+        budget = images_within(arms, images, seconds=60 * minutes, jobs=jobs)
+    return [replace(arm, settings=_lengthened(arm, budget)) for arm in arms], budget
+
+
+def _lengthened(arm: Arm, budget: Budget) -> dict[str, Any]:
+    """An arm's settings with as many steps as its batches need for the images it sees."""
+    batch = arm.settings.get("batch_size", BATCH)
+    steps = max(1, round(budget.images * arm.images / batch))
+    return {**settings_here(), "looks": 2, "steps": steps, **arm.settings}
+
+
+def _cells(study: Study, arms: list[Arm], images: StudyImages, data: dict[str, Any]) -> list[Cell]:
+    """Seed by seed: what was measured of every arm can be read before anything is measured twice."""
+    last = max(arm.seeds for arm in arms)
+    return [
+        Cell(
+            task=study.name, method=arm.name, seed=seed, work=Work(arm, images, arm.threads),
+            identity={name: getattr(arm, name) for name in IDENTITY} | {"data": data["fingerprint"]},
+        )
+        for seed in range(last)
+        for arm in arms
+        if seed < arm.seeds
+    ]  # fmt: skip
+
+
+def _description(
+    study: Study, arms: list[Arm], data: dict[str, Any], budget: Budget, *, is_trial: bool
+) -> dict[str, Any]:
+    steps = {arm.settings["steps"] for arm in arms}
+    length = f"{min(steps):,} to {max(steps):,} steps" if len(steps) > 1 else f"{min(steps):,} steps"
+    return {
+        "format": FORMAT, "version": VERSION, "name": study.name, "title": study.title, "asks": study.asks,
+        "source": study.source, "caveat": study.caveat, "is_trial": is_trial,
+        "measured": f"{study.measured}, {data['name']}, {length}",
+        "published": {"what": study.published.what, "rows": [list(row) for row in study.published.rows]},
+        "data": data, "budget": asdict(budget),
+        "arms": [
+            {name: getattr(arm, name) for name in ("name", "label", "x", "line", "row", "column", "seeds")}
+            for arm in arms
+        ],
+        "asked": [asdict(one) for one in study.asked], "figures": [asdict(one) for one in study.figures],
+        "plan": [asdict(arm) for arm in arms],
+    }  # fmt: skip
+
+
+def _require_same(
+    folder: Path, study: Study, data: dict[str, Any], *, begun: str, on: dict[str, Any]
+) -> None:
+    if begun != study.name:
+        other = (
+            f"the study {begun}, not {study.name}" if begun else "a study that this querykey does not read"
+        )
+        raise ConfigError(f"{folder} holds {other}; give a new folder with --out")
+    if on.get("fingerprint") != data["fingerprint"]:
+        raise ConfigError(
+            f"{folder}: the study was begun on {on.get('name')}, and the images are not the same now; give "
+            "those, with the same options, or a new folder with --out"
+        )
+
+
+def _tuples(arm: dict[str, Any]) -> dict[str, Any]:
+    """An arm as JSON has it, with its data set as a tuple."""
+    return arm | {"data": tuple(arm["data"])}

@@ -1,0 +1,113 @@
+"""The images of a study: some to train on, others to ask for, the same in every process."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from querykey.data.items import Chosen, Source
+from querykey.data.sources import read_source
+from querykey.errors import DataError, SourceError
+from querykey.run_data import DataAt
+from querykey.run_fine_tune import Labelled
+from querykey.run_linear import label_pixels
+
+__all__ = ["StudyImages"]
+
+HELD_OUT = 5
+"""One of so many images is asked for, where no others are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyImages:
+    """Where the images of a study are, and which of them it takes.
+
+    Args:
+        train: Labelled images. The labels score what was learned; only `xbm` learns from them.
+        test: Others; None: a fifth of those, drawn without regard to their classes, is left out of the
+            training and asked for.
+        most: Images of each part, at the most: of a trial run. None: all.
+    """
+
+    train: DataAt
+    test: DataAt | None = None
+    most: int | None = None
+
+    @classmethod
+    def of_splits(cls, spec: str, train: str, test: str) -> "StudyImages":
+        """Two splits of one source.
+
+        Args:
+            spec: The source.
+            train: Split to train on.
+            test: Split to ask for.
+        """
+        return cls(train=DataAt(spec, split=train), test=DataAt(spec, split=test))
+
+    def training(self) -> Source:
+        """The images that are trained on."""
+        return self._sources()[0]
+
+    def describe(self) -> dict[str, Any]:
+        """What they are: name, how they were named, how many, and a fingerprint of all of it."""
+        train, test = self._sources()
+        whole = f"{train.fingerprint} {test.fingerprint}"
+        return {
+            "name": Path(train.name).name, "train": self.train.as_dict(),
+            "test": None if self.test is None else self.test.as_dict(),
+            "trained_on": len(train), "asked": len(test),
+            "fingerprint": hashlib.sha256(whole.encode()).hexdigest(),
+        }  # fmt: skip
+
+    def labelled(self, *, size: int) -> tuple[Labelled, Labelled]:
+        """Both parts, decoded, with labels that mean the same in both.
+
+        Args:
+            size: Pixels of a side that the encoder takes.
+
+        Returns:
+            (to train on, to ask for).
+
+        Raises:
+            DataError: If one of them has no labels.
+        """
+        return label_pixels(*self._sources(), size=size, notify=lambda _: None)
+
+    def _sources(self) -> tuple[Source, Source]:
+        train = _read(self.train)
+        if self.test is not None:
+            test = _read(self.test)
+        else:
+            if len(train) < 2 * HELD_OUT:
+                raise DataError(
+                    f"{train.name}: {len(train)} images are too few for a study; {2 * HELD_OUT} needed"
+                )
+            order = np.random.default_rng(0).permutation(len(train))
+            count = len(train) // HELD_OUT
+            train, test = _taken(train, order[count:]), _taken(train, order[:count])
+        if self.most is not None:
+            train, test = (_taken(one, np.arange(min(self.most, len(one)))) for one in (train, test))
+        return train, test
+
+
+def _read(at: DataAt) -> Source:
+    source = read_source(at.spec, column=at.column, label_column=at.label_column, split=at.split)
+    if source.kind != "image":
+        raise SourceError(f"{at.spec} holds {source.kind}s; this study pretrains encoders and needs images")
+    return source
+
+
+def _taken(source: Source, rows: NDArray[np.int64]) -> Source:
+    """Some rows of a source of images."""
+    assert not isinstance(source.items, np.ndarray)
+    what = hashlib.sha256(rows.tobytes()).hexdigest()
+    return replace(
+        source,
+        items=Chosen(source.items, rows),
+        ids=Chosen(source.ids, rows),
+        labels=None if source.labels is None else source.labels[rows],
+        fingerprint=hashlib.sha256(f"{source.fingerprint} {what}".encode()).hexdigest(),
+    )

@@ -1,0 +1,165 @@
+"""Studies: every one is consistent and runs; a grid goes on as it was planned; a budget is shared out."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from querykey.errors import ConfigError, DataError, OutputExistsError, SourceError
+from querykey.records import read
+from querykey.reports.study_tables import arms_rows, verdict_rows
+from querykey.run_data import DataAt
+from querykey.studies import budget, running
+from querykey.studies.budget import images_within
+from querykey.studies.catalogue import STUDIES
+from querykey.studies.running import run_study
+from querykey.studies.study import Arm
+from querykey.studies.study_images import StudyImages
+from querykey.training.pretrain_settings import asked_settings
+from querykey.training.resolving import resolve_settings
+
+MEASURES = {
+    "pretrained": {"kNN h", "linear h", "kNN z", "linear z", "pretext"},
+    "few labels": {"linear h", "supervised"},
+    "probes": {
+        f"{what} {rows}" for what in ("colour or gray", "rotation", "noise", "Sobel") for rows in "hz"
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Noise in colour, 16 pixels a side, four classes of 25."""
+    folder, draw = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    for label in "abcd":
+        (folder / label).mkdir()
+        for number in range(25):
+            pixels = draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def images(folder):
+    return StudyImages(train=DataAt(str(folder)))
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
+def test_a_study_is_about_arms_and_measures_that_it_has(study):
+    arms = {arm.name: arm for arm in study.arms}
+    assert len(arms) == len(study.arms)
+    for asked in study.asked:
+        for name, measure in (asked.ours, asked.theirs):
+            assert measure in MEASURES[arms[name].kind]
+            assert arms[name].seeds >= 3
+    for figure in study.figures:
+        for arm in study.arms:
+            assert set(figure.measures) <= MEASURES[arm.kind]
+            if figure.kind == "heat map":
+                assert None not in (arm.row, arm.column)
+        drawn = [arm for arm in study.arms if arm.x is not None and arm.line]
+        assert figure.kind != "lines" or len(drawn) > 2
+    for arm in study.arms:
+        given = dict(arm.settings)
+        asked = asked_settings(given.pop("method", None), None, given | {"steps": 10})
+        assert resolve_settings(asked, images=50_000, channels=3, side=32).steps == 10
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
+def test_every_study_runs_to_its_verdicts(study, images, tmp_path):
+    done = run_study(study, images, tmp_path / "study", is_trial=True)
+    records = read(done.folder / "records.jsonl")
+    assert {record["method"] for record in records} == {arm.name for arm in study.arms}
+    described = json.loads((done.folder / "study.json").read_text())
+    measures, rows = arms_rows(described, records)
+    assert measures
+    assert all(all(row[1:]) and row[-1] == "1" for row in rows)
+    verdicts = verdict_rows(described, records)
+    assert [one[0] for one in verdicts] == [one.ask for one in study.asked]
+    assert {one[1] for one in verdicts} == {"can't tell"}  # of one seed
+
+
+def test_a_study_that_was_stopped_goes_on_as_it_was_planned(images, tmp_path, monkeypatch):
+    study, out = STUDIES["momentum"], tmp_path / "study"
+    took = []
+
+    def measured(cell):
+        took.append((cell.method, cell.seed))
+        if len(took) == 4:
+            raise KeyboardInterrupt
+        return {"values": {"kNN h": [len(took), 10]}, "run": {}, "seconds": 1.0}
+
+    monkeypatch.setattr(running, "measure", measured)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, images, out, seeds=2)
+    planned = (out / "study.json").read_bytes()
+    run_study(study, images, out, seeds=9, minutes=1.0)  # what was planned first stays
+    names = [arm.name for arm in study.arms]
+    assert took == [*[(n, 0) for n in names[:4]], *[(n, 0) for n in names[3:]], *[(n, 1) for n in names]]
+    assert (out / "study.json").read_bytes() == planned
+    assert len(read(out / "records.jsonl")) == 10
+    run_study(study, images, out)
+    assert len(took) == 11
+
+
+def test_a_folder_is_of_one_study_on_one_set_of_images(images, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
+    run_study(STUDIES["momentum"], images, tmp_path / "study")
+    with pytest.raises(ConfigError, match="holds the study momentum, not losses"):
+        run_study(STUDIES["losses"], images, tmp_path / "study")
+    with pytest.raises(ConfigError, match="the images are not the same"):
+        run_study(STUDIES["momentum"], images, tmp_path / "study", is_trial=True)
+    with pytest.raises(OutputExistsError):
+        run_study(STUDIES["momentum"], images, folder)
+    assert not (folder / "study.json").exists()
+
+
+def test_every_arm_sees_equal_images(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
+    done = run_study(STUDIES["batch-and-epochs"], images, tmp_path / "study")
+    for arm in done.described["plan"]:
+        seen = arm["settings"]["steps"] * arm["settings"]["batch_size"]
+        assert seen == arm["images"] * STUDIES["batch-and-epochs"].images
+
+
+def test_a_fifth_is_held_out_where_no_test_images_are_named(images, folder):
+    training = images.training()
+    known, asked = images.labelled(size=16)
+    assert (len(training), len(known.labels), len(asked.labels)) == (80, 80, 20)
+    assert list(StudyImages(train=DataAt(str(folder))).training().ids) == list(training.ids)
+    whole = {str(one) for one in folder.glob("*/*.png")}
+    assert len({str(folder / name) for name in training.ids} & whole) == 80
+    assert images.describe()["fingerprint"] != replace(images, most=10).describe()["fingerprint"]
+
+
+def test_images_that_no_study_can_take_are_refused(tmp_path):
+    (tmp_path / "words.csv").write_text("text\n" + "several words\n" * 20)
+    with pytest.raises(SourceError, match="needs images"):
+        StudyImages(train=DataAt(str(tmp_path / "words.csv"))).describe()
+    one = tmp_path / "plain"
+    one.mkdir()
+    for number in range(20):
+        Image.new("RGB", (8, 8)).save(one / f"{number}.png")
+    with pytest.raises(DataError, match="no labels"):
+        StudyImages(train=DataAt(str(one))).labelled(size=8)
+
+
+def test_a_time_is_shared_out_over_the_grid(images, monkeypatch):
+    monkeypatch.setattr(budget, "_step_seconds", lambda *_: (256, 0.5))
+    monkeypatch.setattr(budget, "measure", lambda _: {"seconds": 60.0})
+    arms = [Arm(name="a", label="a", seeds=3), Arm(name="b", label="b", seeds=1, images=3.0)]
+    found = images_within(arms, images, seconds=1000.0, jobs=2)
+    # 2,000 s of work less 4 times 60 s, for (3 + 3) times as many steps of half a second
+    assert found.images == int((2000 - 240) / (6 * 0.5) * 256)
+    with pytest.raises(ConfigError, match="3 are the least: raise --minutes"):
+        images_within(arms, images, seconds=120.0, jobs=2)
+
+
+def test_a_budget_is_of_this_machine(images):
+    arm = Arm(name="a", label="a", seeds=1, settings={"backbone": "small_cnn:4", "batch_size": 16})
+    found = images_within([arm], images, seconds=3600.0, jobs=1)
+    assert found.step_seconds > 0
+    assert found.scoring_seconds > 0
+    assert found.images * found.step_seconds / 16 + found.scoring_seconds == pytest.approx(3600, rel=0.02)
