@@ -30,12 +30,17 @@ class Browser:
 
         command = [
             CHROMIUM, "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu",
-            "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars", "--disable-background-networking",
-            "--disable-component-update", f"--user-data-dir={profile}", "about:blank",
+            "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
+            "--disable-background-networking", "--disable-component-update",
+            f"--user-data-dir={profile}", "about:blank",
         ]  # fmt: skip
         self._process = subprocess.Popen(
-            command, preexec_fn=take_ends, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )  # noqa: PLW1509
+            command,
+            preexec_fn=take_ends,  # noqa: PLW1509 - nothing else gives a child descriptors of these numbers
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(to_browser[0])
         os.close(from_browser[1])
         self._out, self._in = to_browser[1], from_browser[0]
@@ -83,11 +88,12 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", media=media, features=wish)
         self.call("Page.navigate", url=Path(path).absolute().as_uri())
         end = time.monotonic() + PATIENCE
-        while self.run("document.readyState") != "complete" or not self.run(
-            "document.documentElement.dataset.drawn === 'yes' || document.getElementById('charts')?.textContent === '{}'"
-        ):
+        charts = "document.getElementById('charts')"
+        there = f"document.readyState === 'complete' && {charts} !== null"
+        drawn = f"document.documentElement.dataset.drawn || {charts}.textContent === '{{}}'"
+        while not (self.run(there) and self.run(drawn)):
             assert time.monotonic() < end, f"not drawn in {PATIENCE} s; {self.errors}"
-            time.sleep(0.1)
+            time.sleep(0.05)
 
     def run(self, expression):
         """The value of an expression, as JSON."""
@@ -95,11 +101,11 @@ class Browser:
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
-    def picture(self, path, *, whole=True):
-        done = self.call("Page.captureScreenshot", captureBeyondViewport=whole, format="png", **(
-            {"clip": {"x": 0, "y": 0, "scale": 1, "width": self.run("innerWidth"),
-                      "height": min(15000, self.run("document.documentElement.scrollHeight"))}} if whole else {}
-        ))  # fmt: skip
+    def picture(self, path):
+        """Keep what the whole page looks like, for a person."""
+        size = {"width": self.run("innerWidth"), "height": self.run("document.body.scrollHeight")}
+        clip = {"x": 0, "y": 0, "scale": 1, **size}
+        done = self.call("Page.captureScreenshot", captureBeyondViewport=True, format="png", clip=clip)
         Path(path).write_bytes(base64.b64decode(done["data"]))
 
     def _read(self):

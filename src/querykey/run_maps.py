@@ -71,7 +71,7 @@ def maps_of(rows: Rows, name: str) -> list[Map]:
         One map or two.
 
     Example:
-        >>> found = maps_of(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), "frozen")[0]
+        >>> found = maps_of(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]]), "frozen")[0]
         >>> found.title, found.x
         ('frozen, PCA', 'first axis, 100% of the variance')
     """

@@ -113,7 +113,7 @@ def curves(
         lines = []
         for name, words in names.items():
             there = [
-                (record["step"], float(record[name])) for record in steps
+                (float(record["step"]), float(record[name])) for record in steps
                 if isinstance(record.get(name), int | float) and not (name in without and record["step"] == 0)
             ]  # fmt: skip
             if there:
@@ -213,7 +213,7 @@ def _candidates(steps: Sequence[Record], resolved: Mapping[str, Any]) -> list[Ch
             else ["sampled", "negatives", "positives"]
         )
     most = float(sum(int(resolved[name] or 0) for name in names))
-    line = Line("at most", [step["step"] for step in steps], [most] * len(steps))
+    line = Line("at most", [float(step["step"]) for step in steps], [most] * len(steps))
     return [
         Lines(
             title="What the loss chooses from",

@@ -174,7 +174,7 @@ def are_places(chart: Lines) -> list[str] | None:
         Names, also where a logarithmic axis is asked for and a number has no place on it.
 
     Example:
-        >>> one = Line("a", [0.0, 0.9, 0.99], [1, 2, 3])
+        >>> one = Line("a", [0.0, 0.9, 0.99], [1.0, 2.0, 3.0])
         >>> are_places(Lines(title="t", x="momentum", y="kNN", lines=[one], log_x=True))
         ['0', '0.9', '0.99']
     """
@@ -203,9 +203,9 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[f
         At most `MOST_POINTS` points; each stands at the last x of its stretch.
 
     Example:
-        >>> xs, ys = thinned(range(1, 901), [1.0] * 900)
+        >>> xs, ys = thinned([float(step) for step in range(1, 901)], [1.0] * 900)
         >>> len(xs), xs[0], ys[0]
-        (300, 3, 1.0)
+        (300, 3.0, 1.0)
     """
     size = -(-len(x) // MOST_POINTS) or 1
     pieces = [slice(i, i + size) for i in range(0, len(x), size)]
@@ -227,7 +227,7 @@ def shade(share: float) -> str:
         "#rrggbb".
 
     Example:
-        >>> shade(0), shade(1)
+        >>> shade(0.0), shade(1.0)
         ('#00224e', '#fee838')
 
     Source:

@@ -32,7 +32,8 @@ def as_plotly(chart: Chart) -> dict[str, Any]:
 
     Example:
         >>> from querykey.reports.page.charts import Line
-        >>> as_plotly(Lines(title="t", x="step", y="nats", lines=[Line("loss", [1], [0.5])]))["data"][0]["y"]
+        >>> line = Line("loss", [1.0], [0.5])
+        >>> as_plotly(Lines(title="t", x="step", y="nats", lines=[line]))["data"][0]["y"]
         [0.5]
     """
     match chart:

@@ -125,9 +125,11 @@ def _online(looks: Sequence[Record]) -> list[Answer]:
 def _curves(steps: Sequence[Record], looks: Sequence[Record]) -> list[Block]:
     """The loss with its candidates first, then what it is good for, then health with age and drift."""
     charts: list[Chart] = []
-    candidates = {look["step"]: float(look["candidates"]) for look in looks if look.get("candidates")}
+    candidates = {float(look["step"]): float(look["candidates"]) for look in looks if look.get("candidates")}
     if steps:
-        there = [(s["step"], float(s["loss"])) for s in steps if isinstance(s.get("loss"), int | float)]
+        there = [
+            (float(s["step"]), float(s["loss"])) for s in steps if isinstance(s.get("loss"), int | float)
+        ]
         if there:
             line = Line("loss", *thinned([x for x, _ in there], [y for _, y in there]))
             charts.append(
@@ -154,7 +156,7 @@ def _curves(steps: Sequence[Record], looks: Sequence[Record]) -> list[Block]:
     return [Prose(words), Charts(charts)]
 
 
-def _by_chance(candidates: Mapping[int, float]) -> list[Line]:
+def _by_chance(candidates: Mapping[float, float]) -> list[Line]:
     if not candidates:
         return []
     chance = [short(math.log(max(1.0, count))) for count in candidates.values()]
@@ -185,7 +187,7 @@ def _end(looks: Sequence[Record]) -> list[Block]:
 
 
 def _known(value: Any) -> str:
-    return number(value) if isinstance(value, int | float) else ""
+    return number(float(value)) if isinstance(value, int | float) else ""
 
 
 def _repeat(described: Mapping[str, Any]) -> list[Block]:

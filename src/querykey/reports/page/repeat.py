@@ -54,13 +54,11 @@ def pretrain_command(described: Mapping[str, Any]) -> str:
     from querykey.training.pretrain_settings import PretrainSettings
 
     asked, resolved = described["asked"], described["settings"]
-    usual = PretrainSettings.of(asked["method"]).as_dict()
-    given = {k: v for k, v in asked.items() if v != usual.get(k) and k not in (*LENGTHS, "method", "seed")}
+    usual, own = _flat(PretrainSettings.of(asked["method"]).as_dict()), (*LENGTHS, "method", "seed")
+    given = {k: v for k, v in _flat(asked).items() if v != usual.get(k) and k not in own}
     given |= {name: resolved[name] for name in MEASURED}
-    for options in ("view_options", "loss_options"):
-        given |= {k: v for k, v in (given.pop(options, None) or {}).items() if v != usual[options].get(k)}
     at = described["data"].get("at") or {"spec": "SOURCE"}
-    words = ["querykey", "pretrain", at["spec"], "--out", "NEW-FOLDER", "--method", asked["method"]]
+    words = ["querykey", "pretrain", "--data", at["spec"], "--out", "NEW-FOLDER", "--method", asked["method"]]
     words += _options(at, ("column", "label_column", "split"))
     names = _dotted()
     words += _settings({names.get(k, k): v for k, v in given.items() if v is not None})
@@ -87,8 +85,7 @@ def _dotted() -> dict[str, str]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
                 (said,) = run.as_settings().items()
-            inner = said[1]
-            names[next(iter(inner)) if isinstance(inner, dict) else said[0]] = f"{table}.{key}"
+            names[next(iter(_flat(dict([said]))))] = f"{table}.{key}"
     return names
 
 

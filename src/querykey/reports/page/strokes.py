@@ -27,6 +27,8 @@ LONGEST, ROW = 44, 18
 LEFT = 60.0
 """Where a legend begins."""
 
+Length = float | int
+"""Pixels."""
 Colour = int | str
 """A number of the page's colours, or "r": what others are compared with."""
 
@@ -40,7 +42,7 @@ class Frame(NamedTuple):
     bottom: float
 
 
-def n(value: float) -> str:
+def n(value: Length) -> str:
     """A place in tenths of a pixel.
 
     Example:
@@ -50,17 +52,17 @@ def n(value: float) -> str:
     return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")
 
 
-def text(x: float, y: float, words: str, *, anchor: str = "start", extra: str = "") -> str:
+def text(x: Length, y: Length, words: str, *, anchor: str = "start", extra: str = "") -> str:
     """Words; anchor says which end of them stands at x."""
     return f'<text x="{n(x)}" y="{n(y)}" text-anchor="{anchor}"{extra}>{escape(words)}</text>'
 
 
-def rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def rule(x1: Length, y1: Length, x2: Length, y2: Length, kind: str) -> str:
     """A straight line of a kind that the style knows."""
     return f'<line x1="{n(x1)}" y1="{n(y1)}" x2="{n(x2)}" y2="{n(y2)}" class="{kind}"/>'
 
 
-def rect(x: float, y: float, width: float, height: float, look: str) -> str:
+def rect(x: Length, y: Length, width: Length, height: Length, look: str) -> str:
     """A filled box."""
     return f'<rect x="{n(x)}" y="{n(y)}" width="{n(width)}" height="{n(height)}" {look}/>'
 
@@ -70,7 +72,7 @@ def cut(words: str, letters: int) -> str:
     return words if len(words) <= letters else words[: letters - 1] + "…"
 
 
-def mark(x: float, y: float, colour: Colour, size: float = 3.6) -> str:
+def mark(x: Length, y: Length, colour: Colour, size: Length = 3.6) -> str:
     """A point; its form tells what its colour tells."""
     look = f'class="f{colour}"'
     match colour if isinstance(colour, str) else colour % 4:

@@ -86,7 +86,11 @@ def _look_line(label: str, runs: Sequence[Sequence[Mapping[str, Any]]], name: st
             if isinstance(look.get(name), int | float) and not (name == "loss" and look["step"] == 0):
                 at.setdefault(int(look["step"]), []).append(float(look[name]))
     steps = sorted(at)
-    return Line(label, steps, [short(sum(at[s]) / len(at[s])) for s in steps]) if steps else None
+    return (
+        Line(label, [float(step) for step in steps], [short(sum(at[s]) / len(at[s])) for s in steps])
+        if steps
+        else None
+    )
 
 
 def _three(cells: Cells, arm: str, measure: str) -> Three | None:
@@ -109,9 +113,13 @@ def _lines(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
     for measure in measures:
         for name in dict.fromkeys(arm.get("line") for arm in arms):
             own = [arm for arm in arms if arm.get("line") == name and arm.get("x") is not None]
-            found = [(arm["x"], three) for arm in own if (three := _three(cells, arm["name"], measure))]
-            if all(isinstance(x, int | float) for x, _ in found):
-                found.sort(key=lambda one: float(one[0]))
+            are_numbers = all(isinstance(arm["x"], int | float) for arm in own)
+            if are_numbers:
+                own = sorted(own, key=lambda arm: float(arm["x"]))
+            found = [
+                (float(arm["x"]) if are_numbers else str(arm["x"]), three)
+                for arm in own if (three := _three(cells, arm["name"], measure))
+            ]  # fmt: skip
             if found:
                 words = " ".join(str(w) for w in (name, measure if len(measures) > 1 else None) if w)
                 xs = [x for x, _ in found]

@@ -33,7 +33,8 @@ COLOURS_OF_A_FILE = ("#0067a5", "#c45100", "#007a58", "#a1498b", "#3f8fc4", "#a8
 INK, MUTED, SOFT, GRID, PAPER = "#1f2328", "#59636e", "#b3bcc6", "#e3e6ea", "#ffffff"
 STYLE = (
     f"text{{font:12px system-ui,'Segoe UI',Helvetica,Arial,sans-serif;fill:{INK}}}.m,.fr{{fill:{MUTED}}}"
-    f".g{{stroke:{GRID}}}.a,.sr{{stroke:{MUTED}}}.w{{stroke:{INK}}}.fb{{fill:{SOFT}}}.r{{stroke-dasharray:5 4}}"
+    f".g{{stroke:{GRID}}}.a,.sr{{stroke:{MUTED}}}.w{{stroke:{INK}}}.fb{{fill:{SOFT}}}"
+    ".r{stroke-dasharray:5 4}"
 ) + "".join(
     f".f{number}{{fill:{colour}}}.s{number}{{stroke:{colour}}}"
     for number, colour in enumerate(COLOURS_OF_A_FILE)
@@ -56,7 +57,8 @@ def as_svg(chart: Chart, *, is_file: bool = False) -> str:
 
     Example:
         >>> from querykey.reports.page.charts import Line
-        >>> drawing = as_svg(Lines(title="t", x="step", y="nats", lines=[Line("loss", [1, 2], [2.0, 1.0])]))
+        >>> line = Line("loss", [1.0, 2.0], [2.0, 1.0])
+        >>> drawing = as_svg(Lines(title="t", x="step", y="nats", lines=[line]))
         >>> drawing.startswith("<svg"), "polyline" in drawing, "step" in drawing
         (True, True, True)
     """
@@ -108,12 +110,12 @@ def _bars(chart: Bars) -> tuple[int, list[str]]:
             if three is None:
                 continue
             colour = "b" if chart.strong and label not in chart.strong else number % COLOURS
-            wide = abs(px(three[0]) - px(0))
-            parts.append(rect(min(px(0), px(three[0])), at + 2, wide, BAR - 4, f'class="f{colour}"'))
+            wide = abs(px(three[0]) - px(0.0))
+            parts.append(rect(min(px(0.0), px(three[0])), at + 2, wide, BAR - 4, f'class="f{colour}"'))
             if three[2] > three[1]:
                 parts.append(rule(px(three[1]), at + 10, px(three[2]), at + 10, "w"))
                 parts += [rule(px(end), at + 6, px(end), at + 14, "w") for end in three[1:]]
-    parts += [rule(px(0), top, px(0), frame.bottom, "a"),
+    parts += [rule(px(0.0), top, px(0.0), frame.bottom, "a"),
               text((frame.left + frame.right) / 2, frame.bottom + 36, chart.x, anchor="middle")]  # fmt: skip
     return int(frame.bottom) + 50, parts + legend([(name, i % COLOURS) for i, name in enumerate(names)])
 

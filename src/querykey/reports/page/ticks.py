@@ -63,7 +63,7 @@ def written(mark: float, marks: Sequence[float]) -> str:
         Text; thousands stand apart.
 
     Example:
-        >>> written(0.2, [0.0, 0.2, 0.4]), written(2000, [0, 1000, 2000])
+        >>> written(0.2, [0.0, 0.2, 0.4]), written(2000.0, [0.0, 1000.0, 2000.0])
         ('0.2', '2,000')
     """
     step = min((b - a for a, b in pairwise(marks)), default=1.0)

@@ -1,0 +1,313 @@
+"""`querykey report`: one page of runs and studies, the same bytes each time, and readable in a browser."""
+
+import json
+import re
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from browser import CHROMIUM, Browser
+from report_samples import CELLS, matrix, study, write_study
+
+from querykey.cli.main import COMMANDS
+from querykey.evaluation.table import tabulate
+from querykey.reports.page.page import sections_of
+
+COMMANDS.setdefault("report", ("report", "report", "Show runs and studies on one page."))
+
+MOST = 6_000_000
+
+
+@pytest.fixture(scope="module")
+def adapter(labelled_run, tmp_path_factory):
+    """A run with what an evaluation writes in its folder; the table is the evaluation's own."""
+    out = tmp_path_factory.mktemp("report") / "adapter <run>"
+    shutil.copytree(labelled_run, out)
+    hits = {"frozen": [0, 1, 0, 1] * 20, "whitened_pca": [0, 0, 1, 0] * 20, "adapter": [1, 1, 0, 1] * 20}
+    table = tabulate(
+        {name: {"R@1": torch.tensor(hit, dtype=torch.float64)} for name, hit in hits.items()},
+        figures={"adapter": {"dim": 4.0}}, references=["frozen", "whitened_pca"],
+        protocol={"asked": 80, "on": {"spec": "new data"}},
+    )  # fmt: skip
+    (out / "evaluation.json").write_text(json.dumps(table.as_dict()))
+    return out
+
+
+@pytest.fixture(scope="module")
+def pretraining(querykey, tmp_path_factory):
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path_factory.mktemp("pretrained")
+    generator = np.random.default_rng(0)
+    for label, colour in enumerate(generator.integers(0, 200, (3, 16, 16, 3))):
+        (folder / "images" / "abc"[label]).mkdir(parents=True)
+        for place in range(16):
+            pixels = colour + generator.integers(0, 50, (16, 16, 3))
+            image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / "abc"[label] / f"{place}.png")
+    sets = ["steps=4", "batch_size=16", "looks=2", "dictionary.capacity=32", "held_out=12"]
+    sets += ["precision=float32", "layout=contiguous", "backbone=small_cnn:8"]
+    said = querykey(
+        "pretrain", "--data", folder / "images", "--method", "moco", "--out", folder / "moco",
+        *(word for one in sets for word in ("--set", one)),
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    said = querykey("embed", folder / "images", "--model", folder / "moco", "--out", folder / "h")
+    assert said.code == 0, said.err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(adapter, pretraining, text_run, tmp_path_factory):
+    studies = tmp_path_factory.mktemp("studies")
+    return [
+        write_study(studies / "momentum"), write_study(studies / "pairs", **matrix()), adapter, text_run,
+        pretraining / "moco",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(querykey, folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page")
+    said = querykey("report", *folders, "--out", out / "report.html", "--figures", out / "figures")
+    assert said.code == 0, said.err
+    assert said.out.startswith(f"{out / 'report.html'}: ")
+    return out / "report.html"
+
+
+def text_of(page):
+    """What a reader reads, without style, scripts and drawings."""
+    whole = re.sub(r"<(style|script|svg).*?</\1>", "", page.read_text(), flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", whole))
+
+
+def test_the_same_runs_give_the_same_bytes(querykey, folders, page):
+    first, figures = page.read_bytes(), {f.name: f.read_bytes() for f in (page.parent / "figures").iterdir()}
+    page.unlink()
+    shutil.rmtree(page.parent / "figures")
+    querykey("report", *folders, "--out", page, "--figures", page.parent / "figures")
+    assert page.read_bytes() == first
+    assert {f.name: f.read_bytes() for f in (page.parent / "figures").iterdir()} == figures
+    assert len(first) < MOST
+    assert {"momentum-1.svg", "pairs-1.svg", "adapter-run-1.svg", "moco-1.svg"} <= set(figures)
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    text = re.sub(
+        r'<script type="text/plain" id="plotly">.*?</script>', "", page.read_text(), flags=re.DOTALL
+    )
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", text)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!data:)", text)
+
+
+def test_what_is_on_it(page, adapter):
+    text = text_of(page)
+    for words in (
+        "Is slow better than fast?", "0.610 against 0.500", "Published: yes, by 3 points",
+        "Not finished: 2 of 3", "Is the adapter better than the frozen features?", "Beside every baseline",
+        "whitened PCA", "Before and after", "What changed most", "The worst failures",
+        "What the memory served", "false negative", "Health of the run", "What the loss chooses from",
+        "querykey adapt", "The run as it was resolved", "apple and", "Map: adapted, PCA",
+        "moco pretraining of small_cnn:8", "querykey pretrain", "Effective rank", "Drift of the stored keys",
+        "Age of the keys", "log of the candidates", "querykey report",
+    ):  # fmt: skip
+        assert words in text or words in page.read_text(), words
+    evaluation = json.loads((adapter / "evaluation.json").read_text())
+    cell = evaluation["methods"]["adapter"]["metrics"]["R@1"]
+    assert f"R@1 {cell['mean']:.3f} against " in text
+    assert f"[{cell['against']['frozen']['low']:+.3f}, {cell['against']['frozen']['high']:+.3f}]" in text
+
+
+def test_names_are_shown_as_they_are_and_are_no_markup(page):
+    whole = page.read_text()
+    assert "adapter &lt;run&gt;" in whole
+    assert "<run>" not in whole
+    assert "colour &lt;&amp;&gt;" in whole
+
+
+def test_a_pretraining_with_features_has_neighbours_too(querykey, pretraining, tmp_path):
+    out = tmp_path / "report.html"
+    said = querykey("report", pretraining / "moco", "--features", pretraining / "h", "--out", out)
+    assert said.code == 0, said.err
+    text = text_of(out)
+    assert "What neighbours tell" in text
+    assert "Map: h, PCA" in out.read_text()
+    assert "What changed most" not in text
+
+
+def test_features_that_are_given_are_the_ones_that_are_shown(querykey, labelled_run, data, tmp_path):
+    out = tmp_path / "report.html"
+    assert querykey("report", labelled_run, "--features", data / "test.npz", "--out", out).code == 0
+    text = text_of(out)
+    assert f"on {data / 'test.npz'}?" in text
+    assert "90 queries" in text
+    assert "fitted on, so it does better here" not in text
+    assert "Not measured yet. This measures it" in text
+
+
+def refused(querykey, *arguments):
+    said = querykey("report", *arguments)
+    assert (said.code, said.out) == (2, "")
+    return said.err
+
+
+def test_mistakes_are_one_message_and_leave_nothing(querykey, labelled_run, data, tmp_path, page):
+    out = tmp_path / "report.html"
+    assert refused(querykey, tmp_path / "none", "--out", out) == (
+        f"error: there is nothing at {tmp_path / 'none'}; give the folder of a run or of a study\n"
+    )
+    assert "is neither a run nor a study; give a folder that querykey adapt" in refused(
+        querykey, data, "--out", out
+    )
+    assert f"{page} exists already" in refused(querykey, labelled_run, "--out", page)
+    assert "exists already" in refused(
+        querykey, labelled_run, "--out", out, "--figures", page.parent / "figures"
+    )
+    two = refused(querykey, labelled_run, labelled_run, "--features", data / "test.npz", "--out", out)
+    assert "--features is for a report of one run; there are 2" in two
+    assert not [*tmp_path.iterdir()]
+
+
+def test_features_that_have_moved_are_asked_for(querykey, labelled_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(labelled_run, run)
+    described = json.loads((run / "run.json").read_text())
+    described["features"]["at"]["spec"] = str(tmp_path / "moved.npz")
+    (run / "run.json").write_text(json.dumps(described))
+    said = refused(querykey, run, "--out", tmp_path / "report.html")
+    assert f"its training features are gone or have changed (they were at {tmp_path / 'moved.npz'})" in said
+    assert "say where features are with --features FEATURES" in said
+
+
+def test_features_of_another_width_or_model_are_refused(
+    querykey, labelled_run, text_run, text_features, tmp_path
+):
+    out = tmp_path / "report.html"
+    assert "rows are 32 wide; the run was fitted on 12" in refused(
+        querykey, labelled_run, "--features", text_features, "--out", out
+    )
+
+
+@pytest.mark.parametrize("file", ["run.json", "metrics.jsonl"])
+def test_damaged_files_are_named(querykey, labelled_run, tmp_path, file):
+    run = tmp_path / "run"
+    shutil.copytree(labelled_run, run)
+    (run / file).write_text("nonsense\n")
+    assert f"{run / file}" in refused(querykey, run, "--out", tmp_path / "report.html")
+    study_folder = write_study(tmp_path / "study", described=study(), records=CELLS)
+    (study_folder / "records.jsonl").write_text("nonsense\n")
+    assert "records.jsonl: line 1 is no record" in refused(
+        querykey, study_folder, "--out", tmp_path / "a.html"
+    )
+
+
+def test_a_report_of_studies_alone_loads_no_torch(folders):
+    import subprocess
+
+    code = (
+        "import sys; from pathlib import Path; from querykey.reports.page import render, sections_of\n"
+        f"render(sections_of([Path({str(folders[0])!r})]), command='c'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sections_have_names_of_their_own(adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "Adapter  RUN")
+    sections = sections_of([adapter, tmp_path / "Adapter  RUN"])
+    assert [section.name for section in sections] == ["adapter-run", "adapter-run-2"]
+
+
+TOO_WIDE = """[...document.querySelectorAll("main *")].filter((one) =>
+  !one.closest(".wide") && !one.closest("svg") && one.getBoundingClientRect().right > innerWidth + 1
+).map((one) => one.className || one.tagName)"""
+
+TOO_FAINT = """(() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const parse = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (c) => {
+    const parts = c.slice(0, 3).map((v) => v / 255);
+    const [r, g, b] = parts.map((v) => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const behind = (element) => {
+    for (let one = element; one; one = one.parentElement) {
+      const colour = parse(getComputedStyle(one).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return parse(getComputedStyle(document.body).backgroundColor);
+  };
+  const faint = [];
+  let seen = 0;
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !element.getClientRects().length) continue;
+    if (element.closest("script, .heatmap-label, .static [style]")) continue;
+    const style = getComputedStyle(element);
+    const colour = parse(element.closest("svg") ? style.fill : style.color);
+    const [a, b] = [light(colour), light(behind(element))].sort((x, y) => y - x);
+    seen += 1;
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < 4.5) faint.push([walker.currentNode.data.trim().slice(0, 40), ratio]);
+  }
+  return { faint, seen };
+})()"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with Browser(tmp_path_factory.mktemp("profile")) as one:
+        yield one
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_page_in_a_browser(browser, page, width, scheme):
+    browser.open(page, width=width, scheme=scheme)
+    charts = len(json.loads(browser.run("document.getElementById('charts').textContent")))
+    assert charts >= 20
+    assert (
+        browser.run("document.querySelectorAll('figure.drawn .plot .main-svg:first-child').length") == charts
+    )
+    marks = "[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.trace, .hm image')).length"
+    assert browser.run(marks) == charts
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run(TOO_WIDE) == []
+    found = browser.run(TOO_FAINT)
+    assert found["faint"] == []
+    assert found["seen"] > 500
+    back = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert (back == "rgb(15, 18, 22)") == (scheme == "dark")
+    assert browser.errors == []
+
+
+def test_on_paper_charts_are_drawings_on_white(browser, page):
+    shown = "[...document.querySelectorAll('svg.static')].filter(e => e.getClientRects().length).length"
+    browser.open(page, scheme="dark")
+    charts = browser.run("document.querySelectorAll('figure').length")
+    assert browser.run(shown) == 0
+    browser.open(page, width=800, scheme="dark", media="print")
+    assert browser.run(shown) == charts
+    assert browser.run("getComputedStyle(document.body).color") == "rgb(31, 35, 40)"
+    assert browser.run(TOO_FAINT)["faint"] == []
+
+
+def test_a_page_whose_colours_change_draws_again(browser, page):
+    browser.open(page, scheme="light")
+    ink = "getComputedStyle(document.querySelector('.plot .xtitle')).fill"
+    light = browser.run(ink)
+    browser.call(
+        "Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
+    end = time.monotonic() + 20
+    while browser.run(ink) == light:
+        assert time.monotonic() < end, "the charts keep their colours"
+        time.sleep(0.1)
+    assert browser.errors == []

@@ -1,0 +1,131 @@
+"""A study's section: verdicts by the rule, figures of what is there, and no reading of what is damaged."""
+
+import json
+
+import pytest
+from report_samples import CELLS, cell, matrix, study, write_study
+
+from querykey.errors import StoreError
+from querykey.reports.page.charts import Bars, HeatMap, Lines
+from querykey.reports.page.page import figures_of, sections_of
+from querykey.reports.page.study_part import charts_of, study_section
+
+
+def words_of(section):
+    return {answer.ask: answer.word for answer in section.answers}
+
+
+def tables_of(section):
+    return [block for block in section.blocks if block.kind == "table"]
+
+
+def test_verdicts_are_of_what_is_measured(tmp_path):
+    section = study_section(write_study(tmp_path / "s"))
+    assert words_of(section) == {
+        "Is slow better than fast?": "yes", "Is still better than fast?": "not measured yet",
+    }  # fmt: skip
+    because = section.answers[0].because
+    assert because.startswith("0.610 against 0.500: +0.110 [+0.0")
+    assert because.endswith("3 seeds")
+    assert section.summary == ["Not finished: 2 of 3 arms are measured."]
+    assert any("still missing: label of still" in getattr(block, "text", "") for block in section.blocks)
+
+
+@pytest.mark.parametrize(
+    ("ours", "word"), [([0.4, 0.41, 0.39], "no"), ([0.5, 0.52, 0.47], "can't tell"), ([0.9], "can't tell")]
+)
+def test_the_rule(tmp_path, ours, word):
+    records = [*CELLS[:3], *(cell("slow", seed, knn) for seed, knn in enumerate(ours))]
+    section = study_section(write_study(tmp_path / "s", records=records))
+    assert section.answers[0].word == word
+    assert ("one seed" in section.answers[0].because) == (len(ours) == 1)
+
+
+def test_the_last_record_of_a_cell_counts_and_strange_arms_do_not(tmp_path):
+    records = [cell("slow", 0, 0.1), *CELLS, cell("slow", 2, 0.61), cell("left over", 0, 0.99)]
+    section = study_section(write_study(tmp_path / "s", records=records))
+    rows = {row[0]: row[1:] for row in tables_of(section)[0].rows}
+    assert rows["label of slow"] == ["0.610 (0.600 to 0.620)", "1.500 (1.500 to 1.500)", "3"]
+    assert "label of still" not in rows
+
+
+def test_the_published_numbers_stand_beside_the_own(tmp_path):
+    rows = {row[0]: row[1:] for row in tables_of(study_section(write_study(tmp_path / "s")))[1].rows}
+    assert rows["slow"] == ["59.0", "0.610 (0.600 to 0.620)"]
+    assert rows["0"] == ["fails", ""]
+
+
+def test_lines_and_bars_are_means_with_whiskers_from_lowest_to_highest(tmp_path):
+    lines, bars, *_ = charts_of(study_section(write_study(tmp_path / "s")).blocks)
+    assert isinstance(lines, Lines)
+    (line,) = lines.lines
+    assert list(line.x) == [0.9, 0.99]
+    assert line.y == pytest.approx([0.50, 0.61])
+    assert (list(line.low), list(line.high)) == ([0.49, 0.60], [0.51, 0.62])
+    assert isinstance(bars, Bars)
+    assert list(bars.labels) == ["label of slow", "label of fast"]
+    assert bars.groups["gap"][1] == (1.5, 1.5, 1.5)
+
+
+def test_curves_on_the_way_have_the_candidates_beside_the_loss(tmp_path):
+    charts = charts_of(study_section(write_study(tmp_path / "s")).blocks)
+    loss, candidates, knn = charts[2:]
+    assert (loss.y, candidates.y) == ("loss", "candidates a query")
+    assert list(loss.lines[0].x) == [10, 20], "before the first step there is no loss"
+    assert list(knn.lines[0].y) == pytest.approx([0.3, 0.45, 0.55])
+
+
+def test_a_heat_map_has_row_means_apart_and_room_for_what_is_missing(tmp_path):
+    (chart,) = charts_of(study_section(write_study(tmp_path / "s", **matrix())).blocks)
+    assert isinstance(chart, HeatMap)
+    assert list(chart.columns) == ["crop", "colour <&>", "blur", "mean"]
+    assert chart.values[0] == pytest.approx([0.1, 0.2, 0.3, 0.2])
+    assert chart.values[2][2] is None
+    assert chart.values[2][3] == pytest.approx(0.75)
+    assert chart.apart == 1
+
+
+def test_a_study_that_has_only_begun_is_shown(tmp_path):
+    section = study_section(write_study(tmp_path / "s", records=[]))
+    assert charts_of(section.blocks) == []
+    assert section.summary == ["Not finished: 0 of 3 arms are measured."]
+    (tmp_path / "s" / "records.jsonl").unlink()
+    assert words_of(study_section(tmp_path / "s"))["Is slow better than fast?"] == "not measured yet"
+
+
+def test_two_studies_of_one_name_have_figures_of_their_own(tmp_path):
+    sections = sections_of([write_study(tmp_path / "a"), write_study(tmp_path / "b")])
+    assert [section.name for section in sections] == ["momentum", "momentum-2"]
+    assert {"momentum-1.svg", "momentum-2-1.svg"} <= set(figures_of(sections))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda s: "{", "is damaged"),
+        (lambda s: "[]", "this is not what a study wrote"),
+        (lambda s: json.dumps(s | {"format": "other"}), "this is not what a study wrote"),
+        (lambda s: json.dumps(s | {"version": 2}), "written as version 2; this querykey reads 1"),
+        (lambda s: json.dumps({k: v for k, v in s.items() if k != "arms"}), "do not fit together"),
+        (lambda s: json.dumps(s | {"figures": [{"kind": "pie", "measures": []}]}), "'pie' is not known"),
+        (lambda s: json.dumps(s | {"asked": [{"ask": "?"}]}), "do not fit together"),
+    ],
+)  # fmt: skip
+def test_a_damaged_study_is_refused_with_its_name(tmp_path, damage, words):
+    folder = write_study(tmp_path / "s")
+    (folder / "study.json").write_text(damage(study()))
+    with pytest.raises(StoreError, match=words):
+        study_section(folder)
+
+
+def test_a_damaged_record_is_refused_and_a_half_written_last_one_left_out(tmp_path):
+    folder = write_study(tmp_path / "s")
+    whole = (folder / "records.jsonl").read_text()
+    (folder / "records.jsonl").write_text(whole + '{"kind": "ce')
+    assert words_of(study_section(folder))["Is slow better than fast?"] == "yes"
+    (folder / "records.jsonl").write_text("nonsense\n" + whole)
+    with pytest.raises(StoreError, match="line 1 is no record"):
+        study_section(folder)
+    (folder / "records.jsonl").write_text('{"kind": "cell", "method": "slow", "seed": 0}\n')
+    with pytest.raises(StoreError, match="do not fit together"):
+        study_section(folder)
