@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from torch.nn import functional as F
 
+from querykey import Adapter
 from querykey.errors import ConfigError, DataError, OutputExistsError, SourceError
 from querykey.records import read
 from querykey.reports.study_tables import arms_rows, verdict_rows
@@ -16,13 +18,17 @@ from querykey.studies.budget import images_within
 from querykey.studies.catalogue import STUDIES
 from querykey.studies.running import run_study
 from querykey.studies.study import Arm
-from querykey.studies.study_images import StudyImages
+from querykey.studies.study_features import StudyFeatures
+from querykey.studies.study_images import StudyImages, spread
 from querykey.training.pretrain_settings import asked_settings
 from querykey.training.resolving import resolve_settings
+from querykey.training.settings import AdapterSettings
 
 MEASURES = {
     "pretrained": {"kNN h", "linear h", "kNN z", "linear z", "pretext"},
     "few labels": {"linear h", "supervised"},
+    "adapter": {"retrieval"},
+    "baseline": {"retrieval"},
     "probes": {
         f"{what} {rows}" for what in ("colour or gray", "rotation", "noise", "Sobel") for rows in "hz"
     },
@@ -46,6 +52,16 @@ def images(folder):
     return StudyImages(train=DataAt(str(folder)))
 
 
+@pytest.fixture
+def features(tmp_path):
+    """Rows of 40 numbers around ten centres, sorted by class."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(300) // 30
+    rows = 0.6 * draw.standard_normal((10, 40))[labels] + draw.standard_normal((300, 40))
+    np.savez(tmp_path / "rows.npz", X=rows.astype(np.float32), y=labels)
+    return StudyFeatures(train=DataAt(str(tmp_path / "rows.npz"), label_column="y"))
+
+
 @pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
 def test_a_study_is_about_arms_and_measures_that_it_has(study):
     arms = {arm.name: arm for arm in study.arms}
@@ -62,23 +78,29 @@ def test_a_study_is_about_arms_and_measures_that_it_has(study):
         drawn = [arm for arm in study.arms if arm.x is not None and arm.line]
         assert figure.kind != "lines" or len(drawn) > 2
     for arm in study.arms:
+        if study.needs == "features":
+            assert arm.kind == "baseline" or AdapterSettings(**arm.settings)
+            continue
         given = dict(arm.settings)
         asked = asked_settings(given.pop("method", None), None, given | {"steps": 10})
         assert resolve_settings(asked, images=50_000, channels=3, side=32).steps == 10
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
-def test_every_study_runs_to_its_verdicts(study, images, tmp_path):
-    done = run_study(study, images, tmp_path / "study", is_trial=True)
+def test_every_study_runs_to_its_verdicts(study, images, features, tmp_path):
+    data = images if study.needs == "images" else features
+    done = run_study(study, data, tmp_path / "study", is_trial=True)
     records = read(done.folder / "records.jsonl")
-    assert {record["method"] for record in records} == {arm.name for arm in study.arms}
+    asked = {arm.name for arm in study.arms if study.needs == "images" or arm.settings.get("dim", 0) <= 40}
+    assert {record["method"] for record in records} == asked
     described = json.loads((done.folder / "study.json").read_text())
     measures, rows = arms_rows(described, records)
     assert measures
     assert all(all(row[1:]) and row[-1] == "1" for row in rows)
     verdicts = verdict_rows(described, records)
     assert [one[0] for one in verdicts] == [one.ask for one in study.asked]
-    assert {one[1] for one in verdicts} == {"can't tell"}  # of one seed
+    wanted = {"can't tell"} if study.needs == "images" else {"can't tell", "not measured yet"}
+    assert {one[1] for one in verdicts} == wanted  # of one seed, and at 64 dimensions of 40
 
 
 def test_a_study_that_was_stopped_goes_on_as_it_was_planned(images, tmp_path, monkeypatch):
@@ -109,7 +131,7 @@ def test_a_folder_is_of_one_study_on_one_set_of_images(images, folder, tmp_path,
     run_study(STUDIES["momentum"], images, tmp_path / "study")
     with pytest.raises(ConfigError, match="holds the study momentum, not losses"):
         run_study(STUDIES["losses"], images, tmp_path / "study")
-    with pytest.raises(ConfigError, match="the images are not the same"):
+    with pytest.raises(ConfigError, match="the data are not the same"):
         run_study(STUDIES["momentum"], images, tmp_path / "study", is_trial=True)
     with pytest.raises(OutputExistsError):
         run_study(STUDIES["momentum"], images, folder)
@@ -163,3 +185,37 @@ def test_a_budget_is_of_this_machine(images):
     assert found.step_seconds > 0
     assert found.scoring_seconds > 0
     assert found.images * found.step_seconds / 16 + found.scoring_seconds == pytest.approx(3600, rel=0.02)
+
+
+def test_an_adapter_study_fits_as_the_estimator_does(features, tmp_path):
+    study = STUDIES["adapter"]
+    chosen = [arm for arm in study.arms if arm.name in ("frozen", "adapter, 16", "PCA, 16")]
+    done = run_study(replace(study, arms=tuple(chosen)), features, tmp_path / "study", seeds=1)
+    found = {
+        record["method"]: record["values"]["retrieval"] for record in read(done.folder / "records.jsonl")
+    }
+    task = features.task()
+    assert (len(task.train), len(task.test)) == (240, 60)
+    adapter = Adapter(dim=16, seed=0).fit(task.train, task.train_labels)
+    rows = {"frozen": F.normalize(task.test, dim=1), "adapter, 16": adapter.transform(task.test)}
+    for name, made in rows.items():
+        scores = (made @ made.T).fill_diagonal_(-2.0)
+        right = (task.test_labels[scores.argmax(1)] == task.test_labels).sum()
+        assert found[name] == [float(right), 60]
+    assert found["frozen"][0] < found["adapter, 16"][0]
+
+
+def test_rows_of_a_trial_are_of_all_classes(features):
+    task = replace(features, most=20).task()
+    assert len(task.train) == len(task.test) == 20
+    assert len(task.train_labels.unique()) >= 8  # of 10
+    assert spread(7, 100).tolist() == list(range(7))
+
+
+def test_features_that_nothing_can_be_asked_of_are_refused(tmp_path):
+    np.save(tmp_path / "rows.npy", np.ones((30, 4), np.float32))
+    with pytest.raises(DataError, match="neither labels nor queries"):
+        run_study(
+            STUDIES["adapter"], StudyFeatures(train=DataAt(str(tmp_path / "rows.npy"))), tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()

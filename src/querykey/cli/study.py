@@ -20,7 +20,7 @@ __all__ = ["study"]
 def study(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or `list` for their names.")],
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Labelled images; see `querykey help sources`.")
+        str | None, typer.Option(metavar="SOURCE|FEATURES", help="Labelled images, or features of `adapter`.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder, or that of a study to go on with.")
@@ -71,15 +71,17 @@ def study(
     from querykey.cli.show import note
     from querykey.run_data import DataAt
     from querykey.studies.running import run_study
+    from querykey.studies.study_features import StudyFeatures
     from querykey.studies.study_images import StudyImages
 
     train = DataAt(data, column=column, label_column=label_column, split=split)
     asked = None
     if test is not None or test_split is not None:
         asked = DataAt(test or data, column=column, label_column=label_column, split=test_split)
+    kind = StudyImages if STUDIES[name].needs == "images" else StudyFeatures
     with _progress(name) as progress:
         done = run_study(
-            STUDIES[name], StudyImages(train=train, test=asked), out, seeds=seeds, minutes=minutes,
+            STUDIES[name], kind(train=train, test=asked), out, seeds=seeds, minutes=minutes,
             is_trial=smoke, jobs=1 if smoke else jobs or os.cpu_count() or 1, progress=progress, notify=note,
         )  # fmt: skip
     _tell(done)

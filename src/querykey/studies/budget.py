@@ -9,9 +9,10 @@ from typing import Any
 from querykey.errors import ConfigError
 from querykey.run_pretrain import pretrain
 from querykey.studies.grid import Cell
-from querykey.studies.measuring_encoders import Work, measure
+from querykey.studies.measuring_cells import measure
 from querykey.studies.study import Arm
 from querykey.studies.study_images import StudyImages
+from querykey.studies.work import Work
 from querykey.training.pretrain_course import Course
 
 __all__ = ["Budget", "images_within", "settings_here"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,27 +21,19 @@ from querykey.run_pretrain import pretrain
 from querykey.studies.grid import Cell
 from querykey.studies.peak_memory import peak_memory
 from querykey.studies.probing import probe
-from querykey.studies.study import Arm
 from querykey.studies.study_images import StudyImages
+from querykey.studies.work import Work
 from querykey.training.pretrain import make_encoder
 from querykey.training.saved_encoder import SavedEncoder, encode_rows
 
-__all__ = ["Work", "measure"]
+__all__ = ["measure_encoder"]
 
 SIDE = 64
 FRACTION = 0.01
 """Of the labels, where no number is said."""
 
 
-class Work(NamedTuple):
-    """What a cell needs in order to be measured, wherever that is."""
-
-    arm: Arm
-    images: StudyImages
-    threads: int
-
-
-def measure(cell: Cell) -> dict[str, Any]:
+def measure_encoder(cell: Cell) -> dict[str, Any]:
     """Pretrain as a cell says and score what came of it.
 
     Args:
@@ -55,7 +47,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     began = time.monotonic()
     values: dict[str, Tensor]
     about: dict[str, Any] = {}
-    known, asked = _labelled(work.images)
+    known, asked = _labelled(work.data)
     match work.arm.kind:
         case "pixels":
             values = _of_pixels(known, asked)
@@ -168,7 +160,8 @@ def _run(work: Work, seed: int, out: Path) -> tuple[SavedEncoder, dict[str, Any]
     def begin(course: Any) -> None:
         untrained.update(course.untrained.backbone.state_dict())
 
-    run = pretrain(work.images.training(), seed=seed, out=out, begin=begin, **work.arm.settings)
+    assert isinstance(work.data, StudyImages)
+    run = pretrain(work.data.training(), seed=seed, out=out, begin=begin, **work.arm.settings)
     report = run.report
     return run.encoder, {
         "settings": run.settings.as_dict(), "untrained": untrained,

@@ -14,10 +14,11 @@ from querykey.errors import MissingPathError, QuerykeyError
 from querykey.records import Records
 from querykey.studies.dictionaries import DICTIONARY_ARMS, DICTIONARY_ASKED
 from querykey.studies.grid import Cell, run_grid, write_plan
-from querykey.studies.measuring_encoders import Work, measure
+from querykey.studies.measuring_encoders import measure_encoder
 from querykey.studies.pretraining import ARMS, ASKED
 from querykey.studies.study import Arm
 from querykey.studies.study_images import StudyImages
+from querykey.studies.work import Work
 
 __all__ = ["RECORDS", "cells_of", "main"]
 
@@ -97,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # what takes all cores takes them alone
         alone = [cell for cell in cells if cell.work.arm.threads == 0]
         others = [cell for cell in cells if cell.work.arm.threads]
-        run_grid(alone, records, measure, jobs=1, told=_tell)
-        run_grid(others, records, measure, jobs=given.jobs, told=_tell)
+        run_grid(alone, records, measure_encoder, jobs=1, told=_tell)
+        run_grid(others, records, measure_encoder, jobs=given.jobs, told=_tell)
     except QuerykeyError as fault:
         sys.stderr.write(f"error: {fault}\n")
         return MISTAKE

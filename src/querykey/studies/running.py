@@ -12,15 +12,17 @@ from querykey.outputs import check_new, new_folder
 from querykey.records import Records
 from querykey.studies.budget import Budget, images_within, settings_here
 from querykey.studies.grid import Cell, run_grid
-from querykey.studies.measuring_encoders import Work, measure
+from querykey.studies.measuring_cells import measure
 from querykey.studies.study import Arm, Study
+from querykey.studies.study_features import StudyFeatures
 from querykey.studies.study_images import StudyImages
+from querykey.studies.work import Work
 
 __all__ = ["DESCRIPTION", "RECORDS", "Progress", "StudyRun", "run_study"]
 
 DESCRIPTION, RECORDS, LOCK = "study.json", "records.jsonl", "study.lock"
 FORMAT, VERSION = "querykey study", 1
-TRIAL_IMAGES, TRIAL_STEPS = 80, 2
+TRIAL_ROWS, TRIAL_STEPS = 80, 2
 TRIAL: dict[str, Any] = {
     "backbone": "small_cnn:4", "batch_size": 16, "steps": TRIAL_STEPS, "looks": 1, "held_out": 8,
 }  # fmt: skip
@@ -51,7 +53,7 @@ class StudyRun:
 
 def run_study(
     study: Study,
-    images: StudyImages,
+    data: StudyImages | StudyFeatures,
     out: str | Path,
     *,
     seeds: int | None = None,
@@ -68,7 +70,7 @@ def run_study(
 
     Args:
         study: Which.
-        images: On what.
+        data: On what.
         out: Its folder: a new one, or that of the same study, which goes on.
         seeds: At most so many; None: as many as each arm has.
         minutes: Time for the whole grid, from which the length of each cell follows; None: the study's own.
@@ -87,34 +89,51 @@ def run_study(
     """
     folder, notify = Path(out), notify or (lambda _: None)
     if is_trial:
-        images = replace(images, most=TRIAL_IMAGES)
-    data = images.describe()
+        data = replace(data, most=TRIAL_ROWS)
+    about = data.describe()
     if (folder / DESCRIPTION).exists():
         with or_damaged(str(folder / DESCRIPTION), "give a new folder with --out"):
             described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             is_ours = described["format"] == FORMAT and described["version"] == VERSION
             begun, on = str(described["name"]), dict(described["data"])
             arms = [Arm(**_tuples(arm)) for arm in described["plan"]]
-        _require_same(folder, study, data, begun=begun if is_ours else "", on=on)
+        _require_same(folder, study, about, begun=begun if is_ours else "", on=on)
         notify(f"{folder} goes on as it was planned")
     else:
         check_new(folder)
-        arms, budget = _planned(study, images, seeds=seeds, minutes=minutes, is_trial=is_trial, jobs=jobs)
-        described = _description(study, arms, data, budget, is_trial=is_trial)
+        arms = [replace(arm, seeds=min(arm.seeds, seeds or arm.seeds)) for arm in study.arms]
+        if isinstance(data, StudyImages):
+            arms, budget = _planned(study, arms, data, minutes=minutes, is_trial=is_trial, jobs=jobs)
+        else:
+            arms, budget = _fits(arms, about, is_trial=is_trial)
+        described = _description(study, arms, about, budget, is_trial=is_trial)
         with new_folder(folder) as aside:
             (aside / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         notify(budget.words)
-    cells = _cells(study, arms, images, data)
+    cells = _cells(study, arms, data, about)
     with only_writer(folder / LOCK):
         run_grid(cells, Records(folder / RECORDS), measure, jobs=jobs, told=progress)
     return StudyRun(folder, described, cells)
 
 
+def _fits(arms: list[Arm], about: dict[str, Any], *, is_trial: bool) -> tuple[list[Arm], Budget]:
+    """Adapters and projections that the features are wide enough for."""
+    arms = [arm for arm in arms if arm.settings.get("dim", 0) <= about["width"]]
+    if not is_trial:
+        return arms, Budget(words=f"{sum(arm.seeds for arm in arms)} fits, each until its guard sees no gain")
+    short = [
+        replace(
+            arm, seeds=1, settings=arm.settings | ({"steps": TRIAL_STEPS} if arm.kind == "adapter" else {})
+        )
+        for arm in arms
+    ]
+    return short, Budget(words=f"a trial: {TRIAL_STEPS} steps on {TRIAL_ROWS} rows, one seed")
+
+
 def _planned(
-    study: Study, images: StudyImages, *, seeds: int | None, minutes: float | None, is_trial: bool, jobs: int
+    study: Study, arms: list[Arm], images: StudyImages, *, minutes: float | None, is_trial: bool, jobs: int
 ) -> tuple[list[Arm], Budget]:
     """The arms with their steps, and how they came about."""
-    arms = [replace(arm, seeds=min(arm.seeds, seeds or arm.seeds)) for arm in study.arms]
     if is_trial:
         whole = [
             replace(
@@ -123,7 +142,7 @@ def _planned(
             )
             for arm in arms
         ]  # fmt: skip
-        return whole, Budget(words=f"a trial: {TRIAL_STEPS} steps on {TRIAL_IMAGES} images, one seed")
+        return whole, Budget(words=f"a trial: {TRIAL_STEPS} steps on {TRIAL_ROWS} images, one seed")
     if minutes is None:
         budget = Budget(images=study.images, words=f"every arm sees {study.images:,} images")
     else:
@@ -138,13 +157,15 @@ def _lengthened(arm: Arm, budget: Budget) -> dict[str, Any]:
     return {**settings_here(), "looks": 2, "steps": steps, **arm.settings}
 
 
-def _cells(study: Study, arms: list[Arm], images: StudyImages, data: dict[str, Any]) -> list[Cell]:
+def _cells(
+    study: Study, arms: list[Arm], data: StudyImages | StudyFeatures, about: dict[str, Any]
+) -> list[Cell]:
     """Seed by seed: what was measured of every arm can be read before anything is measured twice."""
     last = max(arm.seeds for arm in arms)
     return [
         Cell(
-            task=study.name, method=arm.name, seed=seed, work=Work(arm, images, arm.threads),
-            identity={name: getattr(arm, name) for name in IDENTITY} | {"data": data["fingerprint"]},
+            task=study.name, method=arm.name, seed=seed, work=Work(arm, data, arm.threads),
+            identity={name: getattr(arm, name) for name in IDENTITY} | {"data": about["fingerprint"]},
         )
         for seed in range(last)
         for arm in arms
@@ -153,16 +174,22 @@ def _cells(study: Study, arms: list[Arm], images: StudyImages, data: dict[str, A
 
 
 def _description(
-    study: Study, arms: list[Arm], data: dict[str, Any], budget: Budget, *, is_trial: bool
+    study: Study, arms: list[Arm], about: dict[str, Any], budget: Budget, *, is_trial: bool
 ) -> dict[str, Any]:
-    steps = {arm.settings["steps"] for arm in arms}
-    length = f"{min(steps):,} to {max(steps):,} steps" if len(steps) > 1 else f"{min(steps):,} steps"
+    steps = {arm.settings["steps"] for arm in arms if "steps" in arm.settings}
+    length = (
+        ""
+        if not steps
+        else f", {min(steps):,} steps"
+        if len(steps) == 1
+        else (f", {min(steps):,} to {max(steps):,} steps")
+    )
     return {
         "format": FORMAT, "version": VERSION, "name": study.name, "title": study.title, "asks": study.asks,
         "source": study.source, "caveat": study.caveat, "is_trial": is_trial,
-        "measured": f"{study.measured}, {data['name']}, {length}",
+        "measured": f"{study.measured}, {about['name']}{length}",
         "published": {"what": study.published.what, "rows": [list(row) for row in study.published.rows]},
-        "data": data, "budget": asdict(budget),
+        "data": about, "budget": asdict(budget),
         "arms": [
             {name: getattr(arm, name) for name in ("name", "label", "x", "line", "row", "column", "seeds")}
             for arm in arms
@@ -173,16 +200,16 @@ def _description(
 
 
 def _require_same(
-    folder: Path, study: Study, data: dict[str, Any], *, begun: str, on: dict[str, Any]
+    folder: Path, study: Study, about: dict[str, Any], *, begun: str, on: dict[str, Any]
 ) -> None:
     if begun != study.name:
         other = (
             f"the study {begun}, not {study.name}" if begun else "a study that this querykey does not read"
         )
         raise ConfigError(f"{folder} holds {other}; give a new folder with --out")
-    if on.get("fingerprint") != data["fingerprint"]:
+    if on.get("fingerprint") != about["fingerprint"]:
         raise ConfigError(
-            f"{folder}: the study was begun on {on.get('name')}, and the images are not the same now; give "
+            f"{folder}: the study was begun on {on.get('name')}, and the data are not the same now; give "
             "those, with the same options, or a new folder with --out"
         )
 

@@ -6,8 +6,9 @@ from typing import Any, Literal
 __all__ = ["Arm", "Asked", "Figure", "Kind", "Published", "Study"]
 
 Kind = Literal[
-    "pretrained", "kNN of pretrained", "pixels", "few labels", "linear of few labels", "retrieval", "probes"
-]
+    "pretrained", "kNN of pretrained", "pixels", "few labels", "linear of few labels", "retrieval", "probes",
+    "adapter", "baseline",
+]  # fmt: skip
 """What is done with an arm."""
 
 
@@ -123,8 +124,9 @@ class Study:
         arms: The grid.
         asked: The questions that the verdict is of.
         figures: How the result is drawn.
-        images: That every arm sees in a run of full length, where no budget is given.
         measured: What the numbers are.
+        images: That every arm sees in a run of full length, where no budget is given.
+        needs: What it is asked of: images to pretrain from, or features of a frozen model.
     """
 
     name: str
@@ -136,5 +138,6 @@ class Study:
     arms: tuple[Arm, ...]
     asked: tuple[Asked, ...]
     figures: tuple[Figure, ...]
-    images: int
     measured: str
+    images: int = 0
+    needs: Literal["images", "features"] = "images"

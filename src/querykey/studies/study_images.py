@@ -15,7 +15,7 @@ from querykey.run_data import DataAt
 from querykey.run_fine_tune import Labelled
 from querykey.run_linear import label_pixels
 
-__all__ = ["StudyImages"]
+__all__ = ["HELD_OUT", "StudyImages", "spread"]
 
 HELD_OUT = 5
 """One of so many images is asked for, where no others are named."""
@@ -89,8 +89,26 @@ class StudyImages:
             count = len(train) // HELD_OUT
             train, test = _taken(train, order[count:]), _taken(train, order[:count])
         if self.most is not None:
-            train, test = (_taken(one, np.arange(min(self.most, len(one)))) for one in (train, test))
+            train, test = (_taken(one, spread(len(one), self.most)) for one in (train, test))
         return train, test
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """Some of many rows, evenly spread: rows are often sorted by class.
+
+    Args:
+        count: Rows there are.
+        most: How many are wanted at the most.
+
+    Returns:
+        Their numbers, ascending.
+
+    Example:
+        >>> spread(10, 4).tolist(), spread(3, 4).tolist()
+        ([0, 2, 5, 7], [0, 1, 2])
+    """
+    wanted = min(count, most)
+    return np.arange(wanted, dtype=np.int64) * count // max(1, wanted)
 
 
 def _read(at: DataAt) -> Source:

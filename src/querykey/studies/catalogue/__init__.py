@@ -1,5 +1,6 @@
 """The studies there are, by name."""
 
+from querykey.studies.catalogue.adapters import ADAPTER
 from querykey.studies.catalogue.dictionaries import BATCH_NORM, DICTIONARY_SIZE, MOMENTUM
 from querykey.studies.catalogue.heads import H_AGAINST_Z, PROJECTION_HEAD
 from querykey.studies.catalogue.losses import LOSSES, TEMPERATURE
@@ -12,7 +13,7 @@ __all__ = ["STUDIES"]
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
-        AUGMENTATION_MATRIX, H_AGAINST_Z, PROJECTION_HEAD, DICTIONARY_SIZE, MOMENTUM, BATCH_NORM,
+        AUGMENTATION_MATRIX, H_AGAINST_Z, PROJECTION_HEAD, DICTIONARY_SIZE, MOMENTUM, ADAPTER, BATCH_NORM,
         TEMPERATURE, LOSSES, BATCH_AND_EPOCHS, COLOUR_STRENGTH, WIDTH, FEW_LABELS,
     )
 }  # fmt: skip

@@ -1,0 +1,80 @@
+"""How a cell of a study of adapters is measured: fit, transform, search."""
+
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from querykey.adapter import Adapter
+from querykey.evaluation import baselines
+from querykey.evaluation.examination import Examination
+from querykey.evaluation.task import Protocol, embed
+from querykey.records import versions
+from querykey.studies.grid import Cell
+from querykey.studies.study_features import StudyFeatures
+from querykey.studies.work import Work
+
+__all__ = ["SCORE", "measure_adapter"]
+
+SCORE = "retrieval"
+"""R@1 of test rows with labels, NDCG@10 of queries among documents."""
+
+
+def measure_adapter(cell: Cell) -> dict[str, Any]:
+    """Fit what a cell says, and score it.
+
+    Args:
+        cell: With a `Work` whose data are features.
+
+    Returns:
+        Measure to [sum, asked], what the fit said of itself, seconds, versions.
+    """
+    work: Work = cell.work
+    began = time.monotonic()
+    torch.set_num_threads(work.threads)
+    assert isinstance(work.data, StudyFeatures)
+    task = work.data.task()
+    examined = Examination(task, Protocol())
+    fitted_on = task.test if task.train is None else task.train
+    about: dict[str, Any] = {"run": {}}
+    if work.arm.kind == "adapter":
+        adapter = Adapter(**work.arm.settings, seed=cell.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # it is in the report, which the record keeps
+            adapter.fit(fitted_on, task.train_labels)
+        embedded = embed(task, lambda rows: _tensor(adapter.transform(rows)))
+        about = {"settings": adapter.settings_.as_dict(), "run": {"end": _numbers(adapter.report_)}}
+    else:
+        projector = _baseline(fitted_on, **work.arm.settings)
+        embedded = embed(task, projector.transform)
+    found = examined.per_query(cell.method, embedded)
+    values = {name: _counted(numbers) for name, numbers in found.items()}
+    values[SCORE] = values["R@1" if task.queries is None else "NDCG@10"]
+    seconds = time.monotonic() - began
+    return {"values": values, **about, "seconds": seconds, "versions": versions("scikit-learn")}
+
+
+def _baseline(train: Tensor, *, projection: str, dim: int | None = None) -> baselines.Projector:
+    width = train.shape[1]
+    match projection:
+        case "pca":
+            return baselines.pca(train, dim or width, centred=True)
+        case "random_projection":
+            return baselines.random_projection(width, dim or width)
+        case _:
+            return baselines.Projector(name="frozen", dim=width)
+
+
+def _counted(numbers: Tensor) -> list[float | int]:
+    asked = ~numbers.isnan()
+    return [round(float(numbers[asked].double().sum()), 4), int(asked.sum())]
+
+
+def _numbers(report: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in report.items() if isinstance(value, int | float)}
+
+
+def _tensor(rows: Any) -> Tensor:
+    return torch.as_tensor(rows)

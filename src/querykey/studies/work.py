@@ -1,0 +1,23 @@
+"""What a cell of a study needs in order to be measured."""
+
+from typing import NamedTuple
+
+from querykey.studies.study import Arm
+from querykey.studies.study_features import StudyFeatures
+from querykey.studies.study_images import StudyImages
+
+__all__ = ["Work"]
+
+
+class Work(NamedTuple):
+    """An arm and its data, wherever it is measured.
+
+    Args:
+        arm: With its settings as planned.
+        data: What it learns from and is asked for.
+        threads: Of torch.
+    """
+
+    arm: Arm
+    data: StudyImages | StudyFeatures
+    threads: int
