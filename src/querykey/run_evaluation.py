@@ -21,7 +21,14 @@ from querykey.run_model import encoder_of_features
 from querykey.training.embed import embed as embed_source
 from querykey.training.embed import features_key
 
-__all__ = ["evaluate_run", "features_like_those_of", "without_memory"]
+__all__ = [
+    "evaluate_run",
+    "features_like_those_of",
+    "rows_of",
+    "task_of",
+    "training_features",
+    "without_memory",
+]
 
 ADAPTER, WITHOUT_MEMORY = "adapter", "no_memory"
 CACHE, BASELINES = "cache", "baselines"
@@ -59,22 +66,18 @@ def evaluate_run(
     """
     notify = notify or (lambda _: None)
     test, fingerprint = features_like_those_of(run, on, device=device, progress=progress, notify=notify)
-    if len(test) < 2:
-        raise DataError(
-            f"{on.spec} has {len(test)} rows; at least 2 are needed to look one up among the others"
-        )
     if test.labels is None and run.settings is not None and run.settings.task == "labels":
         notify(f"{on.spec} has no labels, so nothing is measured by class; name them with --label-column")
-    train = _training_features(run, notify)
+    train = _to_fit_baselines(run, notify)
     if train is not None and fingerprint == run.features["key"]:
         notify(f"{on.spec} is what the run was fitted on; new data would rank it lower")
-        task = _task(test, None)
+        task = task_of(test, None, on)
     else:
-        task = _task(test, train)
-    methods = {ADAPTER: _embedded(run.adapter, task)}
+        task = task_of(test, train, on)
+    methods = {ADAPTER: rows_of(run.adapter, task)}
     plain = None if train is None else without_memory(run, notify=notify)
     if plain is not None:
-        methods = {WITHOUT_MEMORY: _embedded(plain, task), **methods}
+        methods = {WITHOUT_MEMORY: rows_of(plain, task), **methods}
     table = evaluate(task, methods, dim=run.adapter.fc_.dim, protocol=Protocol(seed=seed))
     table.protocol.update(_about(run, on, fingerprint))
     return table
@@ -148,23 +151,47 @@ def without_memory(run: Run, *, notify: Notify | None = None) -> Adapter | None:
         return adapt(run.trained_on, plain, folder).adapter
 
 
-def _training_features(run: Run, notify: Notify) -> Features | None:
-    """Where baselines are fitted; None, and said so, where they are gone or changed."""
+def training_features(run: Run) -> Features:
+    """The features that a run was fitted on.
+
+    Args:
+        run: A run.
+
+    Returns:
+        They, with the bytes they had.
+
+    Raises:
+        DataError: If the run does not say where they are, or they are gone or have changed.
+    """
     if run.trained_on is None:
-        notify("the run does not say where its training features are: baselines are fitted on the test rows")
-        return None
+        raise DataError("the run does not say where its training features are")
     try:
         features, fingerprint = open_features(run.trained_on)
     except QuerykeyError as fault:
-        notify(f"the training features cannot be read ({fault}): baselines are fitted on the test rows")
-        return None
+        raise DataError(f"the training features cannot be read ({fault})") from fault
     if fingerprint != run.features["key"]:
-        notify(f"{run.trained_on.spec} has changed since the fit: baselines are fitted on the test rows")
-        return None
+        raise DataError(f"{run.trained_on.spec} has changed since the fit")
     return features
 
 
-def _task(test: Features, train: Features | None) -> Task:
+def task_of(test: Features, train: Features | None, on: DataAt) -> Task:
+    """What is asked of features, with classes that mean the same in both.
+
+    Args:
+        test: What is evaluated.
+        train: Where kNN votes and baselines are fitted; None: nowhere, and on `test`.
+        on: How the user named `test`.
+
+    Returns:
+        The task.
+
+    Raises:
+        DataError: If there are fewer than two rows.
+    """
+    if len(test) < 2:
+        raise DataError(
+            f"{on.spec} has {len(test)} rows; at least 2 are needed to look one up among the others"
+        )
     test_labels, train_labels = test.labels, None if train is None else train.labels
     if test_labels is not None and train is not None and train_labels is not None:
         numbered, _ = common_labels(
@@ -181,7 +208,17 @@ def _task(test: Features, train: Features | None) -> Task:
     )
 
 
-def _embedded(adapter: Adapter, task: Task) -> Embedded:
+def rows_of(adapter: Adapter, task: Task) -> Embedded:
+    """The rows that an adapter gives for a task.
+
+    Args:
+        adapter: Fitted on features like the task's.
+        task: What is evaluated.
+
+    Returns:
+        Its test, train and query rows.
+    """
+
     def items(rows: Tensor) -> Tensor:
         out = adapter.transform_documents(rows)
         assert isinstance(out, Tensor)
@@ -193,6 +230,15 @@ def _embedded(adapter: Adapter, task: Task) -> Embedded:
         return out
 
     return embed(task, items, queries)
+
+
+def _to_fit_baselines(run: Run, notify: Notify) -> Features | None:
+    """Where baselines are fitted; None, and said so, where they are gone or changed."""
+    try:
+        return training_features(run)
+    except DataError as fault:
+        notify(f"{fault}: baselines are fitted on the test rows")
+        return None
 
 
 def _about(run: Run, on: DataAt, fingerprint: str) -> dict[str, Any]:

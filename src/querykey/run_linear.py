@@ -29,13 +29,15 @@ from querykey.run_folder import RunFolder
 from querykey.training.saved_encoder import SavedEncoder, encode_rows, read_encoder
 from querykey.types import PerQuery, Rows
 
-__all__ = ["evaluate_encoder", "knn_of", "label_pixels", "pixel_rows", "read_labelled"]
+__all__ = [
+    "evaluate_encoder", "knn_of", "label_pixels", "neighbours_of", "pixel_rows", "read_labelled",
+    "require_channels", "trained_on",
+]  # fmt: skip
 
 KNN_TEMPERATURE = 0.1
 MANY, NEIGHBOURS, FEW_NEIGHBOURS = 10_000, 200, 20
 """200 neighbours, as the papers have it, vote in banks of 10,000 rows and more; in smaller ones 20."""
-RANK_ROWS = 10_000
-PIXELS_SIDE = 32
+RANK_ROWS, PIXELS_SIDE = 10_000, 32
 H, Z, UNTRAINED, PIXELS = "h", "z = g(h)", "untrained h", "pixels"
 FINE_TUNED, SUPERVISED = "fine-tuned", "supervised"
 
@@ -87,9 +89,9 @@ def evaluate_encoder(
         raise ConfigError(
             f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head}"
         )
-    at = train or _trained_on(Path(folder), on)
+    at = train or trained_on(folder, on)
     known, asked = read_labelled(at, on, size=saved.settings.image_size or 224, notify=notify)
-    _require_channels(saved.channels, {at.spec: known.pixels, on.spec: asked.pixels})
+    require_channels(saved.channels, {at.spec: known.pixels, on.spec: asked.pixels})
     kept = (known.labels != UNLABELLED).nonzero()[:, 0]
     if labels_fraction is not None:
         kept = choose_labelled(known.labels, fraction=labels_fraction, seed=seed)
@@ -98,9 +100,7 @@ def evaluate_encoder(
     per_query: dict[str, dict[str, PerQuery]] = {}
     figures: dict[str, dict[str, float]] = {}
     fits: dict[str, Any] = {}
-
-    few = torch.full_like(known.labels, UNLABELLED)
-    few[kept] = known.labels[kept]
+    few = torch.full_like(known.labels, UNLABELLED).index_copy_(0, kept, known.labels[kept])
     jobs = {
         name: partial(_linear, rows, known.labels[kept], asked.labels, protocol, seed)
         for name, rows in features.items()
@@ -116,7 +116,7 @@ def evaluate_encoder(
     for name, (bank, queries) in features.items():
         per_query[name]["kNN"] = knn_of(bank, known.labels[kept], queries, asked.labels)
         figures[name] = {"dim": float(bank.shape[1])} | _whole(queries, fits[name]["top_5"])
-    k = _neighbours(len(kept))
+    k = neighbours_of(len(kept))
     return tabulate(
         per_query, figures=figures, references=(UNTRAINED, PIXELS), seed=seed,
         protocol={
@@ -194,13 +194,22 @@ def knn_of(bank: Rows, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> 
     Returns:
         0 or 1 a query, NaN where its class isn't known.
     """
-    k, processes = _neighbours(len(bank)), current_processes()
+    k, processes = neighbours_of(len(bank)), current_processes()
     own = processes.part(len(queries))
     correct = knn_correct(bank, bank_labels, queries[own], labels[own], k=k, temperature=KNN_TEMPERATURE)
     return processes.gather(correct, len(queries))
 
 
-def _require_channels(channels: int, sides: Mapping[str, Pixels]) -> None:
+def require_channels(channels: int, sides: Mapping[str, Pixels]) -> None:
+    """See that an encoder can take images.
+
+    Args:
+        channels: Of an image that it takes.
+        sides: Images by the name that the user gave them.
+
+    Raises:
+        DataError: If some have other channels.
+    """
     for name, pixels in sides.items():
         if pixels.channels != channels:
             raise DataError(
@@ -220,12 +229,25 @@ def _tuned(saved: SavedEncoder, **how: Any) -> Fit:
     return correct.tolist(), constants
 
 
-def _neighbours(bank: int) -> int:
+def neighbours_of(bank: int) -> int:
+    """How many neighbours vote in a bank of so many rows."""
     return NEIGHBOURS if bank >= MANY else min(FEW_NEIGHBOURS, bank)
 
 
-def _trained_on(folder: Path, on: DataAt) -> DataAt:
-    at = DataAt(**RunFolder.read(folder).at)
+def trained_on(folder: str | Path, on: DataAt) -> DataAt:
+    """Where the images of a pretraining are, to be read with labels.
+
+    Args:
+        folder: Of the pretraining.
+        on: Others, whose label column is taken where the run had none.
+
+    Returns:
+        Where they are.
+
+    Raises:
+        StoreError: If they were handed over as an object, which has no name.
+    """
+    at = DataAt(**RunFolder.read(Path(folder)).at)
     return replace(at, label_column=at.label_column or on.label_column)
 
 
