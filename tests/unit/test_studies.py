@@ -16,6 +16,7 @@ from querykey.run_data import DataAt
 from querykey.studies import budget, running
 from querykey.studies.budget import images_within
 from querykey.studies.catalogue import STUDIES
+from querykey.studies.measuring_encoders import _drifts
 from querykey.studies.running import run_study
 from querykey.studies.study import Arm
 from querykey.studies.study_features import StudyFeatures
@@ -26,6 +27,7 @@ from querykey.training.settings import AdapterSettings
 
 MEASURES = {
     "pretrained": {"kNN h", "linear h", "kNN z", "linear z", "pretext"},
+    "retrieval": {"R@1 h", "R@1 z", "drift, first quarter", "drift, last quarter"},
     "few labels": {"linear h", "supervised"},
     "adapter": {"retrieval"},
     "baseline": {"retrieval"},
@@ -89,6 +91,9 @@ def test_a_study_is_about_arms_and_measures_that_it_has(study):
 @pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
 def test_every_study_runs_to_its_verdicts(study, images, features, tmp_path):
     data = images if study.needs == "images" else features
+    claimed = {name for asked in study.asked for name, _ in (asked.ours, asked.theirs)}
+    # what is not asked about differs from what is by a number alone
+    study = replace(study, arms=tuple(a for a in study.arms if a.name in claimed or a == study.arms[-1]))
     done = run_study(study, data, tmp_path / "study", is_trial=True)
     records = read(done.folder / "records.jsonl")
     asked = {arm.name for arm in study.arms if study.needs == "images" or arm.settings.get("dim", 0) <= 40}
@@ -219,3 +224,22 @@ def test_features_that_nothing_can_be_asked_of_are_refused(tmp_path):
             STUDIES["adapter"], StudyFeatures(train=DataAt(str(tmp_path / "rows.npy"))), tmp_path / "out"
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_memory_is_as_large_as_its_share_of_the_images(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
+    plan = run_study(STUDIES["memory-ratio"], images, tmp_path / "study").described["plan"]
+    found = {arm["memory_ratio"]: arm["settings"] for arm in plan}
+    assert [found[share]["capacity"] for share in (0.05, 0.25, 1.0)] == [
+        16,
+        20,
+        80,
+    ]  # of 80; a batch at least
+    assert {share: one.get("memory_weight") for share, one in found.items() if one.get("memory_weight")} == {}
+    assert found[0.0]["memory_weight"] == 0.0
+
+
+def test_drift_is_that_of_the_oldest_rows_early_and_late():
+    looks = [{"step": 0}, *({"step": n, "drift_1": 9.0, f"drift_{10 + n}": float(n)} for n in range(1, 9))]
+    assert _drifts(looks) == {"drift, first quarter": 1.5, "drift, last quarter": 7.5}
+    assert _drifts(looks[:1]) == {}

@@ -1,6 +1,7 @@
 """How a cell of a study of encoders is measured: pretrain, encode, score."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from querykey.evaluation.few_labels import choose_labelled
 from querykey.evaluation.linear_protocols import linear_evaluation
 from querykey.lookup import UNLABELLED
-from querykey.records import read, versions
+from querykey.records import Record, read, versions
 from querykey.run_fine_tune import Labelled, fine_tuned
 from querykey.run_linear import knn_of, pixel_rows
 from querykey.run_pretrain import pretrain
@@ -29,6 +30,7 @@ from querykey.training.saved_encoder import SavedEncoder, encode_rows
 __all__ = ["measure_encoder"]
 
 SIDE = 64
+DRIFT = "drift_"
 FRACTION = 0.01
 """Of the labels, where no number is said."""
 
@@ -151,7 +153,21 @@ def _pretrained(work: Work, seed: int) -> tuple[SavedEncoder, dict[str, Any]]:
         saved, about = _run(work, seed, out)
         looks = [record for record in read(out / "metrics.jsonl") if record["kind"] == "look"]
     about["run"] |= {"peak_memory": peak.bytes, "looks": looks}
+    about["run"]["end"] = about["run"]["end"] | _drifts(looks)
     return saved, about
+
+
+def _drifts(looks: Sequence[Record]) -> dict[str, float]:
+    """How far the oldest rows were from today's encoding, early in the run and late."""
+    oldest = []
+    for look in looks:
+        ages = [int(name.removeprefix(DRIFT)) for name in look if name.startswith(DRIFT)]
+        oldest += [float(look[f"{DRIFT}{max(ages)}"])] if ages else []
+    if not oldest:
+        return {}
+    few = max(1, len(oldest) // 4)
+    parts = {"drift, first quarter": oldest[:few], "drift, last quarter": oldest[-few:]}
+    return {name: sum(part) / few for name, part in parts.items()}
 
 
 def _run(work: Work, seed: int, out: Path) -> tuple[SavedEncoder, dict[str, Any]]:

@@ -103,6 +103,7 @@ def run_study(
         check_new(folder)
         arms = [replace(arm, seeds=min(arm.seeds, seeds or arm.seeds)) for arm in study.arms]
         if isinstance(data, StudyImages):
+            arms = [_with_memory(arm, about["trained_on"]) for arm in arms]
             arms, budget = _planned(study, arms, data, minutes=minutes, is_trial=is_trial, jobs=jobs)
         else:
             arms, budget = _fits(arms, about, is_trial=is_trial)
@@ -148,6 +149,17 @@ def _planned(
     else:
         budget = images_within(arms, images, seconds=60 * minutes, jobs=jobs)
     return [replace(arm, settings=_lengthened(arm, budget)) for arm in arms], budget
+
+
+def _with_memory(arm: Arm, count: int) -> Arm:
+    """With the capacity that its share of the images comes to."""
+    if arm.memory_ratio is None:
+        return arm
+    least = int(arm.settings.get("batch_size", BATCH))
+    memory: dict[str, float] = {"capacity": max(least, round(arm.memory_ratio * count))}
+    if arm.memory_ratio == 0:
+        memory |= {"memory_weight": 0.0}
+    return replace(arm, settings={**arm.settings, **memory})
 
 
 def _lengthened(arm: Arm, budget: Budget) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Arm:
         line: On which of them.
         row: Of a heat map.
         column: Likewise.
+        memory_ratio: Of a cross-batch memory, its rows as a share of the training images; 0: no memory.
         labels_a_class: With few labels, how many; None: 1% of them.
         epochs: Of the supervised training beside it; None: those of the evaluation.
     """
@@ -49,6 +50,7 @@ class Arm:
     line: str | None = None
     row: str | None = None
     column: str | None = None
+    memory_ratio: float | None = None
     labels_a_class: int | None = None
     epochs: int | None = None
 

@@ -1,0 +1,89 @@
+"""A cross-batch memory for an encoder that is trained: how large, and how its rows grow old."""
+
+from typing import Any
+
+from querykey.studies.study import Arm, Asked, Figure, Published, Study
+
+__all__ = ["DRIFT", "MEMORY_RATIO"]
+
+IMAGES = 64_000
+_XBM: dict[str, Any] = {
+    "method": "xbm", "batch_size": 16, "image_size": 32, "view_size": 32, "learning_rate": 0.04,
+}  # fmt: skip
+"""The rate is the best of 0.004, 0.0125 and 0.04 on drawings held out of Omniglot's training classes."""
+
+
+def _ratio(share: float) -> Arm:
+    name = "no memory" if share == 0 else f"{share:.0%} of the images"
+    return Arm(
+        name=name, label=name, x=100 * share, line="batch of 16", kind="retrieval", memory_ratio=share,
+        seeds=3 if share in (0.0, 0.05, 1.0) else 1, settings=dict(_XBM),
+    )  # fmt: skip
+
+
+MEMORY_RATIO = Study(
+    name="memory-ratio",
+    title="How large a memory of earlier batches",
+    asks="Does a memory help a small batch, and how large must it be?",
+    source="XBM, arXiv:1912.06798, fig. 1 and table 1",
+    published=Published(
+        what="R@1, GoogleNet, contrastive loss without and with a memory, %",
+        rows=(("Stanford Online Products", "64.0, 77.8"), ("In-shop", "77.1, 89.1"),
+              ("VehicleID, large", "70.0, 92.5")),
+    ),
+    caveat="It needs labels, many classes, and other classes to be asked for: ten classes leave nothing to "
+    "find. The network is small and starts from nothing; the paper's was trained on ImageNet.",
+    arms=tuple(_ratio(share) for share in (0.0, 0.01, 0.05, 0.25, 1.0)),
+    asked=(
+        Asked(ask="Is a memory of 5% of the images better than none?", ours=("5% of the images", "R@1 z"),
+              theirs=("no memory", "R@1 z"), published="yes, by 12 to 22 points (table 1)"),
+        Asked(ask="Is a memory of all images better than one of 5%?", ours=("100% of the images", "R@1 z"),
+              theirs=("5% of the images", "R@1 z"), published="no: it levels off (fig. 1)"),
+    ),
+    figures=(
+        Figure(kind="lines", title="R@1 against the memory", measures=("R@1 z", "R@1 h"),
+               x="memory, % of the training images", y="R@1 among images of the test"),
+    ),
+    measured="R@1 of z and of h",
+    images=IMAGES,
+)  # fmt: skip
+
+
+def _rate(rate: float, label: str) -> Arm:
+    return Arm(
+        name=label, label=label, kind="retrieval", memory_ratio=0.25,
+        settings={**_XBM, "learning_rate": rate, "looks": 20},
+    )  # fmt: skip
+
+
+DRIFT = Study(
+    name="drift",
+    title="How fast stored rows grow old",
+    asks="Do the rows of a memory drift slowly enough to be used?",
+    source="XBM, arXiv:1912.06798, sec. 3.1 and fig. 3",
+    published=Published(
+        what="mean squared distance of a row from itself some steps before",
+        rows=(("10, 100 and 1,000 steps before", "falls in the first thousand steps, and with the rate"),),
+    ),
+    caveat="The distance of the oldest rows that are held, of length 1: 2 is as far as rows that have "
+    "nothing in common. The learning rate falls along a cosine, so that late steps are small ones "
+    "too.",
+    arms=(_rate(0.04, "usual rate"), _rate(0.2, "five times the rate")),
+    asked=(
+        Asked(ask="Have old rows drifted farther in the first quarter of the run than in the last?",
+              ours=("usual rate", "drift, first quarter"), theirs=("usual rate", "drift, last quarter"),
+              published="yes (fig. 3)"),
+        Asked(ask="Do rows drift farther at five times the rate?",
+              ours=("five times the rate", "drift, first quarter"),
+              theirs=("usual rate", "drift, first quarter"), published="not asked"),
+        Asked(ask="Is the usual rate better?", ours=("usual rate", "R@1 z"),
+              theirs=("five times the rate", "R@1 z"), published="not asked"),
+    ),
+    figures=(
+        Figure(kind="bars", title="Drift of the oldest rows", y="mean squared distance",
+               measures=("drift, first quarter", "drift, last quarter")),
+        Figure(kind="bars", title="What it costs", measures=("R@1 z",), y="R@1 of z"),
+    ),
+    measured="mean squared distance of the oldest rows from today's encoding, and R@1 of z",
+    images=IMAGES,
+)  # fmt: skip
