@@ -8,7 +8,15 @@ ARMS = ("slow", "fast", "still")
 def study(**changed):
     """What a study of three arms says of itself."""
     arms = [
-        {"name": name, "label": f"label of {name}", "x": x, "line": "MoCo", "row": None, "column": None}
+        {
+            "name": name,
+            "label": f"label of {name}",
+            "x": x,
+            "line": "MoCo",
+            "row": None,
+            "column": None,
+            "seeds": 3,
+        }
         for name, x in zip(ARMS, (0.99, 0.9, 0.0), strict=True)
     ]
     ask = {"theirs": ["fast", "kNN h"], "published": "yes, by 3 points"}

@@ -149,7 +149,10 @@ def _gathered(features: Features, spec: str, sides: Sequence[Side], *, is_fitted
     if len(features) < 2:
         raise DataError(f"{spec}: {len(features)} row is too few for a report; at least 2 are needed")
     found, mapped = look_among(features, sides), drawn(len(features), MAPPED)
-    maps = [one for side in sides for one in maps_of(side.rows[mapped], side.name)]
+    of_sides = [maps_of(side.rows[mapped], side.name) for side in sides]
+    maps = [
+        one for kind in zip(*of_sides, strict=True) for one in kind
+    ]  # those of one kind beside each other
     seen = {answer.item for one in (*found.changed, *found.failures) for side in one.found for answer in side}
     if found.kind != "pairs":
         seen |= {one.query for one in (*found.changed, *found.failures)}

@@ -12,6 +12,7 @@ import torch
 from browser import CHROMIUM, Browser
 from report_samples import CELLS, matrix, study, write_study
 
+from querykey import Adapter
 from querykey.cli.main import COMMANDS
 from querykey.evaluation.table import tabulate
 from querykey.reports.page.page import sections_of
@@ -106,7 +107,7 @@ def test_what_is_on_it(page, adapter):
     text = text_of(page)
     for words in (
         "Is slow better than fast?", "0.610 against 0.500", "Published: yes, by 3 points",
-        "Not finished: 2 of 3", "Is the adapter better than the frozen features?", "Beside every baseline",
+        "Not finished: 6 of 9", "Is the adapter better than the frozen features?", "Beside every baseline",
         "whitened PCA", "Before and after", "What changed most", "The worst failures",
         "What the memory served", "false negative", "Health of the run", "What the loss chooses from",
         "querykey adapt", "The run as it was resolved", "apple and", "Map: adapted, PCA",
@@ -182,12 +183,41 @@ def test_features_that_have_moved_are_asked_for(querykey, labelled_run, tmp_path
 
 
 def test_features_of_another_width_or_model_are_refused(
-    querykey, labelled_run, text_run, text_features, tmp_path
+    querykey, labelled_run, text_run, text_features, data, tmp_path
 ):
-    out = tmp_path / "report.html"
+    out, other = tmp_path / "report.html", tmp_path / "other"
     assert "rows are 32 wide; the run was fitted on 12" in refused(
         querykey, labelled_run, "--features", text_features, "--out", out
     )
+    said = querykey(
+        "embed", data / "texts.csv", "--model", "cli.models:other_letters", "--out", other, "--column", "text"
+    )
+    assert said.code == 0, said.err
+    assert "features of another model than" in refused(querykey, text_run, "--features", other, "--out", out)
+
+
+def test_an_adapter_that_was_saved_alone_needs_features(querykey, labelled_run, data, tmp_path):
+    Adapter.load(labelled_run).save(tmp_path / "saved")
+    words = "its training features are gone or have changed (the run does not say where they were)"
+    assert words in refused(querykey, tmp_path / "saved", "--out", tmp_path / "a.html")
+    out = tmp_path / "b.html"
+    assert querykey("report", tmp_path / "saved", "--features", data / "test.npz", "--out", out).code == 0
+    assert "The folder holds no report of its training." in text_of(out)
+
+
+def test_a_pretraining_that_has_only_begun_is_shown(querykey, pretraining, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(pretraining / "moco", run)
+    for name in ("encoder.json", "encoder.safetensors"):
+        (run / name).unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    steps = [line for line in lines if '"step": 4' not in line and '"step": 3' not in line]
+    (run / "metrics.jsonl").write_text("".join(steps) + '{"kind": "st')
+    assert querykey("report", run, "--out", tmp_path / "a.html").code == 0
+    assert "Not finished: 2 of 4 steps are taken." in text_of(tmp_path / "a.html")
+    (run / "metrics.jsonl").unlink()
+    assert querykey("report", run, "--out", tmp_path / "b.html").code == 0
+    assert "Nothing is recorded yet." in text_of(tmp_path / "b.html")
 
 
 @pytest.mark.parametrize("file", ["run.json", "metrics.jsonl"])

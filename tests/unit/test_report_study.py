@@ -27,8 +27,11 @@ def test_verdicts_are_of_what_is_measured(tmp_path):
     because = section.answers[0].because
     assert because.startswith("0.610 against 0.500: +0.110 [+0.0")
     assert because.endswith("3 seeds")
-    assert section.summary == ["Not finished: 2 of 3 arms are measured."]
-    assert any("still missing: label of still" in getattr(block, "text", "") for block in section.blocks)
+    assert section.summary == ["Not finished: 6 of 9 cells are measured."]
+    assert any(
+        "Still missing: label of still (0 of 3 seeds)." in getattr(block, "text", "")
+        for block in section.blocks
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ def test_a_heat_map_has_row_means_apart_and_room_for_what_is_missing(tmp_path):
 def test_a_study_that_has_only_begun_is_shown(tmp_path):
     section = study_section(write_study(tmp_path / "s", records=[]))
     assert charts_of(section.blocks) == []
-    assert section.summary == ["Not finished: 0 of 3 arms are measured."]
+    assert section.summary == ["Not finished: 0 of 9 cells are measured."]
     (tmp_path / "s" / "records.jsonl").unlink()
     assert words_of(study_section(tmp_path / "s"))["Is slow better than fast?"] == "not measured yet"
 
@@ -106,9 +109,9 @@ def test_two_studies_of_one_name_have_figures_of_their_own(tmp_path):
         (lambda s: "[]", "this is not what a study wrote"),
         (lambda s: json.dumps(s | {"format": "other"}), "this is not what a study wrote"),
         (lambda s: json.dumps(s | {"version": 2}), "written as version 2; this querykey reads 1"),
-        (lambda s: json.dumps({k: v for k, v in s.items() if k != "arms"}), "do not fit together"),
+        (lambda s: json.dumps({k: v for k, v in s.items() if k != "arms"}), "is damaged"),
         (lambda s: json.dumps(s | {"figures": [{"kind": "pie", "measures": []}]}), "'pie' is not known"),
-        (lambda s: json.dumps(s | {"asked": [{"ask": "?"}]}), "do not fit together"),
+        (lambda s: json.dumps(s | {"asked": [{"ask": "?"}]}), "is damaged"),
     ],
 )  # fmt: skip
 def test_a_damaged_study_is_refused_with_its_name(tmp_path, damage, words):
@@ -127,5 +130,25 @@ def test_a_damaged_record_is_refused_and_a_half_written_last_one_left_out(tmp_pa
     with pytest.raises(StoreError, match="line 1 is no record"):
         study_section(folder)
     (folder / "records.jsonl").write_text('{"kind": "cell", "method": "slow", "seed": 0}\n')
-    with pytest.raises(StoreError, match="do not fit together"):
+    with pytest.raises(StoreError, match="is damaged"):
         study_section(folder)
+
+
+def test_a_trial_says_so_first(tmp_path):
+    section = study_section(write_study(tmp_path / "s", described=study(is_trial=True)))
+    assert section.summary == [
+        "A trial: a few steps on a few rows, to see that all works. Its numbers say nothing."
+    ]
+
+
+def test_a_study_of_the_engine_can_be_shown_and_repeated(tmp_path):
+    """What `querykey study` says of its data, beside what this file's samples say."""
+    train = {"spec": "my photos", "column": None, "label_column": "kind", "split": "train"}
+    data = {"name": "photos", "train": train, "test": train | {"split": "test"}, "fingerprint": "abc"}
+    budget = {"minutes": 20.0, "words": "20 minutes: 300 steps a cell"}
+    section = study_section(write_study(tmp_path / "s", described=study(data=data, budget=budget)))
+    (code,) = [block.text for block in section.blocks if block.kind == "code"]
+    assert code == (
+        "querykey study momentum --data 'my photos' --out NEW-FOLDER --label-column kind --split train "
+        "--test-split test --minutes 20.0"
+    )

@@ -38,19 +38,22 @@ __all__ = ["ADAPTER", "METRICS", "RUN", "adapter_section", "curves", "read_descr
 ADAPTER, RUN, METRICS = "adapter.json", "run.json", "metrics.jsonl"
 Gather = Callable[[], "Gathered"]
 
+FALSE = "False negatives among the negatives"
 CURVES = (
     ("Loss", "loss, nats where it is a likelihood", {"loss": "loss"}),
     ("Scores of pairs", "mean cosine", {"positive_score": "positives", "negative_score": "negatives"}),
     ("Memory", "share of the capacity", {"memory_fill": "filled"}),
     ("Age of the stored rows", "enqueues ago", {"age_mean": "mean", "age_max": "oldest"}),
     ("Effective rank", "directions in use", {"effective_rank": "adapted rows"}),
-    ("False negatives among the negatives", "share", {"false_negatives": "own class"}),
+    (FALSE, "share", {"false_negatives": "own class"}),
     ("Gradient", "norm", {"gradient_norm": "gradient"}),
 )
 
 CHANCE = "chance"
 """A field that others are compared with."""
-FROM_ZERO = ("Memory", "Dictionary", "Age of the stored rows", "Age of the keys", "Gradient")
+FROM_ZERO = (
+    "Memory", "Dictionary", "Age of the stored rows", "Age of the keys", "Gradient", FALSE,
+)  # fmt: skip
 
 
 def adapter_section(folder: Path, gather: Gather, *, name: str) -> Section:
@@ -120,7 +123,10 @@ def curves(
                 xs, ys = [x for x, _ in there], [v for _, v in there]
                 lines.append(Line(words, xs, ys, is_reference=name == CHANCE))
         if lines:
-            charts.append(Lines(title=title, x="steps taken", y=y, lines=lines, from_zero=title in FROM_ZERO))
+            # one line of several has no legend
+            unit = f"{y}, {lines[0].name}" if len(lines) < len(names) else y
+            from_zero = title in FROM_ZERO
+            charts.append(Lines(title=title, x="steps taken", y=unit, lines=lines, from_zero=from_zero))
     return charts
 
 
@@ -193,12 +199,24 @@ def _health(steps: Sequence[Record], report: Mapping[str, Any], resolved: Mappin
         return []
     guard = str(report.get("guard", "guard"))
     wanted = [("Guard", guard, {"guard": "rows held out"}), *CURVES[:1]]
-    drawn = curves(steps, wanted) + _candidates(steps, resolved) + curves(steps, CURVES[1:])
+    stays = not any(step.get("age_max") for step in steps)
+    health = [one for one in CURVES[1:] if not (stays and set(one[2]) & {"memory_fill", "age_max"})]
+    drawn = curves(steps, wanted) + _candidates(steps, resolved) + curves(steps, health)
     stopped = report.get("stopped")
     text = "Judge by the guard, not by the loss: more candidates make a higher loss of an equal layer."
     if stopped:
         text += f" Training took {report['steps_taken']:,} steps and stopped: {stopped}."
-    return [Heading("Health of the run"), Prose(text), Charts(drawn)]
+    return [Heading("Health of the run"), Prose(text), Prose(_memory(resolved, stays=stays)), Charts(drawn)]
+
+
+def _memory(resolved: Mapping[str, Any], *, stays: bool) -> str:
+    """Whether what is stored grows old, and whether it drifts."""
+    if resolved.get("memory") == "in_batch":
+        return "There was no memory, so nothing was stored that could grow old or drift."
+    aged = "The memory held all rows from the first step, so none grew old." if stays else ""
+    if resolved.get("holds") == "projections":
+        return f"{aged} It held projections, which drift as the layer learns.".strip()
+    return f"{aged} It held frozen features, which do not drift.".strip()
 
 
 def _candidates(steps: Sequence[Record], resolved: Mapping[str, Any]) -> list[Chart]:

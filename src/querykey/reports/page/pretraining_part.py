@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from querykey.data.durable import or_damaged
 from querykey.records import Record, read
-from querykey.reports.page.adapter_part import METRICS, RUN, curves, read_described
+from querykey.reports.page.adapter_part import FALSE, METRICS, RUN, curves, read_described
 from querykey.reports.page.blocks import (
     Answer,
     Block,
@@ -44,8 +44,7 @@ LOOKED = (
                                         "hardest_negative": "hardest negative"}),
     ("Age of the keys", "steps", {"age_mean": "mean", "age_max": "oldest"}),
     ("Dictionary", "share of the capacity", {"fill": "filled"}),
-    ("False negatives among the negatives", "share", {"false_negatives_label": "own class",
-                                                      "false_negatives_id": "own item"}),
+    (FALSE, "share", {"false_negatives_label": "own class", "false_negatives_id": "own item"}),
 )  # fmt: skip
 
 

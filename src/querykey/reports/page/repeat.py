@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["adapt_command", "pretrain_command"]
+__all__ = ["adapt_command", "pretrain_command", "study_command"]
 
 LENGTHS = ("minutes", "epochs", "steps")
 MEASURED = ("steps", "precision", "layout")
@@ -64,6 +64,38 @@ def pretrain_command(described: Mapping[str, Any]) -> str:
     words += _settings({names.get(k, k): v for k, v in given.items() if v is not None})
     words += ["--seed", str(asked["seed"]), "--device", described["device"]]
     return shlex.join([*words, "--threads", str(described["threads"])])
+
+
+def study_command(described: Mapping[str, Any]) -> str:
+    """The command that asks the same of the same data.
+
+    Args:
+        described: study.json.
+
+    Returns:
+        `querykey study ...`; its length is measured anew, so that another machine takes other steps.
+
+    Example:
+        >>> train = {"spec": "photos", "split": "train"}
+        >>> print(study_command({"name": "momentum", "data": {"train": train}}))
+        querykey study momentum --data photos --out NEW-FOLDER --split train
+    """
+    data = described.get("data") or {}
+    train, test = data.get("train") or data, data.get("test") or {}
+    words = [
+        "querykey",
+        "study",
+        described["name"],
+        "--data",
+        train.get("spec", "SOURCE"),
+        "--out",
+        "NEW-FOLDER",
+    ]
+    words += _options(train, ("column", "label_column", "split"))
+    words += ["--test", test["spec"]] if test.get("spec") not in (None, train.get("spec")) else []
+    words += ["--test-split", test["split"]] if test.get("split") else []
+    words += _options(described.get("budget") or {}, ("minutes",))
+    return shlex.join([*words, *(["--smoke"] if described.get("is_trial") else [])])
 
 
 def _dotted() -> dict[str, str]:

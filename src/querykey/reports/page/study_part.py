@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from querykey.data.durable import or_damaged
 from querykey.errors import MissingPathError, StoreError
 from querykey.records import Record, read
 from querykey.reports.page.blocks import (
@@ -20,6 +21,7 @@ from querykey.reports.page.blocks import (
     settings_table,
 )
 from querykey.reports.page.charts import Chart
+from querykey.reports.page.repeat import study_command
 from querykey.reports.page.study_charts import figure, looks_charts
 from querykey.reports.seed_tables import Cells, measured, verdict_of
 
@@ -27,6 +29,8 @@ __all__ = ["STUDY", "is_study", "study_section"]
 
 STUDY, RECORDS = "study.json", "records.jsonl"
 FORMAT, VERSION = "querykey study", 1
+NAMED = 8
+"""Arms that are named where many are missing."""
 RULE = (
     "The rule was fixed before anything ran: yes where the 95% interval over seeds of the paired difference "
     "lies above 0, no where it lies below, can't tell otherwise, and with fewer than two seeds."
@@ -60,14 +64,8 @@ def study_section(folder: Path) -> Section:
     """
     study = _read_study(folder)
     records = read(folder / RECORDS) if (folder / RECORDS).is_file() else []
-    try:
+    with or_damaged(str(folder), "run the study again, or give back its files as they were written"):
         return _section(study, _cells(study, records))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as fault:
-        where = folder / STUDY
-        raise StoreError(
-            f"{where} and its records do not fit together ({fault!r}); run the study again, or give back "
-            "the files as they were written"
-        ) from fault
 
 
 def _read_study(folder: Path) -> dict[str, Any]:
@@ -102,9 +100,8 @@ def _section(study: dict[str, Any], cells: Cells) -> Section:
     measures = list(dict.fromkeys(shown + compared))
     drawn = [chart for one in figures if (chart := figure(one, arms, cells)) is not None]
     blocks: list[Block] = [Prose(f"{study['source']}. Measured here: {study['measured']}.", is_quiet=True)]
-    missing = [arm["label"] for arm in arms if arm["name"] not in cells]
-    if missing:
-        blocks.append(Prose(_missing(missing, len(arms))))
+    unfinished = _unfinished(study, cells)
+    blocks += [Prose(words) for words in unfinished]
     if answers:
         blocks += [Heading("Verdicts"), *answers, Prose(RULE, is_quiet=True)]
     blocks += [Charts([chart]) for chart in drawn]
@@ -116,7 +113,7 @@ def _section(study: dict[str, Any], cells: Cells) -> Section:
     blocks += _repeat(study, cells)
     return Section(
         str(study["name"]), str(study["title"]), str(study["asks"]),
-        _summary(answers, missing, len(arms)), blocks, answers=answers,
+        unfinished[:1], blocks, answers=answers,
     )  # fmt: skip
 
 
@@ -126,18 +123,20 @@ def _answer(asked: Mapping[str, Any], cells: Cells) -> Answer:
     return Answer(str(asked["ask"]), word, because, str(asked.get("published") or ""))
 
 
-def _missing(missing: Sequence[str], planned: int) -> str:
-    return (
-        f"{planned - len(missing)} of {planned} arms are measured; still missing: {', '.join(missing)}. "
-        "What follows is of those that are there."
-    )
-
-
-def _summary(answers: Sequence[Answer], missing: Sequence[str], planned: int) -> list[str]:
+def _unfinished(study: Mapping[str, Any], cells: Cells) -> list[str]:
+    """What keeps a reader from taking the numbers for what was planned."""
+    planned = {str(arm["label"]): int(arm.get("seeds") or 1) for arm in study["arms"]}
+    done = {str(arm["label"]): len(cells.get(arm["name"], {})) for arm in study["arms"]}
     lines = []
+    if study.get("is_trial"):
+        lines.append("A trial: a few steps on a few rows, to see that all works. Its numbers say nothing.")
+    missing = [f"{label} ({done[label]} of {n} seeds)" for label, n in planned.items() if done[label] < n]
     if missing:
-        lines.append(f"Not finished: {planned - len(missing)} of {planned} arms are measured.")
-    return lines if answers else [*lines, "Nothing was asked; the figures show what was measured."]
+        count = sum(min(done[label], n) for label, n in planned.items())
+        lines.append(f"Not finished: {count} of {sum(planned.values())} cells are measured.")
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        lines.append(f"Still missing: {', '.join(missing[:NAMED])}{more}. What follows is of what is there.")
+    return lines
 
 
 def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) -> list[Block]:
@@ -178,11 +177,10 @@ def _spread(values: Mapping[int, float]) -> str:
 
 
 def _repeat(study: Mapping[str, Any], cells: Cells) -> list[Block]:
-    data = study.get("data") or {}
-    blocks: list[Block] = [Heading("How to repeat it")]
-    blocks.append(
-        Code(f"querykey study {study['name']} --data {data.get('spec', 'SOURCE')} --out NEW-FOLDER")
-    )
+    data, budget = study.get("data") or {}, study.get("budget") or {}
+    blocks: list[Block] = [Heading("How to repeat it"), Code(study_command(study))]
+    if budget.get("words"):
+        blocks.append(Prose(f"Its length: {budget['words']}.", is_quiet=True))
     if data.get("fingerprint"):
         blocks.append(Prose(f"Fingerprint of the data: {data['fingerprint']}", is_quiet=True))
     every = [cell for seeds in cells.values() for cell in seeds.values()]
