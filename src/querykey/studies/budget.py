@@ -70,7 +70,8 @@ def images_within(arms: Sequence[Arm], images: StudyImages, *, seconds: float, j
     batch, step = _step_seconds(first, images)
     short = replace(first, settings={**settings_here(), **first.settings, "steps": 1, "looks": 0})
     seen = measure(Cell(task="", method="", seed=0, identity={}, work=Work(short, images, 1)))
-    cells, units = sum(arm.seeds for arm in arms), sum(arm.seeds * arm.images for arm in arms)
+    trained = [arm for arm in arms if arm.kind != "leak"]  # which takes seconds
+    cells, units = sum(arm.seeds for arm in trained), sum(arm.seeds * arm.images for arm in trained)
     fixed = float(seen["seconds"])
     share = (seconds * jobs - cells * fixed) / (units * step)
     if share < LEAST_STEPS:

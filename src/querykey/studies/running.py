@@ -136,19 +136,23 @@ def _planned(
 ) -> tuple[list[Arm], Budget]:
     """The arms with their steps, and how they came about."""
     if is_trial:
-        whole = [
-            replace(
-                arm, seeds=1, settings=settings_here() | arm.settings | TRIAL,
-                labels_a_class=None if arm.labels_a_class is None else min(arm.labels_a_class, 2), epochs=1,
-            )
-            for arm in arms
-        ]  # fmt: skip
-        return whole, Budget(words=f"a trial: {TRIAL_STEPS} steps on {TRIAL_ROWS} images, one seed")
+        return [_shortened(arm) for arm in arms], Budget(
+            words=f"a trial: {TRIAL_STEPS} steps on {TRIAL_ROWS} images, one seed"
+        )
     if minutes is None:
         budget = Budget(images=study.images, words=f"every arm sees {study.images:,} images")
     else:
         budget = images_within(arms, images, seconds=60 * minutes, jobs=jobs)
     return [replace(arm, settings=_lengthened(arm, budget)) for arm in arms], budget
+
+
+def _shortened(arm: Arm) -> Arm:
+    """An arm of a trial."""
+    if arm.kind == "leak":
+        return replace(arm, seeds=1, settings={**arm.settings, "steps": TRIAL_STEPS, "tests": TRIAL_STEPS})
+    few = None if arm.labels_a_class is None else min(arm.labels_a_class, 2)
+    settings = settings_here() | arm.settings | TRIAL
+    return replace(arm, seeds=1, settings=settings, labels_a_class=few, epochs=1)
 
 
 def _with_memory(arm: Arm, count: int) -> Arm:
@@ -164,6 +168,8 @@ def _with_memory(arm: Arm, count: int) -> Arm:
 
 def _lengthened(arm: Arm, budget: Budget) -> dict[str, Any]:
     """An arm's settings with as many steps as its batches need for the images it sees."""
+    if arm.kind == "leak":  # noise, of a length of its own
+        return arm.settings
     batch = arm.settings.get("batch_size", BATCH)
     steps = max(1, round(budget.images * arm.images / batch))
     return {**settings_here(), "looks": 2, "steps": steps, **arm.settings}

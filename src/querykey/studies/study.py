@@ -7,7 +7,7 @@ __all__ = ["Arm", "Asked", "Figure", "Kind", "Published", "Study"]
 
 Kind = Literal[
     "pretrained", "kNN of pretrained", "pixels", "few labels", "linear of few labels", "retrieval", "probes",
-    "adapter", "baseline",
+    "adapter", "baseline", "leak",
 ]  # fmt: skip
 """What is done with an arm."""
 

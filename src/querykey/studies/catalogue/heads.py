@@ -63,8 +63,8 @@ H_AGAINST_Z = Study(
         rows=(("colour or gray", "80, 99.3, 97.4"), ("rotation", "25, 67.6, 25.6"),
               ("original or noisy", "50, 99.5, 59.6"), ("original or Sobel", "50, 96.6, 56.3")),
     ),
-    caveat="A transformation is forgotten where it was among the views, so each arm but the first has one "
-    "more of them. Chance is one half here for all but rotation, a quarter.",
+    caveat="A transformation is forgotten where it was among the views: one arm has all four of them, the "
+    "other the default views. Chance is one half here, and a quarter for rotation.",
     arms=tuple(
         Arm(
             name=name, label=label, kind="probes", settings={"view_options": options},
