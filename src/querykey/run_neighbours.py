@@ -191,8 +191,11 @@ def _find(features: Features, kind: Kind, asked: Numbers, side: Side) -> _Found:
         best = every.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
         if kind == "labels":
             every[torch.arange(len(every)), asked[part]] = -torch.inf
-        ranks.append(1 + ((every > best) & ~is_right).sum(dim=1))
         right.append(is_right.gather(1, index[part]))
+        counted = 1 + ((every > best) & ~is_right).sum(dim=1)
+        # among those found the place is exact, ties and all; beyond them it is counted
+        place, beyond = right[-1].int().argmax(dim=1) + 1, counted.clamp(min=index.shape[1] + 1)
+        ranks.append(torch.where(right[-1].any(dim=1), place, beyond))
     return _Found(scores, index, torch.cat(right), torch.cat(ranks))
 
 
@@ -233,7 +236,6 @@ def _change(looked: Looked) -> tuple[int, int, int]:
 
 def _compared(kind: Kind, found: Sequence[_Found]) -> list[Compared]:
     right = [side.right for side in found if side.right is not None]
-    ranks = [side.ranks.double() for side in found if side.ranks is not None]
     width = found[0].items.shape[1]
     match kind:
         case "neighbours":
@@ -248,8 +250,8 @@ def _compared(kind: Kind, found: Sequence[_Found]) -> list[Compared]:
             }
         case "pairs":
             columns = {
-                f"MRR@{FOUND}": [torch.where(rank <= FOUND, 1 / rank, 0.0) for rank in ranks],
-                "R@1": [(rank == 1).double() for rank in ranks],
+                f"MRR@{FOUND}": [_reciprocal(side) for side in right],
+                "R@1": [side[:, 0].double() for side in right],
             }
     return [
         Compared(
@@ -258,3 +260,8 @@ def _compared(kind: Kind, found: Sequence[_Found]) -> list[Compared]:
         )
         for name, sides in columns.items()
     ]  # fmt: skip
+
+
+def _reciprocal(right: Tensor) -> Tensor:
+    """1 / place of each query's first right answer, 0 where none was found."""
+    return right.any(dim=1) / (right.int().argmax(dim=1) + 1).double()

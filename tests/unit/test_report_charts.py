@@ -92,6 +92,13 @@ def test_drawing_and_plotly_have_the_same_points():
     assert (y1 - y2) / (y1 - y3) == pytest.approx(2.0, abs=0.02)
 
 
+def test_an_axis_from_zero_shows_it():
+    level = CHARTS["level"]
+    words = [text.text for text in ET.fromstring(as_svg(level)).iter("{http://www.w3.org/2000/svg}text")]
+    assert "0" in words
+    assert as_plotly(level)["layout"]["yaxis"]["rangemode"] == "tozero"
+
+
 def test_a_log_axis_with_a_zero_takes_names():
     line = Line("a", [0.9, 0.0, 0.99], [1.0, 2.0, 3.0])
     assert are_places(Lines(title="t", x="x", y="y", log_x=True, lines=[line])) == ["0", "0.9", "0.99"]

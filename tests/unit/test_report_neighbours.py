@@ -81,6 +81,13 @@ def test_pairs_by_plain_loops():
             assert all(answer.is_right == (answer.item in relevant[one.query]) for answer in side)
 
 
+def test_of_equal_rows_the_lower_comes_first_in_ranks_as_in_answers():
+    features = features_from_array(torch.ones(6, 3), y=[0, 1, 1, 1, 1, 0])
+    found = look_among(features, [Side("h", features.vectors, None)])
+    assert {one.query: list(one.ranks) for one in found.failures} == {0: [5], 1: [2], 2: [2], 3: [2], 4: [2]}
+    assert found.compared[0].sides[0].mean == pytest.approx(1 / 6)
+
+
 def test_without_labels_it_says_what_stayed_and_claims_no_failures():
     features = features_from_array(rows(30, 0))
     same = look_among(features, [Side("a", features.vectors, None), Side("b", 3 * features.vectors, None)])
@@ -109,6 +116,8 @@ def test_a_map_is_the_two_axes_of_most_variance_and_never_mirrored(dtype):
     assert (first.places**2).sum(0).tolist() == pytest.approx((values[:2] ** 2).tolist(), rel=1e-6)
     share = (values[0] ** 2 / (values**2).sum()).item()
     assert first.x == f"first axis, {share:.0%} of the variance"
+    axes = (unit - unit.mean(0)).T @ first.places
+    assert (axes.gather(0, axes.abs().argmax(0, keepdim=True)) > 0).all()
     again = maps_of(cloud.to(dtype).flip(0), "frozen")[0]
     assert torch.allclose(again.places.flip(0), first.places, atol=1e-9)
 
