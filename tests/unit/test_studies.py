@@ -173,7 +173,11 @@ def test_images_that_no_study_can_take_are_refused(tmp_path):
     for number in range(20):
         Image.new("RGB", (8, 8)).save(one / f"{number}.png")
     with pytest.raises(DataError, match="no labels"):
-        StudyImages(train=DataAt(str(one))).labelled(size=8)
+        run_study(STUDIES["momentum"], StudyImages(train=DataAt(str(one))), tmp_path / "study")
+    gray = StudyImages(train=DataAt("sklearn:digits"))
+    with pytest.raises(ConfigError, match="one channel"):
+        run_study(STUDIES["colour-strength"], gray, tmp_path / "study", is_trial=True)
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_time_is_shared_out_over_the_grid(images, monkeypatch):
@@ -226,6 +230,12 @@ def test_features_that_nothing_can_be_asked_of_are_refused(tmp_path):
         run_study(
             STUDIES["adapter"], StudyFeatures(train=DataAt(str(tmp_path / "rows.npy"))), tmp_path / "out"
         )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_is_nothing_for_adapters(features, tmp_path):
+    with pytest.raises(ConfigError, match="leave out --minutes"):
+        run_study(STUDIES["adapter"], features, tmp_path / "out", minutes=5.0)
     assert not (tmp_path / "out").exists()
 
 

@@ -22,14 +22,13 @@ from querykey.run_pretrain import pretrain
 from querykey.studies.grid import Cell
 from querykey.studies.peak_memory import peak_memory
 from querykey.studies.probing import probe
-from querykey.studies.study_images import StudyImages
+from querykey.studies.study_images import SIDE, StudyImages
 from querykey.studies.work import Work
 from querykey.training.pretrain import make_encoder
 from querykey.training.saved_encoder import SavedEncoder, encode_rows
 
 __all__ = ["measure_encoder"]
 
-SIDE = 64
 DRIFT = "drift_"
 FRACTION = 0.01
 """Of the labels, where no number is said."""

@@ -17,6 +17,8 @@ from querykey.studies.study import Arm, Study
 from querykey.studies.study_features import StudyFeatures
 from querykey.studies.study_images import StudyImages
 from querykey.studies.work import Work
+from querykey.training.pretrain_settings import asked_settings
+from querykey.training.resolving import resolve_settings
 
 __all__ = ["DESCRIPTION", "RECORDS", "Progress", "StudyRun", "run_study"]
 
@@ -104,8 +106,11 @@ def run_study(
         arms = [replace(arm, seeds=min(arm.seeds, seeds or arm.seeds)) for arm in study.arms]
         if isinstance(data, StudyImages):
             arms = [_with_memory(arm, about["trained_on"]) for arm in arms]
+            _require_possible(arms, about)
             arms, budget = _planned(study, arms, data, minutes=minutes, is_trial=is_trial, jobs=jobs)
         else:
+            if minutes is not None:
+                raise ConfigError("fits of adapters end by themselves, in seconds each; leave out --minutes")
             arms, budget = _fits(arms, about, is_trial=is_trial)
         described = _description(study, arms, about, budget, is_trial=is_trial)
         with new_folder(folder) as aside:
@@ -115,6 +120,18 @@ def run_study(
     with only_writer(folder / LOCK):
         run_grid(cells, Records(folder / RECORDS), measure, jobs=jobs, told=progress)
     return StudyRun(folder, described, cells)
+
+
+def _require_possible(arms: list[Arm], about: dict[str, Any]) -> None:
+    """See that the images have what every arm needs, such as colours, before anything is written."""
+    for arm in arms:
+        if arm.kind != "leak":
+            given = {**arm.settings, "steps": 1}
+            asked = asked_settings(given.pop("method", None), None, given)
+            settings = resolve_settings(
+                asked, images=about["trained_on"], channels=about["channels"], side=about["side"]
+            )
+            settings.make_second_views(about["channels"])
 
 
 def _fits(arms: list[Arm], about: dict[str, Any], *, is_trial: bool) -> tuple[list[Arm], Budget]:

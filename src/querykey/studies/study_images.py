@@ -9,14 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from querykey.data.items import Chosen, Source
+from querykey.data.pixels import read_pixels
 from querykey.data.sources import read_source
 from querykey.errors import DataError, SourceError
 from querykey.run_data import DataAt
 from querykey.run_fine_tune import Labelled
 from querykey.run_linear import label_pixels
 
-__all__ = ["HELD_OUT", "StudyImages", "spread"]
+__all__ = ["HELD_OUT", "SIDE", "StudyImages", "spread"]
 
+SIDE = 64
+"""Images are held at twice that, at the most."""
 HELD_OUT = 5
 """One of so many images is asked for, where no others are named."""
 
@@ -52,13 +55,23 @@ class StudyImages:
         return self._sources()[0]
 
     def describe(self) -> dict[str, Any]:
-        """What they are: name, how they were named, how many, and a fingerprint of all of it."""
+        """What they are: name, how they were named, how many, of which kind, a fingerprint of all of it.
+
+        Raises:
+            DataError: If one of the parts has no labels.
+        """
         train, test = self._sources()
+        for source in (train, test):
+            if source.labels is None:
+                raise DataError(
+                    f"{source.name} has no labels, so nothing can be scored; name them with --label-column"
+                )
+        first = read_pixels(_taken(train, np.zeros(1, np.int64)), size=SIDE, workers=0)
         whole = f"{train.fingerprint} {test.fingerprint}"
         return {
             "name": Path(train.name).name, "train": self.train.as_dict(),
             "test": None if self.test is None else self.test.as_dict(),
-            "trained_on": len(train), "asked": len(test),
+            "trained_on": len(train), "asked": len(test), "channels": first.channels, "side": first.side,
             "fingerprint": hashlib.sha256(whole.encode()).hexdigest(),
         }  # fmt: skip
 
