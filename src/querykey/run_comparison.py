@@ -1,7 +1,7 @@
 """Runs compared: what differs, and how they score on the same queries, with paired intervals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,30 +119,33 @@ def compare_runs(
     notify = notify or (lambda _: None)
     runs = named(folders, reserved=[FROZEN])
     if kind_of(runs) == "pretraining":
-        pretrainings, table = {name: RunFolder.read(folder) for name, folder in runs.items()}, None
+        pretrainings = {name: RunFolder.read(folder) for name, folder in runs.items()}
+        found = _beside("pretraining", runs, pretrainings)
         for name, run in pretrainings.items():
             if not run.is_finished:
                 notify(f"{name} is not finished; what it says of its end is of its last step so far")
-        if on is not None:
-            table = _score_encoders(pretrainings, on, train, device=device, seed=seed, notify=notify)
-        return _beside("pretraining", pretrainings, table)
+        if on is None:
+            return found
+        table = _score_encoders(pretrainings, on, train, device=device, seed=seed, notify=notify)
+        return replace(found, table=table)
     if train is not None:
         raise ConfigError(f"{folders[0]} is an adapter; --train is for pretrainings, leave it out")
-    adapters, table = {name: load_run(folder) for name, folder in runs.items()}, None
-    if on is not None:
-        table = _score_adapters(adapters, on, device=device, seed=seed, progress=progress, notify=notify)
-    return _beside("adapter", adapters, table)
+    adapters = {name: load_run(folder) for name, folder in runs.items()}
+    found = _beside("adapter", runs, adapters)
+    if on is None:
+        return found
+    table = _score_adapters(adapters, on, device=device, seed=seed, progress=progress, notify=notify)
+    return replace(found, table=table)
 
 
-def _beside(kind: Kind, runs: Mapping[str, Run | RunFolder], table: Table | None) -> Comparison:
-    facts = {name: facts_of(run) for name, run in runs.items()}
+def _beside(kind: Kind, runs: dict[str, Path], loaded: Mapping[str, Run | RunFolder]) -> Comparison:
+    facts = {name: facts_of(run) for name, run in loaded.items()}
     return Comparison(
         kind=kind,
-        runs={name: run.folder if isinstance(run, Run) else run.path for name, run in runs.items()},
+        runs=runs,
         settings=differing({name: one.settings for name, one in facts.items()}),
         origin=differing({name: one.origin for name, one in facts.items()}),
         ends=by_name({name: one.end for name, one in facts.items()}),
-        table=table,
     )
 
 

@@ -9,9 +9,11 @@ import torch
 from cli.conftest import FAST
 from pretraining_toys import put_stripes, small_run
 
+from querykey.build import load_run
 from querykey.evaluation.linear_protocols import linear_evaluation
 from querykey.run_comparison import compare_runs
 from querykey.run_data import DataAt
+from querykey.run_evaluation import evaluate_run
 from querykey.run_linear import evaluate_encoder
 from querykey.training import calibration
 
@@ -147,6 +149,26 @@ def test_runs_on_other_models_are_compared_on_a_source_alone(
         querykey("compare", text_run, other_text_run, "--on", text_features),
         "features of cli.models:letters, and the run was fitted on features of cli.models:other_letters",
     )
+
+
+def test_pairs_are_asked_from_the_side_of_their_queries(querykey, data, tmp_path):
+    columns = ("--column", "text", "--pair-column", "question")
+    querykey(
+        "embed", data / "texts.csv", "--model", "cli.models:letters", "--out", tmp_path / "pairs", *columns
+    )
+    sides = (("both", ("--dim", 4)), ("query", ("--side", "query", "--dim", 32)))
+    for side, options in sides:
+        said = querykey("adapt", tmp_path / "pairs", "--pairs", "--out", tmp_path / side, *options, *FAST)
+        assert said.code == 0, said.err
+    said = querykey("compare", tmp_path / "both", tmp_path / "query", "--on", tmp_path / "pairs")
+    assert said.code == 0, said.err
+    alone = evaluate_run(load_run(tmp_path / "query"), DataAt(str(tmp_path / "pairs")))
+    score = f"{alone.cells['adapter']['NDCG@10'].value.mean:.3f}".removeprefix("0")
+    shown = next(line.split() for line in said.out.splitlines() if line.startswith("query "))
+    assert shown[1] == "32"
+    assert shown[2].rstrip("+-=") == score
+    assert "NDCG@10" in said.out
+    assert "minus both" in said.out
 
 
 def test_knn_asks_among_the_items_that_all_models_have_seen(text_run, other_text_run, data, tmp_path):

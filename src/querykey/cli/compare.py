@@ -73,7 +73,7 @@ def compare(
         raise ConfigError(f"{' and '.join(given)}: nothing is scored without --on SOURCE|FEATURES; add it")
     if out is not None:
         check_new(out)
-    with progress(f"embedding {on}") as tick:
+    with progress("comparing") as tick:
         found = compare_runs(
             runs,
             None if on is None else DataAt(on, column, label_column, pair_column, split),
