@@ -41,7 +41,10 @@ def test_help_loads_next_to_nothing():
     assert not loaded_by(code) & HEAVY
 
 
-@pytest.mark.parametrize("command", ["embed", "adapt", "evaluate", "transform", "search", "export", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    ["embed", "adapt", "evaluate", "transform", "search", "export", "doctor", "study", "report", "compare"],
+)
 def test_help_of_a_command_loads_next_to_nothing(command):
     code = f"import sys; sys.argv = ['querykey', {command!r}, '--help']\nfrom querykey.cli.main import app\n"
     code += "try: app()\nexcept SystemExit as end: assert not end.code"

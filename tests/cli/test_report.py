@@ -13,11 +13,8 @@ from browser import CHROMIUM, Browser
 from report_samples import CELLS, matrix, study, write_study
 
 from querykey import Adapter
-from querykey.cli.main import COMMANDS
 from querykey.evaluation.table import tabulate
 from querykey.reports.page.page import sections_of
-
-COMMANDS.setdefault("report", ("report", "report", "Show runs and studies on one page."))
 
 MOST = 6_000_000
 

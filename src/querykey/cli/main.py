@@ -24,6 +24,7 @@ COMMANDS = {
     "search": ("search", "search", "Show what a query finds among FEATURES, before and after."),
     "export": ("export", "export_run", "Write what a RUN has learned in a form that loads elsewhere."),
     "study": ("study", "study", "Ask a paper's question of your own images; `study list` names them."),
+    "report": ("report", "report", "Show runs and studies on one page."),
     "doctor": ("doctor", "doctor", "Look at data and machine; say what to type, and why."),
     "demo": ("demo", "demo", "Adapt a frozen model to Python's own documentation; takes minutes."),
     "help": ("help", "show_help", "Explain how data and models are named, or what --set takes."),

@@ -17,54 +17,60 @@ if TYPE_CHECKING:
 __all__ = ["study"]
 
 
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A study, or `list` for their names.")]
+Data = Annotated[
+    str | None, typer.Option(metavar="SOURCE|FEATURES", help="Labelled images, or features of `adapter`.")
+]
+Folder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A new folder, or that of a study to go on with.")
+]
+Test = Annotated[
+    str | None, typer.Option(metavar="SOURCE", help="Images to ask for, where DATA has none of them.")
+]
+TestSplit = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The part to ask for; a fifth is held out if not said.")
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="A few steps on a few images: to see that it works.")]
+Seeds = Annotated[int | None, typer.Option(min=1, max=100, help="Of each arm, at the most.")]
+Minutes = Annotated[
+    float | None, typer.Option(min=0.1, help="For the whole grid; cells are made as long as that allows.")
+]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, max=256, help="Cells at once, a thread each; all cores if not said.")
+]
+
+
 def study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or `list` for their names.")],
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE|FEATURES", help="Labelled images, or features of `adapter`.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new folder, or that of a study to go on with.")
-    ] = None,
+    name: Name,
+    data: Data = None,
+    out: Folder = None,
     split: Split = None,
-    test: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Images to ask for, where DATA has none of them.")
-    ] = None,
-    test_split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The part to ask for; a fifth is held out if not said.")
-    ] = None,
+    test: Test = None,
+    test_split: TestSplit = None,
     column: Column = None,
     label_column: LabelColumn = None,
-    smoke: Annotated[
-        bool,
-        typer.Option("--smoke", help="A few steps on a few images: to see that it works."),
-    ] = False,
-    seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Of each arm, at the most.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="For the whole grid; cells are made as long as that allows.")
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Cells at once, a thread each; all cores if not said.")
-    ] = None,
+    smoke: Smoke = False,
+    seeds: Seeds = None,
+    minutes: Minutes = None,
+    jobs: Jobs = None,
 ) -> None:
     """Ask a paper's question of your own images: a grid of small runs, and a verdict.
 
     Cells that are done aren't done again: the same command goes on with a study that was stopped.
     """
-    from querykey.errors import ConfigError
     from querykey.studies.catalogue import STUDIES
 
     if name == "list":
         _list(STUDIES)
         return
-    if name not in STUDIES:
-        from querykey.data.grammar import nearest_words
+    asked = _asked(name, STUDIES)
+    if data is None or out is None:
+        from querykey.errors import ConfigError
 
         raise ConfigError(
-            f"there is no study {name!r}{nearest_words(name, STUDIES)}; `querykey study list` names them"
+            f"a study needs --data SOURCE and --out DIR, as in querykey study {name} --data photos "
+            f"--out {name}"
         )
-    if data is None or out is None:
-        raise ConfigError(f"a study needs --data SOURCE and --out DIR, as in querykey study {name} --data "
-                          f"photos --out {name}")  # fmt: skip
     prepare("cpu", 1, 0)
     import os
 
@@ -75,16 +81,27 @@ def study(
     from querykey.studies.study_images import StudyImages
 
     train = DataAt(data, column=column, label_column=label_column, split=split)
-    asked = None
+    others = None
     if test is not None or test_split is not None:
-        asked = DataAt(test or data, column=column, label_column=label_column, split=test_split)
-    kind = StudyImages if STUDIES[name].needs == "images" else StudyFeatures
+        others = DataAt(test or data, column=column, label_column=label_column, split=test_split)
+    kind = StudyImages if asked.needs == "images" else StudyFeatures
     with _progress(name) as progress:
         done = run_study(
-            STUDIES[name], kind(train=train, test=asked), out, seeds=seeds, minutes=minutes,
-            is_trial=smoke, jobs=1 if smoke else jobs or os.cpu_count() or 1, progress=progress, notify=note,
+            asked, kind(train=train, test=others), out, seeds=seeds, minutes=minutes, is_trial=smoke,
+            jobs=1 if smoke else jobs or os.cpu_count() or 1, progress=progress, notify=note,
         )  # fmt: skip
     _tell(done)
+
+
+def _asked(name: str, studies: "dict[str, Study]") -> "Study":
+    if name not in studies:
+        from querykey.data.grammar import nearest_words
+        from querykey.errors import ConfigError
+
+        raise ConfigError(
+            f"there is no study {name!r}{nearest_words(name, studies)}; `querykey study list` names them"
+        )
+    return studies[name]
 
 
 def _list(studies: "dict[str, Study]") -> None:
