@@ -158,8 +158,11 @@ def test_the_order_of_runs_turns_the_signs_round(made, test_data):
         assert (one.mean, one.low, one.high) == pytest.approx((-other.mean, -other.high, -other.low))
 
 
-def test_runs_of_other_rows_are_asked_no_knn(made, test_data):
-    found, notes = both(made, "memory", "few", on=test_data)
+@pytest.mark.parametrize("rows", [120, 240])
+def test_runs_of_other_rows_are_asked_no_knn(made, test_data, tmp_path, rows):
+    """As many rows as the first run had are still others, though arrays number both alike."""
+    adapt(put_clusters(tmp_path / "train.npz", rows, 6), parse_run(FIT), tmp_path / "other")
+    found, notes = both(made, "memory", tmp_path / "other", on=test_data)
     assert "kNN" not in found.table.metrics
     assert "R@1" in found.table.metrics
     assert notes == ["the runs were fitted on different items, among which kNN would vote: no kNN is asked"]
