@@ -88,6 +88,20 @@ def test_a_heat_map_has_row_means_apart_and_room_for_what_is_missing(tmp_path):
     assert chart.apart == 1
 
 
+def test_pairs_of_one_half_stand_in_both(tmp_path):
+    given = matrix()
+    names = ["crop", "colour <&>", "blur"]
+    half = [
+        arm for arm in given["described"]["arms"] if names.index(arm["row"]) <= names.index(arm["column"])
+    ]
+    folder = write_study(
+        tmp_path / "s", described=given["described"] | {"arms": half}, records=given["records"]
+    )
+    (chart,) = charts_of(study_section(folder).blocks)
+    assert [row[:3] for row in chart.values] == [[0.1, 0.2, 0.3], [0.2, 0.5, 0.6], [0.3, 0.6, None]]
+    assert chart.values[1][3] == pytest.approx(1.3 / 3)
+
+
 def test_a_study_that_has_only_begun_is_shown(tmp_path):
     section = study_section(write_study(tmp_path / "s", records=[]))
     assert charts_of(section.blocks) == []

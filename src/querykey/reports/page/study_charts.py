@@ -154,11 +154,14 @@ def _heat_map(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | No
           for arm in placed if (three := _three(cells, arm["name"], measure))}  # fmt: skip
     if not at:
         return None
+    planned = {(str(arm["row"]), str(arm["column"])) for arm in placed}
+    if not any((column, row) in planned for row, column in planned if row != column):
+        at |= {(column, row): mean for (row, column), mean in at.items()}  # of one half: a pair has no order
     values: list[list[float | None]] = [[at.get((row, column)) for column in columns] for row in rows]
     for row in values:
         known = [value for value in row if value is not None]
         row.append(sum(known) / len(known) if known else None)
     return HeatMap(
         title=wanted["title"], x=wanted["x"], y=wanted["y"], columns=[*columns, "mean"], rows=rows,
-        values=values, apart=1, unit=measure, note=_note(cells, placed),
+        values=values, apart=1, unit=measure, note=f"{_note(cells, placed).partition(';')[0]}.",
     )  # fmt: skip
