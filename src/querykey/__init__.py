@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from querykey.adapter import Adapter
     from querykey.data.features import Features, read_features
     from querykey.data.sources import Source, read_source
+    from querykey.run_comparison import compare_runs
     from querykey.run_model import load_encoder
     from querykey.run_pretrain import pretrain, resume
     from querykey.training.embed import embed
@@ -29,6 +30,7 @@ _HOMES = {
     "Adapter": "querykey.adapter",
     "Features": "querykey.data.features",
     "Source": "querykey.data.sources",
+    "compare_runs": "querykey.run_comparison",
     "embed": "querykey.training.embed",
     "load_encoder": "querykey.run_model",
     "pretrain": "querykey.run_pretrain",
@@ -42,6 +44,7 @@ __all__ = [
     "Features",
     "Source",
     "__version__",
+    "compare_runs",
     "embed",
     "load_encoder",
     "pretrain",
