@@ -56,7 +56,8 @@ def study(
 ) -> None:
     """Ask a paper's question of your own data; `study list` names them.
 
-    A grid of small runs, and a verdict by a rule that was fixed beforehand. Cells that are done aren't done again: the same command goes on with a study that was stopped.
+    A grid of small runs, and a verdict by a rule that was fixed beforehand. Cells that are done aren't done
+    again: the same command goes on with a study that was stopped.
     """
     from querykey.studies.catalogue import STUDIES
 
