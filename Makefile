@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check soak bench results lint format
+.PHONY: help demo test check studies-smoke soak bench results lint format
 .NOTPARALLEL:
 
 help: ## Say what there is.
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
 
 demo: $(VENV)/.ready-demo ## Adapt a frozen model to the documentation of Python packages, into ./demo.
 	$(BIN)/querykey demo --out demo
@@ -16,6 +16,9 @@ test: $(VENV)/.ready ## Run the tests, a worker a core.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: lint test ## All that CI asks: format, lint, types, layers, tests.
+
+studies-smoke: $(VENV)/.ready ## Run every study on a few images; `make test` does it too.
+	$(BIN)/python -m pytest -q tests/unit/test_studies.py -k runs_to_its_verdicts
 
 soak: $(VENV)/.ready ## Kill, starve and fuzz for up to 20 minutes.
 	$(BIN)/python -m pytest -q tests/soak/soak_*.py

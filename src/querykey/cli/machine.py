@@ -14,6 +14,8 @@ EXTRAS = {
     "text": ("sentence_transformers",),
     "export": ("onnx", "onnxruntime"),
     "search": ("faiss",),
+    "tensorboard": ("tensorboard",),
+    "report": ("plotly", "jinja2"),
 }
 """Extra to the modules it brings."""
 
