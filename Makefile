@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .NOTPARALLEL:
 
 help: ## Say what there is.
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-22s%s\n", $$1, $$2}'
 
 demo: $(VENV)/.ready-demo ## Adapt a frozen model to the documentation of Python packages, into ./demo.
 	$(BIN)/querykey demo --out demo
