@@ -109,7 +109,8 @@ class RunFolder:
                 )
             folder = cls(path, described)
             _ = (folder.fingerprint, folder.device, folder.threads, folder.decoded_size, folder.saving,
-                 folder.changes, folder.versions, folder.processes)  # fmt: skip
+                 folder.changes, folder.versions, folder.processes,
+                 described["data"]["at"] is None or folder.at)  # fmt: skip
             if folder.settings.steps is None or folder.settings.epochs is None:
                 raise StoreError(f"{file} is damaged: it does not say how long the run is")
         return folder
@@ -173,7 +174,8 @@ class RunFolder:
                 f"{self.path}: its images came as an object, not by a path or name, so they cannot be read "
                 "again; pretrain from a path to be able to go on"
             )
-        return dict(at)
+        named = {n: None if at[n] is None else str(at[n]) for n in ("column", "label_column", "split")}
+        return {"spec": str(at["spec"]), **named}
 
     def record(self, kind: str, **numbers: Any) -> None:
         """Keep numbers of a step, and show them to TensorBoard where that is installed."""
@@ -196,11 +198,8 @@ class RunFolder:
         self._records = Records(self.path / METRICS)
         self._board.gone_on_from = step
         looks = [record for record in kept if record["kind"] == "look"]
-        return (
-            {name: value for name, value in looks[-1].items() if name not in ("kind", "step")}
-            if looks
-            else {}
-        )
+        last = looks[-1] if looks else {}
+        return {name: value for name, value in last.items() if name not in ("kind", "step")}
 
     def kept_for_writing(self) -> AbstractContextManager[None]:
         """While this lasts no other process may write here.
