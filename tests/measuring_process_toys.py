@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from frozen_toys import WORDS, text_encoder, text_source
+from frozen_toys import WORDS, LetterModel, text_encoder, text_source
 
 from querykey.run_data import DataAt
 from querykey.run_linear import evaluate_encoder
@@ -16,9 +16,10 @@ TIMED = ("seconds",)
 
 def embedded_and_evaluated(processes, folder, images):
     """Digests of the features that are written, and every number of an evaluation."""
-    said = []
+    said, model = [], LetterModel()
     features = embed(
-        text_source(WORDS, [0, 1, -1, 0, 1, 0, 1, 0, 1]), text_encoder(), f"{folder}/features", shard_size=2,
+        text_source(WORDS, [0, 1, -1, 0, 1, 0, 1, 0, 1]), text_encoder(model), f"{folder}/features",
+        batch_size=2, shard_size=2,
         notify=said.append,
     )  # fmt: skip
     assert said == []
@@ -29,6 +30,7 @@ def embedded_and_evaluated(processes, folder, images):
     dated = ("meta.json",)
     return {
         "rank": torch.tensor(processes.rank),
+        "encoded": torch.tensor(len(model.seen)),
         "vectors": torch.as_tensor(features.vectors[:]),
         "files": _bytes(
             {path.name: path.name in dated or hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -9,7 +9,6 @@ import torch
 
 from querykey.build import Notify, Progress, Run, load_run
 from querykey.data.features import Features
-from querykey.data.sources import read_source
 from querykey.encoders.frozen_model import usable_device
 from querykey.errors import ConfigError, DataError, SourceError
 from querykey.evaluation.examination import Examination
@@ -240,10 +239,7 @@ def _score_encoders(
             f"the runs were pretrained on different images; kNN and the linear evaluation of all learn from "
             f"{at.spec}, those of {first}; name others with --train"
         )
-    known_images, asked_images = (
-        read_source(one.spec, column=one.column, label_column=one.label_column, split=one.split)
-        for one in (at, on)
-    )
+    known_images, asked_images = at.source(), on.source()
     seen = [name for name, run in runs.items() if run.fingerprint == asked_images.fingerprint]
     if seen:
         notify(f"{on.spec} is what {', '.join(seen)} was pretrained on; new images may rank it lower")

@@ -34,6 +34,18 @@ class DataAt:
     pair_column: str | None = None
     split: str | None = None
 
+    def source(self) -> Source:
+        """Open what is there, unread.
+
+        Raises:
+            MissingPathError: If there is nothing.
+            SourceError: If it cannot be read.
+        """
+        return read_source(
+            self.spec, column=self.column, label_column=self.label_column, pair_column=self.pair_column,
+            split=self.split,
+        )  # fmt: skip
+
     def as_dict(self) -> dict[str, str | None]:
         """For JSON, with a path that holds from other folders too."""
         path = Path(self.spec).expanduser()
@@ -68,13 +80,7 @@ def open_data(at: DataAt, *, verify: bool = False) -> Opened | Source:
         _check_store_options(at)
         features = read_features(path, verify=verify)
         return Opened(features, str(features.meta.get("key") or features.meta["sha256"]))
-    source = read_source(
-        at.spec,
-        column=at.column,
-        label_column=at.label_column,
-        pair_column=at.pair_column,
-        split=at.split,
-    )
+    source = at.source()
     if source.kind == "vector":
         return Opened(features_of_source(source), source.fingerprint)
     return source

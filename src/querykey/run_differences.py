@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from querykey.build import RUN, Run
 from querykey.data.durable import or_damaged
+from querykey.dotted import dotted
 from querykey.errors import ConfigError, MissingPathError
 from querykey.records import read
 from querykey.run_folder import METRICS, RunFolder, is_pretraining
@@ -192,7 +193,7 @@ def _of_adapter(run: Run) -> Facts:
         "helped": "training helped", "steps_taken": "steps", "seconds": "seconds",
     }  # fmt: skip
     end = {words: report[name] for name, words in names.items() if name in report}
-    return Facts(_flat(adapter.settings_.as_dict()), _known(origin), end)
+    return Facts(dotted(adapter.settings_.as_dict()), _known(origin), end)
 
 
 def _of_pretraining(run: RunFolder) -> Facts:
@@ -211,7 +212,7 @@ def _of_pretraining(run: RunFolder) -> Facts:
         end["images/s"] = len(steps) * run.settings.batch_size / seconds
     names = {"knn": "kNN of the held-out part", "effective_rank_h": "effective rank of h", "loss": "loss"}
     end |= {words: seen[name] for name, words in names.items() if name in seen}
-    return Facts(_flat(run.settings.as_dict()), _known(origin), end)
+    return Facts(dotted(run.settings.as_dict()), _known(origin), end)
 
 
 def _versions(found: Mapping[str, str]) -> dict[str, str]:
@@ -220,11 +221,3 @@ def _versions(found: Mapping[str, str]) -> dict[str, str]:
 
 def _known(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names in place of tables."""
-    out: dict[str, Any] = {}
-    for name, value in settings.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return out

@@ -24,6 +24,7 @@ from querykey.training.embed import features_key
 __all__ = [
     "evaluate_run",
     "features_like_those_of",
+    "require_like_those_of",
     "rows_of",
     "task_of",
     "training_features",
@@ -116,17 +117,32 @@ def features_like_those_of(
         )
         return Opened(features, key)
     opened = open_features(at)
-    width, made_by, fitted_on = run.adapter.n_features_in_, opened.features.model_key, run.adapter.model_key_
-    if opened.features.dim != width:
-        raise ShapeError(f"{at.spec}: rows are {opened.features.dim} wide; the run was fitted on {width}")
+    require_like_those_of(run, opened.features, at.spec)
+    return opened
+
+
+def require_like_those_of(run: Run, features: Features, name: str) -> None:
+    """See that a run's adapter can take features.
+
+    Args:
+        run: A run.
+        features: Any.
+        name: How the user named them.
+
+    Raises:
+        ModelMismatchError: If they are of another model.
+        ShapeError: If they are of another width.
+    """
+    width, made_by, fitted_on = run.adapter.n_features_in_, features.model_key, run.adapter.model_key_
+    if features.dim != width:
+        raise ShapeError(f"{name}: rows are {features.dim} wide; the run was fitted on {width}")
     if made_by and fitted_on and made_by != fitted_on:
-        theirs = opened.features.meta.get("model", {}).get("spec", made_by[:12])
+        theirs = features.meta.get("model", {}).get("spec", made_by[:12])
         ours = run.features.get("model", {}).get("spec", fitted_on[:12])
         raise ModelMismatchError(
-            f"{at.spec}: features of {theirs}, and the run was fitted on features of {ours}; "
+            f"{name}: features of {theirs}, and the run was fitted on features of {ours}; "
             "embed with the same model"
         )
-    return opened
 
 
 def without_memory(run: Run, *, notify: Notify | None = None) -> Adapter | None:

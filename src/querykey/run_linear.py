@@ -12,7 +12,6 @@ from torch import Tensor
 from querykey.data.items import Source
 from querykey.data.labels import common_labels
 from querykey.data.pixels import Pixels, read_pixels
-from querykey.data.sources import read_source
 from querykey.data.views import plain_view
 from querykey.encoders.frozen_model import usable_device
 from querykey.errors import ConfigError, DataError
@@ -30,8 +29,8 @@ from querykey.training.saved_encoder import SavedEncoder, encode_rows, read_enco
 from querykey.types import PerQuery, Rows
 
 __all__ = [
-    "evaluate_encoder", "knn_of", "label_pixels", "neighbours_of", "pixel_rows", "read_labelled",
-    "require_channels", "trained_on",
+    "evaluate_encoder", "knn_of", "label_pixels", "neighbours_of", "pixel_rows", "require_channels",
+    "trained_on",
 ]  # fmt: skip
 
 KNN_TEMPERATURE = 0.1
@@ -90,7 +89,8 @@ def evaluate_encoder(
             f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head}"
         )
     at = train or trained_on(folder, on)
-    known, asked = read_labelled(at, on, size=saved.settings.image_size or 224, notify=notify)
+    size = saved.settings.image_size or 224
+    known, asked = label_pixels(at.source(), on.source(), size=size, notify=notify)
     require_channels(saved.channels, {at.spec: known.pixels, on.spec: asked.pixels})
     kept = (known.labels != UNLABELLED).nonzero()[:, 0]
     if labels_fraction is not None:
@@ -127,30 +127,8 @@ def evaluate_encoder(
     )  # fmt: skip
 
 
-def read_labelled(train: DataAt, on: DataAt, *, size: int, notify: Notify) -> tuple[Labelled, Labelled]:
-    """Read training and test images with labels that mean the same in both.
-
-    Args:
-        train: Images with labels.
-        on: Others with labels.
-        size: Pixels of a side that the encoder takes.
-        notify: Called with what is worth knowing.
-
-    Returns:
-        Both.
-
-    Raises:
-        DataError: If one of them has no labels.
-    """
-    sources = (
-        read_source(at.spec, column=at.column, label_column=at.label_column, split=at.split)
-        for at in (train, on)
-    )
-    return label_pixels(*sources, size=size, notify=notify)
-
-
 def label_pixels(train: Source, on: Source, *, size: int, notify: Notify) -> tuple[Labelled, Labelled]:
-    """`read_labelled` of sources that are open.
+    """Decode training and test images, with labels that mean the same in both.
 
     Args:
         train: Images with labels.

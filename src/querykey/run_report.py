@@ -8,9 +8,10 @@ import torch
 
 from querykey.build import Run, load_run
 from querykey.data.features import Features
-from querykey.errors import DataError, MissingPathError, ModelMismatchError, QuerykeyError, ShapeError
+from querykey.errors import DataError, MissingPathError, ShapeError
 from querykey.nearest import nearest
 from querykey.run_data import DataAt, open_features
+from querykey.run_evaluation import require_like_those_of, training_features
 from querykey.run_maps import Map, Sheet, maps_of, sheet_of
 from querykey.run_neighbours import SHOWN_K, Answer, Looked, Neighbourhood, Side, drawn, look_among
 from querykey.training.saved_encoder import read_encoder
@@ -105,7 +106,7 @@ def gather_adapter(folder: Path, features: str | None = None) -> Gathered:
             f"{folder}: its training features are gone or have changed ({where}); say where features are "
             "with --features FEATURES"
         )
-    _require_fit(run, shown, spec)
+    require_like_those_of(run, shown, spec)
     documents = torch.as_tensor(run.adapter.transform_documents(shown.vectors))
     frozen_queries = None if shown.queries is None else shown.queries.vectors
     queries = None if frozen_queries is None else torch.as_tensor(run.adapter.transform(frozen_queries))
@@ -164,23 +165,10 @@ def _gathered(features: Features, spec: str, sides: Sequence[Side], *, is_fitted
 
 def _fitted_on(run: Run) -> Features | None:
     """The training features, where they are there and as they were."""
-    if run.trained_on is None:
-        return None
     try:
-        features, key = open_features(run.trained_on)
-    except QuerykeyError:
+        return training_features(run)
+    except DataError:
         return None
-    return features if key == run.features.get("key") else None
-
-
-def _require_fit(run: Run, features: Features, spec: str) -> None:
-    width, ours = run.adapter.n_features_in_, run.adapter.model_key_
-    if features.dim != width:
-        raise ShapeError(f"{spec}: rows are {features.dim} wide; the run was fitted on {width}")
-    if features.model_key and ours and features.model_key != ours:
-        raise ModelMismatchError(
-            f"{spec}: features of another model than {run.folder} was fitted on; embed with the same model"
-        )
 
 
 def _served(features: Features, *, are_pairs: bool) -> Served:

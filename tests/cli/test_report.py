@@ -190,7 +190,9 @@ def test_features_of_another_width_or_model_are_refused(
         "embed", data / "texts.csv", "--model", "cli.models:other_letters", "--out", other, "--column", "text"
     )
     assert said.code == 0, said.err
-    assert "features of another model than" in refused(querykey, text_run, "--features", other, "--out", out)
+    assert "and the run was fitted on features of cli.models:letters" in refused(
+        querykey, text_run, "--features", other, "--out", out
+    )
 
 
 def test_an_adapter_that_was_saved_alone_needs_features(querykey, labelled_run, data, tmp_path):

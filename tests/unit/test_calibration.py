@@ -27,11 +27,11 @@ class Clock:
 
 @pytest.fixture
 def measured(monkeypatch):
-    def measure(costs, *, precision="auto", layout="auto", fast=True):
+    def measure(costs, *, precision="auto", layout="auto", fast=True, **given):
         clock = Clock({(kind, order): seconds for (kind, order), seconds in zip(CHOICES, costs, strict=True)})
         monkeypatch.setattr(calibration.time, "perf_counter", lambda: clock.now)
         monkeypatch.setattr(calibration, "_has_fast_bfloat16", lambda _: fast)
-        return calibrate(clock.step, precision=precision, layout=layout, device=CPU), clock
+        return calibrate(clock.step, precision=precision, layout=layout, device=CPU, **given), clock
 
     return measure
 
@@ -71,6 +71,13 @@ def test_what_was_said_is_not_tried_otherwise(measured):
 def test_a_slow_step_is_not_taken_forty_times(measured):
     _, clock = measured((60.0, 60.0, 60.0, 60.0), precision="float32", layout="contiguous")
     assert len(clock.taken) <= calibration.WARM_UP + calibration.TRIALS + 1
+
+
+def test_a_step_is_not_measured_for_long_where_nothing_follows_from_it(measured):
+    _, clock = measured((0.01,) * 4, precision="float32", layout="contiguous", is_length_open=False)
+    assert len(clock.taken) == calibration.WARM_UP + calibration.TRIALS
+    _, clock = measured((0.01,) * 4, precision="float32", layout="contiguous")
+    assert len(clock.taken) > calibration.WARM_UP + calibration.TRIALS
 
 
 def test_sleep_is_measured_as_it_is():

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from pretraining_toys import TINY
 
-from querykey import Adapter
+from querykey import Adapter, pretrain
 from querykey.config_pretrain import parse_pretrain_run, read_pretrain_run
 from querykey.data.features import features_from_array, read_features
 from querykey.data.images import decode_image
@@ -26,6 +27,7 @@ from querykey.data.pixels import read_pixels
 from querykey.data.sources import read_source
 from querykey.encoders.backbones import load_backbone_weights, make_backbone
 from querykey.errors import ConfigError, DamagedItemError, QuerykeyError, SourceError, StoreError
+from querykey.run_folder import RunFolder
 from querykey.training.pretrain_settings import asked_settings
 from querykey.training.resolving import resolve_settings
 
@@ -297,3 +299,15 @@ def test_the_same_numbers_from_python():
     with pytest.raises(QuerykeyError, match="capacity must be at most"):
         resolve_settings(asked_settings("moco", None, {"capacity": 10**30}), images=5000, channels=3, side=32)
     assert features_from_array(np.eye(2, dtype=np.float32)).dim == 2
+
+
+@pytest.mark.parametrize("at", [{}, {"spec": "photos"}, [1], "photos", True])
+def test_a_run_that_does_not_say_where_its_images_were_is_damaged(at, tmp_path):
+    pretrain("sklearn:digits", out=tmp_path / "run", stop=lambda: True, **TINY | {"steps": 2})
+    file = tmp_path / "run" / "run.json"
+    described = json.loads(file.read_text())
+    assert RunFolder.read(tmp_path / "run").at["spec"] == "sklearn:digits"
+    described["data"]["at"] = at
+    file.write_text(json.dumps(described))
+    with pytest.raises(StoreError, match="is damaged"):
+        RunFolder.read(tmp_path / "run")

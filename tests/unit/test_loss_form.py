@@ -120,6 +120,20 @@ def test_the_memory_is_told_before_the_first_step(given, words):
 
 
 @pytest.mark.parametrize(
+    ("given", "scores", "dictionary"),
+    [
+        ({"method": "moco", "capacity": 65536}, "256 x 8,448 scores", 4),
+        ({"method": "memory-bank"}, "256 x 6,250 scores", 3),
+        ({"method": "xbm", "capacity": 80_000}, "256 x 10,000 scores", 4),
+    ],
+)
+def test_of_a_sharded_dictionary_the_own_share_is_told(given, scores, dictionary):
+    words = describe_memory(resolved(**given, sharded=True), items=50_000, width=128, processes=8)
+    assert scores in words
+    assert words.endswith(f"dictionary {dictionary} MiB")
+
+
+@pytest.mark.parametrize(
     ("given", "labels"),
     [
         ({}, None),

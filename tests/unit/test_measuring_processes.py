@@ -33,6 +33,9 @@ def test_three_processes_write_and_say_what_one_does(images, tmp_path):
         str(make(tmp_path / "together")), str(images),
     )  # fmt: skip
     assert [int(one["rank"]) for one in found] == [0, 1, 2]
+    counts = [int(one["encoded"]) for one in found]
+    assert sum(counts) == int(alone["encoded"])  # each item by one process
+    assert max(counts) < sum(counts) / 2
     for one in found:
         for name in ("vectors", "files", "table"):
             assert torch.equal(one[name], alone[name]), name

@@ -149,7 +149,7 @@ def test_a_folder_is_of_one_study_on_one_set_of_images(images, folder, tmp_path,
 def test_every_arm_sees_equal_images(images, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
     done = run_study(STUDIES["batch-and-epochs"], images, tmp_path / "study")
-    for arm in done.described["plan"]:
+    for arm in done.described["arms"]:
         seen = arm["settings"]["steps"] * arm["settings"]["batch_size"]
         assert seen == arm["images"] * STUDIES["batch-and-epochs"].images
 
@@ -241,7 +241,7 @@ def test_a_budget_is_nothing_for_adapters(features, tmp_path):
 
 def test_a_memory_is_as_large_as_its_share_of_the_images(images, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
-    plan = run_study(STUDIES["memory-ratio"], images, tmp_path / "study").described["plan"]
+    plan = run_study(STUDIES["memory-ratio"], images, tmp_path / "study").described["arms"]
     found = {arm["memory_ratio"]: arm["settings"] for arm in plan}
     assert [found[share]["capacity"] for share in (0.05, 0.25, 1.0)] == [
         16,

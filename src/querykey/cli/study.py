@@ -141,12 +141,11 @@ def _score(measure: str, value: list[int]) -> str:
 def _tell(done: "StudyRun") -> None:
     """The arms and the verdicts."""
     from querykey.cli.show import line, table
-    from querykey.records import read
     from querykey.reports.study_tables import arms_rows, verdict_rows
-    from querykey.studies.running import RECORDS
+    from querykey.study_folder import records_of
 
     described = done.described
-    records = read(done.folder / RECORDS)
+    records = records_of(done.folder).read()
     line(described["asks"])
     line(f"{described['measured']}; {described['source']}")
     line()

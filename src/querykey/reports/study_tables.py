@@ -4,27 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from querykey.records import Record
-from querykey.reports.seed_tables import Cells, measured, verdict_of
+from querykey.reports.seed_tables import measured, verdict_of
+from querykey.study_folder import cells_of
 
-__all__ = ["arms_rows", "cells_of_study", "verdict_rows"]
-
-
-def cells_of_study(described: Mapping[str, Any], records: Sequence[Record]) -> Cells:
-    """The last record of each arm and seed, of the arms that the study names.
-
-    Args:
-        described: What `study.json` says.
-        records: Of the study.
-
-    Returns:
-        Arm to seed to its cell.
-    """
-    names = {arm["name"] for arm in described["arms"]}
-    cells: dict[str, dict[int, Record]] = {}
-    for record in records:
-        if record["kind"] == "cell" and record["method"] in names:
-            cells.setdefault(record["method"], {})[record["seed"]] = record
-    return cells
+__all__ = ["arms_rows", "verdict_rows"]
 
 
 def arms_rows(described: Mapping[str, Any], records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
@@ -37,7 +20,7 @@ def arms_rows(described: Mapping[str, Any], records: Sequence[Record]) -> tuple[
     Returns:
         (measures, rows of label, means over seeds and number of seeds).
     """
-    cells = cells_of_study(described, records)
+    cells = cells_of(described, records)
     measures = list(dict.fromkeys(name for figure in described["figures"] for name in figure["measures"]))
     rows = []
     for arm in described["arms"]:
@@ -59,7 +42,7 @@ def verdict_rows(described: Mapping[str, Any], records: Sequence[Record]) -> lis
     Returns:
         (question, verdict, the numbers it is read from, what was published) of each.
     """
-    cells = cells_of_study(described, records)
+    cells = cells_of(described, records)
     return [
         (one["ask"], *verdict_of(measured(cells, *one["ours"]), measured(cells, *one["theirs"])),
          one["published"])

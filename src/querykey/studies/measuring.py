@@ -27,7 +27,7 @@ from querykey.studies.grid import Cell, compact
 from querykey.training.embed import embed as embed_source
 from querykey.training.settings import DEFAULTS, AdapterSettings, situation_of
 
-__all__ = ["Work", "cells_of", "features_of", "measure"]
+__all__ = ["Work", "baseline", "cells_of", "features_of", "measure"]
 
 Stores = dict[str, str]
 """Part of a data set to the folder of its features."""
@@ -148,7 +148,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         fields |= {"fit": adapter.report_, "seconds": adapter.report_["seconds"]}
         fields["settings"] = adapter.settings_.as_dict()
     else:
-        projector = _baseline(work.method.name, fitted_on, task.train_labels, work.task.dim)
+        projector = baseline(work.method.name, fitted_on, task.train_labels, work.task.dim)
         numbers = run.per_query(cell.method, embed(task, projector.transform))
         fields["fit"] = {"dim": projector.dim}
     return fields | {
@@ -160,7 +160,21 @@ def _tensor(rows: Any) -> Tensor:
     return torch.as_tensor(rows)
 
 
-def _baseline(name: str, train: Tensor, labels: Tensor | None, dim: int) -> baselines.Projector:
+def baseline(name: str, train: Tensor, labels: Tensor | None, dim: int) -> baselines.Projector:
+    """A baseline by its name.
+
+    Args:
+        name: "frozen", "truncated", "pca", "pca_uncentred", "whitened_pca", "random_projection" or "lda".
+        train: What it is fitted on [items, width].
+        labels: Class of each row, which "lda" needs.
+        dim: Width of what it gives; of "frozen" that of the rows.
+
+    Returns:
+        The projection.
+
+    Raises:
+        KeyError: If there is none of that name.
+    """
     match name:
         case "frozen":
             return baselines.Projector(name=name, dim=train.shape[1])

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from querykey.adapter import Adapter
-from querykey.evaluation import baselines
 from querykey.evaluation.examination import Examination
 from querykey.evaluation.task import Protocol, embed
 from querykey.records import versions
 from querykey.studies.grid import Cell
+from querykey.studies.measuring import baseline
 from querykey.studies.study_features import StudyFeatures
 from querykey.studies.work import Work
 
@@ -47,24 +47,13 @@ def measure_adapter(cell: Cell) -> dict[str, Any]:
         embedded = embed(task, lambda rows: _tensor(adapter.transform(rows)))
         about = {"settings": adapter.settings_.as_dict(), "run": {"end": _numbers(adapter.report_)}}
     else:
-        projector = _baseline(fitted_on, **work.arm.settings)
-        embedded = embed(task, projector.transform)
+        name, dim = work.arm.settings["projection"], work.arm.settings.get("dim", 0)
+        embedded = embed(task, baseline(name, fitted_on, task.train_labels, dim).transform)
     found = examined.per_query(cell.method, embedded)
     values = {name: _counted(numbers) for name, numbers in found.items()}
     values[SCORE] = values["R@1" if task.queries is None else "NDCG@10"]
     seconds = time.monotonic() - began
     return {"values": values, **about, "seconds": seconds, "versions": versions("scikit-learn")}
-
-
-def _baseline(train: Tensor, *, projection: str, dim: int | None = None) -> baselines.Projector:
-    width = train.shape[1]
-    match projection:
-        case "pca":
-            return baselines.pca(train, dim or width, centred=True)
-        case "random_projection":
-            return baselines.random_projection(width, dim or width)
-        case _:
-            return baselines.Projector(name="frozen", dim=width)
 
 
 def _counted(numbers: Tensor) -> list[float | int]:

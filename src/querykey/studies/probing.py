@@ -42,7 +42,7 @@ def probe(saved: SavedEncoder, known: Pixels, asked: Pixels, *, seed: int) -> di
     Every image is shown once, changed or not as a draw keyed by its number says.
 
     Args:
-        saved: The encoder.
+        saved: The encoder; it is put into eval mode.
         known: Images to train the MLP on; the first 10,000 count.
         asked: Others; the first 5,000 count.
         seed: Of the draws and of the MLP.
@@ -54,6 +54,7 @@ def probe(saved: SavedEncoder, known: Pixels, asked: Pixels, *, seed: int) -> di
         Chen et al. 2020, arXiv:2002.05709, table 3; there the MLP's size is not given.
     """
     values = {}
+    saved.encoder.eval()
     for name in TRANSFORMATIONS:
         what, options = _DRAWN[name]
         if saved.channels == 1 and name == "colour or gray":

@@ -1,6 +1,5 @@
 """Run a study: plan it for the data and the time at hand, measure what is missing, keep every cell."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,8 +7,7 @@ from typing import Any
 
 from querykey.data.durable import only_writer, or_damaged
 from querykey.errors import ConfigError
-from querykey.outputs import check_new, new_folder
-from querykey.records import Records
+from querykey.outputs import check_new
 from querykey.studies.budget import Budget, images_within, settings_here
 from querykey.studies.grid import Cell, run_grid
 from querykey.studies.measuring_cells import measure
@@ -17,13 +15,13 @@ from querykey.studies.study import Arm, Study
 from querykey.studies.study_features import StudyFeatures
 from querykey.studies.study_images import StudyImages
 from querykey.studies.work import Work
+from querykey.study_folder import is_study, read_study, records_of, write_study
 from querykey.training.pretrain_settings import asked_settings
 from querykey.training.resolving import resolve_settings
 
-__all__ = ["DESCRIPTION", "RECORDS", "Progress", "StudyRun", "run_study"]
+__all__ = ["Progress", "StudyRun", "run_study"]
 
-DESCRIPTION, RECORDS, LOCK = "study.json", "records.jsonl", "study.lock"
-FORMAT, VERSION = "querykey study", 1
+LOCK = "study.lock"
 TRIAL_ROWS, TRIAL_STEPS = 80, 2
 TRIAL: dict[str, Any] = {
     "backbone": "small_cnn:4", "batch_size": 16, "steps": TRIAL_STEPS, "looks": 1, "held_out": 8,
@@ -93,13 +91,12 @@ def run_study(
     if is_trial:
         data = replace(data, most=TRIAL_ROWS)
     about = data.describe()
-    if (folder / DESCRIPTION).exists():
-        with or_damaged(str(folder / DESCRIPTION), "give a new folder with --out"):
-            described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-            is_ours = described["format"] == FORMAT and described["version"] == VERSION
+    if is_study(folder):
+        described = read_study(folder)
+        with or_damaged(f"{folder}: the plan of the study", "give a new folder with --out"):
             begun, on = str(described["name"]), dict(described["data"])
-            arms = [Arm(**_tuples(arm)) for arm in described["plan"]]
-        _require_same(folder, study, about, begun=begun if is_ours else "", on=on)
+            arms = [Arm(**arm | {"data": tuple(arm["data"])}) for arm in described["arms"]]
+        _require_same(folder, study, about, begun=begun, on=on)
         notify(f"{folder} goes on as it was planned")
     else:
         check_new(folder)
@@ -113,12 +110,11 @@ def run_study(
                 raise ConfigError("fits of adapters end by themselves, in seconds each; leave out --minutes")
             arms, budget = _fits(arms, about, is_trial=is_trial)
         described = _description(study, arms, about, budget, is_trial=is_trial)
-        with new_folder(folder) as aside:
-            (aside / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        write_study(folder, described)
         notify(budget.words)
     cells = _cells(study, arms, data, about)
     with only_writer(folder / LOCK):
-        run_grid(cells, Records(folder / RECORDS), measure, jobs=jobs, told=progress)
+        run_grid(cells, records_of(folder), measure, jobs=jobs, told=progress)
     return StudyRun(folder, described, cells)
 
 
@@ -220,17 +216,13 @@ def _description(
         else (f", {min(steps):,} to {max(steps):,} steps")
     )
     return {
-        "format": FORMAT, "version": VERSION, "name": study.name, "title": study.title, "asks": study.asks,
+        "name": study.name, "title": study.title, "asks": study.asks,
         "source": study.source, "caveat": study.caveat, "is_trial": is_trial,
         "measured": f"{study.measured}, {about['name']}{length}",
         "published": {"what": study.published.what, "rows": [list(row) for row in study.published.rows]},
         "data": about, "budget": asdict(budget),
-        "arms": [
-            {name: getattr(arm, name) for name in ("name", "label", "x", "line", "row", "column", "seeds")}
-            for arm in arms
-        ],
+        "arms": [asdict(arm) for arm in arms],
         "asked": [asdict(one) for one in study.asked], "figures": [asdict(one) for one in study.figures],
-        "plan": [asdict(arm) for arm in arms],
     }  # fmt: skip
 
 
@@ -238,17 +230,9 @@ def _require_same(
     folder: Path, study: Study, about: dict[str, Any], *, begun: str, on: dict[str, Any]
 ) -> None:
     if begun != study.name:
-        other = (
-            f"the study {begun}, not {study.name}" if begun else "a study that this querykey does not read"
-        )
-        raise ConfigError(f"{folder} holds {other}; give a new folder with --out")
+        raise ConfigError(f"{folder} holds the study {begun}, not {study.name}; give a new folder with --out")
     if on.get("fingerprint") != about["fingerprint"]:
         raise ConfigError(
             f"{folder}: the study was begun on {on.get('name')}, and the data are not the same now; give "
             "those, with the same options, or a new folder with --out"
         )
-
-
-def _tuples(arm: dict[str, Any]) -> dict[str, Any]:
-    """An arm as JSON has it, with its data set as a tuple."""
-    return arm | {"data": tuple(arm["data"])}

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from querykey.data.labels import common_labels
+from querykey.data.features import Features
 from querykey.errors import DataError
 from querykey.evaluation.task import Task
 from querykey.run_data import DataAt, open_features
+from querykey.run_evaluation import task_of
 from querykey.studies.study_images import HELD_OUT, spread
+from querykey.types import Labels
 
 __all__ = ["StudyFeatures"]
 
@@ -62,46 +63,42 @@ class StudyFeatures:
 @lru_cache(maxsize=2)
 def _read(given: StudyFeatures) -> Task:
     features = open_features(given.train).features
-    if features.queries is not None and features.pairs is not None:
-        return Task(
-            test=_rows(features.vectors), queries=_rows(features.queries.vectors), pairs=features.pairs
-        )
-    if features.labels is None:
-        raise DataError(
-            f"{given.train.spec} has neither labels nor queries, so nothing can be scored; make it again "
-            "with querykey embed --label-column COLUMN"
-        )
-    train, labels = _rows(features.vectors), features.labels
+    if features.pairs is not None:
+        return task_of(features, None, given.train)
+    labels = _labels(features, given.train)
     if given.test is not None:
         asked = open_features(given.test).features
-        if asked.labels is None:
-            raise DataError(
-                f"{given.test.spec} has no labels; make it again with querykey embed --label-column"
-            )
-        numbered, _ = common_labels(
-            (labels.numpy(), features.label_names), (asked.labels.numpy(), asked.label_names)
-        )
-        labels, test_labels = (torch.from_numpy(one) for one in numbered)
-        test = _rows(asked.vectors)
+        _labels(asked, given.test)
+        task = task_of(asked, features, given.test)
     else:
-        if len(train) < 2 * HELD_OUT:
+        if len(features) < 2 * HELD_OUT:
             raise DataError(
-                f"{given.train.spec}: {len(train)} rows are too few for a study; {2 * HELD_OUT} are the least"
+                f"{given.train.spec}: {len(features)} rows are too few for a study; "
+                f"{2 * HELD_OUT} are the least"
             )
-        order = torch.from_numpy(np.random.default_rng(0).permutation(len(train)))
-        count = len(train) // HELD_OUT
-        test, test_labels = train[order[:count]], labels[order[:count]]
-        train, labels = train[order[count:]], labels[order[count:]]
-    if given.most is not None:
-        rows, asked_rows = (torch.from_numpy(spread(len(one), given.most)) for one in (train, test))
-        train, labels, test, test_labels = (
-            train[rows],
-            labels[rows],
-            test[asked_rows],
-            test_labels[asked_rows],
+        order = torch.from_numpy(np.random.default_rng(0).permutation(len(features)))
+        test, train = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
+        rows = features.vectors
+        task = Task(test=rows[test], test_labels=labels[test], train=rows[train], train_labels=labels[train])
+    return task if given.most is None else _some(task, given.most)
+
+
+def _some(task: Task, most: int) -> Task:
+    """A few rows of each part."""
+    assert task.train is not None
+    assert task.train_labels is not None
+    assert task.test_labels is not None
+    train, test = (torch.from_numpy(spread(len(rows), most)) for rows in (task.train, task.test))
+    return Task(
+        test=task.test[test], test_labels=task.test_labels[test],
+        train=task.train[train], train_labels=task.train_labels[train],
+    )  # fmt: skip
+
+
+def _labels(features: Features, at: DataAt) -> Labels:
+    if features.labels is None:
+        raise DataError(
+            f"{at.spec} has neither labels nor queries, so nothing can be scored; make it again with "
+            "querykey embed --label-column COLUMN"
         )
-    return Task(test=test, test_labels=test_labels, train=train, train_labels=labels)
-
-
-def _rows(vectors: Tensor) -> Tensor:
-    return vectors.float().clone()
+    return features.labels

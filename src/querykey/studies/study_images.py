@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from querykey.data.items import Chosen, Source
 from querykey.data.pixels import read_pixels
-from querykey.data.sources import read_source
 from querykey.errors import DataError, SourceError
 from querykey.run_data import DataAt
 from querykey.run_fine_tune import Labelled
@@ -52,7 +52,7 @@ class StudyImages:
 
     def training(self) -> Source:
         """The images that are trained on."""
-        return self._sources()[0]
+        return _opened(self)[0]
 
     def describe(self) -> dict[str, Any]:
         """What they are: name, how they were named, how many, of which kind, a fingerprint of all of it.
@@ -60,7 +60,7 @@ class StudyImages:
         Raises:
             DataError: If one of the parts has no labels.
         """
-        train, test = self._sources()
+        train, test = _opened(self)
         for source in (train, test):
             if source.labels is None:
                 raise DataError(
@@ -87,23 +87,7 @@ class StudyImages:
         Raises:
             DataError: If one of them has no labels.
         """
-        return label_pixels(*self._sources(), size=size, notify=lambda _: None)
-
-    def _sources(self) -> tuple[Source, Source]:
-        train = _read(self.train)
-        if self.test is not None:
-            test = _read(self.test)
-        else:
-            if len(train) < 2 * HELD_OUT:
-                raise DataError(
-                    f"{train.name}: {len(train)} images are too few for a study; {2 * HELD_OUT} needed"
-                )
-            order = np.random.default_rng(0).permutation(len(train))
-            count = len(train) // HELD_OUT
-            train, test = _taken(train, order[count:]), _taken(train, order[:count])
-        if self.most is not None:
-            train, test = (_taken(one, spread(len(one), self.most)) for one in (train, test))
-        return train, test
+        return label_pixels(*_opened(self), size=size, notify=lambda _: None)
 
 
 def spread(count: int, most: int) -> NDArray[np.int64]:
@@ -124,8 +108,27 @@ def spread(count: int, most: int) -> NDArray[np.int64]:
     return np.arange(wanted, dtype=np.int64) * count // max(1, wanted)
 
 
+@lru_cache(maxsize=2)
+def _opened(images: StudyImages) -> tuple[Source, Source]:
+    """(to train on, to ask for); a fingerprint of all bytes is taken once a process, not once a cell."""
+    train = _read(images.train)
+    if images.test is not None:
+        test = _read(images.test)
+    else:
+        if len(train) < 2 * HELD_OUT:
+            raise DataError(
+                f"{train.name}: {len(train)} images are too few for a study; {2 * HELD_OUT} are the least"
+            )
+        order = np.random.default_rng(0).permutation(len(train))
+        count = len(train) // HELD_OUT
+        train, test = _taken(train, order[count:]), _taken(train, order[:count])
+    if images.most is not None:
+        train, test = (_taken(one, spread(len(one), images.most)) for one in (train, test))
+    return train, test
+
+
 def _read(at: DataAt) -> Source:
-    source = read_source(at.spec, column=at.column, label_column=at.label_column, split=at.split)
+    source = at.source()
     if source.kind != "image":
         raise SourceError(f"{at.spec} holds {source.kind}s; this study pretrains encoders and needs images")
     return source

@@ -169,14 +169,15 @@ def mean_of_own(
 
     Args:
         loss: On a look-up, of each query by itself.
-        lookup: Of the queries of all processes.
+        lookup: Of the queries of all processes, in all keys or in this process's share of them.
         processes: Among which they are parted.
         views: Parts of one size that the queries consist of, each parted among the processes.
 
     Returns:
-        The sum over the own queries, over the number of all; on one process their mean.
+        What the own queries cost, or what all of them cost in the own share of the keys, over the number of
+        all; on one process the mean.
     """
-    if processes.count == 1:
+    if processes.count == 1 or lookup.dealt.count > 1:
         return loss(lookup).mean()
     rows = len(lookup) // views
     own = processes.part(rows)
@@ -207,20 +208,6 @@ def mean_of_dealt(loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes:
     every = processes.gather(cost.double()[None], processes.count)  # float64 bears logits of some hundreds
     whole = every[:, processes.part(len(lookup))].expm1().sum(dim=0).log1p()
     return (whole.sum() / len(lookup)).to(cost.dtype)
-
-
-def mean_of_shares(loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes: Processes) -> Tensor:
-    """`mean_of_own`, of a look-up whose keys may be dealt out over the processes.
-
-    Args:
-        loss: On a look-up, of each query by itself; one that merges shares where there are several.
-        lookup: Of the queries of all processes; in all keys, or in this process's share of them.
-        processes: Among which the queries are parted.
-
-    Returns:
-        What the own queries cost, or what all of them cost in the own share, over the number of all.
-    """
-    return loss(lookup).mean() if lookup.dealt.count > 1 else mean_of_own(loss, lookup, processes)
 
 
 def without_gradient(lookup: Lookup) -> Lookup:

@@ -16,7 +16,7 @@ from querykey.training.view_step import (
     Seen,
     ViewStep,
     backward,
-    mean_of_shares,
+    mean_of_own,
     without_gradient,
 )
 from querykey.types import Ids, Labels, PerQuery, Rows
@@ -105,7 +105,7 @@ def xbm_step(
             parts.append(_in_memory(z, ids, labels, memory))
         if seen is not None:
             seen(without_gradient(parts[-1]))
-        costs = [mean_of_shares(loss, part, processes) for part in parts]
+        costs = [mean_of_own(loss, part, processes) for part in parts]
         return costs[0] + weight * costs[1] if is_warm else costs[0]
 
     optimizer.zero_grad()

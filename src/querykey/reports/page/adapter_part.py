@@ -16,6 +16,8 @@ from querykey.reports.page.blocks import (
     Heading,
     Prose,
     Section,
+    candidates_chart,
+    made_with,
     number,
     settings_table,
 )
@@ -232,21 +234,12 @@ def _candidates(steps: Sequence[Record], resolved: Mapping[str, Any]) -> list[Ch
         )
     most = float(sum(int(resolved[name] or 0) for name in names))
     line = Line("at most", [float(step["step"]) for step in steps], [most] * len(steps))
-    return [
-        Lines(
-            title="What the loss chooses from",
-            x="steps taken",
-            y="candidates a query",
-            lines=[line],
-            from_zero=True,
-        )
-    ]
+    return [candidates_chart(line)]
 
 
 def _repeat(described: Mapping[str, Any]) -> list[Block]:
     if not described:
         return []
-    versions = ", ".join(f"{name} {version}" for name, version in (described.get("versions") or {}).items())
     return [
         Heading("How to repeat it"),
         Code(adapt_command(described)),
@@ -254,6 +247,6 @@ def _repeat(described: Mapping[str, Any]) -> list[Block]:
             f"Features: {described['features']['rows']:,} rows, fingerprint {described['features']['key']}.",
             is_quiet=True,
         ),
-        Prose(f"Made with {versions}.", is_quiet=True),
+        Prose(f"Made with {made_with(described)}.", is_quiet=True),
         settings_table("The run as it was resolved", described["resolved"]),
     ]

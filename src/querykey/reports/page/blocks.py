@@ -1,11 +1,12 @@
 """What a section of the page is made of; the template knows how each is shown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from querykey.reports.page.charts import Chart
+from querykey.dotted import dotted
+from querykey.reports.page.charts import Chart, Line, Lines
 
 __all__ = [
     "Answer",
@@ -19,6 +20,8 @@ __all__ = [
     "Settings",
     "Table",
     "Word",
+    "candidates_chart",
+    "made_with",
     "number",
     "settings_table",
     "signed",
@@ -178,6 +181,31 @@ def signed(value: float) -> str:
     return f"{value:+.3f}"
 
 
+def made_with(described: Mapping[str, Any]) -> str:
+    """The versions that a record names, in words.
+
+    Args:
+        described: With "versions", or without.
+
+    Example:
+        >>> made_with({"versions": {"torch": "2.9", "numpy": "2.0"}})
+        'torch 2.9, numpy 2.0'
+    """
+    return ", ".join(f"{name} {version}" for name, version in (described.get("versions") or {}).items())
+
+
+def candidates_chart(line: Line) -> Lines:
+    """How many rows the loss chose from, to stand beside the loss.
+
+    Args:
+        line: Candidates of a query over the steps.
+    """
+    return Lines(
+        title="What the loss chooses from", x="steps taken", y="candidates a query", lines=[line],
+        from_zero=True,
+    )  # fmt: skip
+
+
 def settings_table(caption: str, settings: dict[str, Any]) -> Settings:
     """Settings by name, each with its value; tables in them are laid flat.
 
@@ -192,25 +220,18 @@ def settings_table(caption: str, settings: dict[str, Any]) -> Settings:
         >>> settings_table("", {"loss": {"kind": "nca"}, "dim": None, "steps": 5}).rows
         [['dim', '-'], ['loss.kind', 'nca'], ['steps', '5']]
     """
-    flat: list[list[str]] = []
+    return Settings(caption, sorted([name, _written(value)] for name, value in dotted(settings).items()))
 
-    def lay(name: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                lay(f"{name}.{key}" if name else str(key), inner)
-            return
-        match value:
-            case None | {} | []:
-                words = "-"
-            case bool():
-                words = "yes" if value else "no"
-            case float():
-                words = f"{value:.6g}"
-            case list():
-                words = ", ".join(map(str, value))
-            case _:
-                words = str(value)
-        flat.append([name, words])
 
-    lay("", settings)
-    return Settings(caption, sorted(flat))
+def _written(value: Any) -> str:
+    match value:
+        case None | {} | []:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.6g}"
+        case list():
+            return ", ".join(map(str, value))
+        case _:
+            return str(value)

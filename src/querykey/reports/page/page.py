@@ -20,8 +20,9 @@ from querykey.reports.page.blocks import Charts, Section
 from querykey.reports.page.charts import COLOURS, Chart
 from querykey.reports.page.interactive import as_plotly
 from querykey.reports.page.pretraining_part import FORMAT, pretraining_section
-from querykey.reports.page.study_part import is_study, study_section
+from querykey.reports.page.study_part import study_section
 from querykey.reports.page.svg import as_svg
+from querykey.study_folder import is_study
 
 __all__ = ["figures_of", "render", "sections_of"]
 

@@ -18,6 +18,8 @@ from querykey.reports.page.blocks import (
     Section,
     Table,
     Word,
+    candidates_chart,
+    made_with,
     number,
     settings_table,
 )
@@ -136,15 +138,7 @@ def _curves(steps: Sequence[Record], looks: Sequence[Record]) -> list[Block]:
             )
     if candidates:
         line = Line("candidates", list(candidates), list(candidates.values()))
-        charts.append(
-            Lines(
-                title="What the loss chooses from",
-                x="steps taken",
-                y="candidates a query",
-                lines=[line],
-                from_zero=True,
-            )
-        )
+        charts.append(candidates_chart(line))
     charts += curves(looks, LOOKED, without=("loss",)) + _drift(looks)
     if not charts:
         return [Prose("Nothing is recorded yet.")]
@@ -190,7 +184,6 @@ def _known(value: Any) -> str:
 
 
 def _repeat(described: Mapping[str, Any]) -> list[Block]:
-    versions = ", ".join(f"{name} {version}" for name, version in (described.get("versions") or {}).items())
     data = described["data"]
     changes = [
         f"from step {c['step']:,} on: {', '.join(k for k in c if k != 'step')}"
@@ -202,7 +195,7 @@ def _repeat(described: Mapping[str, Any]) -> list[Block]:
         Prose(
             f"Images: {data['name']}, {data['images']:,}, fingerprint {data['fingerprint']}.", is_quiet=True
         ),
-        Prose(f"Begun with {versions}, {described.get('processes', 1)} process.", is_quiet=True),
+        Prose(f"Begun with {made_with(described)}, {described.get('processes', 1)} process.", is_quiet=True),
         *(Prose(f"The run changed settings itself, {words}.", is_quiet=True) for words in changes),
         settings_table("The run as it was resolved", described["settings"]),
     ]

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from querykey.dotted import dotted
+
 __all__ = ["adapt_command", "pretrain_command", "study_command"]
 
 LENGTHS = ("minutes", "epochs", "steps")
@@ -35,7 +37,7 @@ def adapt_command(described: Mapping[str, Any]) -> str:
     words += _options(said, ("dim", "labels", "side", "seed"), default)
     words += ["--pairs"] if said.get("pairs") else []
     own = {"dim", "labels", "side", "seed", "pairs"}
-    flat, usual = _flat(said), _flat(default)
+    flat, usual = dotted(said), dotted(default)
     words += _settings(
         {k: v for k, v in flat.items() if k not in own and v is not None and v != usual.get(k)}
     )
@@ -54,8 +56,8 @@ def pretrain_command(described: Mapping[str, Any]) -> str:
     from querykey.training.pretrain_settings import PretrainSettings
 
     asked, resolved = described["asked"], described["settings"]
-    usual, own = _flat(PretrainSettings.of(asked["method"]).as_dict()), (*LENGTHS, "method", "seed")
-    given = {k: v for k, v in _flat(asked).items() if v != usual.get(k) and k not in own}
+    usual, own = dotted(PretrainSettings.of(asked["method"]).as_dict()), (*LENGTHS, "method", "seed")
+    given = {k: v for k, v in dotted(asked).items() if v != usual.get(k) and k not in own}
     given |= {name: resolved[name] for name in MEASURED}
     at = described["data"].get("at") or {"spec": "SOURCE"}
     words = ["querykey", "pretrain", "--data", at["spec"], "--out", "NEW-FOLDER", "--method", asked["method"]]
@@ -117,15 +119,8 @@ def _dotted() -> dict[str, str]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
                 (said,) = run.as_settings().items()
-            names[next(iter(_flat(dict([said]))))] = f"{table}.{key}"
+            names[next(iter(dotted(dict([said]))))] = f"{table}.{key}"
     return names
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return flat
 
 
 def _options(

@@ -1,13 +1,10 @@
 """A study's folder -> its section: questions with verdicts, figures, the published numbers beside its own."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from querykey.data.durable import or_damaged
-from querykey.errors import MissingPathError, StoreError
-from querykey.records import Record, read
 from querykey.reports.page.blocks import (
     Answer,
     Block,
@@ -17,6 +14,7 @@ from querykey.reports.page.blocks import (
     Prose,
     Section,
     Table,
+    made_with,
     number,
     settings_table,
 )
@@ -24,29 +22,16 @@ from querykey.reports.page.charts import Chart
 from querykey.reports.page.repeat import study_command
 from querykey.reports.page.study_charts import figure, looks_charts
 from querykey.reports.seed_tables import Cells, measured, verdict_of
+from querykey.study_folder import cells_of, read_study, records_of
 
-__all__ = ["STUDY", "is_study", "study_section"]
+__all__ = ["study_section"]
 
-STUDY, RECORDS = "study.json", "records.jsonl"
-FORMAT, VERSION = "querykey study", 1
 NAMED = 8
 """Arms that are named where many are missing."""
 RULE = (
     "The rule was fixed before anything ran: yes where the 95% interval over seeds of the paired difference "
     "lies above 0, no where it lies below, can't tell otherwise, and with fewer than two seeds."
 )
-
-
-def is_study(folder: Path) -> bool:
-    """Whether a study left this folder.
-
-    Args:
-        folder: Any path.
-
-    Returns:
-        True if there is a study.json.
-    """
-    return (folder / STUDY).is_file()
 
 
 def study_section(folder: Path) -> Section:
@@ -62,34 +47,9 @@ def study_section(folder: Path) -> Section:
         MissingPathError: If there is no study.json.
         StoreError: If one of the files is damaged.
     """
-    study = _read_study(folder)
-    records = read(folder / RECORDS) if (folder / RECORDS).is_file() else []
+    study, records = read_study(folder), records_of(folder).read()
     with or_damaged(str(folder), "run the study again, or give back its files as they were written"):
-        return _section(study, _cells(study, records))
-
-
-def _read_study(folder: Path) -> dict[str, Any]:
-    file = folder / STUDY
-    if not file.is_file():
-        raise MissingPathError(f"{folder}: no study here; make one with querykey study NAME --out {folder}")
-    try:
-        study = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as fault:
-        raise StoreError(f"{file} is damaged ({fault}); run the study again") from fault
-    if not isinstance(study, dict) or study.get("format") != FORMAT:
-        raise StoreError(f"{file}: this is not what a study wrote; give the folder of a run or a study")
-    if study.get("version") != VERSION:
-        raise StoreError(f"{file}: written as version {study.get('version')}; this querykey reads {VERSION}")
-    return study
-
-
-def _cells(study: Mapping[str, Any], records: Sequence[Record]) -> dict[str, dict[int, Record]]:
-    """The last record of each arm and seed; arms that the study does not name are left out."""
-    cells: dict[str, dict[int, Record]] = {str(arm["name"]): {} for arm in study["arms"]}
-    for record in records:
-        if record["kind"] == "cell" and record["method"] in cells:
-            cells[record["method"]][int(record["seed"])] = record
-    return {name: dict(sorted(seeds.items())) for name, seeds in cells.items() if seeds}
+        return _section(study, cells_of(study, records))
 
 
 def _section(study: dict[str, Any], cells: Cells) -> Section:
@@ -187,10 +147,7 @@ def _repeat(study: Mapping[str, Any], cells: Cells) -> list[Block]:
     kept = _same([cell.get("settings") or {} for cell in every])
     if kept:
         blocks.append(settings_table("Settings that all arms share", kept))
-    found = sorted({
-        ", ".join(f"{name} {version}" for name, version in cell["versions"].items())
-        for cell in every if cell.get("versions")
-    })  # fmt: skip
+    found = sorted({made_with(cell) for cell in every if cell.get("versions")})
     blocks += [Prose(f"Measured with {words}.", is_quiet=True) for words in found]
     return blocks
 
