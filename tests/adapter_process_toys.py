@@ -34,6 +34,7 @@ KINDS = {
             "classes, a memory of projections": QUEUE | {"holds": "projections", "loss": "triplet"},
             "no labels": {"capacity": 25},
             "no labels, the whole set in memory": {"loss_options": {"temperature": 0.02}},
+            "no labels, a row a share": {"capacity": 4, "batch_size": 4},
             "no labels, queries alone": {"capacity": 24, "both_sides": False},
             "no labels, score differences": {"capacity": 24, "loss": "score_difference"},
             "pairs": {"pairs": True, "capacity": 24, "negatives": 3},

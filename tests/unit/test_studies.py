@@ -221,6 +221,8 @@ def test_rows_of_a_trial_are_of_all_classes(features):
     task = replace(features, most=20).task()
     assert len(task.train) == len(task.test) == 20
     assert len(task.train_labels.unique()) >= 8  # of 10
+    sorted_by_class = replace(features, test=features.train, most=20).task()
+    assert sorted_by_class.test_labels.tolist() == [label for label in range(10) for _ in range(2)]
     assert spread(7, 100).tolist() == list(range(7))
 
 
