@@ -17,8 +17,8 @@ def dotted(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         Dotted name to value, in their order.
 
     Example:
-        >>> dotted({"dim": 8, "loss": {"kind": "nca"}})
-        {'dim': 8, 'loss.kind': 'nca'}
+        >>> dotted({"dim": 8, "loss": {"kind": "nca"}, "options": {}})
+        {'dim': 8, 'loss.kind': 'nca', 'options': {}}
     """
     flat: dict[str, Any] = {}
     for name, value in settings.items():
