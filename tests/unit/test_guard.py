@@ -105,6 +105,21 @@ def test_health_is_in_every_record_and_false_negatives_where_labels_allow():
     assert all(record["memory_fill"] == 1.0 and record["false_negatives"] == 0.0 for record in seen)
 
 
+@pytest.mark.parametrize(
+    ("settings", "labels", "candidates"),
+    [
+        ({"batch_size": 32, "memory": "in_batch"}, True, 31),
+        ({"batch_size": 32, "sampled": 0, "negatives": 0}, True, 31),
+        ({"batch_size": 32, "sampled": 108, "negatives": 0}, True, 107),
+        ({"batch_size": 32}, False, 107),
+    ],
+)
+def test_health_says_how_many_rows_a_query_met(settings, labels, candidates):
+    classes = torch.arange(120) % 4 if labels else None
+    seen = fit_adapter(rows(120), AdapterSettings(dim=4, steps=25, **settings), labels=classes).history
+    assert [record["candidates"] for record in seen] == [candidates] * len(seen)
+
+
 def test_a_small_memory_is_live_and_its_rows_grow_old():
     x, labels = rows(300), torch.arange(300) % 4
     settings = AdapterSettings(dim=4, steps=25, batch_size=32, capacity=96, prefill=False)

@@ -26,14 +26,15 @@ def health(step: Step, memory: Dictionary, capacity: int, fc: nn.Module, sample:
         sample: Frozen unit rows that training does not see.
 
     Returns:
-        Loss, mean positive and negative score, gradient norm, memory fill (share), age of its rows
-        (enqueues, mean and largest), effective rank of the adapted sample, and, where labels are
-        known, the share of a query's negatives that are of its own class.
+        Loss, candidates (rows that a query meets, mean), mean positive and negative score, gradient norm,
+        memory fill (share), age of its rows (enqueues, mean and largest), effective rank of the adapted
+        sample, and, where labels are known, the share of a query's negatives that are of its own class.
     """
     lookup, age = step.lookup, memory.age().float()
     grads = [p.grad.norm() for p in fc.parameters() if p.grad is not None]
     seen = {
         "loss": step.loss,
+        "candidates": _candidates(lookup),
         "positive_score": _mean(lookup, lookup.positive),
         "negative_score": _mean(lookup, lookup.negative),
         "gradient_norm": float(torch.stack(grads).norm()) if grads else 0.0,
@@ -70,6 +71,12 @@ def collapse_reason(seen: dict[str, float], start_rank: float) -> str | None:
             "lower the learning rate, or raise the temperature or the margin"
         )
     return None
+
+
+def _candidates(lookup: Lookup) -> float:
+    """Positives and negatives a query, mean."""
+    counted = sum(mask.sum() for mask in lookup.masks)
+    return float(lookup.dealt.sum(torch.as_tensor(counted))) / max(1, len(lookup))
 
 
 def _mean(lookup: Lookup, mask: PairMask) -> float:

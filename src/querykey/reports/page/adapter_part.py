@@ -203,7 +203,7 @@ def _health(steps: Sequence[Record], report: Mapping[str, Any], resolved: Mappin
     wanted = [("Guard", guard, {"guard": "rows held out"}), *CURVES[:1]]
     stays = not any(step.get("age_max") for step in steps)
     health = [one for one in CURVES[1:] if not (stays and set(one[2]) & {"memory_fill", "age_max"})]
-    drawn = curves(steps, wanted) + _candidates(steps, resolved) + curves(steps, health)
+    drawn = curves(steps, wanted) + _candidates(steps) + curves(steps, health)
     stopped = report.get("stopped")
     text = "Judge by the guard, not by the loss: more candidates make a higher loss of an equal layer."
     if stopped:
@@ -221,20 +221,11 @@ def _memory(resolved: Mapping[str, Any], *, stays: bool) -> str:
     return f"{aged} It held frozen features, which do not drift.".strip()
 
 
-def _candidates(steps: Sequence[Record], resolved: Mapping[str, Any]) -> list[Chart]:
-    """How many rows a query meets by the settings: at most, as the memory may serve what is in the batch."""
-    if not resolved or (resolved["loss"] == "score_distillation" and resolved["memory"] != "in_batch"):
-        return []  # it meets the whole memory, and no record says how many rows that are
-    names = ["batch_size"]
-    if resolved["memory"] != "in_batch":
-        names += (
-            ["neighbours"]
-            if resolved["loss"] == "score_difference"
-            else ["sampled", "negatives", "positives"]
-        )
-    most = float(sum(int(resolved[name] or 0) for name in names))
-    line = Line("at most", [float(step["step"]) for step in steps], [most] * len(steps))
-    return [candidates_chart(line)]
+def _candidates(steps: Sequence[Record]) -> list[Chart]:
+    """How many rows a query met, beside the loss."""
+    there = [step for step in steps if step.get("candidates")]
+    x, y = ([float(step[name]) for step in there] for name in ("step", "candidates"))
+    return [candidates_chart(Line("candidates", x, y))] if there else []
 
 
 def _repeat(described: Mapping[str, Any]) -> list[Block]:
