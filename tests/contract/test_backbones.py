@@ -26,6 +26,7 @@ class Case:
 CASES = [
     Case("small_cnn", 256),
     Case("small_cnn:4", 32, image_size=28),
+    Case("small_cnn:4x2", 32, image_size=28),
     Case("torchvision:resnet18", 512, torchvision.models.resnet18, "fc."),
     Case("torchvision:resnet18", 512, torchvision.models.resnet18, "fc.", stem="plain"),
     Case("torchvision:mobilenet_v3_small", 1024, torchvision.models.mobilenet_v3_small, "classifier.3.", 40),
@@ -156,6 +157,9 @@ def test_no_dropout_is_left_before_h():
         ("torchvision:resnet81", "torchvision has no network 'resnet81'; near it are .*resnet18"),
         ("resnet18", "there is no backbone 'resnet18'; give timm:NAME, torchvision:NAME, small_cnn"),
         ("small_cnn:wide", "after small_cnn: comes a width"),
+        ("small_cnn:0", "after small_cnn: comes a width"),
+        ("small_cnn:8x", "convolutions of a block, at most 9, as in small_cnn:64x2"),
+        ("small_cnn:8x10", "convolutions of a block, at most 9"),
         ("timm:resnet18@file.pth", "give a file of weights as init"),
         ("timm:test_vit:2x", "timm:test_vit:2x cannot be made so"),
         ("timm:test_vit", "timm:test_vit cannot (be made|take)"),

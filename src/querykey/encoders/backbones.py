@@ -22,6 +22,8 @@ Stem = Literal["auto", "small", "plain"]
 
 _SMALL_IMAGE = 64
 _CLASSES = 1000
+_SIZED = re.compile(r"([1-9]\d{0,4})(?:x([1-9]))?", re.ASCII)
+"""Of a small_cnn: width and depth."""
 _WIDE = re.compile(r"(.+):(\d+)x")
 _STAGES = (64, 128, 256, 512)
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
@@ -76,7 +78,7 @@ def make_backbone(spec: str, *, channels: int, image_size: int, stem: Stem = "au
     - `timm:NAME` and `torchvision:NAME`: without classifier, and without the dropout before it.
       `timm:resnet50:2x` (any ResNet of timm) has twice the channels in every stage, as SimCLR's
       wider networks; `wide_resnet50_2`, of either library, widens the inner 3x3 convolutions alone.
-    - `small_cnn` or `small_cnn:WIDTH`: `SmallCNN.of_width`.
+    - `small_cnn`, `small_cnn:WIDTH` or `small_cnn:WIDTHxDEPTH`: `SmallCNN.of_width`.
     - `module:factory`: your own nn.Module, which gives one row of features an image.
 
     With the small-image stem, a ResNet's first convolution is 3x3 with stride 1 (of a deep stem,
@@ -164,16 +166,22 @@ def _made(spec: str, channels: int, image_size: int) -> _Made:
             return _of_timm(name, channels, image_size)
         case "torchvision":
             return _of_torchvision(name, channels, image_size)
+        case "small_cnn" if not name:
+            return _Made(SmallCNN.of_width(channels))
         case "small_cnn":
-            if name and not (name.isdecimal() and len(name) <= 5 and int(name)):
-                raise SourceError(f"{spec}: after small_cnn: comes a width below 100,000, as in small_cnn:64")
-            return _Made(SmallCNN.of_width(channels, int(name)) if name else SmallCNN.of_width(channels))
+            sized = _SIZED.fullmatch(name)
+            if sized is None:
+                raise SourceError(
+                    f"{spec}: after small_cnn: comes a width below 100,000, as in small_cnn:64, and perhaps "
+                    "the convolutions of a block, at most 9, as in small_cnn:64x2"
+                )
+            return _Made(SmallCNN.of_width(channels, int(sized[1]), int(sized[2] or 1)))
         case _ if name:
             return _Made(made_by(spec)[1])
         case _:
             raise SourceError(
                 f"there is no backbone {spec!r}; give timm:NAME, torchvision:NAME, small_cnn, "
-                "small_cnn:WIDTH or MODULE:FACTORY"
+                "small_cnn:WIDTH, small_cnn:WIDTHxDEPTH or MODULE:FACTORY"
             )
 
 

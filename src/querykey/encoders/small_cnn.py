@@ -21,7 +21,7 @@ _NOISE = 0.01
 
 
 class SmallCNN(nn.Module):
-    """Blocks of a 3x3 convolution, batch norm and ReLU, then the mean over all places.
+    """Blocks of 3x3 convolutions with batch norm and ReLU, then the mean over all places.
 
     Three blocks halve the image, the first at once, since most of the time would go by at full size. An
     image of 32 x 32 pixels ends as 4 x 4 places of `widths[-1]` channels.
@@ -29,7 +29,8 @@ class SmallCNN(nn.Module):
     Args:
         channels: Of an image, >= 1.
         widths: Channels after each block, each >= 1; the last is the width of h.
-        strides: Of each block, as many as widths.
+        strides: Of the first convolution of each block, as many as widths.
+        depth: Convolutions in a block, >= 1.
 
     Raises:
         RangeError: If widths and strides are not of one length, or a number is below 1.
@@ -41,7 +42,12 @@ class SmallCNN(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, widths: Sequence[int] = (32, 64, 128, 256), strides: Sequence[int] = _STRIDES
+        self,
+        channels: int,
+        *,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        strides: Sequence[int] = _STRIDES,
+        depth: int = 1,
     ) -> None:
         super().__init__()
         if not widths or len(widths) != len(strides):
@@ -49,25 +55,26 @@ class SmallCNN(nn.Module):
                 f"a small_cnn needs one stride for each width, got widths {list(widths)} and "
                 f"strides {list(strides)}"
             )
-        if min(channels, *widths, *strides) < 1:
+        if min(channels, *widths, *strides, depth) < 1:
             raise RangeError(
-                f"channels, widths and strides of a small_cnn must be >= 1, got {channels}, "
-                f"{list(widths)} and {list(strides)}"
+                f"channels, widths, strides and depth of a small_cnn must be >= 1, got {channels}, "
+                f"{list(widths)}, {list(strides)} and {depth}"
             )
         self.blocks = nn.Sequential(
             *(
-                _block(before, after, stride)
+                _block(before, after, stride, depth)
                 for (before, after), stride in zip(pairwise((channels, *widths)), strides, strict=True)
             )
         )
 
     @classmethod
-    def of_width(cls, channels: int, width: int = _WIDTH) -> "SmallCNN":
+    def of_width(cls, channels: int, width: int = _WIDTH, depth: int = 1) -> "SmallCNN":
         """The member of the family whose first block has `width` channels.
 
         Args:
             channels: Of an image, >= 1.
             width: >= 1; the four blocks have 1, 2, 4 and 8 times as many channels.
+            depth: Convolutions in each of the four blocks, >= 1.
 
         Returns:
             A network with random weights, and h of width 8 * width.
@@ -75,7 +82,7 @@ class SmallCNN(nn.Module):
         Raises:
             RangeError: If a number is below 1.
         """
-        return cls(channels, widths=[growth * width for growth in _GROWTH])
+        return cls(channels, widths=[growth * width for growth in _GROWTH], depth=depth)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [images, channels, height, width] to h [images, widths[-1]]."""
@@ -111,7 +118,13 @@ class SmallCNN(nn.Module):
         first.weight[used : 2 * used].copy_(-filters)
 
 
-def _block(before: int, after: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
+def _block(before: int, after: int, stride: int, depth: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for number in range(depth):
+        first = number == 0
+        convolution = nn.Conv2d(
+            before if first else after, after, 3, stride=stride if first else 1, padding=1, bias=False
+        )
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)

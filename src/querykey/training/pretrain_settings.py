@@ -67,7 +67,8 @@ class PretrainSettings(DictionarySettings):
 
     Args:
         method: See `METHODS`.
-        backbone: `small_cnn`, `small_cnn:WIDTH`, `timm:NAME`, `torchvision:NAME` or `module:factory`.
+        backbone: `small_cnn`, `small_cnn:WIDTH`, `small_cnn:WIDTHxDEPTH`, `timm:NAME`, `torchvision:NAME`
+            or `module:factory`.
         stem: "small" (3x3, no pooling), "plain", or "auto": small below 64 pixels.
         init: A file of weights to start from; None: random ones.
         head: "none", "linear" or "mlp": the projection head g.

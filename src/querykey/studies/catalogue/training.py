@@ -55,28 +55,38 @@ _WIDTHS = (16, 32, 64)
 
 WIDTH = Study(
     name="depth-and-width",
-    title="How large a network",
+    title="How wide and how deep a network",
     asks="Does a larger network gain from pretraining?",
     source="SimCLR, arXiv:2002.05709, fig. 7",
     published=Published(
         what="linear accuracy on ImageNet, 1,000 epochs, %",
         rows=(("ResNet-50", "69.3"), ("twice as wide", "74.2"), ("four times", "76.5")),
     ),
-    caveat="Networks for two cores: widths alone, in one depth. Each sees equal images, so that the wide "
-    "ones take far longer.",
-    arms=tuple(
-        Arm(name=f"width {width}", label=f"small_cnn:{width}", x=float(width), line="small_cnn",
-            settings={"backbone": f"small_cnn:{width}"})
-        for width in _WIDTHS
+    caveat="Networks for two cores: four blocks, of one or two convolutions. Each sees equal images, so that "
+    "the large ones take far longer.",
+    arms=(
+        *(
+            Arm(name=f"width {width}", label=f"small_cnn:{width}", x=float(width), line="one convolution",
+                settings={"backbone": f"small_cnn:{width}"})
+            for width in _WIDTHS
+        ),
+        *(
+            Arm(name=f"width {width}, deeper", label=f"small_cnn:{width}x2", x=float(width),
+                line="two convolutions", settings={"backbone": f"small_cnn:{width}x2"})
+            for width in _WIDTHS[:2]
+        ),
     ),
     asked=(
         Asked(ask="Is width 64 better than 16?", ours=("width 64", "linear h"),
               theirs=("width 16", "linear h"), published="yes: larger is better (fig. 7)"),
         Asked(ask="Is width 64 better than 32?", ours=("width 64", "linear h"),
               theirs=("width 32", "linear h"), published="yes, twice the width by 5 points (fig. 7)"),
+        Asked(ask="Are two convolutions in a block better than one, at width 32?",
+              ours=("width 32, deeper", "linear h"), theirs=("width 32", "linear h"),
+              published="yes: deeper is better (fig. 7)"),
     ),
     figures=(
-        Figure(kind="lines", title="Accuracy against the width", measures=("linear h", "kNN h"),
+        Figure(kind="lines", title="Accuracy against width and depth", measures=("linear h", "kNN h"),
                x="channels of the first block", y="accuracy of h", log_x=True),
     ),
     images=IMAGES,
