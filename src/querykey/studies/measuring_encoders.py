@@ -1,12 +1,13 @@
 """How a cell of a study of encoders is measured: pretrain, encode, score."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,20 @@ __all__ = ["measure_encoder"]
 DRIFT = "drift_"
 FRACTION = 0.01
 """Of the labels, where no number is said."""
+
+
+class _Pretrained(NamedTuple):
+    """What came of a run.
+
+    Args:
+        encoder: After its last step.
+        untrained: The same before its first.
+        about: Settings, and of the run what a table shows.
+    """
+
+    encoder: SavedEncoder
+    untrained: SavedEncoder
+    about: dict[str, Any]
 
 
 def measure_encoder(cell: Cell) -> dict[str, Any]:
@@ -61,9 +76,9 @@ def measure_encoder(cell: Cell) -> dict[str, Any]:
         case "retrieval":
             values, about = _of_retrieval(work, cell.seed, asked)
         case "probes":
-            saved, about = _pretrained(work, cell.seed)
-            about.pop("untrained")
-            values = probe(saved, known.pixels, asked.pixels, seed=cell.seed)
+            run = _pretrained(work, cell.seed)
+            about = run.about
+            values = probe(run.encoder, known.pixels, asked.pixels, seed=cell.seed)
     counts = {name: [int(v.nansum()), int((~v.isnan()).sum())] for name, v in values.items()}
     return {"values": counts, **about, "seconds": time.monotonic() - began, "versions": versions()}
 
@@ -81,61 +96,59 @@ def _of_pixels(known: Labelled, asked: Labelled) -> dict[str, Tensor]:
 def _of_pretraining(
     work: Work, seed: int, known: Labelled, asked: Labelled
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    saved, about = _pretrained(work, seed)
-    h, z = _encoded(saved, known, asked)
+    run = _pretrained(work, seed)
+    h, z = _encoded(run.encoder, known, asked)
     values = _scores("h", h[0], known.labels, h[1], asked.labels)
     values |= _scores("z", z[0], known.labels, z[1], asked.labels)
-    untrained = _before(saved, about.pop("untrained"))
     if work.arm.scores_untrained:
-        before, _ = _encoded(untrained, known, asked)
+        before, _ = _encoded(run.untrained, known, asked)
         values |= _scores("untrained", before[0], known.labels, before[1], asked.labels)
-    return values, about
+    return values, run.about
 
 
 def _neighbours_of_pretraining(
     work: Work, seed: int, known: Labelled, asked: Labelled
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a spread over seeds needs: a linear classifier would take half as long as the run."""
-    saved, about = _pretrained(work, seed)
-    values = {}
-    for name, one in (("h", saved), ("untrained", _before(saved, about.pop("untrained")))):
+    run, values = _pretrained(work, seed), {}
+    for name, one in (("h", run.encoder), ("untrained", run.untrained)):
         h, _ = _encoded(one, known, asked)
         values[f"kNN {name}"] = knn_of(h[0], known.labels, h[1], asked.labels)
-    return values, about
+    return values, run.about
 
 
 def _of_few_labels(
     work: Work, seed: int, known: Labelled, asked: Labelled
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    saved, about = _pretrained(work, seed)
+    run = _pretrained(work, seed)
     few = work.arm.labels_a_class
     kept = choose_labelled(known.labels, fraction=FRACTION if few is None else None, per_class=few, seed=seed)
     labels = torch.full_like(known.labels, UNLABELLED)
     labels[kept] = known.labels[kept]
-    h, _ = _encoded(saved, Labelled(known.pixels, labels), asked, rows=known.pixels.ids[kept])
+    h, _ = _encoded(run.encoder, Labelled(known.pixels, labels), asked, rows=known.pixels.ids[kept])
     result = linear_evaluation(h[0], known.labels[kept], h[1], asked.labels, seed=seed)
     values = {"linear h": result.correct}
+    about = run.about | {"labels": len(kept)}
     if work.arm.kind == "linear of few labels":
-        about.pop("untrained")
-        return values, about | {"labels": len(kept)}
+        return values, about
     alone, how = fine_tuned(
-        _before(saved, about.pop("untrained")),
+        run.untrained,
         Labelled(known.pixels, labels),
         asked,
         epochs=work.arm.epochs,
         seed=seed,
     )
-    return values | {"supervised": alone}, about | {"supervised": how, "labels": len(kept)}
+    return values | {"supervised": alone}, about | {"supervised": how}
 
 
 def _of_retrieval(work: Work, seed: int, asked: Labelled) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    saved, about = _pretrained(work, seed)
+    run = _pretrained(work, seed)
     values: dict[str, Tensor] = {}
-    for name, encoder in (("", saved), ("untrained ", _before(saved, about.pop("untrained")))):
-        h, z = encode_rows(encoder.encoder, encoder.prepare, asked.pixels, asked.pixels.ids)
+    for name, one in (("", run.encoder), ("untrained ", run.untrained)):
+        h, z = encode_rows(one.encoder, one.prepare, asked.pixels, asked.pixels.ids)
         values |= {f"{name}R@1 h": _nearest_is_right(h, asked.labels)}
         values |= {} if name else {"R@1 z": _nearest_is_right(z, asked.labels)}
-    return values, about
+    return values, run.about
 
 
 def _nearest_is_right(rows: Tensor, labels: Tensor) -> Tensor:
@@ -145,15 +158,30 @@ def _nearest_is_right(rows: Tensor, labels: Tensor) -> Tensor:
     return (labels[scores.argmax(dim=1)] == labels).double()
 
 
-def _pretrained(work: Work, seed: int) -> tuple[SavedEncoder, dict[str, Any]]:
-    """The encoder, and of the run what a table shows."""
+def _pretrained(work: Work, seed: int) -> _Pretrained:
+    """The encoder of an arm; the next cell shares it, if it only asks for something else."""
+    assert isinstance(work.data, StudyImages)
+    return _run(json.dumps(work.arm.settings, sort_keys=True), work.data, work.threads, seed)
+
+
+@lru_cache(maxsize=1)
+def _run(settings: str, data: StudyImages, threads: int, seed: int) -> _Pretrained:  # noqa: ARG001 - of the key
+    before: dict[str, Tensor] = {}
+
+    def begin(course: Any) -> None:
+        before.update(course.untrained.backbone.state_dict())
+
     with TemporaryDirectory() as folder, peak_memory() as peak:
         out = Path(folder) / "run"
-        saved, about = _run(work, seed, out)
+        run = pretrain(data.training(), seed=seed, out=out, begin=begin, **json.loads(settings))
         looks = [record for record in read(out / "metrics.jsonl") if record["kind"] == "look"]
-    about["run"] |= {"peak_memory": peak.bytes, "looks": looks}
-    about["run"]["end"] = about["run"]["end"] | _drifts(looks)
-    return saved, about
+    said = {
+        name: run.report[name]
+        for name in ("steps_taken", "seconds", "images_seen", "views_share_of_step", "end")
+    }
+    said |= {"peak_memory": peak.bytes, "looks": looks, "end": said["end"] | _drifts(looks)}
+    about = {"settings": run.settings.as_dict(), "run": said}
+    return _Pretrained(run.encoder, _before(run.encoder, before), about)
 
 
 def _drifts(looks: Sequence[Record]) -> dict[str, float]:
@@ -167,22 +195,6 @@ def _drifts(looks: Sequence[Record]) -> dict[str, float]:
     few = max(1, len(oldest) // 4)
     parts = {"drift, first quarter": oldest[:few], "drift, last quarter": oldest[-few:]}
     return {name: sum(part) / few for name, part in parts.items()}
-
-
-def _run(work: Work, seed: int, out: Path) -> tuple[SavedEncoder, dict[str, Any]]:
-    untrained: dict[str, Tensor] = {}
-
-    def begin(course: Any) -> None:
-        untrained.update(course.untrained.backbone.state_dict())
-
-    assert isinstance(work.data, StudyImages)
-    run = pretrain(work.data.training(), seed=seed, out=out, begin=begin, **work.arm.settings)
-    report = run.report
-    return run.encoder, {
-        "settings": run.settings.as_dict(), "untrained": untrained,
-        "run": {name: report[name] for name in ("steps_taken", "seconds", "images_seen",
-                                                 "views_share_of_step", "end")},
-    }  # fmt: skip
 
 
 def _before(saved: SavedEncoder, untrained: dict[str, Tensor]) -> SavedEncoder:
