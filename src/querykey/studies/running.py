@@ -108,7 +108,7 @@ def run_study(
         else:
             if minutes is not None:
                 raise ConfigError("fits of adapters end by themselves, in seconds each; leave out --minutes")
-            arms, budget = _fits(arms, about, is_trial=is_trial)
+            arms, budget = _fits(arms, data, about, is_trial=is_trial)
         described = _description(study, arms, about, budget, is_trial=is_trial)
         write_study(folder, described)
         notify(budget.words)
@@ -130,9 +130,12 @@ def _require_possible(arms: list[Arm], about: dict[str, Any]) -> None:
             settings.make_second_views(about["channels"])
 
 
-def _fits(arms: list[Arm], about: dict[str, Any], *, is_trial: bool) -> tuple[list[Arm], Budget]:
-    """Adapters and projections that the features are wide enough for."""
-    arms = [arm for arm in arms if arm.settings.get("dim", 0) <= about["width"]]
+def _fits(
+    arms: list[Arm], features: StudyFeatures, about: dict[str, Any], *, is_trial: bool
+) -> tuple[list[Arm], Budget]:
+    """Adapters and projections that the features are wide enough for, and have what they need."""
+    has = "documents" if features.task().queries is not None else "labels"
+    arms = [arm for arm in arms if arm.settings.get("dim", 0) <= about["width"] and arm.needs in (None, has)]
     if not is_trial:
         return arms, Budget(words=f"{sum(arm.seeds for arm in arms)} fits, each until its guard sees no gain")
     short = [
@@ -215,6 +218,8 @@ def _description(
         if len(steps) == 1
         else (f", {min(steps):,} to {max(steps):,} steps")
     )
+    names = {arm.name for arm in arms}
+    asked = [one for one in study.asked if {one.ours[0], one.theirs[0]} <= names]
     return {
         "name": study.name, "title": study.title, "asks": study.asks,
         "source": study.source, "caveat": study.caveat, "is_trial": is_trial,
@@ -222,7 +227,7 @@ def _description(
         "published": {"what": study.published.what, "rows": [list(row) for row in study.published.rows]},
         "data": about, "budget": asdict(budget),
         "arms": [asdict(arm) for arm in arms],
-        "asked": [asdict(one) for one in study.asked], "figures": [asdict(one) for one in study.figures],
+        "asked": [asdict(one) for one in asked], "figures": [asdict(one) for one in study.figures],
     }  # fmt: skip
 
 

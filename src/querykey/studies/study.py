@@ -19,7 +19,7 @@ class Arm:
     Args:
         name: In records.
         label: In tables and figures.
-        group: The table it belongs to, where a report has several.
+        group: The table or figure it belongs to, where a report has several.
         kind: What is done.
         data: Data set and splits, where the study names them.
         settings: Of the pretraining, where they are not the defaults.
@@ -34,6 +34,7 @@ class Arm:
         memory_ratio: Of a cross-batch memory, its rows as a share of the training images; 0: no memory.
         labels_a_class: With few labels, how many; None: 1% of them.
         epochs: Of the supervised training beside it; None: those of the evaluation.
+        needs: What features must have for it, where not all will do; it is left out of others.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Arm:
     memory_ratio: float | None = None
     labels_a_class: int | None = None
     epochs: int | None = None
+    needs: Literal["labels", "documents"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class Figure:
         x: Title of the axis, with its unit.
         y: Likewise.
         log_x: Whether x is drawn by its logarithm.
+        group: Of arms; empty: all of them.
     """
 
     kind: Literal["lines", "bars", "heat map"]
@@ -110,6 +113,7 @@ class Figure:
     x: str = ""
     y: str = ""
     log_x: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ def figure(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
     Raises:
         StoreError: If it is of a kind that is not known.
     """
+    arms = [arm for arm in arms if wanted.get("group") in ("", None, arm.get("group"))]
     match wanted["kind"]:
         case "lines":
             return _lines(wanted, arms, cells)
