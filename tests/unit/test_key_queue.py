@@ -7,7 +7,7 @@ import torch
 
 from querykey.data.batches import UniformBatches
 from querykey.dictionaries.queue import KeyQueue, stale_copies
-from querykey.errors import ConfigError, RangeError, ShapeError
+from querykey.errors import ConfigError, RangeError
 from querykey.losses.info_nce import info_nce
 from querykey.own_key import look_up_own_key
 
@@ -106,14 +106,21 @@ def test_trap_5_4_a_perfect_encoder_pays_nothing():
     torch.testing.assert_close(loss(), torch.full((4,), 2.0).log())
 
 
-def test_more_keys_than_the_queue_holds():
-    queue = KeyQueue(capacity=8, dim=2)
-    queue.require_room(8)
-    with pytest.raises(ShapeError) as fault:
-        queue.require_room(9)
-    assert str(fault.value) == (
-        "a step makes 9 keys and the queue holds 8; raise the capacity or lower the batch size"
-    )
+@pytest.mark.parametrize("start", ["empty", "random"])
+def test_of_more_keys_than_the_queue_holds_the_last_stay(start):
+    queue = KeyQueue(capacity=4, dim=2, start=start)
+    for first, count in ((0, 3), (10, 9), (20, 2), (30, 4)):
+        vectors, ids = rows(first, count)
+        queue.enqueue(vectors, ids, labels=ids + 5)
+        held = queue.read()
+        assert torch.equal(held.vectors[held.ids >= 0][:, 0], held.ids[held.ids >= 0].float())
+        assert torch.equal(held.labels[held.ids >= 0], held.ids[held.ids >= 0] + 5)
+        if first == 10:
+            assert in_order(queue) == [15, 16, 17, 18]
+        elif first == 20:
+            assert in_order(queue) == [17, 18, 20, 21]
+    assert in_order(queue) == [30, 31, 32, 33]
+    assert queue.age().tolist() == [0] * 4
 
 
 def test_what_is_refused():

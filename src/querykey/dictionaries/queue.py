@@ -6,8 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from querykey.dictionaries.cross_batch import CrossBatchMemory
-from querykey.errors import ConfigError, RangeError, ShapeError
+from querykey.errors import ConfigError, RangeError
 from querykey.processes import ALONE, Processes
+from querykey.types import Ids, Labels, Rows
 
 __all__ = ["KeyQueue", "QueueStart", "stale_copies"]
 
@@ -18,8 +19,7 @@ class KeyQueue(CrossBatchMemory):
     """The last `capacity` keys of a momentum encoder, oldest overwritten first.
 
     A step reads the queue, and enqueues its own keys when the loss has been computed: its positives
-    are never among what was read. Any number of rows up to the capacity may come at once; it need
-    not divide the capacity.
+    are never among what was read. Any number of rows may come at once; it need not divide the capacity.
 
     Args:
         capacity: Keys held when full, at least 1.
@@ -59,20 +59,16 @@ class KeyQueue(CrossBatchMemory):
             self.ids.fill_(-1)
             self._filled = capacity
 
-    def require_room(self, rows: int) -> None:
-        """See that a step's keys fit, before anything is computed.
+    def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
+        """Put keys in, over the oldest; of more than the queue holds, the last stay.
 
         Args:
-            rows: Keys of one step.
-
-        Raises:
-            ShapeError: If they are more than the queue holds.
+            vectors: [rows, dim]; kept without gradient.
+            ids: Which item each key is of.
+            labels: Class of each key; -1 where it is not known.
         """
-        if rows > self.capacity:
-            raise ShapeError(
-                f"a step makes {rows} keys and the queue holds {self.capacity}; "
-                "raise the capacity or lower the batch size"
-            )
+        last = slice(-self.capacity, None)
+        super().enqueue(vectors[last], ids[last], None if labels is None else labels[last])
 
 
 def stale_copies(capacity: int, items: int, batch_size: int, *, keys_an_item: int = 1) -> str | None:

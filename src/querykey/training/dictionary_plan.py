@@ -152,6 +152,11 @@ def dictionary_concerns(settings: PretrainSettings, *, items: int, steps: int) -
         keys = 2 if settings.symmetric else 1
         words = stale_copies(settings.capacity, items, batch, keys_an_item=keys)
         found += [] if words is None else [words]
+        if settings.capacity < keys * batch:
+            found.append(
+                f"a queue of {settings.capacity:,} keys holds the last of the {keys * batch:,} that a step "
+                "makes; raise dictionary.capacity or lower batch_size to use them all"
+            )
         if settings.capacity > keys * steps * batch:
             found.append(
                 f"a queue of {settings.capacity:,} keys is not full after {steps:,} steps of {batch:,}; "

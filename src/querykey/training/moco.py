@@ -72,7 +72,6 @@ def moco_step(
 
     Raises:
         CollapseError: If the loss is not finite; the encoder's weights and the queue are left as they were.
-        ShapeError: If the queue holds fewer rows than the step has keys; nothing has changed.
         RangeError: If momentum is not from 0 to 1; nothing has changed.
 
     Source:
@@ -84,7 +83,6 @@ def moco_step(
     computing = computing or Computing()
     processes = computing.processes
     directions = [views, (views[1], views[0])] if symmetric else [views]
-    queue.require_room(len(directions) * len(ids))
     taken: list[tuple[Rows, Rows]] = []
     value = 0.0
 
