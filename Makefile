@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check studies-smoke soak bench results lint format
+.PHONY: help demo test check studies-smoke soak bench results studies lint format
 .NOTPARALLEL:
 
 help: ## Say what there is.
@@ -29,6 +29,10 @@ bench: $(VENV)/.ready-bench ## Measure speed and memory beside the peers.
 results: $(VENV)/.ready-results ## Run the grid of studies and write docs/results.md; goes on where it stopped.
 	$(BIN)/python -m querykey.studies.pretraining_cells
 	$(BIN)/python -m querykey.studies.results
+
+studies: $(VENV)/.ready-results ## Run the papers' studies and write studies/README.md; goes on where it stopped.
+	$(BIN)/python -m querykey.studies.suite
+	$(BIN)/python -m querykey.reports.studies
 
 lint: $(VENV)/.ready ## Check format, lint, types and layers.
 	$(BIN)/ruff format --check .

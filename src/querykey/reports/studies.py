@@ -1,0 +1,178 @@
+"""`python -m querykey.reports.studies`: studies/README.md and its figures, from records alone."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from querykey.data.durable import or_damaged
+from querykey.errors import MissingPathError, QuerykeyError
+from querykey.outputs import new_file
+from querykey.reports.page.blocks import Word
+from querykey.reports.page.charts import Chart
+from querykey.reports.page.study_charts import figure
+from querykey.reports.page.svg import as_svg
+from querykey.reports.seed_tables import measured, table, verdict_of
+from querykey.study_folder import cells_of, is_study, read_study, records_of
+
+__all__ = ["Claim", "claim", "main", "studies_report"]
+
+Claim = Literal["confirmed", "not confirmed", "can't tell", "not measured yet", "no claim"]
+MISTAKE = 2
+FIGURES = "figures"
+INTRODUCTION = """# What the papers claim, measured small
+
+Written by `make studies` from the records in these folders alone: the same records give the same bytes. Do
+not edit it.
+
+Each study is a question, a grid of small runs, and the rule by which the answer is read, all fixed before the
+first run and kept in its `study.json`; `records.jsonl` has a line a run. Images are CIFAR-10's 50,000 for
+training and 10,000 to be asked for, unless it says Omniglot, where characters of other alphabets are asked
+for. The network is `small_cnn`, 0.39 million weights, on one thread; runs see 102,400 to 307,200 images, one
+to seven minutes of two cores. So these are answers for the first minutes of training on a small network, no
+more: where a paper says otherwise after days on a large one, both can be right.
+
+**Verdict.** *yes* where the 95% interval over seeds of the paired difference (t distribution) lies above 0,
+*no* where it lies below, *can't tell* otherwise. **Claim.** *confirmed* where the verdict is the paper's
+answer, *not confirmed* where it is the opposite. Questions that no paper answers have no claim.
+"""
+
+
+class _Answer(NamedTuple):
+    study: str
+    folder: str
+    ask: str
+    verdict: str
+    because: str
+    published: str
+    claim: Claim
+
+
+def claim(verdict: Word, published: str) -> Claim:
+    """What a verdict says of a published answer.
+
+    Args:
+        verdict: "yes", "no", "can't tell" or "not measured yet".
+        published: An answer that begins with yes or no; anything else is none.
+
+    Returns:
+        The claim's state.
+
+    Example:
+        >>> claim("yes", "yes, by 3 points (fig. 8)"), claim("yes", "no: as good"), claim("no", "not asked")
+        ('confirmed', 'not confirmed', 'no claim')
+    """
+    theirs = published.replace(",", " ").replace(":", " ").partition(" ")[0]
+    if theirs not in ("yes", "no"):
+        return "no claim"
+    if verdict == "can't tell" or verdict == "not measured yet":  # noqa: PLR1714 - the types see this alone
+        return verdict
+    return "confirmed" if verdict == theirs else "not confirmed"
+
+
+def studies_report(folder: Path) -> tuple[str, dict[str, str]]:
+    """The page of all studies in a folder.
+
+    Args:
+        folder: With a folder for each study.
+
+    Returns:
+        (Markdown, name of each figure below the folder to its SVG).
+
+    Raises:
+        MissingPathError: If there is no study.
+        StoreError: If one of them is damaged.
+    """
+    places = sorted(path for path in folder.iterdir() if is_study(path)) if folder.is_dir() else []
+    if not places:
+        raise MissingPathError(f"{folder} holds no study; run them with python -m querykey.studies.suite")
+    answers: list[_Answer] = []
+    sections: list[str] = []
+    figures: dict[str, str] = {}
+    for place in places:
+        study = read_study(place)
+        with or_damaged(str(place), "run the study again, or give back its files as they were written"):
+            cells = cells_of(study, records_of(place).read())
+            own = [_answer(study, place.name, asked, cells) for asked in study["asked"]]
+            drawn: dict[str, Chart] = {}
+            for wanted in study["figures"]:
+                if (chart := figure(wanted, study["arms"], cells)) is not None:
+                    drawn[f"{FIGURES}/{place.name}-{len(drawn) + 1}.svg"] = chart
+            sections.append(_section(study, place.name, own, {name: one.title for name, one in drawn.items()},
+                                     sum(map(len, cells.values()))))  # fmt: skip
+            figures |= {name: as_svg(chart, is_file=True) for name, chart in drawn.items()}
+            answers += own
+    parts = [INTRODUCTION, "## Claims\n", _counted(answers), _claims(answers)]
+    return "\n".join([*parts, *sections]), figures
+
+
+def _answer(study: Mapping[str, Any], folder: str, asked: Mapping[str, Any], cells: Any) -> _Answer:
+    ours, theirs = (measured(cells, *asked[side]) for side in ("ours", "theirs"))
+    verdict, because = verdict_of(ours, theirs)
+    published = str(asked["published"])
+    return _Answer(
+        str(study["name"]), folder, str(asked["ask"]), verdict, because, published, claim(verdict, published)
+    )
+
+
+def _counted(answers: Sequence[_Answer]) -> str:
+    claims = Counter(one.claim for one in answers)
+    others = claims.pop("no claim", 0)
+    order: tuple[Claim, ...] = ("confirmed", "not confirmed", "can't tell", "not measured yet")
+    counts = ", ".join(f"{claims[word]} {word}" for word in order if claims[word])
+    return f"Of {claims.total()} claims: {counts}. {others} questions besides, which no paper answers.\n"
+
+
+def _claims(answers: Sequence[_Answer]) -> str:
+    rows = [[f"[{one.folder}](#{one.folder})", one.ask, f"**{one.verdict}**", one.claim] for one in answers]
+    return table(["study", "question", "verdict", "claim of the paper"], rows)
+
+
+def _section(
+    study: Mapping[str, Any], folder: str, answers: Sequence[_Answer], figures: Mapping[str, str], done: int
+) -> str:
+    planned = sum(int(arm["seeds"]) for arm in study["arms"])
+    missing = "" if done >= planned else f" {done} of {planned} cells are measured."
+    if study.get("is_trial"):
+        missing += " A trial: its numbers say nothing."
+    lines = [
+        f"## {folder}\n", f"**{study['asks']}** {study['title']}: {study['source']}.{missing}\n",
+        f"Measured: {study['measured']}.\n",
+        table(
+            ["question", "verdict", "difference [95%]", "published"],
+            [[one.ask, f"**{one.verdict}**", one.because, one.published] for one in answers],
+        ),
+    ]  # fmt: skip
+    lines += [f"![{title}]({name})\n" for name, title in figures.items()]
+    lines.append(f"{study['caveat']}\n")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page.
+
+    Args:
+        arguments: Without the program's name; None for those of the process.
+
+    Returns:
+        Exit code: 0, or 2 for a mistake.
+    """
+    parser = argparse.ArgumentParser(prog="python -m querykey.reports.studies", description=__doc__)
+    parser.add_argument("--studies", type=Path, default=Path("studies"), help="the folder of studies")
+    folder = parser.parse_args(arguments).studies
+    try:
+        text, figures = studies_report(folder)
+        for name, drawing in {"README.md": text, **figures}.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            with new_file(folder / name, overwrite=True) as aside:
+                aside.write_text(drawing, encoding="utf-8")
+    except QuerykeyError as fault:
+        sys.stderr.write(f"error: {fault}\n")
+        return MISTAKE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

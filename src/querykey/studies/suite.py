@@ -1,0 +1,119 @@
+"""`python -m querykey.studies.suite`: every study on the project's data, into `studies/`.
+
+What is done is not done again: stop it whenever, start it again, and it goes on.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from querykey.errors import MissingPathError, QuerykeyError
+from querykey.run_data import DataAt
+from querykey.studies.adaptation import BANKING, CRANFIELD, OMNIGLOT, DataSet
+from querykey.studies.catalogue import STUDIES
+from querykey.studies.grid import Cell
+from querykey.studies.measuring import features_of
+from querykey.studies.running import run_study
+from querykey.studies.study_features import StudyFeatures
+from querykey.studies.study_images import StudyImages
+
+__all__ = ["Planned", "main", "planned"]
+
+MISTAKE, STOPPED = 2, 130
+OTHER_CLASSES = ("memory-ratio", "drift")
+"""Studies that need classes to ask for which are not trained on."""
+
+
+class Planned(NamedTuple):
+    """A study and what it is asked of.
+
+    Args:
+        folder: Its name below `studies/`.
+        study: Name of the study.
+        data: Data set: a folder of images, or one that the study of adapters embeds.
+    """
+
+    folder: str
+    study: str
+    data: str | DataSet
+
+
+def planned() -> tuple[Planned, ...]:
+    """All studies, in the catalogue's order, each with its data."""
+    return tuple(_planned())
+
+
+def _planned() -> Iterator[Planned]:
+    for name, study in STUDIES.items():
+        if study.needs == "features":
+            yield from (Planned(f"{name}-{data.name}", name, data) for data in (OMNIGLOT, BANKING, CRANFIELD))
+        else:
+            yield Planned(name, name, "omniglot" if name in OTHER_CLASSES else "cifar10")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it as the command line says.
+
+    Args:
+        arguments: Without the program's name; None for those of the process.
+
+    Returns:
+        Exit code: 0, 2 for a mistake, 130 for Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(prog="python -m querykey.studies.suite", description=__doc__)
+    names = [one.folder for one in planned()]
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of real data")
+    parser.add_argument("--out", type=Path, default=Path("studies"), help="where the studies go")
+    parser.add_argument("--features", type=Path, default=Path("results/features"), help="of frozen models")
+    parser.add_argument("--only", action="append", choices=names, help="this one alone; can be repeated")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), choices=range(1, 65), help="processes")
+    given = parser.parse_args(arguments)
+    try:
+        for one in planned():
+            if given.only is None or one.folder in given.only:
+                _run(one, given)
+    except QuerykeyError as fault:
+        sys.stderr.write(f"error: {fault}\n")
+        return MISTAKE
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C; what is done stays, the same command goes on from there\n")
+        return STOPPED
+    return 0
+
+
+def _run(one: Planned, given: argparse.Namespace) -> None:
+    def told(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
+        means = (f"{name} {right / asked:.4f}" for name, (right, asked) in fields["values"].items() if asked)
+        _say(
+            f"[{done}/{count}] {cell.method}, seed {cell.seed}: {', '.join(means)}, {fields['seconds']:.0f} s"
+        )
+
+    _say(f"{one.folder}:")
+    data = _data(one.data, given)
+    run_study(STUDIES[one.study], data, given.out / one.folder, jobs=given.jobs, progress=told, notify=_say)
+
+
+def _data(data: str | DataSet, given: argparse.Namespace) -> StudyImages | StudyFeatures:
+    if isinstance(data, str):
+        if not (given.data / data).exists():
+            raise MissingPathError(
+                f"{given.data / data} is not there: give the folder of the data with --data DIR, or leave "
+                "its studies out with --only"
+            )
+        return StudyImages.of_splits(str(given.data / data), "train", "test")
+    stores = {part: DataAt(at) for part, at in features_of(data, given.data, given.features, _say).items()}
+    if "documents" in stores:
+        return StudyFeatures(train=stores["documents"])
+    return StudyFeatures(train=stores["train"], test=stores["test"])
+
+
+def _say(words: str) -> None:
+    sys.stderr.write(words + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
