@@ -105,6 +105,24 @@ def test_a_log_axis_with_a_zero_takes_names():
     assert are_places(Lines(title="t", x="x", y="y", lines=[line])) is None
 
 
+def test_a_log_axis_names_its_few_places():
+    keys = [64.0, 256.0, 1024.0, 4096.0]
+    few = Lines(title="t", x="keys", y="y", log_x=True, lines=[Line("a", keys[:3], [1.0] * 3),
+                                                             Line("b", keys[1:], [2.0] * 3)])  # fmt: skip
+    words = [text.text for text in ET.fromstring(as_svg(few)).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"64", "256", "1,024", "4,096"} <= set(words)
+    assert "100" not in words
+    axis = as_plotly(few)["layout"]["xaxis"]
+    assert (axis["tickvals"], axis["ticktext"]) == (keys, ["64", "256", "1,024", "4,096"])
+    many = Lines(
+        title="t", x="k", y="y", log_x=True, lines=[Line("a", [2.0**n for n in range(9)], [1.0] * 9)]
+    )
+    assert "tickvals" not in as_plotly(many)["layout"]["xaxis"]
+    assert "10" in [
+        text.text for text in ET.fromstring(as_svg(many)).iter("{http://www.w3.org/2000/svg}text")
+    ]
+
+
 def test_bars_of_labels_that_look_like_numbers_stay_labels():
     assert as_plotly(CHARTS["bars"])["layout"]["yaxis"]["type"] == "category"
 

@@ -14,6 +14,7 @@ __all__ = [
     "Points",
     "are_places",
     "contrasting",
+    "named_places",
     "shade",
     "short",
     "thinned",
@@ -24,6 +25,8 @@ COLOURS = 7
 
 MOST_POINTS = 300
 """Of a line: more than a screen shows."""
+MOST_NAMED = 8
+"""Places of an axis that are written below it each."""
 
 Place = float | str
 """Where a point stands on the x axis: a number, or a name."""
@@ -185,6 +188,24 @@ def are_places(chart: Lines) -> list[str] | None:
     if len(numbers) == len(every):
         every = [*sorted(numbers)]
     return list(dict.fromkeys(place_name(x) for x in every))
+
+
+def named_places(chart: Lines) -> list[float]:
+    """The places of a logarithmic axis, where they are few enough to be written below it themselves.
+
+    Args:
+        chart: Lines over numbers above 0.
+
+    Returns:
+        Rising; empty where there are more than eight, and where x is not logarithmic.
+
+    Example:
+        >>> one = Line("a", [64.0, 256.0, 1024.0], [1.0, 2.0, 3.0])
+        >>> named_places(Lines(title="t", x="keys", y="kNN", lines=[one], log_x=True))
+        [64.0, 256.0, 1024.0]
+    """
+    places = sorted({float(x) for line in chart.lines for x in line.x}) if chart.log_x else []
+    return places if len(places) <= MOST_NAMED else []
 
 
 def place_name(x: Place) -> str:

@@ -10,6 +10,7 @@ from querykey.reports.page.charts import (
     Lines,
     Points,
     are_places,
+    named_places,
     place_name,
     shade,
     short,
@@ -82,7 +83,10 @@ def _lines(chart: Lines) -> tuple[list[Any], dict[str, Any]]:
     if names is not None:
         x |= {"type": "category", "categoryorder": "array", "categoryarray": names}
     elif chart.log_x:
-        x |= {"type": "log", "dtick": 1}
+        own = named_places(chart)
+        x |= {"type": "log", "dtick": 1, "exponentformat": "none"}
+        if own:
+            x |= {"tickmode": "array", "tickvals": own, "ticktext": [f"{one:,g}" for one in own]}
     y = {"title": {"text": chart.y}, "rangemode": "tozero" if chart.from_zero else "normal"}
     layout = {"xaxis": x, "yaxis": y, "showlegend": len(data) > 1}
     return data, layout

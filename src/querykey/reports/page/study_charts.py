@@ -110,7 +110,7 @@ def _note(cells: Cells, arms: Arms) -> str:
 
 def _lines(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
     measures = wanted["measures"]
-    lines = []
+    lines, several = [], len({arm.get("line") for arm in arms if arm.get("x") is not None}) > 1
     for measure in measures:
         for name in dict.fromkeys(arm.get("line") for arm in arms):
             own = [arm for arm in arms if arm.get("line") == name and arm.get("x") is not None]
@@ -122,7 +122,8 @@ def _lines(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
                 for arm in own if (three := _three(cells, arm["name"], measure))
             ]  # fmt: skip
             if found:
-                words = " ".join(str(w) for w in (name, measure if len(measures) > 1 else None) if w)
+                both = (name if several or len(measures) == 1 else "", measure if len(measures) > 1 else "")
+                words = " ".join(str(word) for word in both if word)
                 xs = [x for x, _ in found]
                 mean, low, high = ([three[i] for _, three in found] for i in range(3))
                 lines.append(Line(words or measure, xs, mean, low, high))

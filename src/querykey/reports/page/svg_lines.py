@@ -2,7 +2,7 @@
 
 import math
 
-from querykey.reports.page.charts import COLOURS, Lines, are_places, place_name
+from querykey.reports.page.charts import COLOURS, Lines, are_places, named_places, place_name
 from querykey.reports.page.strokes import (
     WIDTH,
     Colour,
@@ -87,6 +87,7 @@ def _below(chart: Lines, names: list[str] | None, first: float, last: float) -> 
     if names is not None:
         return [(float(place), name) for place, name in enumerate(names)]
     if chart.log_x:
-        return [(one, f"{10**one:g}") for one in log_ticks(first, last)]
+        own = [math.log10(x) for x in named_places(chart)]
+        return [(one, f"{10**one:,g}") for one in own or log_ticks(first, last)]
     marks = ticks(first, last)
     return [(one, written(one, marks)) for one in marks if first <= one <= last]
