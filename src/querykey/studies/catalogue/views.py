@@ -78,7 +78,7 @@ def _strength(name: str, label: str, x: float | None, *, blur: float = 0.0, stre
     colours = {"view_strength": strength} if strength else {}
     gray = {} if strength else {"jitter_probability": 0.0, "grayscale": 0.0}
     return Arm(
-        name=name, label=label, x=x, line="SimCLR",
+        name=name, label=label, x=x, line="SimCLR", seeds=1 if strength in (0.0, 0.25) else 3,
         settings={"views": "simclr", "view_options": {"crop_scale": _CROP, "blur": blur, **gray}, **colours},
     )  # fmt: skip
 
