@@ -9,6 +9,7 @@ from querykey.records import Record
 __all__ = [
     "Arm",
     "Cells",
+    "Word",
     "arms_table",
     "asked_table",
     "measured",
@@ -27,6 +28,10 @@ Z = 1.959964
 
 Cells = Mapping[str, Mapping[int, Record]]
 """Arm to seed to its cell."""
+
+
+Word = Literal["yes", "no", "can't tell", "not measured yet"]
+"""A verdict."""
 
 
 class Arm(NamedTuple):
@@ -117,9 +122,7 @@ def asked_table(questions: Sequence[dict[str, Any]], cells: Cells) -> str:
     return table(["question", "means", "difference [95%]", "verdict", "published"], rows) if rows else ""
 
 
-def verdict_of(
-    ours: Mapping[int, float], theirs: Mapping[int, float]
-) -> tuple[Literal["yes", "no", "can't tell", "not measured yet"], str]:
+def verdict_of(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[Word, str]:
     """Whether one thing is above another, over the seeds that both have.
 
     Args:

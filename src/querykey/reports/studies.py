@@ -3,18 +3,18 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from querykey.data.durable import or_damaged
 from querykey.errors import MissingPathError, QuerykeyError
 from querykey.outputs import new_file
-from querykey.reports.page.blocks import Word
 from querykey.reports.page.charts import Chart
 from querykey.reports.page.study_charts import figure
 from querykey.reports.page.svg import as_svg
-from querykey.reports.seed_tables import measured, table, verdict_of
+from querykey.reports.seed_tables import Word, table
+from querykey.reports.study_tables import Verdict, verdict_rows
 from querykey.study_folder import cells_of, is_study, read_study, records_of
 
 __all__ = ["Claim", "claim", "main", "studies_report"]
@@ -40,14 +40,14 @@ answer, *not confirmed* where it is the opposite. Questions that no paper answer
 """
 
 
-class _Answer(NamedTuple):
-    study: str
+class _Read(NamedTuple):
+    """A study as far as it is measured."""
+
     folder: str
-    ask: str
-    verdict: str
-    because: str
-    published: str
-    claim: Claim
+    study: dict[str, Any]
+    measured: int
+    verdicts: list[Verdict]
+    charts: dict[str, Chart]
 
 
 def claim(verdict: Word, published: str) -> Claim:
@@ -88,64 +88,56 @@ def studies_report(folder: Path) -> tuple[str, dict[str, str]]:
     places = sorted(path for path in folder.iterdir() if is_study(path)) if folder.is_dir() else []
     if not places:
         raise MissingPathError(f"{folder} holds no study; run them with python -m querykey.studies.suite")
-    answers: list[_Answer] = []
-    sections: list[str] = []
-    figures: dict[str, str] = {}
-    for place in places:
-        study = read_study(place)
-        with or_damaged(str(place), "run the study again, or give back its files as they were written"):
-            cells = cells_of(study, records_of(place).read())
-            own = [_answer(study, place.name, asked, cells) for asked in study["asked"]]
-            drawn: dict[str, Chart] = {}
-            for wanted in study["figures"]:
-                if (chart := figure(wanted, study["arms"], cells)) is not None:
-                    drawn[f"{FIGURES}/{place.name}-{len(drawn) + 1}.svg"] = chart
-            sections.append(_section(study, place.name, own, {name: one.title for name, one in drawn.items()},
-                                     sum(map(len, cells.values()))))  # fmt: skip
-            figures |= {name: as_svg(chart, is_file=True) for name, chart in drawn.items()}
-            answers += own
-    parts = [INTRODUCTION, "## Claims\n", _counted(answers), _claims(answers)]
-    return "\n".join([*parts, *sections]), figures
+    found = [_read(place) for place in places]
+    parts = [INTRODUCTION, "## Claims\n", _counted(found), _claims(found), *map(_section, found)]
+    drawn = {name: as_svg(chart, is_file=True) for one in found for name, chart in one.charts.items()}
+    return "\n".join(parts), drawn
 
 
-def _answer(study: Mapping[str, Any], folder: str, asked: Mapping[str, Any], cells: Any) -> _Answer:
-    ours, theirs = (measured(cells, *asked[side]) for side in ("ours", "theirs"))
-    verdict, because = verdict_of(ours, theirs)
-    published = str(asked["published"])
-    return _Answer(
-        str(study["name"]), folder, str(asked["ask"]), verdict, because, published, claim(verdict, published)
-    )
+def _read(place: Path) -> _Read:
+    study = read_study(place)
+    with or_damaged(str(place), "run the study again, or give back its files as they were written"):
+        records = records_of(place).read()
+        cells = cells_of(study, records)
+        drawn = [
+            chart for one in study["figures"] if (chart := figure(one, study["arms"], cells)) is not None
+        ]
+        charts = {
+            f"{FIGURES}/{place.name}-{number}.svg": chart for number, chart in enumerate(drawn, start=1)
+        }
+        return _Read(place.name, study, sum(map(len, cells.values())), verdict_rows(study, records), charts)
 
 
-def _counted(answers: Sequence[_Answer]) -> str:
-    claims = Counter(one.claim for one in answers)
+def _counted(found: Sequence[_Read]) -> str:
+    claims = Counter(claim(one.word, one.published) for study in found for one in study.verdicts)
     others = claims.pop("no claim", 0)
     order: tuple[Claim, ...] = ("confirmed", "not confirmed", "can't tell", "not measured yet")
     counts = ", ".join(f"{claims[word]} {word}" for word in order if claims[word])
     return f"Of {claims.total()} claims: {counts}. {others} questions besides, which no paper answers.\n"
 
 
-def _claims(answers: Sequence[_Answer]) -> str:
-    rows = [[f"[{one.folder}](#{one.folder})", one.ask, f"**{one.verdict}**", one.claim] for one in answers]
+def _claims(found: Sequence[_Read]) -> str:
+    rows = [
+        [f"[{study.folder}](#{study.folder})", one.ask, f"**{one.word}**", claim(one.word, one.published)]
+        for study in found for one in study.verdicts
+    ]  # fmt: skip
     return table(["study", "question", "verdict", "claim of the paper"], rows)
 
 
-def _section(
-    study: Mapping[str, Any], folder: str, answers: Sequence[_Answer], figures: Mapping[str, str], done: int
-) -> str:
-    planned = sum(int(arm["seeds"]) for arm in study["arms"])
-    missing = "" if done >= planned else f" {done} of {planned} cells are measured."
+def _section(one: _Read) -> str:
+    study, planned = one.study, sum(int(arm["seeds"]) for arm in one.study["arms"])
+    missing = "" if one.measured >= planned else f" {one.measured} of {planned} cells are measured."
     if study.get("is_trial"):
         missing += " A trial: its numbers say nothing."
     lines = [
-        f"## {folder}\n", f"**{study['asks']}** {study['title']}: {study['source']}.{missing}\n",
+        f"## {one.folder}\n", f"**{study['asks']}** {study['title']}: {study['source']}.{missing}\n",
         f"Measured: {study['measured']}.\n",
         table(
             ["question", "verdict", "difference [95%]", "published"],
-            [[one.ask, f"**{one.verdict}**", one.because, one.published] for one in answers],
+            [[each.ask, f"**{each.word}**", each.because, each.published] for each in one.verdicts],
         ),
     ]  # fmt: skip
-    lines += [f"![{title}]({name})\n" for name, title in figures.items()]
+    lines += [f"![{chart.title}]({name})\n" for name, chart in one.charts.items()]
     lines.append(f"{study['caveat']}\n")
     return "\n".join(lines)
 

@@ -1,13 +1,29 @@
 """Records of a study -> what each arm scored, and the verdict of each question."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from querykey.records import Record
-from querykey.reports.seed_tables import measured, verdict_of
+from querykey.reports.seed_tables import Word, measured, verdict_of
 from querykey.study_folder import cells_of
 
-__all__ = ["arms_rows", "verdict_rows"]
+__all__ = ["Verdict", "arms_rows", "verdict_rows"]
+
+
+class Verdict(NamedTuple):
+    """A question with its answer.
+
+    Args:
+        ask: In words.
+        word: The verdict.
+        because: The numbers that it is read from.
+        published: What the paper found.
+    """
+
+    ask: str
+    word: Word
+    because: str
+    published: str
 
 
 def arms_rows(described: Mapping[str, Any], records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
@@ -32,7 +48,7 @@ def arms_rows(described: Mapping[str, Any], records: Sequence[Record]) -> tuple[
     return measures, rows
 
 
-def verdict_rows(described: Mapping[str, Any], records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
+def verdict_rows(described: Mapping[str, Any], records: Sequence[Record]) -> list[Verdict]:
     """The questions of a study with their answers.
 
     Args:
@@ -40,11 +56,11 @@ def verdict_rows(described: Mapping[str, Any], records: Sequence[Record]) -> lis
         records: Of the study.
 
     Returns:
-        (question, verdict, the numbers it is read from, what was published) of each.
+        One each, in their order.
     """
     cells = cells_of(described, records)
     return [
-        (one["ask"], *verdict_of(measured(cells, *one["ours"]), measured(cells, *one["theirs"])),
-         one["published"])
+        Verdict(one["ask"], *verdict_of(measured(cells, *one["ours"]), measured(cells, *one["theirs"])),
+                one["published"])
         for one in described["asked"]
     ]  # fmt: skip

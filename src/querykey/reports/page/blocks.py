@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from querykey.dotted import dotted
 from querykey.reports.page.charts import Chart, Line, Lines
+from querykey.reports.seed_tables import Word
 
 __all__ = [
     "Answer",
@@ -26,8 +27,6 @@ __all__ = [
     "settings_table",
     "signed",
 ]
-
-Word = Literal["yes", "no", "can't tell", "not measured yet"]
 
 
 @dataclass(frozen=True)
