@@ -100,13 +100,14 @@ class RunLog:
         self._watch.told(Shown(step, self._course.steps, rate, loss, self.seen.get("knn")))
 
     def report(self, done: int) -> dict[str, Any]:
-        """What there is to say of the run in the end.
+        """What there is to say of the run in the end; of its end nothing, where nobody looks.
 
         Args:
             done: Steps taken.
         """
         return {
-            "steps_taken": done, "seconds": self.seconds(), "start": self._course.start, "end": self.seen,
+            "steps_taken": done, "seconds": self.seconds(), "start": self._course.start,
+            "end": self.seen if self._course.settings.looks else {},
             "views_share_of_step": self.spent["view_seconds"] / max(sum(self.spent.values()), 1e-9),
             "images_seen": done * self._course.settings.batch_size,
         }  # fmt: skip

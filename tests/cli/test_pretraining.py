@@ -67,6 +67,16 @@ def test_pretrain_says_what_it_chose_before_and_found_after(pretrained):
     assert said.out.splitlines()[-1] == f"next: querykey evaluate {run} --on SOURCE"
 
 
+def test_a_run_that_nobody_looks_at_says_nothing_of_its_end(querykey, images, tmp_path):
+    said = querykey(
+        "pretrain", "--data", images / "train", "--out", tmp_path / "run", *SMALL, *STEPS, "--set", "looks=0"
+    )
+    assert said.code == 0, said.err
+    assert "3 steps, 48 images seen" in said.flat
+    assert "held out:" not in said.flat
+    assert "pretext task solved" not in said.flat
+
+
 def test_doctor_says_what_the_loss_of_a_pretraining_takes(querykey, images):
     said = querykey("doctor", images / "train")
     assert "pretrain, 256 images a step: memory: loss about 6 MiB (plain, 512 x 512 scores)" in said.flat

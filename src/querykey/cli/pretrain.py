@@ -153,10 +153,11 @@ def _end(done: "PretrainedRun", folder: Path) -> None:
             f"  kNN of h on {end['knn_queries']:.0f} images held out: {end['knn']:.3f}, untrained "
             f"{start['knn']:.3f}"
         )
-    line(
-        f"  pretext task solved {end['pretext']:.0%}, effective rank of h {end['effective_rank_h']:.0f} "
-        f"(untrained {start['effective_rank_h']:.0f})"
-    )
+    if end:
+        line(
+            f"  pretext task solved {end['pretext']:.0%}, effective rank of h {end['effective_rank_h']:.0f} "
+            f"(untrained {start['effective_rank_h']:.0f})"
+        )
     if "candidates" in end:
         line(f"  {_looked_up(end)}")
     if "fill" in end:
