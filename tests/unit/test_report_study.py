@@ -88,6 +88,26 @@ def test_a_heat_map_has_row_means_apart_and_room_for_what_is_missing(tmp_path):
     assert chart.apart == 1
 
 
+def test_curves_are_of_the_oldest_rows_and_the_mean_of_seeds(tmp_path):
+    def seen(*drifts):
+        ages = ((1, 64), (2, 64), (2, 128))
+        return [{"step": 0}] + [
+            {"step": 10 * place, f"drift_{near}": 9.0, f"drift_{far}": drift}
+            for place, ((near, far), drift) in enumerate(zip(ages, drifts, strict=True), start=1)
+        ]
+
+    figures = [{"kind": "curves", "title": "Drift", "measures": ["drift_"], "x": "steps", "y": "distance"}]
+    looked = [seen(0.2, 0.4, 0.6), seen(0.4, 0.6, 0.8)]
+    records = [cell("slow", seed, 0.6, looks=looks) for seed, looks in enumerate(looked)]
+    records.append(cell("fast", 0, 0.5))
+    section = study_section(write_study(tmp_path / "s", described=study(figures=figures), records=records))
+    (chart,) = (one for one in charts_of(section.blocks) if one.title == "Drift")
+    (line,) = chart.lines
+    assert (line.name, line.x) == ("label of slow", [10.0, 20.0, 30.0])
+    assert line.y == pytest.approx([0.3, 0.5, 0.7])
+    assert all("drift_" not in block.head for block in tables_of(section))
+
+
 def test_pairs_of_one_half_stand_in_both(tmp_path):
     given = matrix()
     names = ["crop", "colour <&>", "blur"]

@@ -7,7 +7,7 @@ from querykey.records import Record
 from querykey.reports.seed_tables import Word, measured, verdict_of
 from querykey.study_folder import cells_of
 
-__all__ = ["Verdict", "arms_rows", "verdict_rows"]
+__all__ = ["Verdict", "arms_rows", "shown_measures", "verdict_rows"]
 
 
 class Verdict(NamedTuple):
@@ -37,7 +37,7 @@ def arms_rows(described: Mapping[str, Any], records: Sequence[Record]) -> tuple[
         (measures, rows of label, means over seeds and number of seeds).
     """
     cells = cells_of(described, records)
-    measures = list(dict.fromkeys(name for figure in described["figures"] for name in figure["measures"]))
+    measures = shown_measures(described)
     rows = []
     for arm in described["arms"]:
         row = [arm["label"]]
@@ -46,6 +46,19 @@ def arms_rows(described: Mapping[str, Any], records: Sequence[Record]) -> tuple[
             row.append(f"{sum(found.values()) / len(found):.3f}" if found else "")
         rows.append([*row, str(len(cells.get(arm["name"], {})))])
     return measures, rows
+
+
+def shown_measures(described: Mapping[str, Any]) -> list[str]:
+    """What the figures of a study show of each arm; curves show what was seen on the way.
+
+    Args:
+        described: What `study.json` says.
+
+    Returns:
+        Measures, each once.
+    """
+    figures = (figure for figure in described.get("figures", []) if figure["kind"] != "curves")
+    return list(dict.fromkeys(name for figure in figures for name in figure["measures"]))
 
 
 def verdict_rows(described: Mapping[str, Any], records: Sequence[Record]) -> list[Verdict]:

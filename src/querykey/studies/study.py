@@ -99,6 +99,8 @@ class Figure:
     Args:
         kind: "lines": x against a measure, a line for each `line` of the arms. "bars": one an arm and
             measure. "heat map": row by column; a pair that is in one half of it alone stands in both.
+            "curves": what the monitors saw over the steps, a line an arm; `measures` are theirs, and of
+            one that ends in "_" the highest number counts: of `drift_` the oldest rows.
         title: In words.
         measures: Which numbers.
         x: Title of the axis, with its unit.
@@ -107,7 +109,7 @@ class Figure:
         group: Of arms; empty: all of them.
     """
 
-    kind: Literal["lines", "bars", "heat map"]
+    kind: Literal["lines", "bars", "heat map", "curves"]
     title: str
     measures: tuple[str, ...]
     x: str = ""

@@ -45,8 +45,12 @@ def figure(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
             return _bars(wanted, arms, cells)
         case "heat map":
             return _heat_map(wanted, arms, cells)
+        case "curves":
+            return _curves(wanted, arms, cells)
         case other:
-            raise StoreError(f"a figure of kind {other!r} is not known; there are lines, bars and heat map")
+            raise StoreError(
+                f"a figure of kind {other!r} is not known; there are lines, bars, heat map and curves"
+            )
 
 
 def looks_charts(arms: Arms, cells: Cells) -> list[Chart]:
@@ -59,12 +63,7 @@ def looks_charts(arms: Arms, cells: Cells) -> list[Chart]:
     Returns:
         Charts of those of `LOOKED` that cells have; none where they have no looks, or too many arms have.
     """
-    looked = {
-        str(arm["label"]): [cell["run"]["looks"] for cell in cells.get(arm["name"], {}).values()
-                            if len((cell.get("run") or {}).get("looks") or []) > 1]
-        for arm in arms
-    }  # fmt: skip
-    looked = {label: runs for label, runs in looked.items() if runs}
+    looked = _looked(arms, cells)
     if not looked or len(looked) > MOST_ARMS:
         return []
     charts: list[Chart] = []
@@ -77,6 +76,37 @@ def looks_charts(arms: Arms, cells: Cells) -> list[Chart]:
                 Lines(title=title, x="steps taken", y=y, lines=lines, from_zero=name == "candidates")
             )
     return charts
+
+
+def _looked(arms: Arms, cells: Cells) -> dict[str, list[Sequence[Mapping[str, Any]]]]:
+    """Label of each arm that was looked at on the way to the looks of its seeds."""
+    looked = {
+        str(arm["label"]): [cell["run"]["looks"] for cell in cells.get(arm["name"], {}).values()
+                            if len((cell.get("run") or {}).get("looks") or []) > 1]
+        for arm in arms
+    }  # fmt: skip
+    return {label: runs for label, runs in looked.items() if runs}
+
+
+def _curves(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
+    lines = []
+    for measure in wanted["measures"]:
+        for label, runs in _looked(arms, cells).items():
+            name = f"{label}, {measure}" if len(wanted["measures"]) > 1 else label
+            given = [[_with_highest(look, measure) for look in looks] for looks in runs]
+            if (line := _look_line(name, given, measure)) is not None:
+                lines.append(line)
+    if not lines:
+        return None
+    note = _note(cells, arms).partition(";")[0].removesuffix(".") + "."
+    return Lines(title=wanted["title"], x=wanted["x"], y=wanted["y"], lines=lines, note=note, from_zero=True)
+
+
+def _with_highest(look: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
+    """A look that has, by its name alone, the measure of the highest number."""
+    numbers = [int(name.removeprefix(measure)) for name in look
+               if measure.endswith("_") and name.startswith(measure)]  # fmt: skip
+    return {**look, measure: look[f"{measure}{max(numbers)}"]} if numbers else look
 
 
 def _look_line(label: str, runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> Line | None:

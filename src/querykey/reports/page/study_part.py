@@ -22,6 +22,7 @@ from querykey.reports.page.charts import Chart
 from querykey.reports.page.repeat import study_command
 from querykey.reports.page.study_charts import figure, looks_charts
 from querykey.reports.seed_tables import Cells, measured, verdict_of
+from querykey.reports.study_tables import shown_measures
 from querykey.study_folder import cells_of, read_study, records_of
 
 __all__ = ["study_section"]
@@ -55,9 +56,8 @@ def study_section(folder: Path) -> Section:
 def _section(study: dict[str, Any], cells: Cells) -> Section:
     answers = [_answer(asked, cells) for asked in study.get("asked", [])]
     arms, figures = study["arms"], study.get("figures", [])
-    shown = [measure for one in figures for measure in one["measures"]]
     compared = [asked[side][1] for asked in study.get("asked", []) for side in ("ours", "theirs")]
-    measures = list(dict.fromkeys(shown + compared))
+    measures = list(dict.fromkeys(shown_measures(study) + compared))
     drawn = [chart for one in figures if (chart := figure(one, arms, cells)) is not None]
     blocks: list[Block] = [Prose(f"{study['source']}. Measured here: {study['measured']}.", is_quiet=True)]
     unfinished = _unfinished(study, cells)

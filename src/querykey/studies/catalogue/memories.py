@@ -80,7 +80,9 @@ DRIFT = Study(
               theirs=("five times the rate", "R@1 z"), published="not asked"),
     ),
     figures=(
-        Figure(kind="bars", title="Drift of the oldest rows", y="mean squared distance",
+        Figure(kind="curves", title="Drift of the oldest rows", measures=("drift_",), x="steps taken",
+               y="mean squared distance from today's encoding"),
+        Figure(kind="bars", title="Drift of the oldest rows, early and late", y="mean squared distance",
                measures=("drift, first quarter", "drift, last quarter")),
         Figure(kind="bars", title="What it costs", measures=("R@1 z",), y="R@1 of z"),
     ),
