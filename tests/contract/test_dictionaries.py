@@ -130,10 +130,12 @@ def test_reading_copies_nothing_and_a_late_backward_is_refused(fifo):
         loss.backward()
 
 
-def test_more_rows_than_capacity_are_refused_and_nothing_is_written(fifo):
+def test_more_rows_than_capacity_are_refused_and_nothing_is_written():
+    """Of a memory, which is looked up after its own batch is in; a queue is looked up before."""
+    memory = CrossBatchMemory(capacity=10, dim=2)
     with pytest.raises(ShapeError, match="11 rows do not fit a memory of 10; raise the capacity"):
-        fifo.enqueue(*rows(1, n=11))
-    assert len(fifo) == 0
+        memory.enqueue(*rows(1, n=11))
+    assert len(memory) == 0
 
 
 def test_a_capacity_below_one_is_refused():

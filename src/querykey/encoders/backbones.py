@@ -22,8 +22,6 @@ Stem = Literal["auto", "small", "plain"]
 
 _SMALL_IMAGE = 64
 _CLASSES = 1000
-_SIZED = re.compile(r"([1-9]\d{0,4})(?:x([1-9]))?", re.ASCII)
-"""Of a small_cnn: width and depth."""
 _WIDE = re.compile(r"(.+):(\d+)x")
 _STAGES = (64, 128, 256, 512)
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
@@ -166,16 +164,8 @@ def _made(spec: str, channels: int, image_size: int) -> _Made:
             return _of_timm(name, channels, image_size)
         case "torchvision":
             return _of_torchvision(name, channels, image_size)
-        case "small_cnn" if not name:
-            return _Made(SmallCNN.of_width(channels))
         case "small_cnn":
-            sized = _SIZED.fullmatch(name)
-            if sized is None:
-                raise SourceError(
-                    f"{spec}: after small_cnn: comes a width below 100,000, as in small_cnn:64, and perhaps "
-                    "the convolutions of a block, at most 9, as in small_cnn:64x2"
-                )
-            return _Made(SmallCNN.of_width(channels, int(sized[1]), int(sized[2] or 1)))
+            return _Made(SmallCNN.of_size(channels, name) if name else SmallCNN.of_width(channels))
         case _ if name:
             return _Made(made_by(spec)[1])
         case _:

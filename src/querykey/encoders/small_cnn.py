@@ -1,5 +1,6 @@
 """A family of small convolutional networks, made for two CPU cores and images of 28 to 64 pixels."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
@@ -7,13 +8,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from querykey.errors import RangeError
+from querykey.errors import RangeError, SourceError
 
 __all__ = ["SmallCNN"]
 
 _WIDTH = 32
 _GROWTH = (1, 2, 4, 8)
 _STRIDES = (2, 2, 2, 1)
+_SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]))?", re.ASCII)
+"""Width, and perhaps depth."""
 _EMPTY = 1e-12
 """Variance of patches that do not differ but by rounding."""
 _NOISE = 0.01
@@ -83,6 +86,32 @@ class SmallCNN(nn.Module):
             RangeError: If a number is below 1.
         """
         return cls(channels, widths=[growth * width for growth in _GROWTH], depth=depth)
+
+    @classmethod
+    def of_size(cls, channels: int, size: str) -> "SmallCNN":
+        """The member of the family that is named so.
+
+        Args:
+            channels: Of an image, >= 1.
+            size: "64" for `of_width` 64, "64x2" with two convolutions in each block.
+
+        Returns:
+            A network with random weights.
+
+        Raises:
+            SourceError: If it names none.
+
+        Example:
+            >>> len(SmallCNN.of_size(3, "4x2").blocks[0])
+            6
+        """
+        named = _SIZE.fullmatch(size)
+        if named is None:
+            raise SourceError(
+                f"small_cnn:{size}: after small_cnn: comes a width below 100,000, as in small_cnn:64, and "
+                "perhaps the convolutions of a block, at most 9, as in small_cnn:64x2"
+            )
+        return cls.of_width(channels, int(named[1]), int(named[2] or 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [images, channels, height, width] to h [images, widths[-1]]."""
