@@ -48,7 +48,7 @@ def test_its_figures_are_files_beside_it_and_the_same_records_give_the_same_byte
     names = {"momentum-1.svg", "momentum-2.svg", "other-1.svg", "other-2.svg"}
     assert {path.name for path in (folder / "figures").iterdir()} == names
     text = (folder / "README.md").read_text()
-    assert "![kNN against momentum](figures/momentum-1.svg)" in text
+    assert "![kNN against momentum](figures/momentum-1.svg)\n\nMean of 3 seeds; whiskers" in text
     assert (folder / "figures" / "momentum-1.svg").read_text().startswith("<svg")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main(["--studies", str(folder)]) == 0

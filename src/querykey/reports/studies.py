@@ -137,7 +137,8 @@ def _section(one: _Read) -> str:
             [[each.ask, f"**{each.word}**", each.because, each.published] for each in one.verdicts],
         ),
     ]  # fmt: skip
-    lines += [f"![{chart.title}]({name})\n" for name, chart in one.charts.items()]
+    for name, chart in one.charts.items():
+        lines += [f"![{chart.title}]({name})\n", *([f"{chart.note}\n"] if chart.note else [])]
     lines.append(f"{study['caveat']}\n")
     return "\n".join(lines)
 
