@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from querykey.encoders.backbones import load_backbone_weights, make_backbone
+from querykey.encoders.small_cnn import SmallCNN
 from querykey.errors import ConfigError, MissingPathError, RangeError, SourceError
 
 
@@ -143,6 +144,14 @@ def test_first_weights_of_a_gray_network_are_those_of_red():
         make_backbone("torchvision:resnet18", channels=channels, image_size=64, seed=0) for channels in (3, 1)
     )
     assert torch.equal(gray.network.conv1.weight, color.network.conv1.weight[:, :1])
+
+
+def test_convolutions_of_a_block_after_the_first_keep_its_places():
+    images = torch.zeros(1, 3, 32, 32)
+    shallow, deep = (SmallCNN.of_size(3, size) for size in ("4", "4x3"))
+    assert deep.blocks(images).shape == shallow.blocks(images).shape == (1, 32, 4, 4)
+    counts = [sum(isinstance(one, nn.Conv2d) for one in network.modules()) for network in (shallow, deep)]
+    assert counts == [4, 12]
 
 
 def test_no_dropout_is_left_before_h():

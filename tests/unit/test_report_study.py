@@ -88,6 +88,45 @@ def test_a_heat_map_has_row_means_apart_and_room_for_what_is_missing(tmp_path):
     assert chart.apart == 1
 
 
+def test_verdicts_of_adapters_are_over_their_queries(tmp_path):
+    """Fits that are alike to the last digit are not sure for that: three queries of a hundred differ."""
+
+    def fitted(name, seed, better):
+        queries = [1 if query < 50 + better else 0 for query in range(100)]
+        return cell(name, seed, sum(queries) / 100) | {"queries": {"kNN h": queries}}
+
+    few = [fitted("fast", seed, 0) for seed in range(3)] + [fitted("slow", seed, 3) for seed in range(3)]
+    section = study_section(write_study(tmp_path / "few", records=few))
+    assert section.answers[0].word == "can't tell"
+    assert section.answers[0].because.startswith("0.530 against 0.500: +0.030 [+0.000, +0.0")
+    assert section.answers[0].because.endswith("100 queries, 3 seeds")
+    many = [fitted("fast", seed, 0) for seed in range(3)] + [fitted("slow", seed, 20) for seed in range(3)]
+    assert study_section(write_study(tmp_path / "many", records=many)).answers[0].word == "yes"
+    one = [fitted("fast", 0, 0), fitted("slow", 0, 20)]
+    answer = study_section(write_study(tmp_path / "one", records=one)).answers[0]
+    assert (answer.word, answer.because) == ("can't tell", "0.700 against 0.500: +0.200, one seed")
+    others = [*few[:3], *(cell("slow", seed, 0.5) | {"queries": {"kNN h": [1] * 99}} for seed in range(3))]
+    with pytest.raises(StoreError, match="numbers of different queries"):
+        study_section(write_study(tmp_path / "others", records=others))
+
+
+def test_a_figure_is_of_its_group_and_one_line_needs_no_name(tmp_path):
+    described = study()
+    for arm, group in zip(described["arms"], ("a", "a", "b"), strict=True):
+        arm["group"] = group
+    axes = {"x": "x", "y": "y", "group": "a"}
+    described["figures"] = [
+        {"kind": "bars", "title": "Some", "measures": ["kNN h"], **axes},
+        {"kind": "lines", "title": "Two measures", "measures": ["kNN h", "gap"], **axes},
+    ]
+    records = [*CELLS, *(cell("still", seed, 0.5) for seed in range(3))]
+    section = study_section(write_study(tmp_path / "s", described=described, records=records))
+    bars, lines = charts_of(section.blocks)[:2]
+    assert list(bars.labels) == ["label of slow", "label of fast"]
+    assert [line.name for line in lines.lines] == ["kNN h", "gap"]
+    assert lines.lines[0].x == [0.9, 0.99]
+
+
 def test_curves_are_of_the_oldest_rows_and_the_mean_of_seeds(tmp_path):
     def seen(*drifts):
         ages = ((1, 64), (2, 64), (2, 128))

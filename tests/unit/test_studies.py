@@ -24,6 +24,7 @@ from querykey.studies.running import run_study
 from querykey.studies.study import Arm
 from querykey.studies.study_features import StudyFeatures
 from querykey.studies.study_images import StudyImages, spread
+from querykey.study_folder import cells_of
 from querykey.training.pretrain_settings import asked_settings
 from querykey.training.resolving import resolve_settings
 from querykey.training.settings import AdapterSettings
@@ -106,10 +107,11 @@ def test_every_study_runs_to_its_verdicts(study, images, features, tmp_path):
     asked = {arm.name for arm in (study.arms if study.needs == "images" else fitting)}
     assert {record["method"] for record in records} == asked
     described = json.loads((done.folder / "study.json").read_text())
-    measures, rows = arms_rows(described, records)
+    cells = cells_of(described, records)
+    measures, rows = arms_rows(described, cells)
     assert measures
     assert all(any(row[1:-1]) and row[-1] == "1" for row in rows)
-    verdicts = verdict_rows(described, records)
+    verdicts = verdict_rows(described, cells)
     there = [one.ask for one in study.asked if {one.ours[0], one.theirs[0]} <= asked]
     assert [one[0] for one in verdicts] == there != []
     assert {one[1] for one in verdicts} == {"can't tell"}  # of one seed
@@ -207,17 +209,18 @@ def test_an_adapter_study_fits_as_the_estimator_does(features, tmp_path):
     study = STUDIES["adapter"]
     chosen = [arm for arm in study.arms if arm.name in ("frozen", "adapter, 16", "PCA, 16")]
     done = run_study(replace(study, arms=tuple(chosen)), features, tmp_path / "study", seeds=1)
-    found = {
-        record["method"]: record["values"]["retrieval"] for record in read(done.folder / "records.jsonl")
-    }
+    records = read(done.folder / "records.jsonl")
+    found = {record["method"]: record["values"]["retrieval"] for record in records}
+    queries = {record["method"]: record["queries"]["retrieval"] for record in records}
     task = features.task()
     assert (len(task.train), len(task.test)) == (240, 60)
     adapter = Adapter(dim=16, seed=0).fit(task.train, task.train_labels)
     rows = {"frozen": F.normalize(task.test, dim=1), "adapter, 16": adapter.transform(task.test)}
     for name, made in rows.items():
         scores = (made @ made.T).fill_diagonal_(-2.0)
-        right = (task.test_labels[scores.argmax(1)] == task.test_labels).sum()
-        assert found[name] == [float(right), 60]
+        right = task.test_labels[scores.argmax(1)] == task.test_labels
+        assert found[name] == [float(right.sum()), 60]
+        assert queries[name] == right.int().tolist()
     assert found["frozen"][0] < found["adapter, 16"][0]
 
 

@@ -142,16 +142,16 @@ def _tell(done: "StudyRun") -> None:
     """The arms and the verdicts."""
     from querykey.cli.show import line, table
     from querykey.reports.study_tables import arms_rows, verdict_rows
-    from querykey.study_folder import records_of
+    from querykey.study_folder import cells_of, records_of
 
     described = done.described
-    records = records_of(done.folder).read()
+    cells = cells_of(described, records_of(done.folder).read())
     line(described["asks"])
     line(f"{described['measured']}; {described['source']}")
     line()
-    measures, rows = arms_rows(described, records)
+    measures, rows = arms_rows(described, cells)
     table(["", *measures, "seeds"], rows)
-    for ask, verdict, words, published in verdict_rows(described, records):
+    for ask, verdict, words, published in verdict_rows(described, cells):
         line(ask)
         line(f"  {verdict}" + (f": {words}" if words else ""))
         line(f"  published: {published}")

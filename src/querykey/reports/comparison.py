@@ -11,9 +11,11 @@ from querykey.records import Record
 if TYPE_CHECKING:
     from querykey.evaluation.intervals import Interval
 
-__all__ = ["Comparison", "comparisons", "intervals", "verdict"]
+__all__ = ["Column", "Comparison", "averaged", "comparisons", "intervals", "less", "verdict"]
 
 Values = list[float]
+Column = Sequence[float | int | None]
+"""One number a query; None where it does not count."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,7 @@ class Comparison:
         """
         cells = [cell for seed, cell in self.of(method).items() if seeds is None or seed in seeds]
         columns = [cell["values"][metric] for cell in cells if metric in cell["values"]]
-        if not columns:
-            return None
-        if len({len(column) for column in columns}) > 1:
-            raise DataError(f"cells of {method} have numbers of different queries; measure them again")
-        return [
-            math.nan if None in numbers else sum(numbers) / len(numbers)
-            for numbers in zip(*columns, strict=True)
-        ]
+        return averaged(columns, method) if columns else None
 
     def apart(self, ours: str, theirs: str, metric: str) -> Values | None:
         """What one method has more than another, query by query.
@@ -89,11 +84,7 @@ class Comparison:
         trained = {method["name"] for method in self.plan["methods"] if method["kind"] == "adapter"}
         seeds = sorted(set(self.of(ours)) & set(self.of(theirs))) if {ours, theirs} <= trained else None
         mine, other = (self.values(name, metric, seeds=seeds) for name in (ours, theirs))
-        if mine is None or other is None:
-            return None
-        if len(mine) != len(other):
-            raise DataError(f"{ours} and {theirs} have numbers of different queries; measure them again")
-        return [a - b for a, b in zip(mine, other, strict=True)]
+        return None if mine is None or other is None else less(mine, other, f"{ours} and {theirs}")
 
     def spread(self, method: str, metric: str) -> tuple[float, float] | None:
         """The lowest and the highest mean of a seed; None for one seed."""
@@ -125,6 +116,53 @@ def comparisons(records: Sequence[Record]) -> list[Comparison]:
         Comparison(plan, {k: cells[k] for m in plan["methods"] for k in m["keys"] if k in cells})
         for plan in sorted(plans.values(), key=lambda plan: (plan["place"], plan["task"]))
     ]
+
+
+def averaged(columns: Sequence[Column], name: str) -> Values:
+    """Numbers of queries, averaged over seeds.
+
+    Args:
+        columns: One a seed, at least one; None where a query does not count.
+        name: Whose they are, for a message.
+
+    Returns:
+        NaN where a query does not count in one of them.
+
+    Raises:
+        DataError: If they are of different queries.
+
+    Example:
+        >>> averaged([[1.0, 0.0], [0.0, None]], "a")
+        [0.5, nan]
+    """
+    _require_same(columns, f"cells of {name}")
+    return [
+        math.fsum(one for one in numbers if one is not None) / (math.nan if None in numbers else len(numbers))
+        for numbers in zip(*columns, strict=True)
+    ]
+
+
+def less(ours: Values, theirs: Values, names: str) -> Values:
+    """What one has more than the other, query by query.
+
+    Args:
+        ours: One number a query.
+        theirs: Likewise.
+        names: Of both, for a message.
+
+    Returns:
+        NaN where a query does not count in both.
+
+    Raises:
+        DataError: If they are of different queries.
+    """
+    _require_same([ours, theirs], names)
+    return [a - b for a, b in zip(ours, theirs, strict=True)]
+
+
+def _require_same(columns: Sequence[Column], names: str) -> None:
+    if len({len(column) for column in columns}) > 1:
+        raise DataError(f"{names} have numbers of different queries; measure them again")
 
 
 def verdict(rule: str, difference: "Interval") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from querykey.errors import QuerykeyError
+from querykey.as_program import exit_code
 from querykey.outputs import new_file
 from querykey.records import Record, read
 from querykey.reports.comparison import Comparison, comparisons, intervals, verdict
@@ -57,7 +57,6 @@ come with the packages that `pip install 'querykey[results]'` brings. Features a
 `results/features`; a cell that has a record is not measured again, and a run that was stopped goes on where
 it was. Remove `results/` to start afresh.
 """
-MISTAKE = 2
 PRETRAINING = "pretraining.jsonl"
 """Beside the records of adapters: those of the study of pretraining."""
 WORDS = ("method", "task", "question", "compared", "rule", "verdict", "frozen model", "kNN")
@@ -91,22 +90,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None for those of the process.
 
     Returns:
-        Exit code: 0, or 2 for a mistake.
+        Exit code, as `exit_code` says.
     """
     parser = argparse.ArgumentParser(prog="python -m querykey.reports.results", description=__doc__)
     parser.add_argument("--records", type=Path, default=Path("results/records.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args(arguments)
-    try:
-        beside = given.records.with_name(PRETRAINING)
-        pretraining = pretraining_report(read(beside)) if beside.exists() else ""
-        text = report(read(given.records), pretraining=pretraining)
-        with new_file(given.out, overwrite=True) as aside:
-            aside.write_text(text, encoding="utf-8")
-    except QuerykeyError as fault:
-        sys.stderr.write(f"error: {fault}\n")
-        return MISTAKE
-    return 0
+    return exit_code(lambda: _write(given.records, given.out))
+
+
+def _write(records: Path, out: Path) -> None:
+    beside = records.with_name(PRETRAINING)
+    pretraining = pretraining_report(read(beside)) if beside.exists() else ""
+    text = report(read(records), pretraining=pretraining)
+    with new_file(out, overwrite=True) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def _task(task: Comparison) -> str:

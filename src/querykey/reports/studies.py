@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from querykey.as_program import exit_code
 from querykey.data.durable import or_damaged
-from querykey.errors import MissingPathError, QuerykeyError
+from querykey.errors import MissingPathError
 from querykey.outputs import new_file
 from querykey.reports.page.charts import Chart
 from querykey.reports.page.study_charts import figure
@@ -20,7 +21,6 @@ from querykey.study_folder import cells_of, is_study, read_study, records_of
 __all__ = ["Claim", "claim", "main", "studies_report"]
 
 Claim = Literal["confirmed", "not confirmed", "can't tell", "not measured yet", "no claim"]
-MISTAKE = 2
 FIGURES = "figures"
 INTRODUCTION = """# What the papers claim, measured small
 
@@ -34,9 +34,10 @@ for. The network is `small_cnn`, 0.39 million weights, on one thread; runs see 1
 to seven minutes of two cores. So these are answers for the first minutes of training on a small network, no
 more: where a paper says otherwise after days on a large one, both can be right.
 
-**Verdict.** *yes* where the 95% interval over seeds of the paired difference (t distribution) lies above 0,
-*no* where it lies below, *can't tell* otherwise. **Claim.** *confirmed* where the verdict is the paper's
-answer, *not confirmed* where it is the opposite. Questions that no paper answers have no claim.
+**Verdict.** *yes* where the 95% interval of the paired difference lies above 0, *no* where it lies below,
+*can't tell* otherwise. The interval is over seeds (t distribution), that of adapters over queries (percentile
+bootstrap of means over seeds). **Claim.** *confirmed* where the verdict is the paper's answer, *not
+confirmed* where it is the opposite. Questions that no paper answers have no claim.
 """
 
 
@@ -97,15 +98,14 @@ def studies_report(folder: Path) -> tuple[str, dict[str, str]]:
 def _read(place: Path) -> _Read:
     study = read_study(place)
     with or_damaged(str(place), "run the study again, or give back its files as they were written"):
-        records = records_of(place).read()
-        cells = cells_of(study, records)
+        cells = cells_of(study, records_of(place).read())
         drawn = [
             chart for one in study["figures"] if (chart := figure(one, study["arms"], cells)) is not None
         ]
         charts = {
             f"{FIGURES}/{place.name}-{number}.svg": chart for number, chart in enumerate(drawn, start=1)
         }
-        return _Read(place.name, study, sum(map(len, cells.values())), verdict_rows(study, records), charts)
+        return _Read(place.name, study, sum(map(len, cells.values())), verdict_rows(study, cells), charts)
 
 
 def _counted(found: Sequence[_Read]) -> str:
@@ -150,21 +150,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None for those of the process.
 
     Returns:
-        Exit code: 0, or 2 for a mistake.
+        Exit code, as `exit_code` says.
     """
     parser = argparse.ArgumentParser(prog="python -m querykey.reports.studies", description=__doc__)
     parser.add_argument("--studies", type=Path, default=Path("studies"), help="the folder of studies")
     folder = parser.parse_args(arguments).studies
-    try:
-        text, figures = studies_report(folder)
-        for name, drawing in {"README.md": text, **figures}.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            with new_file(folder / name, overwrite=True) as aside:
-                aside.write_text(drawing, encoding="utf-8")
-    except QuerykeyError as fault:
-        sys.stderr.write(f"error: {fault}\n")
-        return MISTAKE
-    return 0
+    return exit_code(lambda: _write(folder))
+
+
+def _write(folder: Path) -> None:
+    text, figures = studies_report(folder)
+    for name, drawing in {"README.md": text, **figures}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        with new_file(folder / name, overwrite=True) as aside:
+            aside.write_text(drawing, encoding="utf-8")
 
 
 if __name__ == "__main__":

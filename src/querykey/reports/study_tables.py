@@ -1,13 +1,13 @@
-"""Records of a study -> what each arm scored, and the verdict of each question."""
+"""Cells of a study -> what each arm scored, and the verdict of each question."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from querykey.records import Record
-from querykey.reports.seed_tables import Word, measured, verdict_of
-from querykey.study_folder import cells_of
+from querykey.reports.comparison import Column, averaged, intervals, less
+from querykey.reports.seed_tables import Cells, Word, measured, verdict_of
 
-__all__ = ["Verdict", "arms_rows", "shown_measures", "verdict_rows"]
+__all__ = ["Verdict", "arms_rows", "shown_measures", "verdict_over_queries", "verdict_rows"]
 
 
 class Verdict(NamedTuple):
@@ -26,17 +26,16 @@ class Verdict(NamedTuple):
     published: str
 
 
-def arms_rows(described: Mapping[str, Any], records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+def arms_rows(described: Mapping[str, Any], cells: Cells) -> tuple[list[str], list[list[str]]]:
     """A row an arm: what the figures of the study show of it.
 
     Args:
         described: What `study.json` says.
-        records: Of the study.
+        cells: What is measured.
 
     Returns:
         (measures, rows of label, means over seeds and number of seeds).
     """
-    cells = cells_of(described, records)
     measures = shown_measures(described)
     rows = []
     for arm in described["arms"]:
@@ -61,19 +60,64 @@ def shown_measures(described: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for figure in figures for name in figure["measures"]))
 
 
-def verdict_rows(described: Mapping[str, Any], records: Sequence[Record]) -> list[Verdict]:
+def verdict_rows(described: Mapping[str, Any], cells: Cells) -> list[Verdict]:
     """The questions of a study with their answers.
 
     Args:
         described: What `study.json` says.
-        records: Of the study.
+        cells: What is measured.
 
     Returns:
-        One each, in their order.
+        One each, in their order. Where cells have numbers of queries, the interval is over these.
     """
-    cells = cells_of(described, records)
     return [
-        Verdict(one["ask"], *verdict_of(measured(cells, *one["ours"]), measured(cells, *one["theirs"])),
-                one["published"])
-        for one in described["asked"]
-    ]  # fmt: skip
+        Verdict(str(one["ask"]), *_read(cells, one["ours"], one["theirs"]), str(one.get("published") or ""))
+        for one in described.get("asked", [])
+    ]
+
+
+def _read(cells: Cells, ours: Sequence[str], theirs: Sequence[str]) -> tuple[Word, str]:
+    columns = [_of_queries(cells, *side) for side in (ours, theirs)]
+    if all(columns):
+        return verdict_over_queries(*columns)
+    return verdict_of(measured(cells, *ours), measured(cells, *theirs))
+
+
+def _of_queries(cells: Cells, arm: str, measure: str) -> dict[int, Column]:
+    found = {seed: cell.get("queries", {}).get(measure) for seed, cell in cells.get(arm, {}).items()}
+    return {seed: column for seed, column in found.items() if column}
+
+
+def verdict_over_queries(ours: Mapping[int, Column], theirs: Mapping[int, Column]) -> tuple[Word, str]:
+    """Whether one thing is above another, over the queries: fits that hardly differ are not sure for that.
+
+    Args:
+        ours: Seed to one number a query; None where one does not count.
+        theirs: Likewise, of the same queries.
+
+    Returns:
+        (verdict, the numbers it is read from), by the bootstrap interval of the difference, which is
+        averaged over the seeds that both have; "can't tell" with one seed.
+
+    Raises:
+        DataError: If they are of different queries, or none of them counts.
+
+    Example:
+        >>> verdict_over_queries({0: [1, 1], 1: [1, None]}, {0: [0, 0], 1: [0, 0]})
+        ('yes', '1.000 against 0.000: +1.000 [+1.000, +1.000], 1 queries, 2 seeds')
+    """
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        return "not measured yet", ""
+    mine, other = (averaged([side[seed] for seed in seeds], "an arm") for side in (ours, theirs))
+    apart = less(mine, other, "two arms")
+    counted = [place for place, value in enumerate(apart) if not math.isnan(value)]
+    (found,) = intervals([apart])
+    assert found is not None
+    means = (math.fsum(side[place] for place in counted) / len(counted) for side in (mine, other))
+    words = f"{' against '.join(f'{mean:.3f}' for mean in means)}: {found.mean:+.3f}"
+    if len(seeds) < 2:
+        return "can't tell", f"{words}, one seed"
+    word: Word = "yes" if found.low > 0 else "no" if found.high < 0 else "can't tell"
+    low, high = (round(end, 3) + 0.0 for end in (found.low, found.high))  # never -0.000
+    return word, f"{words} [{low:+.3f}, {high:+.3f}], {len(counted):,} queries, {len(seeds)} seeds"

@@ -8,9 +8,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from typing import Any
 
+from querykey.as_program import say
 from querykey.records import Records
 
-__all__ = ["CELL", "FORMAT", "Cell", "Measure", "compact", "done_keys", "run_grid", "write_plan"]
+__all__ = ["CELL", "FORMAT", "Cell", "Measure", "compact", "done_keys", "run_grid", "tell", "write_plan"]
 
 FORMAT = 1
 """Of a cell's record: another format, and every cell is measured again."""
@@ -107,6 +108,19 @@ def write_plan(records: Records, place: int, task: str, fields: dict[str, Any]) 
     )
     if body != last:
         records.append(PLAN, revision=len(plans) + 1, **body)
+
+
+def tell(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
+    """Say in a line what a cell scored, where its scores are [sum, asked].
+
+    Args:
+        done: Cells measured now.
+        count: Cells to measure now.
+        cell: The one.
+        fields: Its record.
+    """
+    means = (f"{name} {right / asked:.4f}" for name, (right, asked) in fields["values"].items() if asked)
+    say(f"[{done}/{count}] {cell.method}, seed {cell.seed}: {', '.join(means)}, {fields['seconds']:.0f} s")
 
 
 def compact(values: Iterable[float]) -> list[float | int | None]:

@@ -11,7 +11,7 @@ from querykey.adapter import Adapter
 from querykey.evaluation.examination import Examination
 from querykey.evaluation.task import Protocol, embed
 from querykey.records import versions
-from querykey.studies.grid import Cell
+from querykey.studies.grid import Cell, compact
 from querykey.studies.measuring import baseline
 from querykey.studies.study_features import StudyFeatures
 from querykey.studies.work import Work
@@ -29,7 +29,8 @@ def measure_adapter(cell: Cell) -> dict[str, Any]:
         cell: With a `Work` whose data are features.
 
     Returns:
-        Measure to [sum, asked], what the fit said of itself, seconds, versions.
+        Measure to [sum, asked], of the score one number a query, what the fit said of itself, seconds,
+        versions.
     """
     work: Work = cell.work
     began = time.monotonic()
@@ -51,7 +52,9 @@ def measure_adapter(cell: Cell) -> dict[str, Any]:
         embedded = embed(task, baseline(name, fitted_on, task.train_labels, dim).transform)
     found = examined.per_query(cell.method, embedded)
     values = {name: _counted(numbers) for name, numbers in found.items()}
-    values[SCORE] = values["R@1" if task.queries is None else "NDCG@10"]
+    score = "R@1" if task.queries is None else "NDCG@10"
+    values[SCORE] = values[score]
+    about["queries"] = {SCORE: compact(found[score].tolist())}
     seconds = time.monotonic() - began
     return {"values": values, **about, "seconds": seconds, "versions": versions("scikit-learn")}
 

@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from querykey.errors import MissingPathError, QuerykeyError
+from querykey.as_program import exit_code
+from querykey.errors import MissingPathError
 from querykey.records import Records
 from querykey.studies.dictionaries import DICTIONARY_ARMS, DICTIONARY_ASKED
-from querykey.studies.grid import Cell, run_grid, write_plan
+from querykey.studies.grid import Cell, run_grid, tell, write_plan
 from querykey.studies.measuring_encoders import measure_encoder
 from querykey.studies.pretraining import ARMS, ASKED
 from querykey.studies.study import Arm
@@ -23,7 +23,7 @@ from querykey.studies.work import Work
 __all__ = ["RECORDS", "cells_of", "main"]
 
 RECORDS = "pretraining.jsonl"
-MISTAKE, STOPPED = 2, 130
+EVERY = (*ARMS, *DICTIONARY_ARMS)
 ELSEWHERE = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist")}
 """Where the system's package puts a data set that is not in the data folder."""
 
@@ -72,49 +72,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None for those of the process.
 
     Returns:
-        Exit code: 0, 2 for a mistake, 130 for Ctrl-C.
+        Exit code, as `exit_code` says.
     """
     parser = argparse.ArgumentParser(prog="python -m querykey.studies.pretraining_cells", description=__doc__)
-    every = (*ARMS, *DICTIONARY_ARMS)
-    groups = list(dict.fromkeys(arm.group for arm in every))
+    groups = list(dict.fromkeys(arm.group for arm in EVERY))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of real data")
     parser.add_argument("--records", type=Path, default=Path("results"), help="the folder of records")
     parser.add_argument("--only", action="append", choices=groups, help="this group alone; can be repeated")
     parser.add_argument("--arm", action="append", help="this arm alone; can be repeated")
     parser.add_argument("--jobs", type=int, default=2, choices=range(1, 65), help="processes")
     given = parser.parse_args(arguments)
+    return exit_code(lambda: _measure(given))
+
+
+def _measure(given: argparse.Namespace) -> None:
     records = Records(given.records / RECORDS)
-    try:
-        arms = [
-            arm for arm in every
-            if (given.only is None or arm.group in given.only)
-            and (given.arm is None or arm.name in given.arm)
-        ]  # fmt: skip
-        cells = cells_of(arms, given.data)
-        write_plan(records, 0, "pretraining", {
-            "arms": [{"name": arm.name, "label": arm.label, "group": arm.group} for arm in every],
-            "asked": [vars(question) for question in (*ASKED, *DICTIONARY_ASKED)],
-        })  # fmt: skip
-        # what takes all cores takes them alone
-        alone = [cell for cell in cells if cell.work.arm.threads == 0]
-        others = [cell for cell in cells if cell.work.arm.threads]
-        run_grid(alone, records, measure_encoder, jobs=1, told=_tell)
-        run_grid(others, records, measure_encoder, jobs=given.jobs, told=_tell)
-    except QuerykeyError as fault:
-        sys.stderr.write(f"error: {fault}\n")
-        return MISTAKE
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped by Ctrl-C; what is done stays, the same command goes on from there\n")
-        return STOPPED
-    return 0
-
-
-def _tell(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
-    means = (f"{name} {right / asked:.4f}" for name, (right, asked) in fields["values"].items())
-    sys.stderr.write(
-        f"[{done}/{count}] {cell.method}, seed {cell.seed}: {', '.join(means)}, {fields['seconds']:.0f} s\n"
-    )
-    sys.stderr.flush()
+    arms = [
+        arm for arm in EVERY
+        if (given.only is None or arm.group in given.only) and (given.arm is None or arm.name in given.arm)
+    ]  # fmt: skip
+    cells = cells_of(arms, given.data)
+    write_plan(records, 0, "pretraining", {
+        "arms": [{"name": arm.name, "label": arm.label, "group": arm.group} for arm in EVERY],
+        "asked": [vars(question) for question in (*ASKED, *DICTIONARY_ASKED)],
+    })  # fmt: skip
+    # what takes all cores takes them alone
+    alone = [cell for cell in cells if cell.work.arm.threads == 0]
+    others = [cell for cell in cells if cell.work.arm.threads]
+    run_grid(alone, records, measure_encoder, jobs=1, told=tell)
+    run_grid(others, records, measure_encoder, jobs=given.jobs, told=tell)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from querykey.errors import QuerykeyError
+from querykey.as_program import exit_code, say
 from querykey.records import Records
 from querykey.studies.adaptation import TASKS, StudyTask
 from querykey.studies.grid import Cell, run_grid, write_plan
@@ -19,7 +19,6 @@ from querykey.studies.measuring import cells_of, features_of, measure
 __all__ = ["main", "run_study"]
 
 RECORDS, STORES = "records.jsonl", "features"
-MISTAKE, STOPPED = 2, 130
 
 
 def run_study(
@@ -42,7 +41,7 @@ def run_study(
     stores: dict[str, dict[str, str]] = {}
     for task in tasks:
         if task.data.name not in stores:
-            stores[task.data.name] = features_of(task.data, data, folder / STORES, _say)
+            stores[task.data.name] = features_of(task.data, data, folder / STORES, say)
         cells = cells_of(task, stores[task.data.name], seeds=seeds, threads=threads)
         place = TASKS.index(task) if task in TASKS else len(TASKS)
         write_plan(records, place, task.name, _plan(task, cells))
@@ -59,21 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None for those of the process.
 
     Returns:
-        Exit code: 0, 2 for a mistake, 130 for Ctrl-C.
+        Exit code, as `exit_code` says.
     """
     given = _parser().parse_args(arguments)
-    try:
-        tasks = [task for task in TASKS if given.only is None or task.name.split()[0] in given.only]
-        run_study(
+    tasks = [task for task in TASKS if given.only is None or task.name.split()[0] in given.only]
+    code = exit_code(
+        lambda: run_study(
             tasks, data=given.data, folder=given.records, seeds=given.seeds, jobs=given.jobs,
             threads=given.threads,
-        )  # fmt: skip
-    except QuerykeyError as fault:
-        _say(f"error: {fault}")
-        return MISTAKE
-    except KeyboardInterrupt:
-        _say("stopped by Ctrl-C; what is done stays, the same command goes on from there")
-        return STOPPED
+        )
+    )  # fmt: skip
+    if code:
+        return code
     # a process of its own: a report knows nothing of the study but its records
     command = [sys.executable, "-m", "querykey.reports.results", "--records", str(given.records / RECORDS)]
     return subprocess.run([*command, "--out", str(given.out)], check=False).returncode  # noqa: S603
@@ -120,12 +116,7 @@ def _tell(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
         for name, values in fields["values"].items()
     )
     seconds = f", {fields['seconds']:.0f} s" if "seconds" in fields else ""
-    _say(f"[{done}/{count}] {cell.task}: {cell.method}, seed {cell.seed}: {', '.join(means)}{seconds}")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    say(f"[{done}/{count}] {cell.task}: {cell.method}, seed {cell.seed}: {', '.join(means)}{seconds}")
 
 
 if __name__ == "__main__":

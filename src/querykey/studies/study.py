@@ -61,8 +61,8 @@ class Arm:
 class Asked:
     """A question about two arms, or about two measures of one arm.
 
-    The rule of all: yes where the 95% interval over seeds of the paired difference lies above 0, no where it
-    lies below, can't tell otherwise.
+    The rule of all: yes where the 95% interval of the paired difference lies above 0, no where it lies below,
+    can't tell otherwise. It is over seeds, of adapters over queries.
 
     Args:
         ask: In words.

@@ -6,15 +6,16 @@ What is done is not done again: stop it whenever, start it again, and it goes on
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from querykey.errors import MissingPathError, QuerykeyError
+from querykey.as_program import exit_code, say
+from querykey.errors import MissingPathError
 from querykey.run_data import DataAt
 from querykey.studies.adaptation import BANKING, CRANFIELD, OMNIGLOT, DataSet
 from querykey.studies.catalogue import STUDIES
-from querykey.studies.grid import Cell
+from querykey.studies.grid import tell
 from querykey.studies.measuring import features_of
 from querykey.studies.running import run_study
 from querykey.studies.study_features import StudyFeatures
@@ -22,7 +23,7 @@ from querykey.studies.study_images import StudyImages
 
 __all__ = ["Planned", "main", "planned"]
 
-MISTAKE, STOPPED = 2, 130
+FROZEN = (OMNIGLOT, BANKING, CRANFIELD)
 OTHER_CLASSES = ("memory-ratio", "drift")
 """Studies that need classes to ask for which are not trained on."""
 
@@ -42,16 +43,16 @@ class Planned(NamedTuple):
 
 
 def planned() -> tuple[Planned, ...]:
-    """All studies, in the catalogue's order, each with its data."""
-    return tuple(_planned())
-
-
-def _planned() -> Iterator[Planned]:
-    for name, study in STUDIES.items():
-        if study.needs == "features":
-            yield from (Planned(f"{name}-{data.name}", name, data) for data in (OMNIGLOT, BANKING, CRANFIELD))
-        else:
-            yield Planned(name, name, "omniglot" if name in OTHER_CLASSES else "cifar10")
+    """All studies, those of images in the catalogue's order first, each with its data."""
+    of_images = [
+        Planned(name, name, "omniglot" if name in OTHER_CLASSES else "cifar10")
+        for name, study in STUDIES.items() if study.needs == "images"
+    ]  # fmt: skip
+    of_features = [
+        Planned(f"{name}-{data.name}", name, data)
+        for name, study in STUDIES.items() if study.needs == "features" for data in FROZEN
+    ]  # fmt: skip
+    return (*of_images, *of_features)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None for those of the process.
 
     Returns:
-        Exit code: 0, 2 for a mistake, 130 for Ctrl-C.
+        Exit code, as `exit_code` says.
     """
     parser = argparse.ArgumentParser(prog="python -m querykey.studies.suite", description=__doc__)
     names = [one.folder for one in planned()]
@@ -71,29 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=names, help="this one alone; can be repeated")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), choices=range(1, 65), help="processes")
     given = parser.parse_args(arguments)
-    try:
-        for one in planned():
-            if given.only is None or one.folder in given.only:
-                _run(one, given)
-    except QuerykeyError as fault:
-        sys.stderr.write(f"error: {fault}\n")
-        return MISTAKE
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped by Ctrl-C; what is done stays, the same command goes on from there\n")
-        return STOPPED
-    return 0
+    wanted = [one for one in planned() if given.only is None or one.folder in given.only]
+    return exit_code(lambda: _run_all(wanted, given))
+
+
+def _run_all(wanted: Sequence[Planned], given: argparse.Namespace) -> None:
+    for one in wanted:
+        _run(one, given)
 
 
 def _run(one: Planned, given: argparse.Namespace) -> None:
-    def told(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
-        means = (f"{name} {right / asked:.4f}" for name, (right, asked) in fields["values"].items() if asked)
-        _say(
-            f"[{done}/{count}] {cell.method}, seed {cell.seed}: {', '.join(means)}, {fields['seconds']:.0f} s"
-        )
-
-    _say(f"{one.folder}:")
+    say(f"{one.folder}:")
     data = _data(one.data, given)
-    run_study(STUDIES[one.study], data, given.out / one.folder, jobs=given.jobs, progress=told, notify=_say)
+    run_study(STUDIES[one.study], data, given.out / one.folder, jobs=given.jobs, progress=tell, notify=say)
 
 
 def _data(data: str | DataSet, given: argparse.Namespace) -> StudyImages | StudyFeatures:
@@ -104,15 +95,10 @@ def _data(data: str | DataSet, given: argparse.Namespace) -> StudyImages | Study
                 "its studies out with --only"
             )
         return StudyImages.of_splits(str(given.data / data), "train", "test")
-    stores = {part: DataAt(at) for part, at in features_of(data, given.data, given.features, _say).items()}
+    stores = {part: DataAt(at) for part, at in features_of(data, given.data, given.features, say).items()}
     if "documents" in stores:
         return StudyFeatures(train=stores["documents"])
     return StudyFeatures(train=stores["train"], test=stores["test"])
-
-
-def _say(words: str) -> None:
-    sys.stderr.write(words + "\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ def collapse_reason(seen: dict[str, float], start_rank: float) -> str | None:
 
 def _candidates(lookup: Lookup) -> float:
     """Positives and negatives a query, mean."""
-    counted = sum(mask.sum() for mask in lookup.masks)
-    return float(lookup.dealt.sum(torch.as_tensor(counted))) / max(1, len(lookup))
+    counts = torch.stack([mask.sum() for mask in lookup.masks])
+    return float(lookup.dealt.sum(counts).sum()) / max(1, len(lookup))
 
 
 def _mean(lookup: Lookup, mask: PairMask) -> float:

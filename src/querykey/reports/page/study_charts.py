@@ -19,6 +19,7 @@ LOOKED = (
 )
 """Of a cell's looks: the loss means little without the number of candidates beside it."""
 
+ONE_SEED = "One seed each"
 MOST_ARMS = 7
 """Curves that can be told apart."""
 
@@ -98,8 +99,10 @@ def _curves(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None
                 lines.append(line)
     if not lines:
         return None
-    note = _note(cells, arms).partition(";")[0].removesuffix(".") + "."
-    return Lines(title=wanted["title"], x=wanted["x"], y=wanted["y"], lines=lines, note=note, from_zero=True)
+    return Lines(
+        title=wanted["title"], x=wanted["x"], y=wanted["y"], lines=lines, note=f"{_seeds(cells, arms)}.",
+        from_zero=True,
+    )  # fmt: skip
 
 
 def _with_highest(look: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
@@ -130,12 +133,17 @@ def _three(cells: Cells, arm: str, measure: str) -> Three | None:
     return (sum(values) / len(values), min(values), max(values)) if values else None
 
 
-def _note(cells: Cells, arms: Arms) -> str:
+def _seeds(cells: Cells, arms: Arms) -> str:
     counts = sorted({len(cells[arm["name"]]) for arm in arms if arm["name"] in cells})
     if counts == [1]:
-        return "One seed each."
+        return ONE_SEED
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-    return f"Mean of {seeds} seeds; whiskers from the lowest to the highest seed."
+    return f"Mean of {seeds} seeds"
+
+
+def _note(cells: Cells, arms: Arms) -> str:
+    seeds = _seeds(cells, arms)
+    return f"{seeds}." if seeds == ONE_SEED else f"{seeds}; whiskers from the lowest to the highest seed."
 
 
 def _lines(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
@@ -195,5 +203,5 @@ def _heat_map(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | No
         row.append(sum(known) / len(known) if known else None)
     return HeatMap(
         title=wanted["title"], x=wanted["x"], y=wanted["y"], columns=[*columns, "mean"], rows=rows,
-        values=values, apart=1, unit=measure, note=f"{_note(cells, placed).partition(';')[0]}.",
+        values=values, apart=1, unit=measure, note=f"{_seeds(cells, placed)}.",
     )  # fmt: skip

@@ -21,8 +21,8 @@ from querykey.reports.page.blocks import (
 from querykey.reports.page.charts import Chart
 from querykey.reports.page.repeat import study_command
 from querykey.reports.page.study_charts import figure, looks_charts
-from querykey.reports.seed_tables import Cells, measured, verdict_of
-from querykey.reports.study_tables import shown_measures
+from querykey.reports.seed_tables import Cells, measured
+from querykey.reports.study_tables import shown_measures, verdict_rows
 from querykey.study_folder import cells_of, read_study, records_of
 
 __all__ = ["study_section"]
@@ -30,8 +30,9 @@ __all__ = ["study_section"]
 NAMED = 8
 """Arms that are named where many are missing."""
 RULE = (
-    "The rule was fixed before anything ran: yes where the 95% interval over seeds of the paired difference "
-    "lies above 0, no where it lies below, can't tell otherwise, and with fewer than two seeds."
+    "The rule was fixed before anything ran: yes where the 95% interval of the paired difference, over seeds "
+    "or of adapters over queries, lies above 0, no where it lies below, can't tell otherwise, and with fewer "
+    "than two seeds."
 )
 
 
@@ -54,7 +55,7 @@ def study_section(folder: Path) -> Section:
 
 
 def _section(study: dict[str, Any], cells: Cells) -> Section:
-    answers = [_answer(asked, cells) for asked in study.get("asked", [])]
+    answers = [Answer(*verdict) for verdict in verdict_rows(study, cells)]
     arms, figures = study["arms"], study.get("figures", [])
     compared = [asked[side][1] for asked in study.get("asked", []) for side in ("ours", "theirs")]
     measures = list(dict.fromkeys(shown_measures(study) + compared))
@@ -75,12 +76,6 @@ def _section(study: dict[str, Any], cells: Cells) -> Section:
         str(study["name"]), str(study["title"]), str(study["asks"]),
         unfinished[:1], blocks, answers=answers,
     )  # fmt: skip
-
-
-def _answer(asked: Mapping[str, Any], cells: Cells) -> Answer:
-    ours, theirs = (measured(cells, *asked[side]) for side in ("ours", "theirs"))
-    word, because = verdict_of(ours, theirs)
-    return Answer(str(asked["ask"]), word, because, str(asked.get("published") or ""))
 
 
 def _unfinished(study: Mapping[str, Any], cells: Cells) -> list[str]:
