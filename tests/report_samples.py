@@ -27,7 +27,8 @@ def study(**changed):
         "caveat": "It is small.",
         "measured": "kNN of h", "data": {"spec": "cifar10", "fingerprint": "abc"}, "arms": arms,
         "published": {
-            "what": "ImageNet, linear, %", "rows": [["fast", "55.2"], ["slow", "59.0"], ["0", "fails"]]
+            "what": "ImageNet, linear, %",
+            "rows": [["label of fast", "55.2"], ["slow", "59.0"], ["0", "fails"]],
         },
         "asked": [
             {"ask": "Is slow better than fast?", "ours": ["slow", "kNN h"], **ask},

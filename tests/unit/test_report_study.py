@@ -55,6 +55,7 @@ def test_the_last_record_of_a_cell_counts_and_strange_arms_do_not(tmp_path):
 def test_the_published_numbers_stand_beside_the_own(tmp_path):
     rows = {row[0]: row[1:] for row in tables_of(study_section(write_study(tmp_path / "s")))[1].rows}
     assert rows["slow"] == ["59.0", "0.610 (0.600 to 0.620)"]
+    assert rows["label of fast"] == ["55.2", "0.500 (0.490 to 0.510)"]
     assert rows["0"] == ["fails", ""]
 
 

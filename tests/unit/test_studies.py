@@ -160,6 +160,17 @@ def test_every_arm_sees_equal_images(images, tmp_path, monkeypatch):
         assert seen == arm["images"] * STUDIES["batch-and-epochs"].images
 
 
+def test_what_is_kept_of_a_study_names_its_data_as_they_were_named(folder, tmp_path, monkeypatch):
+    """So a study can be shown to others: no path of this machine is in it."""
+    monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
+    monkeypatch.chdir(folder.parent)
+    data = StudyImages(train=DataAt(folder.name), test=DataAt(f"{folder.name}/../{folder.name}"))
+    done = run_study(STUDIES["momentum"], data, tmp_path / "study")
+    kept = (done.folder / "study.json").read_text()
+    assert str(folder.parent) not in kept
+    assert done.described["data"]["train"]["spec"] == folder.name
+
+
 def test_a_fifth_is_held_out_where_no_test_images_are_named(images, folder):
     training = images.training()
     known, asked = images.labelled(size=16)

@@ -1,7 +1,7 @@
 """The features of a study of adapters: some to fit on, others to ask for, the same in every process."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ class StudyFeatures:
         whole = " ".join(one.fingerprint for one in opened) + f" {self.most}"
         asked = task.test if task.queries is None else task.queries
         return {
-            "name": Path(self.train.spec).name, "train": self.train.as_dict(),
-            "test": None if self.test is None else self.test.as_dict(),
+            "name": Path(self.train.spec).name, "train": asdict(self.train),
+            "test": None if self.test is None else asdict(self.test),
             "trained_on": len(task.test if task.train is None else task.train), "asked": len(asked),
             "width": task.test.shape[1], "fingerprint": hashlib.sha256(whole.encode()).hexdigest(),
         }  # fmt: skip

@@ -1,7 +1,7 @@
 """The images of a study: some to train on, others to ask for, the same in every process."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,8 @@ class StudyImages:
         first = read_pixels(_taken(train, np.zeros(1, np.int64)), size=SIDE, workers=0)
         whole = f"{train.fingerprint} {test.fingerprint}"
         return {
-            "name": Path(train.name).name, "train": self.train.as_dict(),
-            "test": None if self.test is None else self.test.as_dict(),
+            "name": Path(train.name).name, "train": asdict(self.train),
+            "test": None if self.test is None else asdict(self.test),
             "trained_on": len(train), "asked": len(test), "channels": first.channels, "side": first.side,
             "fingerprint": hashlib.sha256(whole.encode()).hexdigest(),
         }  # fmt: skip

@@ -108,11 +108,10 @@ def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) ->
         blocks.append(Table(["arm", *measures, "seeds"], rows, caption))
     published = study.get("published")
     if published and published.get("rows"):
-        own = (
-            {str(arm["name"]): measured(cells, arm["name"], measures[0]) for arm in study["arms"]}
-            if measures
-            else {}
-        )
+        own = {
+            str(arm[word]): measured(cells, arm["name"], measures[0])
+            for arm in study["arms"] for word in ("name", "label") if measures
+        }  # fmt: skip
         beside = [[str(row[0]), ", ".join(map(str, row[1:])), _spread(own.get(str(row[0]), {}))]
                   for row in published["rows"]]  # fmt: skip
         head = ["published", str(published["what"]), f"here, {measures[0]}" if measures else "here"]
