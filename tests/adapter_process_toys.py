@@ -57,7 +57,7 @@ def fitted(kind):
         numbers = torch.arange(60)
         pairs = TrainingPairs(asked, numbers, numbers)
     made = fit_adapter(rows, AdapterSettings(**COMMON | settings), labels=labels, pairs=pairs)
-    seen = ("loss", "guard", "negative_score", "false_negatives")
+    seen = ("loss", "guard", "candidates", "negative_score", "false_negatives")
     looks = [[look.get(name, 0.0) for name in seen] for look in made.history]
     return made.fc.state_dict() | {"looks": torch.tensor(looks, dtype=torch.float64)}
 
