@@ -10,7 +10,7 @@ __all__ = ["AUGMENTATION_MATRIX", "COLOUR_STRENGTH"]
 IMAGES = 102_400
 _CROP = (0.2, 1.0)
 _CHANGES: dict[str, dict[str, Any]] = {
-    "crop": {"crop_scale": (0.04, 1.0)},
+    "crop": {"crop_scale": (0.08, 1.0)},
     "cutout": {"cutout": 1.0},
     "colour": {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_probability": 0.8, "grayscale": 0.2},
     "Sobel": {"sobel": 1.0},
@@ -18,8 +18,8 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "blur": {"blur": 1.0},
     "rotate": {"rotate": 1.0},
 }
-"""In what the second view differs from the first, which is cropped alone."""
-_NOTHING = {"crop_scale": _CROP, "flip": 0.0, "jitter_probability": 0.0, "grayscale": 0.0, "blur": 0.0}
+"""What is done to the second view; the first is the image as it is."""
+_NOTHING = {"crop_scale": None, "flip": 0.0, "jitter_probability": 0.0, "grayscale": 0.0, "blur": 0.0}
 _CLAIMED = ({"crop", "colour"}, {"crop"}, {"colour"}, {"crop", "cutout"})
 """Pairs that the questions are about: they have three seeds, the others one."""
 
@@ -52,10 +52,10 @@ AUGMENTATION_MATRIX = Study(
             ("rotate", "30.0 22.5 20.7 4.3 9.7 6.5 2.6 | 13.8"),
         ),
     ),
-    caveat="Both views are cropped; one of them is changed besides. Changes are made in one order, so that a "
-    "pair stands in both halves of the matrix. A small network learns from textures early, so that "
-    "pairs differ by less than in the paper; that colour makes crops worth more can be seen, the "
-    "order of the weak ones cannot.",
+    caveat="One view is the whole image, the other is changed. The paper crops images to one size before "
+    "that, and both views from one crop: two crops would be a change themselves, and colour alone as good as "
+    "colour with crops. Nothing is flipped. Changes are made in one order, so that a pair stands in both "
+    "halves of the matrix.",
     arms=tuple(_pair(*pair) for pair in combinations_with_replacement(_CHANGES, 2)),
     asked=(
         Asked(ask="Is crop with colour better than crop alone?", ours=("crop and colour", "linear h"),
