@@ -71,6 +71,30 @@ def test_lines_and_bars_are_means_with_whiskers_from_lowest_to_highest(tmp_path)
     assert bars.groups["gap"][1] == (1.5, 1.5, 1.5)
 
 
+def test_bars_of_h_and_z_stand_beside_each_other_where_several_things_are_asked(tmp_path):
+    asked = ("noise h", "noise z", "rotation h", "rotation z")
+    described = study()
+    axes = {"x": "x", "y": "y"}
+    described["figures"] = [
+        {"kind": "bars", "title": "Pairs", "measures": list(asked), **axes},
+        {"kind": "bars", "title": "One thing", "measures": ["noise h", "noise z"], **axes},
+        {"kind": "bars", "title": "A half", "measures": list(asked[:3]), **axes},
+    ]
+    records = [
+        one | {"values": {measure: place + 1.0 + (one["method"] == "fast") / 2
+                          for place, measure in enumerate(asked)}}
+        for one in CELLS
+    ]  # fmt: skip
+    section = study_section(write_study(tmp_path / "s", described=described, records=records))
+    pairs, one_thing, half = charts_of(section.blocks)[:3]
+    arms = ["label of slow", "label of fast"]
+    assert list(pairs.labels) == [f"{what}, {arm}" for what in ("noise", "rotation") for arm in arms]
+    means = {name: [three[0] for three in bars] for name, bars in pairs.groups.items()}
+    assert means == {"h": [1.0, 1.5, 3.0, 3.5], "z": [2.0, 2.5, 4.0, 4.5]}
+    assert (list(one_thing.labels), list(one_thing.groups)) == (arms, list(asked[:2]))
+    assert (list(half.labels), list(half.groups)) == (arms, list(asked[:3]))
+
+
 def test_curves_on_the_way_have_the_candidates_beside_the_loss(tmp_path):
     charts = charts_of(study_section(write_study(tmp_path / "s")).blocks)
     loss, candidates, knn = charts[2:]

@@ -174,14 +174,30 @@ def _lines(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
 
 
 def _bars(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
-    groups = {m: [_three(cells, arm["name"], m) for arm in arms] for m in wanted["measures"]}
-    there = [row for row in range(len(arms)) if any(values[row] for values in groups.values())]
+    about, bars = _things(wanted["measures"])
+    places = [(number, arm) for number in range(len(about)) for arm in arms]
+    groups = {
+        name: [_three(cells, arm["name"], measures[number]) for number, arm in places]
+        for name, measures in bars.items()
+    }
+    there = [row for row in range(len(places)) if any(values[row] for values in groups.values())]
     if not there:
         return None
+    labels = [", ".join(filter(None, (about[number], str(arm["label"])))) for number, arm in places]
     return Bars(
-        title=wanted["title"], x=wanted["y"], labels=[str(arms[row]["label"]) for row in there],
-        groups={m: [values[row] for row in there] for m, values in groups.items()}, note=_note(cells, arms),
+        title=wanted["title"], x=wanted["y"], labels=[labels[row] for row in there],
+        groups={name: [values[row] for row in there] for name, values in groups.items()},
+        note=_note(cells, arms),
     )  # fmt: skip
+
+
+def _things(measures: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """What measures are about, and the bars at each place: h and z where several things are asked of both."""
+    asked = [measure.rpartition(" ") for measure in measures]
+    things, rows = list(dict.fromkeys(thing for thing, _, _ in asked)), {row for *_, row in asked}
+    if len(things) > 1 and rows == {"h", "z"} and len(measures) == 2 * len(things):
+        return things, {row: [f"{thing} {row}" for thing in things] for row in ("h", "z")}
+    return [""], {measure: [measure] for measure in measures}
 
 
 def _heat_map(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:

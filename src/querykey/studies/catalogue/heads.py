@@ -71,7 +71,7 @@ H_AGAINST_Z = Study(
             seeds=3,
         )
         for name, label, options in (
-            ("all", "views with rotation, noise, Sobel and gray",
+            ("all", "all four seen",
              {"rotate": 0.5, "noise": 0.5, "sobel": 0.3, "grayscale": 0.3}),
             ("default", "default views", {}),
         )
