@@ -3,6 +3,8 @@
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -147,7 +149,7 @@ def _measured(cells: Sequence[Cell], measure: Measure, jobs: int) -> Iterator[tu
         return
     # a forked child would share the locks of the parent's threads
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(cells)), mp_context=context)
+    pool = ProcessPoolExecutor(min(jobs, len(cells)), mp_context=context, initializer=_end_with_parent)
     coming, running = iter(cells), dict[Future[dict[str, Any]], Cell]()
     try:
         while True:
@@ -159,3 +161,16 @@ def _measured(cells: Sequence[Cell], measure: Measure, jobs: int) -> Iterator[tu
                 yield running.pop(future), future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """See to it that a worker ends when its grid is killed, in the middle of a cell too."""
+    grid = multiprocessing.parent_process()
+    if grid is None:
+        raise RuntimeError("a worker of a grid has a parent")
+
+    def watch() -> None:
+        grid.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
