@@ -9,9 +9,11 @@ from querykey.records import Record
 __all__ = [
     "Arm",
     "Cells",
+    "Spread",
     "Word",
     "arms_table",
     "asked_table",
+    "judged",
     "measured",
     "over_seeds",
     "pair",
@@ -43,7 +45,7 @@ class Arm(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """A mean over seeds with the 95% interval of the t distribution."""
+    """A mean over seeds with its 95% interval: of the t distribution, where it is not said otherwise."""
 
     mean: float
     low: float
@@ -140,10 +142,32 @@ def verdict_of(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[
     if not seeds:
         return "not measured yet", ""
     apart = over_seeds([ours[seed] - theirs[seed] for seed in seeds])
-    words = f"{_mean(ours, seeds)} against {_mean(theirs, seeds)}: {apart.mean:+.3f}"
+    mine, other = (sum(side[seed] for seed in seeds) / len(seeds) for side in (ours, theirs))
+    return judged(mine, other, apart)
+
+
+def judged(ours: float, theirs: float, apart: Spread, *, queries: int | None = None) -> tuple[Word, str]:
+    """The rule: yes above 0, no below it, can't tell otherwise and with one seed.
+
+    Args:
+        ours: Mean of the one.
+        theirs: Mean of the other.
+        apart: Their paired difference.
+        queries: Of how many, where the interval is over them.
+
+    Returns:
+        (verdict, the numbers it is read from).
+
+    Example:
+        >>> judged(0.53, 0.5, Spread(0.03, 0.01, 0.05, 3), queries=100)
+        ('yes', '0.530 against 0.500: +0.030 [+0.010, +0.050], 100 queries, 3 seeds')
+    """
+    mean, low, high = (round(end, 3) + 0.0 for end in apart[:3])  # never -0.000
+    words = f"{ours:.3f} against {theirs:.3f}: {mean:+.3f}"
     if apart.seeds < 2:
         return "can't tell", f"{words}, one seed"
-    return _verdict(apart), f"{words} [{apart.low:+.3f}, {apart.high:+.3f}], {apart.seeds} seeds"
+    asked = "" if queries is None else f", {queries:,} queries"
+    return _verdict(apart), f"{words} [{low:+.3f}, {high:+.3f}]{asked}, {apart.seeds} seeds"
 
 
 def arms_table(arms: Sequence[Arm], cells: Cells, measures: Sequence[str]) -> str:

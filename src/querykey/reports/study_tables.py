@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from querykey.reports.comparison import Column, averaged, intervals, less
-from querykey.reports.seed_tables import Cells, Word, measured, verdict_of
+from querykey.reports.seed_tables import Cells, Spread, Word, judged, measured, verdict_of
 
 __all__ = ["Verdict", "arms_rows", "shown_measures", "verdict_over_queries", "verdict_rows"]
 
@@ -103,21 +103,17 @@ def verdict_over_queries(ours: Mapping[int, Column], theirs: Mapping[int, Column
         DataError: If they are of different queries, or none of them counts.
 
     Example:
-        >>> verdict_over_queries({0: [1, 1], 1: [1, None]}, {0: [0, 0], 1: [0, 0]})
-        ('yes', '1.000 against 0.000: +1.000 [+1.000, +1.000], 1 queries, 2 seeds')
+        >>> verdict_over_queries({0: [1, 1, 1], 1: [1, 1, None]}, {0: [0, 0, 0], 1: [0, 0, 0]})
+        ('yes', '1.000 against 0.000: +1.000 [+1.000, +1.000], 2 queries, 2 seeds')
     """
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         return "not measured yet", ""
-    mine, other = (averaged([side[seed] for seed in seeds], "an arm") for side in (ours, theirs))
-    apart = less(mine, other, "two arms")
+    columns = [averaged([side[seed] for seed in seeds], "an arm") for side in (ours, theirs)]
+    apart = less(columns[0], columns[1], "two arms")
     counted = [place for place, value in enumerate(apart) if not math.isnan(value)]
     (found,) = intervals([apart])
     assert found is not None
-    means = (math.fsum(side[place] for place in counted) / len(counted) for side in (mine, other))
-    words = f"{' against '.join(f'{mean:.3f}' for mean in means)}: {found.mean:+.3f}"
-    if len(seeds) < 2:
-        return "can't tell", f"{words}, one seed"
-    word: Word = "yes" if found.low > 0 else "no" if found.high < 0 else "can't tell"
-    low, high = (round(end, 3) + 0.0 for end in (found.low, found.high))  # never -0.000
-    return word, f"{words} [{low:+.3f}, {high:+.3f}], {len(counted):,} queries, {len(seeds)} seeds"
+    mine, other = (math.fsum(side[place] for place in counted) / len(counted) for side in columns)
+    spread = Spread(found.mean, found.low, found.high, len(seeds))
+    return judged(mine, other, spread, queries=len(counted))
