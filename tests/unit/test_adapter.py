@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from querykey.errors import (
     ShapeError,
     StoreError,
 )
+from querykey.training.objectives import KEEPS_SCORES, LossName
 
 
 def test_scikit_learns_conformance_suite_passes():
@@ -137,6 +139,14 @@ def test_what_is_returned_is_never_worse_than_its_start_where_the_guard_looks():
     assert adapter.report_["best"] >= adapter.report_["start"] == start.report_["start"]
     if not adapter.report_["helped"]:
         np.testing.assert_array_equal(adapter.transform(X), start.transform(X))
+
+
+@pytest.mark.parametrize("name", get_args(LossName))
+def test_every_loss_needs_no_more_than_its_name(name):
+    X, y = blobs()
+    adapter = Adapter(dim=4, loss=name, steps=3, batch_size=32).fit(X, None if name in KEEPS_SCORES else y)
+    assert np.isfinite(adapter.transform(X)).all()
+    assert adapter.settings_.loss == name
 
 
 def test_pairs_bring_queries_to_their_documents():

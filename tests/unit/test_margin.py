@@ -43,6 +43,15 @@ def test_euclidean_without_a_positive_margin_pulls_by_the_squared_distance():
     torch.testing.assert_close(scores.grad, torch.tensor([[-2.0]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("distance", "margins"), [("cosine", (1.0, 0.5)), ("euclidean", (0.0, 1.0))])
+def test_a_margin_that_is_not_given_is_that_of_its_distance(distance, margins):
+    _, lookup = find([0.9, 0.2, 0.6, 0.4], 2)
+    given = contrastive(lookup, positive_margin=margins[0], negative_margin=margins[1], distance=distance)
+    assert torch.equal(contrastive(lookup, distance=distance), given)
+    other = contrastive(lookup, positive_margin=0.25, distance=distance)
+    assert not torch.equal(other, given)
+
+
 def test_euclidean_is_finite_for_equal_rows():
     """The root is infinitely steep at distance 0."""
     scores, lookup = find([1.0, 1.0], 1)

@@ -12,12 +12,15 @@ from querykey.types import PerQuery
 
 __all__ = ["contrastive", "triplet"]
 
+MARGINS = {"cosine": (1.0, 0.5), "euclidean": (0.0, 1.0)}
+"""Of contrastive, where none are given: of a positive and of a negative."""
+
 
 def contrastive(
     lookup: Lookup,
     *,
-    positive_margin: float,
-    negative_margin: float,
+    positive_margin: float | None = None,
+    negative_margin: float | None = None,
     distance: Literal["cosine", "euclidean"] = "cosine",
 ) -> PerQuery:
     r"""Positives pulled up to one margin, negatives pushed down to another.
@@ -41,10 +44,10 @@ def contrastive(
 
     Args:
         lookup: Cosines in [-1, 1] with their pair masks.
-        positive_margin: Where a positive is good enough. Cosine in (-1, 1]: XBM takes 1.
-            Euclidean in [0, 2): 0 in Hadsell et al.
-        negative_margin: Where a negative is good enough. Cosine in [0, 1): XBM takes 0.5.
-            Euclidean in (0, 2]: 1 is usual.
+        positive_margin: Where a positive is good enough. Cosine in (-1, 1]; None: 1, as in XBM.
+            Euclidean in [0, 2); None: 0, as in Hadsell et al.
+        negative_margin: Where a negative is good enough. Cosine in [0, 1); None: 0.5, as in XBM.
+            Euclidean in (0, 2]; None: 1, as is usual.
         distance: "cosine" or "euclidean".
 
     Returns:
@@ -59,7 +62,7 @@ def contrastive(
         >>> from querykey.lookup import Lookup
         >>> positive = torch.tensor([[True, False, False]])
         >>> found = Lookup.from_scores(torch.tensor([[0.75, 0.5, 0.25]]), positive, ~positive)
-        >>> contrastive(found, positive_margin=1.0, negative_margin=0.375)
+        >>> contrastive(found, negative_margin=0.375)
         tensor([0.7500])
 
     Source:
@@ -67,6 +70,9 @@ def contrastive(
         "Cross-batch memory", arXiv:1912.06798 (cosine), whose released code sums over the pairs
         and divides by the batch.
     """
+    usual_positive, usual_negative = MARGINS[distance]
+    positive_margin = usual_positive if positive_margin is None else positive_margin
+    negative_margin = usual_negative if negative_margin is None else negative_margin
     _check_margins(distance, positive_margin, negative_margin)
     scores, is_positive, is_negative = read(lookup, merges=True)
     with torch.no_grad():

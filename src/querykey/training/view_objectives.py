@@ -33,7 +33,7 @@ _LOSSES: dict[ViewLossName, Callable[..., PerQuery]] = {
     "hard_negative": hard_negative,
     "nt_logistic": nt_logistic,
     "margin": triplet,
-    "contrastive": partial(contrastive, positive_margin=1.0, negative_margin=0.5),
+    "contrastive": contrastive,
     "multi_similarity": multi_similarity,
 }
 
@@ -42,8 +42,8 @@ def view_objective(name: ViewLossName, temperature: float | Tensor, **options: A
     """A loss on a look-up, by its name.
 
     Args:
-        name: "nt_xent" is `info_nce` on the look-up of two views, "margin" is `triplet`; "contrastive" has
-            the margins of XBM, 1 and 0.5; the others are called what they are in `querykey.losses`.
+        name: "nt_xent" is `info_nce` on the look-up of two views, "margin" is `triplet`; the
+            others are called what they are in `querykey.losses`.
         temperature: Above 0; a tensor where it is learned.
         **options: The loss's other keyword arguments.
 
