@@ -10,7 +10,7 @@ from querykey.errors import MissingPathError, StoreError
 from querykey.outputs import new_folder
 from querykey.records import Record, Records
 
-__all__ = ["cells_of", "is_study", "read_study", "records_of", "write_study"]
+__all__ = ["cells_of", "is_study", "measures_of", "read_study", "records_of", "write_study"]
 
 DESCRIPTION, RECORDS = "study.json", "records.jsonl"
 FORMAT, VERSION = "querykey study", 1
@@ -67,6 +67,20 @@ def read_study(folder: Path) -> dict[str, Any]:
     if study.get("version") != VERSION:
         raise StoreError(f"{file}: written as version {study.get('version')}; this querykey reads {VERSION}")
     return study
+
+
+def measures_of(study: Mapping[str, Any]) -> frozenset[str]:
+    """What a study asks for or draws: no cell need measure more.
+
+    Args:
+        study: What study.json says.
+
+    Returns:
+        Names of measures.
+    """
+    drawn = (name for figure in study.get("figures", []) for name in figure["measures"])
+    asked = (measure for one in study.get("asked", []) for _, measure in (one["ours"], one["theirs"]))
+    return frozenset((*drawn, *asked))
 
 
 def records_of(folder: Path) -> Records:

@@ -24,7 +24,7 @@ from querykey.studies.running import run_study
 from querykey.studies.study import Arm
 from querykey.studies.study_features import StudyFeatures
 from querykey.studies.study_images import StudyImages, spread
-from querykey.study_folder import cells_of
+from querykey.study_folder import cells_of, measures_of
 from querykey.training.pretrain_settings import asked_settings
 from querykey.training.resolving import resolve_settings
 from querykey.training.settings import AdapterSettings
@@ -107,6 +107,10 @@ def test_every_study_runs_to_its_verdicts(study, images, features, tmp_path):
     asked = {arm.name for arm in (study.arms if study.needs == "images" else fitting)}
     assert {record["method"] for record in records} == asked
     described = json.loads((done.folder / "study.json").read_text())
+    kinds = {arm.name: arm.kind for arm in study.arms}
+    for record in records:  # what no question and no figure is about takes no time
+        could = {"kNN h", "linear h", "kNN z", "linear z"} & measures_of(described)
+        assert kinds[record["method"]] != "pretrained" or set(record["values"]) == could
     cells = cells_of(described, records)
     measures, rows = arms_rows(described, cells)
     assert measures

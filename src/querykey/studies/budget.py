@@ -49,7 +49,14 @@ def settings_here() -> dict[str, Any]:
     return {"layout": "channels_last", "precision": "float32"}
 
 
-def images_within(arms: Sequence[Arm], images: StudyImages, *, seconds: float, jobs: int) -> Budget:
+def images_within(
+    arms: Sequence[Arm],
+    images: StudyImages,
+    *,
+    seconds: float,
+    jobs: int,
+    measures: frozenset[str] | None = None,
+) -> Budget:
     """Measure the first arm, and share a time out over the grid.
 
     A cell's steps are taken to cost what the first arm's cost an image; arms of dearer networks take longer.
@@ -59,6 +66,7 @@ def images_within(arms: Sequence[Arm], images: StudyImages, *, seconds: float, j
         images: Of the study.
         seconds: For the whole grid.
         jobs: Cells at once.
+        measures: As `Work` has them.
 
     Returns:
         The budget.
@@ -69,7 +77,7 @@ def images_within(arms: Sequence[Arm], images: StudyImages, *, seconds: float, j
     first = arms[0]
     batch, step = _step_seconds(first, images)
     short = replace(first, settings={**settings_here(), **first.settings, "steps": 1, "looks": 0})
-    seen = measure(Cell(task="", method="", seed=0, identity={}, work=Work(short, images, 1)))
+    seen = measure(Cell(task="", method="", seed=0, identity={}, work=Work(short, images, 1, measures)))
     trained = [arm for arm in arms if arm.kind != "leak"]  # which takes seconds
     cells, units = sum(arm.seeds for arm in trained), sum(arm.seeds * arm.images for arm in trained)
     fixed = float(seen["seconds"])

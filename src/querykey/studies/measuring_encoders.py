@@ -98,8 +98,8 @@ def _of_pretraining(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     run = _pretrained(work, seed)
     h, z = _encoded(run.encoder, known, asked)
-    values = _scores("h", h[0], known.labels, h[1], asked.labels)
-    values |= _scores("z", z[0], known.labels, z[1], asked.labels)
+    values = _scores("h", h[0], known.labels, h[1], asked.labels, only=work.measures)
+    values |= _scores("z", z[0], known.labels, z[1], asked.labels, only=work.measures)
     if work.arm.scores_untrained:
         before, _ = _encoded(run.untrained, known, asked)
         values |= _scores("untrained", before[0], known.labels, before[1], asked.labels)
@@ -215,6 +215,15 @@ def _encoded(
     return (train[0], test[0]), (train[1], test[1])
 
 
-def _scores(name: str, bank: Tensor, labels: Tensor, test: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    linear = linear_evaluation(bank, labels, test, wanted, seed=0)
-    return {f"kNN {name}": knn_of(bank, labels, test, wanted), f"linear {name}": linear.correct}
+def _scores(
+    name: str, bank: Tensor, labels: Tensor, test: Tensor, wanted: Tensor, *,
+    only: frozenset[str] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Accuracy of neighbours and of a linear classifier, which takes a tenth of a cell: what is wanted."""
+    knn, linear = f"kNN {name}", f"linear {name}"
+    values = {}
+    if only is None or knn in only:
+        values[knn] = knn_of(bank, labels, test, wanted)
+    if only is None or linear in only:
+        values[linear] = linear_evaluation(bank, labels, test, wanted, seed=0).correct
+    return values

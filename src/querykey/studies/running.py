@@ -15,7 +15,7 @@ from querykey.studies.study import Arm, Study
 from querykey.studies.study_features import StudyFeatures
 from querykey.studies.study_images import StudyImages
 from querykey.studies.work import Work
-from querykey.study_folder import is_study, read_study, records_of, write_study
+from querykey.study_folder import is_study, measures_of, read_study, records_of, write_study
 from querykey.training.pretrain_settings import asked_settings
 from querykey.training.resolving import resolve_settings
 
@@ -112,7 +112,7 @@ def run_study(
         described = _description(study, arms, about, budget, is_trial=is_trial)
         write_study(folder, described)
         notify(budget.words)
-    cells = _cells(study, arms, data, about)
+    cells = _cells(described, arms, data)
     with only_writer(folder / LOCK):
         run_grid(cells, records_of(folder), measure, jobs=jobs, told=progress)
     return StudyRun(folder, described, cells)
@@ -158,7 +158,8 @@ def _planned(
     if minutes is None:
         budget = Budget(images=study.images, words=f"every arm sees {study.images:,} images")
     else:
-        budget = images_within(arms, images, seconds=60 * minutes, jobs=jobs)
+        measures = measures_of(asdict(study))
+        budget = images_within(arms, images, seconds=60 * minutes, jobs=jobs, measures=measures)
     return [replace(arm, settings=_lengthened(arm, budget)) for arm in arms], budget
 
 
@@ -191,15 +192,15 @@ def _lengthened(arm: Arm, budget: Budget) -> dict[str, Any]:
     return {**settings_here(), "looks": 2, "steps": steps, **arm.settings}
 
 
-def _cells(
-    study: Study, arms: list[Arm], data: StudyImages | StudyFeatures, about: dict[str, Any]
-) -> list[Cell]:
+def _cells(described: dict[str, Any], arms: list[Arm], data: StudyImages | StudyFeatures) -> list[Cell]:
     """Seed by seed: what was measured of every arm can be read before anything is measured twice."""
-    last = max(arm.seeds for arm in arms)
+    last, measures = max(arm.seeds for arm in arms), measures_of(described)
+    fingerprint = described["data"]["fingerprint"]
     return [
         Cell(
-            task=study.name, method=arm.name, seed=seed, work=Work(arm, data, arm.threads),
-            identity={name: getattr(arm, name) for name in IDENTITY} | {"data": about["fingerprint"]},
+            task=described["name"], method=arm.name, seed=seed,
+            work=Work(arm, data, arm.threads, measures),
+            identity={name: getattr(arm, name) for name in IDENTITY} | {"data": fingerprint},
         )
         for seed in range(last)
         for arm in arms

@@ -16,8 +16,10 @@ class Work(NamedTuple):
         arm: With its settings as planned.
         data: What it learns from and is asked for.
         threads: Of torch.
+        measures: What its study asks for or draws, of what its kind can measure; None: all of it.
     """
 
     arm: Arm
     data: StudyImages | StudyFeatures
     threads: int
+    measures: frozenset[str] | None = None
