@@ -9,6 +9,8 @@ __all__ = ["ADAPTER"]
 
 _DIMS = (16, 32, 64, 128, 256)
 _DIM = 64
+_CLAIMED = (16, _DIM)
+"""Widths that the questions are about: they have three seeds, the others one."""
 _PAPERS = "the paper's L1"
 _LINES = {"adapter": "adapter", "pca": "PCA", "random_projection": "random projection"}
 _BASELINES = {
@@ -25,7 +27,7 @@ def _at(kind: str, dim: int) -> Arm:
     return Arm(
         name=f"{_LINES[kind]}, {dim}", label=f"{_LINES[kind]}, {dim} dimensions", x=float(dim),
         line=_LINES[kind], kind="adapter" if is_adapter else "baseline",
-        group=_AT_DIM if dim == _DIM else "",
+        group=_AT_DIM if dim == _DIM else "", seeds=3 if dim in _CLAIMED else 1,
         settings={"dim": dim} if is_adapter else {"projection": kind, "dim": dim},
     )  # fmt: skip
 
