@@ -76,10 +76,10 @@ DICTIONARY_SIZE = Study(
     "dictionaries, and see equal images in fewer steps.",
     arms=(
         *(_keys("moco", "MoCo", count, seeds=3, capacity=count) for count in _COUNTS),
-        *(_keys("memory-bank", "memory bank", count, seeds=3 if count == _COUNTS[-1] else 1,
-                contrast="info_nce", negatives=count) for count in _COUNTS),
-        *(_keys("end-to-end", "end-to-end", count, seeds=3 if count == 256 else 1, batch_size=count)
-          for count in _COUNTS[:3]),
+        *(_keys("memory-bank", "memory bank", count, seeds=seeds, contrast="info_nce", negatives=count)
+          for count, seeds in ((256, 1), (4096, 3))),
+        *(_keys("end-to-end", "end-to-end", count, seeds=seeds, batch_size=count)
+          for count, seeds in ((256, 3), (1024, 1))),
     ),
     asked=(
         Asked(ask="Are 4,096 keys better than 64?", ours=("MoCo, 4096", "kNN h"),
