@@ -161,13 +161,21 @@ def judged(ours: float, theirs: float, apart: Spread, *, queries: int | None = N
     Example:
         >>> judged(0.53, 0.5, Spread(0.03, 0.01, 0.05, 3), queries=100)
         ('yes', '0.530 against 0.500: +0.030 [+0.010, +0.050], 100 queries, 3 seeds')
+        >>> judged(0.46, 0.5, Spread(-0.04, -0.08, -0.0003, 3))
+        ('no', '0.460 against 0.500: -0.040 [-0.080, -0.0003], 3 seeds')
     """
-    mean, low, high = (round(end, 3) + 0.0 for end in apart[:3])  # never -0.000
-    words = f"{ours:.3f} against {theirs:.3f}: {mean:+.3f}"
+    mean, low, high = map(_signed, apart[:3])
+    words = f"{ours:.3f} against {theirs:.3f}: {mean}"
     if apart.seeds < 2:
         return "can't tell", f"{words}, one seed"
     asked = "" if queries is None else f", {queries:,} queries"
-    return _verdict(apart), f"{words} [{low:+.3f}, {high:+.3f}]{asked}, {apart.seeds} seeds"
+    return _verdict(apart), f"{words} [{low}, {high}]{asked}, {apart.seeds} seeds"
+
+
+def _signed(value: float) -> str:
+    """Three decimals, or four where three would hide on which side of 0 it lies; never -0.000."""
+    digits = 4 if round(value, 3) == 0 != round(value, 4) else 3
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def arms_table(arms: Sequence[Arm], cells: Cells, measures: Sequence[str]) -> str:
