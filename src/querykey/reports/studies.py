@@ -30,7 +30,7 @@ not edit it.
 Each study is a question, a grid of small runs, and the rule by which the answer is read, all fixed before the
 first run and kept in its `study.json`; `records.jsonl` has a line a run. Images are CIFAR-10's 50,000 for
 training and 10,000 to be asked for, unless it says Omniglot, where characters of other alphabets are asked
-for. The network is `small_cnn`, 0.39 million weights, on one thread; runs see 32,000 to 307,200 images, one
+for. The network is `small_cnn`, 0.39 million weights, on one thread; runs see 40,000 to 307,200 images, one
 to six minutes of one core. So these are answers for the first minutes of training on a small network, no
 more: where a paper says otherwise after days on a large one, both can be right.
 

@@ -7,7 +7,7 @@ from querykey.studies.study import Arm, Asked, Figure, Published, Study
 __all__ = ["DRIFT", "MEMORY_RATIO"]
 
 IMAGES = 64_000
-SHORT = IMAGES // 2
+SHORT = 40_000
 _XBM: dict[str, Any] = {
     "method": "xbm", "batch_size": 16, "image_size": 32, "view_size": 32, "learning_rate": 0.04,
 }  # fmt: skip
