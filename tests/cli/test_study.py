@@ -47,7 +47,7 @@ def test_a_study_ends_with_its_arms_and_verdicts(querykey, images, tmp_path, sho
     command = ("study", shortened, "--data", images, "--out", tmp_path / "width", "--jobs", 1)
     said = querykey(*command)
     assert said.code == 0, said.err
-    assert "every arm sees 102,400 images" in said.err
+    assert f"every arm sees {STUDIES[shortened].images:,} images" in said.err
     assert "6 of 6: width 64, seed 2: linear h 0.602, kNN h 0.502 (1 s)" in said.err
     for words in (
         STUDIES[shortened].asks, "small_cnn:16", "0.501", "0.601",
