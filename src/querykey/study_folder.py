@@ -10,7 +10,9 @@ from querykey.errors import MissingPathError, StoreError
 from querykey.outputs import new_folder
 from querykey.records import Record, Records
 
-__all__ = ["cells_of", "is_study", "measures_of", "read_study", "records_of", "write_study"]
+__all__ = [
+    "cells_of", "is_study", "measures_of", "read_study", "records_of", "shown_measures", "write_study",
+]  # fmt: skip
 
 DESCRIPTION, RECORDS = "study.json", "records.jsonl"
 FORMAT, VERSION = "querykey study", 1
@@ -69,18 +71,30 @@ def read_study(folder: Path) -> dict[str, Any]:
     return study
 
 
-def measures_of(study: Mapping[str, Any]) -> frozenset[str]:
-    """What a study asks for or draws: no cell need measure more.
+def shown_measures(study: Mapping[str, Any]) -> list[str]:
+    """What the figures of a study show of each arm; curves show what was seen on the way.
 
     Args:
         study: What study.json says.
 
     Returns:
-        Names of measures.
+        Measures, each once.
     """
-    drawn = (name for figure in study.get("figures", []) for name in figure["measures"])
+    figures = (figure for figure in study.get("figures", []) if figure["kind"] != "curves")
+    return list(dict.fromkeys(name for figure in figures for name in figure["measures"]))
+
+
+def measures_of(study: Mapping[str, Any]) -> list[str]:
+    """What the figures of a study show and its questions are about: no cell need measure more.
+
+    Args:
+        study: What study.json says.
+
+    Returns:
+        Measures, each once.
+    """
     asked = (measure for one in study.get("asked", []) for _, measure in (one["ours"], one["theirs"]))
-    return frozenset((*drawn, *asked))
+    return list(dict.fromkeys((*shown_measures(study), *asked)))
 
 
 def records_of(folder: Path) -> Records:

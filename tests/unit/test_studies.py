@@ -109,7 +109,7 @@ def test_every_study_runs_to_its_verdicts(study, images, features, tmp_path):
     described = json.loads((done.folder / "study.json").read_text())
     kinds = {arm.name: arm.kind for arm in study.arms}
     for record in records:  # what no question and no figure is about takes no time
-        could = {"kNN h", "linear h", "kNN z", "linear z"} & measures_of(described)
+        could = {"kNN h", "linear h", "kNN z", "linear z"} & set(measures_of(described))
         assert kinds[record["method"]] != "pretrained" or set(record["values"]) == could
     cells = cells_of(described, records)
     measures, rows = arms_rows(described, cells)

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from querykey.reports.comparison import Column, averaged, intervals, less
 from querykey.reports.seed_tables import Cells, Spread, Word, judged, measured, verdict_of
+from querykey.study_folder import shown_measures
 
-__all__ = ["Verdict", "arms_rows", "shown_measures", "verdict_over_queries", "verdict_rows"]
+__all__ = ["Verdict", "arms_rows", "verdict_over_queries", "verdict_rows"]
 
 
 class Verdict(NamedTuple):
@@ -45,19 +46,6 @@ def arms_rows(described: Mapping[str, Any], cells: Cells) -> tuple[list[str], li
             row.append(f"{sum(found.values()) / len(found):.3f}" if found else "")
         rows.append([*row, str(len(cells.get(arm["name"], {})))])
     return measures, rows
-
-
-def shown_measures(described: Mapping[str, Any]) -> list[str]:
-    """What the figures of a study show of each arm; curves show what was seen on the way.
-
-    Args:
-        described: What `study.json` says.
-
-    Returns:
-        Measures, each once.
-    """
-    figures = (figure for figure in described.get("figures", []) if figure["kind"] != "curves")
-    return list(dict.fromkeys(name for figure in figures for name in figure["measures"]))
 
 
 def verdict_rows(described: Mapping[str, Any], cells: Cells) -> list[Verdict]:

@@ -1,7 +1,7 @@
 """How long the cells of a study may be, for all of them to fit into a time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,7 +55,7 @@ def images_within(
     *,
     seconds: float,
     jobs: int,
-    measures: frozenset[str] | None = None,
+    measures: Collection[str] | None = None,
 ) -> Budget:
     """Measure the first arm, and share a time out over the grid.
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -217,7 +217,7 @@ def _encoded(
 
 def _scores(
     name: str, bank: Tensor, labels: Tensor, test: Tensor, wanted: Tensor, *,
-    only: frozenset[str] | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Accuracy of neighbours and of a linear classifier, which takes a tenth of a cell: what is wanted."""
     knn, linear = f"kNN {name}", f"linear {name}"

@@ -1,5 +1,6 @@
 """What a cell of a study needs in order to be measured."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from querykey.studies.study import Arm
@@ -22,4 +23,4 @@ class Work(NamedTuple):
     arm: Arm
     data: StudyImages | StudyFeatures
     threads: int
-    measures: frozenset[str] | None = None
+    measures: Collection[str] | None = None

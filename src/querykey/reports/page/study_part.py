@@ -22,8 +22,8 @@ from querykey.reports.page.charts import Chart
 from querykey.reports.page.repeat import study_command
 from querykey.reports.page.study_charts import figure, looks_charts
 from querykey.reports.seed_tables import Cells, measured
-from querykey.reports.study_tables import shown_measures, verdict_rows
-from querykey.study_folder import cells_of, read_study, records_of
+from querykey.reports.study_tables import verdict_rows
+from querykey.study_folder import cells_of, measures_of, read_study, records_of
 
 __all__ = ["study_section"]
 
@@ -57,8 +57,6 @@ def study_section(folder: Path) -> Section:
 def _section(study: dict[str, Any], cells: Cells) -> Section:
     answers = [Answer(*verdict) for verdict in verdict_rows(study, cells)]
     arms, figures = study["arms"], study.get("figures", [])
-    compared = [asked[side][1] for asked in study.get("asked", []) for side in ("ours", "theirs")]
-    measures = list(dict.fromkeys(shown_measures(study) + compared))
     drawn = [chart for one in figures if (chart := figure(one, arms, cells)) is not None]
     blocks: list[Block] = [Prose(f"{study['source']}. Measured here: {study['measured']}.", is_quiet=True)]
     unfinished = _unfinished(study, cells)
@@ -66,7 +64,7 @@ def _section(study: dict[str, Any], cells: Cells) -> Section:
     if answers:
         blocks += [Heading("Verdicts"), *answers, Prose(RULE, is_quiet=True)]
     blocks += [Charts([chart]) for chart in drawn]
-    blocks += _numbers(study, cells, measures)
+    blocks += _numbers(study, cells, measures_of(study))
     looks = looks_charts(arms, cells)
     if looks:
         blocks += [Heading("On the way"), Charts(looks)]

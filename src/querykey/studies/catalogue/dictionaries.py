@@ -50,8 +50,6 @@ MOMENTUM = Study(
     measured="kNN and linear accuracy of h",
 )  # fmt: skip
 
-_COUNTS = (64, 256, 1024, 4096)
-
 
 def _keys(method: str, line: str, count: int, *, seeds: int, **settings: Any) -> Arm:
     return Arm(
@@ -75,7 +73,7 @@ DICTIONARY_SIZE = Study(
     "are flatter than on a thousand classes. The end-to-end arms have batches as large as their "
     "dictionaries, and see equal images in fewer steps.",
     arms=(
-        *(_keys("moco", "MoCo", count, seeds=3, capacity=count) for count in _COUNTS),
+        *(_keys("moco", "MoCo", count, seeds=3, capacity=count) for count in (64, 256, 1024, 4096)),
         *(_keys("memory-bank", "memory bank", count, seeds=seeds, contrast="info_nce", negatives=count)
           for count, seeds in ((256, 1), (4096, 3))),
         *(_keys("end-to-end", "end-to-end", count, seeds=seeds, batch_size=count)

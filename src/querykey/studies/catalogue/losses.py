@@ -7,7 +7,6 @@ from querykey.studies.study import Arm, Asked, Figure, Published, Study
 __all__ = ["LOSSES", "TEMPERATURE"]
 
 IMAGES = 102_400
-SHORT = IMAGES // 2
 _CLAIMED = (0.05, 0.2, 1.0)
 """Temperatures of normalised projections that the questions are about."""
 
@@ -52,7 +51,7 @@ TEMPERATURE = Study(
         Figure(kind="lines", title="The pretext task says something else", measures=("pretext",),
                x="temperature", y="share of queries that find their view", log_x=True),
     ),
-    images=SHORT,
+    images=IMAGES // 2,
     measured="linear accuracy of h, and share of the pretext task solved in the last step",
 )  # fmt: skip
 

@@ -7,7 +7,6 @@ from querykey.studies.study import Arm, Asked, Figure, Published, Study
 __all__ = ["DRIFT", "MEMORY_RATIO"]
 
 IMAGES = 64_000
-SHORT = 40_000
 _XBM: dict[str, Any] = {
     "method": "xbm", "batch_size": 16, "image_size": 32, "view_size": 32, "learning_rate": 0.04,
 }  # fmt: skip
@@ -46,7 +45,7 @@ MEMORY_RATIO = Study(
                x="memory, % of the training images", y="R@1 among images of the test"),
     ),
     measured="R@1 of z and of h",
-    images=SHORT,
+    images=40_000,
 )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from querykey.studies.study import Arm, Asked, Figure, Published, Study
 __all__ = ["AUGMENTATION_MATRIX", "COLOUR_STRENGTH"]
 
 IMAGES = 102_400
-SHORT = IMAGES // 2
 _CROP = (0.2, 1.0)
 _CHANGES: dict[str, dict[str, Any]] = {
     "crop": {"crop_scale": (0.08, 1.0)},
@@ -112,6 +111,6 @@ COLOUR_STRENGTH = Study(
         Figure(kind="lines", title="Accuracy against the strength of the jitter",
                measures=("linear h", "kNN h"), x="strength of the colour jitter", y="accuracy"),
     ),
-    images=SHORT,
+    images=IMAGES // 2,
     measured="linear accuracy and kNN of h",
 )  # fmt: skip
