@@ -92,6 +92,12 @@ def measures_of(study: Mapping[str, Any]) -> list[str]:
 
     Returns:
         Measures, each once.
+
+    Example:
+        >>> figure = {"kind": "lines", "measures": ["kNN h"]}
+        >>> asked = {"ours": ("a", "linear h"), "theirs": ("b", "kNN h")}
+        >>> measures_of({"figures": [figure], "asked": [asked]})
+        ['kNN h', 'linear h']
     """
     asked = (measure for one in study.get("asked", []) for _, measure in (one["ours"], one["theirs"]))
     return list(dict.fromkeys((*shown_measures(study), *asked)))
