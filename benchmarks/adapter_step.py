@@ -14,10 +14,10 @@ from timing import Row, in_turns, median_ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from querykey.adapter.sampling import course_of_items
+from querykey.adapter.settings import AdapterSettings, resolve
 from querykey.data.batches import UniformBatches
 from querykey.encoders.heads import FCLayer
-from querykey.training.course import course_of_items
-from querykey.training.settings import AdapterSettings, resolve
 
 ROWS, WIDTH, DIM, CLASSES, BATCH = 7_500, 1280, 256, 77, 128
 STEPS, REPEATS = 10, 9

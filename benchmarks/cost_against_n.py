@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from timing import Row
 
+from querykey.adapter.fit import fit_adapter
+from querykey.adapter.sampling import course_of_items
+from querykey.adapter.settings import AdapterSettings, resolve
 from querykey.encoders.heads import FCLayer
-from querykey.training.course import course_of_items
-from querykey.training.fit_adapter import fit_adapter
-from querykey.training.settings import AdapterSettings, resolve
 
 SIZES = (10_000, 100_000, 1_000_000)
 WIDTH, CAPACITY, CLASSES, FIT_STEPS = 384, 5_000, 50, 2

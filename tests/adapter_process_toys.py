@@ -5,13 +5,13 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
+from querykey.adapter.fit import fit_adapter
+from querykey.adapter.settings import AdapterSettings
+from querykey.adapter.split import TrainingPairs
 from querykey.lookup import PairRule, look_up
 from querykey.losses import contrastive, score_distillation
 from querykey.processes import current_processes
 from querykey.select import top_k
-from querykey.training.fit_adapter import fit_adapter
-from querykey.training.settings import AdapterSettings
-from querykey.training.split import TrainingPairs
 
 ROWS, WIDTH = 90, 8
 COMMON = {"dim": 4, "steps": 6, "batch_size": 10, "held_out": 0.3, "seed": 3, "patience": 100}

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from querykey.adapter import Adapter
+    from querykey.adapter.estimator import Adapter
     from querykey.data.features import Features, read_features
     from querykey.data.sources import Source, read_source
     from querykey.run_comparison import compare_runs
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Adapter": "querykey.adapter",
+    "Adapter": "querykey.adapter.estimator",
     "Features": "querykey.data.features",
     "Source": "querykey.data.sources",
     "compare_runs": "querykey.run_comparison",

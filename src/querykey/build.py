@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from querykey.adapter import Adapter
+from querykey.adapter.checkpoint import DESCRIPTION, put_saved
+from querykey.adapter.estimator import Adapter
 from querykey.config import AdaptRun, parse_run
 from querykey.data.durable import or_damaged
 from querykey.data.features import Features
@@ -19,7 +20,6 @@ from querykey.outputs import check_new, new_folder
 from querykey.processes import current_processes
 from querykey.records import Records, versions
 from querykey.run_data import DataAt, open_features
-from querykey.training.saved import DESCRIPTION, put_saved
 
 __all__ = ["Notify", "Progress", "Run", "adapt", "estimator", "fit", "load_run", "told"]
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from querykey.adapter.checkpoint import DESCRIPTION
 from querykey.build import RUN, Run
 from querykey.data.durable import or_damaged
 from querykey.dotted import dotted
 from querykey.errors import ConfigError, MissingPathError
 from querykey.records import read
 from querykey.run_folder import METRICS, RunFolder, is_pretraining
-from querykey.training.saved import DESCRIPTION
 
 __all__ = ["Differing", "Facts", "Kind", "by_name", "differing", "facts_of", "kind_of", "named"]
 

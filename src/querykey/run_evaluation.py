@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from querykey.adapter import Adapter
+from querykey.adapter.estimator import Adapter
 from querykey.build import Notify, Progress, Run, adapt, load_run, told
 from querykey.config import AdaptRun, parse_run
 from querykey.data.features import Features

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from querykey.adapter.checkpoint import DESCRIPTION, WEIGHTS
 from querykey.build import Run, load_run
 from querykey.data.decoding import RowDecoder, lay_out
 from querykey.encoders import frozen as frozen_models
@@ -16,7 +17,6 @@ from querykey.encoders.frozen_model import Kind, TorchModel, usable_device
 from querykey.errors import ConfigError, DamagedItemError, ModelMismatchError, SourceError
 from querykey.run_folder import is_pretraining
 from querykey.run_pretrain import PretrainedRun
-from querykey.training.saved import DESCRIPTION, WEIGHTS
 from querykey.training.saved_encoder import DESCRIPTION as ENCODER
 from querykey.training.saved_encoder import SavedEncoder, read_encoder
 

@@ -58,7 +58,7 @@ def test_what_reads_and_reports_loads_without_torch(module):
 
 
 def test_nothing_below_config_loads_what_the_command_line_needs():
-    rooms = "training.fit_adapter", "training.embed", "data.features", "evaluation.protocol"
+    rooms = "adapter.fit", "training.embed", "data.features", "evaluation.protocol"
     loaded = loaded_by("\n".join(f"import querykey.{room}" for room in rooms))
     assert not loaded & {"pydantic", "typer", "rich"}
     optional = {"datasets", "torchvision", "timm", "sentence_transformers", "onnx", "onnxruntime", "faiss"}

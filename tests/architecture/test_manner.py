@@ -8,7 +8,7 @@ from architecture.source import MODULES, ROOT, SOURCE, module_name, parse
 
 import querykey
 
-LONGEST_MODULE = 300
+LONGEST_MODULE = 500
 LONGEST_FUNCTION = 60
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "base", "core", "tools"}
 

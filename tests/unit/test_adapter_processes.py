@@ -8,12 +8,12 @@ import torch
 from adapter_process_toys import KINDS, every_kind
 from process_toys import together
 
+from querykey.adapter.fit_memory import describe_fit_memory
+from querykey.adapter.settings import AdapterSettings, resolve
 from querykey.errors import ConfigError
 from querykey.lookup import DensePairs, Lookup
 from querykey.losses import circle, info_nce, multi_similarity, triplet
 from querykey.processes import ALONE, Processes
-from querykey.training.fit_memory import describe_fit_memory
-from querykey.training.settings import AdapterSettings, resolve
 
 
 @pytest.fixture(scope="module")

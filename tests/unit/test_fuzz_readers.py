@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pretraining_toys import DIGITS, TINY, after
 
 from querykey import Adapter, pretrain
+from querykey.adapter.checkpoint import read_saved
 from querykey.build import adapt, load_run
 from querykey.config import read_run
 from querykey.config_pretrain import read_pretrain_run
@@ -27,7 +28,6 @@ from querykey.training import calibration
 from querykey.training.checkpoint import latest_checkpoint
 from querykey.training.pretrain_settings import asked_settings
 from querykey.training.resolving import resolve_settings
-from querykey.training.saved import read_saved
 from querykey.training.saved_encoder import read_encoder
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))

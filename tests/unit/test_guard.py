@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from querykey.training.fit_adapter import fit_adapter
-from querykey.training.guard import OverlapGuard, PairGuard, hold_out
-from querykey.training.health import collapse_reason
-from querykey.training.relevance import Relevance, same_items
-from querykey.training.settings import AdapterSettings
-from querykey.training.split import split_items
+from querykey.adapter.diagnostics import collapse_reason
+from querykey.adapter.fit import fit_adapter
+from querykey.adapter.relevance import Relevance, same_items
+from querykey.adapter.settings import AdapterSettings
+from querykey.adapter.split import split_items
+from querykey.adapter.validation import OverlapGuard, PairGuard, hold_out
 
 
 def rows(n, width=8, seed=0):

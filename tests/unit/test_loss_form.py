@@ -10,15 +10,15 @@ import torch
 from pretraining_toys import DIGITS, TINY
 
 from querykey import pretrain
+from querykey.adapter.fit import fit_adapter
+from querykey.adapter.fit_memory import describe_fit_memory
+from querykey.adapter.settings import AdapterSettings, resolve
 from querykey.losses import streaming
 from querykey.training import calibration, course
 from querykey.training.dictionary_plan import describe_memory, look_up_size
-from querykey.training.fit_adapter import fit_adapter
-from querykey.training.fit_memory import describe_fit_memory
 from querykey.training.objectives import objective
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.resolving import resolve_settings
-from querykey.training.settings import AdapterSettings, resolve
 
 WAYS = {
     "simclr": {},

@@ -4,19 +4,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from querykey.adapter.steps import (
+    Learner,
+    adapter_step,
+    distillation_step,
+    projections_step,
+)
+from querykey.adapter.union import Batch, Chosen, union_of
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.whole import WholeSet
 from querykey.encoders.heads import FCLayer
 from querykey.lookup import PairRule, look_up
 from querykey.select import top_k
 from querykey.training.objectives import objective
-from querykey.training.steps import (
-    Learner,
-    adapter_step,
-    distillation_step,
-    projections_step,
-)
-from querykey.training.union import Batch, Chosen, union_of
 
 NONE = torch.empty(0, dtype=torch.int64)
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from querykey import Adapter
+from querykey.adapter.settings import AdapterSettings
 from querykey.data.features import Features, write_features
 from querykey.errors import ConfigError, DataError, OutputExistsError, SourceError
 from querykey.records import read
@@ -27,7 +28,6 @@ from querykey.studies.study_images import StudyImages, spread
 from querykey.study_folder import cells_of, measures_of
 from querykey.training.pretrain_settings import asked_settings
 from querykey.training.resolving import resolve_settings
-from querykey.training.settings import AdapterSettings
 
 MEASURES = {
     "pretrained": {"kNN h", "linear h", "kNN z", "linear z", "pretext"},

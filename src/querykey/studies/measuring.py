@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from querykey.adapter import Adapter
+from querykey.adapter.estimator import Adapter
+from querykey.adapter.settings import DEFAULTS, AdapterSettings, situation_of
 from querykey.data.features import Features, read_features
 from querykey.data.labels import common_labels
 from querykey.data.sources import read_source
@@ -25,7 +26,6 @@ from querykey.records import versions
 from querykey.studies.adaptation import ADAPTER, CLASSIFIER, DataSet, Method, StudyTask
 from querykey.studies.grid import Cell, compact
 from querykey.training.embed import embed as embed_source
-from querykey.training.settings import DEFAULTS, AdapterSettings, situation_of
 
 __all__ = ["Work", "baseline", "cells_of", "features_of", "measure"]
 

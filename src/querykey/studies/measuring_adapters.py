@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from querykey.adapter import Adapter
+from querykey.adapter.estimator import Adapter
 from querykey.evaluation.examination import Examination
 from querykey.evaluation.task import Protocol, embed
 from querykey.records import versions

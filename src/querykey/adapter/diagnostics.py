@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
+from querykey.adapter.steps import Step
 from querykey.dictionaries.rows import Dictionary
 from querykey.evaluation.geometry import effective_rank
 from querykey.lookup import Lookup
-from querykey.training.steps import Step
 from querykey.types import PairMask, Rows
 
 __all__ = ["collapse_reason", "health"]

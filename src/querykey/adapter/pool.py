@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from querykey.adapter.split import unit_rows
+from querykey.adapter.union import Batch
 from querykey.processes import Processes
-from querykey.training.split import unit_rows
-from querykey.training.union import Batch
 from querykey.types import FrozenRows, Labels, Numbers, Rows
 
 __all__ = ["Pool"]

@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
+from querykey.adapter.relevance import Relevance, same_items
+from querykey.adapter.validation import Guard, LabelGuard, OverlapGuard, PairGuard, hold_out
 from querykey.errors import DataError, ShapeError
-from querykey.training.guard import Guard, LabelGuard, OverlapGuard, PairGuard, hold_out
-from querykey.training.relevance import Relevance, same_items
 from querykey.types import FrozenRows, Keys, Labels, Numbers, Queries
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What the fit of an adapter takes of the memory, before its first step."""
 
+from querykey.adapter.settings import AdapterSettings
 from querykey.losses.streaming import Form, chosen_form, loss_bytes
-from querykey.training.settings import AdapterSettings
 
 __all__ = ["describe_fit_memory"]
 
@@ -19,7 +19,7 @@ def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int, pr
         A line of at most 78 characters.
 
     Example:
-        >>> from querykey.training.settings import resolve
+        >>> from querykey.adapter.settings import resolve
         >>> settings = resolve(AdapterSettings(), situation="unlabelled", items=50_000, width=384)
         >>> describe_fit_memory(settings, items=50_000, width=384)
         'memory: loss about 43 MiB (streamed, 128 x 50,000 scores), features 73 MiB'

@@ -11,19 +11,19 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from querykey.adapter.checkpoint import SavedAdapter, read_saved, write_saved
+from querykey.adapter.fit import Begin, Fitted, Record, fit_adapter
+from querykey.adapter.rows import labels_of, rows_of, rows_with_direction
+from querykey.adapter.settings import AdapterSettings
+from querykey.adapter.split import distinct_pairs, unit_rows
+from querykey.adapter.validation import in_blocks
 from querykey.data.arrays import require_finite_rows
 from querykey.data.features import Features
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import DataError, ModelMismatchError
 from querykey.evaluation.geometry import neighbour_overlap
 from querykey.nearest import nearest
-from querykey.training.estimator_rows import labels_of, rows_of, rows_with_direction
-from querykey.training.fit_adapter import Begin, Fitted, Record, fit_adapter
-from querykey.training.guard import in_blocks
 from querykey.training.objectives import LossName
-from querykey.training.saved import SavedAdapter, read_saved, write_saved
-from querykey.training.settings import AdapterSettings
-from querykey.training.split import distinct_pairs, unit_rows
 
 __all__ = ["Adapter"]
 

@@ -7,21 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from querykey.data.batches import UniformBatches
-from querykey.dictionaries.cross_batch import CrossBatchMemory
-from querykey.dictionaries.in_batch import InBatch
-from querykey.dictionaries.rows import Dictionary
-from querykey.dictionaries.whole import WholeSet
-from querykey.encoders.heads import FCLayer
-from querykey.lookup import Lookup, PairRule, Score, look_up
-from querykey.processes import ALONE, Processes
-from querykey.select import Mode, top_k
-from querykey.training.objectives import objective
-from querykey.training.pool import Pool
-from querykey.training.relevance import Relevance, RelevantPairs
-from querykey.training.settings import AdapterSettings
-from querykey.training.split import TrainingPairs
-from querykey.training.steps import (
+from querykey.adapter.pool import Pool
+from querykey.adapter.relevance import Relevance, RelevantPairs
+from querykey.adapter.settings import AdapterSettings
+from querykey.adapter.split import TrainingPairs
+from querykey.adapter.steps import (
     ID_RULE,
     LABEL_RULE,
     Choose,
@@ -32,7 +22,17 @@ from querykey.training.steps import (
     pairs_step,
     projections_step,
 )
-from querykey.training.union import Batch, Chosen
+from querykey.adapter.union import Batch, Chosen
+from querykey.data.batches import UniformBatches
+from querykey.dictionaries.cross_batch import CrossBatchMemory
+from querykey.dictionaries.in_batch import InBatch
+from querykey.dictionaries.rows import Dictionary
+from querykey.dictionaries.whole import WholeSet
+from querykey.encoders.heads import FCLayer
+from querykey.lookup import Lookup, PairRule, Score, look_up
+from querykey.processes import ALONE, Processes
+from querykey.select import Mode, top_k
+from querykey.training.objectives import objective
 from querykey.types import FrozenRows, Labels, Numbers
 
 __all__ = ["Course", "course_of_items", "course_of_pairs"]

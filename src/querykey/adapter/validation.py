@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from querykey.adapter.relevance import Relevance
+from querykey.adapter.settings import classes_are_fine
 from querykey.nearest import nearest
-from querykey.training.relevance import Relevance
-from querykey.training.settings import classes_are_fine
 from querykey.types import KeyIds, Keys, Labels, Queries, QueryIds, Rows
 
 __all__ = ["Guard", "LabelGuard", "OverlapGuard", "PairGuard", "hold_out"]

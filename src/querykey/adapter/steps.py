@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from querykey.adapter.relevance import Relevance
+from querykey.adapter.union import Batch, Chosen, Union, union_of
 from querykey.dictionaries.rows import Dictionary
 from querykey.lookup import DensePairs, Lookup, PairRule, look_up
 from querykey.processes import ALONE, Processes
 from querykey.training.objectives import Objective
-from querykey.training.relevance import Relevance
-from querykey.training.union import Batch, Chosen, Union, union_of
 from querykey.types import Rows
 
 __all__ = [

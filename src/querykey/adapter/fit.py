@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from querykey.adapter.diagnostics import collapse_reason, health
+from querykey.adapter.fit_memory import describe_fit_memory
+from querykey.adapter.sampling import Course, course_of_items, course_of_pairs
+from querykey.adapter.settings import AdapterSettings, resolve, situation_of
+from querykey.adapter.split import Split, TrainingPairs, check_labels, split_items, split_pairs, unit_rows
+from querykey.adapter.validation import Guard
 from querykey.encoders.heads import FCLayer, Start
 from querykey.errors import DataError
 from querykey.evaluation.geometry import effective_rank
 from querykey.optim import warm_up_cosine
 from querykey.processes import current_processes
-from querykey.training.course import Course, course_of_items, course_of_pairs
-from querykey.training.fit_memory import describe_fit_memory
-from querykey.training.guard import Guard
-from querykey.training.health import collapse_reason, health
-from querykey.training.settings import AdapterSettings, resolve, situation_of
-from querykey.training.split import Split, TrainingPairs, check_labels, split_items, split_pairs, unit_rows
 from querykey.types import FrozenRows, Labels
 
 __all__ = ["Begin", "Fitted", "Record", "fit_adapter"]
