@@ -13,9 +13,9 @@ train, test, train_digits, test_digits = train_test_split(rows, digits, random_s
 train_digits[::2] = -1  # half of the labels are not known
 
 adapter = Adapter(dim=32, steps=100).fit(train, train_digits)
-helped = "helped" if adapter.report_["helped"] else "did not help"
+verdict = adapter.report_["verdict"]
 print(
-    f"Recall@1 of new digits {adapter.score(test, test_digits):.3f}; training {helped} on the rows held out"
+    f"Recall@1 of new digits {adapter.score(test, test_digits):.3f}; verdict on the rows held out: {verdict}"
 )
 
 with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,14 @@ from querykey.processes import current_processes
 from querykey.select import top_k
 
 ROWS, WIDTH = 90, 8
-COMMON = {"dim": 4, "steps": 6, "batch_size": 10, "held_out": 0.3, "seed": 3, "patience": 100}
+COMMON = {
+    "dim": 4,
+    "steps": 6,
+    "batch_size": 10,
+    "validation_fraction": 0.3,
+    "seed": 3,
+    "n_iter_no_change": 100,
+}
 QUEUE = {"labels": True, "capacity": 24}
 KINDS = {
     "classes, the whole set in memory": {"labels": True},
@@ -57,7 +64,7 @@ def fitted(kind):
         numbers = torch.arange(60)
         pairs = TrainingPairs(asked, numbers, numbers)
     made = fit_adapter(rows, AdapterSettings(**COMMON | settings), labels=labels, pairs=pairs)
-    seen = ("loss", "guard", "candidates", "negative_score", "false_negatives")
+    seen = ("loss", "validation", "candidates", "negative_score", "false_negatives")
     looks = [[look.get(name, 0.0) for name in seen] for look in made.history]
     return made.fc.state_dict() | {"looks": torch.tensor(looks, dtype=torch.float64)}
 

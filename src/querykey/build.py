@@ -12,6 +12,7 @@ import torch
 
 from querykey.adapter.checkpoint import DESCRIPTION, put_saved
 from querykey.adapter.estimator import Adapter
+from querykey.adapter.tasks import Judge
 from querykey.config import AdaptRun, parse_run
 from querykey.data.durable import or_damaged
 from querykey.data.features import Features
@@ -70,9 +71,10 @@ def estimator(run: AdaptRun) -> Adapter:
     """
     given: dict[str, Any] = {
         name: getattr(run, name)
-        for name in ("dim", "side", "steps", "batch_size", "learning_rate", "weight_decay", "held_out",
-                     "patience", "both_sides", "seed")
+        for name in ("dim", "side", "classes", "target", "candidates", "steps", "batch_size",
+                     "learning_rate", "weight_decay", "validation_fraction", "n_iter_no_change", "both_sides")
     }  # fmt: skip
+    given["random_state"] = run.seed
     given |= run.selection.model_dump()
     given |= {"fc": run.fc.kind, "start": None if run.fc.start == "auto" else run.fc.start}
     if run.loss is not None:
@@ -85,7 +87,7 @@ def estimator(run: AdaptRun) -> Adapter:
 
 def fit(
     run: AdaptRun, features: Features, *, record: Callable[[dict[str, Any]], None] | None = None,
-    begin: Notify | None = None,
+    begin: Notify | None = None, judge: Judge | None = None,
 ) -> Adapter:  # fmt: skip
     """Fit the estimator of a run to features.
 
@@ -93,7 +95,8 @@ def fit(
         run: Whose task says whether labels or pairs are used.
         features: The training features.
         record: Called with each record of the history as it is made.
-        begin: Called before the first step with what the fit takes of the memory.
+        begin: Called with what the fit takes of the memory, and with a line a candidate.
+        judge: Queries that tell what a fit without labels is worth.
 
     Returns:
         The fitted adapter.
@@ -119,7 +122,7 @@ def fit(
         case "labels":
             return adapter.fit(features, features.labels, record=record, begin=begin)
         case _:
-            return adapter.fit(features, record=record, begin=begin)
+            return adapter.fit(features, queries=judge, record=record, begin=begin)
 
 
 def adapt(
@@ -130,6 +133,7 @@ def adapt(
     progress: Progress | None = None,
     notify: Notify | None = None,
     begin: Notify | None = None,
+    judge: Callable[[Features], Judge | None] | None = None,
 ) -> Run:
     """Fit an adapter to features and write a run folder: adapter, run.json and metrics.jsonl.
 
@@ -141,7 +145,8 @@ def adapt(
         out: The folder, which must not exist yet.
         progress: Called with (steps taken, steps in all, where the run says them) now and then.
         notify: Called with what is worth knowing, such as a setting that was lowered.
-        begin: Called before the first step with what the fit takes of the memory.
+        begin: Called with what the fit takes of the memory, and with a line a candidate.
+        judge: Makes queries that tell what a fit without labels is worth, where it can; not asked otherwise.
 
     Returns:
         The run.
@@ -160,8 +165,9 @@ def adapt(
         "at": at.as_dict(), "rows": len(features), "width": features.dim, "key": fingerprint,
         "model": features.meta.get("model", {"key": features.model_key}),
     }  # fmt: skip
+    asked = judge(features) if judge is not None and run.task == "unlabelled" else None
     if not processes.is_first:  # the first tells and writes
-        adapter = fit(run, features)
+        adapter = fit(run, features, judge=asked)
         processes.wait()
         return Run(out, adapter, run, about)
     with new_folder(out) as aside:
@@ -173,7 +179,7 @@ def adapt(
                 progress(looked["step"], run.steps)
 
         with told(notify):
-            adapter = fit(run, features, record=record, begin=begin)
+            adapter = fit(run, features, record=record, begin=begin, judge=asked)
         metrics.append("fit", **adapter.report_)
         put_saved(adapter.saved(), aside)
         _write_run(aside / RUN, run, adapter, about)

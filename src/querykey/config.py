@@ -8,6 +8,7 @@
 What is left out is the fit's own to choose; it writes down what it chose.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -30,6 +31,8 @@ from querykey.config_reading import check, read_raw
 
 __all__ = ["AdaptRun", "describe_settings", "parse_run", "read_run"]
 
+RENAMED = {"held_out": "validation_fraction", "patience": "n_iter_no_change"}
+"""Settings of version 0.1 by their names of today."""
 _LABEL_FREE = ("score_distillation", "score_difference")
 
 
@@ -45,8 +48,11 @@ class AdaptRun(Strict):
         batch_size: Rows a step, clipped to the data.
         learning_rate: AdamW's peak learning rate.
         weight_decay: AdamW's weight decay.
-        held_out: Share of the rows that the guard scores and training does not see.
-        patience: Guard scores without a better one before training stops.
+        classes: Whether the adapter will meet "known" classes or "new" ones.
+        target: Whose scores a fit without labels keeps.
+        candidates: "all", "closed_form", or names of candidates or of their families.
+        validation_fraction: Share of the rows that is held out where they are many.
+        n_iter_no_change: Evaluations without a better one before training stops.
         both_sides: Whether the gradient goes through the keys too.
         seed: Everything random follows from it.
         loss: The pair loss, by kind.
@@ -63,8 +69,11 @@ class AdaptRun(Strict):
     batch_size: AtLeastTwo | None = None
     learning_rate: NonNegative | None = None
     weight_decay: NonNegative | None = None
-    held_out: Annotated[float, Field(ge=0, le=0.5)] | None = None
-    patience: Positive | None = None
+    classes: Literal["known", "new"] | None = None
+    target: Literal["frozen", "centred", "soft_whitened"] | None = None
+    candidates: str | list[str] | None = None
+    validation_fraction: Annotated[float, Field(ge=0, le=0.5)] | None = None
+    n_iter_no_change: Positive | None = None
     both_sides: bool | None = None
     seed: Count = 0
     loss: Annotated[Loss, Field(discriminator="kind")] | None = None
@@ -85,6 +94,12 @@ class AdaptRun(Strict):
         """`--set loss.temperature=0.1` is about the loss that the fit chooses."""
         if not isinstance(run, dict):
             return run
+        for old, new in RENAMED.items():
+            if old in run and new not in run:
+                warnings.warn(
+                    f"the setting {old} will go in the next version; write {new}", UserWarning, stacklevel=2
+                )
+                run = {new if name == old else name: value for name, value in run.items()}
         own = {"loss": "auto", "memory": "cross_batch"}
         filled = {name: {"kind": run[name]} for name in (*own, "fc") if isinstance(run.get(name), str)}
         for name, kind in own.items():

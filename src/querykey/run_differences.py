@@ -189,8 +189,9 @@ def _of_adapter(run: Run) -> Facts:
         "threads": machine.get("threads"), **_versions(machine.get("versions", {})),
     }  # fmt: skip
     names = {
-        "guard": "guard", "start": "guard's score at the start", "best": "guard's best score",
-        "helped": "training helped", "steps_taken": "steps", "seconds": "seconds",
+        "measure": "measure", "verdict": "verdict", "candidate": "candidate",
+        "start": "score of the reference", "best": "score of the candidate", "steps_taken": "steps",
+        "seconds": "seconds",
     }  # fmt: skip
     end = {words: report[name] for name, words in names.items() if name in report}
     return Facts(dotted(adapter.settings_.as_dict()), _known(origin), end)

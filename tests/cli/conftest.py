@@ -56,7 +56,7 @@ def data(tmp_path_factory):
     return folder
 
 
-FAST = ("--set", "steps=5", "--set", "batch_size=32", "--set", "patience=9")
+FAST = ("--set", "steps=5", "--set", "batch_size=32", "--set", "n_iter_no_change=9")
 
 
 @pytest.fixture(scope="session")

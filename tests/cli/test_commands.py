@@ -57,7 +57,7 @@ def test_the_same_seed_gives_the_same_run(querykey, data, tmp_path):
             "--seed",
             seed,
             "--set",
-            "patience=99",
+            "n_iter_no_change=99",
             *FAST,
         )
     weights = [(out / "adapter.safetensors").read_bytes() for out in outs]
@@ -65,7 +65,9 @@ def test_the_same_seed_gives_the_same_run(querykey, data, tmp_path):
 
 
 def test_a_run_file_says_the_same_as_options(querykey, data, tmp_path):
-    (tmp_path / "run.toml").write_text('labels = "y"\ndim = 4\nsteps = 5\nbatch_size = 32\npatience = 9\n')
+    (tmp_path / "run.toml").write_text(
+        'labels = "y"\ndim = 4\nsteps = 5\nbatch_size = 32\nn_iter_no_change = 9\n'
+    )
     querykey("adapt", data / "train.npz", "--out", tmp_path / "a", "--run-file", tmp_path / "run.toml")
     querykey("adapt", data / "train.npz", "--out", tmp_path / "b", "--labels", "y", "--dim", 4, *FAST)
     settings = [json.loads((tmp_path / name / "run.json").read_text())["settings"] for name in "ab"]

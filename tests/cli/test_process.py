@@ -45,7 +45,7 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path):
     np.save(tmp_path / "X.npy", rng.normal(size=(4000, 64)).astype(np.float32))
     running = subprocess.Popen(
         [*COMMAND, "adapt", str(tmp_path / "X.npy"), "--out", str(tmp_path / "run"), "--set", "steps=1000000",
-         "--set", "patience=1000000"],
+         "--set", "n_iter_no_change=1000000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from querykey.adapter.closed_forms import pca
+from querykey.adapter.moments import moments
 from querykey.adapter.steps import (
     Learner,
     adapter_step,
@@ -34,7 +36,8 @@ def of(data, rows):
 
 def learner(rows, name="info_nce", dim=3, **options):
     fc = FCLayer(6, dim)
-    fc.start_("pca", rows)
+    form = pca(moments(rows), dim, centred=False)
+    fc.set_affine_(form.weight, form.bias)
     if name in ("info_nce", "score_distillation"):
         options = {"temperature": 0.1}
     return Learner(fc, objective(name, **options), torch.optim.SGD(fc.parameters(), lr=0.1))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +20,8 @@ FORMAT = "querykey adapter"
 VERSION = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 WIDEST = 1_000_000
+_RENAMED = {"held_out": "validation_fraction", "patience": "n_iter_no_change"}
+"""Settings of version 0.1 by their names of today."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +33,16 @@ class SavedAdapter:
         settings: As resolved when it was fitted.
         report: Of the fit.
         model_key: Of the model whose features it was fitted on.
+        candidates: Each candidate of the fit.
+        feature_names: Of the columns it was fitted on; None where they have none.
     """
 
     fc: FCLayer
     settings: AdapterSettings
     report: dict[str, Any]
     model_key: str
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    feature_names: list[str] | None = None
 
 
 def write_saved(saved: SavedAdapter, folder: str | Path) -> None:
@@ -73,6 +79,8 @@ def put_saved(saved: SavedAdapter, folder: Path) -> None:
         "model_key": saved.model_key,
         "settings": saved.settings.as_dict(),
         "report": saved.report,
+        "candidates": saved.candidates,
+        "feature_names": saved.feature_names,
         "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
     }
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -125,6 +133,13 @@ def _read(folder: Path, described: dict[str, Any]) -> SavedAdapter:
     fc = FCLayer(width, dim, kind=kind)
     fc.load_state_dict(state)
     known = {f.name for f in fields(AdapterSettings)}
-    settings = AdapterSettings(**{k: v for k, v in described["settings"].items() if k in known})
+    given = {_RENAMED.get(name, name): value for name, value in described["settings"].items()}
+    if isinstance(given.get("candidates"), list):
+        given["candidates"] = tuple(given["candidates"])
+    settings = AdapterSettings(**{name: value for name, value in given.items() if name in known})
     fc.eval().requires_grad_(False)
-    return SavedAdapter(fc, settings, dict(described["report"]), str(described["model_key"]))
+    names = described.get("feature_names")
+    return SavedAdapter(
+        fc, settings, dict(described["report"]), str(described["model_key"]),
+        list(described.get("candidates", [])), None if names is None else list(names),
+    )  # fmt: skip

@@ -1,6 +1,10 @@
 """Adapter: the scikit-learn estimator on top of the adapter step."""
 
-from collections.abc import Callable, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,19 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from querykey.adapter.checkpoint import SavedAdapter, read_saved, write_saved
-from querykey.adapter.fit import Begin, Fitted, Record, fit_adapter
+from querykey.adapter.fit import Begin, Fitted, Record, Report, fit_adapter
+from querykey.adapter.relevance import unit_rows
 from querykey.adapter.rows import labels_of, rows_of, rows_with_direction
-from querykey.adapter.settings import AdapterSettings
-from querykey.adapter.split import distinct_pairs, unit_rows
+from querykey.adapter.settings import AdapterSettings, Target
+from querykey.adapter.split import distinct_pairs, numbered_pairs
+from querykey.adapter.tasks import Judge
 from querykey.adapter.validation import in_blocks
 from querykey.data.arrays import require_finite_rows
 from querykey.data.features import Features
 from querykey.encoders.heads import FCKind, Start
-from querykey.errors import DataError, ModelMismatchError
+from querykey.errors import ConfigError, DataError, ModelMismatchError
 from querykey.evaluation.geometry import neighbour_overlap
 from querykey.nearest import nearest
 from querykey.training.objectives import LossName
@@ -28,46 +35,64 @@ from querykey.training.objectives import LossName
 __all__ = ["Adapter"]
 
 OVERLAP = 10
+DEPRECATED = "deprecated"
+"""As scikit-learn marks a parameter that will go: a plain text, so that a clone has it too."""
+RENAMED = {"seed": "random_state", "held_out": "validation_fraction", "patience": "n_iter_no_change"}
 
 
 class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Adapt the rows of a frozen model: compress them, or specialise them, and take the layer away.
 
-    A scikit-learn transformer. Rows are scaled to length 1 before and after. Part of the training data
-    is held out; what `fit` returns is never worse there than its start (PCA, or the rows as they are).
+    A scikit-learn transformer. Rows are scaled to length 1 before and after. Closed forms (PCA, soft
+    whitening, discriminant scaling, ridge) are tried first, then training goes on from the best of them.
+    Held-out queries choose what is returned, and others of them say what it is worth.
 
     Args:
         dim: Width of the adapted rows; None: 64, or the width where that is less.
-        loss: None: "score_distillation" without labels, "nca" for few classes, "info_nce" for many
-            classes and for pairs. Others: "multi_similarity", "triplet", "contrastive", "circle",
-            "score_difference".
+        classes: Whether it will meet the "known" classes that it is fitted on, or "new" ones. None: known
+            ones choose, and nothing is returned that is worse on new ones.
+        target: Whose scores a fit without labels keeps: "frozen", "centred" or "soft_whitened"; None: the
+            last, or what queries prefer.
+        candidates: "all", "closed_form", or names of candidates or of their families.
+        loss: None: "score_distillation" without labels, "info_nce" for pairs; for labels "nca" or
+            "info_nce", whichever validation prefers. Others: "multi_similarity", "triplet", "contrastive",
+            "circle", "score_difference".
         loss_options: The loss's own keyword arguments, such as {"temperature": 0.1}.
         fc: "linear", "residual" (dim = width) or "two_layer"; None: residual for labels and pairs at full
             width, linear otherwise.
-        start: "pca", "pca_centred", "identity" or "orthogonal"; None: the PCA that scores higher.
+        start: "pca", "pca_centred", "identity" or "orthogonal"; None: the best of the closed forms.
         memory: "cross_batch", or "in_batch" for none.
         capacity: Rows the memory holds at the most.
         holds: What the memory holds: "features" of the frozen model, or "projections", which grow stale.
         sharded: Whether each of several processes holds and scores a share of the memory.
-        sampled: Rows drawn at random from the memory each step, for all queries (labels, pairs). None, here
-            and in the next two: what suits the labels (few broad classes, or many fine ones) or pairs.
+        sampled: Rows drawn at random from the memory each step, for all queries. None, here and in the next
+            two: validation chooses between two recipes.
         negatives: Hardest negatives each query selects (labels, pairs).
         positives: Farthest positives each query selects (labels).
         neighbours: Most similar rows each query selects ("score_difference").
         both_sides: Whether the gradient goes through the keys too.
         side: "query": documents stay as they are in their index, only queries are transformed.
-        steps: Optimiser steps; None: 600 without labels, 1,500 with, fewer for small data.
+        steps: Optimiser steps of a run; None: what the data allow, at most 2,000 for all runs of a fit.
+            0: nothing is trained.
         batch_size: Items a step, clipped to the data.
-        learning_rate: AdamW's peak rate; cosine to 0. Also: weight_decay.
-        held_out: Share that the guard keeps back; patience: its looks (25 a run) without a better score.
-        seed: Same seed, data and threads: same bits.
+        learning_rate: AdamW's peak rate; cosine to 0.
+        weight_decay: Towards the closed form that training begins at.
+        validation_fraction: Share that is held out where rows are many; few ones are held out in five folds.
+            0: nothing is held out.
+        n_iter_no_change: Evaluations (25 a run) without a better one before training stops.
+        random_state: Same state, data and threads: same bits. An int, None or a RandomState.
+        verbose: Whether a line a candidate is printed.
+        seed: Deprecated, `random_state`. Likewise held_out, `validation_fraction`, and patience,
+            `n_iter_no_change`.
 
     Attributes:
-        fc_: The trained `FCLayer`; settings_: `AdapterSettings` as resolved for the data.
-        report_: Guard scores of start and result, whether training helped, why it stopped; history_: a
-            record for each look of the guard.
+        fc_: The `FCLayer`; settings_: `AdapterSettings` as resolved for the data.
+        report_: The verdict ("better", "no evidence", "start kept", "not validated"), the difference to the
+            reference with its interval, what was returned and why.
+        candidates_: Each candidate with its validation score, difference to the reference and seconds.
+        history_: A record for each time that training was scored.
         model_key_: Of the model whose features it was fitted on; "" where none is known.
-        n_features_in_: Width of the frozen rows.
+        n_features_in_: Width of the frozen rows; feature_names_in_: their names, where they have any.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -81,6 +106,9 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self,
         dim: int | None = None,
         *,
+        classes: Literal["known", "new"] | None = None,
+        target: Target | None = None,
+        candidates: str | Sequence[str] = "all",
         loss: LossName | None = None,
         loss_options: Mapping[str, Any] | None = None,
         fc: FCKind | None = None,
@@ -98,12 +126,17 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         steps: int | None = None,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
-        weight_decay: float = 1e-4,
-        held_out: float = 0.1,
-        patience: int = 8,
-        seed: int = 0,
+        weight_decay: float = 1e-2,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 8,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool | int = False,
+        seed: Any = DEPRECATED,
+        held_out: Any = DEPRECATED,
+        patience: Any = DEPRECATED,
     ) -> None:
         self.dim = dim
+        self.classes, self.target, self.candidates = classes, target, candidates
         self.loss = loss
         self.loss_options = loss_options
         self.fc = fc
@@ -118,19 +151,27 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.held_out, self.patience, self.seed = held_out, patience, seed
+        self.validation_fraction, self.n_iter_no_change = validation_fraction, n_iter_no_change
+        self.random_state, self.verbose = random_state, verbose
+        self.seed, self.held_out, self.patience = seed, held_out, patience
 
     def fit(
         self, X: ArrayLike | Tensor | Features, y: ArrayLike | None = None, *,
+        queries: ArrayLike | Tensor | Features | Judge | None = None, pairs: ArrayLike | None = None,
         record: Record | None = None, begin: Begin | None = None,
     ) -> "Adapter":  # fmt: skip
         """Fit without labels (keep the neighbourhoods) or with (specialise).
 
+        Rows alone can't tell which target is worth keeping. Queries can: real ones enter the moments and
+        stop training, and where it is known which row answers a query, they choose and judge.
+
         Args:
             X: Rows of a frozen model [items, width]: array, tensor or `Features`.
             y: A class for each row, of any type; -1 or None where it is not known.
+            queries: Rows of real queries [queries, width], for a fit without labels; or a `Judge`.
+            pairs: (row of queries, row of X that answers it) [pairs, 2], where that is known.
             record: Called with each record of the history as it is made.
-            begin: Called before the first step with what the fit takes of the memory.
+            begin: Called with what the fit takes of the memory, and with a line a candidate.
 
         Returns:
             Itself.
@@ -139,13 +180,19 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             DataError: If there is nothing to learn from.
             RangeError: If a setting is outside its range.
         """
-        vectors = rows_of(self, X, reset=True)
-        labels = None if y is None else labels_of(y, len(vectors))
-        if (kept := rows_with_direction(vectors)) is not None:
-            vectors, labels = vectors[kept], None if labels is None else labels[kept]
-        return self._keep(
-            fit_adapter(vectors, self._settings(), labels=labels, record=record, begin=begin), X
-        )
+        with self._unchanged_by_errors():
+            vectors = rows_of(self, X, reset=True)
+            labels = None if y is None else labels_of(y, len(vectors))
+            judge = self._judge(queries, pairs, len(vectors), has_labels=y is not None)
+            if (kept := rows_with_direction(vectors)) is not None:
+                if judge is not None and judge.pairs is not None:
+                    judge = replace(judge, pairs=_renumbered(judge.pairs, kept))
+                vectors, labels = vectors[kept], None if labels is None else labels[kept]
+            fitted = fit_adapter(
+                vectors, self._settings(), labels=labels, judge=judge, record=record,
+                begin=self._told(begin),
+            )  # fmt: skip
+            return self._keep(fitted, X)
 
     def fit_pairs(
         self, Q: ArrayLike | Tensor | Features, D: ArrayLike | Tensor | Features, *,
@@ -161,7 +208,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             D: Frozen rows of documents [documents, width].
             pairs: (row of Q, row of D) of each pair [pairs, 2]; row i with row i where not given.
             record: Called with each record of the history as it is made.
-            begin: Called before the first step with what the fit takes of the memory.
+            begin: Called with what the fit takes of the memory, and with a line a candidate.
 
         Returns:
             Itself.
@@ -169,12 +216,15 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Raises:
             ShapeError: If the widths differ, or the rows where no pairs are given.
         """
-        documents, queries = rows_of(self, D, reset=True), rows_of(self, Q, reset=False)
-        for name, given in (("Q", queries), ("D", documents)):
-            require_finite_rows(given, what=name)
-        documents, training = distinct_pairs(queries, documents, pairs)
-        fitted = fit_adapter(documents, self._settings(), pairs=training, record=record, begin=begin)
-        return self._keep(fitted, D)
+        with self._unchanged_by_errors():
+            documents, queries = rows_of(self, D, reset=True), rows_of(self, Q, reset=False)
+            for name, given in (("Q", queries), ("D", documents)):
+                require_finite_rows(given, what=name)
+            documents, training = distinct_pairs(queries, documents, pairs)
+            fitted = fit_adapter(
+                documents, self._settings(), pairs=training, record=record, begin=self._told(begin)
+            )
+            return self._keep(fitted, D)
 
     def transform(
         self, X: ArrayLike | Tensor | Features, *, any_model: bool = False
@@ -238,7 +288,11 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def saved(self) -> SavedAdapter:
         """What `save` writes."""
         check_is_fitted(self)
-        return SavedAdapter(self.fc_, self.settings_, self.report_, self.model_key_)
+        names = getattr(self, "feature_names_in_", None)
+        return SavedAdapter(
+            self.fc_, self.settings_, dict(self.report_), self.model_key_, self.candidates_,
+            None if names is None else [str(name) for name in names],
+        )  # fmt: skip
 
     @classmethod
     def load(cls, folder: str | Path) -> "Adapter":
@@ -254,11 +308,15 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             StoreError: If it is damaged or was changed.
         """
         saved = read_saved(folder)
-        names = set(cls().get_params()) & set(AdapterSettings.__dataclass_fields__)
-        adapter = cls(**{name: getattr(saved.settings, name) for name in names})
+        names = set(cls().get_params()) & set(AdapterSettings.__dataclass_fields__) - {"seed"}
+        adapter = cls(
+            **{name: getattr(saved.settings, name) for name in names}, random_state=saved.settings.seed
+        )
         adapter.fc_, adapter.settings_, adapter.history_ = saved.fc, saved.settings, []
-        adapter.report_, adapter.model_key_ = saved.report, saved.model_key
-        adapter.n_features_in_ = saved.fc.width
+        adapter.report_, adapter.candidates_ = Report(saved.report), saved.candidates
+        adapter.model_key_, adapter.n_features_in_ = saved.model_key, saved.fc.width
+        if saved.feature_names is not None:
+            adapter.feature_names_in_ = np.asarray(saved.feature_names, dtype=object)
         return adapter
 
     def __sklearn_tags__(self) -> Any:
@@ -267,14 +325,67 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return tags
 
     def _settings(self) -> AdapterSettings:
-        given = {
-            name: getattr(self, name) for name in AdapterSettings.__dataclass_fields__ if hasattr(self, name)
-        }
-        return AdapterSettings(**given | {"loss_options": dict(self.loss_options or {})})
+        own = vars(self)
+        given = {name: own[name] for name in AdapterSettings.__dataclass_fields__ if name in own}
+        state = self.random_state
+        for old, new in RENAMED.items():
+            if own[old] is DEPRECATED or own[old] == DEPRECATED:
+                continue
+            warnings.warn(
+                f"Adapter({old}=...) will go in the next version; use {new}", FutureWarning, stacklevel=4
+            )
+            if new == "random_state":
+                state = own[old]
+            else:
+                given[new] = own[old]
+        seed = state if isinstance(state, int) else int(check_random_state(state).randint(2**31 - 1))
+        candidates = self.candidates if isinstance(self.candidates, str) else tuple(self.candidates)
+        if isinstance(candidates, str) and candidates not in ("all", "closed_form"):
+            candidates = (candidates,)
+        options = dict(self.loss_options or {})
+        return AdapterSettings(
+            **given | {"loss_options": options, "seed": int(seed), "candidates": candidates}
+        )
+
+    def _judge(self, queries: Any, pairs: Any, rows: int, *, has_labels: bool) -> Judge | None:
+        if queries is None and pairs is None:
+            return None
+        if queries is None or has_labels:
+            raise ConfigError(
+                "fit(X, queries=Q, pairs=P) judges a fit without labels: give queries with the pairs, and "
+                "leave out y; to fit on the pairs, call fit_pairs(Q, X, pairs=P)"
+            )
+        if isinstance(queries, Judge):
+            return queries
+        asked = rows_of(self, queries, reset=False)
+        if pairs is None:
+            return Judge(asked)
+        return Judge(asked, numbered_pairs(pairs, len(asked), rows))
+
+    @contextmanager
+    def _unchanged_by_errors(self) -> Iterator[None]:
+        """A fit that raises leaves a fitted adapter as it was."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def _told(self, begin: Begin | None) -> Begin | None:
+        if not self.verbose:
+            return begin
+
+        def tell(line: str) -> None:
+            sys.stdout.write(f"{line}\n")
+            if begin is not None:
+                begin(line)
+
+        return tell
 
     def _keep(self, fitted: Fitted, X: object) -> "Adapter":
         self.fc_, self.settings_ = fitted.fc, fitted.settings
-        self.report_, self.history_ = fitted.report, fitted.history
+        self.report_, self.history_, self.candidates_ = fitted.report, fitted.history, fitted.candidates
         self.model_key_ = X.model_key if isinstance(X, Features) else ""
         return self
 
@@ -297,3 +408,9 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
         rows = move(rows_of(self, X, reset=False))
         return rows if isinstance(X, Tensor) else rows.numpy()
+
+
+def _renumbered(pairs: Tensor, kept: Tensor) -> Tensor:
+    """Pairs of the rows that are kept, by their new numbers."""
+    there = pairs[kept[pairs[:, 1]]]
+    return torch.stack([there[:, 0], (kept.cumsum(0) - 1)[there[:, 1]]], dim=1)

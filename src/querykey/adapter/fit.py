@@ -1,37 +1,73 @@
-"""The one way to fit an adapter; the estimator and the command line both call it."""
+"""The one way to fit an adapter: cheap candidates first, then trained ones, and held-out queries choose.
 
-import copy
+The estimator and the command line both call `fit_adapter`. What is scored was never fitted on the rows that
+it is scored on; what is returned is fitted on all rows.
+"""
+
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
-from querykey.adapter.diagnostics import collapse_reason, health
+from querykey.adapter.closed_forms import Affine
 from querykey.adapter.fit_memory import describe_fit_memory
-from querykey.adapter.sampling import Course, course_of_items, course_of_pairs
-from querykey.adapter.settings import AdapterSettings, resolve, situation_of
-from querykey.adapter.split import Split, TrainingPairs, check_labels, split_items, split_pairs, unit_rows
-from querykey.adapter.validation import Guard
-from querykey.encoders.heads import FCLayer, Start
+from querykey.adapter.selection import (
+    Choice,
+    Difference,
+    Scored,
+    at_best_temperature,
+    choose,
+    difference,
+    halves,
+)
+from querykey.adapter.settings import RECIPES, AdapterSettings, Recipe, resolve
+from querykey.adapter.split import Fold, TrainingPairs, check_labels
+from querykey.adapter.tasks import (
+    DEFAULT_POWER,
+    Form,
+    Held,
+    Judge,
+    LabelTask,
+    PairTask,
+    RowTask,
+    Statistics,
+    TaskData,
+    start_form,
+)
+from querykey.adapter.training import LowRankChange, Record, Training, layer_at
+from querykey.encoders.heads import FCLayer
 from querykey.errors import DataError
-from querykey.evaluation.geometry import effective_rank
-from querykey.optim import warm_up_cosine
 from querykey.processes import current_processes
 from querykey.types import FrozenRows, Labels
 
-__all__ = ["Begin", "Fitted", "Record", "fit_adapter"]
+__all__ = ["Begin", "Fitted", "Record", "Report", "fit_adapter"]
 
-START_ROWS = 50_000
-"""Rows that the start is computed from, at the most."""
-CHECKS = 25
-"""How often a run is scored."""
+RACE = 100
+"""Steps after which the best of the recipes goes on alone."""
+FOLDED, RACED = 1_000, 3_000
+"""Rows up to which every recipe is trained on every fold, and up to which the best of them is."""
+STEPS = {"few": 150, "some": 240, "many": 800}
+"""Steps of a run by those two limits: at most 2,000 in all runs of a fit."""
+PAIR_STEPS, ROW_STEPS = 300, 600
 
-Record = Callable[[dict[str, Any]], None]
 Begin = Callable[[str], None]
+
+
+class Report(dict[str, Any]):
+    """What a fit says of itself. "helped" is what earlier versions called the verdict, and warns."""
+
+    def __missing__(self, name: str) -> Any:
+        if name != "helped":
+            raise KeyError(name)
+        warnings.warn(
+            'report_["helped"] will go in the next version; use report_["verdict"] == "better"',
+            FutureWarning, stacklevel=2,
+        )  # fmt: skip
+        return self.get("verdict") == "better"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +75,18 @@ class Fitted:
     """What a fit gives.
 
     Args:
-        fc: The FC layer, in eval mode, never worse on the held-out part than its start.
-        settings: As resolved.
-        report: Guard scores (start, best, at which step), whether training helped, why it stopped, seconds.
-        history: A record for each time the run was scored: step, guard score and health.
+        fc: The FC layer, in eval mode.
+        settings: As resolved, with the recipe that was trained.
+        report: Verdict, difference to the reference, what was returned and why, seconds.
+        history: A record for each time a training run was scored: step, validation score and health.
+        candidates: Each candidate: name, validation score, difference to the reference, seconds.
     """
 
     fc: FCLayer
     settings: AdapterSettings
-    report: dict[str, Any]
+    report: Report
     history: list[dict[str, Any]] = field(default_factory=list)
+    candidates: list[dict[str, Any]] = field(default_factory=list)
 
 
 def fit_adapter(
@@ -57,18 +95,20 @@ def fit_adapter(
     *,
     labels: Labels | None = None,
     pairs: TrainingPairs | None = None,
+    judge: Judge | None = None,
     record: Record | None = None,
     begin: Begin | None = None,
 ) -> Fitted:
-    """Train an FC layer on frozen rows.
+    """Fit an FC layer to frozen rows.
 
     Args:
         vectors: Frozen rows [items, width]: the items, or the documents of pairs. May be memory-mapped.
         settings: What to do; None fields are chosen here.
         labels: Class of each item, -1 where it is not known.
         pairs: (query, document) pairs.
+        judge: Queries that tell what a fit without labels is worth.
         record: Called with each record of the history as it is made.
-        begin: Called before the first step with what the fit takes of the memory.
+        begin: Called with a line on what a fit takes of the memory, and with one a candidate.
 
     Returns:
         A `Fitted`. The same seed, data and number of threads give the same bits.
@@ -81,93 +121,506 @@ def fit_adapter(
     began = time.monotonic()
     if labels is not None:
         check_labels(labels, len(vectors))
-    if min(len(vectors), len(vectors) if pairs is None else len(pairs.query_ids)) < 2:
-        raise DataError(f"{min(len(vectors), 1)} row is too few to learn from; at least 2 are needed")
-    share, seed = settings.held_out, settings.seed
-    if pairs is None:
-        split = split_items(vectors, labels, share=share, seed=seed)
+    count = min(len(vectors), len(vectors) if pairs is None else len(pairs.query_ids))
+    if count < 2:
+        raise DataError(f"{count} row is too few to learn from; at least 2 are needed")
+    task: TaskData
+    kind = "unlabelled" if labels is None else "labels"
+    if pairs is not None:
+        kind = "query side" if settings.side == "query" else "pairs"
+    items = len(vectors) if pairs is None else len(pairs.query_ids)
+    if labels is not None:
+        items = int((labels >= 0).sum())
+    recipes = [
+        (recipe, resolve(settings, task=kind, items=items, width=vectors.shape[1], recipe=recipe))  # type: ignore[arg-type]
+        for recipe in _recipes(settings, kind)
+    ]
+    resolved = recipes[0][1]
+    if pairs is not None:
+        task = PairTask(vectors, pairs, resolved)
+    elif labels is not None:
+        task = LabelTask(vectors, labels, resolved)
     else:
-        split = split_pairs(vectors, pairs, share=share, seed=seed, moves_documents=settings.side == "both")
-    situation = situation_of(labels=labels, has_pairs=pairs is not None)
-    resolved = resolve(settings, situation=situation, items=len(split.train), width=vectors.shape[1])
-
-    fc, start = _started(vectors, resolved, split)
-    resolved = replace(resolved, start=start)
-    processes = current_processes()
-    processes.copy_first_(fc.state_dict().values())  # another machine's bits may differ, and then its scores
-    if pairs is None:
-        course = course_of_items(fc, resolved, vectors, split.train, labels, processes=processes)
-    else:
-        course = course_of_pairs(fc, resolved, vectors, split.train, pairs, processes=processes)
-    if begin is not None:
-        width, count = vectors.shape[1], processes.count
-        begin(describe_fit_memory(resolved, items=len(split.train), width=width, processes=count))
-    report, history = _train(course, resolved, split, record)
-    report["seconds"] = round(time.monotonic() - began, 2)
-    return Fitted(fc.eval().requires_grad_(False), resolved, report, history)
+        task = RowTask(vectors, resolved, judge)
+    fitted = _Search(task, recipes, record, begin or _quiet).run()
+    fitted.report["seconds"] = round(time.monotonic() - began, 2)
+    return fitted
 
 
-def _started(vectors: FrozenRows, settings: AdapterSettings, split: Split) -> tuple[FCLayer, Start]:
-    """An FC layer at the start that was asked for, or at the one that the guard scores highest."""
-    assert settings.dim is not None
-    assert settings.fc is not None
-    rows = torch.arange(len(vectors))
-    if len(rows) > START_ROWS:
-        rows = torch.from_numpy(
-            np.sort(np.random.default_rng([settings.seed, 3]).permutation(len(rows))[:START_ROWS])
+def _quiet(_: str) -> None:
+    """Nobody listens."""
+
+
+def _recipes(settings: AdapterSettings, kind: str) -> tuple[Recipe, ...]:
+    """The recipes of a task; the first alone where a setting of the user's decides."""
+    known = RECIPES[kind]  # type: ignore[index]
+    chosen = (settings.loss, settings.sampled, settings.negatives, settings.positives, settings.fc)
+    if any(value is not None for value in chosen) or settings.holds == "projections":
+        return (known[0]._replace(rank=None),)
+    if settings.memory == "in_batch" and kind != "query side":
+        return known[:1]
+    return known
+
+
+@dataclass(eq=False)
+class _Candidate:
+    """A candidate while it is being asked."""
+
+    name: str
+    scores: Tensor
+    """[queries, temperatures] of all folds."""
+    seconds: float
+    form: Form | None = None
+    recipe: int = -1
+    trainings: list[Training] = field(default_factory=list)
+    best_step: int = 0
+    start: str = ""
+    """The form that training began at."""
+
+
+@dataclass(eq=False)
+class _Search:
+    """The search for the best candidate of a task."""
+
+    task: TaskData
+    recipes: list[tuple[Recipe, AdapterSettings]]
+    record: Record | None
+    say: Begin
+
+    def __post_init__(self) -> None:
+        self.settings = self.recipes[0][1]
+        self.seed, self.dim = self.settings.seed, int(self.settings.dim or 0)
+        self.width = self.task.sample.shape[1]
+        self.processes = current_processes()
+        self.found: dict[str, _Candidate] = {}
+        self.statistics: dict[Held, Statistics] = {}
+        self.notes: list[str] = []
+        self.steps_taken, self.told = 0, False
+        self.raced: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []
+        self.stopped = ""
+        queries = sum(len(held.asked.numbers) for held in self.task.folds)
+        self.chooses, self.judges = halves(queries, seed=self.seed)
+
+    # -- the search -----------------------------------------------------------------------------
+
+    def run(self) -> Fitted:
+        """Try what there is, return what is best."""
+        if not self.task.folds:
+            return self._not_validated()
+        try:
+            self._closed_forms()
+            if self._trains():
+                self._trained()
+        except KeyboardInterrupt:
+            if not self.found:
+                raise
+            self.notes.append("stopped by Ctrl-C: the best of what was tried until then")
+        reference, checked = self._reference(), dict[str, Any]()
+        refuse = {
+            one.name: "training found nothing better than its start"
+            for one in self.found.values() if one.trainings and one.best_step == 0
+        }  # fmt: skip
+        while True:
+            choice = self._choose(reference, refuse)
+            if choice.winner == reference:
+                break
+            checked, reason = self._gates(choice.winner, reference)
+            if reason is None:
+                break
+            refuse[choice.winner] = reason
+        fc, settings = self._refitted(choice.winner)
+        return Fitted(
+            fc.eval().requires_grad_(False), settings, self._report(choice, checked), self.history,
+            self._records(reference, choice),
+        )  # fmt: skip
+
+    def _closed_forms(self) -> None:
+        forms = self.task.forms()
+        if self.settings.start is not None:
+            start = start_form(self.settings.start, self.dim, self.width, self.seed)
+            references = ("frozen",) if self.dim == self.width else ("pca", "pca_uncentred")
+            forms = {name: form for name, form in forms.items() if name in references} | start
+        forms = _named(forms, self.settings.candidates)
+        if isinstance(self.task, RowTask):
+            self._aim(self.task)
+        for name, form in forms.items():
+            self._ask_form(name, form)
+        best = self._best_form()
+        if isinstance(self.task, LabelTask) and self.settings.start is None:
+            for name, form in self.task.filled(best).items():
+                self._ask_form(name, form)
+
+    def _ask_form(self, name: str, form: Form) -> None:
+        began = time.monotonic()
+        scores = torch.cat(
+            [self.task.question.ask(self._form(form, held), held.asked) for held in self.task.folds]
         )
-    sample = unit_rows(vectors, rows)
-    starts: list[Start] = ["pca", "pca_centred"] if settings.start is None else [settings.start]
-    if settings.fc == "residual":
-        starts = ["identity"]
-    best: tuple[float, FCLayer, Start] | None = None
-    for start in starts:
-        fc = FCLayer(vectors.shape[1], settings.dim, kind=settings.fc)
-        fc.start_(start, sample, seed=settings.seed)
-        score = split.guard.score(fc) if len(starts) > 1 else 0.0
-        if best is None or score > best[0]:
-            best = score, fc, start
-    assert best is not None
-    return best[1], best[2]
+        self.processes.copy_first_([scores])
+        self._found(_Candidate(name, scores, time.monotonic() - began, form=form))
+
+    def _found(self, candidate: _Candidate) -> None:
+        self.found[candidate.name] = candidate
+        self.say(f"{candidate.name:<24} {self._mean(candidate):8.4f}  {candidate.seconds:6.1f} s")
+
+    def _form(self, form: Form, held: Held) -> Affine:
+        if held not in self.statistics:
+            self.statistics[held] = self.task.statistics(held.fold)
+        return form(self.statistics[held])
+
+    def _best_form(self) -> str:
+        closed = [one for one in self.found.values() if one.form is not None]
+        return max(closed, key=self._mean).name
+
+    def _mean(self, candidate: _Candidate) -> float:
+        values = at_best_temperature(candidate.scores, seed=self.seed)
+        return float(values[self.chooses].mean())
+
+    def _aim(self, task: RowTask) -> None:
+        """Choose the target that a fit without labels keeps, where queries can judge."""
+        if task.judge is None or task.judge.pairs is None or self.settings.target is not None:
+            return
+        best, top = task.power, float("-inf")
+        names = ["frozen", "pca", *(name for name in task.forms() if name.startswith("soft"))]
+        for name in names:
+            form, held = task.target_form(name), task.folds[0]
+            scores = task.question.ask(self._form(form, held), held.asked)
+            self.processes.copy_first_([scores])
+            score = float(at_best_temperature(scores, seed=self.seed)[self.chooses].mean())
+            if score > top:
+                best, top = name, score
+        task.aim(best)
+        self.notes.append(f"target: {best}, by the queries that choose")
+
+    # -- training -------------------------------------------------------------------------------
+
+    def _trains(self) -> bool:
+        if self.settings.steps == 0 or self.settings.candidates == "closed_form":
+            return False
+        if isinstance(self.settings.candidates, tuple):
+            return any(name.startswith("trained") for name in self.settings.candidates)
+        # at full width the target is a form itself: there is nothing to train
+        is_itself = isinstance(self.task, RowTask) and self.dim == self.width
+        return not is_itself or self.settings.steps is not None
+
+    def _planned(self) -> int:
+        if self.settings.steps is not None:
+            return self.settings.steps
+        if isinstance(self.task, RowTask):
+            return ROW_STEPS
+        if len(self.task.folds) > 1:
+            return STEPS["few" if self.task.trained_on(None) <= FOLDED else "some"]
+        return STEPS["many"] if isinstance(self.task, LabelTask) else PAIR_STEPS
+
+    def _trained(self) -> None:
+        start, steps, folds = self._best_form(), self._planned(), self.task.folds
+        every = [self._start(number, start, folds[0], 0) for number in range(len(self.recipes))]
+        best = 0
+        if len(self.recipes) > 1:
+            rows = self.task.trained_on(None)
+            race = steps if len(folds) > 1 and rows <= FOLDED else min(RACE, steps)
+            for training in every:
+                self._run(training, race)
+            best = max(range(len(every)), key=lambda number: every[number].best_score)
+            for number, training in enumerate(every):
+                if race == steps and number != best:
+                    self._finish(number, training, start)
+                elif number != best:
+                    self._record_raced(number, training)
+        self._finish(best, every[best], start)
+
+    def _start(self, number: int, start: str, held: Held, first: int) -> Training:
+        """A run of a recipe on one fold, from a closed form; `first` is the place of its first query."""
+        recipe, settings = self.recipes[number]
+        form = self.found[start].form
+        assert form is not None
+        affine, asked = self._form(form, held), held.asked
+        fc: nn.Module = layer_at(affine, settings)
+        if recipe.rank is not None and recipe.rank < self.width:
+            fc = LowRankChange(affine, recipe.rank, seed=self.seed)
+            self.processes.copy_first_(fc.state_dict().values())
+        if not self.told:
+            self.told = True
+            self.say(
+                describe_fit_memory(
+                    settings, items=self.task.trained_on(None), width=self.width,
+                    processes=self.processes.count,
+                )
+            )  # fmt: skip
+        return Training(
+            fc, settings, self._planned(), self.task.course(fc, settings, held.fold, self.processes),
+            lambda layer: self.task.question.ask(layer, asked),
+            self.chooses[first : first + len(asked.numbers)], self.task.sample, self.record,
+        )  # fmt: skip
+
+    def _run(self, training: Training, until: int, patience: int | None = None) -> None:
+        taken, began = training.taken, time.monotonic()
+        try:
+            training.run(until, patience=patience)
+        finally:
+            self.steps_taken += training.taken - taken
+            training.seconds += time.monotonic() - began
+
+    def _finish(self, number: int, first: Training, start: str) -> None:
+        """Take a recipe's run to its end, on every fold, and score it at the step that is best for all."""
+        steps, folds, single = self._planned(), self.task.folds, len(self.task.folds) == 1
+        try:
+            self._run(first, steps, self.settings.n_iter_no_change if single else None)
+        except KeyboardInterrupt:
+            if not single:
+                raise
+            self.notes.append(f"training stopped by Ctrl-C at step {first.taken}: the best state so far")
+        trainings, place = [first], len(folds[0].asked.numbers)
+        for held in folds[1:]:
+            trainings.append(self._start(number, start, held, place))
+            self._run(trainings[-1], steps)
+            place += len(held.asked.numbers)
+        common = set.intersection(*(set(one.scores) for one in trainings))
+        curves = {step: torch.cat([one.scores[step] for one in trainings]) for step in sorted(common)}
+        means = {
+            step: float(scores[self.chooses].double().mean(dim=0).max()) for step, scores in curves.items()
+        }
+        best = max(means, key=lambda step: (means[step], -step))
+        if single:
+            first.restore(best)
+        self.history = first.history
+        self.stopped = first.stopped or "all steps taken"
+        name = f"trained {self.recipes[number][0].name}"
+        seconds = sum(one.seconds for one in trainings)
+        self._found(_Candidate(name, curves[best], seconds, None, number, trainings, best, start))
+
+    def _record_raced(self, number: int, training: Training) -> None:
+        """List a recipe that lost the race with what it reached in it, on the queries of the first fold."""
+        reference = self.found[self._reference()]
+        count = len(self.task.folds[0].asked.numbers)
+        ours, theirs = (
+            at_best_temperature(scores[:count], seed=self.seed)
+            for scores in (training.scores[training.best_step], reference.scores)
+        )
+        self.raced.append({
+            "name": f"trained {self.recipes[number][0].name}", "score": float(ours.mean()),
+            "seconds": round(training.seconds, 2), "refused": f"lost the race after {training.taken} steps",
+            "difference": difference(ours - theirs, seed=self.seed).as_dict(),
+        })  # fmt: skip
+
+    # -- choosing -------------------------------------------------------------------------------
+
+    def _reference(self) -> str:
+        """The frozen rows at full width, else the better PCA of the width."""
+        if "frozen" in self.found:
+            return "frozen"
+        there = [name for name in ("pca", "pca_uncentred") if name in self.found]
+        if not there:
+            forms = self.task.forms()
+            for name in ("frozen", "pca", "pca_uncentred"):
+                if name in forms:
+                    self._ask_form(name, forms[name])
+            return self._reference()
+        return max(there, key=lambda name: self._mean(self.found[name]))
+
+    def _scored(self, candidate: _Candidate) -> Scored:
+        values = at_best_temperature(candidate.scores, seed=self.seed)
+        return Scored(candidate.name, values, candidate.seconds)
+
+    def _choose(self, reference: str, refuse: dict[str, str]) -> Choice:
+        scored = [self._scored(one) for one in self.found.values()]
+        choice = choose(
+            scored, reference, chooses=self.chooses, judges=self.judges, refuse=refuse, seed=self.seed
+        )
+        if not isinstance(self.task, RowTask) or self._judged():
+            return choice
+        # rows alone can't judge a target: what keeps the target's scores best is returned
+        name = self.task.power if self.dim == self.width else max(scored, key=self._kept).name
+        if self.dim == self.width and name not in self.found:
+            names = {"soft_whitened": f"soft_whitening {DEFAULT_POWER:g}", "centred": "pca"}
+            name = names.get(name, name)
+        return Choice(name, reference, "not validated", None, {}, choice.selected_on)
+
+    def _kept(self, one: Scored) -> float:
+        return float(one.values[self.chooses].mean())
+
+    def _judged(self) -> bool:
+        """Whether something tells what a fit without labels is worth."""
+        judge = self.task.judge if isinstance(self.task, RowTask) else None
+        return judge is not None and (judge.pairs is not None or self.dim < self.width)
+
+    def _layer(self, candidate: _Candidate, held: Held, place: int) -> nn.Module | Affine:
+        if candidate.form is not None:
+            return self._form(candidate.form, held)
+        candidate.trainings[place].restore(candidate.best_step)
+        return candidate.trainings[place].fc
+
+    def _gates(self, name: str, reference: str) -> tuple[dict[str, Any], str | None]:
+        """What is reported beside the measure, and why a candidate may not be returned, if so."""
+        if isinstance(self.task, RowTask) and not self._judged():
+            return {}, None
+        checked: dict[str, Any] = {}
+        one, start = self.found[name], self.found[reference]
+        both = [
+            [
+                self.task.question.ranks(self._layer(candidate, held, place), held.asked)
+                for place, held in enumerate(self.task.folds)
+            ]
+            for candidate in (one, start)
+        ]
+        groups = None
+        if isinstance(self.task, LabelTask) and self.settings.classes == "new":
+            groups = self.task.groups(self.task.folds)
+        for metric in both[0][0]:
+            ours, theirs = (torch.cat([fold[metric] for fold in side]) for side in both)
+            apart = difference(ours - theirs, groups=groups, seed=self.seed)
+            checked[metric] = {"ours": float(ours.mean()), "reference": float(theirs.mean())}
+            checked[metric] |= apart.as_dict()
+            if apart.high < 0 and metric != "overlap@10":
+                return checked, f"{metric} is below {reference} by more than the interval"
+        if isinstance(self.task, LabelTask) and self.settings.classes is None:
+            found = self._on_new_classes(one, start)
+            checked["new classes"] = "not validated" if found is None else found.as_dict()
+            if found is not None and found.high < 0:
+                return checked, f"on new classes it is below {reference} by more than the interval"
+        return checked, None
+
+    def _on_new_classes(self, one: _Candidate, start: _Candidate) -> Difference | None:
+        """Candidate minus reference on classes that neither was fitted on."""
+        task = self.task
+        assert isinstance(task, LabelTask)
+        folds = task.new
+        if not folds:
+            return None
+        if one.form is None and len(task.folds) > 1:
+            folds = folds[:1]  # a run of training costs as much as all closed forms
+        values = []
+        for candidate in (one, start):
+            scores = []
+            for held in folds:
+                if candidate.form is not None:
+                    layer: nn.Module | Affine = self._form(candidate.form, held)
+                elif len(task.folds) == 1:  # its fold holds these classes out as well
+                    layer = self._layer(candidate, task.folds[0], 0)
+                else:
+                    layer = self._trained_without(candidate, held)
+                scores.append(task.question.ask(layer, held.asked))
+            every = torch.cat(scores)
+            self.processes.copy_first_([every])
+            values.append(at_best_temperature(every, seed=self.seed))
+        return difference(values[0] - values[1], groups=task.groups(folds), seed=self.seed)
+
+    def _trained_without(self, candidate: _Candidate, held: Held) -> nn.Module:
+        training = self._start(candidate.recipe, candidate.start, held, 0)
+        training.ask = training.record = None
+        self._run(training, candidate.best_step)
+        return training.fc
+
+    # -- what is returned -----------------------------------------------------------------------
+
+    def _refitted(self, name: str) -> tuple[FCLayer, AdapterSettings]:
+        """The winner, fitted on all rows."""
+        candidate = self.found[name]
+        settings = self.recipes[max(0, candidate.recipe)][1]
+        settings = replace(settings, steps=self._planned() if self._trains() else 0)
+        if candidate.form is not None:
+            return layer_at(candidate.form(self.task.statistics(None)), settings), settings
+        if candidate.best_step == 0 or self._all_rows():
+            return self._plain(candidate.trainings[0].fc, settings), settings
+        nothing = torch.empty(0, dtype=torch.int64)
+        whole = Held(Fold(nothing, nothing), self.task.folds[0].asked)
+        self.statistics[whole] = self.task.statistics(None)
+        if isinstance(self.task, RowTask):
+            self.task.aim(self.task.power)
+        training = self._start(candidate.recipe, candidate.start, whole, 0)
+        training.ask = training.record = None
+        try:
+            self._run(training, candidate.best_step)
+        except KeyboardInterrupt:
+            self.notes.append("the refit on all rows was stopped by Ctrl-C: fitted on those not held out")
+            candidate.trainings[0].restore(candidate.best_step)
+            return self._plain(candidate.trainings[0].fc, settings), settings
+        return self._plain(training.fc, settings), settings
+
+    def _all_rows(self) -> bool:
+        """Whether the runs of training held nothing out, as where queries judge."""
+        return (len(self.task.folds) == 1 and not len(self.task.folds[0].fold.held)) or (
+            isinstance(self.task, RowTask) and self.task.judge is not None
+        )
+
+    def _plain(self, fc: nn.Module, settings: AdapterSettings) -> FCLayer:
+        return layer_at(fc.affine(), settings) if isinstance(fc, LowRankChange) else fc  # type: ignore[return-value]
+
+    def _not_validated(self) -> Fitted:
+        """Nothing could be held out: the form that is fixed beforehand, trained where steps are given."""
+        settings = replace(self.settings, steps=self.settings.steps or 0)
+        forms, statistics = self.task.forms(), self.task.statistics(None)
+        name = f"soft_whitening {DEFAULT_POWER:g}"
+        if not isinstance(self.task, RowTask) and "discriminant 0.1" in forms and self._many_a_class():
+            name = "discriminant 0.1"
+        if isinstance(self.task, PairTask):
+            name = "frozen" if self.dim == self.width else "pca_uncentred"
+        if self.settings.start is not None:
+            start = start_form(self.settings.start, self.dim, self.width, self.seed)
+            ((name, form),) = start.items()
+        else:
+            form = forms[name]
+        fc: nn.Module = layer_at(form(statistics), settings)
+        steps = settings.steps or 0
+        if steps:
+            training = Training(
+                fc, settings, steps, self.task.course(fc, settings, None, self.processes), None, None,
+                self.task.sample, self.record,
+            )  # fmt: skip
+            self._run(training, steps)
+            self.history, self.stopped = training.history, training.stopped or "all steps taken"
+        report = Report(
+            measure=None, verdict="not validated", candidate=name if not steps else f"trained, from {name}",
+            reference=None, difference=None, queries_needed=None, checked={}, start=None, best=None,
+            best_step=steps, steps_taken=self.steps_taken, stopped=self.stopped or "nothing was trained",
+            selection="", folds=0, refused={},
+            notes=["nothing could be held out, so nothing is known of new rows"],
+        )  # fmt: skip
+        return Fitted(fc.eval().requires_grad_(False), settings, report, self.history)  # type: ignore[arg-type]
+
+    def _many_a_class(self) -> bool:
+        return not isinstance(self.task, LabelTask) or self.task.statistics(None).classes.degrees > 0  # type: ignore[union-attr]
+
+    def _report(self, choice: Choice, checked: dict[str, Any]) -> Report:
+        winner, reference = self.found[choice.winner], self.found[choice.reference]
+        ours, theirs = (self._scored(one).values[self.judges].mean() for one in (winner, reference))
+        apart = choice.difference
+        return Report(
+            measure=self.task.question.name,
+            verdict=choice.verdict,
+            candidate=choice.winner,
+            reference=choice.reference,
+            start=float(theirs),
+            best=float(ours),
+            difference=None if apart is None else apart.as_dict(),
+            queries_needed=apart.needed if apart is not None and choice.verdict == "no evidence" else None,
+            selection=(
+                "the same queries chose: the interval repeats the selection"
+                if torch.equal(self.chooses, self.judges) else f"{choice.selected_on:,} other queries chose"
+            ),
+            folds=len(self.task.folds),
+            checked=checked,
+            refused=choice.refused,
+            best_step=winner.best_step,
+            steps_taken=self.steps_taken,
+            stopped=self.stopped or "nothing was trained",
+            notes=self.notes,
+        )  # fmt: skip
+
+    def _records(self, reference: str, choice: Choice) -> list[dict[str, Any]]:
+        start, out = self._scored(self.found[reference]), []
+        for candidate in self.found.values():
+            one = self._scored(candidate)
+            apart = difference(one.values - start.values, seed=self.seed)
+            out.append({
+                "name": one.name, "score": float(one.values.mean()), "seconds": round(one.seconds, 2),
+                "difference": apart.as_dict(), "refused": choice.refused.get(one.name),
+            })  # fmt: skip
+        return out + self.raced
 
 
-def _train(
-    course: Course, settings: AdapterSettings, split: Split, record: Record | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Take the steps, score the held-out part now and then, and leave the layer at its best."""
-    fc, steps = course.learner.fc, settings.steps or 0
-    best_score, best_step, best_state = _score(fc, split.guard), 0, copy.deepcopy(fc.state_dict())
-    report = {"guard": split.guard.name, "start": best_score}
-    with torch.no_grad():
-        start_rank = effective_rank(fc(split.sample))
-    every, stopped, history, since = max(1, -(-steps // CHECKS)), "all steps taken", list[dict[str, Any]](), 0
-    for step in range(steps):
-        for group in course.learner.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * warm_up_cosine(step, steps=steps)
-        taken = course.take(step)
-        if (step + 1) % every and step + 1 != steps:
-            continue
-        seen = health(taken, course.memory, course.capacity, fc, split.sample)
-        score = _score(fc, split.guard)
-        history.append({"step": step + 1, "guard": score, **seen})
-        if record is not None:
-            record(history[-1])
-        if (reason := collapse_reason(seen, start_rank)) is not None:
-            stopped = reason
-            warnings.warn(f"training stopped at step {step + 1}: {reason}", UserWarning, stacklevel=4)
-            break
-        since = 0 if score > best_score else since + 1
-        if score > best_score:
-            best_score, best_step, best_state = score, step + 1, copy.deepcopy(fc.state_dict())
-        if since >= settings.patience:
-            stopped = f"no better guard score in {since} looks"
-            break
-    fc.load_state_dict(best_state)
-    taken_steps = history[-1]["step"] if history else 0
-    report |= {"best": best_score, "best_step": best_step, "helped": best_step > 0}
-    return report | {"steps_taken": taken_steps, "stopped": stopped}, history
-
-
-def _score(fc: torch.nn.Module, guard: Guard) -> float:
-    with torch.no_grad():
-        return current_processes().from_first(guard.score(fc))
+def _named(forms: dict[str, Form], wanted: object) -> dict[str, Form]:
+    """The forms that were asked for, by name or by family."""
+    if not isinstance(wanted, tuple):
+        return forms
+    return {name: form for name, form in forms.items() if name in wanted or name.split()[0] in wanted}

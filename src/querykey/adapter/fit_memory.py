@@ -20,7 +20,7 @@ def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int, pr
 
     Example:
         >>> from querykey.adapter.settings import resolve
-        >>> settings = resolve(AdapterSettings(), situation="unlabelled", items=50_000, width=384)
+        >>> settings = resolve(AdapterSettings(), task="unlabelled", items=50_000, width=384)
         >>> describe_fit_memory(settings, items=50_000, width=384)
         'memory: loss about 43 MiB (streamed, 128 x 50,000 scores), features 73 MiB'
     """

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from querykey.adapter.split import unit_rows
+from querykey.adapter.relevance import unit_rows
 from querykey.adapter.union import Batch
 from querykey.processes import Processes
 from querykey.types import FrozenRows, Labels, Numbers, Rows

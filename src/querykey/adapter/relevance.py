@@ -2,21 +2,19 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+from torch.nn import functional as F
 
 from querykey.errors import ShapeError
 from querykey.lookup import DensePairs
-from querykey.nearest import nearest
-from querykey.types import Ids, KeyIds, Numbers, QueryIds, Rows
+from querykey.types import FrozenRows, Ids, KeyIds, Numbers, QueryIds, Rows
 
-__all__ = ["Relevance", "RelevantPairs", "same_items"]
+__all__ = ["Relevance", "RelevantPairs", "same_items", "unit_rows"]
 
 NEAR_EQUAL = 0.9999
 """Cosine from which two rows are one item: float16 copies of a text and its twin with another comma."""
+BLOCK = 1024
 
 
 class Relevance:
@@ -25,6 +23,7 @@ class Relevance:
     Args:
         query_ids: Of each pair, from 0.
         document_ids: Of each pair, from 0.
+        queries: How many queries there are; None: up to the last that has a pair.
 
     Raises:
         ShapeError: If the two differ in length.
@@ -35,15 +34,20 @@ class Relevance:
         [[True, True], [True, False]]
     """
 
-    def __init__(self, query_ids: Numbers, document_ids: Numbers) -> None:
+    def __init__(self, query_ids: Numbers, document_ids: Numbers, *, queries: int | None = None) -> None:
         if len(query_ids) != len(document_ids):
             raise ShapeError(
                 f"{len(query_ids)} queries and {len(document_ids)} documents make no pairs; need as many"
             )
         order = torch.argsort(query_ids, stable=True)
         self.documents = document_ids[order]
-        queries = int(query_ids.max()) + 1 if len(query_ids) else 0
+        if queries is None:
+            queries = int(query_ids.max()) + 1 if len(query_ids) else 0
         self.first = torch.searchsorted(query_ids[order], torch.arange(queries + 1))
+
+    def documents_of(self, query: int) -> Numbers:
+        """The documents of one query, none where it has no pair."""
+        return self.documents[self.first[query] : self.first[query + 1]]
 
     def pairs(self, query_ids: QueryIds, key_ids: KeyIds) -> DensePairs:
         """Relevant documents are positive, all others negative, as masks [queries, keys]."""
@@ -82,13 +86,29 @@ class RelevantPairs:
         return replace(self, query_ids=self.query_ids[start:stop])
 
 
-def same_items(rows: Rows, *, near_equal: float = NEAR_EQUAL, neighbours: int = 8) -> tuple[Ids, Numbers]:
-    """Give equal and near-equal rows one id, so that no query meets its own answer as a negative.
+def unit_rows(vectors: FrozenRows, rows: Numbers | None = None) -> Tensor:
+    """Rows as float32 of length 1, copied out of wherever they lie.
 
     Args:
-        rows: [rows, dim].
+        vectors: [items, width], any float dtype; may be memory-mapped.
+        rows: Which; all where not given.
+
+    Returns:
+        [numbers, width] float32.
+    """
+    chosen = vectors if rows is None else vectors[rows]
+    return F.normalize(chosen.float(), dim=1)
+
+
+def same_items(rows: Rows, *, near_equal: float = NEAR_EQUAL) -> tuple[Ids, Numbers]:
+    """Give equal and near-equal rows one id, so that no query meets its own answer as a negative.
+
+    A row joins the first row before it that is near enough and stands for itself: a chain of rows, each
+    near the next, does not become one item.
+
+    Args:
+        rows: Unit rows [rows, dim].
         near_equal: Cosine from which two rows are the same item.
-        neighbours: How many nearest rows of each are compared.
 
     Returns:
         (id of each row, counted from 0 in the order of first appearance; first row of each id).
@@ -97,15 +117,33 @@ def same_items(rows: Rows, *, near_equal: float = NEAR_EQUAL, neighbours: int = 
         >>> same_items(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))[0].tolist()
         [0, 1, 0]
     """
-    ids = torch.arange(len(rows))
-    scores, index = nearest(rows, rows, min(neighbours, len(rows)), query_ids=ids, key_ids=ids)
-    left = ids[:, None].expand_as(index)[scores >= near_equal]
-    right = index[scores >= near_equal]
-    links = coo_array(
-        (np.ones(len(left), dtype=bool), (left.numpy(), right.numpy())), shape=(len(rows), len(rows))
-    )
-    groups = connected_components(links, directed=False)[1]
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return torch.from_numpy(rank[inverse]), torch.from_numpy(np.sort(first))
+    ids = torch.empty(len(rows), dtype=torch.int64)
+    first = torch.empty(0, dtype=torch.int64)
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        own = _nearest_representative(block, rows, first, near_equal)
+        open_rows = (own < 0).nonzero()[:, 0]
+        among = (block[open_rows] @ block[open_rows].T >= near_equal).tril(-1)
+        kept = torch.ones(len(open_rows), dtype=torch.bool)
+        # in order: whether a row stands for itself depends on those before it alone
+        for row in among.any(dim=1).nonzero()[:, 0].tolist():
+            before = (among[row] & kept).nonzero()[:, 0]
+            if len(before):
+                kept[row], own[open_rows[row]] = False, -2 - int(before[0])
+        number = kept.cumsum(0) - 1 + len(first)
+        own[open_rows[kept]] = number[kept]
+        joined = own < -1
+        own[joined] = number[-2 - own[joined]]
+        first = torch.cat([first, start + open_rows[kept]])
+        ids[start : start + len(block)] = own
+    return ids, first
+
+
+def _nearest_representative(block: Tensor, rows: Tensor, first: Tensor, near_equal: float) -> Tensor:
+    """The id of the first representative that is near enough to each row of a block; -1 where none is."""
+    own = torch.full((len(block),), -1)
+    for start in range(0, len(first), 8 * BLOCK):
+        near = block @ rows[first[start : start + 8 * BLOCK]].T >= near_equal
+        found = near.any(dim=1) & (own < 0)
+        own[found] = near[found].int().argmax(dim=1) + start
+    return own

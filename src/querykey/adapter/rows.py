@@ -46,6 +46,7 @@ def rows_of(estimator: Any, X: ArrayLike | Tensor | Features, *, reset: bool) ->
         raise ShapeError(f"rows must be a matrix [rows, width], got shape {list(rows.shape)}")
     if reset:
         estimator.n_features_in_ = rows.shape[1]
+        vars(estimator).pop("feature_names_in_", None)  # those of an earlier fit
     elif rows.shape[1] != estimator.n_features_in_:
         raise ShapeError(
             f"rows are {rows.shape[1]} wide; the adapter was fitted on {estimator.n_features_in_}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from querykey.adapter.pool import Pool
 from querykey.adapter.relevance import Relevance, RelevantPairs
@@ -23,12 +23,12 @@ from querykey.adapter.steps import (
     projections_step,
 )
 from querykey.adapter.union import Batch, Chosen
+from querykey.adapter.validation import in_blocks
 from querykey.data.batches import UniformBatches
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.in_batch import InBatch
 from querykey.dictionaries.rows import Dictionary
 from querykey.dictionaries.whole import WholeSet
-from querykey.encoders.heads import FCLayer
 from querykey.lookup import Lookup, PairRule, Score, look_up
 from querykey.processes import ALONE, Processes
 from querykey.select import Mode, top_k
@@ -56,8 +56,8 @@ class Course:
 
 
 def course_of_items(
-    fc: FCLayer, settings: AdapterSettings, vectors: FrozenRows, train: Numbers, labels: Labels | None,
-    *, processes: Processes = ALONE,
+    fc: nn.Module, settings: AdapterSettings, vectors: FrozenRows, train: Numbers, labels: Labels | None,
+    *, target: Callable[[Tensor], Tensor] | None = None, processes: Processes = ALONE,
 ) -> Course:  # fmt: skip
     """Steps over items, with labels or without.
 
@@ -67,6 +67,7 @@ def course_of_items(
         vectors: Frozen rows of all items.
         train: Those that training sees.
         labels: Class of each item, or None.
+        target: Makes the rows whose scores are kept, where a loss keeps scores; None: the frozen ones.
         processes: Each selects for its part of the queries, and computes their loss; of a sharded memory
             each holds and scores a share.
 
@@ -74,13 +75,17 @@ def course_of_items(
         The `Course`.
     """
     learner = _learner(fc, settings, LABEL_RULE if labels is not None else ID_RULE, processes)
+    learner.target = target
     stale = settings.holds == "projections"
     whole = settings.memory == "cross_batch" and settings.capacity >= len(train) and not stale
     dealt = processes if settings.sharded else ALONE
     pool = Pool(vectors, train, labels, keep=len(train) <= settings.capacity and dealt.count == 1)
-    batches = UniformBatches(len(pool), batch_size=settings.batch_size, seed=settings.seed)
+    size = min(settings.batch_size, len(pool))  # a fold has fewer rows than the whole
+    batches = UniformBatches(len(pool), batch_size=size, seed=settings.seed)
     memory = _memory(pool, settings, dealt, whole=whole, project=learner.fc if stale else None)
     capacity = _capacity(settings, pool)
+    if whole and target is not None:
+        learner.target = _remembering(target, memory.read().vectors)
 
     if settings.loss == "score_distillation":
         return Course(
@@ -109,10 +114,10 @@ def course_of_items(
 
 
 def course_of_pairs(
-    fc: FCLayer, settings: AdapterSettings, documents: FrozenRows, train: Numbers, pairs: TrainingPairs,
+    fc: nn.Module, settings: AdapterSettings, documents: FrozenRows, train: Numbers, pairs: TrainingPairs,
     *, processes: Processes = ALONE,
 ) -> Course:  # fmt: skip
-    """Steps over (query, document) pairs.
+    """Steps over (query, document) pairs; documents without a pair are negatives.
 
     Args:
         fc: What is trained.
@@ -127,12 +132,13 @@ def course_of_pairs(
     """
     learner = _learner(fc, settings, ID_RULE, processes)
     learner.moves_documents = settings.side == "both"
-    relevance = Relevance(pairs.query_ids, pairs.document_ids)
+    relevance = Relevance(pairs.query_ids, pairs.document_ids, queries=len(pairs.queries))
     whole = settings.memory == "cross_batch" and settings.capacity >= len(documents)
     dealt = processes if settings.sharded else ALONE
     pool = Pool(documents, None, None, keep=whole and dealt.count == 1)
     asked = Pool(pairs.queries, None, None, keep=len(pairs.queries) <= settings.capacity)
-    batches = UniformBatches(len(train), batch_size=settings.batch_size, seed=settings.seed)
+    size = min(settings.batch_size, len(train))  # a fold has fewer pairs than the whole
+    batches = UniformBatches(len(train), batch_size=size, seed=settings.seed)
     memory = _memory(pool, settings, dealt, whole=whole, project=None)
 
     def live(batch: Batch, memory: Dictionary) -> Tensor:
@@ -160,11 +166,27 @@ def course_of_pairs(
     return Course(take, memory, _capacity(settings, pool), learner)
 
 
-def _learner(fc: FCLayer, settings: AdapterSettings, rule: PairRule, processes: Processes) -> Learner:
+def _remembering(target: Callable[[Tensor], Tensor], held: Tensor) -> Callable[[Tensor], Tensor]:
+    """The target, with its rows of a memory that never changes made once."""
+    kept = in_blocks(target, held)
+    return lambda rows: kept if rows is held else target(rows)
+
+
+def _learner(fc: nn.Module, settings: AdapterSettings, rule: PairRule, processes: Processes) -> Learner:
     assert settings.loss is not None
-    optimizer = torch.optim.AdamW(
-        fc.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    trained = [parameter for parameter in fc.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    starts = [parameter.detach().clone() for parameter in trained]
+
+    def decay(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Weight decay, decoupled as AdamW's, but towards the start: that is what is known to be good."""
+        rate = optimizer.param_groups[0]["lr"] * settings.weight_decay
+        with torch.no_grad():
+            for parameter, start in zip(trained, starts, strict=True):
+                parameter.lerp_(start, min(1.0, rate))
+
+    if settings.weight_decay:
+        optimizer.register_step_pre_hook(decay)
     return Learner(
         fc, objective(settings.loss, **settings.loss_options), optimizer, rule,
         both_sides=settings.both_sides, processes=processes,

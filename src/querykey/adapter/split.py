@@ -1,31 +1,36 @@
-"""What training sees, what the guard keeps back, and how it scores it."""
+"""What a fit is fitted on, and what is held out to ask about it. Copies never stand on both sides."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn import functional as F
 
-from querykey.adapter.relevance import Relevance, same_items
-from querykey.adapter.validation import Guard, LabelGuard, OverlapGuard, PairGuard, hold_out
+from querykey.adapter.relevance import same_items, unit_rows
+from querykey.adapter.validation import copies_of
 from querykey.errors import DataError, ShapeError
 from querykey.types import FrozenRows, Keys, Labels, Numbers, Queries
 
 __all__ = [
-    "Split",
+    "Fold",
     "TrainingPairs",
     "check_labels",
+    "class_folds",
     "distinct_pairs",
-    "split_items",
-    "split_pairs",
-    "unit_rows",
+    "known_folds",
+    "numbered_pairs",
+    "query_folds",
+    "row_fold",
 ]
 
-GUARD_ROWS = 20_000
-"""Rows among which the guard looks for neighbours, at the most."""
-MOST_HELD_OUT = 1_000
+FOLDS = 5
+FOLDED_ROWS, FOLDED_QUERIES = 3_000, 1_000
+"""Labelled rows, and queries, up to which each is held out once; above, one part is."""
+MOST_HELD_OUT = 2_000
+LEAST_CLASSES = 10
+"""Classes below which nothing can be said of classes that a fit has not met."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,99 +49,131 @@ class TrainingPairs:
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """Rows (or pairs) to train on, and the guard over the rest.
+class Fold:
+    """One part to fit on, and the queries that are held out of it.
 
     Args:
-        train: Rows of the items, or numbers of the pairs, that training sees.
-        guard: Scores a transform on the others.
-        sample: Frozen unit rows that training does not see, for the record of health.
+        held: Rows (or queries of pairs) that are not fitted on.
+        asked: Those of them that are asked, one of each group of copies.
     """
 
-    train: Numbers
-    guard: Guard
-    sample: FrozenRows
+    held: Numbers
+    asked: Int64[Tensor, " asked"]
 
 
-def unit_rows(vectors: FrozenRows, rows: Numbers | None = None) -> Tensor:
-    """Rows as float32 of length 1, copied out of wherever they lie.
+def known_folds(
+    rows: FrozenRows, labels: Labels, *, share: float, seed: int, without: Numbers | None = None
+) -> list[Fold]:
+    """Hold out rows of classes that the fit meets: five folds up to 3,000 labelled rows, one part above.
 
     Args:
-        vectors: [items, width], any float dtype; may be memory-mapped.
-        rows: Which; all where not given.
+        rows: Frozen rows of all items.
+        labels: Class of each, -1 where it is not known.
+        share: To hold out in one part; also 0: nothing is.
+        seed: Of the draw.
+        without: Rows that are not to be asked, for they are held out with their class.
 
     Returns:
-        [numbers, width] float32.
+        Folds whose asked rows have a class of which another row, no copy, can be found.
     """
-    chosen = vectors if rows is None else vectors[rows]
-    return F.normalize(chosen.float(), dim=1)
+    allowed = labels >= 0
+    if without is not None:
+        allowed[without] = False
+    known = allowed.nonzero()[:, 0]
+    draw = np.random.default_rng([seed, 1])
+    if share == 0 or len(known) < 2:
+        return []
+    if int((labels >= 0).sum()) > FOLDED_ROWS:
+        wanted = min(round(share * len(known)), MOST_HELD_OUT)
+        return _nonempty([_one_part(rows, known[_shuffled(draw, len(known))], wanted)])
+    items, first = same_items(unit_rows(rows, known))
+    members: list[list[int]] = [[] for _ in range(FOLDS)]
+    place = 0
+    groups = torch.from_numpy(draw.permutation(len(first)))
+    of_class = labels[known[first[groups]]]
+    for label in torch.unique(of_class):
+        own = groups[of_class == label]
+        if len(own) < 2:  # nothing else to find
+            continue
+        for group in own.tolist():
+            members[place % FOLDS].append(group)
+            place += 1
+    return _nonempty([_fold_of(known, items, first, torch.tensor(some)) for some in members])
 
 
-def split_items(vectors: FrozenRows, labels: Labels | None, *, share: float, seed: int) -> Split:
-    """Hold rows out, by class where the classes are many.
+def class_folds(rows: FrozenRows, labels: Labels, *, share: float, seed: int) -> list[Fold]:
+    """Hold out whole classes: five folds up to 3,000 labelled rows, one part above.
 
     Args:
-        vectors: Frozen rows.
-        labels: Class of each, or None.
-        share: Of the rows to hold out, from 0.
-        seed: Of the choice.
+        rows: Frozen rows of all items.
+        labels: Class of each, -1 where it is not known.
+        share: To hold out in one part; 0: nothing is.
+        seed: Of the draw.
 
     Returns:
-        The `Split`. Where too few rows are left over, the guard scores the rows of training.
+        Folds; none where there are fewer than ten classes of two rows.
     """
-    everything = torch.arange(len(vectors))
-    held = hold_out(len(vectors), share=share, most=MOST_HELD_OUT, labels=labels, seed=seed)
-    if labels is not None:
-        held = held[labels[held] >= 0]
-    train = everything[~torch.isin(everything, held)]
-    if labels is not None and not _has_pair(labels[train]):
-        held, train = held[:0], everything
-    known = train if labels is None else train[labels[train] >= 0]  # the others could only be wrong
-    others = _some(known, GUARD_ROWS - len(held), seed)
-    queries = len(held)
-    if queries == 0:  # nothing to spare: the training rows are scored
-        others, queries = others[:GUARD_ROWS], min(len(others), MOST_HELD_OUT)
-    if labels is None:
-        rows = unit_rows(vectors, torch.cat([held, others]))
-        return Split(train, OverlapGuard(rows, queries), rows[:queries])
-    by_class = len(held) > 0 and not torch.isin(labels[held], labels[train]).any()
-    chosen = held if by_class else torch.cat([held, others])
-    rows = unit_rows(vectors, chosen)
-    return Split(train, LabelGuard(rows, labels[chosen], queries), rows[:queries])
+    known = (labels >= 0).nonzero()[:, 0]
+    classes, counts = torch.unique(labels[known], return_counts=True)
+    classes, counts = classes[counts > 1], counts[counts > 1]
+    if share == 0 or len(classes) < LEAST_CLASSES:
+        return []
+    draw = np.random.default_rng([seed, 4])
+    order = classes[_shuffled(draw, len(classes))]
+    if len(known) > FOLDED_ROWS:
+        parts = [order[: max(2, round(share * len(classes)))]]
+    else:
+        parts = [order[i::FOLDS] for i in range(FOLDS)]
+    folds = []
+    for part in parts:
+        held = torch.isin(labels, part).nonzero()[:, 0]
+        asked = held[_shuffled(draw, len(held))[:MOST_HELD_OUT]]
+        _, first = same_items(unit_rows(rows, asked))
+        folds.append(Fold(held, asked[first].sort().values))
+    return _nonempty(folds)
 
 
-def split_pairs(
-    documents: FrozenRows, pairs: TrainingPairs, *, share: float, seed: int, moves_documents: bool
-) -> Split:
-    """Hold queries out, with all their pairs.
+def row_fold(rows: FrozenRows, *, share: float, seed: int, most: int = MOST_HELD_OUT) -> list[Fold]:
+    """Hold out a part of rows that have no labels, and all copies of them.
 
     Args:
-        documents: Frozen rows of the documents.
-        pairs: What belongs together.
-        share: Of the queries to hold out, from 0.
-        seed: Of the choice.
-        moves_documents: Whether documents are transformed too.
+        rows: Frozen rows.
+        share: To hold out; 0: nothing is.
+        seed: Of the draw.
+        most: Rows at the most.
 
     Returns:
-        The `Split`, its `train` the numbers of the pairs that are left.
+        One fold, or none where fewer than two rows would be asked.
     """
-    held = hold_out(len(pairs.queries), share=share, most=MOST_HELD_OUT // 2, labels=None, seed=seed)
-    is_held = torch.isin(pairs.query_ids, held)
-    train = (~is_held).nonzero()[:, 0]
-    asked = held if len(held) else torch.arange(len(pairs.queries))[: MOST_HELD_OUT // 2]
-    answers = torch.unique(pairs.document_ids[torch.isin(pairs.query_ids, asked)])
-    others = torch.arange(len(documents))
-    others = _some(others[~torch.isin(others, answers)], GUARD_ROWS - len(answers), seed)
-    found = torch.cat([answers, others])
-    guard = PairGuard(
-        unit_rows(pairs.queries, asked),
-        asked,
-        unit_rows(documents, found),
-        found,
-        Relevance(pairs.query_ids, pairs.document_ids),
-        moves_documents,
-    )
-    return Split(train, guard, guard.queries)
+    wanted = min(round(share * len(rows)), most)
+    if wanted < 2:
+        return []
+    order = _shuffled(np.random.default_rng([seed, 1]), len(rows))
+    fold = _one_part(rows, order, wanted)
+    return [fold] if len(fold.asked) >= 2 and len(fold.held) < len(rows) - 1 else []
+
+
+def query_folds(queries: int, answered: Numbers, *, share: float, seed: int) -> list[Fold]:
+    """Hold queries out, with all their pairs: five folds up to 1,000 queries, one part above.
+
+    Args:
+        queries: How many there are.
+        answered: Those that have a document; the others are neither asked nor fitted on.
+        share: To hold out in one part; 0: nothing is.
+        seed: Of the draw.
+
+    Returns:
+        Folds; none where fewer than 10 queries have an answer.
+    """
+    assert int(answered.max()) < queries
+    order = answered[_shuffled(np.random.default_rng([seed, 1]), len(answered))]
+    if share == 0 or len(order) < 2 * FOLDS:
+        return []
+    if len(order) > FOLDED_QUERIES:
+        parts = [order[: min(round(share * len(order)), MOST_HELD_OUT)]]
+    else:
+        parts = [order[i::FOLDS] for i in range(FOLDS)]
+    return _nonempty([Fold(part.sort().values, part.sort().values) for part in parts])
 
 
 def distinct_pairs(
@@ -150,33 +187,56 @@ def distinct_pairs(
         pairs: (query row, document row) [pairs, 2]; row i with row i where None.
 
     Returns:
-        (the distinct documents, the pairs of distinct queries and documents).
+        (the distinct documents, the pairs of distinct queries and documents). Queries without a pair are
+        left out; documents without one stay, for they can be found.
 
     Raises:
         ShapeError: If rows do not match, or pairs name rows that are not there.
     """
     rows = torch.arange(len(queries))
-    numbers = torch.stack([rows, rows], dim=1) if pairs is None else torch.as_tensor(np.asarray(pairs))
+    numbers = torch.stack([rows, rows], dim=1) if pairs is None else pairs
     if pairs is None and len(queries) != len(documents):
         raise ShapeError(
             f"{len(queries)} queries and {len(documents)} documents: row i belongs to row i, so "
             "there must be as many; or give pairs=[(query row, document row), ...]"
         )
-    if numbers.ndim != 2 or numbers.shape[1] != 2 or numbers.is_floating_point() or len(numbers) == 0:
-        raise ShapeError(
-            "pairs must be rows of (query row, document row) as whole numbers, "
-            f"got shape {list(numbers.shape)}"
-        )
-    if bool((numbers < 0).any() | (numbers >= torch.tensor([len(queries), len(documents)])).any()):
-        raise ShapeError(
-            f"pairs name rows that are not there; queries have rows 0 to {len(queries) - 1}, documents 0 to "
-            f"{len(documents) - 1}"
-        )
+    numbers = numbered_pairs(numbers, len(queries), len(documents))
+    there, place = torch.unique(numbers[:, 0], return_inverse=True)
+    queries = queries[there]
     query_of, first_query = same_items(unit_rows(queries))
     document_of, first_document = same_items(unit_rows(documents))
-    linked = torch.stack([query_of[numbers[:, 0]], document_of[numbers[:, 1]]], dim=1)
+    linked = torch.stack([query_of[place], document_of[numbers[:, 1]]], dim=1)
     linked = torch.unique(linked, dim=0)
     return documents[first_document], TrainingPairs(queries[first_query], linked[:, 0], linked[:, 1])
+
+
+def numbered_pairs(pairs: ArrayLike, queries: int, documents: int) -> Tensor:
+    """Check pairs of row numbers.
+
+    Args:
+        pairs: (query row, document row) [pairs, 2].
+        queries: How many there are.
+        documents: How many there are.
+
+    Returns:
+        int64 [pairs, 2].
+
+    Raises:
+        ShapeError: If they are no pairs of whole numbers, or name rows that are not there.
+    """
+    given = np.asarray(pairs)
+    if given.ndim != 2 or given.shape[1] != 2 or given.dtype.kind not in "iu" or len(given) == 0:
+        raise ShapeError(
+            "pairs must be rows of (query row, document row) as whole numbers, "
+            f"got {given.dtype} of shape {list(given.shape)}"
+        )
+    numbers = torch.from_numpy(given.astype(np.int64))
+    if bool((numbers < 0).any() | (numbers >= torch.tensor([queries, documents])).any()):
+        raise ShapeError(
+            f"pairs name rows that are not there; queries have rows 0 to {queries - 1}, documents 0 to "
+            f"{documents - 1}"
+        )
+    return numbers
 
 
 def check_labels(labels: Labels, items: int) -> None:
@@ -187,7 +247,7 @@ def check_labels(labels: Labels, items: int) -> None:
         items: How many rows there are.
 
     Raises:
-        DataError: If their number differs, one class only is known, or no class has two items.
+        DataError: If their number differs, or one class only is known.
     """
     if len(labels) != items:
         raise DataError(f"{len(labels)} labels for {items} rows; one for each row is needed")
@@ -197,19 +257,30 @@ def check_labels(labels: Labels, items: int) -> None:
             f"the labels name {len(known)} class{'es' if len(known) != 1 else ''}; at least 2 are needed "
             "to tell apart. Without labels, fit(X) keeps the neighbourhoods"
         )
-    if not _has_pair(labels):
-        raise DataError(
-            f"each of the {len(known)} classes has one item, so there is no pair to learn from; "
-            "at least one class needs 2"
-        )
 
 
-def _has_pair(labels: Tensor) -> bool:
-    known: Tensor = labels[labels >= 0]
-    return len(torch.unique(known)) < len(known)
+def _one_part(rows: Tensor, order: Tensor, wanted: int) -> Fold:
+    """Rows in this order until as many are held out, each with its copies."""
+    held = torch.zeros(len(rows), dtype=torch.bool)
+    asked = []
+    for number, copies in zip(order[:wanted].tolist(), copies_of(rows, order[:wanted]), strict=True):
+        if int(held.sum()) >= wanted:
+            break
+        if not held[number]:
+            asked.append(number)
+            held[copies] = True
+    return Fold(held.nonzero()[:, 0], torch.tensor(sorted(asked), dtype=torch.int64))
 
 
-def _some(rows: Tensor, most: int, seed: int) -> Tensor:
-    if len(rows) <= most:
-        return rows
-    return rows[torch.from_numpy(np.sort(np.random.default_rng([seed, 2]).permutation(len(rows))[:most]))]
+def _fold_of(known: Tensor, items: Tensor, first: Tensor, groups: Tensor) -> Fold:
+    if not len(groups):
+        return Fold(known[:0], known[:0])
+    return Fold(known[torch.isin(items, groups)], known[first[groups]].sort().values)
+
+
+def _nonempty(folds: list[Fold]) -> list[Fold]:
+    return [fold for fold in folds if len(fold.asked)]
+
+
+def _shuffled(draw: np.random.Generator, count: int) -> Tensor:
+    return torch.from_numpy(draw.permutation(count))

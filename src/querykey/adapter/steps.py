@@ -59,6 +59,7 @@ class Learner:
         processes: Each computes the loss of its own part of the queries, or of its share of the keys where
             a memory that is dealt out is looked up whole. Batch and selection are the same on all, and keys
             are made by each: one layer is cheaper than sending its rows around.
+        target: Makes the rows whose scores are kept; None: the frozen rows themselves.
     """
 
     fc: nn.Module
@@ -68,6 +69,11 @@ class Learner:
     both_sides: bool = True
     moves_documents: bool = True
     processes: Processes = ALONE
+    target: Callable[[Tensor], Tensor] | None = None
+
+    def wanted(self, vectors: Rows) -> Tensor:
+        """Rows whose scores are to be kept: the frozen ones, or what the target makes of them."""
+        return vectors if self.target is None else self.target(vectors)
 
     def keys(self, vectors: Rows) -> Tensor:
         """Keys made of frozen rows, with gradient or without."""
@@ -122,7 +128,9 @@ def adapter_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Cho
     lookup = _look_up_union(queries, keys, batch, union, learner.rule)
     frozen = None
     if learner.objective.keeps_scores:
-        frozen = _look_up_union(batch.vectors, union.vectors, batch, union, ID_RULE)
+        frozen = _look_up_union(
+            learner.wanted(batch.vectors), learner.wanted(union.vectors), batch, union, ID_RULE
+        )
     return learner.descend(learner.mean(lookup, frozen), lookup=lookup, labels=labels)
 
 
@@ -143,7 +151,10 @@ def distillation_step(learner: Learner, batch: Batch, memory: Dictionary) -> Ste
 
     lookup, frozen = (
         look_up(queries, keys, query_ids=batch.ids, key_ids=held.ids, rule=ID_RULE, dealt=memory.processes)
-        for queries, keys in ((learner.fc(batch.vectors), learner.keys(vectors)), (batch.vectors, vectors))
+        for queries, keys in (
+            (learner.fc(batch.vectors), learner.keys(vectors)),
+            (learner.wanted(batch.vectors), learner.wanted(vectors)),
+        )
     )
     return learner.descend(learner.mean(lookup, frozen), lookup=lookup, labels=labels)
 

@@ -1,141 +1,305 @@
-"""The guard: neighbours of held-out rows are scored, and nothing worse than the start is returned."""
+"""What is asked of a candidate: held-out queries look up all keys, and the right ones should be likely.
+
+The keys are all rows, those that were fitted on too: that is what a user will ask. Copies of a query are no
+keys of it, since finding itself shows nothing. A tie never favours the right answer.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from querykey.adapter.relevance import Relevance
-from querykey.adapter.settings import classes_are_fine
-from querykey.nearest import nearest
-from querykey.types import KeyIds, Keys, Labels, Queries, QueryIds, Rows
+from querykey.adapter.relevance import NEAR_EQUAL, Relevance, unit_rows
+from querykey.nearest import TIE
+from querykey.types import FrozenRows, Keys, Labels, Numbers, PerQuery, Queries, Rows
 
-__all__ = ["Guard", "LabelGuard", "OverlapGuard", "PairGuard", "hold_out"]
+__all__ = [
+    "TEMPERATURES",
+    "Asked",
+    "DistillationQuestion",
+    "LabelQuestion",
+    "PairQuestion",
+    "Question",
+    "Transform",
+    "copies_of",
+    "in_blocks",
+    "log_probability",
+    "ranks",
+]
 
 BLOCK = 8192
+ELEMENTS = 2**23
+"""Scores held at once: 32 MB, which stay near the processor while eight temperatures read them."""
+MOST_KEYS = 200_000
+TEMPERATURES = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)
+"""Each candidate is asked at its own best one: at one for all, what is compared is calibration."""
 
 Transform = Callable[[Tensor], Tensor]
+Places = Int64[Tensor, "queries _"]
+"""Columns of keys a query, -1 where there are fewer."""
 
 
 @torch.no_grad()
 def in_blocks(transform: Transform, rows: Tensor) -> Tensor:
     """Apply a transform to many rows without keeping what lies between."""
-    return torch.cat([transform(rows[i : i + BLOCK]) for i in range(0, len(rows), BLOCK)])
+    parts = [transform(rows[i : i + BLOCK]) for i in range(0, len(rows), BLOCK)]
+    return torch.cat(parts) if parts else transform(rows)
 
 
-@dataclass(frozen=True, eq=False)
-class OverlapGuard:
-    """How many of a held-out row's frozen nearest rows are still its nearest.
+@torch.no_grad()
+def log_probability(
+    queries: Queries, keys: Keys, right: Places, excluded: Places
+) -> Float[Tensor, "queries temperatures"]:
+    r"""The log-likelihood that a softmax over the keys gives the right ones, at each of `TEMPERATURES`.
+
+    .. math:: \log \sum_{j \in \text{right}} e^{s_j / \tau}
+              - \log \sum_{j \notin \text{excluded}} e^{s_j / \tau}
 
     Args:
-        rows: Frozen unit rows; the first `queries` are held out of training.
-        queries: How many.
-        k: Neighbours compared.
+        queries: Unit rows [queries, dim].
+        keys: Unit rows [keys, dim].
+        right: Which keys are right; none of them excluded.
+        excluded: Which keys do not take part.
+
+    Returns:
+        Nats, at most 0; -inf for a query without a right key.
     """
+    out = torch.empty(len(queries), len(TEMPERATURES))
+    size = max(1, ELEMENTS // max(1, len(keys)))
+    for start in range(0, len(queries), size):
+        stop = start + size
+        scores = _scores(queries[start:stop], keys, excluded[start:stop])
+        own = right[start:stop]
+        found = scores.gather(1, own.clamp(min=0)).masked_fill(own < 0, -torch.inf)
+        top, best = scores.amax(dim=1, keepdim=True), found.amax(dim=1, keepdim=True)
+        scores -= top
+        scratch = torch.empty_like(scores)
+        for column, temperature in enumerate(TEMPERATURES):
+            torch.mul(scores, 1 / temperature, out=scratch)
+            every = scratch.exp_().sum(dim=1)
+            mine = ((found - best.clamp(min=-2.0)) / temperature).exp().sum(dim=1)
+            out[start:stop, column] = mine.log() - every.log() + ((best - top) / temperature)[:, 0]
+    return out
 
-    rows: Rows
-    queries: int
-    k: int = 10
-    name: str = "overlap with the frozen top 10"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_frozen", self._neighbours(self.rows))
+@torch.no_grad()
+def ranks(queries: Queries, keys: Keys, right: Places, excluded: Places) -> dict[str, PerQuery]:
+    """Recall@1, MAP@R and the reciprocal rank of the first right key, ties against the right ones.
 
-    def score(self, transform: Transform) -> float:
-        """Mean share from 0 to 1."""
-        frozen: Tensor = self._frozen  # type: ignore[attr-defined]
-        now = self._neighbours(in_blocks(transform, self.rows))
-        return float((now[:, :, None] == frozen[:, None, :]).any(2).float().mean())
+    Args:
+        queries: Unit rows [queries, dim].
+        keys: Unit rows [keys, dim].
+        right: Which keys are right.
+        excluded: Which keys do not take part.
 
-    def _neighbours(self, rows: Tensor) -> Tensor:
-        ids = torch.arange(len(rows))
-        k = min(self.k, len(rows) - 1)
-        return nearest(rows[: self.queries], rows, k, query_ids=ids[: self.queries], key_ids=ids)[1]
+    Returns:
+        "R@1", "MAP@R" and "MRR" of each query, from 0 to 1.
+
+    Source:
+        Musgrave et al. 2020, arXiv:2003.08505 (MAP@R).
+    """
+    found: dict[str, list[Tensor]] = {"R@1": [], "MAP@R": [], "MRR": []}
+    size = max(1, ELEMENTS // max(1, len(keys)))
+    for start in range(0, len(queries), size):
+        own = right[start : start + size]
+        scores = _scores(queries[start : start + size], keys, excluded[start : start + size])
+        mine = scores.gather(1, own.clamp(min=0)).masked_fill(own < 0, -torch.inf)
+        mine = mine.sort(dim=1, descending=True).values
+        padded = torch.cat([scores, torch.full((len(scores), 1), -torch.inf)], dim=1)
+        wrong = padded.scatter(1, own.where(own >= 0, len(keys)), -torch.inf)[:, :-1]
+        first = (wrong >= mine[:, :1] - TIE).sum(dim=1)
+        depth = min(own.shape[1], wrong.shape[1])
+        others = -wrong.topk(depth, dim=1).values  # ascending, for searchsorted
+        before = torch.searchsorted(others.contiguous(), -(mine - TIE).contiguous(), right=True)
+        place = torch.arange(1, own.shape[1] + 1)
+        rank, count = before + place, (own >= 0).sum(dim=1, keepdim=True)
+        hits = (rank <= count) & (place <= count)
+        found["MAP@R"].append((hits * place / rank).sum(dim=1) / count[:, 0])
+        found["R@1"].append((first == 0).float())
+        found["MRR"].append(1 / (first + 1))
+    return {name: torch.cat(parts).float() for name, parts in found.items()}
+
+
+def _scores(queries: Tensor, keys: Tensor, excluded: Tensor) -> Tensor:
+    scores = queries @ keys.T
+    rows = torch.arange(len(queries))[:, None].expand_as(excluded)[excluded >= 0]
+    scores[rows, excluded[excluded >= 0]] = -torch.inf
+    return scores
+
+
+class Asked(NamedTuple):
+    """Queries that are asked, with what is right for them and what they must not find."""
+
+    numbers: Numbers
+    right: Tensor
+    excluded: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class LabelGuard:
-    """Recall@1 of held-out rows; precision at 10, at a thousandth of the weight, settles ties.
+class LabelQuestion:
+    """Does a row find rows of its own class?
 
     Args:
-        rows: Frozen unit rows; the first `queries` are held out of training.
-        labels: Class of each row.
-        queries: How many.
+        rows: Frozen unit rows of all items that are keys [keys, width].
+        labels: Class of each key, -1 where it is not known: those can only be wrong, and are no keys.
     """
 
     rows: Rows
     labels: Labels
-    queries: int
-    name: str = "Recall@1"
+    name: str = "log p(own class)"
 
-    def score(self, transform: Transform) -> float:
-        """From 0 to 1.001."""
-        rows = in_blocks(transform, self.rows)
-        ids = torch.arange(len(rows))
-        k = min(10, len(rows) - 1)
-        found = nearest(rows[: self.queries], rows, k, query_ids=ids[: self.queries], key_ids=ids)[1]
-        right = (self.labels[found] == self.labels[: self.queries, None]).double()
-        return float(right[:, 0].mean() + right.mean() / 1000)
+    def prepare(self, numbers: Numbers, copies: "list[Tensor]") -> Asked:
+        """What is right for some rows, and who are their copies.
+
+        Args:
+            numbers: Of the rows that are asked.
+            copies: Of each, the numbers of its copies, itself among them.
+
+        Returns:
+            The rows that have an answer.
+        """
+        order = self.labels.argsort(stable=True)
+        sorted_labels = self.labels[order]
+        first = torch.searchsorted(sorted_labels, self.labels[numbers])
+        last = torch.searchsorted(sorted_labels, self.labels[numbers], right=True)
+        rights = []
+        for start, stop, own in zip(first.tolist(), last.tolist(), copies, strict=True):
+            members = order[start:stop]
+            rights.append(members[~torch.isin(members, own)])
+        kept = [place for place, right in enumerate(rights) if len(right)]
+        return Asked(numbers[kept], _padded([rights[i] for i in kept]), _padded([copies[i] for i in kept]))
+
+    def ask(self, transform: Transform, asked: Asked) -> Tensor:
+        keys = in_blocks(transform, self.rows)
+        return log_probability(keys[asked.numbers], keys, asked.right, asked.excluded)
+
+    def ranks(self, transform: Transform, asked: Asked) -> dict[str, PerQuery]:
+        keys = in_blocks(transform, self.rows)
+        found = ranks(keys[asked.numbers], keys, asked.right, asked.excluded)
+        return {name: found[name] for name in ("R@1", "MAP@R")}
 
 
 @dataclass(frozen=True, eq=False)
-class PairGuard:
-    """Mean reciprocal rank, to rank 10, of the first right document of held-out queries.
+class PairQuestion:
+    """Does a query find its documents?
 
     Args:
-        queries: Frozen unit rows of held-out queries.
-        query_ids: Which query each is.
-        documents: Frozen unit rows of documents.
-        document_ids: Which document each is.
-        relevance: Which belong together.
+        queries: Frozen unit rows of queries.
+        documents: Frozen unit rows of documents: the keys.
+        relevance: Which belong together, by number.
         moves_documents: Whether documents are transformed too.
     """
 
     queries: Queries
-    query_ids: QueryIds
     documents: Keys
-    document_ids: KeyIds
     relevance: Relevance
     moves_documents: bool
-    name: str = "MRR@10"
+    name: str = "log p(right document)"
 
-    def score(self, transform: Transform) -> float:
-        """From 0 to 1."""
+    def prepare(self, numbers: Numbers) -> Asked:
+        """What is right for some queries; each must have a document."""
+        rights = [self.relevance.documents_of(int(number)) for number in numbers]
+        return Asked(numbers, _padded(rights), torch.full((len(numbers), 0), -1))
+
+    def ask(self, transform: Transform, asked: Asked) -> Tensor:
+        return log_probability(*self._rows(transform, asked), asked.right, asked.excluded)
+
+    def ranks(self, transform: Transform, asked: Asked) -> dict[str, PerQuery]:
+        found = ranks(*self._rows(transform, asked), asked.right, asked.excluded)
+        return {name: found[name] for name in ("MRR", "R@1")}
+
+    def _rows(self, transform: Transform, asked: Asked) -> tuple[Tensor, Tensor]:
         documents = in_blocks(transform, self.documents) if self.moves_documents else self.documents
-        k = min(10, len(documents))
-        found = nearest(in_blocks(transform, self.queries), documents, k)[1]
-        relevant = self.relevance.pairs(self.query_ids, self.document_ids).positive.gather(1, found)
-        rank = relevant.float().argmax(dim=1) + 1
-        return float((relevant.any(dim=1) / rank).mean())
+        return in_blocks(transform, self.queries[asked.numbers]), documents
 
 
-Guard = OverlapGuard | LabelGuard | PairGuard
-
-
-def hold_out(items: int, *, share: float, most: int, labels: Labels | None, seed: int) -> Tensor:
-    """Choose the rows that training does not see.
+@dataclass(frozen=True, eq=False)
+class DistillationQuestion:
+    """Does a query keep the scores that the target gives it?
 
     Args:
-        items: How many rows there are.
-        share: Of the rows, from 0 to below 1.
-        most: Rows at the most.
-        labels: With many classes (more than the square root of the rows), whole classes are held out, so
-            that the score is of classes never seen; with few, single rows.
-        seed: Of the choice.
+        queries: Frozen unit rows that are asked.
+        keys: Frozen unit rows.
+        target: Makes the rows whose scores are to be kept.
+        temperature: Of both softmaxes.
+    """
+
+    queries: Queries
+    keys: Keys
+    target: Transform
+    temperature: float
+    name: str = "scores of the target kept (-KL)"
+
+    def ask(self, transform: Transform, asked: Asked) -> Tensor:
+        keys, wanted = in_blocks(transform, self.keys), self._wanted
+        queries, size, out = in_blocks(transform, self.queries[asked.numbers]), self._size, []
+        for start in range(0, len(queries), size):
+            part = slice(start, start + size)
+            scores = _scores(queries[part], keys, asked.excluded[part]) / self.temperature
+            theirs = _scores(wanted[0][asked.numbers[part]], wanted[1], asked.excluded[part])
+            there = (theirs / self.temperature).log_softmax(dim=1)
+            gap = (there - scores.log_softmax(dim=1)).masked_fill(theirs == -torch.inf, 0)
+            out.append(-(there.exp() * gap).sum(dim=1))
+        return torch.cat(out)[:, None] if out else torch.empty(0, 1)
+
+    def ranks(self, transform: Transform, asked: Asked) -> dict[str, PerQuery]:
+        """The share of the ten keys that the frozen rows score highest which is still among the ten."""
+        keys, queries = in_blocks(transform, self.keys), in_blocks(transform, self.queries[asked.numbers])
+        kept, k = [], min(10, len(self.keys) - 1)
+        for start in range(0, len(queries), self._size):
+            part = slice(start, start + self._size)
+            now = _scores(queries[part], keys, asked.excluded[part]).topk(k, dim=1).indices
+            rows = self.queries[asked.numbers[part]]
+            then = _scores(rows, self.keys, asked.excluded[part]).topk(k, dim=1).indices
+            kept.append((now[:, :, None] == then[:, None, :]).any(dim=2).float().mean(dim=1))
+        return {"overlap@10": torch.cat(kept)}
+
+    @property
+    def _size(self) -> int:
+        return max(1, ELEMENTS // max(1, len(self.keys)))
+
+    @property
+    def _wanted(self) -> tuple[Tensor, Tensor]:
+        if "_rows" not in self.__dict__:
+            rows = in_blocks(self.target, self.queries), in_blocks(self.target, self.keys)
+            object.__setattr__(self, "_rows", rows)
+        found: tuple[Tensor, Tensor] = self.__dict__["_rows"]
+        return found
+
+
+Question = LabelQuestion | PairQuestion | DistillationQuestion
+"""`ask` gives log-likelihoods [queries, temperatures], `ranks` what is reported beside them."""
+
+
+@torch.no_grad()
+def copies_of(rows: FrozenRows, numbers: Numbers, *, near_equal: float = NEAR_EQUAL) -> list[Tensor]:
+    """The rows that are copies or near-copies of some rows, themselves among them.
+
+    Args:
+        rows: Frozen rows; read block by block.
+        numbers: Of the rows in question.
+        near_equal: Cosine from which two rows are copies.
 
     Returns:
-        Row numbers, in random order; none where there are fewer than 40 rows.
+        Row numbers, ascending, for each.
     """
-    wanted = min(round(share * items), most)
-    draw = np.random.default_rng([seed, 1])
-    if items < 40 or wanted < 2:
-        return torch.empty(0, dtype=torch.int64)
-    if labels is not None and classes_are_fine(labels):
-        classes, counts = torch.unique(labels[labels >= 0], return_counts=True)
-        order = torch.from_numpy(draw.permutation(len(classes)))
-        taken = order[: max(2, int((counts[order].cumsum(0) <= wanted).sum()))]
-        rows = torch.isin(labels, classes[taken]).nonzero()[:, 0]
-        return rows[torch.from_numpy(draw.permutation(len(rows)))]
-    return torch.from_numpy(draw.permutation(items)[:wanted])
+    queries, pairs = unit_rows(rows, numbers), []
+    for start in range(0, len(rows), BLOCK):
+        near = queries @ unit_rows(rows[start : start + BLOCK]).T >= near_equal
+        pairs.append(near.nonzero() + torch.tensor([0, start]))
+    places = torch.arange(len(numbers))
+    itself = torch.stack([places, numbers], dim=1)  # its product with itself may round low
+    found = torch.unique(torch.cat([*pairs, itself]), dim=0)
+    return list(torch.split(found[:, 1], torch.bincount(found[:, 0], minlength=len(numbers)).tolist()))
+
+
+def _padded(lists: "list[Tensor]") -> Tensor:
+    most = max((len(one) for one in lists), default=0)
+    out = np.full((len(lists), most), -1, dtype=np.int64)
+    for place, one in enumerate(lists):
+        out[place, : len(one)] = one.numpy()
+    return torch.from_numpy(out)

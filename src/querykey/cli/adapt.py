@@ -22,6 +22,13 @@ def adapt_features(
     side: Annotated[
         str | None, typer.Option(metavar="[both|query]", help="query: documents stay as they are.")
     ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="[known|new]", help="Which classes it will meet.")
+    ] = None,
+    pseudo: Annotated[
+        str,
+        typer.Option("--pseudo-queries", metavar="[on|off]", help="Without labels first sentences judge."),
+    ] = "on",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="See `querykey help settings`.")
     ] = None,
@@ -35,30 +42,40 @@ def adapt_features(
 ) -> None:
     """Fit an adapter to FEATURES.
 
-    Compress them, or learn from labels or from pairs. What is written to OUT is never worse on a
-    held-out part than what it started from.
+    Compress them, or learn from labels or from pairs. Closed forms are tried first, then training;
+    held-out queries choose what is written to OUT, and others say what it is worth.
     """
     from querykey.config import read_run
+    from querykey.errors import ConfigError
 
+    if pseudo not in ("on", "off"):
+        raise ConfigError(f"--pseudo-queries is on or off, got {pseudo!r}")
     run = read_run(
-        run_file, settings or [], dim=dim, labels=labels, pairs=pairs or None, side=side, seed=seed
-    )
+        run_file, settings or [], dim=dim, labels=labels, pairs=pairs or None, side=side, classes=classes,
+        seed=seed,
+    )  # fmt: skip
     prepare(device, threads, run.seed, shares_out=True)
+    from querykey.adapter.tasks import Judge
+    from querykey.adapter.verdict import summary
     from querykey.build import adapt
     from querykey.cli.show import line, note, progress
+    from querykey.data.features import Features
     from querykey.run_data import DataAt
+    from querykey.run_pseudo_queries import pseudo_queries
 
     at = DataAt(features, column, run.labels, pair_column, split)
+
+    def judge(features: Features) -> Judge | None:
+        found, said = pseudo_queries(features, device=device)
+        note(said)
+        return found
+
     with progress("adapting") as tick:
-        made = adapt(at, run, out, progress=tick, notify=note, begin=line)
+        made = adapt(
+            at, run, out, progress=tick, notify=note, begin=line, judge=judge if pseudo == "on" else None
+        )
     report, fc = made.adapter.report_, made.adapter.fc_
     line(f"{out}: {fc.width} -> {fc.dim}, {report['steps_taken']} steps, {report['seconds']:.1f} s")
-    change = f"{report['start']:.3f} -> {report['best']:.3f}"
-    if report["helped"]:
-        line(f"  {report['guard']}, on rows held out: {change} at step {report['best_step']}")
-    else:
-        line(
-            f"  training did not help: {report['guard']} stays at {report['start']:.3f}, so this is the start"
-        )
-    line(f"  stopped: {report['stopped']}")
+    for row in summary(report, made.adapter.candidates_):
+        line(f"  {row}")
     line(f"next: querykey evaluate {out} --on FEATURES-OR-SOURCE", whole=True)

@@ -2,7 +2,7 @@
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -66,8 +66,20 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from querykey import __version__
+
+        typer.echo(f"querykey {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _all() -> None: ...
+def _all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

@@ -9,12 +9,10 @@ from torch.nn import functional as F
 from querykey.errors import RangeError
 from querykey.types import FrozenRows, Rows
 
-__all__ = ["FCKind", "FCLayer", "Start", "principal_axes"]
+__all__ = ["FCKind", "FCLayer", "Start", "orthogonal"]
 
 FCKind = Literal["linear", "residual", "two_layer"]
 Start = Literal["pca", "pca_centred", "identity", "orthogonal"]
-
-BLOCK = 8192
 
 
 class FCLayer(nn.Module):
@@ -26,7 +24,7 @@ class FCLayer(nn.Module):
               z = \text{norm}(x + W x + b) \quad\text{(residual)}, \qquad
               z = \text{norm}(W x + b + W_2\,\text{gelu}(W_1 x + b_1)) \quad\text{(two layers)}
 
-    It is started with `start_`, never at random. A residual layer and the second layer of two
+    It is started with `set_affine_`, never at random. A residual layer and the second layer of two
     start at 0, so that training begins at the frozen rows or at the linear start.
 
     Args:
@@ -58,7 +56,7 @@ class FCLayer(nn.Module):
             self.hidden = nn.Linear(width, hidden)
             self.out = nn.Linear(hidden, dim, bias=False)
             with torch.no_grad():
-                self.hidden.weight.copy_(_orthogonal(hidden, width, seed=0))
+                self.hidden.weight.copy_(orthogonal(hidden, width, seed=0))
             nn.init.zeros_(self.hidden.bias)
             nn.init.zeros_(self.out.weight)
 
@@ -82,65 +80,20 @@ class FCLayer(nn.Module):
                 assert_never(never)
 
     @torch.no_grad()
-    def start_(self, start: Start, rows: FrozenRows, *, seed: int = 0) -> None:
-        """Set the linear part, in place, from the unit rows it will be trained on.
+    def set_affine_(self, weight: Tensor, bias: Tensor) -> None:
+        """Set the layer, in place, to rows of W x + b scaled to length 1; a second layer starts at 0.
 
         Args:
-            start: "pca": the axes along which the rows are largest, not centred, so that dot
-                products change least. "pca_centred": the axes of largest variance, with the mean taken
-                off. "identity": the first `dim` columns. "orthogonal": a random rotation, cut off.
-            rows: Training rows [rows, width], unit length; may be memory-mapped.
-            seed: Of "orthogonal".
+            weight: W [dim, width].
+            bias: b [dim].
         """
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
         if self.kind == "residual":
-            self.weight.zero_()
-            self.bias.zero_()
-            return
-        self.bias.zero_()
-        match start:
-            case "pca":
-                self.weight.copy_(principal_axes(rows, self.dim, centred=False)[0])
-            case "pca_centred":
-                axes, mean = principal_axes(rows, self.dim, centred=True)
-                self.weight.copy_(axes)
-                self.bias.copy_(-(axes @ mean))
-            case "identity":
-                self.weight.copy_(torch.eye(self.dim, self.width))
-            case "orthogonal":
-                self.weight.copy_(_orthogonal(self.dim, self.width, seed=seed))
-            case never:
-                assert_never(never)
+            self.weight.sub_(torch.eye(self.dim))
 
 
-@torch.no_grad()
-def principal_axes(rows: FrozenRows, dim: int, *, centred: bool) -> tuple[Tensor, Tensor]:
-    """The `dim` directions along which the rows are largest, in float64, the rows read block by block.
-
-    Args:
-        rows: [rows, width].
-        dim: Directions wanted, from 1 to width.
-        centred: Whether the mean is taken off first.
-
-    Returns:
-        (axes [dim, width], largest first, the largest entry of each positive; mean [width]).
-    """
-    width = rows.shape[1]
-    mean = torch.zeros(width, dtype=torch.float64)
-    second = torch.zeros(width, width, dtype=torch.float64)
-    for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK].double()
-        mean += block.sum(dim=0)
-        second.addmm_(block.T, block)
-    mean /= len(rows)
-    second /= len(rows)
-    if centred:
-        second -= torch.outer(mean, mean)
-    axes = torch.linalg.eigh(second)[1].T.flip(0)[:dim]
-    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
-    return axes * largest.sign(), mean
-
-
-def _orthogonal(rows: int, columns: int, *, seed: int) -> Tensor:
+def orthogonal(rows: int, columns: int, *, seed: int) -> Tensor:
     """A matrix whose rows (or, where there are more of them, columns) are orthonormal."""
     noise = torch.randn(
         max(rows, columns),

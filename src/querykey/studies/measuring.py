@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from querykey.adapter.estimator import Adapter
-from querykey.adapter.settings import DEFAULTS, AdapterSettings, situation_of
+from querykey.adapter.settings import RECIPES, AdapterSettings
 from querykey.data.features import Features, read_features
 from querykey.data.labels import common_labels
 from querykey.data.sources import read_source
@@ -98,7 +98,7 @@ def cells_of(task: StudyTask, stores: Stores, *, seeds: int, threads: int = 1) -
         meta = read_features(path).meta
         keys[name] = meta.get("key") or meta["sha256"]
     train = _loaded(tuple(sorted(stores.items()))).train_labels
-    defaults = DEFAULTS[situation_of(labels=train, has_pairs=False)]
+    recipes = [recipe._asdict() for recipe in RECIPES["unlabelled" if train is None else "labels"]]
     common = {"dim": task.dim, "metrics": task.metrics, "protocol": asdict(_protocol(task)), "features": keys}
     cells: dict[str, list[Cell]] = {}
     for method in task.methods:
@@ -107,7 +107,7 @@ def cells_of(task: StudyTask, stores: Stores, *, seeds: int, threads: int = 1) -
             settings = AdapterSettings(**{"dim": task.dim, **method.settings}).as_dict()
             settings.pop("seed")
             # what is left open is chosen by these, so they are part of what the cell is
-            identity |= {"settings": settings, "defaults": defaults._asdict(), "threads": threads}
+            identity |= {"settings": settings, "recipes": recipes, "threads": threads}
         else:
             identity["name"] = method.name
         work = Work(task=task, method=method, stores=stores, threads=threads)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from querykey.adapter.verdict import sentence
 from querykey.data.durable import or_damaged
 from querykey.errors import StoreError
 from querykey.records import Record, read
@@ -141,7 +142,7 @@ def _section(
     answers = [answer for one in found.values() for answer in judged(one)]
     own = None if answers else gathered_answer(seen)
     answers += [own] if own is not None else []
-    blocks: list[Block] = [Heading("Verdicts"), *answers, *_rule(answers), Prose(_guard(report))]
+    blocks: list[Block] = [Heading("Verdicts"), *answers, *_rule(answers), Prose(_verdict(report))]
     for name, one in found.items():
         blocks += evaluation_blocks(name, one)
     if not found:
@@ -162,7 +163,7 @@ def _section(
     sheets = {name: one._asdict() for name, one in pictured.items() if one is not None}
     return Section(
         sheet, folder.name, f"{about}, on {model}" if model else about,
-        [] if answers else [_guard(report)], blocks, sheets, answers,
+        [] if answers else [_verdict(report)], blocks, sheets, answers,
     )  # fmt: skip
 
 
@@ -181,31 +182,32 @@ def _task(settings: Mapping[str, Any]) -> str:
     return "unlabelled" if settings.get("labels") is None else "labels"
 
 
-def _guard(report: Mapping[str, Any]) -> str:
+def _verdict(report: Mapping[str, Any]) -> str:
+    """What the fit says of itself; runs of version 0.1 told two scores and whether training helped."""
+    if "verdict" in report:
+        return f"{sentence(report)}."
     if "guard" not in report:
         return "The folder holds no report of its training."
     start, best = number(report["start"]), number(report["best"])
-    if not report.get("helped"):
-        return (
-            f"Training did not help on the rows held out: {report['guard']} stays at {start}, so the adapter "
-            "is the start that it was given."
-        )
-    return (
-        f"On the rows held out of training, {report['guard']} went from {start} to {best}, at step "
-        f"{report['best_step']:,}; the adapter is the layer of that step."
-    )
+    helped = f"it helped at step {report['best_step']:,}" if report.get("helped") else "it did not help"
+    return f"Of rows held out of training, {report['guard']} went from {start} to {best}: {helped}."
 
 
 def _health(steps: Sequence[Record], report: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[Block]:
     if not steps:
         return []
-    guard = str(report.get("guard", "guard"))
-    wanted = [("Guard", guard, {"guard": "rows held out"}), *CURVES[:1]]
+    measure, key = str(report.get("measure", report.get("guard", ""))), "validation"
+    if any("guard" in step for step in steps):  # written by version 0.1
+        key = "guard"
+    wanted = [("Validation", measure, {key: "rows held out"}), *CURVES[:1]]
     stays = not any(step.get("age_max") for step in steps)
     health = [one for one in CURVES[1:] if not (stays and set(one[2]) & {"memory_fill", "age_max"})]
     drawn = curves(steps, wanted) + _candidates(steps) + curves(steps, health)
     stopped = report.get("stopped")
-    text = "Judge by the guard, not by the loss: more candidates make a higher loss of an equal layer."
+    text = (
+        "Judge by the validation score, not by the loss: more candidates make a higher loss of an equal "
+        "layer."
+    )
     if stopped:
         text += f" Training took {report['steps_taken']:,} steps and stopped: {stopped}."
     return [Heading("Health of the run"), Prose(text), Prose(_memory(resolved, stays=stays)), Charts(drawn)]

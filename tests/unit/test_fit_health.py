@@ -1,4 +1,4 @@
-"""The guard, the split and what ends a run."""
+"""Items that are one, what ends a run, and what is recorded of its health."""
 
 import numpy as np
 import pytest
@@ -7,61 +7,12 @@ from torch.nn import functional as F
 
 from querykey.adapter.diagnostics import collapse_reason
 from querykey.adapter.fit import fit_adapter
-from querykey.adapter.relevance import Relevance, same_items
+from querykey.adapter.relevance import same_items
 from querykey.adapter.settings import AdapterSettings
-from querykey.adapter.split import split_items
-from querykey.adapter.validation import OverlapGuard, PairGuard, hold_out
 
 
 def rows(n, width=8, seed=0):
     return F.normalize(torch.randn(n, width, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-def test_many_classes_are_held_out_whole_and_few_by_row():
-    fine, broad = torch.arange(400) // 4, torch.arange(400) % 4
-    held = hold_out(400, share=0.1, most=1000, labels=fine, seed=0)
-    assert not set(fine[held].tolist()) & set(fine[~torch.isin(torch.arange(400), held)].tolist())
-    held = hold_out(400, share=0.1, most=1000, labels=broad, seed=0)
-    assert len(held) == 40
-    assert set(broad[held].tolist()) == {0, 1, 2, 3}
-
-
-def test_a_few_rows_are_all_needed_for_training():
-    assert len(hold_out(39, share=0.1, most=1000, labels=None, seed=0)) == 0
-    split = split_items(rows(39), None, share=0.1, seed=0)
-    assert len(split.train) == 39
-    assert split.guard.score(lambda r: r) == 1.0
-
-
-def test_what_is_held_out_is_not_trained_on():
-    split = split_items(rows(200), torch.arange(200) % 3, share=0.2, seed=0)
-    assert len(split.train) == 160
-    held = rows(200)[~torch.isin(torch.arange(200), split.train)]
-    assert sorted(split.sample.sum(1).tolist()) == pytest.approx(sorted(held.sum(1).tolist()), abs=1e-6)
-
-
-@pytest.mark.parametrize("items", [30, 200])
-def test_the_guard_asks_labelled_rows_alone_among_labelled_rows(items):
-    """A row without a label that is the nearest would count as a mistake, whatever it is of."""
-    labels = torch.arange(items) % 4
-    x = F.normalize(F.one_hot(labels, 8) + 0.01 * rows(items), dim=1)
-    some = torch.where(torch.arange(items) % 8 < 4, labels, -1)
-    assert split_items(x, some, share=0.2, seed=0).guard.score(lambda r: r) > 1.0
-
-
-def test_overlap_counts_the_neighbours_that_stay():
-    guard = OverlapGuard(rows(60), 20, k=5)
-    assert guard.score(lambda r: r) == 1.0
-    assert guard.score(lambda r: r @ torch.diag(torch.tensor([1.0] * 7 + [0.0]))) < 1.0
-
-
-def test_the_rank_of_the_first_right_document():
-    documents = torch.eye(4)
-    guard = PairGuard(
-        torch.tensor([[1.0, 0.9, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]), torch.tensor([0, 1]), documents,
-        torch.arange(4), Relevance(torch.tensor([0, 1]), torch.tensor([1, 2])), moves_documents=True,
-    )  # fmt: skip
-    assert guard.score(lambda r: r) == pytest.approx((1 / 2 + 1) / 2)
 
 
 def test_equal_and_near_equal_rows_share_an_id():
@@ -83,7 +34,7 @@ def test_a_collapse_stops_the_run_with_its_reason_and_the_start_comes_back():
     with pytest.warns(UserWarning, match="the rows have collapsed: effective rank"):
         fitted = fit_adapter(x, settings, labels=labels)
     assert fitted.report["stopped"].startswith("the rows have collapsed")
-    assert fitted.report["best"] >= fitted.report["start"]
+    assert bool(torch.isfinite(fitted.fc(x)).all())
 
 
 def test_reasons_to_stop():
@@ -99,7 +50,8 @@ def test_reasons_to_stop():
 def test_health_is_in_every_record_and_false_negatives_where_labels_allow():
     labels = torch.arange(120) % 4
     seen = fit_adapter(rows(120), AdapterSettings(dim=4, steps=25, batch_size=32), labels=labels).history
-    wanted = {"step", "guard", "loss", "positive_score", "negative_score", "gradient_norm", "memory_fill",
+    wanted = {"step", "validation", "loss",  "positive_score", "negative_score", "gradient_norm",
+              "memory_fill",
               "age_mean", "age_max", "effective_rank", "false_negatives"}  # fmt: skip
     assert all(wanted <= set(record) for record in seen)
     assert all(record["memory_fill"] == 1.0 and record["false_negatives"] == 0.0 for record in seen)
@@ -110,7 +62,7 @@ def test_health_is_in_every_record_and_false_negatives_where_labels_allow():
     [
         ({"batch_size": 32, "memory": "in_batch"}, True, 31),
         ({"batch_size": 32, "sampled": 0, "negatives": 0}, True, 31),
-        ({"batch_size": 32, "sampled": 108, "negatives": 0}, True, 107),
+        ({"batch_size": 32, "sampled": 108, "negatives": 0}, True, 95),  # of five folds
         ({"batch_size": 32}, False, 107),
     ],
 )

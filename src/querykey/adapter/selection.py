@@ -1,0 +1,228 @@
+"""Which candidate is returned, and what may be said of it: numbers of held-out queries in, a verdict out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from numpy.typing import NDArray
+from torch import Tensor
+
+from querykey.types import PerQuery
+
+__all__ = ["FEW", "Choice", "Difference", "Scored", "Verdict", "at_best_temperature", "choose", "halves"]
+
+Verdict = Literal["better", "no evidence", "start kept", "not validated"]
+
+DRAWS = 2000
+FEW = 200
+"""Queries below which the same ones select and judge, and the bootstrap repeats the selection."""
+LIKELY = 0.8
+"""Share of the draws that must lie above the reference for a candidate to be returned."""
+POWER = 2.8
+"""Standard errors of a difference that is found in four of five tries at the 5% level."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A candidate that was asked.
+
+    Args:
+        name: Of the candidate.
+        values: The measure of each query, at the temperature that is best on the other half.
+        seconds: That fitting and asking took.
+    """
+
+    name: str
+    values: PerQuery
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference with its 95% interval.
+
+    Args:
+        mean: Of the queries.
+        low: 2.5th percentile.
+        high: 97.5th percentile.
+        queries: How many there were.
+        error: Standard error of the mean.
+        likely: Share of the draws above 0.
+    """
+
+    mean: float
+    low: float
+    high: float
+    queries: int
+    error: float
+    likely: float
+
+    @property
+    def needed(self) -> int | None:
+        """Queries with which a difference of this size would be found in four of five tries."""
+        if self.mean <= 0 or self.queries == 0:
+            return None
+        return int(np.ceil(self.queries * (POWER * self.error / self.mean) ** 2))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "queries": self.queries}
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What is returned, and why.
+
+    Args:
+        winner: Name of what is returned.
+        reference: Name of what it is compared with.
+        verdict: What may be said of the winner.
+        difference: Winner minus reference on the queries that judge; None where they are the same.
+        refused: Name of each better candidate that was not returned, with the reason.
+        selected_on: Queries that chose.
+    """
+
+    winner: str
+    reference: str
+    verdict: Verdict
+    difference: Difference | None
+    refused: dict[str, str] = field(default_factory=dict)
+    selected_on: int = 0
+
+
+def halves(queries: int, *, seed: int) -> tuple[Bool[Tensor, " queries"], Bool[Tensor, " queries"]]:
+    """Which queries choose, and which judge: two halves, or all of them twice where they are `FEW`.
+
+    Args:
+        queries: How many there are.
+        seed: Of the draw.
+
+    Returns:
+        (mask of those that choose, mask of those that judge).
+    """
+    if queries < FEW:
+        every = torch.ones(queries, dtype=torch.bool)
+        return every, every
+    order = torch.from_numpy(np.random.default_rng([seed, 7]).permutation(queries))
+    chooses = torch.zeros(queries, dtype=torch.bool)
+    chooses[order[: queries // 2]] = True
+    return chooses, ~chooses
+
+
+def at_best_temperature(scores: Tensor, *, seed: int) -> PerQuery:
+    """Each query's score at the temperature that is best for the other half of the queries.
+
+    Args:
+        scores: [queries, temperatures].
+        seed: Of the halves.
+
+    Returns:
+        [queries].
+    """
+    if scores.shape[1] == 1 or len(scores) < 2:
+        return scores.amax(dim=1).double()
+    order = torch.from_numpy(np.random.default_rng([seed, 7]).permutation(len(scores)))
+    first = torch.zeros(len(scores), dtype=torch.bool)
+    first[order[: len(scores) // 2]] = True
+    values = scores.double()
+    out = torch.empty(len(scores), dtype=torch.float64)
+    for half in (first, ~first):
+        out[half] = values[half][:, values[~half].mean(dim=0).argmax()]
+    return out
+
+
+def difference(values: Tensor, *, groups: Tensor | None = None, seed: int = 0) -> Difference:
+    """The mean of paired differences with its bootstrap interval, over queries or over groups of them.
+
+    Args:
+        values: Of each query.
+        groups: Number of the group of each query, drawn together; None: each query alone.
+        seed: Of the draws.
+
+    Returns:
+        The `Difference`.
+    """
+    means = _draws(values[:, None], groups, seed)[:, 0]
+    mean = float(values.mean())
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Difference(
+        mean, float(low), float(high), len(values), float(means.std()), float((means > 0).mean())
+    )
+
+
+def choose(
+    candidates: Sequence[Scored],
+    reference: str,
+    *,
+    chooses: Tensor,
+    judges: Tensor,
+    refuse: "dict[str, str] | None" = None,
+    seed: int = 0,
+) -> Choice:
+    """Return the best candidate where it is likely above the reference, and the reference otherwise.
+
+    Args:
+        candidates: The reference among them, all asked the same queries.
+        reference: Its name.
+        chooses: Mask of the queries that choose.
+        judges: Mask of those that judge; the same ones where there are few.
+        refuse: Candidates that may not be returned, with the reason.
+        seed: Of the draws.
+
+    Returns:
+        The `Choice`.
+    """
+    refuse, start = dict(refuse or {}), next(one for one in candidates if one.name == reference)
+    ranked = sorted(candidates, key=lambda one: float(one.values[chooses].mean()), reverse=True)
+    above = [one for one in ranked if one.values[chooses].mean() > start.values[chooses].mean()]
+    refused = {one.name: refuse[one.name] for one in above if one.name in refuse}
+    best = next((one for one in above if one.name not in refuse), start)
+    selected = int(chooses.sum())
+    if best is not start:
+        likely = difference((best.values - start.values)[chooses], seed=seed).likely
+        if likely < LIKELY:
+            best = start
+    if best is start:
+        return Choice(reference, reference, "start kept", None, refused, selected)
+    found = difference((best.values - start.values)[judges], seed=seed)
+    if torch.equal(chooses, judges):
+        others = [one for one in candidates if one is not start and one.name not in refuse]
+        found = _selected(best, others, start, judges, seed)
+    verdict: Verdict = "better" if found.low > 0 else "no evidence"
+    return Choice(best.name, reference, verdict, found, refused, selected)
+
+
+def _selected(best: Scored, others: Sequence[Scored], start: Scored, judges: Tensor, seed: int) -> Difference:
+    """The winner's difference with an interval that knows that it was the best of several.
+
+    The largest of the centred differences of all candidates is drawn: that is how far the best of as many
+    candidates that are worth nothing would lie above 0.
+    """
+    apart = torch.stack([(one.values - start.values)[judges] for one in others], dim=1)
+    largest = (_draws(apart, None, seed) - apart.mean(dim=0).numpy()).max(axis=1)
+    alone = difference((best.values - start.values)[judges], seed=seed)
+    low, high = np.percentile(largest, [2.5, 97.5])
+    return Difference(
+        alone.mean, alone.mean - float(high), alone.mean - min(0.0, float(low)), alone.queries,
+        alone.error, alone.likely,
+    )  # fmt: skip
+
+
+def _draws(values: Tensor, groups: Tensor | None, seed: int) -> NDArray[np.float64]:
+    """Means of `DRAWS` resamplings [draws, columns] of values [queries, columns]."""
+    sums, counts = values.double().numpy(), np.ones(len(values))
+    if groups is not None:
+        members = np.unique(groups.numpy(), return_inverse=True)[1]
+        counts = np.bincount(members).astype(np.float64)
+        sums = np.stack([np.bincount(members, weights=column) for column in sums.T], axis=1)
+    draw = np.random.default_rng([seed, 8])
+    out, at_once = [], max(1, 2**21 // max(1, len(sums)))
+    for start in range(0, DRAWS, at_once):
+        times = draw.multinomial(
+            len(sums), np.full(len(sums), 1 / len(sums)), size=min(at_once, DRAWS - start)
+        ).astype(np.float64)
+        out.append((times @ sums) / np.maximum(times @ counts, 1)[:, None])
+    return np.concatenate(out)

@@ -1,0 +1,453 @@
+"""What a fit learns from: rows with classes, (query, document) pairs, or rows alone.
+
+Each task says what is held out, what is asked of a candidate, which closed forms there are, and how a layer
+is trained on a part of the data.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from querykey.adapter.closed_forms import (
+    Affine,
+    discriminant,
+    identity,
+    low_rank,
+    pca,
+    procrustes,
+    ridge,
+    soft_whitening,
+)
+from querykey.adapter.moments import (
+    ClassMoments,
+    Moments,
+    PairMoments,
+    class_moments,
+    moments,
+    pair_moments,
+)
+from querykey.adapter.relevance import Relevance, unit_rows
+from querykey.adapter.sampling import Course, course_of_items, course_of_pairs
+from querykey.adapter.settings import AdapterSettings, Target, Task
+from querykey.adapter.split import (
+    Fold,
+    TrainingPairs,
+    class_folds,
+    known_folds,
+    query_folds,
+    row_fold,
+)
+from querykey.adapter.validation import (
+    MOST_KEYS,
+    Asked,
+    DistillationQuestion,
+    LabelQuestion,
+    PairQuestion,
+    Question,
+    Transform,
+    copies_of,
+)
+from querykey.encoders.heads import orthogonal
+from querykey.processes import Processes
+from querykey.types import FrozenRows, Labels, Numbers
+
+__all__ = ["Form", "Held", "Judge", "LabelTask", "PairTask", "RowTask", "Statistics", "TaskData"]
+
+POWERS = (0.125, 0.25, 0.5, 0.75, 1.0)
+DEFAULT_POWER = 0.25
+SHRINKAGES = (0.02, 0.05, 0.1, 0.3, 0.5)
+FILL = 0.3
+"""Weight of the axes that fill up dimensions beyond the discriminants."""
+STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+RANKS, LOW_RANK_STRENGTHS = (4, 16, 64), (1.0, 10.0, 100.0)
+ASKED_ROWS = 500
+"""Rows without labels that are asked: they stop training and judge nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Moments of what a closed form is fitted on.
+
+    Args:
+        rows: All of them.
+        classes: Of those with a class.
+        pairs: Of (query, document) pairs.
+        growth: All pairs over these: a ridge's strength grows with it, since its error is a sum.
+    """
+
+    rows: Moments
+    classes: ClassMoments | None = None
+    pairs: PairMoments | None = None
+    growth: float = 1.0
+
+
+Form = Callable[[Statistics], Affine]
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A fold with its queries made ready.
+
+    Args:
+        fold: What is held out.
+        asked: Its queries.
+    """
+
+    fold: Fold
+    asked: Asked
+
+
+def general_forms(dim: int, width: int) -> dict[str, Form]:
+    """The forms that need rows alone; frozen rows are one at full width."""
+    forms: dict[str, Form] = {"frozen": lambda _: identity(width)} if dim == width else {}
+    forms["pca"] = lambda of: pca(of.rows, dim, centred=True)
+    if dim < width:  # at full width it is a rotation of the frozen rows
+        forms["pca_uncentred"] = lambda of: pca(of.rows, dim, centred=False)
+    for power in POWERS:
+        forms[f"soft_whitening {power:g}"] = partial(_whitened, dim=dim, power=power)
+    return forms
+
+
+def start_form(start: str, dim: int, width: int, seed: int) -> dict[str, Form]:
+    """The one form that a user asked to start from."""
+    match start:
+        case "identity":
+            eye = torch.eye(dim, width, dtype=torch.float64)
+            return {"identity": lambda _: Affine(eye, eye.new_zeros(dim))}
+        case "orthogonal":
+            turn = orthogonal(dim, width, seed=seed).double()
+            return {"orthogonal": lambda _: Affine(turn, turn.new_zeros(dim))}
+        case _:
+            centred = start == "pca_centred"
+            name = "pca" if centred else "pca_uncentred"
+            return {name: lambda of: pca(of.rows, dim, centred=centred)}
+
+
+def _whitened(of: Statistics, dim: int, power: float) -> Affine:
+    return soft_whitening(of.rows, dim, power=power)
+
+
+class LabelTask:
+    """Rows of which some have a class.
+
+    Args:
+        vectors: Frozen rows [items, width].
+        labels: Class of each, -1 where it is not known.
+        settings: Resolved.
+    """
+
+    task: Task = "labels"
+
+    def __init__(self, vectors: FrozenRows, labels: Labels, settings: AdapterSettings) -> None:
+        self.vectors, self.labels, self.settings = vectors, labels, settings
+        self.classes = int(labels.max()) + 1
+        known = (labels >= 0).nonzero()[:, 0]
+        share, seed = settings.validation_fraction, settings.seed
+        new = [] if settings.classes == "known" else class_folds(vectors, labels, share=share, seed=seed)
+        if settings.classes == "new":
+            folds, new = new, []
+        elif len(known) > len(new) and len(new) == 1:  # one run of training serves both questions
+            folds = known_folds(vectors, labels, share=share, seed=seed, without=new[0].held)
+            folds = [Fold(torch.unique(torch.cat([one.held, new[0].held])), one.asked) for one in folds]
+        else:
+            folds = known_folds(vectors, labels, share=share, seed=seed)
+        every = torch.cat([known[:0], *(fold.asked for fold in [*folds, *new])])
+        self.keys = _some_keys(known, every, seed)
+        rows = unit_rows(vectors, self.keys)
+        self.question = LabelQuestion(rows, labels[self.keys])
+        self.folds, self.new = ([self._ready(fold) for fold in some] for some in (folds, new))
+        held = self.folds[0].fold.asked if self.folds else known
+        self.sample = unit_rows(vectors, held[:1000])
+        self._total: Statistics | None = None
+
+    def _ready(self, fold: Fold) -> Held:
+        places = torch.searchsorted(self.keys, fold.asked)
+        return Held(fold, self.question.prepare(places, copies_of(self.question.rows, places)))
+
+    def groups(self, held: list[Held]) -> Tensor:
+        """Class of each query that is asked."""
+        return torch.cat([self.question.labels[one.asked.numbers] for one in held])
+
+    def statistics(self, fold: Fold | None) -> Statistics:
+        if self._total is None:
+            self._total = Statistics(
+                moments(self.vectors), class_moments(self.vectors, self.labels, self.classes)
+            )
+        if fold is None:
+            return self._total
+        assert self._total.classes is not None
+        held = class_moments(self.vectors, self.labels, self.classes, fold.held)
+        return Statistics(self._total.rows - moments(self.vectors, fold.held), self._total.classes - held)
+
+    def forms(self) -> dict[str, Form]:
+        dim, width = self.settings.dim or 0, self.vectors.shape[1]
+        forms = general_forms(dim, width)
+        total = self.statistics(None).classes
+        if total is not None and total.degrees > 0:
+            for shrinkage in SHRINKAGES:
+                forms[f"discriminant {shrinkage:g}"] = partial(_discriminated, dim=dim, shrinkage=shrinkage)
+        return forms
+
+    def filled(self, name: str) -> dict[str, Form]:
+        """The same discriminants with the dimensions beyond them filled; none where there are none."""
+        dim = self.settings.dim or 0
+        if not name.startswith("discriminant") or dim < len(torch.unique(self.labels[self.labels >= 0])):
+            return {}
+        shrinkage = float(name.split()[1])
+        return {f"{name} + pca": partial(_discriminated, dim=dim, shrinkage=shrinkage, fill=FILL)}
+
+    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: Processes) -> Course:
+        return course_of_items(fc, settings, self.vectors, self._kept(fold), self.labels, processes=to)
+
+    def trained_on(self, fold: Fold | None) -> int:
+        return len(self._kept(fold))
+
+    def _kept(self, fold: Fold | None) -> Numbers:
+        """The rows with a class: the others could only be negatives, of their own class too."""
+        train = _rest(len(self.vectors), fold)
+        return train[self.labels[train] >= 0]
+
+
+def _discriminated(of: Statistics, dim: int, shrinkage: float, fill: float = 0.0) -> Affine:
+    assert of.classes is not None
+    return discriminant(of.classes, of.rows, dim, shrinkage=shrinkage, fill=fill)
+
+
+class PairTask:
+    """Queries and their documents.
+
+    Args:
+        documents: Frozen rows of documents [documents, width], each once.
+        pairs: What belongs together; every query has a document.
+        settings: Resolved.
+    """
+
+    def __init__(self, documents: FrozenRows, pairs: TrainingPairs, settings: AdapterSettings) -> None:
+        self.documents, self.pairs, self.settings = documents, pairs, settings
+        self.task: Task = "query side" if settings.side == "query" else "pairs"
+        answered = torch.unique(pairs.query_ids)
+        self.relevance = Relevance(pairs.query_ids, pairs.document_ids, queries=len(pairs.queries))
+        folds = query_folds(
+            len(pairs.queries), answered, share=settings.validation_fraction, seed=settings.seed
+        )
+        asked = torch.cat([answered[:0], *(fold.asked for fold in folds)])
+        self.question = _pair_question(
+            pairs.queries, documents, self.relevance, asked, settings.seed, moves=settings.side == "both"
+        )
+        self.folds = [Held(fold, self.question.prepare(fold.asked)) for fold in folds]
+        self.new: list[Held] = []
+        self.sample = unit_rows(pairs.queries, (asked if len(asked) else answered)[:1000])
+        self._documents: Moments | None = None
+
+    def statistics(self, fold: Fold | None) -> Statistics:
+        kept = self._kept(fold)
+        query_of, document_of = self.pairs.query_ids[kept], self.pairs.document_ids[kept]
+        queries = moments(self.pairs.queries, torch.unique(query_of))
+        if self._documents is None:
+            self._documents = moments(self.documents)
+        both = pair_moments(self.pairs.queries, self.documents, query_of, document_of)
+        # a query with its documents is a class
+        counts = torch.bincount(query_of, minlength=len(self.pairs.queries)).double()
+        there = counts > 0
+        sums = torch.zeros(len(counts), self.documents.shape[1], dtype=torch.float64)
+        for pairs in torch.split(torch.arange(len(query_of)), 8192):
+            sums.index_add_(0, query_of[pairs], unit_rows(self.documents, document_of[pairs]).double())
+        sums[there] += unit_rows(self.pairs.queries, there.nonzero()[:, 0]).double()
+        classes = ClassMoments(queries + both.documents, counts + there, sums)
+        growth = len(self.pairs.query_ids) / max(1, len(kept))
+        return Statistics(self._documents + queries, classes, both, growth)
+
+    def forms(self) -> dict[str, Form]:
+        dim, width = self.settings.dim or 0, self.documents.shape[1]
+        if self.task == "query side":
+            forms: dict[str, Form] = {"frozen": lambda _: identity(width), "procrustes": _turned}
+            forms |= {f"ridge {s:g}": partial(_ridged, strength=s) for s in STRENGTHS}
+            for rank, s in itertools.product(RANKS, LOW_RANK_STRENGTHS):
+                if rank < width:
+                    forms[f"low_rank {rank}, {s:g}"] = partial(_low_ranked, rank=rank, strength=s)
+            return forms
+        forms = general_forms(dim, width)
+        for shrinkage in SHRINKAGES:
+            forms[f"discriminant {shrinkage:g}"] = partial(_discriminated, dim=dim, shrinkage=shrinkage)
+        return forms
+
+    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: Processes) -> Course:
+        return course_of_pairs(fc, settings, self.documents, self._kept(fold), self.pairs, processes=to)
+
+    def trained_on(self, fold: Fold | None) -> int:
+        return len(self._kept(fold))
+
+    def _kept(self, fold: Fold | None) -> Numbers:
+        every = torch.arange(len(self.pairs.query_ids))
+        return every if fold is None else every[~torch.isin(self.pairs.query_ids, fold.held)]
+
+
+def _turned(of: Statistics) -> Affine:
+    assert of.pairs is not None
+    return procrustes(of.pairs)
+
+
+def _ridged(of: Statistics, strength: float) -> Affine:
+    assert of.pairs is not None
+    return ridge(of.pairs, strength=strength / of.growth)
+
+
+def _low_ranked(of: Statistics, rank: int, strength: float) -> Affine:
+    assert of.pairs is not None
+    return low_rank(of.pairs, strength=strength / of.growth, rank=rank)
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Queries that tell what a fit without labels is worth.
+
+    Args:
+        queries: Frozen rows of queries.
+        pairs: (query, row that answers it) by number [pairs, 2]; None where no answer is known.
+        are_real: Whether people asked them: then they enter the moments.
+    """
+
+    queries: FrozenRows
+    pairs: Tensor | None = None
+    are_real: bool = True
+
+
+class RowTask:
+    """Rows alone, or with queries that judge.
+
+    Args:
+        vectors: Frozen rows [items, width].
+        settings: Resolved.
+        judge: Queries, where there are any.
+    """
+
+    task: Task = "unlabelled"
+
+    def __init__(self, vectors: FrozenRows, settings: AdapterSettings, judge: Judge | None) -> None:
+        self.vectors, self.settings, self.judge = vectors, settings, judge
+        self.new: list[Held] = []
+        self.power: str = settings.target or "soft_whitened"
+        share, seed = settings.validation_fraction, settings.seed
+        nothing = torch.empty(0, dtype=torch.int64)
+        self._target: Affine | None = None
+        self._total: Moments | None = None
+        self.question: Question
+        self.folds: list[Held] = []
+        every = torch.arange(len(vectors))
+        self.sample = unit_rows(vectors, every[:1000])
+        if judge is not None and judge.pairs is not None:
+            relevance = Relevance(judge.pairs[:, 0], judge.pairs[:, 1], queries=len(judge.queries))
+            asked = torch.unique(judge.pairs[:, 0])
+            asked = asked[_draw(len(asked), 2 * ASKED_ROWS, seed)]
+            question = _pair_question(judge.queries, vectors, relevance, asked, seed, moves=True)
+            self.question = question
+            if len(asked) >= 2:
+                self.folds = [Held(Fold(nothing, asked), question.prepare(asked))]
+            return
+        folds = row_fold(vectors, share=share, seed=seed, most=ASKED_ROWS)
+        keys = _some_keys(every, torch.cat([nothing, *(fold.asked for fold in folds)]), seed)
+        rows, temperature = unit_rows(vectors, keys), _temperature(settings)
+        if judge is not None:
+            asked = torch.arange(len(judge.queries))[_draw(len(judge.queries), 2 * ASKED_ROWS, seed)]
+            queries, none = unit_rows(judge.queries), torch.full((len(asked), 0), -1)
+            self.question = DistillationQuestion(queries, rows, self.target(None), temperature)
+            self.folds = [Held(Fold(nothing, asked), Asked(asked, none, none))]
+            return
+        self.question = DistillationQuestion(
+            rows, rows, self.target(folds[0] if folds else None), temperature
+        )
+        for fold in folds:
+            places = torch.searchsorted(keys, fold.asked)
+            copies = copies_of(rows, places)
+            most = max(len(one) for one in copies)
+            excluded = torch.stack([torch.cat([one, one.new_full((most - len(one),), -1)]) for one in copies])
+            self.folds.append(Held(fold, Asked(places, places[:, None], excluded)))
+        if folds:
+            self.sample = unit_rows(vectors, folds[0].asked)
+
+    def target(self, fold: Fold | None) -> Affine:
+        """What makes the rows whose scores are kept, at full width."""
+        if self._target is None:
+            self._target = self.target_form(self.power)(self.statistics(fold))
+        return self._target
+
+    def aim(self, name: str) -> None:
+        """Keep the scores of another target: "frozen", or the name of a form of full width."""
+        self.power, self._target = name, None
+
+    def target_form(self, name: str) -> Form:
+        """The form of full width behind a target's name."""
+        width = self.vectors.shape[1]
+        names: dict[Target, str] = {
+            "frozen": "frozen", "centred": "pca", "soft_whitened": f"soft_whitening {DEFAULT_POWER:g}"
+        }  # fmt: skip
+        return general_forms(width, width)[names.get(name, name)]  # type: ignore[call-overload]
+
+    def statistics(self, fold: Fold | None) -> Statistics:
+        if self._total is None:
+            self._total = moments(self.vectors)
+        if fold is not None:
+            held = fold.held
+            return Statistics(self._total - moments(self.vectors, held) if len(held) else self._total)
+        if self.judge is not None and self.judge.are_real:
+            return Statistics(self._total + moments(self.judge.queries))
+        return Statistics(self._total)
+
+    def forms(self) -> dict[str, Form]:
+        return general_forms(self.settings.dim or 0, self.vectors.shape[1])
+
+    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: Processes) -> Course:
+        train, target = _rest(len(self.vectors), fold), self.target(fold)
+        keeps: Transform | None = None if self.power == "frozen" else target
+        return course_of_items(fc, settings, self.vectors, train, None, target=keeps, processes=to)
+
+    def trained_on(self, fold: Fold | None) -> int:
+        return len(self.vectors) - (0 if fold is None else len(fold.held))
+
+
+TaskData = LabelTask | PairTask | RowTask
+"""`folds` are held out and `new` are folds of whole classes; `forms` are the closed forms by name."""
+
+
+def _pair_question(
+    queries: Tensor, documents: Tensor, relevance: Relevance, asked: Tensor, seed: int, *, moves: bool
+) -> PairQuestion:
+    """All documents are keys, or all answers and a fixed draw of the others where they are very many."""
+    every = torch.arange(len(documents))
+    answers = torch.unique(torch.cat([every[:0], *(relevance.documents_of(int(one)) for one in asked)]))
+    keys = _some_keys(every, answers, seed)
+    if len(keys) < len(every):
+        first = torch.arange(len(queries)).repeat_interleave(relevance.first.diff())
+        there = torch.isin(relevance.documents, keys)
+        relevance = Relevance(
+            first[there], torch.searchsorted(keys, relevance.documents[there]), queries=len(queries)
+        )
+    return PairQuestion(unit_rows(queries), unit_rows(documents, keys), relevance, moves)
+
+
+def _some_keys(every: Numbers, needed: Tensor, seed: int) -> Tensor:
+    """All rows up to 200,000; beyond that the needed ones and a fixed draw of the others, ascending."""
+    if len(every) <= MOST_KEYS:
+        return every
+    drawn = every[_draw(len(every), MOST_KEYS, seed)]
+    both: Tensor = torch.unique(torch.cat([needed, drawn]))
+    return both
+
+
+def _draw(count: int, most: int, seed: int) -> Tensor:
+    drawn = np.random.default_rng([seed, 2]).permutation(count)[:most].astype(np.int64)
+    return torch.from_numpy(drawn).sort().values
+
+
+def _rest(items: int, fold: Fold | None) -> Numbers:
+    every = torch.arange(items)
+    return every if fold is None or not len(fold.held) else every[~torch.isin(every, fold.held)]
+
+
+def _temperature(settings: AdapterSettings) -> float:
+    return float(settings.loss_options.get("temperature", 0.05))

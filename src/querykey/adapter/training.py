@@ -1,0 +1,185 @@
+"""Training a candidate from a closed form, scored on held-out queries now and then."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from querykey.adapter.closed_forms import Affine
+from querykey.adapter.diagnostics import collapse_reason, health
+from querykey.adapter.sampling import Course
+from querykey.adapter.settings import AdapterSettings
+from querykey.encoders.heads import FCLayer, orthogonal
+from querykey.evaluation.geometry import effective_rank
+from querykey.optim import warm_up_cosine
+from querykey.processes import current_processes
+from querykey.types import FrozenRows, Rows
+
+__all__ = ["CHECKS", "LowRankChange", "Training", "layer_at"]
+
+CHECKS = 25
+"""How often a run is scored."""
+
+Record = Callable[[dict[str, Any]], None]
+
+
+class LowRankChange(nn.Module):
+    r"""A layer that is kept, and a change of low rank that is trained.
+
+    .. math:: z = \text{norm}(W x + b + U V x)
+
+    Args:
+        start: W and b.
+        rank: Of the change, from 1 to the width. U starts at 0 and V at random orthonormal rows.
+        seed: Of V.
+    """
+
+    def __init__(self, start: Affine, rank: int, *, seed: int) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.bias: Tensor
+        dim, width = start.weight.shape
+        self.register_buffer("weight", start.weight.float())
+        self.register_buffer("bias", start.bias.float())
+        self.up = nn.Parameter(torch.zeros(dim, rank))
+        self.down = nn.Parameter(orthogonal(min(rank, width), width, seed=seed))
+
+    def forward(self, rows: FrozenRows) -> Rows:
+        """Unit rows [rows, width] to unit rows [rows, dim]."""
+        kept = F.linear(rows, self.weight, self.bias)
+        return F.normalize(kept + F.linear(F.linear(rows, self.down), self.up), dim=1)
+
+    def affine(self) -> Affine:
+        """W + U V and b."""
+        return Affine((self.weight + self.up @ self.down).detach().double(), self.bias.double())
+
+
+def layer_at(start: Affine, settings: AdapterSettings) -> FCLayer:
+    """An FC layer that does what a closed form does.
+
+    Args:
+        start: The closed form.
+        settings: Resolved; its `fc` is the kind of the layer.
+
+    Returns:
+        The layer, the same bits on every process.
+    """
+    assert settings.fc is not None
+    fc = FCLayer(start.weight.shape[1], len(start.weight), kind=settings.fc)
+    fc.set_affine_(start.weight, start.bias)
+    current_processes().copy_first_(fc.state_dict().values())  # another machine's bits may differ
+    return fc
+
+
+@dataclass(eq=False)
+class Training:
+    """A run that can be stopped and taken further.
+
+    Args:
+        fc: What is trained, in place.
+        settings: Resolved.
+        steps: That are planned: the learning rate falls to 0 over them.
+        course: The steps.
+        ask: Scores the layer on held-out queries: [queries, temperatures]; None: nothing is held out.
+        chooses: Which of these queries may stop the run; the others judge it.
+        sample: Frozen unit rows for the record of health.
+        record: Called with each record as it is made.
+        history: A record for each time the run was scored.
+        scores: Step to the scores of all queries then.
+    """
+
+    fc: nn.Module
+    settings: AdapterSettings
+    steps: int
+    course: Course
+    ask: Callable[[nn.Module], Tensor] | None
+    chooses: Tensor | None
+    sample: FrozenRows
+    record: Record | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[int, Tensor] = field(default_factory=dict)
+    states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    taken: int = 0
+    stopped: str = ""
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            self._start_rank = effective_rank(self.fc(self.sample))
+        self._look()
+
+    def run(self, until: int, *, patience: int | None = None, keep: bool = True) -> "Training":
+        """Take steps until so many are taken, scoring the layer now and then.
+
+        Args:
+            until: Steps taken at the end, at most those planned.
+            patience: Evaluations without a better one before the run stops; None: it doesn't.
+            keep: Whether the best state is kept, to return to.
+
+        Returns:
+            Itself.
+        """
+        every = max(1, -(-self.steps // CHECKS))
+        while self.taken < min(until, self.steps) and not self.stopped:
+            for group in self.course.learner.optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate * warm_up_cosine(self.taken, steps=self.steps)
+            step = self.course.take(self.taken)
+            self.taken += 1
+            if self.taken % every and self.taken not in (self.steps, until):
+                continue
+            seen = health(step, self.course.memory, self.course.capacity, self.fc, self.sample)
+            score = self._look()
+            self.history.append({"step": self.taken, "validation": score, **seen})
+            if self.record is not None:
+                self.record(self.history[-1])
+            if (reason := collapse_reason(seen, self._start_rank)) is not None:
+                self.stopped = reason
+                warnings.warn(f"training stopped at step {self.taken}: {reason}", UserWarning, stacklevel=2)
+            elif patience is not None and self._since_best() >= patience:
+                self.stopped = f"no better validation score in {patience} evaluations"
+            if not keep:
+                self.states.clear()
+        return self
+
+    @property
+    def best_step(self) -> int:
+        """The step whose state scored highest on the queries that may choose."""
+        means = {step: self._mean(scores) for step, scores in self.scores.items()}
+        return max(means, key=lambda step: (means[step], -step)) if means else self.taken
+
+    @property
+    def best_score(self) -> float:
+        """Its score."""
+        return self._mean(self.scores[self.best_step])
+
+    def restore(self, step: int) -> None:
+        """Put the layer back to the state of a step that was scored."""
+        if step in self.states:
+            self.fc.load_state_dict(self.states[step])
+
+    def _look(self) -> float:
+        if self.ask is None:
+            return math.nan
+        with torch.no_grad():
+            scores = self.ask(self.fc)
+        current_processes().copy_first_([scores])
+        self.scores[self.taken] = scores
+        score = self._mean(scores)
+        if self.taken == self.best_step:
+            self.states = {self.taken: copy.deepcopy(self.fc.state_dict())}
+        return score
+
+    def _mean(self, scores: Tensor) -> float:
+        """At the temperature that is best for the queries that may choose."""
+        chosen = scores if self.chooses is None else scores[self.chooses]
+        mean = float(chosen.double().mean(dim=0).max()) if len(chosen) else math.nan
+        return -math.inf if math.isnan(mean) else mean
+
+    def _since_best(self) -> int:
+        return sum(step > self.best_step for step in self.scores)

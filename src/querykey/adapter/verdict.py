@@ -1,0 +1,64 @@
+"""What a fit found, in a few lines that a person reads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["sentence", "summary"]
+
+
+def summary(report: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The verdict, and the best of each kind of candidate with its interval.
+
+    Args:
+        report: Of a fit.
+        candidates: Of the same fit.
+
+    Returns:
+        Lines of at most 78 characters: the verdict; the reference, the best closed form and the best trained
+        candidate, where there are any.
+    """
+    lines = [sentence(report)]
+    reference = report.get("reference")
+    if reference is None:
+        return lines
+    kinds: dict[str, list[Mapping[str, Any]]] = {"start": [], "closed form": [], "trained": []}
+    for one in candidates:
+        trained = str(one["name"]).startswith("trained")
+        kinds["start" if one["name"] == reference else "trained" if trained else "closed form"].append(one)
+    for kind, some in kinds.items():
+        if not some:
+            continue
+        best = max(some, key=lambda one: float(one["score"]))
+        apart = best["difference"]
+        interval = "" if kind == "start" else f"  {_interval(apart)}"
+        lines.append(f"{kind:<12}{best['name']:<24}{best['score']:9.4f}{interval}")
+    return lines
+
+
+def sentence(report: Mapping[str, Any]) -> str:
+    """The verdict in a sentence.
+
+    Args:
+        report: Of a fit.
+
+    Returns:
+        One line.
+    """
+    name, reference, apart = report.get("candidate"), report.get("reference"), report.get("difference")
+    match report.get("verdict"):
+        case "better":
+            return f"better: {name} over {reference}, {report['measure']} {_interval(apart)}"
+        case "no evidence":
+            needed = report.get("queries_needed")
+            more = f"; {needed:,} queries would tell" if needed else ""
+            return f"no evidence: {name} over {reference}, {_interval(apart)}{more}"
+        case "start kept":
+            return f"start kept: nothing was likely better than {reference}, so {name} is returned"
+        case _:
+            return f"not validated: {name}; nothing here can tell what it is worth on new rows"
+
+
+def _interval(apart: Mapping[str, Any] | None) -> str:
+    if apart is None:
+        return ""
+    return f"{apart['mean']:+.4f} [{apart['low']:+.4f}, {apart['high']:+.4f}]"
