@@ -54,7 +54,7 @@ def our_steps(rows: Tensor, labels: Tensor, chosen: dict[str, Any]) -> Callable[
     settings = AdapterSettings(
         **{"sampled": 0, "positives": 0, "negatives": 0, "dim": DIM, "batch_size": BATCH, **chosen}
     )
-    settings = resolve(settings, situation="broad classes", items=ROWS, width=WIDTH)
+    settings = resolve(settings, task="labels", items=ROWS, width=WIDTH)
     fc = FCLayer(WIDTH, DIM)
     fc.start_("pca", rows)
     course, numbers = course_of_items(fc, settings, rows, torch.arange(ROWS), labels), itertools.count()

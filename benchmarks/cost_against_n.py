@@ -77,7 +77,7 @@ def serve(path: str, rows: int) -> None:
         began = time.perf_counter()
         fit_adapter(vectors, settings, labels=labels)
         seconds = time.perf_counter() - began
-        settings = resolve(settings, situation="broad classes", items=rows, width=WIDTH)
+        settings = resolve(settings, task="labels", items=rows, width=WIDTH)
         fc = FCLayer(WIDTH, 64)
         fc.start_("identity", vectors[:CAPACITY])
         course = course_of_items(fc, settings, vectors, torch.arange(rows), labels)

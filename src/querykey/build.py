@@ -133,7 +133,7 @@ def adapt(
     progress: Progress | None = None,
     notify: Notify | None = None,
     begin: Notify | None = None,
-    judge: Callable[[Features], Judge | None] | None = None,
+    judge: Callable[[Features], tuple[Judge | None, str]] | None = None,
 ) -> Run:
     """Fit an adapter to features and write a run folder: adapter, run.json and metrics.jsonl.
 
@@ -146,7 +146,7 @@ def adapt(
         progress: Called with (steps taken, steps in all, where the run says them) now and then.
         notify: Called with what is worth knowing, such as a setting that was lowered.
         begin: Called with what the fit takes of the memory, and with a line a candidate.
-        judge: Makes queries that tell what a fit without labels is worth, where it can; not asked otherwise.
+        judge: Makes queries that tell what a fit without labels is worth, and says what it did.
 
     Returns:
         The run.
@@ -165,7 +165,11 @@ def adapt(
         "at": at.as_dict(), "rows": len(features), "width": features.dim, "key": fingerprint,
         "model": features.meta.get("model", {"key": features.model_key}),
     }  # fmt: skip
-    asked = judge(features) if judge is not None and run.task == "unlabelled" else None
+    asked = None
+    if judge is not None and run.task == "unlabelled":
+        asked, said = judge(features)
+        if notify is not None and said:
+            notify(said)
     if not processes.is_first:  # the first tells and writes
         adapter = fit(run, features, judge=asked)
         processes.wait()

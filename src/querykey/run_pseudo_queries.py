@@ -48,11 +48,12 @@ def pseudo_queries(features: Features, *, device: str = "cpu") -> tuple[Judge | 
         device: Where the frozen model runs.
 
     Returns:
-        (queries and the row that answers each, or None; what was done, or why nothing could be).
+        (queries and the row that answers each, or None; what was done, or why nothing could be, "" where the
+            features are not of texts).
     """
     source, model = features.meta.get("source", {}), features.meta.get("model", {})
     if source.get("kind") != "text" or "name" not in source or not model.get("spec"):
-        return None, "no pseudo-queries: the features do not name the texts and the model they come from"
+        return None, ""
     try:
         texts = read_source(source["name"])
         if texts.fingerprint != source.get("fingerprint") or len(texts) != len(features):

@@ -38,10 +38,22 @@ def test_adapt_writes_a_run_that_loads(labelled_run, data):
 def test_adapt_says_what_it_did(querykey, data, tmp_path):
     said = querykey("adapt", data / "train.npz", "--out", tmp_path / "run", "--dim", 4, *FAST)
     assert said.code == 0
-    assert said.flat.startswith("memory: loss about 1 MiB (plain, ")
-    assert f"{tmp_path / 'run'}: 12 -> 4, 5 steps" in said.flat
-    assert "on rows held out: 0." in said.flat or "training did not help" in said.flat
-    assert said.err == ""
+    assert "memory: loss about 1 MiB (plain, " in said.err
+    assert "soft_whitening 0.25" in said.err
+    assert f"{tmp_path / 'run'}: 12 -> 4, 10 steps" in said.flat
+    assert "not validated: trained distillation; nothing here can tell what it is worth" in said.flat
+    assert "closed form soft_whitening" in " ".join(said.flat.split())
+    assert len(said.out.splitlines()) == 6
+
+
+def test_adapt_shows_start_closed_form_and_trained_with_their_intervals(querykey, data, tmp_path):
+    said = querykey(
+        "adapt", data / "train.npz", "--out", tmp_path / "run", "--labels", "y", "--dim", 4, *FAST
+    )
+    lines = [line.split() for line in said.out.splitlines()]
+    assert [line[0] for line in lines[2:5]] == ["start", "closed", "trained"]
+    assert lines[3][-2].startswith("[")
+    assert all(len(line) <= 80 for line in said.out.splitlines()[1:5])
 
 
 def test_the_same_seed_gives_the_same_run(querykey, data, tmp_path):

@@ -40,30 +40,27 @@ def on_path():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path):
+def test_ctrl_c_during_training_keeps_the_best_so_far_and_says_so(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "X.npy", rng.normal(size=(4000, 64)).astype(np.float32))
     running = subprocess.Popen(
-        [*COMMAND, "adapt", str(tmp_path / "X.npy"), "--out", str(tmp_path / "run"), "--set", "steps=1000000",
-         "--set", "n_iter_no_change=1000000"],
+        [*COMMAND, "adapt", str(tmp_path / "X.npy"), "--out", str(tmp_path / "run"), "--dim", "16",
+         "--set", "steps=1000000", "--set", "n_iter_no_change=1000000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run.partial").exists():
-        assert running.poll() is None, running.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    while "memory:" not in (line := running.stderr.readline()):
+        assert line or running.poll() is None
     time.sleep(0.5)
     running.send_signal(signal.SIGINT)
     try:
         out, err = running.communicate(timeout=60)
     finally:
         running.kill()
-    assert running.returncode == 130, err
-    assert err.splitlines()[-1] == "stopped by Ctrl-C"
+    assert running.returncode == 0, err
+    assert "stopped by Ctrl-C" in " ".join(out.split())
     assert "Traceback" not in err
-    assert [line for line in out.splitlines() if not line.startswith("memory: ")] == []
-    assert [path.name for path in tmp_path.iterdir()] == ["X.npy"]
+    assert (tmp_path / "run" / "adapter.safetensors").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["X.npy", "run"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -16,7 +16,7 @@ from querykey.run_data import DataAt
 from querykey.run_differences import differing, facts_of, kind_of, named
 from querykey.run_evaluation import evaluate_run
 
-FIT = {"labels": "y", "dim": 4, "steps": 5, "batch_size": 32, "patience": 9}
+FIT = {"labels": "y", "dim": 4, "steps": 5, "batch_size": 32, "n_iter_no_change": 9}
 
 
 def put_clusters(path, rows, seed, *, width=12):

@@ -10,11 +10,12 @@ import torch
 from pretraining_toys import DIGITS, TINY
 
 from querykey import pretrain
+from querykey.adapter import sampling
 from querykey.adapter.fit import fit_adapter
 from querykey.adapter.fit_memory import describe_fit_memory
 from querykey.adapter.settings import AdapterSettings, resolve
 from querykey.losses import streaming
-from querykey.training import calibration, course
+from querykey.training import calibration
 from querykey.training.dictionary_plan import describe_memory, look_up_size
 from querykey.training.objectives import objective
 from querykey.training.pretrain_settings import PretrainSettings
@@ -157,7 +158,7 @@ def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels,
 
         return replace(made, loss=loss)
 
-    monkeypatch.setattr(course, "objective", watched)
+    monkeypatch.setattr(sampling, "objective", watched)
     vectors = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
     classes = None if labels is None else torch.arange(200) % labels
     settings = AdapterSettings(dim=4, steps=3, batch_size=32, **given)
@@ -179,6 +180,6 @@ def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels,
 
 def test_a_form_that_was_asked_for_is_told_of_a_fit():
     settings = AdapterSettings(loss_options={"form": "streamed"}, dim=256)
-    resolved = resolve(settings, situation="fine classes", items=20_000, width=512)
+    resolved = resolve(settings, task="labels", items=20_000, width=512)
     words = describe_fit_memory(resolved, items=20_000, width=512)
     assert words == "memory: loss about 13 MiB (streamed, 128 x 2,176 scores), features 39 MiB"

@@ -75,7 +75,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         steps: Optimiser steps of a run; None: what the data allow, at most 2,000 for all runs of a fit.
             0: nothing is trained.
         batch_size: Items a step, clipped to the data.
-        learning_rate: AdamW's peak rate; cosine to 0.
+        learning_rate: AdamW's peak rate; cosine to 0. None: 1e-3, or 3e-4 for few rows.
         weight_decay: Towards the closed form that training begins at.
         validation_fraction: Share that is held out where rows are many; few ones are held out in five folds.
             0: nothing is held out.
@@ -125,7 +125,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         side: Literal["both", "query"] = "both",
         steps: int | None = None,
         batch_size: int = 128,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         weight_decay: float = 1e-2,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 8,

@@ -87,21 +87,22 @@ def course_of_items(
     if whole and target is not None:
         learner.target = _remembering(target, memory.read().vectors)
 
-    if settings.loss == "score_distillation":
+    if settings.loss == "score_distillation" and not settings.sampled:
         return Course(
             lambda i: distillation_step(learner, pool.batch(batches(i)), memory), memory, capacity, learner
         )
-    plan: dict[Mode, int] = (
-        {"similar": settings.neighbours}
-        if learner.objective.keeps_scores
-        else {"hard_negative": settings.negatives or 0, "hard_positive": settings.positives or 0}
-    )
+    plan: dict[Mode, int] = {
+        "hard_negative": settings.negatives or 0, "hard_positive": settings.positives or 0
+    }  # fmt: skip
+    if learner.objective.keeps_scores:
+        plan = {"similar": settings.neighbours} if settings.loss == "score_difference" else {}
     if settings.memory == "in_batch" and not learner.objective.keeps_scores:
         plan = {}
     top = _shared_out(_live(plan, learner.rule, score="dot" if stale else "cosine"), processes)
     if whole:
         top = _frozen(top, pool, memory)
-    sampled = 0 if settings.memory == "in_batch" or learner.objective.keeps_scores else settings.sampled or 0
+    draws = settings.memory == "cross_batch" and settings.loss != "score_difference"
+    sampled = settings.sampled or 0 if draws else 0
     take = projections_step if stale else adapter_step
     return Course(
         lambda i: take(
@@ -174,6 +175,7 @@ def _remembering(target: Callable[[Tensor], Tensor], held: Tensor) -> Callable[[
 
 def _learner(fc: nn.Module, settings: AdapterSettings, rule: PairRule, processes: Processes) -> Learner:
     assert settings.loss is not None
+    assert settings.learning_rate is not None
     trained = [parameter for parameter in fc.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     starts = [parameter.detach().clone() for parameter in trained]

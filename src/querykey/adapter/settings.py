@@ -9,7 +9,17 @@ from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, RangeError
 from querykey.training.objectives import LossName, objective
 
-__all__ = ["RECIPES", "AdapterSettings", "Candidates", "Recipe", "Target", "Task", "resolve"]
+__all__ = [
+    "DRAWN",
+    "LARGEST_WHOLE",
+    "RECIPES",
+    "AdapterSettings",
+    "Candidates",
+    "Recipe",
+    "Target",
+    "Task",
+    "resolve",
+]
 
 Task = Literal["unlabelled", "labels", "pairs", "query side"]
 Target = Literal["frozen", "centred", "soft_whitened"]
@@ -37,6 +47,9 @@ class Recipe(NamedTuple):
     positives: int = 0
     rank: int | None = None
 
+
+LARGEST_WHOLE, DRAWN = 16_384, 8_192
+"""Rows up to which a distillation looks up all of them; beyond, so many are drawn each step."""
 
 RECIPES: dict["Task", tuple[Recipe, ...]] = {
     "unlabelled": (Recipe("distillation", "score_distillation", 0.05),),
@@ -98,7 +111,8 @@ class AdapterSettings:
         steps: Optimiser steps of a run; None: what the data allow within 2,000 for all runs of a fit.
             0: nothing is trained.
         batch_size: Items a step, clipped to the data.
-        learning_rate: AdamW's peak rate; cosine to 0.
+        learning_rate: AdamW's peak rate; cosine to 0. None: 1e-3, or 3e-4 for data so few that they are held
+            out in folds.
         weight_decay: Towards the candidate that training begins at, decoupled as AdamW's.
         classes: Whether the adapter will meet the "known" classes or "new" ones; None: candidates are
             chosen by known ones, and none is returned that is worse on new ones.
@@ -127,7 +141,7 @@ class AdapterSettings:
     side: Literal["both", "query"] = "both"
     steps: int | None = None
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     weight_decay: float = 1e-2
     classes: Literal["known", "new"] | None = None
     target: Target | None = None

@@ -56,11 +56,22 @@ from querykey.encoders.heads import orthogonal
 from querykey.processes import Processes
 from querykey.types import FrozenRows, Labels, Numbers
 
-__all__ = ["Form", "Held", "Judge", "LabelTask", "PairTask", "RowTask", "Statistics", "TaskData"]
+__all__ = [
+    "Form",
+    "Held",
+    "Judge",
+    "LabelTask",
+    "PairTask",
+    "RowTask",
+    "Statistics",
+    "TaskData",
+    "named",
+    "start_form",
+]
 
 POWERS = (0.125, 0.25, 0.5, 0.75, 1.0)
 DEFAULT_POWER = 0.25
-SHRINKAGES = (0.02, 0.05, 0.1, 0.3, 0.5)
+SHRINKAGES = (0.02, 0.1, 0.3, 0.5, 0.7)
 FILL = 0.3
 """Weight of the axes that fill up dimensions beyond the discriminants."""
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -111,6 +122,13 @@ def general_forms(dim: int, width: int) -> dict[str, Form]:
     for power in POWERS:
         forms[f"soft_whitening {power:g}"] = partial(_whitened, dim=dim, power=power)
     return forms
+
+
+def named(forms: dict[str, Form], wanted: object) -> dict[str, Form]:
+    """The forms that were asked for, by name or by family; all of them otherwise."""
+    if not isinstance(wanted, tuple):
+        return forms
+    return {name: form for name, form in forms.items() if name in wanted or name.split()[0] in wanted}
 
 
 def start_form(start: str, dim: int, width: int, seed: int) -> dict[str, Form]:

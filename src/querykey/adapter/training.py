@@ -15,18 +15,38 @@ from querykey.adapter.closed_forms import Affine
 from querykey.adapter.diagnostics import collapse_reason, health
 from querykey.adapter.sampling import Course
 from querykey.adapter.settings import AdapterSettings
+from querykey.adapter.verdict import Report
 from querykey.encoders.heads import FCLayer, orthogonal
 from querykey.evaluation.geometry import effective_rank
 from querykey.optim import warm_up_cosine
 from querykey.processes import current_processes
 from querykey.types import FrozenRows, Rows
 
-__all__ = ["CHECKS", "LowRankChange", "Training", "layer_at"]
+__all__ = ["CHECKS", "Fitted", "LowRankChange", "Record", "Training", "layer_at"]
 
 CHECKS = 25
 """How often a run is scored."""
 
 Record = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a fit gives.
+
+    Args:
+        fc: The FC layer, in eval mode.
+        settings: As resolved, with the recipe that was trained.
+        report: Verdict, difference to the reference, what was returned and why, seconds.
+        history: A record for each time a training run was scored: step, validation score and health.
+        candidates: Each candidate: name, validation score, difference to the reference, seconds.
+    """
+
+    fc: FCLayer
+    settings: AdapterSettings
+    report: Report
+    history: list[dict[str, Any]] = field(default_factory=list)
+    candidates: list[dict[str, Any]] = field(default_factory=list)
 
 
 class LowRankChange(nn.Module):
@@ -110,6 +130,7 @@ class Training:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        self._rate = self.settings.learning_rate or 0.0
         with torch.no_grad():
             self._start_rank = effective_rank(self.fc(self.sample))
         self._look()
@@ -128,7 +149,7 @@ class Training:
         every = max(1, -(-self.steps // CHECKS))
         while self.taken < min(until, self.steps) and not self.stopped:
             for group in self.course.learner.optimizer.param_groups:
-                group["lr"] = self.settings.learning_rate * warm_up_cosine(self.taken, steps=self.steps)
+                group["lr"] = self._rate * warm_up_cosine(self.taken, steps=self.steps)
             step = self.course.take(self.taken)
             self.taken += 1
             if self.taken % every and self.taken not in (self.steps, until):

@@ -1,9 +1,23 @@
 """What a fit found, in a few lines that a person reads."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["sentence", "summary"]
+__all__ = ["Report", "sentence", "summary"]
+
+
+class Report(dict[str, Any]):
+    """What a fit says of itself. "helped" is what earlier versions called the verdict, and warns."""
+
+    def __missing__(self, name: str) -> Any:
+        if name != "helped":
+            raise KeyError(name)
+        warnings.warn(
+            'report_["helped"] will go in the next version; use report_["verdict"] == "better"',
+            FutureWarning, stacklevel=2,
+        )  # fmt: skip
+        return self.get("verdict") == "better"
 
 
 def summary(report: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> list[str]:

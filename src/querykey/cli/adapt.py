@@ -1,11 +1,12 @@
 """`querykey adapt`: fits an adapter to features and writes a run."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from querykey.cli.options import Column, Device, Out, PairColumn, Split, Threads, prepare
+from querykey.cli.options import Column, Device, Out, PairColumn, Split, Threads, check_choice, prepare
 
 __all__ = ["adapt_features"]
 
@@ -46,36 +47,25 @@ def adapt_features(
     held-out queries choose what is written to OUT, and others say what it is worth.
     """
     from querykey.config import read_run
-    from querykey.errors import ConfigError
 
-    if pseudo not in ("on", "off"):
-        raise ConfigError(f"--pseudo-queries is on or off, got {pseudo!r}")
+    check_choice("--pseudo-queries", pseudo, ("on", "off"))
     run = read_run(
         run_file, settings or [], dim=dim, labels=labels, pairs=pairs or None, side=side, classes=classes,
         seed=seed,
     )  # fmt: skip
     prepare(device, threads, run.seed, shares_out=True)
-    from querykey.adapter.tasks import Judge
     from querykey.adapter.verdict import summary
     from querykey.build import adapt
-    from querykey.cli.show import line, note, progress
-    from querykey.data.features import Features
+    from querykey.cli.show import detail, line, note, progress
     from querykey.run_data import DataAt
     from querykey.run_pseudo_queries import pseudo_queries
 
     at = DataAt(features, column, run.labels, pair_column, split)
-
-    def judge(features: Features) -> Judge | None:
-        found, said = pseudo_queries(features, device=device)
-        note(said)
-        return found
-
+    judge = partial(pseudo_queries, device=device) if pseudo == "on" else None
     with progress("adapting") as tick:
-        made = adapt(
-            at, run, out, progress=tick, notify=note, begin=line, judge=judge if pseudo == "on" else None
-        )
+        made = adapt(at, run, out, progress=tick, notify=note, begin=detail, judge=judge)
     report, fc = made.adapter.report_, made.adapter.fc_
     line(f"{out}: {fc.width} -> {fc.dim}, {report['steps_taken']} steps, {report['seconds']:.1f} s")
-    for row in summary(report, made.adapter.candidates_):
+    for row in [*summary(report, made.adapter.candidates_), *report["notes"]]:
         line(f"  {row}")
     line(f"next: querykey evaluate {out} --on FEATURES-OR-SOURCE", whole=True)

@@ -15,6 +15,7 @@ __all__ = [
     "Seed",
     "Split",
     "Threads",
+    "check_choice",
     "prepare",
 ]
 
@@ -65,3 +66,20 @@ def prepare(device: str, threads: int | None, seed: int, *, shares_out: bool = F
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
     return device
+
+
+def check_choice(option: str, given: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that an option does not know.
+
+    Args:
+        option: As it is typed.
+        given: Its value.
+        allowed: All that it may be.
+
+    Raises:
+        ConfigError: If it is none of them.
+    """
+    from querykey.errors import ConfigError
+
+    if given not in allowed:
+        raise ConfigError(f"{option} is {' or '.join(allowed)}, got {given!r}")

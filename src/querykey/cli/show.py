@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Progress", "line", "note", "progress", "table"]
+__all__ = ["Progress", "detail", "line", "note", "progress", "table"]
 
 Progress = Callable[[int, int | None], None]
 """Called with (done, total); total is None where it is not known beforehand."""
@@ -33,6 +33,17 @@ def note(text: str) -> None:
     import typer
 
     typer.echo(f"note: {text}", err=True)
+
+
+def detail(text: str) -> None:
+    """Write a line to standard error: how far the work is.
+
+    Args:
+        text: Taken as it is.
+    """
+    import typer
+
+    typer.echo(text, err=True)
 
 
 def table(

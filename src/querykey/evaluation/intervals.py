@@ -99,11 +99,22 @@ def paired_difference(
     return bootstrap(ours.double() - theirs.double(), seed=seed, samples=samples)
 
 
-def bootstrap_columns(columns: Sequence[Tensor], *, seed: int = 0, samples: int = SAMPLES) -> list[Interval]:
+def bootstrap_columns(
+    columns: Sequence[Tensor], *, seed: int = 0, samples: int = SAMPLES, level: float = 0.95
+) -> list[Interval]:
     """`bootstrap` of several columns with the same draws: much less work than one by one.
 
     Columns that count the same queries share their draws, so each interval is that of `bootstrap`
     alone.
+
+    Args:
+        columns: One number a query each, NaN where it doesn't count.
+        seed: Same seed, same intervals.
+        samples: Resamplings, at least 1.
+        level: Share of the resampled means that lie within, above 0 and below 1.
+
+    Returns:
+        One interval a column.
 
     Raises:
         ShapeError: If columns are of different lengths.
@@ -128,7 +139,7 @@ def bootstrap_columns(columns: Sequence[Tensor], *, seed: int = 0, samples: int 
         values = np.stack([_numbers(columns[p][counts]) for p in places], axis=1)
         if not len(values):
             raise DataError("no query has a value, so there is no mean; check that queries have positives")
-        intervals.update(zip(places, _intervals(values, seed, samples), strict=True))
+        intervals.update(zip(places, _intervals(values, seed, samples, level), strict=True))
     return [intervals[place] for place in range(len(columns))]
 
 
@@ -137,7 +148,7 @@ def _numbers(values: Tensor) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
 
 
 def _intervals(
-    values: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", seed: int, samples: int
+    values: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", seed: int, samples: int, level: float
 ) -> list[Interval]:
     """Of each column of [queries, columns]."""
     generator = np.random.default_rng(seed)
@@ -152,5 +163,6 @@ def _intervals(
         drawn = generator.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
         times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
         means.append(times.astype(np.float64) @ apart / count)
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
+    outside = 50 * (1 - level)
+    low, high = np.percentile(np.concatenate(means), [outside, 100 - outside], axis=0)
     return [Interval(float(m), float(m + a), float(m + b)) for m, a, b in zip(centre, low, high, strict=True)]

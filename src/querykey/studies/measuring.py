@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from querykey.adapter.estimator import Adapter
 from querykey.adapter.settings import RECIPES, AdapterSettings
@@ -20,10 +21,14 @@ from querykey.encoders.frozen import load_encoder
 from querykey.errors import MissingPathError
 from querykey.evaluation import baselines
 from querykey.evaluation.examination import KNN, Examination
-from querykey.evaluation.linear import logistic_regression
+from querykey.evaluation.few_labels import choose_labelled
 from querykey.evaluation.task import Protocol, Task, embed
+from querykey.lookup import UNLABELLED
+from querykey.outputs import new_folder
 from querykey.records import versions
-from querykey.studies.adaptation import ADAPTER, CLASSIFIER, DataSet, Method, StudyTask
+from querykey.studies.adaptation import ADAPTER, CLASSIFIER, DOCSTRINGS, DataSet, Method, StudyTask
+from querykey.studies.demo import MOST, TEST, TRAIN
+from querykey.studies.docstrings import documented_in, write_collection
 from querykey.studies.grid import Cell, compact
 from querykey.training.embed import embed as embed_source
 
@@ -66,6 +71,8 @@ def features_of(data: DataSet, folder: Path, stores: Path, told: Callable[[str],
         MissingPathError: If the data aren't there.
     """
     for part in data.parts.values():
+        if part.path == DOCSTRINGS:
+            continue
         if not (folder / part.path).exists():
             raise MissingPathError(
                 f"{folder / part.path} is not there; the study {data.name} needs it: give the folder of the "
@@ -73,12 +80,23 @@ def features_of(data: DataSet, folder: Path, stores: Path, told: Callable[[str],
             )
     encoder, found = load_encoder(data.model), {}
     for name, part in data.parts.items():
-        source = read_source(folder / part.path, label_column=part.label_column, split=part.split)
+        path = _docstrings(name, stores) if part.path == DOCSTRINGS else folder / part.path
+        source = read_source(path, label_column=part.label_column, split=part.split)
         out = stores / f"{data.name}-{name}"
         told(f"features of {data.name}, {name}: {len(source)} items")
         embed_source(source, encoder, out, notify=told)
         found[name] = str(out)
     return found
+
+
+def _docstrings(name: str, stores: Path) -> Path:
+    """The collection of docstrings of the demonstration's packages, written once."""
+    folder = stores / f"{DOCSTRINGS}-{name}-data"
+    if not folder.exists():
+        packages = TRAIN if name == "train" else TEST
+        with new_folder(folder) as aside:
+            write_collection(documented_in(packages, most=MOST[name]), aside)
+    return folder
 
 
 def cells_of(task: StudyTask, stores: Stores, *, seeds: int, threads: int = 1) -> dict[str, list[Cell]]:
@@ -97,9 +115,9 @@ def cells_of(task: StudyTask, stores: Stores, *, seeds: int, threads: int = 1) -
     for name, path in stores.items():
         meta = read_features(path).meta
         keys[name] = meta.get("key") or meta["sha256"]
-    train = _loaded(tuple(sorted(stores.items()))).train_labels
-    recipes = [recipe._asdict() for recipe in RECIPES["unlabelled" if train is None else "labels"]]
+    recipes = {kind: [recipe._asdict() for recipe in some] for kind, some in RECIPES.items()}
     common = {"dim": task.dim, "metrics": task.metrics, "protocol": asdict(_protocol(task)), "features": keys}
+    common |= {"per_class": task.per_class, "pairs": task.pairs}
     cells: dict[str, list[Cell]] = {}
     for method in task.methods:
         identity = {**common, "kind": method.kind}
@@ -129,31 +147,85 @@ def measure(cell: Cell) -> dict[str, Any]:
     """
     work: Work = cell.work
     torch.set_num_threads(work.threads)
-    task = _loaded(tuple(sorted(work.stores.items())))
+    task, fitted_on = _drawn(work.task, _loaded(tuple(sorted(work.stores.items()))), cell.seed)
     run = Examination(task, _protocol(work.task))
     fields: dict[str, Any] = {"versions": versions("scikit-learn")}
-    fitted_on = task.test if task.train is None else task.train
     if work.method.kind == CLASSIFIER:
+        assert task.train is not None
         assert task.train_labels is not None
-        model = logistic_regression(fitted_on, task.train_labels)
-        numbers = {KNN: run.correct(model.predict(task.test))}
-        fields["fit"] = {"strength": model.strength, "converged": model.converged}
+        classes, strength = _logistic_regression(task.train, task.train_labels, task.test)
+        numbers = {KNN: run.correct(classes)}
+        fields["fit"] = {"C": strength}
     elif work.method.kind == ADAPTER:
-        adapter = Adapter(work.task.dim, **work.method.settings, seed=cell.seed)
+        adapter = Adapter(work.task.dim, **work.method.settings, random_state=cell.seed)
         with warnings.catch_warnings():
             # whatever a fit warns of is in its report, which the record keeps
             warnings.simplefilter("ignore", UserWarning)
-            adapter.fit(fitted_on, task.train_labels)
-        numbers = run.per_query(cell.method, embed(task, lambda rows: _tensor(adapter.transform(rows))))
-        fields |= {"fit": adapter.report_, "seconds": adapter.report_["seconds"]}
+            _fit(adapter, fitted_on)
+        embedded = embed(
+            task, lambda rows: _tensor(adapter.transform_documents(rows)),
+            lambda rows: _tensor(adapter.transform(rows)),
+        )  # fmt: skip
+        numbers = run.per_query(cell.method, embedded)
+        fields |= {"fit": dict(adapter.report_), "seconds": adapter.report_["seconds"]}
         fields["settings"] = adapter.settings_.as_dict()
     else:
-        projector = baseline(work.method.name, fitted_on, task.train_labels, work.task.dim)
+        projector = baseline(work.method.name, fitted_on.rows, fitted_on.labels, work.task.dim)
         numbers = run.per_query(cell.method, embed(task, projector.transform))
         fields["fit"] = {"dim": projector.dim}
     return fields | {
         "values": {name: compact(numbers[name].tolist()) for name in work.task.metrics if name in numbers}
     }
+
+
+class _FittedOn(NamedTuple):
+    """What a method is fitted on: rows, with classes, or with queries and their pairs."""
+
+    rows: Tensor
+    labels: Tensor | None = None
+    queries: Tensor | None = None
+    pairs: Tensor | None = None
+
+
+def _drawn(study: StudyTask, loaded: "_Parts", seed: int) -> tuple[Task, _FittedOn]:
+    """What is asked, and what is fitted on: all of the training part, or a draw of its labels or pairs."""
+    task, train = loaded.task, loaded.train
+    assert task.train is not None
+    if study.per_class is not None:
+        assert train.labels is not None
+        chosen = choose_labelled(train.labels, per_class=study.per_class, seed=seed)
+        labels = torch.full_like(train.labels, UNLABELLED)
+        labels[chosen] = train.labels[chosen]
+        # the labelled rows alone can be found, and a classifier is fitted on them
+        task = replace(task, train=train.rows[chosen], train_labels=train.labels[chosen])
+        return task, train._replace(labels=labels)
+    if study.pairs is None:
+        return task, train._replace(queries=None, pairs=None)
+    assert train.pairs is not None
+    pairs = train.pairs
+    if study.pairs:
+        order = np.random.default_rng([seed, 13]).permutation(len(pairs))[: study.pairs]
+        pairs = pairs[torch.from_numpy(order)]
+    return task, train._replace(pairs=pairs)
+
+
+def _fit(adapter: Adapter, fitted_on: _FittedOn) -> None:
+    if fitted_on.pairs is None:
+        adapter.fit(fitted_on.rows, fitted_on.labels)
+    else:
+        assert fitted_on.queries is not None
+        adapter.fit_pairs(fitted_on.queries, fitted_on.rows, pairs=fitted_on.pairs[:, :2].numpy())
+
+
+def _logistic_regression(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor, float]:
+    """scikit-learn's on unit rows, its C of 1, 10 and 100 by five folds: (classes of the test rows, C)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
+    unit, asked = (F.normalize(rows.float(), dim=1).numpy() for rows in (train, test))
+    search = GridSearchCV(LogisticRegression(max_iter=1000), {"C": [1.0, 10.0, 100.0]}, cv=5)
+    search.fit(unit, labels.numpy())
+    return torch.from_numpy(search.predict(asked)), float(search.best_params_["C"])
 
 
 def _tensor(rows: Any) -> Tensor:
@@ -198,18 +270,27 @@ def _protocol(task: StudyTask) -> Protocol:
     return Protocol(knn_k=k, knn_temperature=temperature)
 
 
+class _Parts(NamedTuple):
+    """A data set: what is asked of its test part, and all that may be fitted on."""
+
+    task: Task
+    train: _FittedOn
+
+
 @lru_cache(maxsize=4)
-def _loaded(stores: tuple[tuple[str, str], ...]) -> Task:
-    """The task of a data set's features: pairs for documents, train and test with labels otherwise."""
+def _loaded(stores: tuple[tuple[str, str], ...]) -> _Parts:
+    """The features of a data set: queries of documents, or train and test with labels otherwise."""
     parts = {name: read_features(path) for name, path in stores}
-    if "documents" in parts:
-        documents = parts["documents"]
-        assert documents.queries is not None
-        return Task(test=_rows(documents), queries=_rows(documents.queries), pairs=documents.pairs)
     train, test = parts["train"], parts["test"]
+    rows = _rows(train)
+    if test.queries is not None:
+        task = Task(test=_rows(test), train=rows, queries=_rows(test.queries), pairs=test.pairs)
+        queries = None if train.queries is None else _rows(train.queries)
+        return _Parts(task, _FittedOn(rows, None, queries, train.pairs))
     numbered, _ = common_labels(_named(train), _named(test))
     labels, test_labels = (torch.from_numpy(values) for values in numbered)
-    return Task(test=_rows(test), test_labels=test_labels, train=_rows(train), train_labels=labels)
+    task = Task(test=_rows(test), test_labels=test_labels, train=rows, train_labels=labels)
+    return _Parts(task, _FittedOn(rows, labels))
 
 
 def _rows(features: Features) -> Tensor:

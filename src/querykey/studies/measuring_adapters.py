@@ -41,7 +41,7 @@ def measure_adapter(cell: Cell) -> dict[str, Any]:
     fitted_on = task.test if task.train is None else task.train
     about: dict[str, Any] = {"run": {}}
     if work.arm.kind == "adapter":
-        adapter = Adapter(**work.arm.settings, seed=cell.seed)
+        adapter = Adapter(**work.arm.settings, random_state=cell.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it is in the report, which the record keeps
             adapter.fit(fitted_on, task.train_labels)

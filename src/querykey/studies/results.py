@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "--records", type=Path, default=Path("results"), help="folder of records and features"
     )
     parser.add_argument("--only", action="append", choices=names, help="this data set alone; can be repeated")
-    parser.add_argument("--seeds", type=int, default=3, choices=range(1, 4), help="of what is trained")
+    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 6), help="at most")
     parser.add_argument("--jobs", type=int, default=2, choices=range(1, 65), help="processes")
     parser.add_argument(
         "--threads", type=int, default=1, choices=range(1, 65), help="threads of each process"

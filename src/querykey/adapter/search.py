@@ -1,0 +1,505 @@
+"""The search for the best candidate: cheap ones first, then trained ones, and held-out queries choose.
+
+What is scored was never fitted on the rows that it is scored on; what is returned is fitted on all rows.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from querykey.adapter.closed_forms import Affine
+from querykey.adapter.fit_memory import describe_fit_memory
+from querykey.adapter.selection import (
+    Choice,
+    Difference,
+    Scored,
+    at_best_temperature,
+    choose,
+    difference,
+    halves,
+)
+from querykey.adapter.settings import AdapterSettings, Recipe
+from querykey.adapter.split import Fold
+from querykey.adapter.tasks import (
+    DEFAULT_POWER,
+    Form,
+    Held,
+    LabelTask,
+    PairTask,
+    RowTask,
+    Statistics,
+    TaskData,
+    named,
+    start_form,
+)
+from querykey.adapter.training import Fitted, LowRankChange, Record, Training, layer_at
+from querykey.adapter.verdict import Report
+from querykey.encoders.heads import FCLayer
+from querykey.processes import current_processes
+
+__all__ = ["Begin", "Search"]
+
+RACE = 100
+"""Steps after which the best of the recipes goes on alone."""
+FOLDED, RACED = 1_000, 3_000
+"""Rows up to which every recipe is trained on every fold, and up to which the best of them is."""
+STEPS = {"few": 150, "some": 240, "many": 800}
+"""Steps of a run by those two limits: at most 2,000 in all runs of a fit."""
+PAIR_STEPS, ROW_STEPS = 300, 600
+RATE, RATE_OF_FEW = 1e-3, 3e-4
+"""Peak learning rates: of few rows a larger one is past the best state before it is first scored."""
+
+Begin = Callable[[str], None]
+
+
+@dataclass(eq=False)
+class _Candidate:
+    """A candidate while it is being asked."""
+
+    name: str
+    scores: Tensor
+    """[queries, temperatures] of all folds."""
+    seconds: float
+    form: Form | None = None
+    recipe: int = -1
+    trainings: list[Training] = field(default_factory=list)
+    best_step: int = 0
+    start: str = ""
+    """The form that training began at."""
+
+
+@dataclass(eq=False)
+class Search:
+    """The search for the best candidate of a task."""
+
+    task: TaskData
+    recipes: list[tuple[Recipe, AdapterSettings]]
+    record: Record | None
+    say: Begin
+
+    def __post_init__(self) -> None:
+        rate = RATE if len(self.task.folds) <= 1 else RATE_OF_FEW
+        self.recipes = [
+            (recipe, one if one.learning_rate is not None else replace(one, learning_rate=rate))
+            for recipe, one in self.recipes
+        ]
+        self.settings = self.recipes[0][1]
+        self.seed, self.dim = self.settings.seed, int(self.settings.dim or 0)
+        self.width = self.task.sample.shape[1]
+        self.processes = current_processes()
+        self.found: dict[str, _Candidate] = {}
+        self.statistics: dict[Held, Statistics] = {}
+        self.notes: list[str] = []
+        self.steps_taken, self.told, self.stopped = 0, False, ""
+        self.raced: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []
+        queries = sum(len(held.asked.numbers) for held in self.task.folds)
+        self.chooses, self.judges = halves(queries, seed=self.seed)
+
+    # -- the search -----------------------------------------------------------------------------
+
+    def run(self) -> Fitted:
+        """Try what there is, return what is best."""
+        if not self.task.folds:
+            return self._not_validated()
+        try:
+            self._closed_forms()
+            if self._trains():
+                self._trained()
+        except KeyboardInterrupt:
+            if not self.found:
+                raise
+            self.notes.append("stopped by Ctrl-C: the best of what was tried until then")
+        reference, checked = self._reference(), dict[str, Any]()
+        refuse = {
+            one.name: "training found nothing better than its start"
+            for one in self.found.values() if one.trainings and one.best_step == 0
+        }  # fmt: skip
+        while True:
+            choice = self._choose(reference, refuse)
+            if choice.winner == reference:
+                break
+            checked, reason = self._gates(choice.winner, reference)
+            if reason is None:
+                break
+            refuse[choice.winner] = reason
+        fc, settings = self._refitted(choice.winner)
+        return Fitted(
+            fc.eval().requires_grad_(False), settings, self._report(choice, checked), self.history,
+            self._records(reference, choice),
+        )  # fmt: skip
+
+    def _closed_forms(self) -> None:
+        forms = self.task.forms()
+        if self.settings.start is not None:
+            start = start_form(self.settings.start, self.dim, self.width, self.seed)
+            references = ("frozen",) if self.dim == self.width else ("pca", "pca_uncentred")
+            forms = {name: form for name, form in forms.items() if name in references} | start
+        forms = named(forms, self.settings.candidates)
+        if isinstance(self.task, RowTask):
+            self._aim(self.task)
+        for name, form in forms.items():
+            self._ask_form(name, form)
+        best = self._best_form()
+        if isinstance(self.task, LabelTask) and self.settings.start is None:
+            for name, form in self.task.filled(best).items():
+                self._ask_form(name, form)
+
+    def _ask_form(self, name: str, form: Form) -> None:
+        began = time.monotonic()
+        scores = torch.cat(
+            [self.task.question.ask(self._form(form, held), held.asked) for held in self.task.folds]
+        )
+        self.processes.copy_first_([scores])
+        self._found(_Candidate(name, scores, time.monotonic() - began, form=form))
+
+    def _found(self, candidate: _Candidate) -> None:
+        self.found[candidate.name] = candidate
+        self.say(f"{candidate.name:<24} {self._mean(candidate):8.4f}  {candidate.seconds:6.1f} s")
+
+    def _form(self, form: Form, held: Held) -> Affine:
+        if held not in self.statistics:
+            self.statistics[held] = self.task.statistics(held.fold)
+        return form(self.statistics[held])
+
+    def _best_form(self) -> str:
+        closed = [one for one in self.found.values() if one.form is not None]
+        return max(closed, key=self._mean).name
+
+    def _mean(self, candidate: _Candidate) -> float:
+        values = at_best_temperature(candidate.scores, seed=self.seed)
+        return float(values[self.chooses].mean())
+
+    def _aim(self, task: RowTask) -> None:
+        """Choose the target that a fit without labels keeps, where queries can judge."""
+        if task.judge is None or task.judge.pairs is None or self.settings.target is not None:
+            return
+        best, top = task.power, float("-inf")
+        names = ["frozen", "pca", *(name for name in task.forms() if name.startswith("soft"))]
+        for name in names:
+            form, held = task.target_form(name), task.folds[0]
+            scores = task.question.ask(self._form(form, held), held.asked)
+            self.processes.copy_first_([scores])
+            score = float(at_best_temperature(scores, seed=self.seed)[self.chooses].mean())
+            if score > top:
+                best, top = name, score
+        task.aim(best)
+        self.notes.append(f"target: {best}, by the queries that choose")
+
+    # -- training -------------------------------------------------------------------------------
+
+    def _trains(self) -> bool:
+        if self.settings.steps == 0 or self.settings.candidates == "closed_form":
+            return False
+        if isinstance(self.settings.candidates, tuple):
+            return any(name.startswith("trained") for name in self.settings.candidates)
+        # at full width the target is a form itself: there is nothing to train
+        is_itself = isinstance(self.task, RowTask) and self.dim == self.width
+        return not is_itself or self.settings.steps is not None
+
+    def _planned(self) -> int:
+        if self.settings.steps is not None:
+            return self.settings.steps
+        if isinstance(self.task, RowTask):
+            return ROW_STEPS
+        if len(self.task.folds) > 1:
+            return STEPS["few" if self.task.trained_on(None) <= FOLDED else "some"]
+        return STEPS["many"] if isinstance(self.task, LabelTask) else PAIR_STEPS
+
+    def _trained(self) -> None:
+        start, steps, folds = self._best_form(), self._planned(), self.task.folds
+        every = [self._start(number, start, folds[0], 0) for number in range(len(self.recipes))]
+        best = 0
+        if len(self.recipes) > 1:
+            rows = self.task.trained_on(None)
+            race = steps if len(folds) > 1 and rows <= FOLDED else min(RACE, steps)
+            for training in every:
+                self._run(training, race, self.settings.n_iter_no_change)
+            best = max(range(len(every)), key=lambda number: every[number].best_score)
+            for number, training in enumerate(every):
+                if race == steps and number != best:
+                    self._finish(number, training, start)
+                elif number != best:
+                    self._record_raced(number, training)
+        self._finish(best, every[best], start)
+
+    def _start(self, number: int, start: str, held: Held, first: int) -> Training:
+        """A run of a recipe on one fold, from a closed form; `first` is the place of its first query."""
+        recipe, settings = self.recipes[number]
+        form = self.found[start].form
+        assert form is not None
+        affine, asked = self._form(form, held), held.asked
+        fc: nn.Module = layer_at(affine, settings)
+        if recipe.rank is not None and recipe.rank < self.width:
+            fc = LowRankChange(affine, recipe.rank, seed=self.seed)
+            self.processes.copy_first_(fc.state_dict().values())
+        if not self.told:
+            self.told = True
+            self.say(
+                describe_fit_memory(
+                    settings, items=self.task.trained_on(None), width=self.width,
+                    processes=self.processes.count,
+                )
+            )  # fmt: skip
+        return Training(
+            fc, settings, self._planned(), self.task.course(fc, settings, held.fold, self.processes),
+            lambda layer: self.task.question.ask(layer, asked),
+            self.chooses[first : first + len(asked.numbers)], self.task.sample, self.record,
+        )  # fmt: skip
+
+    def _run(self, training: Training, until: int, patience: int | None = None) -> None:
+        taken, began = training.taken, time.monotonic()
+        try:
+            training.run(until, patience=patience)
+        finally:
+            self.steps_taken += training.taken - taken
+            training.seconds += time.monotonic() - began
+
+    def _finish(self, number: int, first: Training, start: str) -> None:
+        """Take a recipe's run to its end, on every fold, and score it at the step that is best for all."""
+        steps, folds, single = self._planned(), self.task.folds, len(self.task.folds) == 1
+        try:
+            self._run(first, steps, self.settings.n_iter_no_change)
+        except KeyboardInterrupt:
+            if not single:
+                raise
+            self.notes.append(f"training stopped by Ctrl-C at step {first.taken}: the best state so far")
+        trainings, place = [first], len(folds[0].asked.numbers)
+        for held in folds[1:]:
+            trainings.append(self._start(number, start, held, place))
+            self._run(trainings[-1], first.taken)
+            place += len(held.asked.numbers)
+        common = set.intersection(*(set(one.scores) for one in trainings))
+        curves = {step: torch.cat([one.scores[step] for one in trainings]) for step in sorted(common)}
+        means = {
+            step: float(scores[self.chooses].double().mean(dim=0).max()) for step, scores in curves.items()
+        }
+        best = max(means, key=lambda step: (means[step], -step))
+        if single:
+            first.restore(best)
+        self.history = first.history
+        self.stopped = first.stopped or "all steps taken"
+        name = f"trained {self.recipes[number][0].name}"
+        seconds = sum(one.seconds for one in trainings)
+        self._found(_Candidate(name, curves[best], seconds, None, number, trainings, best, start))
+
+    def _record_raced(self, number: int, training: Training) -> None:
+        """List a recipe that lost the race with what it reached in it, on the queries of the first fold."""
+        reference = self.found[self._reference()]
+        count = len(self.task.folds[0].asked.numbers)
+        ours, theirs = (
+            at_best_temperature(scores[:count], seed=self.seed)
+            for scores in (training.scores[training.best_step], reference.scores)
+        )
+        self.raced.append({
+            "name": f"trained {self.recipes[number][0].name}", "score": float(ours.mean()),
+            "seconds": round(training.seconds, 2), "refused": f"lost the race after {training.taken} steps",
+            "difference": difference(ours - theirs, seed=self.seed).as_dict(),
+        })  # fmt: skip
+
+    # -- choosing -------------------------------------------------------------------------------
+
+    def _reference(self) -> str:
+        """The frozen rows at full width, else the better PCA of the width."""
+        if "frozen" in self.found:
+            return "frozen"
+        there = [name for name in ("pca", "pca_uncentred") if name in self.found]
+        if not there:
+            forms = self.task.forms()
+            for name in ("frozen", "pca", "pca_uncentred"):
+                if name in forms:
+                    self._ask_form(name, forms[name])
+            return self._reference()
+        return max(there, key=lambda name: self._mean(self.found[name]))
+
+    def _scored(self, candidate: _Candidate) -> Scored:
+        values = at_best_temperature(candidate.scores, seed=self.seed)
+        return Scored(candidate.name, values, candidate.seconds)
+
+    def _choose(self, reference: str, refuse: dict[str, str]) -> Choice:
+        scored = [self._scored(one) for one in self.found.values()]
+        choice = choose(
+            scored, reference, chooses=self.chooses, judges=self.judges, refuse=refuse, seed=self.seed
+        )
+        if not isinstance(self.task, RowTask) or self._judged():
+            return choice
+        # rows alone can't judge a target: what keeps the target's scores best is returned
+        name = self.task.power if self.dim == self.width else max(self.found.values(), key=self._mean).name
+        if self.dim == self.width and name not in self.found:
+            names = {"soft_whitened": f"soft_whitening {DEFAULT_POWER:g}", "centred": "pca"}
+            name = names.get(name, name)
+        return Choice(name, reference, "not validated", None, {}, choice.selected_on)
+
+    def _judged(self) -> bool:
+        """Whether something tells what a fit without labels is worth."""
+        judge = self.task.judge if isinstance(self.task, RowTask) else None
+        return judge is not None and (judge.pairs is not None or self.dim < self.width)
+
+    def _layer(self, candidate: _Candidate, held: Held, place: int) -> nn.Module | Affine:
+        if candidate.form is not None:
+            return self._form(candidate.form, held)
+        candidate.trainings[place].restore(candidate.best_step)
+        return candidate.trainings[place].fc
+
+    def _gates(self, name: str, reference: str) -> tuple[dict[str, Any], str | None]:
+        """What is reported beside the measure, and why a candidate may not be returned, if so."""
+        if isinstance(self.task, RowTask) and not self._judged():
+            return {}, None
+        checked: dict[str, Any] = {}
+        one, start = self.found[name], self.found[reference]
+        both = [
+            [
+                self.task.question.ranks(self._layer(candidate, held, place), held.asked)
+                for place, held in enumerate(self.task.folds)
+            ]
+            for candidate in (one, start)
+        ]
+        groups = None
+        if isinstance(self.task, LabelTask) and self.settings.classes == "new":
+            groups = self.task.groups(self.task.folds)
+        for metric in both[0][0]:
+            ours, theirs = (torch.cat([fold[metric] for fold in side]) for side in both)
+            apart = difference(ours - theirs, groups=groups, seed=self.seed)
+            checked[metric] = {"ours": float(ours.mean()), "reference": float(theirs.mean())}
+            checked[metric] |= apart.as_dict()
+            if apart.high < 0 and metric != "overlap@10":
+                return checked, f"{metric} is below {reference} by more than the interval"
+        if isinstance(self.task, LabelTask) and self.settings.classes is None:
+            found = self._on_new_classes(one, start)
+            checked["new classes"] = "not validated" if found is None else found.as_dict()
+            if found is not None and found.high < 0:
+                return checked, f"on new classes it is below {reference} by more than the interval"
+        return checked, None
+
+    def _on_new_classes(self, one: _Candidate, start: _Candidate) -> Difference | None:
+        """Candidate minus reference on classes that neither was fitted on."""
+        task = self.task
+        assert isinstance(task, LabelTask)
+        folds = task.new
+        if not folds:
+            return None
+        if one.form is None and len(task.folds) > 1:
+            folds = folds[:1]  # a run of training costs as much as all closed forms
+        values = []
+        for candidate in (one, start):
+            scores = []
+            for held in folds:
+                if candidate.form is not None:
+                    layer: nn.Module | Affine = self._form(candidate.form, held)
+                elif len(task.folds) == 1:  # its fold holds these classes out as well
+                    layer = self._layer(candidate, task.folds[0], 0)
+                else:
+                    layer = self._trained_without(candidate, held)
+                scores.append(task.question.ask(layer, held.asked))
+            every = torch.cat(scores)
+            self.processes.copy_first_([every])
+            values.append(at_best_temperature(every, seed=self.seed))
+        return difference(values[0] - values[1], groups=task.groups(folds), seed=self.seed)
+
+    def _trained_without(self, candidate: _Candidate, held: Held) -> nn.Module:
+        training = self._start(candidate.recipe, candidate.start, held, 0)
+        training.ask = training.record = None
+        self._run(training, candidate.best_step)
+        return training.fc
+
+    # -- what is returned -----------------------------------------------------------------------
+
+    def _refitted(self, name: str) -> tuple[FCLayer, AdapterSettings]:
+        """The winner, fitted on all rows."""
+        candidate = self.found[name]
+        settings = self.recipes[max(0, candidate.recipe)][1]
+        settings = replace(settings, steps=self._planned() if self._trains() else 0)
+        if candidate.form is not None:
+            return layer_at(candidate.form(self.task.statistics(None)), settings), settings
+        if candidate.best_step == 0 or not len(self.task.folds[0].fold.held):
+            return self._plain(candidate.trainings[0].fc, settings), settings
+        nothing = torch.empty(0, dtype=torch.int64)
+        whole = Held(Fold(nothing, nothing), self.task.folds[0].asked)
+        self.statistics[whole] = self.task.statistics(None)
+        if isinstance(self.task, RowTask):
+            self.task.aim(self.task.power)
+        training = self._start(candidate.recipe, candidate.start, whole, 0)
+        training.ask = training.record = None
+        try:
+            self._run(training, candidate.best_step)
+        except KeyboardInterrupt:
+            self.notes.append("the refit on all rows was stopped by Ctrl-C: fitted on those not held out")
+            candidate.trainings[0].restore(candidate.best_step)
+            return self._plain(candidate.trainings[0].fc, settings), settings
+        return self._plain(training.fc, settings), settings
+
+    def _plain(self, fc: nn.Module, settings: AdapterSettings) -> FCLayer:
+        return layer_at(fc.affine(), settings) if isinstance(fc, LowRankChange) else fc  # type: ignore[return-value]
+
+    def _not_validated(self) -> Fitted:
+        """Nothing could be held out: the form that is fixed beforehand, trained where steps are given."""
+        settings = replace(self.settings, steps=self.settings.steps or 0)
+        forms, statistics = self.task.forms(), self.task.statistics(None)
+        name = f"soft_whitening {DEFAULT_POWER:g}"
+        if not isinstance(self.task, RowTask) and "discriminant 0.1" in forms:
+            name = "discriminant 0.1"
+        if isinstance(self.task, PairTask):
+            name = "frozen" if self.dim == self.width else "pca_uncentred"
+        if self.settings.start is not None:
+            start = start_form(self.settings.start, self.dim, self.width, self.seed)
+            ((name, form),) = start.items()
+        else:
+            form = forms[name]
+        fc: nn.Module = layer_at(form(statistics), settings)
+        steps = settings.steps or 0
+        if steps:
+            training = Training(
+                fc, settings, steps, self.task.course(fc, settings, None, self.processes), None, None,
+                self.task.sample, self.record,
+            )  # fmt: skip
+            self._run(training, steps)
+            self.history, self.stopped = training.history, training.stopped or "all steps taken"
+        report = Report(
+            measure=None, verdict="not validated", candidate=name if not steps else f"trained, from {name}",
+            reference=None, difference=None, queries_needed=None, checked={}, start=None, best=None,
+            best_step=steps, steps_taken=self.steps_taken, stopped=self.stopped or "nothing was trained",
+            selection="", folds=0, refused={},
+            notes=["nothing could be held out, so nothing is known of new rows"],
+        )  # fmt: skip
+        return Fitted(fc.eval().requires_grad_(False), settings, report, self.history)  # type: ignore[arg-type]
+
+    def _report(self, choice: Choice, checked: dict[str, Any]) -> Report:
+        winner, reference = self.found[choice.winner], self.found[choice.reference]
+        ours, theirs = (self._scored(one).values[self.judges].mean() for one in (winner, reference))
+        apart = choice.difference
+        return Report(
+            measure=self.task.question.name,
+            verdict=choice.verdict,
+            candidate=choice.winner,
+            reference=choice.reference,
+            start=float(theirs),
+            best=float(ours),
+            difference=None if apart is None else apart.as_dict(),
+            queries_needed=apart.needed if apart is not None and choice.verdict == "no evidence" else None,
+            selection=(
+                "the same queries chose: the interval repeats the selection"
+                if torch.equal(self.chooses, self.judges) else f"{choice.selected_on:,} other queries chose"
+            ),
+            folds=len(self.task.folds),
+            checked=checked,
+            refused=choice.refused,
+            best_step=winner.best_step,
+            steps_taken=self.steps_taken,
+            stopped=self.stopped or "nothing was trained",
+            notes=self.notes,
+        )  # fmt: skip
+
+    def _records(self, reference: str, choice: Choice) -> list[dict[str, Any]]:
+        start, out = self._scored(self.found[reference]), []
+        for candidate in self.found.values():
+            one = self._scored(candidate)
+            apart = difference(one.values - start.values, seed=self.seed)
+            out.append({
+                "name": one.name, "score": float(one.values.mean()), "seconds": round(one.seconds, 2),
+                "difference": apart.as_dict(), "refused": choice.refused.get(one.name),
+            })  # fmt: skip
+        return out + self.raced
