@@ -165,21 +165,20 @@ def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels,
     told = []
 
     def begin(words):
-        assert sizes == []  # before the first step
-        told.append(words)
+        if words.startswith("memory"):
+            assert sizes == []  # before the first step
+            told.append(words)
 
     fit_adapter(vectors, settings, labels=classes, begin=begin)
     (words,) = told
     queries, keys = map(int, re.search(r"([\d,]+) x ([\d,]+) scores", words).groups())
     assert {rows for rows, _ in sizes} == {queries} == {32}
     largest = max(held for _, held in sizes)
-    if given.get("loss") is None:
-        assert largest == keys
-    assert largest <= keys <= 32 + 180
+    assert 0.6 * keys <= largest <= keys <= 32 + 200  # of a fold, or of all rows
 
 
 def test_a_form_that_was_asked_for_is_told_of_a_fit():
-    settings = AdapterSettings(loss_options={"form": "streamed"}, dim=256)
+    settings = AdapterSettings(loss="info_nce", loss_options={"form": "streamed"}, dim=256)
     resolved = resolve(settings, task="labels", items=20_000, width=512)
     words = describe_fit_memory(resolved, items=20_000, width=512)
     assert words == "memory: loss about 13 MiB (streamed, 128 x 2,176 scores), features 39 MiB"

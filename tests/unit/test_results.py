@@ -27,6 +27,7 @@ TOY = StudyTask(
     title="toy: four classes, 6 to 3",
     data=DataSet(name="toy", model="none", parts={"train": Part(path="t"), "test": Part(path="t")}),
     dim=3,
+    role="toy",
     metrics=("kNN", "R@1"),
     methods=(
         Method(name="frozen", label="frozen", kind="baseline", seeds=1),
@@ -147,7 +148,8 @@ def test_documents_are_asked_by_their_queries(tmp_path):
     pairs = torch.tensor([[q, 2 * q, 1 + q % 2] for q in range(5)])
     write_features(replace(documents, queries=queries, pairs=pairs), tmp_path / "d")
     task = replace(TOY, metrics=("NDCG@10",), methods=(TOY.methods[1], TOY.methods[3]))
-    for own in cells_of(task, {"documents": str(tmp_path / "d")}, seeds=1).values():
+    stores = {part: str(tmp_path / "d") for part in ("train", "test")}
+    for own in cells_of(task, stores, seeds=1).values():
         fields = measure(own[0])
         assert len(fields["values"]["NDCG@10"]) == 5
     assert fields["settings"]["loss"] == "score_distillation"  # queries and pairs are not fitted on

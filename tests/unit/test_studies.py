@@ -229,7 +229,7 @@ def test_an_adapter_study_fits_as_the_estimator_does(features, tmp_path):
     queries = {record["method"]: record["queries"]["retrieval"] for record in records}
     task = features.task()
     assert (len(task.train), len(task.test)) == (240, 60)
-    adapter = Adapter(dim=16, seed=0).fit(task.train, task.train_labels)
+    adapter = Adapter(dim=16, random_state=0).fit(task.train, task.train_labels)
     rows = {"frozen": F.normalize(task.test, dim=1), "adapter, 16": adapter.transform(task.test)}
     for name, made in rows.items():
         scores = (made @ made.T).fill_diagonal_(-2.0)

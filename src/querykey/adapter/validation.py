@@ -35,8 +35,9 @@ BLOCK = 8192
 ELEMENTS = 2**23
 """Scores held at once: 32 MB, which stay near the processor while eight temperatures read them."""
 MOST_KEYS = 200_000
-TEMPERATURES = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)
-"""Each candidate is asked at its own best one: at one for all, what is compared is calibration."""
+TEMPERATURES = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.5, 2.0, 20.0)
+"""Each candidate is asked at its own best one: at one for all, what is compared is calibration. The last
+give all keys nearly the same probability: without them scores that say nothing lose to flatter ones."""
 
 Transform = Callable[[Tensor], Tensor]
 Places = Int64[Tensor, "queries _"]
