@@ -20,6 +20,7 @@ from querykey.adapter.selection import (
     at_best_temperature,
     choose,
     difference,
+    differences,
     halves,
 )
 from querykey.adapter.settings import AdapterSettings, Recipe
@@ -95,12 +96,9 @@ class Search:
         self.statistics: dict[Held, Statistics] = {}
         self.notes: list[str] = []
         self.steps_taken, self.told, self.stopped = 0, False, ""
-        self.raced: list[dict[str, Any]] = []
-        self.history: list[dict[str, Any]] = []
+        self.raced, self.history = list[dict[str, Any]](), list[dict[str, Any]]()
         queries = sum(len(held.asked.numbers) for held in self.task.folds)
         self.chooses, self.judges = halves(queries, seed=self.seed)
-
-    # -- the search -----------------------------------------------------------------------------
 
     def run(self) -> Fitted:
         """Try what there is, return what is best."""
@@ -189,8 +187,6 @@ class Search:
                 best, top = name, score
         task.aim(best)
         self.notes.append(f"target: {best}, by the queries that choose")
-
-    # -- training -------------------------------------------------------------------------------
 
     def _trains(self) -> bool:
         if self.settings.steps == 0 or self.settings.candidates == "closed_form":
@@ -301,8 +297,6 @@ class Search:
             "difference": difference(ours - theirs, seed=self.seed).as_dict(),
         })  # fmt: skip
 
-    # -- choosing -------------------------------------------------------------------------------
-
     def _reference(self) -> str:
         """The frozen rows at full width, else the better PCA of the width."""
         if "frozen" in self.found:
@@ -406,8 +400,6 @@ class Search:
         self._run(training, candidate.best_step)
         return training.fc
 
-    # -- what is returned -----------------------------------------------------------------------
-
     def _refitted(self, name: str) -> tuple[FCLayer, AdapterSettings]:
         """The winner, fitted on all rows."""
         candidate = self.found[name]
@@ -415,7 +407,7 @@ class Search:
         settings = replace(settings, steps=self._planned() if self._trains() else 0)
         if candidate.form is not None:
             return layer_at(candidate.form(self.task.statistics(None)), settings), settings
-        if candidate.best_step == 0 or not len(self.task.folds[0].fold.held):
+        if candidate.best_step == 0 or (isinstance(self.task, RowTask) and self.task.judge is not None):
             return self._plain(candidate.trainings[0].fc, settings), settings
         nothing = torch.empty(0, dtype=torch.int64)
         whole = Held(Fold(nothing, nothing), self.task.folds[0].asked)
@@ -494,12 +486,12 @@ class Search:
         )  # fmt: skip
 
     def _records(self, reference: str, choice: Choice) -> list[dict[str, Any]]:
-        start, out = self._scored(self.found[reference]), []
-        for candidate in self.found.values():
-            one = self._scored(candidate)
-            apart = difference(one.values - start.values, seed=self.seed)
-            out.append({
-                "name": one.name, "score": float(one.values.mean()), "seconds": round(one.seconds, 2),
-                "difference": apart.as_dict(), "refused": choice.refused.get(one.name),
-            })  # fmt: skip
+        start = self._scored(self.found[reference])
+        scored = [self._scored(one) for one in self.found.values()]
+        apart = differences([one.values - start.values for one in scored], seed=self.seed)
+        out = [
+            {"name": one.name, "score": float(one.values.mean()), "seconds": round(one.seconds, 2),
+             "difference": found.as_dict(), "refused": choice.refused.get(one.name)}
+            for one, found in zip(scored, apart, strict=True)
+        ]  # fmt: skip
         return out + self.raced

@@ -145,12 +145,33 @@ def difference(values: Tensor, *, groups: Tensor | None = None, seed: int = 0) -
     Returns:
         The `Difference`.
     """
-    means = _draws(values[:, None], groups, seed)[:, 0]
-    mean = float(values.mean())
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Difference(
-        mean, float(low), float(high), len(values), float(means.std()), float((means > 0).mean())
-    )
+    return differences([values], groups=groups, seed=seed)[0]
+
+
+def differences(
+    columns: Sequence[Tensor], *, groups: Tensor | None = None, seed: int = 0
+) -> list[Difference]:
+    """`difference` of several columns with the same draws, which cost more than all that is done with them.
+
+    Args:
+        columns: Paired differences of the same queries.
+        groups: Number of the group of each query, drawn together; None: each query alone.
+        seed: Of the draws.
+
+    Returns:
+        One a column.
+    """
+    means = _draws(torch.stack(list(columns), dim=1), groups, seed)
+    found = []
+    for values, drawn in zip(columns, means.T, strict=True):
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        found.append(
+            Difference(
+                float(values.mean()), float(low), float(high), len(values), float(drawn.std()),
+                float((drawn > 0).mean()),
+            )
+        )  # fmt: skip
+    return found
 
 
 def choose(

