@@ -4,6 +4,7 @@ The estimator and the command line both call `fit_adapter`.
 """
 
 import time
+import warnings
 
 from querykey.adapter.search import Begin, Search
 from querykey.adapter.settings import DRAWN, LARGEST_WHOLE, RECIPES, AdapterSettings, Recipe, Task, resolve
@@ -59,10 +60,13 @@ def fit_adapter(
     items = len(vectors) if pairs is None else len(pairs.query_ids)
     if labels is not None:
         items = int((labels >= 0).sum())
-    recipes = [
-        (recipe, resolve(settings, task=kind, items=items, width=vectors.shape[1], recipe=recipe))
-        for recipe in _recipes(settings, kind, items)
-    ]
+    recipes: list[tuple[Recipe, AdapterSettings]] = []
+    for recipe in _recipes(settings, kind, items):
+        with warnings.catch_warnings():
+            if recipes:  # what is lowered for the data is said once
+                warnings.simplefilter("ignore", UserWarning)
+            one = resolve(settings, task=kind, items=items, width=vectors.shape[1], recipe=recipe)
+        recipes.append((recipe, one))
     resolved = recipes[0][1]
     if pairs is not None:
         task = PairTask(vectors, pairs, resolved)

@@ -16,6 +16,7 @@ __all__ = ["Diagnosis", "advise", "cost_of_fit", "diagnose", "warnings_of"]
 
 BLOCK = 8192
 FEW = 200
+FEW_A_CLASS = 10
 MANY_DUPLICATES = 0.05
 CAPACITY = 50_000
 USUAL_DIM = 64
@@ -106,18 +107,27 @@ def warnings_of(found: Diagnosis) -> Iterator[str]:
     if found.duplicates > MANY_DUPLICATES * found.rows:
         share = found.duplicates / found.rows
         yield f"{share:.0%} of the rows repeat an earlier one: a copy that counts as a negative misleads"
-    if found.classes == 1:
-        yield "all labels are of one class: nothing to tell apart; adapt without --labels"
-    elif found.classes and found.single == found.classes:
-        yield "every class has one row: no two belong together; adapt without --labels"
-    elif found.single:
-        yield f"{found.single} of {found.classes} classes have one row: they serve as negatives alone"
-    if 0 < found.labelled < found.rows:
-        yield f"{found.rows - found.labelled} rows have no label: they are left out of the pairs"
+    yield from _on_labels(found)
     if found.rows < FEW:
         yield f"{found.rows} rows are few: expect little, and compare with PCA (querykey evaluate)"
     if found.rows < found.dim and found.task == "unlabelled":
         yield f"fewer rows than dimensions ({found.rows} < {found.dim}): the frozen rows may be hard to beat"
+
+
+def _on_labels(found: Diagnosis) -> Iterator[str]:
+    if found.classes == 1:
+        yield "all labels are of one class: nothing to tell apart; adapt without --labels"
+    elif found.classes and found.single == found.classes:
+        yield "every class has one row: adapt whitens all rows softly, and nothing can validate it"
+    elif found.single:
+        yield f"{found.single} of {found.classes} classes have one row: they serve as negatives alone"
+    if found.classes > 1 and 1 < found.labelled / found.classes <= FEW_A_CLASS:
+        yield (
+            f"{found.labelled / found.classes:.0f} labelled rows a class are few: --classes known mostly gains "
+            'over the frozen rows, and as few held-out queries often say "no evidence"'
+        )
+    if 0 < found.labelled < found.rows:
+        yield f"{found.rows - found.labelled} rows have no label: they serve PCA and whitening alone"
 
 
 def cost_of_fit(found: Diagnosis, machine: Machine, *, dim: int) -> tuple[int, float]:
@@ -134,7 +144,7 @@ def cost_of_fit(found: Diagnosis, machine: Machine, *, dim: int) -> tuple[int, f
     batch, memory = min(128, found.rows), min(CAPACITY, found.rows)
     projected = memory if found.task == "unlabelled" else min(memory, batch * 37)
     forward = 2 * projected * found.dim * dim + 2 * batch * memory * (found.dim + dim)
-    most = 600 if found.task == "unlabelled" else 1500
+    most = 1200 if found.task == "unlabelled" else 1700  # a run, and the refit on all rows
     steps = min(most, 200 * max(1, found.rows // batch))
     once = 2 * memory * memory * found.dim + 4 * min(found.rows, CAPACITY) * found.dim**2
     # backward costs twice the forward; small products run at half the rate of the large one measured

@@ -96,8 +96,8 @@ def _data(data: str | DataSet, given: argparse.Namespace) -> StudyImages | Study
             )
         return StudyImages.of_splits(str(given.data / data), "train", "test")
     stores = {part: DataAt(at) for part, at in features_of(data, given.data, given.features, say).items()}
-    if "documents" in stores:
-        return StudyFeatures(train=stores["documents"])
+    if data.parts["train"] == data.parts["test"]:  # documents that their own queries search
+        return StudyFeatures(train=stores["train"])
     return StudyFeatures(train=stores["train"], test=stores["test"])
 
 
