@@ -123,8 +123,8 @@ def _on_labels(found: Diagnosis) -> Iterator[str]:
         yield f"{found.single} of {found.classes} classes have one row: they serve as negatives alone"
     if found.classes > 1 and 1 < found.labelled / found.classes <= FEW_A_CLASS:
         yield (
-            f"{found.labelled / found.classes:.0f} labelled rows a class are few: --classes known mostly gains "
-            'over the frozen rows, and as few held-out queries often say "no evidence"'
+            f"{found.labelled / found.classes:.0f} labelled rows a class are few: --classes known mostly "
+            'gains over the frozen rows, and as few held-out queries often say "no evidence"'
         )
     if 0 < found.labelled < found.rows:
         yield f"{found.rows - found.labelled} rows have no label: they serve PCA and whitening alone"
