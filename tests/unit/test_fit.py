@@ -181,6 +181,14 @@ def test_steps_0_never_trains_and_closed_forms_can_be_asked_for():
         assert not any(one["name"].startswith("trained") for one in adapter.candidates_)
 
 
+def test_candidates_that_are_not_there_are_refused_and_trained_ones_can_stand_alone():
+    X, y = classes(np.ones(8), np.ones(8), rows=180, count=6)
+    with pytest.raises(ConfigError, match="candidates has no discriminnt here"):
+        Adapter(dim=4, candidates=["discriminnt"]).fit(X, y)
+    alone = Adapter(dim=4, steps=5, candidates="trained").fit(X, y)
+    assert "trained nca" in [one["name"] for one in alone.candidates_]
+
+
 def test_old_names_of_parameters_stay_for_a_version():
     X, y = classes(np.ones(8), np.ones(8), rows=180, count=6)
     with pytest.warns(FutureWarning, match="seed=...\\) will go in the next version; use random_state"):

@@ -165,6 +165,7 @@ class Search:
         return form(self.statistics[held])
 
     def _best_form(self) -> str:
+        self._reference()  # where trained candidates alone were asked for
         closed = [one for one in self.found.values() if one.form is not None]
         return max(closed, key=self._mean).name
 

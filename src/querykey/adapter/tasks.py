@@ -53,6 +53,7 @@ from querykey.adapter.validation import (
     copies_of,
 )
 from querykey.encoders.heads import orthogonal
+from querykey.errors import ConfigError
 from querykey.processes import Processes
 from querykey.types import FrozenRows, Labels, Numbers
 
@@ -128,6 +129,13 @@ def named(forms: dict[str, Form], wanted: object) -> dict[str, Form]:
     """The forms that were asked for, by name or by family; all of them otherwise."""
     if not isinstance(wanted, tuple):
         return forms
+    known = {*forms, *(name.split()[0] for name in forms), "frozen", "trained"}
+    unknown = [name for name in wanted if name not in known and not name.startswith("trained ")]
+    if unknown:
+        raise ConfigError(
+            f"candidates has no {', '.join(unknown)} here; it takes all, closed_form, or names of: "
+            f"{', '.join(sorted(known))}"
+        )
     return {name: form for name, form in forms.items() if name in wanted or name.split()[0] in wanted}
 
 
