@@ -10,6 +10,7 @@ from querykey.adapter.relevance import Relevance, same_items
 from querykey.adapter.selection import Scored, at_best_temperature, choose, difference, halves
 from querykey.adapter.split import class_folds, known_folds, query_folds, row_fold
 from querykey.adapter.validation import (
+    HALVINGS,
     TEMPERATURES,
     LabelQuestion,
     PairQuestion,
@@ -216,3 +217,8 @@ def test_a_difference_over_groups_is_less_sure_than_over_queries():
     alone, together = difference(values), difference(values, groups=groups)
     assert together.error > 3 * alone.error
     assert together.mean == pytest.approx(alone.mean)
+
+
+def test_every_temperature_is_in_one_row_of_halves():
+    assert sorted(sum(HALVINGS, ())) == sorted(TEMPERATURES)
+    assert all(row[i] == row[i - 1] / 2 for row in HALVINGS for i in range(1, len(row)))

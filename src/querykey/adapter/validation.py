@@ -32,12 +32,16 @@ __all__ = [
 ]
 
 BLOCK = 8192
-ELEMENTS = 2**23
-"""Scores held at once: 32 MB, which stay near the processor while eight temperatures read them."""
+ELEMENTS, FEWEST = 2**20, 64
+"""Scores held at once: 4 MB, which stay near the processor while all temperatures read them; and the fewest
+queries a block, since each block reads all keys."""
 MOST_KEYS = 200_000
 TEMPERATURES = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.5, 2.0, 20.0)
 """Each candidate is asked at its own best one: at one for all, what is compared is calibration. The last
 give all keys nearly the same probability: without them scores that say nothing lose to flatter ones."""
+HALVINGS = ((20.0,), (2.0,), (0.5,), (0.2, 0.1, 0.05), (0.15,), (0.07,), (0.04, 0.02), (0.03,))
+"""The same, each row of halves in one: the terms of a softmax at half the temperature are the squares, which
+cost less than another exponential."""
 
 Transform = Callable[[Tensor], Tensor]
 Places = Int64[Tensor, "queries _"]
@@ -70,7 +74,7 @@ def log_probability(
         Nats, at most 0; -inf for a query without a right key.
     """
     out = torch.empty(len(queries), len(TEMPERATURES))
-    size = max(1, ELEMENTS // max(1, len(keys)))
+    size = _block(len(keys))
     for start in range(0, len(queries), size):
         stop = start + size
         scores = _scores(queries[start:stop], keys, excluded[start:stop])
@@ -78,12 +82,15 @@ def log_probability(
         found = scores.gather(1, own.clamp(min=0)).masked_fill(own < 0, -torch.inf)
         top, best = scores.amax(dim=1, keepdim=True), found.amax(dim=1, keepdim=True)
         scores -= top
-        scratch = torch.empty_like(scores)
-        for column, temperature in enumerate(TEMPERATURES):
-            torch.mul(scores, 1 / temperature, out=scratch)
-            every = scratch.exp_().sum(dim=1)
-            mine = ((found - best.clamp(min=-2.0)) / temperature).exp().sum(dim=1)
-            out[start:stop, column] = mine.log() - every.log() + ((best - top) / temperature)[:, 0]
+        found, scratch = found - best.clamp(min=-2.0), torch.empty_like(scores)
+        for halvings in HALVINGS:
+            torch.mul(scores, 1 / halvings[0], out=scratch).exp_()
+            for temperature in halvings:
+                every = scratch.sum(dim=1)
+                mine = (found / temperature).exp().sum(dim=1)
+                likely = mine.log() - every.log() + ((best - top) / temperature)[:, 0]
+                out[start:stop, TEMPERATURES.index(temperature)] = likely
+                scratch *= scratch  # a term at half the temperature
     return out
 
 
@@ -104,7 +111,7 @@ def ranks(queries: Queries, keys: Keys, right: Places, excluded: Places) -> dict
         Musgrave et al. 2020, arXiv:2003.08505 (MAP@R).
     """
     found: dict[str, list[Tensor]] = {"R@1": [], "MAP@R": [], "MRR": []}
-    size = max(1, ELEMENTS // max(1, len(keys)))
+    size = _block(len(keys))
     for start in range(0, len(queries), size):
         own = right[start : start + size]
         scores = _scores(queries[start : start + size], keys, excluded[start : start + size])
@@ -123,6 +130,11 @@ def ranks(queries: Queries, keys: Keys, right: Places, excluded: Places) -> dict
         found["R@1"].append((first == 0).float())
         found["MRR"].append(1 / (first + 1))
     return {name: torch.cat(parts).float() for name, parts in found.items()}
+
+
+def _block(keys: int) -> int:
+    """Queries that are scored at once."""
+    return max(FEWEST, ELEMENTS // max(1, keys))
 
 
 def _scores(queries: Tensor, keys: Tensor, excluded: Tensor) -> Tensor:
@@ -261,7 +273,7 @@ class DistillationQuestion:
 
     @property
     def _size(self) -> int:
-        return max(1, ELEMENTS // max(1, len(self.keys)))
+        return _block(len(self.keys))
 
     @property
     def _wanted(self) -> tuple[Tensor, Tensor]:
