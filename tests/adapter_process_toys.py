@@ -53,7 +53,7 @@ KINDS = {
 
 
 def fitted(kind):
-    """Weights and what the looks saw."""
+    """Weights, what the looks saw, and the name of the candidate that won."""
     draw = torch.Generator().manual_seed(0)
     rows = F.normalize(torch.randn(ROWS, WIDTH, generator=draw), dim=1)
     settings = dict(KINDS[kind])
@@ -66,7 +66,8 @@ def fitted(kind):
     made = fit_adapter(rows, AdapterSettings(**COMMON | settings), labels=labels, pairs=pairs)
     seen = ("loss", "validation", "candidates", "negative_score", "false_negatives")
     looks = [[look.get(name, 0.0) for name in seen] for look in made.history]
-    return made.fc.state_dict() | {"looks": torch.tensor(looks, dtype=torch.float64)}
+    winner = torch.tensor(list(made.report["candidate"].encode()))
+    return made.fc.state_dict() | {"looks": torch.tensor(looks, dtype=torch.float64), "winner": winner}
 
 
 MODES = ("similar", "hard_negative", "hard_positive", "semi_hard")

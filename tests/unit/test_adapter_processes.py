@@ -21,14 +21,14 @@ def alone():
     return every_kind(ALONE)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_many_processes_fit_what_one_fits(count, alone, tmp_path):
+@pytest.mark.parametrize("count", [2, 3])
+def test_many_processes_choose_and_fit_what_one_does(count, alone, tmp_path):
     found = together("adapter_process_toys:every_kind", count, tmp_path / "meeting")
     for name, wanted in alone.items():
         for one in found[1:]:
             assert torch.equal(one[name], found[0][name]), name
-        tolerance = {"rtol": 1e-12, "atol": 1e-12} if "shares" in name else {"rtol": 1e-4, "atol": 1e-6}
-        torch.testing.assert_close(found[0][name], wanted, **tolerance, msg=name)
+        relative, absolute = (1e-12, 1e-12) if "shares" in name else (1e-4 if "looks" in name else 0, 1e-6)
+        torch.testing.assert_close(found[0][name], wanted, rtol=relative, atol=absolute, msg=name)
     assert all(float(alone[f"{kind}/looks"][:, 0].abs().sum()) > 0 for kind in KINDS)
 
 
