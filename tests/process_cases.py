@@ -12,7 +12,7 @@ from querykey.training.learner import Learner
 from querykey.training.pretrain import make_encoder
 from querykey.training.pretrain_settings import PretrainSettings
 from querykey.training.resolving import resolve_settings
-from querykey.training.view_objectives import _LOSSES
+from querykey.training.view_objectives import _VIEW_LOSSES as _LOSSES
 from querykey.training.view_step import ViewPair
 
 STEPS, ITEMS = 3, 24

@@ -14,7 +14,7 @@ TEN_MINUTES = {
 busy machine changes no result, and two arms can run side by side."""
 THREE_OF_TEN = 0.276
 """Of those steps what `--minutes 3` gives: starting up takes as long."""
-STEPS = 1200
+DICTIONARY_STEPS = 1200
 """Of the questions: 307,200 images, six epochs."""
 OMNIGLOT = ("omniglot", "train", "test")
 """The alphabets of the test are not those of the training."""
@@ -39,7 +39,7 @@ def _method(name: str, *, share: float, group: str, seeds: int) -> Arm:
 
 def _moco(name: str, label: str, **settings: Any) -> Arm:
     whole = {
-        "method": "moco", "steps": STEPS, "looks": 4, "layout": "channels_last", "precision": "float32",
+        "method": "moco", "steps": DICTIONARY_STEPS, "looks": 4, "layout": "channels_last", "precision": "float32",
         "capacity": 4096, **settings,
     }  # fmt: skip
     return Arm(name=name, label=label, group="dictionaries", settings=whole)

@@ -25,7 +25,7 @@ ViewLossName = Literal[
 ]  # fmt: skip
 ViewLoss = Callable[[Lookup], PerQuery]
 
-_LOSSES: dict[ViewLossName, Callable[..., PerQuery]] = {
+_VIEW_LOSSES: dict[ViewLossName, Callable[..., PerQuery]] = {
     "nt_xent": info_nce,
     "info_nce": info_nce,
     "decoupled": decoupled,
@@ -61,9 +61,9 @@ def view_objective(name: ViewLossName, temperature: float | Tensor, **options: A
         >>> bool(loss(look_up_views(torch.eye(2), torch.eye(2))).mean() > 0)
         True
     """
-    if name not in _LOSSES:
+    if name not in _VIEW_LOSSES:
         raise ConfigError(f"loss must be one of {', '.join(get_args(ViewLossName))}; got {name!r}")
-    loss = _LOSSES[name]
+    loss = _VIEW_LOSSES[name]
     known = _options(name)
     own = [option for option in known if option != "temperature"]
     unknown = sorted(set(options) - set(own))
@@ -102,5 +102,5 @@ def takes_form(name: ViewLossName) -> bool:
 
 
 def _options(name: ViewLossName) -> list[str]:
-    parameters = inspect.signature(_LOSSES[name]).parameters.values()
+    parameters = inspect.signature(_VIEW_LOSSES[name]).parameters.values()
     return [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
