@@ -18,7 +18,7 @@ test: $(VENV)/.ready ## Run the tests, a worker a core.
 check: lint test ## All that CI asks: format, lint, types, layers, tests.
 
 studies-smoke: $(VENV)/.ready ## Run every study on a few images; `make test` does it too.
-	$(BIN)/python -m pytest -q tests/unit/test_studies.py -k runs_to_its_verdicts
+	$(BIN)/python -m pytest -q tests/studies/test_studies.py -k runs_to_its_verdicts
 
 soak: $(VENV)/.ready ## Kill, starve and fuzz for up to 20 minutes.
 	$(BIN)/python -m pytest -q tests/soak/soak_*.py
@@ -27,12 +27,12 @@ bench: $(VENV)/.ready-bench ## Measure speed and memory beside the peers.
 	$(BIN)/python benchmarks/run.py
 
 results: $(VENV)/.ready-results ## Run the grid of studies and write docs/results.md; goes on where it stopped.
-	$(BIN)/python -m querykey.studies.pretraining_cells
-	$(BIN)/python -m querykey.studies.results
+	$(BIN)/python -m querykey.studies.results_grid.run_pretraining
+	$(BIN)/python -m querykey.studies.results_grid.run_adapters
 
 studies: $(VENV)/.ready-results ## Run the papers' studies and write studies/README.md; goes on where it stopped.
 	$(BIN)/python -m querykey.studies.suite
-	$(BIN)/python -m querykey.reports.studies
+	$(BIN)/python -m querykey.reports.markdown.studies
 
 lint: $(VENV)/.ready ## Check format, lint, types and layers.
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from querykey.encoders.backbones import make_backbone
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
-from querykey.training.gradient_cache import cached_backward
+from querykey.pretraining.chunked.gradient_cache import cached_backward
 
 CASES = {"small_cnn": ("small_cnn", 1024), "ResNet-18, small stem": ("torchvision:resnet18", 256)}
 """Backbone and images of 32 x 32 pixels in the batch."""

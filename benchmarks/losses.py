@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.lookup import Lookup, PairRule, look_up
-from querykey.losses import info_nce, is_streamed, nt_xent, score_distillation
-from querykey.own_key import look_up_own_key
+from querykey.lookup.own_key_pairs import look_up_own_key
+from querykey.losses import info_nce, is_streamed, score_distillation
+from querykey.losses import info_nce as nt_xent
 
 IMAGES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 WIDTH, TEMPERATURE, SIDE = 128, 0.1, 2048

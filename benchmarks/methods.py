@@ -13,9 +13,9 @@ from PIL import Image
 from timing import Row, in_turns, median_ratio
 
 from querykey.data.items import Source
-from querykey.run_pretrain import pretrain
-from querykey.training.dictionary_settings import METHODS
-from querykey.training.pretrain_course import Course
+from querykey.pretraining.settings.methods import METHODS
+from querykey.pretraining.trainer import Course
+from querykey.runs.pretrain import pretrain
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "small_cnn": {"batch_size": 256},

@@ -8,7 +8,7 @@ import torch
 from timing import Row, in_turns, median_ratio
 from torch.nn import functional as F
 
-from querykey.nearest import nearest
+from querykey.lookup.nearest import nearest
 
 QUERIES, KEYS, WIDTH, K, REPEATS = 10_000, 50_000, 384, 10, 3
 MOST = 1.5

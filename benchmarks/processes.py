@@ -18,12 +18,12 @@ import torch
 from timing import Row
 from torch import distributed, multiprocessing
 
-from querykey.processes import Processes, current_processes
-from querykey.training.learner import Learner
-from querykey.training.pretrain import make_encoder
-from querykey.training.pretrain_settings import PretrainSettings
-from querykey.training.resolving import resolve_settings
-from querykey.training.view_step import ViewPair
+from querykey.distributed.process_group import Processes, current_processes
+from querykey.pretraining.learner import Learner
+from querykey.pretraining.loop import make_encoder
+from querykey.pretraining.methods.step import ViewPair
+from querykey.pretraining.settings.resolve import resolve_settings
+from querykey.pretraining.settings.settings import PretrainSettings
 
 COUNTS, STEPS, IMAGES, SIDE, ITEMS, MOST = (2, 4), 3, 32, 32, 9999, 1.01
 WIDTH = 128

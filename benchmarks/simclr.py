@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from querykey.data.items import Source
-from querykey.data.pixels import read_pixels
-from querykey.data.sources import read_source
+from querykey.data.pixels.pixels import read_pixels
+from querykey.data.readers.open import read_source
 from querykey.encoders.backbones import make_backbone
 from querykey.evaluation.intervals import paired_difference
 from querykey.evaluation.knn import knn_correct
-from querykey.run_pretrain import Shown, pretrain
-from querykey.training.pretrain_course import Course
+from querykey.pretraining.trainer import Course
+from querykey.runs.pretrain import Shown, pretrain
 
 CIFAR = Path(os.environ.get("QUERYKEY_DATA", "../shared/data")) / "cifar10"
 BATCH, SIDE, RATE, TEMPERATURE = 256, 32, 0.06, 0.5

@@ -9,7 +9,7 @@ from timing import Row, in_turns, median_ratio
 from torch import Tensor
 from torchvision.transforms import v2
 
-from querykey.data.views import Views, view_preset
+from querykey.data.augment.views import Views, view_preset
 
 REPEATS = 3
 

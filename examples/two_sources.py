@@ -6,7 +6,7 @@ from torch import nn
 
 from querykey.lookup import Lookup
 from querykey.losses import LearnedTemperature, info_nce
-from querykey.training.end_to_end import end_to_end_step
+from querykey.pretraining.methods.end_to_end import end_to_end_step
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from querykey.adapter.fit import fit_adapter
 from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.split import TrainingPairs
+from querykey.distributed.process_group import current_processes
 from querykey.lookup import PairRule, look_up
+from querykey.lookup.top_k import top_k
 from querykey.losses import contrastive, score_distillation
-from querykey.processes import current_processes
-from querykey.select import top_k
 
 ROWS, WIDTH = 90, 8
 COMMON = {

@@ -8,10 +8,10 @@ from PIL import Image
 from torch import nn
 
 from querykey.data.items import Items, Source
-from querykey.encoders.frozen import FrozenEncoder
-from querykey.encoders.frozen_model import TorchModel
-from querykey.encoders.identity import combined_digest, state_digest
-from querykey.encoders.preprocessing import ImagePreprocessing
+from querykey.encoders.frozen.encoder import FrozenEncoder
+from querykey.encoders.frozen.fingerprint import combined_digest, state_digest
+from querykey.encoders.frozen.model import TorchModel
+from querykey.encoders.frozen.preprocessing import ImagePreprocessing
 from querykey.errors import DamagedItemError
 
 CPU = torch.device("cpu")

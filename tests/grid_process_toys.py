@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from querykey.records import Records
-from querykey.studies.grid import Cell, run_grid
+from querykey.io.records import Records
+from querykey.studies.engine.grid import Cell, run_grid
 
 
 def held(cell):

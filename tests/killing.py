@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pretraining_toys import metrics
 
-from querykey.training.checkpoint import latest_checkpoint
+from querykey.pretraining.checkpoint import latest_checkpoint
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PAUSE = 0.001
@@ -21,9 +21,9 @@ SERVER = '''
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-import querykey.cli.main, querykey.cli.adapt, querykey.cli.pretrain, querykey.cli.pretrain_display
-import querykey.build, querykey.config, querykey.config_pretrain, querykey.run_pretrain, rich.console
-import querykey.data.images, querykey.data.mapped, querykey.data.tables, PIL.Image, PIL.PngImagePlugin
+import querykey.cli.main, querykey.cli.adapt, querykey.cli.pretrain, querykey.cli.pretrain
+import querykey.runs.adapt, querykey.runs.adapter_settings, querykey.runs.pretrain_settings, querykey.runs.pretrain, rich.console
+import querykey.data.readers.images, querykey.data.readers.mapped, querykey.data.readers.tables, PIL.Image, PIL.PngImagePlugin
 try:
     import torch.utils.tensorboard
 except ImportError:

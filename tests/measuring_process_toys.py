@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from frozen_toys import WORDS, LetterModel, text_encoder, text_source
 
-from querykey.run_data import DataAt
-from querykey.run_linear import evaluate_encoder
-from querykey.training.embed import embed
+from querykey.features.embed import embed
+from querykey.runs.data import DataAt
+from querykey.runs.evaluate_encoder import evaluate_encoder
 
 TIMED = ("seconds",)
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from querykey.records import read
+from querykey.io.records import read
 
 TINY = {
     "backbone": "small_cnn:4", "batch_size": 32, "head_dim": 16, "precision": "float32",

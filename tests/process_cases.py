@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from querykey.distributed.process_group import Processes
 from querykey.errors import CollapseError
-from querykey.processes import Processes
-from querykey.training.learner import Learner
-from querykey.training.pretrain import make_encoder
-from querykey.training.pretrain_settings import PretrainSettings
-from querykey.training.resolving import resolve_settings
-from querykey.training.view_objectives import _VIEW_LOSSES as _LOSSES
-from querykey.training.view_step import ViewPair
+from querykey.losses.by_name import _VIEW_LOSSES as _LOSSES
+from querykey.pretraining.learner import Learner
+from querykey.pretraining.loop import make_encoder
+from querykey.pretraining.methods.step import ViewPair
+from querykey.pretraining.settings.resolve import resolve_settings
+from querykey.pretraining.settings.settings import PretrainSettings
 
 STEPS, ITEMS = 3, 24
 TINY = {

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from querykey.data.items import Source
-from querykey.data.pixel_batches import Damage, HeldPixels
+from querykey.data.pixels.pixels import Damage, HeldPixels
 from querykey.errors import DataError
-from querykey.training import calibration
-from querykey.training.parting import part
-from querykey.training.pretrain import Loop, make_encoder, train
-from querykey.training.pretrain_course import put_together
-from querykey.training.pretrain_settings import PretrainSettings
-from querykey.training.resolving import resolve_settings
+from querykey.pretraining import autotune
+from querykey.pretraining.loop import Loop, make_encoder, train
+from querykey.pretraining.settings.resolve import resolve_settings
+from querykey.pretraining.settings.settings import PretrainSettings
+from querykey.pretraining.split import part
+from querykey.pretraining.trainer import put_together
 
 STEPS, IMAGES, LOST = 4, 60, 7
 TINY = {
@@ -54,7 +54,7 @@ def _pixels(kind=HeldPixels, damaged=()):
 
 def run(processes, settings, *, stop=lambda: False, pixels=None):
     """A course of these settings: what was trained, and what the monitors saw."""
-    calibration.TRIALS = calibration.STEADY_TRIALS = 1
+    autotune.TRIALS = autotune.STEADY_TRIALS = 1
     pixels = pixels or _pixels()
     parted = part(pixels.ids, pixels.ids % 2, held_out=6, seed=0)
     resolved = resolve_settings(
@@ -101,7 +101,7 @@ def every_course(processes):
     )
     lost = run(processes, WAYS["memory-bank"] | {"steps": 9, "prefill": False}, pixels=_pixels(Losing))
     # the clocks of the processes do not agree: the others would measure for longer
-    calibration.STEADY_SECONDS = 0.01 if processes.rank == 0 else 100.0
+    autotune.STEADY_SECONDS = 0.01 if processes.rank == 0 else 100.0
     timed = run(processes, WAYS["simclr, chunks"] | {"steps": None, "minutes": 0.001, "layout": "auto"})
     found["other images"] = torch.tensor(says_other_images(processes))
     last = {"stopped": stopped, "lost": lost, "timed": timed}

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from querykey.encoders.global_batchnorm import GlobalBatchNorm
-from querykey.processes import current_processes
+from querykey.distributed.process_group import current_processes
+from querykey.encoders.norm.sync_batchnorm import GlobalBatchNorm
 
 SECONDS = 300
 ROWS = torch.arange(10.0, dtype=torch.float64).view(5, 2)

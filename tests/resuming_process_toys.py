@@ -9,8 +9,8 @@ import torch
 from pretraining_toys import TINY, after
 
 from querykey import pretrain
-from querykey.run_pretrain import resume
-from querykey.training import calibration
+from querykey.pretraining import autotune
+from querykey.runs.pretrain import resume
 
 HERE = TINY | {
     "batch_size": 16, "view_size": 12, "held_out": 4, "looks": 1, "steps": 6, "method": "moco",
@@ -20,7 +20,7 @@ HERE = TINY | {
 
 def stopped_and_whole(processes, folder, images):
     """The encoder's bytes of a run that was stopped after two steps, and of one that was not."""
-    calibration.TRIALS = calibration.STEADY_TRIALS = 1
+    autotune.TRIALS = autotune.STEADY_TRIALS = 1
     one, other = Path(folder, "stopped"), Path(folder, "whole")
     # the last process alone is asked to stop, and all do
     is_last = processes.rank == processes.count - 1
@@ -39,7 +39,7 @@ def stopped_and_whole(processes, folder, images):
 
 def one_dies(processes, folder, images):
     """The last process is killed amid a step; the others' fault says so, in little time."""
-    calibration.TRIALS = calibration.STEADY_TRIALS = 1
+    autotune.TRIALS = autotune.STEADY_TRIALS = 1
     is_last = processes.rank == processes.count - 1
     asked = after(3)
 

@@ -4,7 +4,7 @@
     Adapter                 adapt the rows of a frozen model; a scikit-learn transformer
     read_source, embed      what the user has -> features of a frozen model
     read_features           a feature store, or vectors in a file
-    querykey.lookup         Lookup, look_up, PairRule: queries, keys and which pairs count
+    querykey.lookup.lookup         Lookup, look_up, PairRule: queries, keys and which pairs count
     querykey.losses         losses over a look-up, as functions
     querykey.dictionaries   where keys come from: cross-batch memory, in batch
     querykey.evaluation     metrics, intervals and baselines
@@ -17,26 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from querykey.adapter.estimator import Adapter
-    from querykey.data.features import Features, read_features
-    from querykey.data.sources import Source, read_source
-    from querykey.run_comparison import compare_runs
-    from querykey.run_model import load_encoder
-    from querykey.run_pretrain import pretrain, resume
-    from querykey.training.embed import embed
+    from querykey.data.readers.open import Source, read_source
+    from querykey.features.embed import embed
+    from querykey.features.features import Features, read_features
+    from querykey.runs.compare import compare_runs
+    from querykey.runs.load_encoder import load_encoder
+    from querykey.runs.pretrain import pretrain, resume
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Adapter": "querykey.adapter.estimator",
-    "Features": "querykey.data.features",
-    "Source": "querykey.data.sources",
-    "compare_runs": "querykey.run_comparison",
-    "embed": "querykey.training.embed",
-    "load_encoder": "querykey.run_model",
-    "pretrain": "querykey.run_pretrain",
-    "read_features": "querykey.data.features",
-    "read_source": "querykey.data.sources",
-    "resume": "querykey.run_pretrain",
+    "Features": "querykey.features.features",
+    "Source": "querykey.data.readers.open",
+    "compare_runs": "querykey.runs.compare",
+    "embed": "querykey.features.embed",
+    "load_encoder": "querykey.runs.load_encoder",
+    "pretrain": "querykey.runs.pretrain",
+    "read_features": "querykey.features.features",
+    "read_source": "querykey.data.readers.open",
+    "resume": "querykey.runs.pretrain",
 }
 
 __all__ = [

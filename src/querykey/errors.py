@@ -21,6 +21,7 @@ A message says what was given, what is needed and what to do.
 """
 
 import sys
+from collections.abc import Callable
 
 __all__ = [
     "CollapseError",
@@ -31,6 +32,7 @@ __all__ = [
     "MissingExtraError",
     "MissingPathError",
     "ModelMismatchError",
+    "Notify",
     "OutOfMemoryError",
     "OutputError",
     "OutputExistsError",
@@ -41,6 +43,9 @@ __all__ = [
     "StoreError",
     "is_out_of_memory",
 ]
+
+Notify = Callable[[str], None]
+"""Called with what a user should know that is no reason to stop."""
 
 
 class QuerykeyError(Exception):

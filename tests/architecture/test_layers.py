@@ -52,7 +52,9 @@ def test_help_of_a_command_loads_next_to_nothing(command):
     assert not loaded_by(code) & (HEAVY - {"pydantic"})
 
 
-@pytest.mark.parametrize("module", ["querykey", "querykey.config", "querykey.records", "querykey.reports"])
+@pytest.mark.parametrize(
+    "module", ["querykey", "querykey.runs.adapter_settings", "querykey.io.records", "querykey.reports"]
+)
 def test_what_reads_and_reports_loads_without_torch(module):
     assert "torch" not in loaded_by(f"import {module}")
 

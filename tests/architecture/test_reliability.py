@@ -8,7 +8,7 @@ from architecture.source import MODULES, ROOT, module_name, parse
 
 PAGE = ROOT / "docs" / "reliability.md"
 NAMED = sorted(set(re.findall(r"`(test_\w+)`", PAGE.read_text())))
-SAID = {"querykey.data.store": "created"}
+SAID = {"querykey.features.store": "created"}
 """Where the time of day is written down for a person, and under which name."""
 
 
@@ -36,7 +36,7 @@ def test_every_promise_names_a_test():
 
 
 def test_every_method_has_its_row():
-    from querykey.training.dictionary_settings import METHODS
+    from querykey.pretraining.settings.methods import METHODS
 
     rows = dict(re.findall(r"^\| (adapter|[\w-]+) \| (.*) \|$", PAGE.read_text(), re.MULTILINE))
     for name in ("adapter", *METHODS):

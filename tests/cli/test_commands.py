@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from querykey import Adapter
 from querykey.cli.main import COMMANDS
-from querykey.records import read
+from querykey.io.records import read
 
 
 def names(folder):

@@ -9,20 +9,20 @@ import torch
 from cli.conftest import FAST
 from pretraining_toys import put_stripes, small_run
 
-from querykey.build import load_run
-from querykey.evaluation.linear_protocols import linear_evaluation
-from querykey.run_comparison import compare_runs
-from querykey.run_data import DataAt
-from querykey.run_evaluation import evaluate_run
-from querykey.run_linear import evaluate_encoder
-from querykey.training import calibration
+from querykey.evaluation.linear_evaluation import linear_evaluation
+from querykey.pretraining import autotune
+from querykey.runs.adapt import load_run
+from querykey.runs.compare import compare_runs
+from querykey.runs.data import DataAt
+from querykey.runs.evaluate_adapter import evaluate_run
+from querykey.runs.evaluate_encoder import evaluate_encoder
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _measured_at_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "TRIALS", 1)
-        patch.setattr(calibration, "STEADY_TRIALS", 1)
+        patch.setattr(autotune, "TRIALS", 1)
+        patch.setattr(autotune, "STEADY_TRIALS", 1)
         yield
 
 
@@ -212,7 +212,7 @@ def test_pretrainings_of_other_images_learn_from_those_of_the_first(querykey, pr
             found["first"] = linear_evaluation(train, *others, **how)
         return found["first"]
 
-    monkeypatch.setattr("querykey.run_comparison.linear_evaluation", seen)
+    monkeypatch.setattr("querykey.runs.compare.linear_evaluation", seen)
     runs, on = (pretrained / "views", pretrained / "elsewhere"), ("--on", pretrained / "test")
     said = querykey("compare", *runs, *on)
     assert said.code == 0, said.err

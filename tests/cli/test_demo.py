@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from querykey.cli.main import app
-from querykey.data.sources import read_source
+from querykey.data.readers.open import read_source
 from querykey.studies import demo
-from querykey.studies.docstrings import documented_in, write_collection
+from querykey.studies.demo import documented_in, write_collection
 
 SUMMARY = "Give the shortest way between two places on a map"
 REST = " ".join(f"word{number}" for number in range(80))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from querykey.training import leakage
-from querykey.training.leakage import Leakage
+from querykey.pretraining import batchnorm_leak
+from querykey.pretraining.batchnorm_leak import Leakage
 
 
 def found(accuracy):
@@ -19,7 +19,7 @@ def probed(querykey, monkeypatch):
             asked.append((method, options))
             return found(accuracies[len(asked) - 1])
 
-        monkeypatch.setattr(leakage, "probe_leakage", probe)
+        monkeypatch.setattr(batchnorm_leak, "probe_leakage", probe)
         said = querykey("doctor", "--probe-batch-norm", *arguments)
         assert said.code == 0, said.err
         assert max(map(len, said.out.splitlines())) <= 80
@@ -49,9 +49,9 @@ def test_a_rest_and_no_leak(probed):
 
 
 def test_it_runs_and_goes_on_to_the_data(querykey, monkeypatch, data):
-    real = leakage.probe_leakage
+    real = batchnorm_leak.probe_leakage
     few = {"steps": 1, "tests": 1}
-    monkeypatch.setattr(leakage, "probe_leakage", lambda method, **given: real(method, **given | few))
+    monkeypatch.setattr(batchnorm_leak, "probe_leakage", lambda method, **given: real(method, **given | few))
     said = querykey("doctor", data / "train.npz", "--probe-batch-norm", "--groups", 2)
     assert said.code == 0
     assert "use: querykey adapt" in said.flat

@@ -8,8 +8,8 @@ from cli.conftest import FAST
 from safetensors.torch import load_file
 
 from querykey import Adapter
-from querykey.build import load_run
 from querykey.cli.export import FORMS
+from querykey.runs.adapt import load_run
 
 
 def test_onnx_file_of_a_run_gives_its_rows(querykey, labelled_run, data, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 from killing import Moment, Warm, assert_same_run, kill_until_it_ends, timed
 from pretraining_toys import put_stripes, small_run
 
-from querykey.cli.faults import STOPPED
-from querykey.training.checkpoint import latest_checkpoint
+from querykey.cli.errors import STOPPED
+from querykey.pretraining.checkpoint import latest_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 STEPS = 12

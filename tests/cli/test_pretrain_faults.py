@@ -19,11 +19,11 @@ from pretraining_toys import DIGITS, TINY, after, metrics, put_stripes
 
 from querykey import pretrain, resume
 from querykey.errors import OutOfMemoryError, OutputError, OutputExistsError, is_out_of_memory
-from querykey.training import calibration
-from querykey.training.checkpoint import latest_checkpoint
-from querykey.training.going_on import in_more_parts
-from querykey.training.learner import Learner
-from querykey.training.pretrain_settings import PretrainSettings
+from querykey.pretraining import autotune
+from querykey.pretraining.checkpoint import latest_checkpoint
+from querykey.pretraining.learner import Learner
+from querykey.pretraining.resume import in_more_parts
+from querykey.pretraining.settings.settings import PretrainSettings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and signals of POSIX")
 SETTINGS = TINY | {"steps": 6, "looks": 2}
@@ -36,8 +36,8 @@ CPU_WORDS = (
 @pytest.fixture(scope="module", autouse=True)
 def _measured_at_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "TRIALS", 1)
-        patch.setattr(calibration, "STEADY_TRIALS", 1)
+        patch.setattr(autotune, "TRIALS", 1)
+        patch.setattr(autotune, "STEADY_TRIALS", 1)
         yield
 
 

@@ -11,11 +11,11 @@ import pytest
 from pretraining_toys import put_stripes
 from safetensors.torch import load_file
 
-from querykey.cli.pretrain_display import display
-from querykey.config_pretrain import PretrainRun, parse_pretrain_run, read_pretrain_run
+from querykey.cli.pretrain import display
 from querykey.errors import ConfigError, MissingPathError
-from querykey.run_pretrain import Shown
-from querykey.training import calibration
+from querykey.pretraining import autotune
+from querykey.runs.pretrain import Shown
+from querykey.runs.pretrain_settings import PretrainRun, parse_pretrain_run, read_pretrain_run
 
 SMALL = (
     "--set", "backbone=small_cnn:4", "--set", "batch_size=16", "--set", "head.dim=16", "--set",
@@ -28,8 +28,8 @@ STEPS = ("--set", "steps=3")
 @pytest.fixture(scope="module", autouse=True)
 def _measured_at_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "TRIALS", 1)
-        patch.setattr(calibration, "STEADY_TRIALS", 1)
+        patch.setattr(autotune, "TRIALS", 1)
+        patch.setattr(autotune, "STEADY_TRIALS", 1)
         yield
 
 
@@ -351,7 +351,7 @@ def test_a_bare_word_and_a_key_of_its_table_go_together():
 
 def test_every_key_reaches_its_setting():
     """What the run file can say, `PretrainSettings` or the views or a loss knows."""
-    from querykey.training.pretrain_settings import PretrainSettings
+    from querykey.pretraining.settings.settings import PretrainSettings
 
     said = parse_pretrain_run(
         {

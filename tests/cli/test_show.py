@@ -1,6 +1,6 @@
 """What a person sees where space is short."""
 
-from querykey.cli.show import table
+from querykey.cli.console import table
 
 
 def test_words_give_way_and_numbers_are_never_cut(capsys):

@@ -3,7 +3,7 @@
 import pytest
 from pretraining_toys import put_stripes
 
-from querykey.records import read
+from querykey.io.records import read
 from querykey.studies.catalogue import STUDIES
 
 
@@ -17,7 +17,7 @@ def shortened(monkeypatch):
     """A study of two arms of which each scores what its place says."""
     from dataclasses import replace
 
-    from querykey.studies import running
+    from querykey.studies.engine import run
 
     study = STUDIES["depth-and-width"]
     monkeypatch.setitem(STUDIES, study.name, replace(study, arms=study.arms[:3:2], asked=study.asked[:1]))
@@ -31,7 +31,7 @@ def shortened(monkeypatch):
             "seconds": 1.0,
         }
 
-    monkeypatch.setattr(running, "measure", measure)
+    monkeypatch.setattr(run, "measure", measure)
     return study.name
 
 

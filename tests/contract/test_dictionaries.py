@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from querykey.dictionaries.cross_batch import CrossBatchMemory
-from querykey.dictionaries.in_batch import InBatch
+from querykey.dictionaries.protocol import Dictionary
 from querykey.dictionaries.queue import KeyQueue
-from querykey.dictionaries.rows import Dictionary
-from querykey.dictionaries.whole import WholeSet
+from querykey.dictionaries.static import InBatch, WholeSet
 from querykey.errors import RangeError, ShapeError
 
 FIFO = [

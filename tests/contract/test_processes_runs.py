@@ -5,8 +5,8 @@ import torch
 from process_courses import STEPS, WAYS, run
 from process_toys import distance, together
 
+from querykey.distributed.process_group import ALONE, Processes
 from querykey.errors import ConfigError, RangeError
-from querykey.processes import ALONE, Processes
 
 EXACT = ("candidates", "queries", "fill", "age_max", "age_mean", "knn_queries", "width_z")
 CLOSE = ("loss", "drift_1", "drift_2", "positive_score", "effective_rank_h")
@@ -57,7 +57,7 @@ def test_an_image_that_one_process_loses_is_lost_to_all(several):
     written = found["model.dictionary.written"]
     from process_courses import IMAGES, LOST, _pixels
 
-    from querykey.training.parting import part
+    from querykey.pretraining.split import part
 
     trained = part(_pixels().ids, torch.arange(IMAGES) % 2, held_out=6, seed=0).train.tolist()
     assert LOST in trained

@@ -7,7 +7,7 @@ import torch
 from process_cases import CASES, collapsed, taken
 from process_toys import distance, together
 
-from querykey.processes import ALONE
+from querykey.distributed.process_group import ALONE
 
 TOLERANCE = {torch.float64: (1e-9, 1e-7), torch.float32: (1e-4, 1e-3)}
 """Of a gradient of the first step, and of the state after three, relative to the largest of a tensor."""

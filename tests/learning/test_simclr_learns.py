@@ -3,12 +3,12 @@
 import torch
 
 from querykey import pretrain
-from querykey.training import calibration
+from querykey.pretraining import autotune
 
 
 def test_neighbours_by_h_share_the_digit_more_often_than_before_training(monkeypatch):
-    monkeypatch.setattr(calibration, "TRIALS", 1)
-    monkeypatch.setattr(calibration, "STEADY_TRIALS", 1)
+    monkeypatch.setattr(autotune, "TRIALS", 1)
+    monkeypatch.setattr(autotune, "STEADY_TRIALS", 1)
     torch.set_num_threads(1)
     run = pretrain(
         "sklearn:digits", backbone="small_cnn:8", batch_size=64, steps=60, precision="float32",

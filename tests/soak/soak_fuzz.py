@@ -1,4 +1,4 @@
-"""The fuzzing of tests/unit/test_fuzz_readers.py with ten times as many examples, others each time."""
+"""The fuzzing of tests/data/test_fuzz_readers.py with ten times as many examples, others each time."""
 
 import os
 

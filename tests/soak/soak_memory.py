@@ -18,10 +18,10 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from querykey import pretrain
-from querykey.training import calibration
+from querykey.pretraining import autotune
 
 torch.set_num_threads(1)
-calibration.TRIALS = calibration.STEADY_TRIALS = 1
+autotune.TRIALS = autotune.STEADY_TRIALS = 1
 images, out, spare, moment, chunks = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
 
 def limit(_=None):
@@ -31,9 +31,9 @@ def limit(_=None):
 
 torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)  # the first optimiser imports a compiler
 if moment == "trial":
-    seconds = calibration._seconds
-    calibration._seconds = lambda *given: (calibration.__dict__.pop("limit", int)(), seconds(*given))[1]
-    calibration.limit = limit  # once
+    seconds = autotune._seconds
+    autotune._seconds = lambda *given: (autotune.__dict__.pop("limit", int)(), seconds(*given))[1]
+    autotune.limit = limit  # once
 pretrain(
     images, out=out, method="simclr", backbone="small_cnn:32", batch_size=256, image_size=64, view_size=64,
     views="grayscale", steps=2, looks=0, held_out=0, precision="float32", layout="contiguous", chunks=chunks,

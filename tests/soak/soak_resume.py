@@ -14,7 +14,7 @@ import pytest
 from killing import Cold, Moment, Warm, assert_same_run, kill_until_it_ends, leftovers, timed
 from pretraining_toys import METHODS, put_stripes, small_run
 
-from querykey.records import read
+from querykey.io.records import read
 
 MOMENTS = int(os.environ.get("SOAK_MOMENTS", "20"))
 STEPS = 30

@@ -9,10 +9,10 @@ from typing import Any, get_args
 from safetensors.torch import load, save_file
 
 from querykey.adapter.settings import AdapterSettings
-from querykey.data.durable import or_damaged
 from querykey.encoders.heads import FCKind, FCLayer
 from querykey.errors import MissingPathError, StoreError
-from querykey.outputs import new_folder
+from querykey.io.atomic import new_folder
+from querykey.io.durable import or_damaged
 
 __all__ = ["SavedAdapter", "put_saved", "read_saved", "write_saved"]
 

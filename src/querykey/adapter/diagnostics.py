@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from querykey.adapter.steps import Step
-from querykey.dictionaries.rows import Dictionary
+from querykey.dictionaries.protocol import Dictionary
 from querykey.evaluation.geometry import effective_rank
-from querykey.lookup import Lookup
+from querykey.lookup.lookup import Lookup
 from querykey.types import PairMask, Rows
 
 __all__ = ["collapse_reason", "health"]

@@ -24,13 +24,13 @@ from querykey.adapter.settings import AdapterSettings, Target
 from querykey.adapter.split import distinct_pairs, numbered_pairs
 from querykey.adapter.tasks import Judge
 from querykey.adapter.validation import in_blocks
-from querykey.data.arrays import require_finite_rows
-from querykey.data.features import Features
+from querykey.data.readers.arrays import require_finite_rows
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, DataError, ModelMismatchError
 from querykey.evaluation.geometry import neighbour_overlap
-from querykey.nearest import nearest
-from querykey.training.objectives import LossName
+from querykey.features.features import Features
+from querykey.lookup.nearest import nearest
+from querykey.losses.by_name import LossName
 
 __all__ = ["Adapter"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.errors import ShapeError
-from querykey.lookup import DensePairs
+from querykey.lookup.lookup import DensePairs
 from querykey.types import FrozenRows, Ids, KeyIds, Numbers, QueryIds, Rows
 
 __all__ = ["Relevance", "RelevantPairs", "same_items", "unit_rows"]

@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from querykey.data.arrays import require_finite_rows
-from querykey.data.features import Features
 from querykey.data.labels import number_labels
+from querykey.data.readers.arrays import require_finite_rows
 from querykey.errors import DataError, ShapeError
+from querykey.features.features import Features
 from querykey.types import FrozenRows
 
 __all__ = ["labels_of", "rows_of", "rows_with_direction"]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from querykey.adapter.pool import Pool
+from querykey.adapter.batch import Batch, Chosen, Pool
 from querykey.adapter.relevance import Relevance, RelevantPairs
 from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.split import TrainingPairs
@@ -22,17 +22,15 @@ from querykey.adapter.steps import (
     pairs_step,
     projections_step,
 )
-from querykey.adapter.union import Batch, Chosen
 from querykey.adapter.validation import in_blocks
 from querykey.data.batches import UniformBatches
 from querykey.dictionaries.cross_batch import CrossBatchMemory
-from querykey.dictionaries.in_batch import InBatch
-from querykey.dictionaries.rows import Dictionary
-from querykey.dictionaries.whole import WholeSet
-from querykey.lookup import Lookup, PairRule, Score, look_up
-from querykey.processes import ALONE, Processes
-from querykey.select import Mode, top_k
-from querykey.training.objectives import objective
+from querykey.dictionaries.protocol import Dictionary
+from querykey.dictionaries.static import InBatch, WholeSet
+from querykey.distributed.process_group import ALONE, Processes
+from querykey.lookup.lookup import Lookup, PairRule, Score, look_up
+from querykey.lookup.top_k import Mode, top_k
+from querykey.losses.by_name import objective
 from querykey.types import FrozenRows, Labels, Numbers
 
 __all__ = ["Course", "course_of_items", "course_of_pairs"]

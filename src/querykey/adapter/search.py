@@ -39,8 +39,8 @@ from querykey.adapter.tasks import (
 )
 from querykey.adapter.training import Fitted, LowRankChange, Record, Training, layer_at
 from querykey.adapter.verdict import Report
+from querykey.distributed.process_group import current_processes
 from querykey.encoders.heads import FCLayer
-from querykey.processes import current_processes
 
 __all__ = ["Begin", "Search"]
 

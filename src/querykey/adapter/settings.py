@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, RangeError
-from querykey.training.objectives import LossName, objective
+from querykey.losses.by_name import LossName, objective
 
 __all__ = [
     "DRAWN",

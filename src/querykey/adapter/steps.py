@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from querykey.adapter.batch import Batch, Chosen, Union, union_of
 from querykey.adapter.relevance import Relevance
-from querykey.adapter.union import Batch, Chosen, Union, union_of
-from querykey.dictionaries.rows import Dictionary
-from querykey.lookup import DensePairs, Lookup, PairRule, look_up
-from querykey.processes import ALONE, Processes
-from querykey.training.objectives import Objective
+from querykey.dictionaries.protocol import Dictionary
+from querykey.distributed.process_group import ALONE, Processes
+from querykey.lookup.lookup import DensePairs, Lookup, PairRule, look_up
+from querykey.losses.by_name import Objective
 from querykey.types import Rows
 
 __all__ = [

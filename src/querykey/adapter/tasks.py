@@ -52,9 +52,9 @@ from querykey.adapter.validation import (
     Transform,
     copies_of,
 )
+from querykey.distributed.process_group import Processes
 from querykey.encoders.heads import orthogonal
 from querykey.errors import ConfigError
-from querykey.processes import Processes
 from querykey.types import FrozenRows, Labels, Numbers
 
 __all__ = [

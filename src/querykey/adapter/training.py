@@ -16,10 +16,10 @@ from querykey.adapter.diagnostics import collapse_reason, health
 from querykey.adapter.sampling import Course
 from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.verdict import Report
+from querykey.distributed.process_group import current_processes
 from querykey.encoders.heads import FCLayer, orthogonal
 from querykey.evaluation.geometry import effective_rank
 from querykey.optim import warm_up_cosine
-from querykey.processes import current_processes
 from querykey.types import FrozenRows, Rows
 
 __all__ = ["CHECKS", "Fitted", "LowRankChange", "Record", "Training", "layer_at"]

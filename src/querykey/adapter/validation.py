@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from querykey.adapter.relevance import NEAR_EQUAL, Relevance, unit_rows
-from querykey.nearest import TIE
+from querykey.lookup.nearest import TIE
 from querykey.types import FrozenRows, Keys, Labels, Numbers, PerQuery, Queries, Rows
 
 __all__ = [

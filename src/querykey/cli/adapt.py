@@ -46,7 +46,7 @@ def adapt_features(
     Compress them, or learn from labels or from pairs. Closed forms are tried first, then training;
     held-out queries choose what is written to OUT, and others say what it is worth.
     """
-    from querykey.config import read_run
+    from querykey.runs.adapter_settings import read_run
 
     check_choice("--pseudo-queries", pseudo, ("on", "off"))
     run = read_run(
@@ -55,10 +55,10 @@ def adapt_features(
     )  # fmt: skip
     prepare(device, threads, run.seed, shares_out=True)
     from querykey.adapter.verdict import summary
-    from querykey.build import adapt
-    from querykey.cli.show import detail, line, note, progress
-    from querykey.run_data import DataAt
-    from querykey.run_pseudo_queries import pseudo_queries
+    from querykey.cli.console import detail, line, note, progress
+    from querykey.runs.adapt import adapt
+    from querykey.runs.data import DataAt
+    from querykey.runs.pseudo_queries import pseudo_queries
 
     at = DataAt(features, column, run.labels, pair_column, split)
     judge = partial(pseudo_queries, device=device) if pseudo == "on" else None

@@ -19,7 +19,7 @@ from querykey.cli.options import (
 
 if TYPE_CHECKING:
     from querykey.evaluation.table import Table
-    from querykey.run_comparison import Comparison
+    from querykey.runs.compare import Comparison
 
 __all__ = ["compare"]
 
@@ -60,11 +60,11 @@ def compare(
     it by more than the paired 95% interval, = within it.
     """
     device = prepare(device, threads, seed)
-    from querykey.cli.show import line, note, progress
+    from querykey.cli.console import line, note, progress
     from querykey.errors import ConfigError
-    from querykey.outputs import check_new
-    from querykey.run_comparison import compare_runs
-    from querykey.run_data import DataAt
+    from querykey.io.atomic import check_new
+    from querykey.runs.compare import compare_runs
+    from querykey.runs.data import DataAt
 
     about_data = {"train": train, "column": column, "label-column": label_column,
                   "pair-column": pair_column, "split": split}  # fmt: skip
@@ -87,7 +87,7 @@ def compare(
 
 
 def _show(found: "Comparison") -> None:
-    from querykey.cli.show import line
+    from querykey.cli.console import line
 
     names = {name: name for name in found.runs}
     if max(map(len, names)) > LONGEST_NAME:
@@ -110,7 +110,7 @@ def _show(found: "Comparison") -> None:
 
 def _beside(title: str, rows: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
     """A column a run where the screen has room for it, otherwise a block for each row."""
-    from querykey.cli.show import line, table
+    from querykey.cli.console import line, table
 
     head = ["", *names.values()]
     cells = [[what, *(_said(values, run) for run in names)] for what, values in rows.items()]
@@ -143,7 +143,7 @@ def _said(values: Mapping[str, Any], run: str) -> str:
 
 
 def _show_table(found: "Table", names: Mapping[str, str]) -> None:
-    from querykey.cli.show import line, table
+    from querykey.cli.console import line, table
 
     first = found.references[0]
     asked = f"{found.protocol['asked']:,} queries, the same for all"
@@ -161,7 +161,7 @@ def _show_table(found: "Table", names: Mapping[str, str]) -> None:
 def _write(found: "Comparison", out: Path) -> None:
     import json
 
-    from querykey.outputs import new_file
+    from querykey.io.atomic import new_file
 
     with new_file(out) as aside:
         aside.write_text(json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")

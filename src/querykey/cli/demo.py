@@ -20,7 +20,7 @@ def demo(
     fitted on, others measured. Nothing is downloaded.
     """
     prepare("cpu", threads, 0)
-    from querykey.cli.show import line, progress, table
+    from querykey.cli.console import line, progress, table
     from querykey.studies.demo import DIM, MODEL, demonstrate
 
     made = demonstrate(out, stage=progress)

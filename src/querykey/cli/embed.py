@@ -33,10 +33,10 @@ def embed_source(
     features of the same data by the same model are left as they are.
     """
     device = prepare(device, threads, seed, shares_out=True)
-    from querykey.cli.show import line, note, progress
-    from querykey.data.sources import read_source
-    from querykey.run_model import load_encoder
-    from querykey.training.embed import embed
+    from querykey.cli.console import line, note, progress
+    from querykey.data.readers.open import read_source
+    from querykey.features.embed import embed
+    from querykey.runs.load_encoder import load_encoder
 
     items = read_source(
         source, column=column, label_column=label_column, pair_column=pair_column, split=split

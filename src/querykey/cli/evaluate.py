@@ -18,9 +18,9 @@ from querykey.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from querykey.evaluation.linear_protocols import LinearProtocol
+    from querykey.evaluation.linear_evaluation import LinearProtocol
     from querykey.evaluation.table import Table
-    from querykey.run_data import DataAt
+    from querykey.runs.data import DataAt
 
 __all__ = ["evaluate_on"]
 
@@ -67,8 +67,8 @@ def evaluate_on(
     """
     device = prepare(device, threads, seed, shares_out=True)
     from querykey.errors import ConfigError
-    from querykey.run_data import DataAt
-    from querykey.run_folder import is_pretraining
+    from querykey.runs.data import DataAt
+    from querykey.runs.pretrain_folder import is_pretraining
 
     if is_pretraining(run):
         _evaluate_encoder(
@@ -89,10 +89,10 @@ def evaluate_on(
 
 
 def _evaluate_adapter(run: Path, at: "DataAt", *, out: Path | None, device: str, seed: int) -> None:
-    from querykey.build import load_run
-    from querykey.cli.show import line, note, progress, table
-    from querykey.outputs import check_new
-    from querykey.run_evaluation import evaluate_run
+    from querykey.cli.console import line, note, progress, table
+    from querykey.io.atomic import check_new
+    from querykey.runs.adapt import load_run
+    from querykey.runs.evaluate_adapter import evaluate_run
 
     if out is not None:
         check_new(out)
@@ -117,11 +117,11 @@ def _evaluate_encoder(
 ) -> None:  # fmt: skip
     from typing import get_args
 
-    from querykey.cli.show import line, note, table
+    from querykey.cli.console import line, note, table
     from querykey.errors import ConfigError
-    from querykey.evaluation.linear_protocols import LinearProtocol
-    from querykey.outputs import check_new
-    from querykey.run_linear import evaluate_encoder
+    from querykey.evaluation.linear_evaluation import LinearProtocol
+    from querykey.io.atomic import check_new
+    from querykey.runs.evaluate_encoder import evaluate_encoder
 
     if protocol not in get_args(LinearProtocol):
         raise ConfigError(f"--protocol {protocol}: there are {', '.join(get_args(LinearProtocol))}")
@@ -144,14 +144,14 @@ def _evaluate_encoder(
 
 
 def _write(found: "Table", out: Path | None) -> None:
-    from querykey.processes import current_processes
+    from querykey.distributed.process_group import current_processes
 
     if out is None or not current_processes().is_first:
         return
     import json
 
-    from querykey.cli.show import line
-    from querykey.outputs import new_file
+    from querykey.cli.console import line
+    from querykey.io.atomic import new_file
 
     with new_file(out) as aside:
         aside.write_text(json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")

@@ -9,8 +9,8 @@ from querykey.cli.options import Device, Out, RunFolder, Seed, Threads, prepare
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from querykey.build import Run
     from querykey.export import Origin
+    from querykey.runs.adapt import Run
 
 __all__ = ["export_run"]
 
@@ -38,16 +38,16 @@ def export_run(
     very weights (safetensors), or its own h to 1e-4 of the largest number (onnx).
     """
     prepare(device, threads, seed)
-    from querykey.run_folder import is_pretraining
+    from querykey.runs.pretrain_folder import is_pretraining
 
     if is_pretraining(run):
         _export_encoder(run, to, out, model)
         return
-    from querykey.build import load_run
-    from querykey.cli.show import line
+    from querykey.cli.console import line
     from querykey.errors import ConfigError
     from querykey.export import export_onnx, export_safetensors, export_sentence_transformer
-    from querykey.outputs import check_new
+    from querykey.io.atomic import check_new
+    from querykey.runs.adapt import load_run
 
     if to not in FORMS:
         raise ConfigError(f"--to {to}: no such form; there are {', '.join(FORMS)}")
@@ -71,11 +71,11 @@ def export_run(
 
 
 def _export_encoder(run: "Path", to: str, out: "Path", model: str | None) -> None:
-    from querykey.cli.show import line
+    from querykey.cli.console import line
     from querykey.errors import ConfigError
     from querykey.export import BackboneOrigin, export_backbone_onnx, export_backbone_safetensors
-    from querykey.outputs import check_new
-    from querykey.training.saved_encoder import read_encoder
+    from querykey.io.atomic import check_new
+    from querykey.pretraining.saved_encoder import read_encoder
 
     if to not in ("onnx", "safetensors"):
         raise ConfigError(f"--to {to}: a pretrained backbone goes to onnx or safetensors")

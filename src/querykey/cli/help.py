@@ -28,16 +28,16 @@ def show_help(
     """Explain how data and models are named, or what --set takes."""
     match topic:
         case "sources":
-            from querykey.data.grammar import SOURCES_HELP
+            from querykey.data.readers.grammar import SOURCES_HELP
 
             typer.echo(SOURCES_HELP)
         case "settings":
-            from querykey.config import describe_settings
+            from querykey.runs.adapter_settings import describe_settings
 
             typer.echo(SETTINGS)
             typer.echo(describe_settings())
         case "pretraining":
-            from querykey.config_pretrain import describe_pretrain_settings
+            from querykey.runs.pretrain_settings import describe_pretrain_settings
 
             typer.echo(PRETRAINING)
             typer.echo(describe_pretrain_settings())

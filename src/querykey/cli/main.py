@@ -7,9 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from querykey.cli.faults import STOPPED, Commands
-from querykey.cli.interrupts import insistent
-from querykey.cli.joining import one_speaks
+from querykey.cli.errors import STOPPED, Commands, insistent
+from querykey.cli.torchrun import one_speaks
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -25,7 +24,7 @@ COMMANDS = {
     "export": ("export", "export_run", "Write what a RUN has learned in a form that loads elsewhere."),
     "study": ("study", "study", "Ask a paper's question of your own data; `study list` names them."),
     "report": ("report", "report", "Show runs and studies on one page."),
-    "doctor": ("doctor", "doctor", "Look at data and machine; say what to type, and why."),
+    "doctor": ("doctor.doctor", "doctor", "Look at data and machine; say what to type, and why."),
     "demo": ("demo", "demo", "Adapt a frozen model to Python's own documentation; takes minutes."),
     "help": ("help", "show_help", "Explain how data and models are named, or what --set takes."),
 }  # fmt: skip

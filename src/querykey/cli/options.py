@@ -49,7 +49,7 @@ def prepare(device: str, threads: int | None, seed: int, *, shares_out: bool = F
     Raises:
         ConfigError: If there is no such device on this machine, or many processes do what is for one.
     """
-    from querykey.cli.joining import is_one_of_many, join
+    from querykey.cli.torchrun import is_one_of_many, join
 
     if is_one_of_many() and not shares_out:
         from querykey.errors import ConfigError
@@ -57,7 +57,7 @@ def prepare(device: str, threads: int | None, seed: int, *, shares_out: bool = F
         raise ConfigError("this command is for one process; call it without torchrun")
     import torch
 
-    from querykey.encoders.frozen_model import usable_device
+    from querykey.encoders.frozen.model import usable_device
 
     usable_device(device)
     if is_one_of_many():

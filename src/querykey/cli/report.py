@@ -29,8 +29,8 @@ def report(
     Verdicts, comparison with baselines, curves, a map of the embedding, and what queries find before
     and after. From records and stored embeddings alone: the same ones give the same bytes.
     """
-    from querykey.cli.show import line
-    from querykey.outputs import check_new, new_file, new_folder
+    from querykey.cli.console import line
+    from querykey.io.atomic import check_new, new_file, new_folder
     from querykey.reports.page import figures_of, render, sections_of
 
     check_new(out)

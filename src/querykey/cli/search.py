@@ -7,7 +7,7 @@ import typer
 from querykey.cli.options import Column, Device, LabelColumn, RunFolder, Seed, Split, Threads, prepare
 
 if TYPE_CHECKING:
-    from querykey.run_search import Found
+    from querykey.runs.search import Found
 
 __all__ = ["search"]
 
@@ -30,10 +30,10 @@ def search(
     a row, or else a text or an image, which the model of the features embeds.
     """
     prepare(device, threads, seed)
-    from querykey.build import load_run
-    from querykey.run_data import DataAt
-    from querykey.run_evaluation import features_like_those_of
-    from querykey.run_search import find, read_query
+    from querykey.runs.adapt import load_run
+    from querykey.runs.data import DataAt
+    from querykey.runs.evaluate_adapter import features_like_those_of
+    from querykey.runs.search import find, read_query
 
     fitted = load_run(run)
     opened = features_like_those_of(fitted, DataAt(features, column, label_column, None, split))
@@ -45,7 +45,7 @@ def search(
 
 
 def _show(found: "list[Found]", title: str, was: list[str]) -> None:
-    from querykey.cli.show import table
+    from querykey.cli.console import table
 
     columns = {
         "rank": [str(one.rank) for one in found],

@@ -10,9 +10,9 @@ import typer
 from querykey.cli.options import Column, LabelColumn, Split, prepare
 
 if TYPE_CHECKING:
-    from querykey.studies.grid import Cell
-    from querykey.studies.running import Progress, StudyRun
-    from querykey.studies.study import Study
+    from querykey.studies.engine.grid import Cell
+    from querykey.studies.engine.run import Progress, StudyRun
+    from querykey.studies.engine.study import Study
 
 __all__ = ["study"]
 
@@ -75,11 +75,11 @@ def study(
     prepare("cpu", 1, 0)
     import os
 
-    from querykey.cli.show import note
-    from querykey.run_data import DataAt
-    from querykey.studies.running import run_study
-    from querykey.studies.study_features import StudyFeatures
-    from querykey.studies.study_images import StudyImages
+    from querykey.cli.console import note
+    from querykey.runs.data import DataAt
+    from querykey.studies.engine.features import StudyFeatures
+    from querykey.studies.engine.images import StudyImages
+    from querykey.studies.engine.run import run_study
 
     train = DataAt(data, column=column, label_column=label_column, split=split)
     others = None
@@ -96,7 +96,7 @@ def study(
 
 def _asked(name: str, studies: "dict[str, Study]") -> "Study":
     if name not in studies:
-        from querykey.data.grammar import nearest_words
+        from querykey.data.readers.grammar import nearest_words
         from querykey.errors import ConfigError
 
         raise ConfigError(
@@ -106,7 +106,7 @@ def _asked(name: str, studies: "dict[str, Study]") -> "Study":
 
 
 def _list(studies: "dict[str, Study]") -> None:
-    from querykey.cli.show import line
+    from querykey.cli.console import line
 
     for one in studies.values():
         cells = sum(arm.seeds for arm in one.arms)
@@ -118,7 +118,7 @@ def _list(studies: "dict[str, Study]") -> None:
 @contextmanager
 def _progress(name: str) -> "Iterator[Progress | None]":
     """A bar over the cells, and a line for each that is done."""
-    from querykey.cli.show import note, progress
+    from querykey.cli.console import note, progress
 
     with progress(name) as tick:
 
@@ -140,9 +140,9 @@ def _score(measure: str, value: list[int]) -> str:
 
 def _tell(done: "StudyRun") -> None:
     """The arms and the verdicts."""
-    from querykey.cli.show import line, table
+    from querykey.cli.console import line, table
+    from querykey.io.study_folder import cells_of, records_of
     from querykey.reports.study_tables import arms_rows, verdict_rows
-    from querykey.study_folder import cells_of, records_of
 
     described = done.described
     cells = cells_of(described, records_of(done.folder).read())

@@ -26,12 +26,12 @@ def transform_features(
     They are float32 and of length 1.
     """
     prepare(device, threads, seed)
-    from querykey.build import load_run
-    from querykey.cli.show import line
+    from querykey.cli.console import line
     from querykey.errors import ConfigError
-    from querykey.outputs import check_new
-    from querykey.run_data import DataAt
-    from querykey.run_evaluation import features_like_those_of
+    from querykey.io.atomic import check_new
+    from querykey.runs.adapt import load_run
+    from querykey.runs.data import DataAt
+    from querykey.runs.evaluate_adapter import features_like_those_of
 
     if out.suffix not in (".npy", ".safetensors"):
         raise ConfigError(f"--out {out}: must end in .npy or .safetensors")
@@ -49,7 +49,7 @@ def transform_features(
 def _write(out: Path, rows: Any) -> None:
     import numpy as np
 
-    from querykey.outputs import new_file
+    from querykey.io.atomic import new_file
 
     with new_file(out) as aside:
         if out.suffix == ".npy":

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from querykey.errors import DataError
-from querykey.lookup import UNLABELLED
+from querykey.lookup.lookup import UNLABELLED
 
 __all__ = ["NO_NAMES", "common_labels", "number_labels"]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from querykey.distributed.process_group import ALONE, Processes
 from querykey.errors import RangeError, ShapeError
-from querykey.processes import ALONE, Processes
 from querykey.types import Keys, Queries
 
 __all__ = ["MomentAlignment"]

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from querykey.dealing import deal, rows_of_dealt
-from querykey.dictionaries.rows import Held
+from querykey.dictionaries.protocol import Held
+from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.sharding import deal, rows_of_dealt
 from querykey.errors import RangeError, ShapeError
-from querykey.processes import ALONE, Processes
 from querykey.types import Ids, Numbers, Rows
 
 __all__ = ["MemoryBank"]

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from querykey.dictionaries.cross_batch import CrossBatchMemory
+from querykey.distributed.process_group import ALONE, Processes
 from querykey.errors import ConfigError, RangeError
-from querykey.processes import ALONE, Processes
 from querykey.types import Ids, Labels, Rows
 
 __all__ = ["KeyQueue", "QueueStart", "stale_copies"]

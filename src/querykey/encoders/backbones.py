@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from querykey.encoders.frozen_model import require_rows
-from querykey.encoders.image_models import made_by
+from querykey.encoders.frozen.image import made_by
+from querykey.encoders.frozen.model import require_rows
+from querykey.encoders.frozen.weights import load_weights
 from querykey.encoders.small_cnn import SmallCNN
-from querykey.encoders.weight_files import load_weights
 from querykey.errors import ConfigError, MissingExtraError, QuerykeyError, RangeError, SourceError
 from querykey.types import ImageRows, Rows
 

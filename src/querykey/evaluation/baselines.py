@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError
-from querykey.evaluation.linear import distinct, labelled
+from querykey.evaluation.linear_classifier import distinct, labelled
 from querykey.evaluation.ranking import is_finite
-from querykey.lookup import UNLABELLED
+from querykey.lookup.lookup import UNLABELLED
 from querykey.types import Labels, Rows
 
 __all__ = [

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from querykey.errors import DataError, RangeError
-from querykey.lookup import UNLABELLED
+from querykey.lookup.lookup import UNLABELLED
 from querykey.types import Labels, Numbers
 
 __all__ = ["choose_labelled", "split_by_class"]

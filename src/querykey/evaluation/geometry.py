@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError, ShapeError
-from querykey.lookup import UNLABELLED
+from querykey.lookup.lookup import UNLABELLED
 from querykey.types import Labels, Neighbours, PerQuery, Rows
 
 __all__ = ["alignment", "class_alignment", "effective_rank", "neighbour_overlap", "uniformity"]

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError, ShapeError
-from querykey.lookup import UNLABELLED
-from querykey.nearest import TIE, nearest, rough_cosines
+from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.nearest import TIE, nearest, rough_cosines
 from querykey.types import Keys, Neighbours, PerQuery, Queries, QueryLabels, TopScores
 
 __all__ = ["knn_correct", "knn_predict"]

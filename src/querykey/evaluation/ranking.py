@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from querykey.errors import DataError, RangeError, ShapeError
-from querykey.lookup import Block, Lookup, Pairs
+from querykey.lookup.lookup import Block, Lookup, Pairs
 from querykey.types import PairMask, PerQuery, Scores
 
 __all__ = ["GradedPairs", "Metric", "Ranking", "is_finite", "measure", "rankings"]

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from querykey.errors import DataError, ShapeError
-from querykey.evaluation.linear import distinct
-from querykey.lookup import UNLABELLED
+from querykey.evaluation.linear_classifier import distinct
+from querykey.lookup.lookup import UNLABELLED
 from querykey.types import Ids, Rows
 
 __all__ = ["CLASSIFIER", "Embedded", "Maker", "Protocol", "Task", "Transform", "embed"]

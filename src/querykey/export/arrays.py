@@ -21,7 +21,7 @@ from querykey.export.exported import (
     require_parity,
     write_readme,
 )
-from querykey.outputs import new_folder
+from querykey.io.atomic import new_folder
 
 __all__ = ["export_safetensors", "linear_part"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from querykey.encoders.backbones import Backbone
 from querykey.errors import ExportError, MissingExtraError
-from querykey.outputs import new_folder
+from querykey.io.atomic import new_folder
 
 __all__ = ["BackboneOrigin", "ExportedBackbone", "export_backbone_onnx", "export_backbone_safetensors"]
 

@@ -18,7 +18,7 @@ from querykey.export.exported import (
     require_parity,
     write_readme,
 )
-from querykey.outputs import check_new, new_folder
+from querykey.io.atomic import check_new, new_folder
 from querykey.types import FrozenRows, Rows
 
 __all__ = ["export_onnx"]

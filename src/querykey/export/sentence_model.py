@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from querykey.encoders.frozen import FrozenEncoder
+from querykey.encoders.frozen.encoder import FrozenEncoder
+from querykey.encoders.frozen.text import SentenceModel, load_sentence_transformer
 from querykey.encoders.heads import FCLayer
-from querykey.encoders.text_models import SentenceModel, load_sentence_transformer
 from querykey.errors import ExportError, MissingExtraError, ModelMismatchError, ShapeError
 from querykey.export.arrays import linear_part
 from querykey.export.exported import Exported, Origin, adapted, on_cpu, require_parity, write_readme
-from querykey.outputs import check_new, new_folder
+from querykey.io.atomic import check_new, new_folder
 
 __all__ = ["export_sentence_transformer"]
 

@@ -2,11 +2,10 @@
 
 from querykey.losses.decoupled import decoupled
 from querykey.losses.hard_negative import debiased, hard_negative
-from querykey.losses.info_nce import info_nce, nca
+from querykey.losses.info_nce import info_nce, nca, nt_xent
 from querykey.losses.logistic import nt_logistic
 from querykey.losses.margin import contrastive, triplet
 from querykey.losses.nce import nce, nce_normaliser
-from querykey.losses.nt_xent import nt_xent
 from querykey.losses.preserving import rank_loss, score_difference, score_distillation
 from querykey.losses.streaming import is_streamed
 from querykey.losses.temperature import LearnedTemperature

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from querykey.distributed.process_group import Processes
 from querykey.errors import ConfigError, ShapeError
-from querykey.lookup import Lookup
-from querykey.processes import Processes
+from querykey.lookup.lookup import Lookup
 from querykey.types import PairMask, PerQuery, Scores
 
 FAR = 1e30

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from querykey.errors import RangeError
-from querykey.lookup import Lookup
+from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import NOTHING, as_numbers, penalty, read, softmax, weigh
 from querykey.losses.info_nce import check_temperature
 from querykey.losses.streaming import Form, takes_streamed
-from querykey.losses.streaming_blocks import log_mean_of_positives, softmax_of_blocks
-from querykey.losses.streaming_terms import Positives
+from querykey.losses.streaming_blocks import Positives, log_mean_of_positives, softmax_of_blocks
 from querykey.losses.streaming_views import two_views
 from querykey.types import PerQuery
 
@@ -57,7 +56,7 @@ def decoupled(
     Example:
         Three candidates alike: log 2, one less than for `info_nce`:
 
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False, False]])
         >>> decoupled(Lookup.from_scores(torch.zeros(1, 3), mask, ~mask), temperature=0.1)
         tensor([0.6931])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from querykey.errors import RangeError
-from querykey.lookup import Lookup
+from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import as_numbers, penalty, read, softmax, weigh
 from querykey.losses.info_nce import check_temperature
 from querykey.types import PerQuery
@@ -43,7 +43,7 @@ def debiased(lookup: Lookup, *, temperature: float | Tensor, tau_plus: float = 0
     Example:
         A positive and a negative at a right angle to the query: nothing to correct, one bit.
 
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False]])
         >>> debiased(Lookup.from_scores(torch.zeros(1, 2), mask, ~mask), temperature=0.5)
         tensor([0.6931])
@@ -88,7 +88,7 @@ def hard_negative(
     Example:
         A negative beside the positive outweighs the one on the far side:
 
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False, False]])
         >>> found = Lookup.from_scores(torch.tensor([[1.0, 1.0, -1.0]]), mask, ~mask)
         >>> hard_negative(found, temperature=0.5, tau_plus=0.0, beta=0.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from querykey.lookup import Lookup
+from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import FAR, as_numbers, penalty, read, weigh
 from querykey.losses.info_nce import check_temperature
 from querykey.types import PairMask, PerQuery, Scores
@@ -45,7 +45,7 @@ def nt_logistic(
     Example:
         Two pairs that say nothing cost one bit each:
 
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False]])
         >>> nt_logistic(Lookup.from_scores(torch.zeros(1, 2), mask, ~mask), temperature=0.1)
         tensor([1.3863])

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from querykey.distributed.process_group import ALONE, Processes
 from querykey.errors import RangeError, ShapeError
-from querykey.lookup import Lookup
+from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import as_numbers, penalty, read, weigh
 from querykey.losses.info_nce import check_temperature
-from querykey.processes import ALONE, Processes
 from querykey.types import PerQuery
 
 __all__ = ["nce", "nce_normaliser"]
@@ -52,7 +52,7 @@ def nce(
     Example:
         Two items, one drawn as noise, and P = K / N for both: two bits.
 
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False]])
         >>> found = Lookup.from_scores(torch.zeros(1, 2), mask, ~mask)
         >>> nce(found, temperature=0.1, normaliser=2.0, noise_items=2)
@@ -107,7 +107,7 @@ def nce_normaliser(
         ShapeError: If temperature is a tensor of more than one number.
 
     Example:
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False]])
         >>> found = Lookup.from_scores(torch.zeros(1, 2), mask, ~mask)
         >>> round(float(nce_normaliser(found, temperature=0.1, items=50)), 3)

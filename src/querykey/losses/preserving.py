@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from querykey.lookup import Lookup
+from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import (
     as_numbers,
     read,
@@ -13,11 +13,10 @@ from querykey.losses._pair_weights import (
     softmax_of_all,
     weigh,
 )
-from querykey.losses._triplets import soft_triplets
 from querykey.losses.info_nce import check_temperature
+from querykey.losses.margin import soft_triplets
 from querykey.losses.streaming import Form, takes_streamed
-from querykey.losses.streaming_blocks import rows_of, softmax_of_blocks
-from querykey.losses.streaming_terms import Target
+from querykey.losses.streaming_blocks import Target, rows_of, softmax_of_blocks
 from querykey.types import PerQuery
 
 __all__ = ["rank_loss", "score_difference", "score_distillation"]
@@ -65,7 +64,7 @@ def score_distillation(
     Example:
         A target that is sure of one key, against scores that can't choose between two, loses a bit:
 
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> take_part = torch.tensor([[True, True]])
         >>> frozen, even = (Lookup.from_scores(torch.tensor([s]), take_part, ~take_part)
         ...                 for s in ([1.0, -1.0], [0.5, 0.5]))
@@ -121,7 +120,7 @@ def score_difference(lookup: Lookup, target: Lookup) -> PerQuery:
         ShapeError: If the target is of another size.
 
     Example:
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> take_part = torch.tensor([[True, True]])
         >>> mine, frozen = (Lookup.from_scores(torch.tensor([s]), take_part, ~take_part)
         ...                 for s in ([0.5, 0.0], [1.0, 0.25]))
@@ -158,7 +157,7 @@ def rank_loss(lookup: Lookup) -> PerQuery:
         costs exactly 0 and sends no gradient.
 
     Example:
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False]])
         >>> rank_loss(Lookup.from_scores(torch.tensor([[0.5, 0.5]]), mask, ~mask))
         tensor([0.6931])

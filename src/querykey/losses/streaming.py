@@ -3,8 +3,8 @@
 from typing import Literal, get_args
 
 from querykey.errors import ConfigError
-from querykey.lookup import Lookup
-from querykey.two_views import TwoViewPairs
+from querykey.lookup.lookup import Lookup
+from querykey.lookup.two_view_pairs import TwoViewPairs
 
 __all__ = ["Form", "chosen_form", "is_streamed", "loss_bytes", "takes_streamed"]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from querykey.lookup import Lookup
+from querykey.lookup.lookup import Lookup
+from querykey.lookup.two_view_pairs import TwoViewPairs
 from querykey.losses._pair_weights import as_numbers
-from querykey.two_views import TwoViewPairs
 from querykey.types import PerQuery, Rows
 
 __all__ = ["TwoViews", "two_views"]

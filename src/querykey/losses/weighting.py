@@ -5,7 +5,7 @@ import math
 import torch
 
 from querykey.errors import RangeError
-from querykey.lookup import Lookup
+from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import FAR, NOTHING, as_numbers, penalty, read, softmax, weigh
 from querykey.types import PerQuery
 
@@ -48,7 +48,7 @@ def multi_similarity(
     Example:
         A positive and a negative, both at the base, cost log(2) / alpha + log(2) / beta:
 
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False]])
         >>> multi_similarity(Lookup.from_scores(torch.full((1, 2), 0.5), mask, ~mask), alpha=1.0, beta=2.0)
         tensor([1.0397])
@@ -112,7 +112,7 @@ def circle(lookup: Lookup, *, margin: float = 0.4, gamma: float = 80.0) -> PerQu
     Example:
         A positive and a negative, both on their boundary, cost one bit:
 
-        >>> from querykey.lookup import Lookup
+        >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False]])
         >>> circle(Lookup.from_scores(torch.tensor([[0.75, 0.25]]), mask, ~mask), margin=0.25)
         tensor([0.6931])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from querykey.errors import DataError
-from querykey.records import Record
+from querykey.io.records import Record
 
 if TYPE_CHECKING:
     from querykey.evaluation.intervals import Interval

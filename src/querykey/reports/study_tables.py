@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from querykey.io.study_folder import shown_measures
 from querykey.reports.comparison import Column, averaged, intervals, less
-from querykey.reports.seed_tables import Cells, Spread, Word, judged, measured, verdict_of
-from querykey.study_folder import shown_measures
+from querykey.reports.verdicts import Cells, Spread, Word, judged, measured, verdict_of
 
 __all__ = ["Verdict", "arms_rows", "verdict_over_queries", "verdict_rows"]
 

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from querykey.as_program import exit_code, say
 from querykey.errors import MissingPathError
-from querykey.run_data import DataAt
-from querykey.studies.adaptation import BANKING, CRANFIELD, OMNIGLOT, DataSet
+from querykey.io.program import exit_code, say
+from querykey.runs.data import DataAt
 from querykey.studies.catalogue import STUDIES
-from querykey.studies.grid import tell
-from querykey.studies.measuring import features_of
-from querykey.studies.running import run_study
-from querykey.studies.study_features import StudyFeatures
-from querykey.studies.study_images import StudyImages
+from querykey.studies.engine.features import StudyFeatures
+from querykey.studies.engine.grid import tell
+from querykey.studies.engine.images import StudyImages
+from querykey.studies.engine.run import run_study
+from querykey.studies.results_grid.adapters import BANKING, CRANFIELD, OMNIGLOT, DataSet
+from querykey.studies.results_grid.measure_adapters import features_of
 
 __all__ = ["Planned", "main", "planned"]
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from querykey.dotted import dotted
-from querykey.reports.page.charts import Chart, Line, Lines
-from querykey.reports.seed_tables import Word
+from querykey.io.records import dotted
+from querykey.reports.charts.spec import Chart, Line, Lines
+from querykey.reports.verdicts import Word
 
 __all__ = [
     "Answer",

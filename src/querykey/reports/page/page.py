@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from querykey.errors import ConfigError, MissingExtraError, MissingPathError, SourceError
-from querykey.reports.page.adapter_part import ADAPTER, RUN, adapter_section, read_described
+from querykey.io.study_folder import is_study
+from querykey.reports.charts.plotly import as_plotly
+from querykey.reports.charts.spec import COLOURS, Chart
+from querykey.reports.charts.svg import as_svg
+from querykey.reports.page.adapter import ADAPTER, RUN, adapter_section, read_described
 from querykey.reports.page.blocks import Charts, Section
-from querykey.reports.page.charts import COLOURS, Chart
-from querykey.reports.page.interactive import as_plotly
-from querykey.reports.page.pretraining_part import FORMAT, pretraining_section
-from querykey.reports.page.study_part import study_section
-from querykey.reports.page.svg import as_svg
-from querykey.study_folder import is_study
+from querykey.reports.page.pretraining import FORMAT, pretraining_section
+from querykey.reports.page.study import study_section
 
 __all__ = ["figures_of", "render", "sections_of"]
 
@@ -109,7 +109,7 @@ def _reader(folder: Path, features: str | None) -> Callable[[set[str]], Section]
     if (folder / ADAPTER).is_file():
 
         def gather_adapter() -> Any:
-            from querykey.run_report import gather_adapter as gather
+            from querykey.runs.report_data import gather_adapter as gather
 
             return gather(folder, features)
 
@@ -117,7 +117,7 @@ def _reader(folder: Path, features: str | None) -> Callable[[set[str]], Section]
     if (folder / RUN).is_file() and read_described(folder / RUN).get("format") == FORMAT:
 
         def gather_encoder() -> Any:
-            from querykey.run_report import gather_encoder as gather
+            from querykey.runs.report_data import gather_encoder as gather
 
             assert features is not None
             return gather(folder, features)

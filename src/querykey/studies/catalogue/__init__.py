@@ -7,7 +7,7 @@ from querykey.studies.catalogue.losses import LOSSES, TEMPERATURE
 from querykey.studies.catalogue.memories import DRIFT, MEMORY_RATIO
 from querykey.studies.catalogue.training import BATCH_AND_EPOCHS, FEW_LABELS, WIDTH
 from querykey.studies.catalogue.views import AUGMENTATION_MATRIX, COLOUR_STRENGTH
-from querykey.studies.study import Study
+from querykey.studies.engine.study import Study
 
 __all__ = ["STUDIES"]
 

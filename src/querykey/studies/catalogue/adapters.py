@@ -2,8 +2,8 @@
 
 from typing import Any, Literal
 
-from querykey.studies.measuring_adapters import SCORE
-from querykey.studies.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.measure import SCORE
+from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
 
 __all__ = ["ADAPTER"]
 

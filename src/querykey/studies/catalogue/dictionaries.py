@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from querykey.studies.measuring_cells import LEAK
-from querykey.studies.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.measure import LEAK
+from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
 
 __all__ = ["BATCH_NORM", "DICTIONARY_SIZE", "MOMENTUM"]
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
 
 __all__ = ["H_AGAINST_Z", "PROJECTION_HEAD"]
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
 
 __all__ = ["LOSSES", "TEMPERATURE"]
 

@@ -1,6 +1,6 @@
 """How long, in how large batches, how large a network, and how few labels."""
 
-from querykey.studies.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
 
 __all__ = ["BATCH_AND_EPOCHS", "FEW_LABELS", "WIDTH"]
 

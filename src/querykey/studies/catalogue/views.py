@@ -3,7 +3,7 @@
 from itertools import combinations_with_replacement
 from typing import Any
 
-from querykey.studies.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
 
 __all__ = ["AUGMENTATION_MATRIX", "COLOUR_STRENGTH"]
 

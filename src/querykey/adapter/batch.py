@@ -1,0 +1,136 @@
+"""The rows that a fit sees."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from querykey.adapter.relevance import unit_rows
+from querykey.dictionaries.protocol import Dictionary
+from querykey.distributed.process_group import Processes
+from querykey.types import FrozenRows, Ids, Labels, Numbers, Rows
+
+__all__ = [
+    "Batch",
+    "Chosen",
+    "Pool",
+    "Union",
+    "union_of",
+]
+
+
+class Batch(NamedTuple):
+    """Frozen rows of this step, each with its item id and label."""
+
+    vectors: Rows
+    ids: Ids
+    labels: Labels
+
+
+class Chosen(NamedTuple):
+    """Slots of the memory that take part in a step."""
+
+    own: Tensor
+    """For each query alone [queries, k], -1 where there are fewer."""
+    shared: Tensor
+    """For all queries [rows]."""
+
+
+class Union(NamedTuple):
+    """The batch and the rows selected for it, each item once; the batch comes first."""
+
+    vectors: Rows
+    ids: Ids
+    labels: Labels
+    chosen: Tensor
+    """Which rows take part for each query [queries, rows]."""
+    batch_size: int
+
+    @property
+    def mine(self) -> Tensor:
+        """Which rows count for each query: the batch's, and those chosen for it [queries, rows]."""
+        mine = self.chosen.clone()
+        mine[:, : self.batch_size] = True
+        return mine
+
+
+@torch.no_grad()
+def union_of(batch: Batch, memory: Dictionary, chosen: Chosen) -> Union:
+    """The batch's rows and the chosen ones of the memory, each item once.
+
+    Args:
+        batch: Comes first, in its order.
+        memory: Where the others are; those that another process holds are sent.
+        chosen: Slots of the memory, the same on every process.
+
+    Returns:
+        The `Union`; an item that is in the batch is not taken from the memory again.
+    """
+    queries = len(chosen.own)
+    rows = torch.arange(queries)[:, None].expand_as(chosen.own)[chosen.own >= 0]
+    slots = torch.cat([chosen.own[chosen.own >= 0], chosen.shared])
+    in_batch, at = _find(batch.ids, memory.ids[slots])
+    ids, place = torch.unique(memory.ids[slots[~in_batch]], return_inverse=True)
+    slot = torch.empty_like(ids).scatter_(0, place, slots[~in_batch])  # any of an item's slots
+    at[~in_batch] = len(batch.ids) + place
+
+    chosen_by = torch.zeros(queries, len(batch.ids) + len(ids), dtype=torch.bool)
+    chosen_by[rows, at[: len(rows)]] = True
+    chosen_by[:, at[len(rows) :]] = True
+    return Union(
+        torch.cat([batch.vectors, memory.rows(slot).to(batch.vectors.dtype)]),
+        torch.cat([batch.ids, ids]),
+        torch.cat([batch.labels, memory.labels[slot]]),
+        chosen_by,
+        len(batch.ids),
+    )
+
+
+def _find(among: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each wanted id is among these, and where."""
+    ids, order = among.sort()
+    at = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
+    return ids[at] == wanted, order[at]
+
+
+class Pool:
+    """The rows that training sees, numbered from 0: unit float32, in memory where they are few.
+
+    Args:
+        vectors: Frozen rows; may be memory-mapped.
+        rows: Which of them; all where None.
+        labels: Class of each of `vectors`, or None.
+        keep: Whether unit copies are kept; otherwise each batch is read from where it lies.
+    """
+
+    BLOCK = 8192
+    """Rows that are walked at once."""
+
+    def __init__(
+        self, vectors: FrozenRows, rows: Numbers | None, labels: Labels | None, *, keep: bool
+    ) -> None:
+        self.rows = torch.arange(len(vectors)) if rows is None else rows
+        self.labels = torch.full((len(self.rows),), -1) if labels is None else labels[self.rows]
+        self.vectors = vectors
+        self.kept = unit_rows(vectors, self.rows) if keep else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, ids: Numbers) -> Batch:
+        """The rows with these numbers."""
+        vectors = (
+            unit_rows(self.vectors, self.rows[ids]) if self.kept is None else self.kept.index_select(0, ids)
+        )
+        return Batch(vectors, ids, self.labels[ids])
+
+    def share(self, dealt: Processes) -> Rows:
+        """Unit copies of the rows that this process has of all."""
+        if self.kept is not None and dealt.count == 1:
+            return self.kept
+        return unit_rows(self.vectors, self.rows[dealt.rank :: dealt.count])
+
+    def walk(self, ids: Numbers) -> Iterator[Batch]:
+        """The rows with these numbers, `BLOCK` at a time."""
+        return (self.batch(some) for some in torch.split(ids, self.BLOCK))

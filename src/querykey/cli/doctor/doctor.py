@@ -1,0 +1,231 @@
+"""`querykey doctor`: looks at data and machine, and says what to use and why."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from querykey.cli.options import Column, Device, LabelColumn, PairColumn, Seed, Split, Threads, prepare
+
+if TYPE_CHECKING:
+    from querykey.cli.doctor.machine import Machine
+    from querykey.data.items import Source
+    from querykey.features.features import Features
+    from querykey.runs.data import DataAt
+if TYPE_CHECKING:
+    from querykey.encoders.norm.batchnorm import BatchNormKind
+    from querykey.pretraining.batchnorm_leak import Leakage, ProbedMethod
+
+__all__ = [
+    "doctor",
+    "probe_batch_norm",
+]
+
+
+def doctor(
+    data: Annotated[str, typer.Argument(metavar="[SOURCE|FEATURES]", help="What to look at.")] = "",
+    column: Column = None,
+    label_column: LabelColumn = None,
+    pair_column: PairColumn = None,
+    split: Split = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    seed: Seed = 0,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe-batch-norm",
+            help="See whether batch norm gives pairs away, and what helps; takes a minute, no SOURCE.",
+        ),
+    ] = False,
+    groups: Annotated[int, typer.Option(min=2, help="Of split batch norm, in the probe.")] = 16,
+) -> None:
+    """Look at data and machine; say what to type, and why.
+
+    And what it will cost, and what may go wrong.
+    """
+    prepare(device, threads, seed)
+    if probe:
+        from querykey.cli.doctor.doctor import probe_batch_norm
+
+        probe_batch_norm(groups=groups, seed=seed)
+        if not data:
+            return
+    from querykey.cli.console import line
+    from querykey.cli.doctor.machine import look_at_machine
+    from querykey.runs.data import DataAt, Opened, open_data
+
+    at = DataAt(data, column, label_column, pair_column, split)
+    found = open_data(at) if data else None
+    machine = look_at_machine()
+    _show_machine(machine)
+    if found is None:
+        line("Give a SOURCE or FEATURES to look at: querykey doctor photos/")
+    elif isinstance(found, Opened):
+        _show_features(at, found.features, machine)
+    else:
+        _show_source(data, found)
+
+
+def _show_machine(machine: "Machine") -> None:
+    from querykey.cli.console import line, table
+
+    memory = "unknown" if machine.memory is None else f"{machine.memory / 2**30:.1f} GiB free"
+    there = [extra for extra, is_there in machine.extras.items() if is_there]
+    missing = [extra for extra in machine.extras if extra not in there]
+    rows = [
+        ("processor", f"{machine.cores} cores, {machine.threads} threads, {machine.rate / 1e9:.0f} GFLOP/s"),
+        ("bfloat16", _gain(machine.bf16_gain)),
+        ("memory", memory),
+        ("accelerator", machine.device or "none"),
+        ("extras", ", ".join(there) or "none"),
+    ]
+    table(("machine", ""), rows, words=(0, 1))
+    if missing:
+        line(f"not installed: {', '.join(missing)} (pip install 'querykey[{','.join(missing)}]')")
+
+
+def _gain(times: float) -> str:
+    return f"{times:.1f} times the speed of float32" if times >= 1 else "slower than float32 here"
+
+
+def _label_column(at: "DataAt") -> str:
+    """What `querykey adapt --labels` has to be given for these data."""
+    if at.label_column is not None:
+        return str(at.label_column)
+    if at.spec.endswith((".npz", ".safetensors")):
+        return "y"
+    return "label"
+
+
+def _show_features(at: "DataAt", features: "Features", machine: "Machine") -> None:
+    from querykey.cli.console import line, table
+    from querykey.cli.doctor.diagnosis import advise, cost_of_fit, diagnose, warnings_of
+
+    found = diagnose(features)
+    rows = [("rows", f"{found.rows:,}"), ("width", f"{found.dim}")]
+    rows.append(("model", str(features.meta.get("model", {}).get("spec", "unknown"))))
+    if found.classes:
+        rows.append(("labels", f"{found.labelled:,} rows in {found.classes:,} classes"))
+    if found.pairs:
+        rows.append(("pairs", f"{found.pairs:,} of {found.queries:,} queries"))
+    rows.append(("duplicates", f"{found.duplicates / max(1, found.rows):.1%}"))
+    table((at.spec, ""), rows, words=(0, 1))
+    for warning in warnings_of(found):
+        line(f"warning: {warning}")
+    command, reason = advise(found, at.spec, label_column=_label_column(at))
+    size, seconds = cost_of_fit(found, machine, dim=min(64, found.dim))
+    line(f"use:  {command}", whole=True)
+    line(f"why:  {reason}.")
+    line(f"cost: about {max(1, round(seconds))} s and {max(1, size >> 20):,} MiB beside the features")
+    if machine.memory is not None and size > machine.memory:
+        line("warning: that is more memory than is free; add --set memory.capacity=5000")
+
+
+def _show_source(name: str, source: "Source") -> None:
+    from shlex import quote
+
+    from querykey.cli.console import line, table
+
+    rows = [("items", f"{len(source):,} {source.kind}s")]
+    if source.labels is not None:
+        rows.append(("labels", f"{len(source.label_names):,} classes"))
+    if source.queries is not None:
+        rows.append(("queries", f"{len(source.queries):,}"))
+    if source.pairs is not None:
+        rows.append(("pairs", f"{len(source.pairs):,}"))
+    table((name, ""), rows, words=(0, 1))
+    model = {"image": "timm:NAME@WEIGHTS", "text": "st:NAME-OR-FOLDER"}.get(source.kind, "MODEL")
+    if source.kind == "image":
+        from querykey.pretraining.settings.memory_plan import describe_memory
+        from querykey.pretraining.settings.settings import PretrainSettings
+
+        usual = PretrainSettings()
+        told = describe_memory(usual, items=len(source), width=usual.head_dim)
+        line(f"pretrain, {usual.batch_size} images a step: {told}")
+    line(f"use:  querykey embed {quote(name)} --model {model} --out FEATURES", whole=True)
+    line("why:  adapt works on the features of a frozen model; embed makes them once and keeps them.")
+    line("then: querykey doctor FEATURES")
+
+
+GROUP_SIZE = 4
+CASES: tuple[tuple[str, "ProbedMethod", "BatchNormKind", bool], ...] = (
+    ("moco, split, in order", "moco", "split", False),
+    ("moco, split, shuffled", "moco", "split", True),
+    ("moco, whole batch", "moco", "device", False),
+    ("moco, layer norm", "moco", "layer", False),
+    ("end-to-end, split, in order", "end-to-end", "split", False),
+    ("end-to-end, split, shuffled", "end-to-end", "split", True),
+)
+"""What is probed: words, method, normalisation, and whether keys are shuffled."""
+MUCH = 2.0
+"""Times chance from which a task is solved by batch norm, and not by what is left of it."""
+
+
+def probe_batch_norm(*, groups: int, seed: int) -> None:
+    """Probe and show, a row a case.
+
+    Args:
+        groups: Of split batch norm, at least 2; 4 rows each.
+        seed: Of everything random.
+    """
+    from querykey.cli.console import line, progress, table
+    from querykey.pretraining.batchnorm_leak import probe_leakage
+
+    found: list[Leakage] = []
+    with progress("probing batch norm") as shown:
+        for _, method, kind, shuffle in CASES:
+            # a whole batch leaks less than a group does, and less the larger it is: a small one, for longer
+            is_split = kind == "split"
+            count, steps = (groups, 150) if is_split else (max(2, groups // 2), 250)
+            one = probe_leakage(
+                method,
+                kind=kind,
+                groups=count,
+                group_size=GROUP_SIZE,
+                shuffle=shuffle,
+                steps=steps,
+                seed=seed,
+            )
+            found.append(one)
+            if shown is not None:
+                shown(len(found), len(CASES))
+    rows = [
+        (words, f"{one.accuracy:.1%}", f"{one.low:.1%} to {one.high:.1%}", f"{one.chance:.1%}", _word(one))
+        for (words, *_), one in zip(CASES, found, strict=True)
+    ]
+    title = f"pairs of noise without shared content, {groups} groups of {GROUP_SIZE} rows, seed {seed}"
+    table(
+        ("keys found by batch norm", "found", "95% interval", "chance", ""), rows, title=title, words=(0, 4)
+    )
+    for sentence in _verdict(found):
+        line(sentence)
+
+
+def _word(one: "Leakage") -> str:
+    if not one.is_found:
+        return "chance"
+    return "leaks" if one.accuracy > MUCH * one.chance else "a rest"
+
+
+def _verdict(found: list["Leakage"]) -> list[str]:
+    """In plain words."""
+    split, shuffled, whole, _, end_to_end, end_to_end_shuffled = found
+    said = [
+        _sentence("Split batch norm in order", "tells which key is a query's own", split, end_to_end),
+        _sentence("Shuffled, it", "still tells", shuffled, end_to_end_shuffled),
+    ]
+    if whole.is_found:
+        said.append(
+            "Batch norm over the whole batch leaks in MoCo too: a queue's keys come from other batches, with "
+            "other statistics. Use split batch norm with shuffling, or layer norm."
+        )
+    return said
+
+
+def _sentence(subject: str, verb: str, *found: "Leakage") -> str:
+    words = {_word(one) for one in found}
+    if "leaks" in words:
+        return f"{subject} {verb}: the pretext task is solved without looking at content."
+    if "a rest" in words:
+        return f"{subject} leaves a rest: more and smaller groups leave less."
+    return f"{subject} tells nothing that this probe finds."

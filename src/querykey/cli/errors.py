@@ -1,0 +1,89 @@
+"""A user's mistake is one message and exit code 2; Ctrl-C is one line and 130."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from querykey.cli.torchrun import is_parting, tell
+from querykey.errors import QuerykeyError, is_out_of_memory
+from querykey.io.atomic import is_full_disk
+
+__all__ = [
+    "Commands",
+    "insistent",
+]
+
+MISTAKE = 2
+STOPPED = 130  # 128 + SIGINT, as shells count
+
+
+class Commands(TyperGroup):
+    """The commands; what goes wrong in any of them is told the same way."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QuerykeyError as fault:
+            raise _leave(f"error: {_words(fault)}", MISTAKE) from fault
+        except KeyboardInterrupt as stop:
+            raise _leave("stopped by Ctrl-C", STOPPED) from stop
+        except PermissionError as fault:
+            raise _leave(f"error: no permission: {fault.filename or fault}", MISTAKE) from fault
+        except Exception as fault:
+            if is_out_of_memory(fault):
+                raise _leave("error: out of memory; use fewer rows or a smaller batch", MISTAKE) from fault
+            if is_parting(fault):
+                raise _leave("error: a process of this run has ended, and so all do", MISTAKE) from fault
+            if not is_full_disk(fault):
+                raise
+            name = getattr(fault, "filename", None)
+            where = f"{name}: " if name else ""
+            raise _leave(
+                f"error: {where}the disk is full; free some space and run it again", MISTAKE
+            ) from fault
+
+
+def _words(fault: QuerykeyError) -> str:
+    """The message; one that carries an errno would show it as "[Errno 28]"."""
+    return getattr(fault, "strerror", None) or str(fault)
+
+
+def _leave(message: str, code: int) -> typer.Exit:
+    tell(message)
+    return typer.Exit(code)
+
+
+AGAIN_SECONDS = 3.0
+"""Longer than anybody takes to clean up after an interrupt that was heard."""
+
+
+@contextmanager
+def insistent() -> Iterator[None]:
+    """Repeat an interrupt every few seconds until whoever holds this open has ended.
+
+    Packages with a bare `except` around their imports swallow a KeyboardInterrupt, and a long run then
+    goes on as if nothing had been said.
+
+    Yields:
+        Nothing.
+    """
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        raise KeyboardInterrupt
+
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in former.items():
+            signal.signal(number, handler)

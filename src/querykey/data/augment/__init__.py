@@ -1,0 +1,1 @@
+"""Views of images: what is drawn, from which random numbers, and how pixels are changed."""

@@ -1,0 +1,290 @@
+"""Colour changes of whole batches, in place, a number of its own for each image.
+
+Images are planes here: float32 [channels, images, height, width] with values 0 to 1, so that each
+channel of all images is one run of memory. What a function changes it also returns.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from querykey.data.augment.parameters import ViewParameters
+
+__all__ = [
+    "add_noise_",
+    "blur",
+    "brighten_",
+    "change_",
+    "chunks",
+    "contrast_",
+    "cut_",
+    "gray_",
+    "normalise_",
+    "put_",
+    "saturate_",
+    "sobel",
+    "solarize_",
+    "turn_hue_",
+]
+
+_LUMA = (0.2989, 0.587, 0.114)
+"""Of red, green and blue in gray, ITU-R BT.601."""
+
+
+def brighten_(planes: Tensor, factors: Tensor) -> Tensor:
+    """Multiply each image by its factor [images] >= 0; clipped to 0..1."""
+    return planes.mul_(factors[:, None, None]).clamp_(0, 1)
+
+
+def contrast_(planes: Tensor, factors: Tensor) -> Tensor:
+    """Move each image away from the mean of its own gray: mean + factor * (x - mean), clipped."""
+    # by rows first: one sum over all of a large image would depend on the number of threads
+    means = planes.mean(3).mean(2)
+    means = _luma(means) if len(planes) == 3 else means[0]
+    return planes.mul_(factors[:, None, None]).add_((means * (1 - factors))[:, None, None]).clamp_(0, 1)
+
+
+def saturate_(planes: Tensor, factors: Tensor) -> Tensor:
+    """Move each pixel away from its own gray: gray + factor * (x - gray), clipped; three channels."""
+    gray = _luma(planes).mul_((1 - factors)[:, None, None])
+    return planes.mul_(factors[:, None, None]).add_(gray).clamp_(0, 1)
+
+
+def gray_(planes: Tensor) -> Tensor:
+    """Put each pixel's gray into all three channels."""
+    return planes.copy_(_luma(planes).expand_as(planes))
+
+
+def solarize_(planes: Tensor, threshold: float) -> Tensor:
+    """Turn values at or above the threshold into 1 - value."""
+    # x or 1 - x: their distance from each other, where the threshold says so
+    reached = torch.ge(planes, threshold, out=torch.empty_like(planes))
+    return planes.add_(reached.mul_(planes.mul(-2).add_(1)))
+
+
+def turn_hue_(planes: Tensor, turns: Tensor) -> Tensor:
+    r"""Turn the hue of each image by a share of the circle, in HSV; three channels.
+
+    With the hue :math:`h \in [0, 6)`, the lowest channel *m* and the chroma *c*, a channel is
+    :math:`m + c \cdot p(h)`, where *p* is 1 in the third of the circle around the channel's own hue, 0
+    in the opposite third, and a straight line between them.
+
+    Args:
+        planes: [3, images, height, width], changed in place.
+        turns: [images], -0.5 to 0.5.
+    """
+    red, green, blue = planes
+    upper, low = torch.maximum(green, blue), torch.minimum(green, blue)
+    # sorted: the highest channel first, and where on the circle (in sixths) the counting starts
+    start = _is_below(green, blue).mul_(-6)
+    start.add_(_is_below(red, upper).mul_(start.mul(-2).sub_(2)))
+    high = torch.maximum(red, upper)
+    hue = torch.minimum(red, upper, out=upper)
+    chroma = torch.minimum(hue, low)
+    hue.sub_(low)
+    torch.sub(high, chroma, out=chroma)
+    # gray has no hue: 0 by anything above 0
+    hue.div_(torch.clamp(chroma, min=1e-12, out=low)).add_(start).abs_()
+    # 0 to 6 again, after a turn that is made forward
+    hue.add_(((turns + 1) * 6)[:, None, None]).mul_(1 / 6).frac_().mul_(6)
+    for channel, place in enumerate((3, 2, 4)):
+        part = torch.sub(hue, place, out=planes[channel]).abs_().clamp_(1, 2).mul_(chroma)
+        if channel == 0:
+            part.add_(torch.sub(high, chroma, out=low)).sub_(chroma)
+        else:
+            torch.sub(low.copy_(high).add_(chroma) if channel == 1 else low, part, out=part)
+    return planes
+
+
+def _is_below(some: Tensor, others: Tensor) -> Tensor:
+    """1 where some < others, else 0; as numbers at once, for bool to float is slow."""
+    return torch.lt(some, others, out=torch.empty_like(some))
+
+
+def _luma(planes: Tensor) -> Tensor:
+    gray = planes[0] * _LUMA[0]
+    for channel in (1, 2):
+        gray.add_(planes[channel] * _LUMA[channel])
+    return gray
+
+
+_LARGE, _BAND = 96, 32
+"""Above so many pixels a side most of the matrix of a whole row would be 0: bands are taken."""
+
+
+def blur(planes: Tensor, sigmas: Tensor, radius: int) -> Tensor:
+    """Blur each image with a Gaussian of its own, edges mirrored without the edge pixel.
+
+    Args:
+        planes: [channels, images, size, size], size > radius.
+        sigmas: [images], in pixels, > 0.
+        radius: The kernel has 2 * radius + 1 taps.
+
+    Returns:
+        New planes.
+    """
+    if radius < 1:
+        return planes.clone()
+    channels, count, size, _ = planes.shape
+    is_large = planes.device.type == "cpu" and size > _LARGE and size % _BAND == 0
+    matrices = _gaussians(sigmas.cpu().numpy(), radius, _BAND if is_large else size)
+    matrices = matrices.repeat(channels, 1, 1).to(planes.device)
+    rows = planes.reshape(channels * count, size, size)
+    for _ in range(2):
+        rows = _blur_and_turn(rows, matrices, radius)
+    return rows.view(channels, count, size, size)
+
+
+def _gaussians(sigmas: NDArray[np.float32], radius: int, band: int) -> Tensor:
+    """[n, band, band + 2 * radius]: row o holds the taps from column o on."""
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigmas[:, None].astype(np.float64)) ** 2)
+    taps /= taps.sum(axis=1, keepdims=True)
+    matrices = np.zeros((len(sigmas), band, band + 2 * radius), np.float32)
+    # each row starts one place further than the one above
+    step, row, column = matrices.strides
+    diagonals = np.lib.stride_tricks.as_strided(
+        matrices, (len(sigmas), band, 2 * radius + 1), (step, row + column, column)
+    )
+    diagonals[:] = taps[:, None, :]
+    return torch.from_numpy(matrices)
+
+
+def _blur_and_turn(images: Tensor, matrices: Tensor, radius: int) -> Tensor:
+    """Blur along the rows and swap rows and columns: done twice, both are blurred and back in place."""
+    count, size, _ = images.shape
+    band, reach = matrices.shape[1:]
+    padded = images.new_empty(count, size, size + 2 * radius)
+    padded[:, :, radius:-radius] = images
+    padded[:, :, :radius] = images[:, :, 1 : radius + 1].flip(2)
+    padded[:, :, size + radius :] = images[:, :, size - 1 - radius : size - 1].flip(2)
+    if band == size:
+        return torch.bmm(matrices, padded.transpose(1, 2))
+    turned = torch.empty_like(images)
+    bands = size // band
+    for image, matrix, result in zip(padded, matrices, turned, strict=True):
+        windows = image.as_strided((bands, reach, size), (band, 1, size + 2 * radius))
+        torch.bmm(matrix.expand(bands, -1, -1), windows, out=result.view(bands, band, size))
+    return turned
+
+
+def sobel(planes: Tensor) -> Tensor:
+    """The strength of edges: the length of the Sobel gradient of the gray, by 4, at most 1.
+
+    Args:
+        planes: [1 or 3, images, height, width].
+
+    Returns:
+        New planes; all channels are the same.
+    """
+    gray = planes.mean(0)
+    padded = F.pad(gray, (1, 1, 1, 1), mode="reflect")
+    down = padded[:, 2:] - padded[:, :-2]
+    across = padded[:, :, 2:] - padded[:, :, :-2]
+    vertical = down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:]
+    horizontal = across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]
+    strength = (vertical.square() + horizontal.square()).sqrt().div_(4).clamp_(0, 1)
+    return strength.expand_as(planes).clone()
+
+
+def add_noise_(planes: Tensor, deviation: float, keys: NDArray[np.uint64]) -> Tensor:
+    """Add Gaussian noise to each image, drawn from its own key; clipped to 0..1.
+
+    Args:
+        planes: Changed in place.
+        deviation: Of the noise, on the scale 0 to 1.
+        keys: [images].
+    """
+    shape = len(planes), *planes.shape[2:]
+    for image, key in enumerate(keys):
+        drawn = np.random.Generator(np.random.Philox(key=int(key))).standard_normal(shape, np.float32)
+        planes[:, image].add_(torch.from_numpy(drawn).to(planes.device).mul_(deviation)).clamp_(0, 1)
+    return planes
+
+
+_CHUNK_BYTES = 3_200_000
+"""Of planes worked on together by a thread: near its core, and worth the cost of each call."""
+
+_WORTH_A_CALL = 4096
+"""Numbers from which copying each image by itself is faster than by its index."""
+
+_JITTERS = (brighten_, contrast_, saturate_, turn_hue_)
+
+
+def chunks(count: int, *, channels: int, size: int, device: torch.device) -> Iterator[slice]:
+    """Images that are worked on together: all on an accelerator, few on a CPU."""
+    step = count
+    if device.type == "cpu":
+        step = max(1, torch.get_num_threads() * _CHUNK_BYTES // (4 * channels * size * size))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def change_(
+    planes: Tensor, drawn: ViewParameters, *, blur_radius: int, threshold: float, deviation: float
+) -> None:
+    """Do all that was drawn between resampling and normalising, in place.
+
+    Args:
+        planes: float32 [channels, images, size, size], 0 to 1.
+        drawn: What is done to each image; those that are jittered come first.
+        blur_radius: Of the blur's kernel.
+        threshold: Of solarize.
+        deviation: Of the noise.
+    """
+
+    def some(chosen: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+        rows = chosen.nonzero()[:, 0]
+        if len(rows) == len(chosen):
+            planes.copy_(change(planes))
+        elif len(rows):
+            rows = rows.to(planes.device)
+            put_(planes, rows, change(planes.index_select(1, rows)))
+
+    for turn in (1, 2, 3):
+        some(drawn.turns == turn, lambda chosen, turn=turn: chosen.rot90(turn, (2, 3)))  # type: ignore[misc]
+    if count := int(drawn.jitters.sum()):
+        factors = drawn.factors[:count].to(planes.device)
+        for kind in drawn.order:
+            if bool((drawn.factors[:count, kind] != (kind != 3)).any()):
+                _JITTERS[kind](planes[:, :count], factors[:, kind])
+    some(drawn.grays, gray_)
+    is_blurred = drawn.sigmas > 0
+    some(is_blurred, lambda chosen: blur(chosen, drawn.sigmas[is_blurred], blur_radius))
+    some(drawn.solarized, lambda chosen: solarize_(chosen, threshold))
+    some(drawn.edges, sobel)
+    keys = drawn.noise_keys[drawn.noisy].numpy().astype(np.uint64)
+    some(drawn.noisy, lambda chosen: add_noise_(chosen, deviation, keys))
+
+
+def put_(planes: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """The changed images [channels, rows, ...] into their places among the planes."""
+    if planes.device.type == "cpu" and planes[0, 0].numel() > _WORTH_A_CALL:
+        for place, row in enumerate(rows.tolist()):
+            planes[:, row].copy_(changed[:, place])
+    elif len(rows) == planes.shape[1]:
+        planes.copy_(changed.index_select(1, torch.argsort(rows)))
+    else:
+        planes.index_copy_(1, rows, changed)
+
+
+def normalise_(planes: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
+    """Take off each channel's mean and divide by its deviation, in place."""
+    for channel, (middle, width) in enumerate(zip(mean, deviation, strict=True)):
+        planes[channel].sub_(middle).mul_(1 / width)
+
+
+def cut_(planes: Tensor, holes: Tensor) -> Tensor:
+    """Set each image's hole to 0, which is the mean of normalised images.
+
+    Args:
+        planes: Changed in place.
+        holes: int64 [images, 4]: top, left, height, width.
+    """
+    for image in (holes[:, 2] > 0).nonzero()[:, 0].tolist():
+        top, left, height, width = holes[image].tolist()
+        planes[:, image, top : top + height, left : left + width] = 0
+    return planes

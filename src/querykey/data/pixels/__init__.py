@@ -1,0 +1,1 @@
+"""Decoded images, in memory or as they are needed."""

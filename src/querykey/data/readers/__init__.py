@@ -1,0 +1,1 @@
+"""One module a kind of source: images, tables, arrays, collections with judgements."""

@@ -1,0 +1,291 @@
+"""Which columns of a table are the items, the classes and the queries."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from querykey.data.items import Items, Kind
+from querykey.data.readers.grammar import nearest_words
+from querykey.errors import DamagedItemError, DataError, ShapeError, SourceError
+
+__all__ = [
+    "ArrowTable",
+    "Columns",
+    "ID_COLUMNS",
+    "LABEL_COLUMNS",
+    "Table",
+    "TextCells",
+    "can_be_classes",
+    "choose_columns",
+    "class_names_of",
+    "kind_of",
+    "types_of",
+    "vectors_of",
+]
+
+
+@runtime_checkable
+class Table(Protocol):
+    """Rows of named columns, read only where they are asked for."""
+
+    what: str
+    types: Mapping[str, Any]
+    class_names: Mapping[str, Sequence[str]]
+
+    def __len__(self) -> int: ...
+
+    def cells(self, column: str) -> Items:
+        """The column's values one at a time, as Python objects."""
+        ...
+
+    def chunks(self, column: str) -> Iterator[Any]:
+        """The column as arrow arrays, in order."""
+        ...
+
+    def may_lack(self, column: str, field: str) -> bool:
+        """Whether the field of a struct column may be null somewhere."""
+        ...
+
+
+class _ArrowCells(Items):
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def _read(self, row: int) -> Any:
+        return self._column[row].as_py()
+
+
+class ArrowTable:
+    """A table that arrow holds, in memory or mapped from a file.
+
+    Args:
+        what: What to call it in a message.
+        table: The `pyarrow.Table`.
+        class_names: Names of the classes of columns that have them.
+    """
+
+    def __init__(self, what: str, table: Any, class_names: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.what = what
+        self.types: Mapping[str, Any] = types_of(what, table.schema)
+        self.class_names: Mapping[str, Sequence[str]] = (
+            class_names if class_names is not None else class_names_of(table.schema)
+        )
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def cells(self, column: str) -> Items:
+        return _ArrowCells(self._table.column(column))
+
+    def chunks(self, column: str) -> Iterator[Any]:
+        yield from self._table.column(column).chunks
+
+    def may_lack(self, column: str, field: str) -> bool:
+        return any(chunk.null_count or chunk.field(field).null_count for chunk in self.chunks(column))
+
+
+class TextCells(Items):
+    """The strings of a column; a missing one is empty."""
+
+    def __init__(self, cells: Items, what: str) -> None:
+        self._cells = cells
+        self._what = what
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def _read(self, row: int) -> str:
+        try:
+            value = self._cells[row]
+        except UnicodeDecodeError as fault:
+            raise DamagedItemError(f"{self._what}: row {row} is no UTF-8 text: {fault}") from fault
+        return "" if value is None else str(value)
+
+
+def class_names_of(schema: Any) -> dict[str, tuple[str, ...]]:
+    """The class names that Hugging Face `datasets` writes into a schema, by column."""
+    note = (schema.metadata or {}).get(b"huggingface")
+    if note is None:
+        return {}
+    try:
+        features = json.loads(note)["info"]["features"]
+        return {
+            column: tuple(map(str, feature["names"]))
+            for column, feature in features.items()
+            if feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        # a note that cannot be read names no classes; the numbers are still there
+        return {}
+
+
+def vectors_of(table: Table, column: str) -> NDArray[Any]:
+    """A column of lists as one array [n, dim]; float16 stays, all else becomes float32.
+
+    A missing number inside a row becomes NaN, for `require_finite_rows` to find.
+
+    Raises:
+        ShapeError: If rows differ in width or are empty.
+        DataError: If a row is missing.
+    """
+    what = f"{table.what}: {column}"
+    vectors: NDArray[Any] | None = None
+    start = 0
+    for chunk in table.chunks(column):
+        if not len(chunk):
+            continue
+        if chunk.null_count:
+            row = start + int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])
+            raise DataError(f"{what}: row {row} has no vector; fill it in or take the row out")
+        widths = pc.list_value_length(chunk).to_numpy(zero_copy_only=False)
+        if vectors is None:
+            half = pa.types.is_float16(chunk.type.value_type)
+            vectors = np.empty((len(table), int(widths[0])), np.float16 if half else np.float32)
+        other = np.flatnonzero(widths != vectors.shape[1])
+        if len(other) or not vectors.shape[1]:
+            row = int(other[0]) if len(other) else 0
+            raise ShapeError(
+                f"{what}: row 0 has {vectors.shape[1]} numbers and row {start + row} has {widths[row]}; "
+                "all vectors must have the same width, 1 or more"
+            )
+        values = chunk.flatten()
+        if vectors.dtype == np.float32:
+            values = pc.cast(values, pa.float32(), safe=False)
+        vectors[start : start + len(chunk)] = values.to_numpy(zero_copy_only=False).reshape(len(chunk), -1)
+        start += len(chunk)
+    if vectors is None:
+        raise ShapeError(f"{what} has no rows; vectors are [n, dim], n and dim >= 1")
+    return vectors
+
+
+def types_of(what: str, schema: Any) -> dict[str, Any]:
+    """The arrow type of each column.
+
+    Raises:
+        SourceError: If two columns have the same name.
+    """
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise SourceError(f"{what} has several columns called {twice[0]!r}; give each its own name")
+    return dict(zip(schema.names, schema.types, strict=True))
+
+
+LABEL_COLUMNS = ("label", "labels", "category", "class", "target", "intent", "y")
+"""A column of one of these names holds the classes where none is named."""
+
+ID_COLUMNS = ("_id", "id")
+"""A column of one of these names holds the ids, and is no item unless named."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns chosen: the items and their kind, their classes, the queries."""
+
+    item: str
+    kind: Kind
+    label: str | None
+    pair: str | None
+
+
+def kind_of(type_: Any) -> Kind | None:
+    """What a column of this arrow type holds; None for nothing that can be embedded.
+
+    Example:
+        >>> kind_of(pa.string()), kind_of(pa.list_(pa.float32())), kind_of(pa.int64())
+        ('text', 'vector', None)
+    """
+    types = pa.types
+    if types.is_dictionary(type_):
+        type_ = type_.value_type
+    if types.is_string(type_) or types.is_large_string(type_):
+        return "text"
+    if types.is_binary(type_) or types.is_large_binary(type_):
+        return "image"
+    if types.is_struct(type_):
+        return "image" if {"bytes", "path"} <= {field.name for field in type_} else None
+    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+        inner = type_.value_type
+        return "vector" if types.is_floating(inner) or types.is_integer(inner) else None
+    return None
+
+
+def can_be_classes(type_: Any) -> bool:
+    """Whether a column of this arrow type may hold classes or ids: text, whole numbers, yes or no."""
+    types = pa.types
+    return bool(types.is_integer(type_) or types.is_boolean(type_) or kind_of(type_) == "text")
+
+
+def choose_columns(
+    table: Table, *, column: str | None, label_column: str | None, pair_column: str | None, is_typed: bool
+) -> Columns:
+    """Take the columns that were named, and guess the others where only one will do.
+
+    Args:
+        table: The table.
+        column: The items.
+        label_column: The classes.
+        pair_column: The queries.
+        is_typed: False for csv and jsonl, where a column of numbers or dates may be text.
+
+    Raises:
+        SourceError: If a column is not there or of another kind, or several would do.
+    """
+    for asked in (column, label_column, pair_column):
+        if asked is not None and asked not in table.types:
+            raise SourceError(
+                f"{table.what} has no column {asked!r}{nearest_words(asked, table.types)}; {_listed(table)}"
+            )
+    if label_column is None and pair_column is None:
+        label_column = _guess_classes(table.types, column)
+    if column is None:
+        column = _guess_items(table, label_column, pair_column)
+    if column in (label_column, pair_column):
+        raise SourceError(f"{table.what}: the column {column!r} cannot be two things; {_listed(table)}")
+    kind = _kind_as_asked(table.types[column], is_typed=is_typed)
+    if kind is None:
+        raise SourceError(
+            f"{table.what}: the column {column!r} holds {table.types[column]}; "
+            f"items are images, text or lists of numbers; {_listed(table)}"
+        )
+    if pair_column is not None:
+        other = _kind_as_asked(table.types[pair_column], is_typed=is_typed)
+        if kind != "text" or other != "text":
+            raise SourceError(f"{table.what}: pairs need two columns of text; {_listed(table)}")
+    return Columns(column, kind, label_column, pair_column)
+
+
+def _listed(table: Table) -> str:
+    return "its columns: " + ", ".join(f"{name} ({type_})" for name, type_ in table.types.items())
+
+
+def _guess_classes(types: Mapping[str, Any], column: str | None) -> str | None:
+    able = [name for name, type_ in types.items()
+            if name.lower() in LABEL_COLUMNS and name != column and can_be_classes(type_)]  # fmt: skip
+    return able[0] if len(able) == 1 else None
+
+
+def _guess_items(table: Table, label_column: str | None, pair_column: str | None) -> str:
+    able = [name for name, type_ in table.types.items()
+            if kind_of(type_) and name not in (label_column, pair_column)
+            and name.lower() not in ID_COLUMNS]  # fmt: skip
+    if len(able) == 1:
+        return able[0]
+    fault = "several columns that can be the items" if able else "no column of images, text or vectors"
+    raise SourceError(f"{table.what} has {fault}; say which with --column; {_listed(table)}")
+
+
+def _kind_as_asked(type_: Any, *, is_typed: bool) -> Kind | None:
+    kind = kind_of(type_)
+    if kind is None and not is_typed and not (pa.types.is_nested(type_) or pa.types.is_null(type_)):
+        return "text"
+    return kind

@@ -1,0 +1,132 @@
+"""IDX files, the format of MNIST and its family."""
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from querykey.data.fingerprint import fingerprint_files
+from querykey.data.items import Items, RowNumbers, Source
+from querykey.data.labels import NO_NAMES, number_labels
+from querykey.data.readers.grammar import Wanted, choose_split, split_of
+from querykey.data.readers.images import image_of_array
+from querykey.errors import SourceError
+
+__all__ = ["ArrayImages", "is_idx_images", "read_idx"]
+
+_IMAGES = re.compile(r"(?P<stem>.*?)-?images[-.]idx3-ubyte(\.gz)?")
+
+
+class ArrayImages(Items):
+    """Images that are rows of one uint8 array, [n, h, w] or [n, h, w, 3]."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def _read(self, row: int) -> Any:
+        return image_of_array(self.pixels[row])
+
+
+def is_idx_images(name: str) -> bool:
+    """Whether a file is one of IDX images by its name, such as train-images-idx3-ubyte.gz."""
+    return _IMAGES.fullmatch(name) is not None
+
+
+def read_idx(path: Path, *, name: str, wanted: Wanted) -> Source:
+    """Read images of the MNIST family, and the labels beside them.
+
+    A plain file is mapped into memory; a .gz is unpacked there.
+
+    Args:
+        path: An images file, or the folder of it.
+        name: How the user named it.
+        wanted: Which split: "train" or "test" (t10k) of a folder; train if not said.
+
+    Returns:
+        A source of kind "image", with labels where their file is there too.
+
+    Raises:
+        SourceError: If a file is cut short or of another format, the numbers of images and labels
+            differ, or there is no such split.
+    """
+    wanted.allow("split", what=f"{path}, IDX files,")
+    images = _choose_file(path, wanted.split)
+    pixels = _read_array(images, dims=3)
+    used, labels, names = [images], None, NO_NAMES
+    stem = images.name.removesuffix(".gz").replace("idx3", "idx1")
+    head, _, tail = stem.rpartition("images")
+    for beside in (images.with_name(f"{head}labels{tail}{end}") for end in ("", ".gz")):
+        if beside.exists():
+            values = _read_array(beside, dims=1)
+            if len(values) != len(pixels):
+                raise SourceError(
+                    f"{beside} holds {len(values)} labels for the {len(pixels)} images of {images.name}; "
+                    "one for each is needed"
+                )
+            labels, names = number_labels(values, what=str(beside))
+            used.append(beside)
+            break
+    return Source(
+        name=name, kind="image", items=ArrayImages(pixels), ids=RowNumbers(len(pixels)), labels=labels,
+        label_names=names, fingerprint=fingerprint_files(used, "idx"),
+    )  # fmt: skip
+
+
+def _choose_file(path: Path, split: str | None) -> Path:
+    if path.is_file():
+        choose_split(split, [None], str(path))
+        return path
+    # plain before .gz, so that what can be mapped is
+    found = {entry.name.removesuffix(".gz"): entry for entry in sorted(path.iterdir(), reverse=True)
+             if is_idx_images(entry.name)}  # fmt: skip
+    splits = {plain: _split_of_file(plain) for plain in sorted(found)}
+    chosen = choose_split(split, list(splits.values()), str(path))
+    of_split = [plain for plain in splits if splits[plain] == chosen]
+    if len(of_split) > 1:
+        raise SourceError(f"{path} holds several images files ({', '.join(of_split)}); name one of them")
+    return found[of_split[0]]
+
+
+def _split_of_file(plain: str) -> str | None:
+    """The last word before "images" tells: emnist-letters-train-images-idx3-ubyte."""
+    match = _IMAGES.fullmatch(plain)
+    return split_of(match["stem"].rpartition("-")[2]) if match else None
+
+
+def _read_array(path: Path, *, dims: int) -> NDArray[np.uint8]:
+    packed = path.suffix == ".gz"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            header = stream.read(4 + 4 * dims)
+            shape = (
+                tuple(np.frombuffer(header[4:], ">u4").astype(int).tolist())
+                if len(header) == 4 + 4 * dims
+                else ()
+            )
+            if header[:4] != bytes((0, 0, 8, dims)) or len(shape) != dims:
+                raise SourceError(
+                    f"{path} is no IDX file of bytes in {dims} dimensions "
+                    f"(it starts with {header[:4].hex() or 'nothing'}); copy it again"
+                )
+            size = int(np.prod(shape, dtype=object))
+            if not packed:
+                held = path.stat().st_size - len(header)
+            else:
+                data = stream.read(size + 1)
+                held = len(data)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as fault:
+        raise SourceError(f"{path} cannot be unpacked ({fault}); copy it again") from fault
+    if held != size:
+        raise SourceError(f"{path} says it holds {list(shape)} bytes and holds {held}; copy it again")
+    if size == 0:
+        raise SourceError(f"{path} holds nothing: its shape is {list(shape)}")
+    if packed:
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    return np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape)

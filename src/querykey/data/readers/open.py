@@ -1,0 +1,143 @@
+"""One grammar for whatever the user has: a path or a name in, a `Source` out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from querykey.data.items import Source
+from querykey.data.labels import common_labels
+from querykey.data.readers.arrays import read_arrays, require_finite_rows
+from querykey.data.readers.beir import is_beir, read_beir
+from querykey.data.readers.catalogues import read_hub, read_sklearn, read_torchvision
+from querykey.data.readers.grammar import SOURCES_HELP, Wanted, nearest_words, scheme_of, split_of
+from querykey.data.readers.idx import is_idx_images, read_idx
+from querykey.data.readers.images import is_image, read_image_folder
+from querykey.data.readers.mapped import ARRAY_SUFFIXES
+from querykey.data.readers.shards import is_shard, read_shards
+from querykey.data.readers.tables import TABLE_SUFFIXES, is_table, read_table_files
+from querykey.errors import MissingPathError, SourceError
+
+__all__ = ["SOURCES_HELP", "Source", "common_labels", "read_source", "require_finite_rows"]
+
+_PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
+
+
+def read_source(
+    spec: str | Path,
+    *,
+    column: str | None = None,
+    label_column: str | None = None,
+    pair_column: str | None = None,
+    split: str | None = None,
+) -> Source:
+    """Read what the user names, as little of it as possible.
+
+    A path may be a folder of images, IDX files, a table (parquet, csv, tsv, jsonl) or a folder of
+    them, a BEIR folder, webdataset shards, or vectors (.npy, .npz, .safetensors, .parquet). A name
+    is `hf:NAME`, `torchvision:NAME` or `sklearn:digits`. `SOURCES_HELP` says it with examples.
+
+    Args:
+        spec: The path or name.
+        column: The items, where a source has several columns, arrays or endings.
+        label_column: The classes.
+        pair_column: A second column of text, the query of each row; equal texts are one item.
+        split: Which part; train where there are several and none is named.
+
+    Returns:
+        A `Source`. Items are read when they are asked for; only the fingerprint reads every byte.
+
+    Raises:
+        MissingPathError: If there is nothing at the path.
+        SourceError: If it cannot be read, or it is not plain what of it to read.
+        DataError: If what is read cannot be used, for example pairs that lack a side.
+
+    Example:
+        >>> source = read_source("sklearn:digits")
+        >>> source.kind, len(source), source.labels[:4].tolist()
+        ('image', 1797, [0, 1, 2, 3])
+    """
+    wanted = Wanted(column=column, label_column=label_column, pair_column=pair_column, split=split)
+    named = scheme_of(spec)
+    if named is not None:
+        scheme, name = named
+        readers: dict[str, Callable[..., Source]] = {
+            "hf": read_hub, "torchvision": read_torchvision, "sklearn": read_sklearn,
+        }  # fmt: skip
+        return readers[scheme](name, spec=str(spec), wanted=wanted)
+    path = Path(spec).expanduser()
+    try:
+        if path.is_dir():
+            return _read_folder(path, str(spec), wanted)
+        if not path.exists():
+            raise MissingPathError(
+                f"there is nothing at {path}{_nearest_path(path)}; give a path that exists"
+            )
+        return _read_file(path, str(spec), wanted)
+    except PermissionError as fault:
+        raise SourceError(f"{fault.filename or path} may not be read; allow reading it") from fault
+
+
+def _read_file(path: Path, name: str, wanted: Wanted) -> Source:
+    what, suffix = str(path), path.suffix.lower()
+    if not path.is_file():
+        raise SourceError(f"{path} is neither a file nor a folder; give one of these")
+    if is_idx_images(path.name):
+        return read_idx(path, name=name, wanted=wanted)
+    if suffix in ARRAY_SUFFIXES:
+        return read_arrays(path, name=name, wanted=wanted)
+    if is_table(path.name):
+        return read_table_files([path], [None], name=name, what=what, wanted=wanted)
+    if is_shard(path.name):
+        return read_shards([path], [None], name=name, what=what, wanted=wanted)
+    if suffix in _PICKLED:
+        raise SourceError(
+            f"{path} is a pickle, which is never loaded; save the vectors as .npy or .safetensors"
+        )
+    if is_image(path.name):
+        raise SourceError(f"{path} is a single image; give the folder that it is in")
+    raise SourceError(
+        f"{path} is of no kind that is known here; known are "
+        f"{', '.join((*TABLE_SUFFIXES, *ARRAY_SUFFIXES))}, .tar, IDX files "
+        "and folders (see: querykey help sources)"
+    )
+
+
+def _read_folder(folder: Path, name: str, wanted: Wanted) -> Source:
+    what = str(folder)
+    top = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    if not top:
+        raise SourceError(f"{folder} is empty; put images or tables into it, or name another")
+    if is_beir(folder):
+        return read_beir(folder, name=name, wanted=wanted)
+    if any(is_idx_images(entry.name) for entry in top):
+        return read_idx(folder, name=name, wanted=wanted)
+    # a folder of the hub keeps its files in data/ or in a folder for each split
+    inner = [child for entry in top if entry.is_dir() and (entry.name == "data" or split_of(entry.name))
+             for child in sorted(entry.iterdir())]  # fmt: skip
+    files = [entry for entry in top + inner if entry.is_file()]
+    shards = [entry for entry in files if is_shard(entry.name)]
+    tables = [entry for entry in files if is_table(entry.name)]
+    arrays = [entry for entry in files if entry.suffix.lower() in ARRAY_SUFFIXES]
+    if shards:
+        return read_shards(shards, _splits(shards, folder), name=name, what=what, wanted=wanted)
+    if tables:
+        if any(is_image(entry.name) for entry in files):
+            raise SourceError(
+                f"{folder} holds both images and tables ({tables[0].name}); "
+                "name the table itself, or move it out of the folder of images"
+            )
+        return read_table_files(tables, _splits(tables, folder), name=name, what=what, wanted=wanted)
+    if arrays:
+        raise SourceError(f"{folder} holds arrays ({arrays[0].name}); name the file itself")
+    return read_image_folder(folder, name=name, wanted=wanted)
+
+
+def _splits(paths: list[Path], folder: Path) -> list[str | None]:
+    """The split of each file, by its own name or its folder's."""
+    return [split_of(path.name) or (split_of(path.parent.name) if path.parent != folder else None)
+            for path in paths]  # fmt: skip
+
+
+def _nearest_path(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    return nearest_words(path.name, [entry.name for entry in path.parent.iterdir()])

@@ -1,0 +1,193 @@
+"""Webdataset: samples in .tar files, read where they lie and never unpacked to disk."""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from querykey.data.fingerprint import fingerprint_files
+from querykey.data.items import Items, Kind, Source
+from querykey.data.labels import NO_NAMES, number_labels
+from querykey.data.readers.grammar import Wanted, choose_split, nearest_words
+from querykey.data.readers.images import EncodedImages, is_image
+from querykey.errors import DamagedItemError, DataError, SourceError
+
+__all__ = ["is_shard", "read_shards"]
+
+_CLASSES = "cls"
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """Where the bytes of one file lie. Its name is a key, never a place on disk."""
+
+    shard: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.shard.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(self.size)
+
+
+_Samples = Mapping[str, Mapping[str, _Member]]
+
+
+class _Bytes(Items):
+    def __init__(self, members: Sequence[_Member]) -> None:
+        self._members = members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def _read(self, row: int) -> bytes:
+        return self._members[row].read()
+
+
+class _Texts(Items):
+    def __init__(self, members: Sequence[_Member], ids: Sequence[str]) -> None:
+        self._members = members
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def _read(self, row: int) -> str:
+        try:
+            return self._members[row].read().decode()
+        except UnicodeDecodeError as fault:
+            raise DamagedItemError(f"{self._ids[row]} is no UTF-8 text: {fault}") from fault
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is a shard by its ending."""
+    return name.lower().endswith(".tar") and not name.startswith(".")
+
+
+def read_shards(
+    paths: Sequence[Path], splits: Sequence[str | None], *, name: str, what: str, wanted: Wanted
+) -> Source:
+    """Read webdataset shards: files that share a name up to the first dot are one sample.
+
+    Only the headers are read here, one pass over each shard; an item is read when it is asked for.
+
+    Args:
+        paths: The .tar files, not compressed.
+        splits: The split of each, None where it speaks of none.
+        name: How the user named them.
+        what: What to call them in a message.
+        wanted: `column`: the ending that holds the items (jpg, png, txt); needed where a sample has
+            several that can be. `label_column`: the ending that holds the class (cls if there), or
+            a field of the sample's .json.
+
+    Raises:
+        SourceError: If a shard is damaged, or it is not plain which ending to take.
+        DataError: If a sample lacks its item, or two have the same name.
+    """
+    wanted.allow("column", "label_column", "split", what=f"{what}, a webdataset,")
+    split = choose_split(wanted.split, splits, what)
+    used = [path for path, of in zip(paths, splits, strict=True) if of == split]
+    samples = _samples(used)
+    endings = sorted({ending for sample in samples.values() for ending in sample})
+    if not endings:
+        raise SourceError(f"{what} holds no samples; a webdataset is .tar files of files such as 0001.jpg")
+    column = _choose_ending(endings, samples, wanted.column, what)
+    kind: Kind = "image" if is_image(f"x.{column[0]}") else "text"
+    members = []
+    for key, sample in samples.items():
+        if not any(ending in sample for ending in column):
+            raise DataError(
+                f"{what}: the sample {key} has no {' or '.join(column)}; each sample needs its item"
+            )
+        members.append(next(sample[ending] for ending in column if ending in sample))
+    ids = list(samples)
+    label_column = wanted.label_column or (_CLASSES if _CLASSES in endings else None)
+    labels, names = None, NO_NAMES
+    if label_column is not None:
+        labels, names = number_labels(
+            list(_classes(samples, label_column, endings, what)), what=f"{what}: {label_column}"
+        )
+    items = EncodedImages(_Bytes(members), ids, Path()) if kind == "image" else _Texts(members, ids)
+    return Source(
+        name=name, kind=kind, items=items, ids=ids, labels=labels, label_names=names,
+        fingerprint=fingerprint_files(used, "tar", *column, label_column),
+    )  # fmt: skip
+
+
+def _samples(paths: Sequence[Path]) -> _Samples:
+    samples: dict[str, dict[str, _Member]] = {}
+    for path in paths:
+        own: set[str] = set()
+        for key, ending, member in _members(path):
+            if key in samples and key not in own:
+                raise DataError(f"{path} has a sample {key} that another shard has too; names must differ")
+            own.add(key)
+            if ending in samples.setdefault(key, {}):
+                raise DataError(f"{path} has {key}.{ending} twice; names must differ")
+            samples[key][ending] = member
+    return samples
+
+
+def _members(path: Path) -> Iterator[tuple[str, str, _Member]]:
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for entry in shard:
+                folder, _, base = entry.name.rpartition("/")
+                stem, _, ending = base.partition(".")
+                # links, devices and sparse files have no bytes of their own to point at
+                if entry.isreg() and not entry.issparse() and stem and ending:
+                    key = f"{folder}/{stem}" if folder else stem
+                    yield key, ending.lower(), _Member(path, entry.offset_data, entry.size)
+    except (tarfile.TarError, OSError) as fault:
+        raise SourceError(
+            f"{path} is not a whole .tar file ({fault}); copy it again, or decompress it first"
+        ) from fault
+
+
+def _choose_ending(
+    endings: Sequence[str], samples: _Samples, asked: str | None, what: str
+) -> tuple[str, ...]:
+    """The endings that hold the items: several only where each sample has one of them."""
+    if asked is not None:
+        ending = asked.lower().lstrip(".")
+        if ending in endings:
+            return (ending,)
+        raise SourceError(
+            f"{what} has no files .{ending}{nearest_words(ending, endings)}; "
+            f"its endings: {', '.join(endings)}"
+        )
+    images = tuple(ending for ending in endings if is_image(f"x.{ending}"))
+    texts = ("txt",) if "txt" in endings else ()
+    if images and not texts and all(len(sample.keys() & set(images)) <= 1 for sample in samples.values()):
+        return images
+    if texts and not images:
+        return texts
+    fault = "several endings that can be the items" if images else "no images and no .txt"
+    raise SourceError(f"{what} has {fault}; say which with --column; its endings: {', '.join(endings)}")
+
+
+def _classes(samples: _Samples, column: str, endings: Sequence[str], what: str) -> Iterator[int | str | None]:
+    if column not in endings and "json" not in endings:
+        near = nearest_words(column, endings)
+        raise SourceError(f"{what} has no files .{column}{near}; its endings: {', '.join(endings)}")
+    values = [_class(sample, column, column in endings, f"{what}: {key}") for key, sample in samples.items()]
+    if all(value is None for value in values):
+        raise SourceError(f"{what}: no .json has a field {column!r}; its endings: {', '.join(endings)}")
+    numbers = all(value is None or str(value).lstrip("-").isdecimal() for value in values)
+    for value in values:
+        yield None if value is None else int(value) if numbers else str(value)
+
+
+def _class(sample: Mapping[str, _Member], column: str, is_ending: bool, what: str) -> Any:
+    member = sample.get(column if is_ending else "json")
+    if member is None:
+        return None
+    try:
+        text = member.read().decode()
+        value = text.strip() if is_ending else json.loads(text).get(column)
+    except (ValueError, AttributeError) as fault:
+        raise DataError(f"{what}: its class cannot be read: {fault}") from fault
+    return value if value != "" else None

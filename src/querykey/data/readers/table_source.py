@@ -1,0 +1,158 @@
+"""A table's columns as a source: items, labels, ids, or pairs."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from querykey.data.fingerprint import Fingerprint
+from querykey.data.items import Chosen, Items, Kind, RowNumbers, Source
+from querykey.data.labels import NO_NAMES, number_labels
+from querykey.data.readers.columns import (
+    ID_COLUMNS,
+    ArrowTable,
+    Table,
+    TextCells,
+    can_be_classes,
+    choose_columns,
+    kind_of,
+    vectors_of,
+)
+from querykey.data.readers.grammar import Wanted
+from querykey.data.readers.images import EncodedImages
+from querykey.errors import DataError, SourceError
+
+__all__ = ["source_of_table"]
+
+
+def source_of_table(
+    table: Table, *, name: str, digest: Fingerprint, folder: Path, wanted: Wanted,
+    reread: Callable[[Sequence[str]], Table] | None = None,
+) -> Source:  # fmt: skip
+    """Make a source of a table's columns.
+
+    Args:
+        table: The table.
+        name: How the user named it.
+        digest: Over the table's bytes; the columns chosen are added.
+        folder: Where images kept as a path alone start.
+        wanted: The columns asked for; others are guessed where only one will do.
+        reread: Reads the table again with one column as text, where the format has no types.
+
+    Raises:
+        SourceError: If a column is not there or cannot be read, or it is not plain which to take.
+        DataError: If a pair lacks a side.
+    """
+    if not len(table):
+        raise SourceError(f"{table.what} has no rows; at least one is needed")
+    if wanted.pair_column is not None and wanted.label_column is not None:
+        raise SourceError(f"{table.what}: pairs have no classes; give --pair-column or --label-column")
+    columns = choose_columns(
+        table, column=wanted.column, label_column=wanted.label_column, pair_column=wanted.pair_column,
+        is_typed=reread is None,
+    )  # fmt: skip
+    untyped = [
+        chosen for chosen in (columns.item, columns.pair) if chosen and kind_of(table.types[chosen]) is None
+    ]
+    if reread is not None and untyped:
+        table = reread(untyped)
+    digest.text("columns", columns.item, columns.label, columns.pair)
+    if columns.pair is not None:
+        return _pairs(table, columns.item, columns.pair, name, digest.hex())
+    items = _items(table, columns.item, columns.kind, folder)
+    _add_files(digest, table, columns.item, folder)
+    labels, names = None, NO_NAMES
+    if columns.label is not None:
+        labels, names = number_labels(
+            _whole(table, columns.label), what=f"{table.what}: {columns.label}",
+            names=table.class_names.get(columns.label, ()),
+        )  # fmt: skip
+    return Source(
+        name=name, kind=columns.kind, items=items, ids=_ids(table, columns.item), labels=labels,
+        label_names=names, fingerprint=digest.hex(),
+    )  # fmt: skip
+
+
+def _items(table: Table, column: str, kind: Kind, folder: Path) -> Any:
+    match kind:
+        case "vector":
+            return vectors_of(table, column)
+        case "text":
+            return TextCells(table.cells(column), table.what)
+        case "image":
+            return EncodedImages(table.cells(column), _Names(table.what, len(table)), folder)
+        case never:
+            assert_never(never)
+
+
+def _whole(table: Table, column: str) -> Any:
+    return pa.chunked_array(list(table.chunks(column)), type=table.types[column])
+
+
+class _Names(Items):
+    """What to call each row in a message."""
+
+    def __init__(self, what: str, rows: int) -> None:
+        self._what = what
+        self._length = rows
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _read(self, row: int) -> str:
+        return f"{self._what}: row {row}"
+
+
+def _ids(table: Table, item: str) -> Sequence[str]:
+    for name in ID_COLUMNS:
+        if name not in table.types or name == item or not can_be_classes(table.types[name]):
+            continue
+        values = _whole(table, name)
+        if values.null_count == 0 and pc.count_distinct(values).as_py() == len(values):
+            return [str(value) for value in values.to_pylist()]
+        if name == "_id":
+            raise DataError(f"{table.what}: the column _id has missing or equal ids; each row needs its own")
+    return RowNumbers(len(table))
+
+
+def _add_files(digest: Fingerprint, table: Table, column: str, folder: Path) -> None:
+    """Images kept as a path alone are data too."""
+    if pa.types.is_struct(table.types[column]) and table.may_lack(column, "bytes"):
+        for cell in table.cells(column):
+            if cell is not None and cell["bytes"] is None and cell["path"] is not None:
+                digest.file(folder / cell["path"])
+
+
+def _pairs(table: Table, item: str, query: str, name: str, fingerprint: str) -> Source:
+    """Each row is a pair; equal texts on a side are one row of that side."""
+    queries, documents = _distinct(table, query), _distinct(table, item)
+    rows = np.stack([queries.indices.to_numpy(), documents.indices.to_numpy()], axis=1).astype(np.int64)
+    _, first = np.unique(rows, axis=0, return_index=True)
+    rows = rows[np.sort(first)]
+
+    def side(texts: Any, role: str, **others: Any) -> Source:
+        first_rows = np.unique(texts.indices.to_numpy(), return_index=True)[1]
+        cells = ArrowTable(table.what, pa.table({"text": texts.dictionary})).cells("text")
+        return Source(
+            name=name, kind="text", items=TextCells(cells, table.what),
+            ids=Chosen(RowNumbers(len(table)), first_rows), labels=None, label_names=(),
+            fingerprint=Fingerprint().text(fingerprint, role).hex(), **others,
+        )  # fmt: skip
+
+    pairs = np.column_stack([rows, np.ones(len(rows), np.int64)])
+    return side(documents, "documents", queries=side(queries, "queries"), pairs=pairs)
+
+
+def _distinct(table: Table, column: str) -> Any:
+    """The column as indices into its distinct texts, in order of first appearance."""
+    texts = pc.cast(_whole(table, column), pa.large_string()).combine_chunks()
+    empty = pc.fill_null(pc.equal(texts, ""), True).to_numpy(zero_copy_only=False)
+    if empty.any():
+        raise DataError(
+            f"{table.what}: {empty.sum()} of {len(table)} rows have no text in {column!r} "
+            f"(first: row {empty.argmax()}); a pair needs both sides: fill it in or take the row out"
+        )
+    return pc.dictionary_encode(texts)

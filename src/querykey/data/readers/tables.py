@@ -1,0 +1,239 @@
+"""Parquet files, read a row group at a time."""
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from querykey.data.fingerprint import Fingerprint
+from querykey.data.items import Items, Source
+from querykey.data.readers.columns import ArrowTable, class_names_of, types_of
+from querykey.data.readers.grammar import Wanted, choose_split
+from querykey.data.readers.table_source import source_of_table
+from querykey.errors import SourceError
+
+__all__ = [
+    "ParquetTable",
+    "TABLE_SUFFIXES",
+    "is_table",
+    "read_table_files",
+    "table_of_text",
+]
+
+_CACHED_BYTES = 1 << 25
+
+
+class ParquetTable:
+    """Parquet files with the same columns, one after the other.
+
+    A cell is read with its row group; the row groups used last are kept, 32 MB of them or one.
+
+    Raises:
+        SourceError: If a file is damaged, or the files differ in their columns.
+    """
+
+    def __init__(self, what: str, paths: Sequence[Path]) -> None:
+        self.what = what
+        self._paths = list(paths)
+        self._files = [_open_parquet(path) for path in paths]
+        schema = self._files[0].schema_arrow
+        self.types: Mapping[str, Any] = types_of(what, schema)
+        self.class_names: Mapping[str, Sequence[str]] = class_names_of(schema)
+        for path, file in zip(paths, self._files, strict=True):
+            if types_of(str(path), file.schema_arrow) != self.types:
+                raise SourceError(
+                    f"{path} has other columns than {paths[0]}; files of one table must have the same"
+                )
+
+    def __len__(self) -> int:
+        return sum(int(file.metadata.num_rows) for file in self._files)
+
+    def cells(self, column: str) -> Items:
+        return _ParquetCells(self._paths, self._files, column)
+
+    def chunks(self, column: str) -> Iterator[Any]:
+        for file in self._files:
+            for group in range(file.num_row_groups):
+                yield from _read_group(file, group, column).chunks
+
+    def may_lack(self, column: str, field: str) -> bool:
+        for file in self._files:
+            for group in range(file.num_row_groups):
+                row_group = file.metadata.row_group(group)
+                for leaf in map(row_group.column, range(row_group.num_columns)):
+                    if leaf.path_in_schema == f"{column}.{field}" and (
+                        leaf.statistics is None or leaf.statistics.null_count != 0
+                    ):
+                        return True
+        return False
+
+
+class _ParquetCells(Items):
+    def __init__(self, paths: Sequence[Path], files: Sequence[Any], column: str) -> None:
+        self._paths = paths
+        self._column = column
+        self._groups = [(file, group) for file in files for group in range(file.num_row_groups)]
+        sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
+        self._starts = [0, *accumulate(sizes)]
+        self._rows = int(self._starts[-1])
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        # another process opens the files for itself
+        return _open_cells, (self._paths, self._column)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def _read(self, row: int) -> Any:
+        group = bisect_right(self._starts, row) - 1
+        # images may be decoded on several threads; one of them reads, the others wait for it
+        with self._lock:
+            if group not in self._kept:
+                self._kept[group] = _read_group(*self._groups[group], self._column)
+                while (
+                    len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _CACHED_BYTES
+                ):
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(group)
+            values = self._kept[group]
+        return values[row - self._starts[group]].as_py()
+
+
+def _open_cells(paths: Sequence[Path], column: str) -> "_ParquetCells":
+    return _ParquetCells(paths, [_open_parquet(path) for path in paths], column)
+
+
+def _open_parquet(path: Path) -> Any:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowException, OSError) as fault:
+        raise SourceError(
+            f"{path} is not a whole parquet file ({_first_line(fault)}); copy it again"
+        ) from fault
+
+
+def _read_group(file: Any, group: int, column: str) -> Any:
+    try:
+        return file.read_row_group(group, columns=[column]).column(column)
+    except (pa.ArrowException, OSError) as fault:
+        raise SourceError(
+            f"row group {group} of a parquet file cannot be read ({_first_line(fault)}); copy the file again"
+        ) from fault
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).split("\n", maxsplit=1)[0]
+
+
+TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+
+# A record may be this long; the reader keeps a few such blocks.
+_BLOCK_BYTES = 1 << 24
+
+
+def is_table(name: str) -> bool:
+    """Whether a file is a table by its ending; .gz may follow, hidden files are none."""
+    return _suffix(name) in TABLE_SUFFIXES and not name.startswith(".")
+
+
+def _suffix(name: str) -> str:
+    plain = Path(name.lower())
+    packed = plain.suffix == ".gz" and plain.stem.endswith(TABLE_SUFFIXES[1:])
+    return Path(plain.stem).suffix if packed else plain.suffix
+
+
+def read_table_files(
+    paths: Sequence[Path], splits: Sequence[str | None], *, name: str, what: str, wanted: Wanted
+) -> Source:
+    """Read the files of one table, those of one split.
+
+    Args:
+        paths: The files, of one format.
+        splits: The split of each, None where it speaks of none.
+        name: How the user named them.
+        what: What to call them in a message.
+        wanted: Columns and split; the items are guessed where only one column can be, the classes
+            where one column is called label, category or the like.
+
+    Raises:
+        SourceError: If a file cannot be read, or it is not plain which column or split to take.
+    """
+    chosen = choose_split(wanted.split, splits, what)
+    used = [path for path, split in zip(paths, splits, strict=True) if split == chosen]
+    if len(used) < len(paths):
+        what = f"{what} ({chosen})"
+    suffixes = sorted({_suffix(path.name) for path in used})
+    if len(suffixes) > 1:
+        raise SourceError(f"{what} mixes tables of {' and '.join(suffixes)}; name one file")
+    digest = Fingerprint().text("table")
+    for path in used:
+        digest.file(path)
+    if suffixes[0] == ".parquet":
+        return source_of_table(
+            ParquetTable(what, used), name=name, digest=digest, folder=used[0].parent, wanted=wanted
+        )
+    return source_of_table(
+        table_of_text(used, what), name=name, digest=digest, folder=used[0].parent, wanted=wanted,
+        reread=lambda as_text: table_of_text(used, what, as_text),
+    )  # fmt: skip
+
+
+def table_of_text(paths: Sequence[Path], what: str, as_text: Sequence[str] = ()) -> ArrowTable:
+    """Read csv, tsv or jsonl files, the types of the columns found by reading all of them.
+
+    Empty text stays empty and "NA" stays "NA": these are words too.
+
+    Args:
+        paths: The files.
+        what: What to call them in a message.
+        as_text: Columns to take letter by letter, whatever they look like.
+
+    Raises:
+        SourceError: If a line cannot be read; says which and why.
+    """
+    tables = []
+    for path in paths:
+        try:
+            tables.append(_read_text_table(path, as_text))
+        except (pa.ArrowException, OSError, ValueError) as fault:
+            reason = str(fault).split("\n", maxsplit=1)[0]
+            raise SourceError(f"{path} cannot be read: {reason}; mend the file") from fault
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive") if len(tables) > 1 else tables[0]
+    except (pa.ArrowException, ValueError) as fault:
+        raise SourceError(f"{what}: the files differ in their columns ({fault}); name one file") from fault
+    for field in table.schema:
+        if pa.types.is_binary(field.type):
+            raise SourceError(f"{what}: the column {field.name!r} is no UTF-8 text; save the file as UTF-8")
+    return ArrowTable(what, table)
+
+
+def _read_text_table(path: Path, as_text: Sequence[str]) -> Any:
+    suffix = _suffix(path.name)
+    types = {name: pa.string() for name in as_text}
+    if suffix in (".csv", ".tsv"):
+        from pyarrow import csv
+
+        return csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(block_size=_BLOCK_BYTES),
+            parse_options=csv.ParseOptions(
+                delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
+            ),
+            convert_options=csv.ConvertOptions(column_types=types, strings_can_be_null=False),
+        )
+    from pyarrow import json as arrow_json
+
+    return arrow_json.read_json(
+        path,
+        read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),
+        parse_options=arrow_json.ParseOptions(explicit_schema=pa.schema(types) if types else None),
+    )

@@ -1,0 +1,1 @@
+"""What is wrong with a dictionary, a run or an embedding, one name a metric."""

@@ -1,0 +1,213 @@
+"""What a pretraining run shows of itself while it runs, and the word that stops it."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from querykey.errors import DataError, ShapeError
+from querykey.evaluation.few_labels import split_by_class
+from querykey.evaluation.geometry import alignment, effective_rank, uniformity
+from querykey.evaluation.knn import knn_correct
+from querykey.lookup.lookup import UNLABELLED
+from querykey.types import Labels, Numbers, Rows
+
+__all__ = ["collapse_reason", "mean_cosine", "monitor", "pretext_accuracy"]
+
+NEIGHBOURS = 20
+"""Of a bank of thousands; the 200 of the papers vote in banks of all training rows."""
+TEMPERATURE = 0.1
+QUERY_SHARE = 0.25
+SCORE_ELEMENTS = 2**22
+"""Scores held at once: 16 MB, whatever the batch."""
+
+LOWEST_RANK, HEALTHY_RANK = 1.5, 2.0
+HIGHEST_COSINE, HEALTHY_COSINE, ONE_POINT = 0.99, 0.97, 0.9999
+
+
+@torch.no_grad()
+def monitor(
+    h: Rows,
+    z_1: Tensor,
+    z_2: Tensor,
+    *,
+    loss: float,
+    labels: Labels | None = None,
+    asking: Numbers | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Signs of life of a pretraining run, for its record.
+
+    Args:
+        h: Embeddings [rows, dim] in eval mode; those that ask are of images that training doesn't see.
+        z_1: Projections [pairs, dim] of one view of some images.
+        z_2: Of another view of the same images, in the same order.
+        loss: Of the step, or a mean over steps.
+        labels: Class of each row of h, -1 where unknown; None leaves out the kNN.
+        asking: Rows of h that the other rows classify; None: a quarter, by class.
+        seed: Of that quarter: the same at every call, or scores can't be compared.
+
+    Returns:
+        loss; effective_rank_h and effective_rank_z (of both views); alignment in [0, 4]; uniformity of
+        one view, at most 0; mean_cosine of different images in [-1, 1]; pretext, see
+        `pretext_accuracy`; width_z. With labels also knn, the share of the rows asking that the
+        others classify, with knn_k, knn_temperature, knn_bank and knn_queries (labelled rows),
+        without which the number says nothing. A figure of rows that aren't finite is NaN.
+
+    Raises:
+        ShapeError: If the views differ in shape.
+        DataError: If there are fewer than two pairs.
+
+    Example:
+        >>> seen = monitor(torch.eye(4), torch.eye(4), torch.eye(4), loss=1.0)
+        >>> round(seen["effective_rank_h"], 3), seen["pretext"], seen["alignment"]
+        (4.0, 1.0, 0.0)
+    """
+    _check(z_1, z_2)
+    seen = {"loss": loss, "width_z": float(z_1.shape[1])}
+    names = ("effective_rank_z", "alignment", "uniformity", "mean_cosine", "pretext")
+    seen |= dict.fromkeys(names, math.nan)
+    if z_1.isfinite().all() and z_2.isfinite().all():
+        seen |= {
+            "effective_rank_z": effective_rank(torch.cat([z_1, z_2]), unit=True),
+            "alignment": alignment(z_1, z_2),
+            "uniformity": uniformity(z_1),
+            "mean_cosine": mean_cosine(z_1),
+            "pretext": pretext_accuracy(z_1, z_2),
+        }
+    is_finite = bool(h.isfinite().all())
+    seen["effective_rank_h"] = effective_rank(h) if is_finite else math.nan
+    if labels is not None and is_finite and bool((labels != UNLABELLED).any()):
+        seen |= _knn(h, labels, asking, seed)
+    return seen
+
+
+def pretext_accuracy(z_1: Tensor, z_2: Tensor) -> float:
+    r"""The share of rows whose nearest other row, of both views together, is their own other view.
+
+    .. math:: \frac{1}{2B} \sum_i \Bigl[ s_{i\,p(i)} > \max_{k \ne i,\, p(i)} s_{ik} \Bigr]
+
+    A tie counts as not solved, so rows that are all one point score 0. Scores are cosines, walked in
+    blocks: no matrix [2B, 2B] is held.
+
+    Args:
+        z_1: [pairs, dim].
+        z_2: [pairs, dim], in the same order.
+
+    Returns:
+        From 0 to 1.
+
+    Raises:
+        ShapeError: If the views differ in shape.
+        DataError: If there are fewer than two pairs: one has nothing to be told apart from.
+
+    Example:
+        >>> pretext_accuracy(torch.eye(2), torch.tensor([[0.9, 0.1], [0.8, 0.2]]))
+        0.75
+
+    Source:
+        Chen et al. 2020, arXiv:2002.05709, table 5 ("contrastive accuracy").
+    """
+    _check(z_1, z_2)
+    pairs = len(z_1)
+    unit = F.normalize(torch.cat([z_1, z_2]).float(), dim=1)
+    size = max(1, SCORE_ELEMENTS // len(unit))
+    solved = 0
+    for start in range(0, len(unit), size):
+        scores = unit[start : start + size] @ unit.T
+        row = torch.arange(len(scores), device=scores.device)
+        other = (start + row + pairs) % len(unit)
+        own = scores[row, other]
+        scores[row, other] = -torch.inf
+        scores[row, start + row] = -torch.inf
+        solved += int((own > scores.max(dim=1).values).sum())
+    return solved / len(unit)
+
+
+def mean_cosine(rows: Rows) -> float:
+    r"""The mean cosine of two different rows, without a matrix of all pairs.
+
+    .. math:: \frac{\lVert \sum_i u_i \rVert^2 - \sum_i \lVert u_i \rVert^2}{n (n - 1)}
+
+    Args:
+        rows: [rows, dim], at least 2.
+
+    Returns:
+        From -1 to 1: 1 where all rows point one way, about 0 where they spread.
+
+    Raises:
+        DataError: If there are fewer than 2 rows.
+
+    Example:
+        >>> mean_cosine(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]))
+        0.333...
+    """
+    if len(rows) < 2:
+        raise DataError(f"a mean cosine needs at least 2 rows, got {len(rows)}")
+    unit = F.normalize(rows.double(), dim=1)
+    apart = unit.sum(dim=0).square().sum() - unit.square().sum()
+    return float(apart) / (len(rows) * (len(rows) - 1))
+
+
+def collapse_reason(seen: Mapping[str, float], start: Mapping[str, float] | None = None) -> str | None:
+    """Why a run means nothing any more, in a sentence, or None.
+
+    Args:
+        seen: What `monitor` gave.
+        start: What it gave before the first step. Rows of an untrained network without batch norm lie
+            close together too: with this, what was so from the start is no reason, short of one point.
+
+    Returns:
+        The reason: a loss or projections that are no numbers, projections along one direction, or
+        all at one point.
+
+    Example:
+        >>> collapse_reason(monitor(torch.eye(3), torch.ones(3, 2), torch.ones(3, 2), loss=1.0))
+        'the projections have collapsed: the mean cosine of different images is 1.0000; ...'
+    """
+    if not math.isfinite(seen["loss"]):
+        return f"the loss is {seen['loss']}; lower the learning rate, or lengthen the warm-up"
+    cosine, rank = seen["mean_cosine"], seen["effective_rank_z"]
+    if math.isnan(cosine):
+        return "projections are NaN or infinite; lower the learning rate, or lengthen the warm-up"
+    lay_close = start is not None and not start["mean_cosine"] < HEALTHY_COSINE
+    advice = "lower the learning rate, raise the temperature, or put batch norm into the projection head"
+    if cosine > ONE_POINT or (cosine > HIGHEST_COSINE and not lay_close):
+        return (
+            f"the projections have collapsed: the mean cosine of different images is {cosine:.4f}; {advice}"
+        )
+    was_flat = start is not None and not start["effective_rank_z"] >= HEALTHY_RANK
+    if rank < LOWEST_RANK and seen["width_z"] > 1 and not was_flat:
+        return f"the projections have collapsed onto a line: their effective rank is {rank:.2f}; {advice}"
+    return None
+
+
+def _knn(h: Tensor, labels: Tensor, asking: Tensor | None, seed: int) -> dict[str, float]:
+    if asking is None:
+        bank, queries = split_by_class(labels, share=QUERY_SHARE, seed=seed)
+    else:
+        known = labels != UNLABELLED
+        queries = asking[known[asking]]
+        bank = known.index_fill(0, asking, value=False).nonzero()[:, 0]
+    if not len(queries) or not len(bank):
+        return {}
+    k = min(NEIGHBOURS, len(bank))
+    right = knn_correct(h[bank], labels[bank], h[queries], labels[queries], k=k, temperature=TEMPERATURE)
+    return {
+        "knn": float(right.double().nanmean()),
+        "knn_k": float(k),
+        "knn_temperature": TEMPERATURE,
+        "knn_bank": float(len(bank)),
+        "knn_queries": float(len(queries)),
+    }
+
+
+def _check(z_1: Tensor, z_2: Tensor) -> None:
+    if z_1.shape != z_2.shape:
+        raise ShapeError(
+            f"the views' projections are {tuple(z_1.shape)} and {tuple(z_2.shape)}; need the same shape"
+        )
+    if len(z_1) < 2:
+        raise DataError(f"telling images apart needs at least 2 pairs of views, got {len(z_1)}")

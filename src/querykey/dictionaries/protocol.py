@@ -1,0 +1,58 @@
+"""What every dictionary can do, and what it hands out."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from querykey.distributed.process_group import Processes
+from querykey.types import Ids, Labels, Numbers, Rows
+
+__all__ = ["Dictionary", "Held"]
+
+
+class Held(NamedTuple):
+    """Rows of a dictionary, each with its item id and its label (-1: unlabelled)."""
+
+    vectors: Rows
+    ids: Ids
+    labels: Labels
+
+
+@runtime_checkable
+class Dictionary(Protocol):
+    """Rows that a step looks up in: numbered slots, each with an item id and a label."""
+
+    @property
+    def processes(self) -> Processes:
+        """Among which the rows are dealt, slot *s* with process *s* mod N; one alone holds all."""
+        ...
+
+    @property
+    def ids(self) -> Ids:
+        """Which item each slot holds, whichever process has its row."""
+        ...
+
+    @property
+    def labels(self) -> Labels:
+        """Class of each slot's item, -1 where it is not known."""
+        ...
+
+    def __len__(self) -> int:
+        """Slots that are filled, of all processes."""
+        ...
+
+    def read(self) -> Held:
+        """The rows that this process holds, in the order of their slots."""
+        ...
+
+    def rows(self, slots: Numbers) -> Rows:
+        """The rows of some slots, the same on every process; a copy."""
+        ...
+
+    def age(self) -> Tensor:
+        """How many calls of `enqueue` ago each slot was written."""
+        ...
+
+    def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
+        """See a batch."""
+        ...

@@ -1,0 +1,108 @@
+"""The smallest dictionary: this batch."""
+
+import torch
+from torch import Tensor
+
+from querykey.dictionaries.protocol import Held
+from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.sharding import rows_of_dealt
+from querykey.types import Ids, Labels, Numbers, Rows
+
+__all__ = [
+    "InBatch",
+    "WholeSet",
+]
+
+
+class InBatch:
+    """The batch of this step and nothing else: contrastive learning without a memory.
+
+    Example:
+        >>> batch = InBatch()
+        >>> batch.enqueue(torch.ones(2, 3), torch.tensor([4, 5]))
+        >>> batch.enqueue(torch.ones(1, 3), torch.tensor([6]))
+        >>> batch.read().ids.tolist()
+        [6]
+    """
+
+    processes = ALONE
+
+    def __init__(self) -> None:
+        self._held = Held(
+            torch.empty(0, 0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        )
+
+    def __len__(self) -> int:
+        """Rows held now."""
+        return len(self._held.ids)
+
+    def read(self) -> Held:
+        """The rows of the last `enqueue`."""
+        return self._held
+
+    @property
+    def ids(self) -> Ids:
+        """Which items they are."""
+        return self._held.ids
+
+    @property
+    def labels(self) -> Labels:
+        """Their classes."""
+        return self._held.labels
+
+    def rows(self, slots: Numbers) -> Rows:
+        """Some of them: [slots, dim], a copy."""
+        return self._held.vectors[slots]
+
+    def age(self) -> Tensor:
+        """Always 0: int64 [filled]."""
+        return torch.zeros_like(self._held.ids)
+
+    def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
+        """Hold these rows in place of the last ones."""
+        self._held = Held(vectors.detach(), ids, torch.full_like(ids, -1) if labels is None else labels)
+
+
+class WholeSet:
+    """Every item of a frozen data set: what a cross-batch memory becomes when it covers the data.
+
+    Frozen features never change, so a row that is held need not be written again, and a batch
+    has nothing to add. It reads the vectors where they lie (a memory-mapped file, for one)
+    and copies nothing.
+
+    Args:
+        vectors: [items, dim]; slot i is the item with id i. Of several processes those of its share.
+        labels: Class of each item of all, -1 where it is not known; None: of none, and one process holds all.
+        processes: Among which the rows are dealt, row i with process i mod N; one alone holds all.
+
+    Example:
+        >>> whole = WholeSet(torch.eye(3), torch.tensor([7, 7, -1]))
+        >>> whole.enqueue(torch.eye(3)[:1], torch.tensor([0]))
+        >>> len(whole)
+        3
+    """
+
+    def __init__(self, vectors: Rows, labels: Labels | None = None, *, processes: Processes = ALONE) -> None:
+        self.labels = torch.full((len(vectors),), -1) if labels is None else labels
+        self.ids, self.processes = torch.arange(len(self.labels)), processes
+        own = slice(processes.rank, None, processes.count)
+        self._held = Held(vectors, self.ids[own], self.labels[own])
+
+    def __len__(self) -> int:
+        """Items held, from the start."""
+        return len(self.ids)
+
+    def read(self) -> Held:
+        """All items, or this process's share of them."""
+        return self._held
+
+    def rows(self, slots: Numbers) -> Rows:
+        """The rows of some items, whichever process holds them: [slots, dim], a copy."""
+        return rows_of_dealt(self._held.vectors, slots, self.processes)
+
+    def age(self) -> Tensor:
+        """Always 0: a frozen row is as good as new."""
+        return torch.zeros_like(self.ids)
+
+    def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
+        """Nothing: the rows are held already."""

@@ -1,0 +1,267 @@
+"""A frozen model: items in, features out, and a key that says which features they are."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from querykey.encoders.frozen.batch_size import BatchPlan, faster_dtype, measure_plan
+from querykey.encoders.frozen.fingerprint import combined_digest
+from querykey.encoders.frozen.model import FrozenModel, Kind, usable_device
+from querykey.errors import (
+    ConfigError,
+    DamagedItemError,
+    QuerykeyError,
+    RangeError,
+    ShapeError,
+    SourceError,
+    is_out_of_memory,
+)
+from querykey.types import Rows
+
+__all__ = ["FrozenEncoder", "load_encoder"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_WORKERS = 4
+_MEASURED_ON = 16
+
+_Prepared = tuple[int, Any]
+
+
+class FrozenEncoder:
+    """A model that never learns: no gradient, eval mode and inference mode at every forward.
+
+    Batch norm and dropout therefore do not move its features, even where someone else calls
+    `.train()` on the module.
+
+    Args:
+        model: What computes the features; see `load_encoder`.
+        spec: How the user named it.
+        dtype: "float32"; "bfloat16" computes in it by autocast, which changes features in the
+            third digit; "auto" takes bfloat16 where it is measured faster now. The dtype that
+            was taken is part of the key.
+        prompt: The text that the model puts before every item, for the records.
+
+    Raises:
+        ConfigError: If there is no such dtype, or the model's is fixed and another is asked for.
+        ShapeError: If the model does not give one row an item.
+        SourceError: If it raises an error of its own on a blank item.
+    """
+
+    def __init__(
+        self, model: FrozenModel, *, spec: str, dtype: str = "float32", prompt: str | None = None
+    ) -> None:
+        if dtype not in (*_DTYPES, "auto"):
+            raise ConfigError(f"dtype {dtype!r} is not known; it is float32, bfloat16 or auto")
+        if model.fixed_dtype and dtype == "bfloat16":
+            raise ConfigError(f"{spec} computes in the dtype it was exported with; leave dtype at float32")
+        self.spec = spec
+        self.kind: Kind = model.kind
+        self.prompt = prompt
+        self.plan = BatchPlan()
+        self._model = model
+        try:
+            self._dtype = faster_dtype(model) if dtype == "auto" else _DTYPES[dtype]
+            self.dim = int(self._forward([model.prepare(model.blank())]).shape[1])
+        except QuerykeyError:
+            raise
+        except Exception as fault:  # a model is anyone's code
+            raise SourceError(
+                f"{spec} cannot encode a blank item ({type(fault).__name__}: {fault}); "
+                "its preprocessing and its input do not fit"
+            ) from fault
+
+    @property
+    def dtype(self) -> str:
+        """In which the model computes: "float32" or "bfloat16"."""
+        return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def key(self) -> str:
+        """sha256 over weights, preprocessing, pooling, prompt and dtype."""
+        return combined_digest({"model": self._model.identity, "dtype": self.dtype})
+
+    def measure(self, items: Sequence[Any] | NDArray[Any], *, batch_size: int | None = None) -> BatchPlan:
+        """Measure how to run, on some of the items that will be encoded, and keep to it.
+
+        Args:
+            items: The real items; the first few that can be read are used.
+            batch_size: >= 1, where the user gave it.
+
+        Returns:
+            The plan, which `encode` follows from now on. Without a readable item it is the
+            plan there was.
+
+        Raises:
+            RangeError: If batch_size is not positive.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise RangeError(f"batch_size must be >= 1, got {batch_size}")
+        some: list[Any] = []
+        for place in range(min(len(items), 2 * _MEASURED_ON)):
+            try:
+                some.append(self._model.prepare(items[place]))
+            except DamagedItemError:
+                continue
+            if len(some) == _MEASURED_ON:
+                break
+        if some:
+            self.plan = measure_plan(self._model, some, dtype=self._dtype, batch_size=batch_size)
+        return self.plan
+
+    def encode(
+        self,
+        items: Sequence[Any] | NDArray[Any],
+        *,
+        on_damaged: Callable[[int, DamagedItemError], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Rows:
+        """Features of items, in their order.
+
+        Images are read and prepared by a few threads, one batch ahead of the model. Texts are
+        encoded longest first, so that those of a batch are padded little. A batch that does not
+        fit memory is halved, and so are all after it.
+
+        Args:
+            items: Images, texts or vectors, as `kind` says; `items[i]` may be lazy.
+            on_damaged: Called with the place of an item that cannot be read, which then has no
+                row; without it the error is raised.
+            on_progress: Called after each batch with the number of items in it, damaged ones too.
+
+        Returns:
+            float32 [items that could be read, dim], on the CPU.
+
+        Raises:
+            DamagedItemError: If an item cannot be read and nobody takes note.
+            ShapeError: If the model gives features of another width than before.
+        """
+        features = torch.empty(len(items), self.dim)
+        kept = torch.ones(len(items), dtype=torch.bool)
+        for batch, damaged in self._batches(items):
+            for place, fault in damaged:
+                if on_damaged is None:
+                    raise fault
+                on_damaged(place, fault)
+                kept[place] = False
+            if batch:
+                rows = self._forward([prepared for _, prepared in batch])
+                if rows.shape[1] != self.dim:
+                    raise ShapeError(f"{self.spec} gave features of width {rows.shape[1]} after {self.dim}")
+                features[[place for place, _ in batch]] = rows
+            if on_progress is not None:
+                on_progress(len(batch) + len(damaged))
+        return features if bool(kept.all()) else features[kept]
+
+    def _forward(self, batch: list[Any]) -> Tensor:
+        try:
+            with torch.inference_mode():
+                features = self._model.forward(
+                    batch, dtype=self._dtype, channels_last=self.plan.channels_last
+                )
+                return features.float().cpu()
+        except RuntimeError as fault:
+            if len(batch) == 1 or not is_out_of_memory(fault):
+                raise
+        half = len(batch) // 2
+        self.plan = BatchPlan(batch_size=half, channels_last=self.plan.channels_last)
+        return torch.cat([self._forward(batch[:half]), self._forward(batch[half:])])
+
+    def _batches(
+        self, items: Sequence[Any] | NDArray[Any]
+    ) -> Iterator[tuple[list[_Prepared], list[tuple[int, DamagedItemError]]]]:
+        """(prepared items with their places, damaged places) batch by batch, one batch ahead."""
+        places = list(range(len(items)))
+        if self.kind == "text":
+            items = list(items)
+            places.sort(key=lambda place: -len(items[place]))
+
+        def read(place: int) -> Any:
+            return self._model.prepare(items[place])
+
+        pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="prepare")
+        try:
+            start, ahead = 0, list[tuple[int, Future[Any]]]()
+            while start < len(places) or ahead:
+                now = ahead
+                coming = places[start : start + self.plan.batch_size]
+                start += len(coming)
+                ahead = [(place, pool.submit(read, place)) for place in coming]
+                if now:
+                    yield _gathered(now)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _gathered(
+    futures: list[tuple[int, Future[Any]]],
+) -> tuple[list[_Prepared], list[tuple[int, DamagedItemError]]]:
+    whole, damaged = list[_Prepared](), list[tuple[int, DamagedItemError]]()
+    for place, future in futures:
+        try:
+            whole.append((place, future.result()))
+        except DamagedItemError as fault:
+            damaged.append((place, fault))
+    return whole, damaged
+
+
+def load_encoder(
+    spec: str, *, device: str = "cpu", prompt: str | None = None, dtype: str = "float32"
+) -> FrozenEncoder:
+    """Load a frozen model by name; nothing is ever downloaded.
+
+    Args:
+        spec: `timm:NAME[@weights.safetensors|.pth|random]`, `st:NAME-OR-FOLDER`,
+            `module:factory`, or `FILE.onnx`.
+        device: Where it runs.
+        prompt: For `st:` models: one of the model's prompts by name, or the text itself.
+        dtype: "float32", "bfloat16", or "auto": bfloat16 where it is measured faster. It is part
+            of the key, so "auto" may embed again on another machine.
+
+    Returns:
+        The frozen encoder.
+
+    Raises:
+        SourceError: If there is no such model, or it cannot be loaded.
+        MissingExtraError: If a package it needs is not installed.
+        ConfigError: If a setting does not fit the model.
+
+    Example:
+        >>> load_encoder("resnet50")
+        Traceback (most recent call last):
+        querykey.errors.SourceError: 'resnet50' names no model; a model is timm:NAME[@weights], ...
+    """
+    place = usable_device(device)
+    model: FrozenModel
+    if spec.startswith("st:"):
+        from querykey.encoders.frozen.text import load_sentence_transformer
+
+        sentences = load_sentence_transformer(spec.removeprefix("st:"), device=place, prompt=prompt)
+        return FrozenEncoder(sentences, spec=spec, dtype=dtype, prompt=sentences.prompt)
+    if prompt is not None:
+        raise ConfigError(f"{spec} takes no prompt; prompts are for st: models, leave it out")
+    if spec.startswith("timm:"):
+        from querykey.encoders.frozen.image import load_timm
+
+        model = load_timm(spec.removeprefix("timm:"), device=place)
+    elif spec.endswith(".onnx"):
+        from querykey.encoders.frozen.onnx import load_onnx
+
+        model = load_onnx(Path(spec), device=place)
+    elif (Path(spec) / "adapter.json").is_file():
+        raise SourceError(f"{spec} is a run, not a frozen model; load it with querykey.runs.adapt")
+    elif _FACTORY.fullmatch(spec):
+        from querykey.encoders.frozen.image import load_factory
+
+        model = load_factory(spec, device=place)
+    else:
+        raise SourceError(
+            f"{spec!r} names no model; a model is timm:NAME[@weights], st:NAME-OR-FOLDER, "
+            "module:factory or FILE.onnx"
+        )
+    return FrozenEncoder(model, spec=spec, dtype=dtype)

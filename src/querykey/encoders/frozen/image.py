@@ -1,0 +1,211 @@
+"""Frozen image models: those of timm, and any callable that returns an nn.Module."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from querykey.encoders.frozen.fingerprint import (
+    combined_digest,
+    describe,
+    preprocessing_digest,
+    source_digest,
+    state_digest,
+)
+from querykey.encoders.frozen.model import Kind, TorchModel
+from querykey.encoders.frozen.preprocessing import ImagePreprocessing, rgb
+from querykey.encoders.frozen.weights import load_weights
+from querykey.errors import MissingExtraError, SourceError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["load_factory", "load_timm", "made_by"]
+
+
+class TimmPreprocessing:
+    """timm's own evaluation transform of a model, of an image in any mode."""
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def __call__(self, image: "Image.Image") -> Any:
+        return self.transform(rgb(image))
+
+    def __repr__(self) -> str:
+        return f"rgb, then {self.transform!r}"
+
+
+def load_timm(name: str, *, device: torch.device) -> TorchModel:
+    """A model of timm without its classifier, with timm's own preprocessing.
+
+    Args:
+        name: `NAME` takes weights that are in the local cache already; `NAME@FILE` takes them from
+            a .safetensors or .pth file; `NAME@random` takes random ones, and only when asked.
+        device: Where it runs.
+
+    Returns:
+        A frozen model of images.
+
+    Raises:
+        MissingExtraError: If timm is not installed.
+        SourceError: If timm has no such model, or its weights are not here or do not fit.
+    """
+    try:
+        import timm
+        from timm.data import create_transform, resolve_model_data_config
+    except ImportError as fault:
+        raise MissingExtraError("timm", extra="vision", purpose=f"the model timm:{name}") from fault
+    name, at, weights = name.partition("@")
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:3]
+        like = f"; near it are {', '.join(near)}" if near else ""
+        raise SourceError(f"timm has no model {name!r}{like}; timm.list_models() lists all")
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    if weights != "random":
+        path = Path(weights).expanduser() if at else _cached_weights(model, name)
+        head = str(getattr(model, "pretrained_cfg", {}).get("classifier") or "head").split(".")[0]
+        load_weights(model, path, name=name, classifier=[head])
+    config = resolve_model_data_config(model)
+    prepare = TimmPreprocessing(create_transform(**config, is_training=False))
+    identity = combined_digest(
+        {
+            "weights": state_digest(model),
+            "network": describe(model),
+            "preprocessing": preprocessing_digest(prepare),
+        }
+    )
+    _, height, width = config["input_size"]
+    return TorchModel(
+        model, kind="image", prepare=prepare, blank=lambda: _gray(height, width),
+        identity=identity, device=device,
+    )  # fmt: skip
+
+
+def load_factory(spec: str, *, device: torch.device) -> TorchModel:
+    """A model that the user's own code makes: `module:factory`, from the working folder or installed.
+
+    The module may carry
+
+    - `kind`: "image" (the default) or "text"; the forward of a text model takes a list of str.
+    - `preprocess`: PIL image (or str) to what the forward takes, without the batch axis. Without it
+      an image becomes RGB of `image_size` (224 without it), ImageNet's mean and deviation.
+
+    Args:
+        spec: `package.module:callable`; the callable takes nothing and returns an nn.Module.
+        device: Where it runs.
+
+    Returns:
+        A frozen model.
+
+    Raises:
+        SourceError: If there is no such module or callable, or what it returns is no nn.Module.
+    """
+    factory, module = made_by(spec)
+    kind: Kind = getattr(module, "kind", "image")
+    if kind not in ("image", "text"):
+        raise SourceError(f'{spec}: its kind is {kind!r}; "image" or "text" is needed')
+
+    size = getattr(module, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    prepare: Any = getattr(module, "preprocess", None)
+    if prepare is None:
+        prepare = ImagePreprocessing(height, width) if kind == "image" else _as_it_is
+    identity = combined_digest(
+        {
+            "weights": state_digest(module),
+            "network": describe(module),
+            "code": source_digest(factory, module),
+            "preprocessing": preprocessing_digest(prepare),
+        }
+    )
+    blank = (lambda: _gray(height, width)) if kind == "image" else (lambda: "text " * 64)
+    return TorchModel(module, kind=kind, prepare=prepare, blank=blank, identity=identity, device=device)
+
+
+def made_by(spec: str) -> tuple[Callable[[], Any], nn.Module]:
+    """The factory that a spec names, and the module it makes.
+
+    Args:
+        spec: `package.module:callable`, looked for in the working folder first; the callable
+            takes nothing.
+
+    Returns:
+        (the callable, the nn.Module that it returned).
+
+    Raises:
+        SourceError: If there is no such module or callable, or what it returns is no nn.Module.
+    """
+    place, _, name = spec.partition(":")
+    with _working_folder_first():
+        try:
+            factory: Any = importlib.import_module(place)
+        except Exception as fault:  # whatever the user's own file raises
+            raise SourceError(
+                f"{spec}: {place} cannot be imported ({type(fault).__name__}: {fault}); "
+                "it is looked for in the working folder and among the installed packages"
+            ) from fault
+        for part in name.split("."):
+            factory = getattr(factory, part, None)
+        if not callable(factory):
+            raise SourceError(f"{spec}: {place} has no callable {name!r}; give MODULE:FACTORY")
+        try:
+            module = factory()
+        except Exception as fault:
+            raise SourceError(
+                f"{spec} raised {type(fault).__name__}: {fault}; it is called without arguments"
+            ) from fault
+    if not isinstance(module, nn.Module):
+        raise SourceError(f"{spec} returned a {type(module).__name__}; an nn.Module is needed")
+    return factory, module
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def _gray(height: int, width: int) -> "Image.Image":
+    try:
+        from PIL import Image
+    except ImportError as fault:
+        raise MissingExtraError("pillow", extra="vision", purpose="a model of images") from fault
+    return Image.new("RGB", (width, height), "gray")
+
+
+@contextmanager
+def _working_folder_first() -> Iterator[None]:
+    """As `python -m` has it, for as long as the import takes."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the import may have changed the list itself
+            sys.path.remove(here)
+
+
+def _cached_weights(model: nn.Module, name: str) -> Path:
+    """Where a former download of the model's weights lies; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+    from torch.hub import get_dir
+
+    config: Any = model.pretrained_cfg
+    if repository := config.get("hf_hub_id"):
+        for file in ("model.safetensors", "pytorch_model.bin"):
+            found = try_to_load_from_cache(repository, config.get("hf_hub_filename") or file)
+            if isinstance(found, str):
+                return Path(found)
+    if address := config.get("url"):
+        path = Path(get_dir()) / "checkpoints" / str(address).rpartition("/")[2]
+        if path.is_file():
+            return path
+    raise SourceError(
+        f"timm:{name} has no weights on this machine, and none are downloaded unasked; give a file "
+        f"(timm:{name}@weights.safetensors), fetch them once with timm.create_model({name!r}, "
+        f"pretrained=True), or ask for random ones (timm:{name}@random)"
+    )

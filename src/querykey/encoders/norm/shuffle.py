@@ -1,0 +1,115 @@
+"""Shuffling batch norm: keys are encoded in another order than the queries, and put back."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from querykey.distributed.process_group import ALONE, Processes
+from querykey.errors import ConfigError, RangeError, ShapeError
+from querykey.types import Rows
+
+__all__ = ["encode_shuffled", "spread_order"]
+
+
+def encode_shuffled(
+    encode: Callable[[Tensor], Rows],
+    images: Tensor,
+    *,
+    permutation: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    processes: Processes = ALONE,
+) -> Rows:
+    r"""Encode images in another order, so that batch norm groups them otherwise; rows come back in order.
+
+    .. math:: k_{\pi(j)} = f(x_{\pi(1)}, \dots, x_{\pi(B)})_j
+
+    A query and its key that go through batch norm in the same group share its statistics, and can be
+    told to belong together by them alone. Groups are the rows of one process, or the sub-batches
+    of split batch norm on one device; with batch norm over the whole batch of one process, order
+    changes nothing but rounding.
+
+    Over several processes the images of all of them are gathered, each encodes its part of the
+    permutation, and the rows are gathered. The permutation must be the same on all.
+
+    Args:
+        encode: Images to rows [images, dim]; gradient flows through, over processes too.
+        images: [images, channels, height, width]: this process's part of a batch.
+        permutation: Of 0 to the number of images of all processes, less 1.
+        generator: To draw one from, in the place of a permutation; keyed by seed and step by the caller.
+        processes: Among which the batch is parted.
+
+    Returns:
+        [images of all processes, dim]; row i is that of image i.
+
+    Raises:
+        ConfigError: If there is neither a permutation nor a generator, or both.
+        ShapeError: If the permutation has another length, or the images are not this process's part.
+        RangeError: If it is not a permutation.
+
+    Example:
+        >>> images = torch.arange(4.0).view(4, 1)
+        >>> encode_shuffled(lambda some: some - some[:2].mean(), images,
+        ...                 permutation=torch.tensor([3, 1, 0, 2])).T.tolist()
+        [[-2.0, -1.0, 0.0, 1.0]]
+
+    Source:
+        He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2019,
+        arXiv:1911.05722, section 3.3.
+    """
+    if (permutation is None) == (generator is None):
+        raise ConfigError("shuffled keys need a permutation or a generator to draw one from, not both")
+    if permutation is None:
+        assert generator is not None
+        permutation = torch.randperm(processes.total(images), generator=generator, device=generator.device)
+    total = len(images) if processes.count == 1 else len(permutation)
+    _require_permutation(permutation, total)
+    order = permutation.to(images.device)
+    every = processes.gather(images, total)
+    keys = encode(every[order[processes.part(total)]])
+    return processes.gather(keys, total)[order.argsort()]
+
+
+def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tensor:
+    """A permutation that spreads each group of consecutive rows evenly over all groups.
+
+    In a random one some rows of a group meet again: the statistics of their new group are a little
+    like those of the old one, which is a rest of the leak. Here each new group has as many rows of
+    every old one, to within one; who goes where is random.
+
+    Args:
+        rows: Of a batch.
+        groups: Of one size.
+        generator: Keyed by seed and step by the caller.
+
+    Returns:
+        Numbers 0 to rows - 1 [rows], for `encode_shuffled`.
+
+    Raises:
+        ShapeError: If rows do not make so many groups of one size.
+
+    Example:
+        >>> order = spread_order(8, groups=2, generator=torch.Generator().manual_seed(0))
+        >>> [sorted((half // 4).tolist()) for half in order.chunk(2)]
+        [[0, 0, 1, 1], [0, 0, 1, 1]]
+
+    Source:
+        This library's; He et al. 2019 draw a random permutation.
+    """
+    if groups < 1 or rows % groups:
+        raise ShapeError(f"{rows} rows do not make {groups} groups of one size; take a multiple of {groups}")
+    drawn = torch.rand(groups, rows // groups, generator=generator).argsort(dim=1)
+    within = drawn + torch.arange(groups)[:, None] * (rows // groups)
+    return within[torch.randperm(groups, generator=generator)].T.reshape(-1)
+
+
+def _require_permutation(permutation: Tensor, total: int) -> None:
+    if permutation.shape != (total,):
+        raise ShapeError(
+            f"the permutation has shape {list(permutation.shape)} for {total} images; one entry for each "
+            "image of all processes is needed"
+        )
+    if not torch.equal(permutation.sort().values, torch.arange(total, device=permutation.device)):
+        raise RangeError(
+            f"what was given as a permutation of {total} images does not have each of 0 to {total - 1} once"
+        )

@@ -1,0 +1,235 @@
+"""Batch norm over the rows of all processes, with the gradient that goes through its statistics."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
+
+from querykey.distributed.process_group import ALONE, Processes, current_processes
+from querykey.errors import ShapeError
+
+__all__ = [
+    "GlobalBatchNorm",
+    "Shared",
+    "Statistics",
+    "global_batch_norm",
+    "joined",
+    "move_running",
+    "normalised",
+    "shared_gradient",
+    "statistics_of",
+    "subtract_shared",
+]
+
+
+class Statistics(NamedTuple):
+    """Rows times places, mean and biased variance a channel in float64, and the dtype to compute in."""
+
+    values: int
+    mean: Tensor
+    variance: Tensor
+    dtype: torch.dtype
+
+
+def normalised(
+    rows: Tensor, statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Some rows by the statistics of all; scale and shift pass gradients, the statistics do not."""
+    mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))
+    return F.batch_norm(rows, mean, variance, weight, bias, training=False, eps=eps)
+
+
+def statistics_of(rows: Tensor) -> Statistics:
+    """Of some rows."""
+    count = rows.numel() // rows.shape[1]
+    dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    mean, variance = torch.zeros(2, rows.shape[1], dtype=dtype, device=rows.device).unbind()
+    if count == 1:
+        return Statistics(1, rows.reshape(-1).double(), variance.double(), dtype)
+    torch.batch_norm_update_stats(rows.to(mean.dtype), mean, variance, 1.0)  # gives the unbiased one
+    return Statistics(count, mean.double(), variance.double() * (count - 1) / count, dtype)
+
+
+def joined(parts: Sequence[Statistics], processes: Processes = ALONE) -> Statistics:
+    """Of all parts of a batch: of this process, in their order, and then of all processes.
+
+    Args:
+        parts: Those of this process, at least one.
+        processes: All that have some.
+
+    Returns:
+        The same on every process.
+
+    Raises:
+        ShapeError: If there is one value a channel in all.
+    """
+    count = sum(part.values for part in parts)
+    mean = sum((part.mean * part.values for part in parts), torch.zeros_like(parts[0].mean)) / count
+    squares = ((part.variance + (part.mean - mean) ** 2) * part.values for part in parts)
+    variance = sum(squares, torch.zeros_like(mean)) / count
+    if processes.count > 1:
+        # float64 holds the squares about 0 to more digits than float32 rows have about their mean
+        sums = torch.cat([mean.new_tensor([count]), mean * count, (variance + mean**2) * count])
+        total = processes.sum(sums)
+        count = int(total[0])
+        mean, square = (total[1:] / count).chunk(2)
+        variance = (square - mean**2).clamp_(min=0)
+    if count < 2:
+        raise ShapeError("batch norm in train mode needs more than one value a channel; give a larger batch")
+    return Statistics(count, mean, variance, parts[0].dtype)
+
+
+@torch.no_grad()
+def move_running(running: tuple[Tensor, Tensor] | None, share: float, statistics: Statistics) -> None:
+    """Running mean and variance, in place, as torch moves them: the variance is the unbiased one."""
+    if running is None:
+        return
+    count = statistics.values
+    new = (statistics.mean, statistics.variance * count / (count - 1))
+    for kept, value in zip(running, new, strict=True):
+        kept.mul_(1 - share).add_(value.to(kept.dtype), alpha=share)
+
+
+class Shared(NamedTuple):
+    """What reaches a row through mean and variance: slope * row + level, for each channel in float64."""
+
+    slope: Tensor
+    level: Tensor
+
+
+def shared_gradient(
+    statistics: Statistics,
+    weight: Tensor,
+    eps: float,
+    own: tuple[Tensor, Tensor],
+    processes: Processes = ALONE,
+) -> Shared:
+    r"""The part of the gradient that all rows have in common.
+
+    With :math:`\hat x = r (x - \mu)`, :math:`r` one over the deviation, and sums over the whole batch,
+    :math:`\frac{\gamma r}{N} \left(\sum dy + \hat x \sum dy\, \hat x\right)`.
+
+    Args:
+        statistics: Of the whole batch.
+        weight: Scale, gamma.
+        eps: Added to the variance.
+        own: :math:`\sum dy\, \hat x` and :math:`\sum dy` over this process's rows.
+        processes: All that have some.
+
+    Returns:
+        What to subtract from the gradient of each row.
+    """
+    scale, shift = processes.sum(torch.stack(own).double())
+    inverse = (statistics.variance + eps).rsqrt()
+    outer = weight.detach().double() * inverse / statistics.values
+    slope = outer * inverse * scale
+    return Shared(slope, outer * shift - slope * statistics.mean)
+
+
+@torch.no_grad()
+def subtract_shared(gradient: Tensor, rows: Tensor, shared: Shared) -> None:
+    """Take the common part off the gradient of some rows, in place."""
+    slope, level = (part.to(gradient.dtype).view([1, -1] + [1] * (rows.ndim - 2)) for part in shared)
+    gradient.addcmul_(rows, slope, value=-1).sub_(level)
+
+
+class GlobalBatchNorm(nn.SyncBatchNorm):
+    """Batch norm whose statistics in train mode are those of the rows of all processes.
+
+    torch's SyncBatchNorm, which it is on accelerators, refuses the CPU. There this computes the same, and
+    on both the chunks of a batch may wait for those of other processes. In eval mode, and on one
+    process, it is plain batch norm. All processes must run it as often and in the same order,
+    forward and backward; they may have other numbers of rows, at least one each.
+
+    The gradients of scale and shift are those of the process's own rows, as the gradients of all other
+    weights are: they are summed over the processes with them.
+
+    Source:
+        Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020,
+        arXiv:2002.05709, section 2.2 (global BN).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- torch's name
+        if not self.training or (input.is_cuda and not has_torch_function((input,))):
+            found: Tensor = super().forward(input)
+            return found
+        self._check_input_dim(input)
+        share = self.momentum or 0.0
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        return global_batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, momentum=share, eps=self.eps
+        )
+
+
+def global_batch_norm(
+    input: Tensor,  # noqa: A002 -- torch's name
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Torch's batch_norm in train mode, with the statistics of the rows of all processes.
+
+    Args:
+        input: This process's rows [rows, channels, ...].
+        running_mean: Moved by the statistics; None where none are kept.
+        running_var: Likewise.
+        weight: Scale, or None.
+        bias: Shift, or None.
+        momentum: How far the running statistics move.
+        eps: Added to the variance.
+
+    Returns:
+        As `input`.
+    """
+    if has_torch_function((input,)):  # where a forward is written down, this is one call, not many
+        called: Tensor = handle_torch_function(
+            global_batch_norm, (input,), input, running_mean, running_var, weight, bias,
+            momentum=momentum, eps=eps,
+        )  # fmt: skip
+        return called
+    processes = current_processes()
+    if processes.count == 1:
+        return F.batch_norm(
+            input, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps
+        )
+    with torch.no_grad():
+        statistics = joined([statistics_of(input)], processes)
+    if running_mean is not None and running_var is not None:
+        move_running((running_mean, running_var), momentum, statistics)
+    out: Tensor = _Normalised.apply(input, weight, bias, eps, statistics, processes)
+    return out
+
+
+class _Normalised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
+        statistics: Statistics, processes: Processes,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(rows, weight)
+        ctx.eps, ctx.statistics, ctx.processes, ctx.has_bias = eps, statistics, processes, bias is not None
+        return normalised(rows, statistics, weight, bias, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        statistics: Statistics = ctx.statistics
+        mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))
+        known = torch.ones_like(mean) if weight is None else weight
+        own, scale, shift = torch.ops.aten.native_batch_norm_backward(
+            gradient, rows, known, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        shared = shared_gradient(statistics, known, ctx.eps, (scale, shift), ctx.processes)
+        subtract_shared(own, rows, shared)
+        return own, None if weight is None else scale, shift if ctx.has_bias else None, None, None, None

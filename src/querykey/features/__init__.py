@@ -1,0 +1,1 @@
+"""The feature store: embed, write, read, go on after an interruption."""

@@ -1,0 +1,1 @@
+"""Files: written whole or not at all, records, folders of runs and studies."""

@@ -1,0 +1,5 @@
+"""Queries, keys, and the rule that says which pairs count: the one idea of this package."""
+
+from querykey.lookup.lookup import DensePairs, Lookup, PairRule, look_up
+
+__all__ = ["DensePairs", "Lookup", "PairRule", "look_up"]

@@ -1,0 +1,287 @@
+"""A look-up: queries, keys, and the rule that says which pairs count.
+
+Losses, top-k and metrics all read a `Lookup`. A small one gives its scores and pair masks as
+matrices; a large one is walked in blocks of keys. The walk is written once, here, so the
+numbers are the same whole or in blocks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol, assert_never, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from querykey.distributed.process_group import ALONE, Processes
+from querykey.errors import RangeError, ShapeError
+from querykey.types import KeyIds, KeyLabels, Keys, PairMask, Queries, QueryIds, QueryLabels, Scores
+
+__all__ = ["Block", "DensePairs", "Lookup", "PairRule", "Pairs", "RulePairs", "Score", "look_up"]
+
+Score = Literal["cosine", "dot"]
+
+UNLABELLED = -1
+"""The label of an item whose class is not known: neither positive nor negative to anything."""
+
+
+@runtime_checkable
+class Pairs(Protocol):
+    """Which pairs of a look-up are positive and which negative, a block of keys at a time."""
+
+    def block(self, start: int, stop: int) -> tuple[PairMask, PairMask]:
+        """(positive, negative) of all queries with keys start to stop; a pair may be neither."""
+        ...
+
+    def rows(self, start: int, stop: int) -> "Pairs":
+        """The same for queries start to stop alone."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRule:
+    """What makes a pair positive, negative or neither.
+
+    Args:
+        positive: "id": the query's own item, as `same_id` says; every other item is negative.
+            "label": items of the same class; items of other classes are negative. A row
+            labelled -1 (unlabelled) is neither.
+        same_id: What another copy of the query's own item is: "masked" (neither),
+            "positive", or "negative" (what the queue of MoCo does with old keys). It wins
+            over the label.
+    """
+
+    positive: Literal["id", "label"] = "id"
+    same_id: Literal["masked", "positive", "negative"] = "masked"
+
+    def pairs(
+        self,
+        query_ids: QueryIds,
+        key_ids: KeyIds,
+        query_labels: QueryLabels | None,
+        key_labels: KeyLabels | None,
+    ) -> tuple[Tensor, Tensor]:
+        """(positive, negative) masks [queries, keys].
+
+        Raises:
+            ShapeError: If the rule needs labels and there are none.
+        """
+        same_item = query_ids[:, None] == key_ids[None, :]
+        match self.positive:
+            case "id":
+                positive, negative = torch.zeros_like(same_item), ~same_item
+            case "label":
+                if query_labels is None or key_labels is None:
+                    raise ShapeError('PairRule(positive="label") needs labels of queries and keys; got none')
+                known = (query_labels != UNLABELLED)[:, None] & (key_labels != UNLABELLED)[None, :]
+                same_class = query_labels[:, None] == key_labels[None, :]
+                positive, negative = same_class & known & ~same_item, ~same_class & known & ~same_item
+            case never:
+                assert_never(never)
+        match self.same_id:
+            case "masked":
+                return positive, negative
+            case "positive":
+                return positive | same_item, negative
+            case "negative":
+                return positive, negative | same_item
+            case never_same:
+                assert_never(never_same)
+
+
+@dataclass(frozen=True, eq=False)
+class DensePairs:
+    """Pairs given as two masks [queries, keys]."""
+
+    positive: PairMask
+    negative: PairMask
+
+    def block(self, start: int, stop: int) -> tuple[PairMask, PairMask]:
+        """The masks' columns start to stop."""
+        return self.positive[:, start:stop], self.negative[:, start:stop]
+
+    def rows(self, start: int, stop: int) -> "DensePairs":
+        """The masks' rows start to stop."""
+        return replace(self, positive=self.positive[start:stop], negative=self.negative[start:stop])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RulePairs:
+    """Pairs that a rule makes from ids and labels, block by block: no mask of all pairs exists."""
+
+    rule: PairRule
+    query_ids: QueryIds
+    key_ids: KeyIds
+    query_labels: QueryLabels | None = None
+    key_labels: KeyLabels | None = None
+
+    def block(self, start: int, stop: int) -> tuple[PairMask, PairMask]:
+        """What the rule says of keys start to stop."""
+        labels = None if self.key_labels is None else self.key_labels[start:stop]
+        return self.rule.pairs(self.query_ids, self.key_ids[start:stop], self.query_labels, labels)
+
+    def rows(self, start: int, stop: int) -> "RulePairs":
+        """The same for queries start to stop."""
+        labels = None if self.query_labels is None else self.query_labels[start:stop]
+        return replace(self, query_ids=self.query_ids[start:stop], query_labels=labels)
+
+
+class Block(NamedTuple):
+    """Some keys of a look-up: columns start to start + scores.shape[1]."""
+
+    start: int
+    scores: Scores
+    positive: PairMask
+    negative: PairMask
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """Queries looked up among keys, and which pairs count.
+
+    Nothing is computed before it is asked for. `scores`, `positive` and `negative` are matrices
+    [queries, keys] and kept; `blocks` walks the keys and keeps nothing.
+
+    Args:
+        queries: [queries, dim].
+        keys: [keys, dim]; any float dtype, scored in the dtype of the queries.
+        pairs: Which pairs are positive, negative or neither.
+        score: "dot": the dot product. "cosine": of rows scaled to length 1.
+        whole: The look-up that these queries are `rows` of; None: of no other.
+        dealt: The processes among which the keys are dealt out: `keys` are the share of one, key *j* of it
+            number *jN* + rank of all. A loss gives this share's part of each query's cost, which add up to
+            the cost, or refuses; `top_k` gives the numbers of the best of all.
+    """
+
+    queries: Queries
+    keys: Keys
+    pairs: Pairs
+    score: Score = "dot"
+    whole: "Lookup | None" = None
+    dealt: Processes = ALONE
+
+    @classmethod
+    def from_scores(cls, scores: Scores, positive: PairMask, negative: PairMask) -> "Lookup":
+        """A look-up with these very scores: the queries are their scores, the keys the unit axes."""
+        eye = torch.eye(scores.shape[1], dtype=scores.dtype, device=scores.device)
+        return cls(scores, eye, DensePairs(positive, negative))
+
+    def __len__(self) -> int:
+        """How many queries there are."""
+        return len(self.queries)
+
+    @cached_property
+    def scores(self) -> Scores:
+        """All scores [queries, keys], before temperature."""
+        return self._score(0, len(self.keys))
+
+    @cached_property
+    def masks(self) -> tuple[PairMask, PairMask]:
+        """(positive, negative) of all pairs."""
+        return self.pairs.block(0, len(self.keys))
+
+    @property
+    def positive(self) -> PairMask:
+        """Which keys each query should find [queries, keys]."""
+        return self.masks[0]
+
+    @property
+    def negative(self) -> PairMask:
+        """Which keys each query should not find [queries, keys]."""
+        return self.masks[1]
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        """Walk the keys, `size` at a time, in order.
+
+        Raises:
+            RangeError: If size is not positive.
+        """
+        if size < 1:
+            raise RangeError(f"a block needs at least 1 key, got size={size}")
+        for start in range(0, len(self.keys), size):
+            stop = min(start + size, len(self.keys))
+            yield Block(start, self._score(start, stop), *self.pairs.block(start, stop))
+
+    def rows(self, start: int, stop: int) -> "Lookup":
+        """The look-up of queries start to stop alone."""
+        return replace(
+            self,
+            queries=self.queries[start:stop],
+            pairs=self.pairs.rows(start, stop),
+            whole=self if self.whole is None else self.whole,
+        )
+
+    def with_pairs(self, positive: PairMask, negative: PairMask) -> "Lookup":
+        """The same queries and keys with other pairs; scores that are known are kept."""
+        other = replace(self, pairs=DensePairs(positive, negative), whole=None)
+        if "scores" in self.__dict__:
+            other.__dict__["scores"] = self.scores
+        return other
+
+    @cached_property
+    def _ready_queries(self) -> Queries:
+        return F.normalize(self.queries, dim=1) if self.score == "cosine" else self.queries
+
+    def _score(self, start: int, stop: int) -> Scores:
+        keys = self.keys[start:stop].to(self.queries.dtype)
+        if self.score == "cosine":
+            keys = F.normalize(keys, dim=1)
+        return self._ready_queries @ keys.T
+
+
+def look_up(
+    queries: Queries,
+    keys: Keys,
+    *,
+    query_ids: QueryIds,
+    key_ids: KeyIds,
+    query_labels: QueryLabels | None = None,
+    key_labels: KeyLabels | None = None,
+    rule: PairRule,
+    score: Score = "dot",
+    dealt: Processes = ALONE,
+) -> Lookup:
+    """Look queries up among keys under a rule.
+
+    Args:
+        queries: [queries, dim], for example unit rows of an encoder.
+        keys: [keys, dim].
+        query_ids: Which item each query is.
+        key_ids: Which item each key is; an item may be there twice.
+        query_labels: Class of each query, -1 where unknown; needed by a rule on labels.
+        key_labels: Class of each key, likewise.
+        rule: Which pairs are positive, negative or neither.
+        score: "dot" or "cosine".
+        dealt: Among which the keys are dealt out; see `Lookup`.
+
+    Returns:
+        A lazy `Lookup`.
+
+    Raises:
+        ShapeError: If widths, ids or labels do not fit, or the rule needs labels.
+
+    Example:
+        >>> items, ids = torch.eye(3), torch.tensor([7, 8, 9])
+        >>> labels = torch.tensor([0, 0, 1])
+        >>> found = look_up(items, items, query_ids=ids, key_ids=ids, query_labels=labels,
+        ...                 key_labels=labels, rule=PairRule(positive="label"))
+        >>> found.positive.int().tolist()
+        [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    """
+    if queries.shape[1] != keys.shape[1]:
+        raise ShapeError(
+            f"queries are {queries.shape[1]} wide and keys {keys.shape[1]}; they must be the same"
+        )
+    for name, ids, rows in (
+        ("query_ids", query_ids, queries), ("key_ids", key_ids, keys),
+        ("query_labels", query_labels, queries), ("key_labels", key_labels, keys),
+    ):  # fmt: skip
+        if ids is not None and len(ids) != len(rows):
+            raise ShapeError(f"{name} has {len(ids)} entries for {len(rows)} rows; one for each is needed")
+    if rule.positive == "label" and (query_labels is None or key_labels is None):
+        raise ShapeError('PairRule(positive="label") needs labels of queries and keys; got none')
+    pairs = RulePairs(
+        rule=rule, query_ids=query_ids, key_ids=key_ids, query_labels=query_labels, key_labels=key_labels
+    )
+    return Lookup(queries, keys, pairs, score, dealt=dealt)

@@ -1,0 +1,118 @@
+"""Selection: which keys of a look-up go on to the FC layer and the loss. Indices, not losses."""
+
+from collections.abc import Iterator
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor
+
+from querykey.distributed.process_group import Processes
+from querykey.errors import RangeError
+from querykey.lookup.lookup import Lookup
+from querykey.lookup.nearest import SLACK, best_first, best_of_blocks, exact_scores, settle
+from querykey.types import Neighbours, TopScores
+
+__all__ = ["Mode", "top_k"]
+
+Mode = Literal["similar", "hard_negative", "hard_positive", "semi_hard"]
+
+QUERY_BLOCK = 1024
+KEY_BLOCK = 4096
+
+
+@torch.no_grad()
+def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
+    """The k keys that matter most to each query, exactly, walked in blocks.
+
+    Args:
+        lookup: Frozen scores with their pairs. Where its keys are dealt out, each process finds the best of
+            its share, and the lists are merged.
+        k: Keys wanted per query, at least 1.
+        mode: "similar": the highest scores among positives and negatives.
+            "hard_negative": the highest scores among negatives.
+            "hard_positive": the lowest scores among positives.
+            "semi_hard": the highest scores among those negatives that score below the query's
+            nearest positive; a query without positives has none.
+
+    Returns:
+        Indices among all keys [queries, k], most important first, ties to the lower index; -1 where
+        fewer than k keys are eligible. No gradient.
+
+    Raises:
+        RangeError: If k is not positive.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.8, 0.1]])
+        >>> positive = torch.tensor([[False, True, False]])
+        >>> found = Lookup.from_scores(scores, positive, ~positive)
+        >>> top_k(found, 1, "hard_negative").tolist(), top_k(found, 1, "semi_hard").tolist()
+        ([[0]], [[2]])
+
+    Source:
+        Hard and semi-hard: Schroff et al. 2015, arXiv:1503.03832, sec. 3.2, here per query.
+    """
+    if k < 1:
+        raise RangeError(f"k must be at least 1, got {k}")
+    if len(lookup) == 0:
+        return torch.full((0, k), -1)
+    parts = [lookup.rows(i, i + QUERY_BLOCK) for i in range(0, len(lookup), QUERY_BLOCK)]
+    return torch.cat([_of_all(*_top_k(part, k, mode), lookup.dealt) for part in parts])
+
+
+def _of_all(scores: TopScores, index: Neighbours, processes: Processes) -> Neighbours:
+    """The best of all shares out of the best of each."""
+    if processes.count == 1:
+        return index
+    numbers = torch.where(index < 0, index, index * processes.count + processes.rank)
+    every_score, every_number = (
+        processes.gather(one[None], processes.count).movedim(0, 1).flatten(1) for one in (scores, numbers)
+    )
+    return best_first(every_score, every_number, index.shape[1])[1]
+
+
+def _top_k(lookup: Lookup, k: int, mode: Mode) -> tuple[TopScores, Neighbours]:
+    """(what is sorted by, indices); -inf and -1 where there are fewer."""
+    sign = -1.0 if mode == "hard_positive" else 1.0
+    ceiling = _nearest_positive(lookup) if mode == "semi_hard" else None
+    if len(lookup.keys) == 0:
+        return torch.full((len(lookup), k), -torch.inf), torch.full((len(lookup), k), -1)
+
+    def eligible(some: Lookup, below: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        for block in some.blocks(KEY_BLOCK):
+            match mode:
+                case "similar":
+                    wanted = block.positive | block.negative
+                case "hard_negative":
+                    wanted = block.negative
+                case "hard_positive":
+                    wanted = block.positive
+                case "semi_hard":
+                    assert below is not None
+                    wanted = block.negative & (block.scores < below[:, None])
+                case never:
+                    assert_never(never)
+            index = torch.arange(block.start, block.start + wanted.shape[1])
+            yield (sign * block.scores).masked_fill(~wanted, -torch.inf), index[None, :]
+
+    def exact(rows: Tensor, candidates: Tensor) -> Tensor:
+        return sign * exact_scores(lookup.queries[rows].float(), lookup.keys, candidates, lookup.score)
+
+    def scan(row: int) -> Tensor:
+        below = None if ceiling is None else ceiling[row : row + 1]
+        return torch.cat([scores for scores, _ in eligible(lookup.rows(row, row + 1), below)], dim=1)[
+            0
+        ].float()
+
+    scores, index = best_of_blocks(eligible(lookup, ceiling), k + SLACK)
+    scale = float(scores.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0))
+    return settle((scores.float(), index), k, scores[:, -1].float(), exact, scan, scale)
+
+
+def _nearest_positive(lookup: Lookup) -> Tensor:
+    """The highest score among each query's positives [queries]; -inf where there are none."""
+    best = torch.full((len(lookup),), -torch.inf, dtype=lookup.queries.dtype)
+    for block in lookup.blocks(KEY_BLOCK):
+        best = best.maximum(block.scores.masked_fill(~block.positive, -torch.inf).amax(dim=1))
+    if lookup.dealt.count == 1:
+        return best
+    return lookup.dealt.gather(best[None], lookup.dealt.count).amax(dim=0)

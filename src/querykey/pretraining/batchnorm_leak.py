@@ -1,0 +1,245 @@
+"""Whether batch norm tells a query which key is its own: learned on noise, where nothing else can."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from scipy.stats import beta
+from torch import Tensor, nn
+
+from querykey.data.augment.rng import keyed_bits
+from querykey.dictionaries.queue import KeyQueue
+from querykey.encoders.momentum import MomentumEncoder
+from querykey.encoders.norm.batchnorm import BatchNormKind, convert_batch_norm
+from querykey.encoders.norm.shuffle import spread_order
+from querykey.encoders.small_cnn import SmallCNN
+from querykey.errors import ConfigError, RangeError
+from querykey.lookup.lookup import DensePairs, Lookup
+from querykey.losses.info_nce import info_nce
+from querykey.pretraining.methods.end_to_end import end_to_end_step
+from querykey.pretraining.methods.moco import moco_step
+from querykey.types import ImageRows, PerQuery
+
+__all__ = ["Leakage", "ProbedMethod", "probe_leakage"]
+
+ProbedMethod = Literal["moco", "end-to-end"]
+
+CHANNELS, SIDE = 3, 8
+"""Of a noise image."""
+CONTRAST = 0.5
+"""Deviation of the logarithm of an image's contrast: photographs differ in it, and so do their statistics."""
+TEMPERATURE = 0.1
+RATE = 0.01
+MOMENTUM = 0.99
+BATCHES_HELD = 4
+"""Batches that the queue of MoCo holds."""
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """How often a query found its own key where the two have nothing in common but their batch.
+
+    Args:
+        accuracy: Share of the queries asked whose own key scored above all others.
+        low: Lower end of its 95% interval (exact binomial).
+        high: Upper end.
+        chance: One over the candidates.
+        asked: Queries asked.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    chance: float
+    asked: int
+
+    @property
+    def is_found(self) -> bool:
+        """Whether chance lies below the interval."""
+        return self.low > self.chance
+
+
+def probe_leakage(
+    method: ProbedMethod,
+    *,
+    kind: BatchNormKind = "split",
+    groups: int = 16,
+    group_size: int = 4,
+    shuffle: bool = False,
+    steps: int = 150,
+    tests: int = 100,
+    make_encoder: Callable[[], nn.Module] | None = None,
+    seed: int = 0,
+) -> Leakage:
+    """Train a method on noise whose pairs share no content, and see whether it finds them all the same.
+
+    In each group of consecutive rows one row asks, and the others are context. Context shows the same
+    noise image as query and as key, as two views of one photograph would. The query and the key that
+    are asked for are independent noise, and neither is anywhere on the other side. So the only thing that a
+    query and its key have in common are batch statistics, which context makes alike. The loss and the
+    accuracy are of rows that ask alone, among keys of such rows alone.
+
+    First the method trains as it does; then all weights are held still, and what is measured is on noise
+    that was never seen, with all candidates from the same weights. Without that, the keys in MoCo's queue
+    differ from a query's own by having been made by an older encoder, and the pretext task
+    is partly solved by that, whatever the normalisation.
+
+    Args:
+        method: Whose step is taken: "moco" (a queue of earlier batches) or "end-to-end" (keys of the batch,
+            one encoder).
+        kind: What stands where the encoder has batch norm; see `convert_batch_norm`.
+        groups: Rows that ask in a batch, and groups of "split"; at least 2.
+        group_size: Rows of one group, at least 2.
+        shuffle: Whether keys are encoded in another order, drawn anew each step; see `spread_order`.
+        steps: Of training, at least 1.
+        tests: Steps that are measured, `groups` queries each, at least 1.
+        make_encoder: Makes images [images, 3, 8, 8] -> (h, z). None: two small blocks with batch norm.
+        seed: Of weights, noise and order.
+
+    Returns:
+        The accuracy over the tests, beside chance: 1 / groups end to end, and 1 / (1 + 4 * groups) in MoCo.
+
+    Raises:
+        RangeError: If a number is outside its range.
+        ConfigError: If the method or the kind is not known.
+
+    Example:
+        >>> found = probe_leakage("end-to-end", groups=2, steps=1, tests=5)
+        >>> found.chance, found.asked
+        (0.5, 10)
+
+    Source:
+        He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2019,
+        arXiv:1911.05722, section 3.3 and figure A.1 (there the accuracy on real pairs, with and without
+        shuffling). Pairs of noise are this library's.
+    """
+    if min(groups, group_size) < 2 or min(steps, tests) < 1:
+        raise RangeError(
+            "a probe needs at least 2 groups of at least 2 rows, 1 step and 1 test; "
+            f"got {groups} of {group_size}, {steps} and {tests}"
+        )
+    if method not in get_args(ProbedMethod):
+        raise ConfigError(f"batch norm is probed in {', '.join(get_args(ProbedMethod))}; got {method!r}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = (make_encoder or _Small)()
+    encoder = convert_batch_norm(encoder, kind, groups=groups if kind == "split" else None).train()
+    probe = _Probe(method, encoder, groups=groups, group_size=group_size)
+    settling = BATCHES_HELD if method == "moco" else 0
+    for step in range(steps + settling + tests):
+        if step == steps:
+            probe.hold_still()
+        if step == steps + settling:
+            probe.solved, probe.asked = 0, 0
+        order = _order((seed, step, 2), groups, group_size) if shuffle else None
+        probe.step(*_pairs(seed, step, groups, group_size), step, order)
+    low, high = _interval(probe.solved, probe.asked)
+    return Leakage(probe.solved / probe.asked, low, high, 1 / probe.candidates, probe.asked)
+
+
+class _Small(nn.Module):
+    """Images [images, 3, 8, 8] to (h [images, 32], z [images, 32])."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = SmallCNN(CHANNELS, widths=(16, 32), strides=(2, 2))
+        self.head = nn.Linear(32, 32)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.backbone(images)
+        return h, self.head(h)
+
+
+class _Probe:
+    """One method, its optimizer and its queue, and the count of what was found."""
+
+    def __init__(self, method: ProbedMethod, encoder: nn.Module, *, groups: int, group_size: int) -> None:
+        self.encoder, self.group_size = encoder, group_size
+        self.optimizer = torch.optim.Adam(encoder.parameters(), lr=RATE)
+        self.momentum = MOMENTUM
+        self.key_encoder: MomentumEncoder | None = None
+        self.queue: KeyQueue | None = None
+        if method == "moco":
+            self.key_encoder = MomentumEncoder(encoder)
+            rows = groups * group_size
+            with torch.no_grad():
+                _, z = self.key_encoder(torch.zeros(rows, CHANNELS, SIDE, SIDE))
+            self.queue = KeyQueue(capacity=BATCHES_HELD * rows, dim=z.shape[1])
+        self.solved = self.asked = self.candidates = 0
+
+    def hold_still(self) -> None:
+        """From here on no weight moves."""
+        self.momentum = 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+
+    def step(self, queries: ImageRows, keys: ImageRows, step: int, permutation: Tensor | None) -> None:
+        """The method's own step on one batch of noise."""
+        ids = torch.arange(step * len(queries), (step + 1) * len(queries))
+        of_keys = ids if self.queue is None else torch.cat([ids, self.queue.read().ids])
+        is_asked = of_keys % self.group_size == 0
+
+        def loss(lookup: Lookup) -> PerQuery:
+            return info_nce(_those(lookup, is_asked), temperature=TEMPERATURE)
+
+        def seen(lookup: Lookup) -> None:
+            self._count(_those(lookup, is_asked))
+
+        if self.key_encoder is None or self.queue is None:
+            end_to_end_step(
+                self.encoder, self.encoder, self.optimizer, (queries, keys),
+                ids=ids, loss=loss, permutation=permutation, seen=seen,
+            )  # fmt: skip
+            return
+        moco_step(
+            self.encoder, self.key_encoder, self.optimizer, self.queue, (queries, keys),
+            ids=ids, loss=loss, momentum=self.momentum, permutation=permutation, seen=seen,
+        )  # fmt: skip
+
+    def _count(self, lookup: Lookup) -> None:
+        own = lookup.scores.where(lookup.positive, -torch.inf).amax(dim=1)
+        others = lookup.scores.where(lookup.negative, -torch.inf).amax(dim=1)
+        self.solved += int((own > others).sum())
+        self.asked += len(lookup)
+        self.candidates = 1 + int(lookup.negative[0].sum())
+
+
+def _those(lookup: Lookup, is_asked: Tensor) -> Lookup:
+    """The rows that ask, among the keys of such rows."""
+    queries = is_asked[: len(lookup)]
+    masks = (mask[queries][:, is_asked] for mask in lookup.masks)
+    return Lookup(lookup.queries[queries], lookup.keys[is_asked], DensePairs(*masks), lookup.score)
+
+
+def _pairs(seed: int, step: int, groups: int, group_size: int) -> tuple[ImageRows, ImageRows]:
+    """Noise for queries and keys: the same but for every first row of a group."""
+    rows = groups * group_size
+    asks = (torch.arange(rows) % group_size == 0)[:, None, None, None]
+    first, second = (_noise((seed, step, side), rows) for side in (0, 1))
+    drawn = _noise((seed, step, 3), rows)
+    brightness, contrast = drawn[:, :, :1, :1], drawn[:, :, 1:2, :1]
+    context = brightness + first * (CONTRAST * contrast).exp()
+    return torch.where(asks, first, context), torch.where(asks, second, context)
+
+
+def _order(key: tuple[int, ...], groups: int, group_size: int) -> Tensor:
+    """How the keys of a step are shuffled."""
+    return spread_order(groups * group_size, groups=groups, generator=_generator(key))
+
+
+def _noise(key: tuple[int, ...], rows: int) -> Tensor:
+    """Normal noise images of the key alone [rows, 3, 8, 8]."""
+    return torch.randn(rows, CHANNELS, SIDE, SIDE, generator=_generator(key))
+
+
+def _generator(key: tuple[int, ...]) -> torch.Generator:
+    return torch.Generator().manual_seed(int(keyed_bits(key, np.zeros(1, np.int64), 1)[0, 0]) >> 1)
+
+
+def _interval(solved: int, asked: int) -> tuple[float, float]:
+    """The exact 95% interval of a share."""
+    low = float(beta.ppf(0.025, solved, asked - solved + 1)) if solved else 0.0
+    high = float(beta.ppf(0.975, solved + 1, asked - solved)) if solved < asked else 1.0
+    return low, high

@@ -1,0 +1,220 @@
+"""Large batches in small memory: the whole batch's gradient while one chunk's activations are held."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from querykey.encoders.norm.batchnorm import SplitBatchNorm1d, SplitBatchNorm2d
+from querykey.errors import ConfigError, ShapeError
+from querykey.pretraining.chunked.replay import Lockstep
+from querykey.pretraining.chunked.tape import generator_states
+from querykey.types import Rows
+
+__all__ = ["cached_backward", "checkpointed_blocks"]
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def cached_backward(
+    encoder: nn.Module,
+    image_chunks: Sequence[Tensor],
+    loss_of_z: Callable[[Rows], Tensor],
+    *,
+    checkpoint_blocks: bool = False,
+) -> Tensor:
+    r"""Add the gradients of a loss over a whole batch, with the activations of one chunk at a time.
+
+    With :math:`z = g(f(x))` and a loss :math:`L` that compares all rows of :math:`z` with each other,
+
+    .. math:: \frac{\partial L}{\partial \theta}
+              = \sum_{\text{chunks } c} \frac{\partial L}{\partial z_c} \frac{\partial z_c}{\partial \theta}:
+
+    z is found chunk by chunk without a graph, then the gradient at z, then each chunk is encoded
+    again and takes its part of the gradient back. Loss and gradients are the whole batch's, but for
+    rounding. Dropout draws the same both times, other numbers than for the whole batch at once.
+
+    Batch norm in train mode joins the chunks: mean and variance are those of all rows, and so are
+    the two sums in its gradient. Then all chunks advance in step and wait for each other at each
+    batch norm, forward and backward; between the norms activations are dropped, and computed
+    again from a few places where they were kept. The running statistics move once, by those of the
+    whole batch. What a forward keeps by itself besides, as spectral norm does, is not followed.
+
+    Args:
+        encoder: Gives z [rows, dim], or a tuple that ends with z; in the mode it should be in. With batch
+            norm it has to consist of torch's functions (no torch.compile, no DistributedDataParallel).
+        image_chunks: The batch [images, channels, height, width] in parts, in order, at least one image
+            in each; of one size, but for the last.
+        loss_of_z: z of the whole batch [images of all chunks, dim] to one number; called once.
+        checkpoint_blocks: Also hold only the inputs of an encoder's blocks (see `checkpointed_blocks`); for
+            encoders without batch norm in train mode.
+
+    Returns:
+        The loss, without a graph. Gradients are added to `.grad` of all parameters, and of what else
+        the loss depends on.
+
+    Raises:
+        ShapeError: If there is no chunk, an empty one, or one value a channel for batch norm.
+        ConfigError: If the encoder has split batch norm, or batch norm and what cannot be followed.
+
+    Example:
+        >>> layer = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2), torch.nn.BatchNorm1d(2))
+        >>> images = torch.arange(24.0).view(6, 1, 2, 2) ** 2
+        >>> loss = cached_backward(layer, images.split(2), lambda z: z.prod(dim=1).sum())
+        >>> whole = layer(images).prod(dim=1).sum()
+        >>> bool(torch.isclose(loss, whole))
+        True
+
+    Source:
+        Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021,
+        arXiv:2101.06983, section 3.2 (without batch norm, which it excludes).
+    """
+    if not image_chunks or not all(len(chunk) for chunk in image_chunks):
+        raise ShapeError(
+            f"chunks of {[len(chunk) for chunk in image_chunks]} images were given; at least one chunk with "
+            "at least one image in each is needed"
+        )
+    training = [module for module in encoder.modules() if module.training or not _tracks(module)]
+    if any(isinstance(module, SplitBatchNorm1d | SplitBatchNorm2d) for module in training):
+        raise ConfigError(
+            "split batch norm has statistics for each sub-batch, and chunks cut across them; use the whole "
+            "batch, or batch norm of kind device"
+        )
+    if not any(isinstance(module, _NORMS) for module in training):
+        return _plain(encoder, image_chunks, loss_of_z, checkpoint_blocks=checkpoint_blocks)
+    if checkpoint_blocks:
+        raise ConfigError(
+            "checkpoint_blocks is for encoders without batch norm in train mode; with it activations "
+            "between two norms are dropped already"
+        )
+    with _without_autocast_cache():
+        lockstep = Lockstep(encoder, image_chunks)
+        loss, gradients = _at_z(lockstep.forward(), loss_of_z)
+        lockstep.backward(gradients)
+    return loss
+
+
+@contextmanager
+def checkpointed_blocks(encoder: nn.Module) -> Iterator[None]:
+    """While this lasts, an encoder's blocks hold their inputs alone and are run again on the way back.
+
+    A block is a member of an nn.Sequential or nn.ModuleList that has members of its own and lies in no
+    other block: a residual block, a transformer's layer. Backward has to be called inside. The
+    second run leaves the buffers, as batch norm's running statistics, as they were before it.
+
+    Args:
+        encoder: Its blocks' `forward` are replaced until the end.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> layers = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()))
+        >>> with checkpointed_blocks(layers):
+        ...     layers(torch.ones(1, 2)).sum().backward()
+        >>> layers[0][0].weight.grad is None
+        False
+
+    Source:
+        Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174, section 4.
+    """
+    blocks = list(_blocks(encoder))
+    for block in blocks:
+        block.forward = _checkpointed(block)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _plain(
+    encoder: nn.Module,
+    chunks: Sequence[Tensor],
+    loss_of_z: Callable[[Tensor], Tensor],
+    *,
+    checkpoint_blocks: bool,
+) -> Tensor:
+    states, parts = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(generator_states(chunk.device))
+            parts.append(_z(encoder(chunk)))
+    loss, gradients = _at_z(parts, loss_of_z)
+    after = generator_states(chunks[0].device)
+    with checkpointed_blocks(encoder) if checkpoint_blocks else nullcontext():
+        for chunk, before, gradient in zip(chunks, states, gradients, strict=True):
+            for set_state, state in before:
+                set_state(state)
+            torch.autograd.backward(_z(encoder(chunk)), gradient)
+    for set_state, state in after:
+        set_state(state)
+    return loss
+
+
+def _z(outcome: Any) -> Tensor:
+    z: Tensor = outcome[-1] if isinstance(outcome, tuple) else outcome
+    return z
+
+
+def _at_z(parts: list[Tensor], loss_of_z: Callable[[Tensor], Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    """The loss, and its gradient at each chunk's z."""
+    sizes = [len(part) for part in parts]
+    z = torch.cat(parts).requires_grad_()
+    with torch.enable_grad():
+        loss = loss_of_z(z)
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradient = torch.zeros_like(z) if z.grad is None else z.grad
+    return loss.detach(), list(torch.split(gradient, sizes))
+
+
+def _tracks(module: nn.Module) -> bool:
+    return getattr(module, "track_running_stats", True) is not False
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(module, nn.Sequential | nn.ModuleList) and any(True for _ in child.children()):
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+def _checkpointed(block: nn.Module) -> Callable[..., Any]:
+    forward = block.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(
+            forward,
+            *args,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _same_buffers(block)),
+            **kwargs,
+        )
+
+    return run
+
+
+@contextmanager
+def _same_buffers(block: nn.Module) -> Iterator[None]:
+    before = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in block.named_buffers():
+                buffer.copy_(before[name])
+
+
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """A weight that was cast for one chunk belongs to that chunk's graph, which is gone for the next."""
+    was_on = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(was_on)

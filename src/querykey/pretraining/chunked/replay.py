@@ -1,0 +1,296 @@
+"""Batch norm of a batch in chunks: what one way back over them needs and leaves."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from querykey.encoders.norm.sync_batchnorm import (
+    Shared,
+    Statistics,
+    joined,
+    move_running,
+    normalised,
+    shared_gradient,
+    statistics_of,
+    subtract_shared,
+)
+from querykey.errors import ConfigError
+from querykey.pretraining.chunked.recorder import record
+from querykey.pretraining.chunked.tape import (
+    STATE,
+    Call,
+    Norm,
+    Slot,
+    Tape,
+    choose_cuts,
+    generator_states,
+    require_separate,
+    tensors_in,
+    unkept,
+    with_tensors,
+)
+
+__all__ = [
+    "Lockstep",
+    "leaves",
+    "move",
+    "shared_by_rows",
+]
+
+
+def move(norm: Norm, statistics: Statistics) -> None:
+    """The running statistics, in place, as torch moves them."""
+    move_running(norm.running, norm.momentum, statistics)
+
+
+def leaves(norm: Norm, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """Scale and shift for one way back: their gradients are the sums that batch norm's own needs."""
+    blank = torch.zeros_like(statistics.mean, dtype=statistics.dtype)
+    weight = blank + 1 if norm.weight is None else norm.weight.detach().clone()
+    bias = blank if norm.bias is None else norm.bias.detach().clone()
+    return weight.requires_grad_(), bias.requires_grad_()
+
+
+def shared_by_rows(norm: Norm, statistics: Statistics, affine: tuple[Tensor, Tensor]) -> Shared:
+    """The part of the gradient that the rows of all chunks have in common.
+
+    Args:
+        norm: Its scale and shift also get their gradients here.
+        statistics: Of the whole batch.
+        affine: The `leaves` with which all chunks went back.
+
+    Returns:
+        What to subtract from the gradient of each row.
+    """
+    scale, shift = (leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in affine)
+    _add_gradient(norm.weight, scale)
+    _add_gradient(norm.bias, shift)
+    return shared_gradient(statistics, affine[0], norm.eps, (scale, shift), norm.processes)
+
+
+def _add_gradient(parameter: Tensor | None, gradient: Tensor) -> None:
+    if parameter is not None and parameter.requires_grad:
+        parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+
+
+_Tensors = dict[int, Tensor]
+_States = list[tuple[Callable[[Tensor], None], Tensor]]
+
+
+@dataclass(eq=False)
+class _Chunk:
+    tape: Tape
+    images: Tensor
+    kept: dict[int, _Tensors] = field(default_factory=dict)
+    dice: dict[int, _States] = field(default_factory=dict)
+    gradients: _Tensors = field(default_factory=dict)
+
+    def run(
+        self,
+        tensors: _Tensors,
+        start: int,
+        stop: int,
+        statistics: dict[int, Statistics],
+        affine: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Take the tensors alive before a call to those alive before a later one, in place."""
+        for slot in self.tape.written(start, stop) & tensors.keys():
+            tensors[slot] = tensors[slot].clone()  # what is kept elsewhere stays as it is
+        for place in range(start, stop):
+            call = self.tape.calls[place]
+            if isinstance(call, Norm):
+                weight, bias = affine or (call.weight, call.bias)
+                tensors[call.output] = normalised(
+                    tensors[call.rows], statistics[place], weight, bias, call.eps
+                )
+            else:
+                self._take(call, place, tensors)
+            for slot in {*call.reads, *call.outputs} - {STATE}:
+                if self.tape.dies[slot] <= place:
+                    del tensors[slot]
+
+    def _take(self, call: Call, place: int, tensors: _Tensors) -> None:
+        def found(value: Tensor | Slot) -> Tensor:
+            return tensors[value.number] if isinstance(value, Slot) else value
+
+        args, kwargs = with_tensors(call.args, found), with_tensors(dict(call.kwargs), found)
+        with ExitStack() as stack:
+            if not call.has_grad and torch.is_grad_enabled():
+                stack.enter_context(torch.no_grad())
+            if call.is_random:
+                stack.enter_context(_Rolled(self.dice, place, self.images.device))
+            kind = self.images.device.type
+            if call.autocast != (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)):
+                stack.enter_context(torch.autocast(kind, dtype=call.autocast[1], enabled=call.autocast[0]))
+            outcome = call.function(*args, **kwargs)
+        tensors.update(zip(call.outputs, tensors_in(outcome), strict=True))
+        tensors.pop(STATE, None)
+
+
+class _Rolled:
+    """The first time, remember the generators; later, draw the same again and leave them as they were."""
+
+    def __init__(self, dice: dict[int, _States], place: int, device: torch.device) -> None:
+        self.dice, self.place, self.device = dice, place, device
+        self.back: _States = []
+
+    def __enter__(self) -> None:
+        now = generator_states(self.device)
+        if self.place not in self.dice:
+            self.dice[self.place] = now
+            return
+        self.back = now
+        for set_state, state in self.dice[self.place]:
+            set_state(state)
+
+    def __exit__(self, *_: object) -> None:
+        for set_state, state in self.back:
+            set_state(state)
+
+
+class Lockstep:
+    """One batch in chunks: forward without a graph, then backward from the gradient of z.
+
+    Args:
+        encoder: In the mode it is in; gives z, or a tuple that ends with z.
+        chunks: Images, at least one in each.
+
+    Raises:
+        ConfigError: If the encoder does what cannot be followed.
+
+    With batch norm over all processes they meet at each of its norms, whatever chunks each has.
+    """
+
+    def __init__(self, encoder: nn.Module, chunks: Sequence[Tensor]) -> None:
+        tapes = _tapes(encoder, chunks)
+        self.chunks = [_Chunk(tapes[chunk.shape], chunk) for chunk in chunks]
+        tape = self.chunks[0].tape
+        self.norms: dict[int, Norm] = {
+            place: call for place, call in enumerate(tape.calls) if isinstance(call, Norm)
+        }
+        self.end = len(tape.calls)
+        self.cuts = choose_cuts(tape)
+        self.fleeting = unkept(tape, self.cuts)
+        self.statistics: dict[int, Statistics] = {}
+        for each in tapes.values():
+            require_separate(each, [*self.norms, *self.cuts])
+
+    @torch.no_grad()
+    def forward(self) -> list[Tensor]:
+        """Each chunk's z; the running statistics move once, by those of the whole batch."""
+        alive: list[_Tensors] = [{0: chunk.images} for chunk in self.chunks]
+        places = sorted({*self.norms, *self.cuts, self.end})
+        for start, stop in pairwise(places):
+            if start in self.norms:
+                both = zip(self.chunks, alive, strict=True)
+                parts = [statistics_of(tensors[self._rows(chunk, start)]) for chunk, tensors in both]
+                self.statistics[start] = joined(parts, self.norms[start].processes)
+                move(self.norms[start], self.statistics[start])
+            for chunk, tensors in zip(self.chunks, alive, strict=True):
+                if start in self.cuts or (start > self.cuts[-1] and start != self.fleeting):
+                    chunk.kept[start] = dict(tensors)
+                chunk.run(tensors, start, stop, self.statistics)
+        return [tensors[chunk.tape.result] for chunk, tensors in zip(self.chunks, alive, strict=True)]
+
+    def backward(self, gradients: Sequence[Tensor]) -> None:
+        """Add the gradients of all parameters, from those of each chunk's z."""
+        for chunk, gradient in zip(self.chunks, gradients, strict=True):
+            chunk.gradients = {chunk.tape.result: gradient}
+        shared: Shared | None = None
+        for start, stop in reversed(list(pairwise([*self.cuts, self.end]))):
+            places = sorted({start, *(norm for norm in self.norms if start < norm < stop)})
+            if stop < self.end:
+                self._run_again(places)
+            for piece in reversed(list(pairwise([*places, stop]))):
+                shared = self._back(*piece, shared)
+
+    @torch.no_grad()
+    def _run_again(self, places: list[int]) -> None:
+        for chunk in self.chunks:
+            tensors = dict(chunk.kept[places[0]])
+            for start, stop in pairwise(places):
+                chunk.run(tensors, start, stop, self.statistics)
+                if stop != self.fleeting:
+                    chunk.kept[stop] = dict(tensors)
+
+    def _back(self, start: int, stop: int, shared: Shared | None) -> Shared | None:
+        """The gradient from before one call to before an earlier one, for all chunks.
+
+        A batch norm's own rows are gone when its sums are known; they come again as the end of the
+        piece before it, where the shared part is subtracted.
+        """
+        norm = self.norms.get(start)
+        affine = None if norm is None else leaves(norm, self.statistics[start])
+        for chunk in self.chunks:
+            rows = None if shared is None else (self._rows(chunk, stop), shared)
+            _differentiate(chunk, start, stop, self.statistics, affine, rows)
+        return (
+            None if norm is None or affine is None else shared_by_rows(norm, self.statistics[start], affine)
+        )
+
+    @staticmethod
+    def _rows(chunk: _Chunk, place: int) -> int:
+        return chunk.tape.calls[place].reads[0]
+
+
+def _tapes(encoder: nn.Module, chunks: Sequence[Tensor]) -> dict[torch.Size, Tape]:
+    """A tape for each shape of a chunk; state that the encoder counts up moves once."""
+    tapes = dict[torch.Size, Tape]()
+    for chunk in chunks:
+        if chunk.shape in tapes:
+            continue
+        before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+        tapes[chunk.shape] = record(encoder, chunk)
+        if len(tapes) > 1:
+            with torch.no_grad():
+                for name, buffer in encoder.named_buffers():
+                    buffer.copy_(before[name])
+    paths = [[getattr(call, "function", Norm) for call in tape.calls] for tape in tapes.values()]
+    if any(path != paths[0] for path in paths):
+        raise ConfigError(
+            "the encoder makes other calls for a chunk of another size; give chunks of one size, or "
+            "the whole batch"
+        )
+    return tapes
+
+
+def _differentiate(
+    chunk: _Chunk,
+    start: int,
+    stop: int,
+    statistics: dict[int, Statistics],
+    affine: tuple[Tensor, Tensor] | None,
+    shared: tuple[int, Shared] | None,
+) -> None:
+    """Run a piece with a graph, and send the gradient of its end to its start."""
+    needs, kept = chunk.tape.needs, chunk.kept.pop(start, None)
+    if kept is None:  # the first norm
+        kept = {0: chunk.images}
+        with torch.no_grad():
+            chunk.run(kept, 0, start, statistics)
+    leaves = {slot: tensor.detach().requires_grad_(needs[slot]) for slot, tensor in kept.items()}
+    tensors = dict(leaves)
+    with torch.enable_grad():
+        chunk.run(tensors, start, stop, statistics, affine)
+    if shared is not None and shared[0] in chunk.gradients:
+        subtract_shared(chunk.gradients[shared[0]], tensors[shared[0]].detach(), shared[1])
+    through = {slot for slot, leaf in leaves.items() if tensors.get(slot) is leaf}
+    ends = {
+        slot: tensor
+        for slot, tensor in tensors.items()
+        if slot in chunk.gradients and slot not in through and tensor.requires_grad
+    }
+    if ends:
+        with torch.autocast(chunk.images.device.type, enabled=False):
+            torch.autograd.backward(list(ends.values()), [chunk.gradients[slot] for slot in ends])
+    gradients = _Tensors()
+    for slot, leaf in leaves.items():
+        parts = [leaf.grad, chunk.gradients.get(slot) if slot in through else None]
+        given = [part for part in parts if part is not None]
+        if given:
+            gradients[slot] = given[0] if len(given) == 1 else given[0].add_(given[1])
+    chunk.gradients = gradients

@@ -1,0 +1,192 @@
+"""A run's dictionary before the first step: what it is, in words, and what about it won't do."""
+
+import math
+from typing import assert_never
+
+from querykey.dictionaries.queue import stale_copies
+from querykey.encoders.momentum import half_life
+from querykey.losses.by_name import takes_form
+from querykey.losses.streaming import Form, chosen_form, loss_bytes
+from querykey.pretraining.settings.settings import PretrainSettings
+
+__all__ = [
+    "describe_dictionary", "describe_memory", "dictionary_concerns", "key_half_life", "look_up_size",
+    "loss_form",
+]  # fmt: skip
+
+
+def describe_dictionary(settings: PretrainSettings, *, items: int, steps: int) -> list[str]:
+    """What queries are looked up in, and what encodes keys.
+
+    Args:
+        settings: Resolved.
+        items: Images trained on.
+        steps: Of the run.
+
+    Returns:
+        Lines of at most 78 characters.
+    """
+    batch, capacity = settings.batch_size, settings.capacity or 0
+    both = ", both directions" if settings.symmetric else ""
+    encoder = [words for words in (_momentum(settings, steps), _shuffled(settings)) if words]
+    match settings.method:
+        case "simclr":
+            return [f"dictionary: the batch, {2 * batch - 1:,} candidates a query"]
+        case "moco" | "moco-v2":
+            age = _steps(capacity / (2 * batch if settings.symmetric else batch))
+            return [
+                f"dictionary: a queue of {capacity:,} keys ({age}), starts {settings.start}{both}",
+                *encoder,
+            ]
+        case "moco-v3":
+            return [f"dictionary: the batch, {batch:,} candidates a query, both directions", *encoder]
+        case "memory-bank":
+            what = (
+                "all" if settings.contrast == "softmax" else f"{settings.negatives:,} by {settings.contrast}"
+            )
+            return [f"dictionary: a bank of {items:,} slots; looked up: {what}"]
+        case "end-to-end":
+            own = "an encoder of their own" if settings.separate else "the same encoder"
+            return [
+                f"dictionary: the batch, {batch:,} candidates a query{both}; keys: {own}",
+                *encoder,
+            ]
+        case "xbm":
+            start = f"used after {settings.memory_warm_up:.0%} of the run"
+            return [f"dictionary: a memory of {capacity:,} embeddings ({_steps(capacity / batch)}), {start}"]
+        case never:
+            assert_never(never)
+
+
+def look_up_size(settings: PretrainSettings, *, items: int) -> tuple[int, int]:
+    """How many queries a step looks up among how many keys.
+
+    Args:
+        settings: Resolved.
+        items: Images trained on.
+
+    Returns:
+        (queries, keys) of its largest look-up, when the dictionary is full.
+    """
+    batch, capacity = settings.batch_size, settings.capacity or 0
+    match settings.method:
+        case "simclr":
+            return 2 * batch, 2 * batch
+        case "moco" | "moco-v2":
+            return batch, batch + capacity
+        case "moco-v3" | "end-to-end":
+            return batch, batch
+        case "memory-bank":
+            return batch, items if settings.contrast == "softmax" else batch + settings.negatives
+        case "xbm":
+            return batch, capacity
+        case never:
+            assert_never(never)
+
+
+def loss_form(settings: PretrainSettings, *, items: int) -> Form:
+    """The form of the loss: as it was chosen, or by the size of what is looked up.
+
+    Args:
+        settings: Resolved, but for that.
+        items: Images trained on.
+
+    Returns:
+        "plain" or "streamed"; plain where the loss has no other.
+    """
+    if not takes_form(settings.loss):
+        return "plain"
+    given: Form = settings.loss_options.get("form", "auto")
+    size = look_up_size(settings, items=items)
+    return chosen_form(given, *size, of_views=settings.method == "simclr")
+
+
+def describe_memory(settings: PretrainSettings, *, items: int, width: int, processes: int = 1) -> str:
+    """What loss and dictionary take of the memory, beside the encoder's own.
+
+    Args:
+        settings: Resolved.
+        items: Images trained on.
+        width: Of z.
+        processes: Among which a sharded dictionary is dealt out.
+
+    Returns:
+        A line of at most 78 characters.
+    """
+    queries, keys = look_up_size(settings, items=items)
+    form = loss_form(settings, items=items)
+    held = items if settings.method == "memory-bank" else settings.capacity
+    if settings.sharded and held is not None:
+        share = -(-held // processes)
+        keys, held = keys - held + share if keys >= held else keys, share
+    size = loss_bytes(queries, keys, width, form)
+    words = f"memory: loss about {max(1, size >> 20):,} MiB ({form}, {queries:,} x {keys:,} scores)"
+    return words if held is None else f"{words}, dictionary {max(1, 4 * held * width >> 20):,} MiB"
+
+
+def key_half_life(settings: PretrainSettings) -> float | None:
+    """Half-life of the momentum encoder in steps.
+
+    Args:
+        settings: Resolved.
+
+    Returns:
+        At the first step's momentum; None where the method has no momentum encoder.
+    """
+    return half_life(settings.momentum) if settings.method.startswith("moco") else None
+
+
+def dictionary_concerns(settings: PretrainSettings, *, items: int, steps: int) -> list[str]:
+    """What will make a run worse than it could be.
+
+    Args:
+        settings: Resolved.
+        items: Images trained on.
+        steps: Of the run.
+
+    Returns:
+        A sentence each, with its numbers and what to do.
+    """
+    found, batch, life = [], settings.batch_size, key_half_life(settings)
+    if settings.method in ("moco", "moco-v2") and settings.capacity is not None:
+        keys = 2 if settings.symmetric else 1
+        words = stale_copies(settings.capacity, items, batch, keys_an_item=keys)
+        found += [] if words is None else [words]
+        if settings.capacity < keys * batch:
+            found.append(
+                f"a queue of {settings.capacity:,} keys holds the last of the {keys * batch:,} that a step "
+                "makes; raise dictionary.capacity or lower batch_size to use them all"
+            )
+        if settings.capacity > keys * steps * batch:
+            found.append(
+                f"a queue of {settings.capacity:,} keys is not full after {steps:,} steps of {batch:,}; "
+                "lower dictionary.capacity or train longer"
+            )
+    if life is not None and life > steps:
+        found.append(
+            f"a key encoder of momentum {settings.momentum:g} is half its first self after {_steps(life)}, "
+            f"and the run has {steps:,}; lower key_encoder.momentum"
+        )
+    return found
+
+
+def _momentum(settings: PretrainSettings, steps: int) -> str:
+    life = key_half_life(settings)
+    if life is None:
+        return ""
+    towards = " to 1 (cosine)" if settings.momentum_schedule == "cosine" else ""
+    return f"key encoder: momentum {settings.momentum:g}{towards}, half-life {_steps(life)} of {steps:,}"
+
+
+def _shuffled(settings: PretrainSettings) -> str:
+    if not settings.shuffle:
+        return ""
+    if settings.batch_norm == "split":
+        return f"keys: shuffled over {settings.batch_norm_groups} groups of split batch norm"
+    return "keys: shuffled over processes"
+
+
+def _steps(count: float) -> str:
+    if math.isinf(count):
+        return "no end"
+    return f"{count:,.0f} steps" if count >= 10 else f"{count:.2g} steps"

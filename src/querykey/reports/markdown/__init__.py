@@ -1,0 +1,1 @@
+"""Reports of the grids of studies as Markdown."""

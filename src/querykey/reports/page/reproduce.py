@@ -1,0 +1,138 @@
+"""The command line that makes a run again, from what its run.json says."""
+
+import json
+import shlex
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from querykey.io.records import dotted
+
+__all__ = ["adapt_command", "pretrain_command", "study_command"]
+
+LENGTHS = ("minutes", "epochs", "steps")
+MEASURED = ("steps", "precision", "layout")
+"""What a pretraining chose by measuring: a second run is to choose the same."""
+
+
+def adapt_command(described: Mapping[str, Any]) -> str:
+    """The command that fits the same adapter.
+
+    Args:
+        described: run.json of an adapter.
+
+    Returns:
+        `querykey adapt ...`, with what differs from the defaults.
+
+    Example:
+        >>> print(adapt_command({"settings": {"dim": 8}, "features": {"at": {"spec": "F"}}, "threads": 2}))
+        querykey adapt F --out NEW-FOLDER --dim 8 --threads 2
+    """
+    from querykey.runs.adapter_settings import parse_run
+
+    default, said = parse_run({}).model_dump(mode="json"), described["settings"]
+    at = described["features"].get("at") or {"spec": "FEATURES"}
+    words = ["querykey", "adapt", at["spec"], "--out", "NEW-FOLDER"]
+    words += _options(at, ("column", "pair_column", "split"))
+    words += _options(said, ("dim", "labels", "side", "seed"), default)
+    words += ["--pairs"] if said.get("pairs") else []
+    own = {"dim", "labels", "side", "seed", "pairs"}
+    flat, usual = dotted(said), dotted(default)
+    words += _settings(
+        {k: v for k, v in flat.items() if k not in own and v is not None and v != usual.get(k)}
+    )
+    return shlex.join([*words, "--threads", str(described["threads"])])
+
+
+def pretrain_command(described: Mapping[str, Any]) -> str:
+    """The command that pretrains the same encoder.
+
+    Args:
+        described: run.json of a pretraining.
+
+    Returns:
+        `querykey pretrain ...`: what was asked for, and what was measured then.
+    """
+    from querykey.pretraining.settings.settings import PretrainSettings
+
+    asked, resolved = described["asked"], described["settings"]
+    usual, own = dotted(PretrainSettings.of(asked["method"]).as_dict()), (*LENGTHS, "method", "seed")
+    given = {k: v for k, v in dotted(asked).items() if v != usual.get(k) and k not in own}
+    given |= {name: resolved[name] for name in MEASURED}
+    at = described["data"].get("at") or {"spec": "SOURCE"}
+    words = ["querykey", "pretrain", "--data", at["spec"], "--out", "NEW-FOLDER", "--method", asked["method"]]
+    words += _options(at, ("column", "label_column", "split"))
+    names = _dotted()
+    words += _settings({names.get(k, k): v for k, v in given.items() if v is not None})
+    words += ["--seed", str(asked["seed"]), "--device", described["device"]]
+    return shlex.join([*words, "--threads", str(described["threads"])])
+
+
+def study_command(described: Mapping[str, Any]) -> str:
+    """The command that asks the same of the same data.
+
+    Args:
+        described: study.json.
+
+    Returns:
+        `querykey study ...`; its length is measured anew, so that another machine takes other steps.
+
+    Example:
+        >>> train = {"spec": "photos", "split": "train"}
+        >>> print(study_command({"name": "momentum", "data": {"train": train}}))
+        querykey study momentum --data photos --out NEW-FOLDER --split train
+    """
+    data = described.get("data") or {}
+    train, test = data.get("train") or data, data.get("test") or {}
+    words = [
+        "querykey",
+        "study",
+        described["name"],
+        "--data",
+        train.get("spec", "SOURCE"),
+        "--out",
+        "NEW-FOLDER",
+    ]
+    words += _options(train, ("column", "label_column", "split"))
+    words += ["--test", test["spec"]] if test.get("spec") not in (None, train.get("spec")) else []
+    words += ["--test-split", test["split"]] if test.get("split") else []
+    words += _options(described.get("budget") or {}, ("minutes",))
+    return shlex.join([*words, *(["--smoke"] if described.get("is_trial") else [])])
+
+
+def _dotted() -> dict[str, str]:
+    """A setting's name to the key that says it, asked of the run file's own reading of each key."""
+    from pydantic import BaseModel
+
+    from querykey.runs.pretrain_settings import PretrainRun
+
+    names: dict[str, str] = {}
+    for table, field in PretrainRun.model_fields.items():
+        model = field.default
+        if not isinstance(model, BaseModel):
+            continue
+        for key in type(model).model_fields:
+            # 0 stands for any value: only where it goes is looked at
+            inside: dict[str, Any] = {key: 0}
+            whole: dict[str, Any] = {table: type(model).model_construct(**inside)}
+            run = PretrainRun.model_construct(**whole)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                (said,) = run.as_settings().items()
+            names[next(iter(dotted(dict([said]))))] = f"{table}.{key}"
+    return names
+
+
+def _options(
+    values: Mapping[str, Any], names: Sequence[str], usual: Mapping[str, Any] | None = None
+) -> list[str]:
+    words: list[str] = []
+    for name in names:
+        if values.get(name) is not None and values[name] != (usual or {}).get(name):
+            words += [f"--{name.replace('_', '-')}", str(values[name])]
+    return words
+
+
+def _settings(values: Mapping[str, Any]) -> list[str]:
+    # JSON's strings, numbers, lists and truth values are TOML's too
+    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]

@@ -1,0 +1,158 @@
+"""A study's folder -> its section: questions with verdicts, figures, the published numbers beside its own."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from querykey.io.durable import or_damaged
+from querykey.io.study_folder import cells_of, measures_of, read_study, records_of
+from querykey.reports.charts.spec import Chart
+from querykey.reports.charts.study import figure, looks_charts
+from querykey.reports.page.blocks import (
+    Answer,
+    Block,
+    Charts,
+    Code,
+    Heading,
+    Prose,
+    Section,
+    Table,
+    made_with,
+    number,
+    settings_table,
+)
+from querykey.reports.page.reproduce import study_command
+from querykey.reports.study_tables import verdict_rows
+from querykey.reports.verdicts import Cells, measured
+
+__all__ = ["study_section"]
+
+NAMED = 8
+"""Arms that are named where many are missing."""
+RULE = (
+    "The rule was fixed before anything ran: yes where the 95% interval of the paired difference, over seeds "
+    "or of adapters over queries, lies above 0, no where it lies below, can't tell otherwise, and with fewer "
+    "than two seeds."
+)
+
+
+def study_section(folder: Path) -> Section:
+    """A study as far as it is done.
+
+    Args:
+        folder: With study.json and, from its first cell on, records.jsonl.
+
+    Returns:
+        The section.
+
+    Raises:
+        MissingPathError: If there is no study.json.
+        StoreError: If one of the files is damaged.
+    """
+    study, records = read_study(folder), records_of(folder).read()
+    with or_damaged(str(folder), "run the study again, or give back its files as they were written"):
+        return _section(study, cells_of(study, records))
+
+
+def _section(study: dict[str, Any], cells: Cells) -> Section:
+    answers = [Answer(*verdict) for verdict in verdict_rows(study, cells)]
+    arms, figures = study["arms"], study.get("figures", [])
+    drawn = [chart for one in figures if (chart := figure(one, arms, cells)) is not None]
+    blocks: list[Block] = [Prose(f"{study['source']}. Measured here: {study['measured']}.", is_quiet=True)]
+    unfinished = _unfinished(study, cells)
+    blocks += [Prose(words) for words in unfinished]
+    if answers:
+        blocks += [Heading("Verdicts"), *answers, Prose(RULE, is_quiet=True)]
+    blocks += [Charts([chart]) for chart in drawn]
+    blocks += _numbers(study, cells, measures_of(study))
+    looks = looks_charts(arms, cells)
+    if looks:
+        blocks += [Heading("On the way"), Charts(looks)]
+    blocks += [Heading("What this can and can't show"), Prose(str(study["caveat"]))]
+    blocks += _repeat(study, cells)
+    return Section(
+        str(study["name"]), str(study["title"]), str(study["asks"]),
+        unfinished[:1], blocks, answers=answers,
+    )  # fmt: skip
+
+
+def _unfinished(study: Mapping[str, Any], cells: Cells) -> list[str]:
+    """What keeps a reader from taking the numbers for what was planned."""
+    planned = {str(arm["label"]): int(arm.get("seeds") or 1) for arm in study["arms"]}
+    done = {str(arm["label"]): len(cells.get(arm["name"], {})) for arm in study["arms"]}
+    lines = []
+    if study.get("is_trial"):
+        lines.append("A trial: a few steps on a few rows, to see that all works. Its numbers say nothing.")
+    missing = [f"{label} ({done[label]} of {n} seeds)" for label, n in planned.items() if done[label] < n]
+    if missing:
+        count = sum(min(done[label], n) for label, n in planned.items())
+        lines.append(f"Not finished: {count} of {sum(planned.values())} cells are measured.")
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        lines.append(f"Still missing: {', '.join(missing[:NAMED])}{more}. What follows is of what is there.")
+    return lines
+
+
+def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) -> list[Block]:
+    """Own numbers, and the published ones beside them where an arm has the same name."""
+    rows = []
+    for arm in study["arms"]:
+        found = [measured(cells, arm["name"], measure) for measure in measures]
+        if any(found):
+            seeds = sorted({seed for values in found for seed in values})
+            rows.append([str(arm["label"]), *map(_spread, found), str(len(seeds))])
+    blocks: list[Block] = [Heading("Numbers")]
+    if rows and not all(arm.get("row") for arm in study["arms"]):  # a heat map shows them all
+        caption = "Mean over seeds, lowest to highest in brackets"
+        blocks.append(Table(["arm", *measures, "seeds"], rows, caption))
+    published = study.get("published")
+    if published and published.get("rows"):
+        own = {
+            str(arm[word]): measured(cells, arm["name"], measures[0])
+            for arm in study["arms"] for word in ("name", "label") if measures
+        }  # fmt: skip
+        beside = [[str(row[0]), ", ".join(map(str, row[1:])), _spread(own.get(str(row[0]), {}))]
+                  for row in published["rows"]]  # fmt: skip
+        head = ["published", str(published["what"]), f"here, {measures[0]}" if measures else "here"]
+        if not any(row[2] for row in beside):
+            head, beside = head[:2], [row[:2] for row in beside]
+        blocks.append(Table(head, beside, "The published numbers: another scale, so compare the order"))
+    return blocks
+
+
+def _spread(values: Mapping[int, float]) -> str:
+    if not values:
+        return ""
+    mean = sum(values.values()) / len(values)
+    if len(values) == 1:
+        return number(mean)
+    return f"{number(mean)} ({number(min(values.values()))} to {number(max(values.values()))})"
+
+
+def _repeat(study: Mapping[str, Any], cells: Cells) -> list[Block]:
+    data, budget = study.get("data") or {}, study.get("budget") or {}
+    blocks: list[Block] = [Heading("How to repeat it"), Code(study_command(study))]
+    if budget.get("words"):
+        blocks.append(Prose(f"Its length: {budget['words']}.", is_quiet=True))
+    if data.get("fingerprint"):
+        blocks.append(Prose(f"Fingerprint of the data: {data['fingerprint']}", is_quiet=True))
+    every = [cell for seeds in cells.values() for cell in seeds.values()]
+    kept = _same([cell.get("settings") or {} for cell in every])
+    if kept:
+        blocks.append(settings_table("Settings that all arms share", kept))
+    found = sorted({made_with(cell) for cell in every if cell.get("versions")})
+    blocks += [Prose(f"Measured with {words}.", is_quiet=True) for words in found]
+    return blocks
+
+
+def _same(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not settings:
+        return {}
+    return {
+        name: value for name, value in settings[0].items()
+        if name != "seed" and value is not None and all(one.get(name) == value for one in settings)
+    }  # fmt: skip
+
+
+def charts_of(blocks: Sequence[Block]) -> list[Chart]:
+    """The charts among blocks, in their order."""
+    return [chart for block in blocks if isinstance(block, Charts) for chart in block.charts]

@@ -1,0 +1,296 @@
+"""Runs compared: what differs, and how they score on the same queries, with paired intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from querykey.encoders.frozen.model import usable_device
+from querykey.errors import ConfigError, DataError, Notify, SourceError
+from querykey.evaluation.linear_evaluation import linear_evaluation
+from querykey.evaluation.protocol import Examination
+from querykey.evaluation.table import Table, tabulate
+from querykey.evaluation.task import Embedded, Protocol
+from querykey.features.features import Features
+from querykey.io.records import versions
+from querykey.lookup.lookup import UNLABELLED
+from querykey.pretraining.saved_encoder import DESCRIPTION as ENCODER
+from querykey.pretraining.saved_encoder import SavedEncoder, encode_rows, read_encoder
+from querykey.runs.adapt import Progress, Run, load_run
+from querykey.runs.data import DataAt, Opened
+from querykey.runs.diff import (
+    Differing,
+    Kind,
+    by_name,
+    differing,
+    facts_of,
+    kind_of,
+    named,
+)
+from querykey.runs.evaluate_adapter import features_like_those_of, rows_of, task_of, training_features
+from querykey.runs.evaluate_encoder import (
+    KNN_TEMPERATURE,
+    knn_of,
+    label_pixels,
+    neighbours_of,
+    require_channels,
+    trained_on,
+)
+from querykey.runs.fine_tune import Labelled
+from querykey.runs.pretrain_folder import RunFolder
+from querykey.types import PerQuery
+
+__all__ = ["Comparison", "compare_runs"]
+
+FROZEN = "frozen"
+FORMAT, VERSION = "querykey comparison", 1
+
+_Fit = tuple[str, int]
+"""Key of a frozen model and width of its features."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Runs beside each other.
+
+    Args:
+        kind: "adapter" or "pretraining".
+        runs: Name to folder.
+        settings: The resolved settings that differ.
+        origin: What differs in what they were trained on and with.
+        ends: What each said of itself at its end: name, then run. No interval goes with it.
+        table: Their scores on the same queries, and what each differs from the first; None without data.
+    """
+
+    kind: Kind
+    runs: dict[str, Path]
+    settings: Differing
+    origin: Differing
+    ends: dict[str, dict[str, Any]]
+    table: Table | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "format": FORMAT, "version": VERSION, "kind": self.kind,
+            "runs": {name: str(folder.resolve()) for name, folder in self.runs.items()},
+            "settings": {"differ": self.settings.values, "same": self.settings.same},
+            "origin": {"differ": self.origin.values, "same": self.origin.same},
+            "ends": self.ends, "table": None if self.table is None else self.table.as_dict(),
+        }  # fmt: skip
+
+
+def compare_runs(
+    folders: Sequence[str | Path],
+    on: DataAt | None = None,
+    *,
+    train: DataAt | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress | None = None,
+    notify: Notify | None = None,
+) -> Comparison:
+    """Set runs beside each other, and score them on the same queries with the same protocol.
+
+    Args:
+        folders: At least two, all adapters or all pretrainings; the others are compared with the first.
+        on: What they are scored on: features, or a source that the frozen model of each adapter embeds;
+            labelled images for pretrainings. None: nothing is scored.
+        train: Of pretrainings: labelled images that all learn from; None: those of the first.
+        device: Where models run.
+        seed: Of draws, held-out parts and bootstrap.
+        progress: Called with (items done, items in all) while a source is embedded.
+        notify: Called with what is worth knowing.
+
+    Returns:
+        What differs, and the scores.
+
+    Raises:
+        ConfigError: If there are fewer than two runs, one comes twice, or they are not of one kind.
+        MissingPathError: If a folder is no run.
+        SourceError: If a pretraining that is to be scored is not finished.
+        ModelMismatchError: If the features are of another model than that of a run.
+        ShapeError: If they are of another width.
+        DataError: If the runs cannot be asked the same queries, or labels are missing.
+    """
+    notify = notify or (lambda _: None)
+    runs = named(folders, reserved=[FROZEN])
+    if kind_of(runs) == "pretraining":
+        pretrainings = {name: RunFolder.read(folder) for name, folder in runs.items()}
+        found = _beside("pretraining", runs, pretrainings)
+        for name, run in pretrainings.items():
+            if not run.is_finished:
+                notify(f"{name} is not finished; what it says of its end is of its last step so far")
+        if on is None:
+            return found
+        table = _score_encoders(pretrainings, on, train, device=device, seed=seed, notify=notify)
+        return replace(found, table=table)
+    if train is not None:
+        raise ConfigError(f"{folders[0]} is an adapter; --train is for pretrainings, leave it out")
+    adapters = {name: load_run(folder) for name, folder in runs.items()}
+    found = _beside("adapter", runs, adapters)
+    if on is None:
+        return found
+    table = _score_adapters(adapters, on, device=device, seed=seed, progress=progress, notify=notify)
+    return replace(found, table=table)
+
+
+def _beside(kind: Kind, runs: dict[str, Path], loaded: Mapping[str, Run | RunFolder]) -> Comparison:
+    facts = {name: facts_of(run) for name, run in loaded.items()}
+    return Comparison(
+        kind=kind,
+        runs=runs,
+        settings=differing({name: one.settings for name, one in facts.items()}),
+        origin=differing({name: one.origin for name, one in facts.items()}),
+        ends=by_name({name: one.end for name, one in facts.items()}),
+    )
+
+
+def _score_adapters(
+    runs: Mapping[str, Run], on: DataAt, *, device: str, seed: int, progress: Progress | None, notify: Notify
+) -> Table:
+    tests: dict[_Fit, Opened] = {}
+    for run in runs.values():
+        if _fit(run) not in tests:
+            tests[_fit(run)] = features_like_those_of(
+                run, on, device=device, progress=progress, notify=notify
+            )
+    _require_same_items([test.features for test in tests.values()], on)
+    trains = _voters(runs, tests, on, notify)
+    protocol = Protocol(references=(next(iter(runs)),), seed=seed)
+    exams = {
+        fit: Examination(task_of(test.features, trains.get(fit), on), protocol) for fit, test in tests.items()
+    }
+    numbers: dict[str, dict[str, PerQuery]] = {}
+    figures: dict[str, dict[str, float]] = {}
+
+    def ask(name: str, exam: Examination, rows: Embedded) -> None:
+        numbers[name], figures[name] = exam.per_query(name, rows), exam.figures(rows)
+
+    for name, run in runs.items():
+        exam = exams[_fit(run)]
+        ask(name, exam, rows_of(run.adapter, exam.task))
+    first, *others = exams.values()
+    if not others:
+        task = first.task
+        ask(FROZEN, first, Embedded(test=task.test, train=task.train, queries=task.queries))
+    keys = {name: tests[_fit(run)].fingerprint for name, run in runs.items()}
+    about = {**first.describe(), "on": {**on.as_dict(), "keys": keys}}
+    return tabulate(numbers, figures=figures, references=protocol.references, protocol=about, seed=seed)
+
+
+def _fit(run: Run) -> _Fit:
+    """What decides whether features fit a run."""
+    return run.adapter.model_key_, run.adapter.n_features_in_
+
+
+def _require_same_items(tests: Sequence[Features], on: DataAt) -> None:
+    first, *others = ((list(one.ids), one.queries and list(one.queries.ids)) for one in tests)
+    if any(other != first for other in others):
+        raise DataError(
+            f"{on.spec}: the frozen models of these runs cannot all read the same items of it, so the "
+            "queries are not the same; take the damaged items out"
+        )
+
+
+def _voters(
+    runs: Mapping[str, Run], tests: Mapping[_Fit, Opened], on: DataAt, notify: Notify
+) -> dict[_Fit, Features]:
+    """Where kNN votes: the items that all runs were fitted on; nowhere, and said so, where they differ."""
+    seen = [name for name, run in runs.items() if run.features.get("key") == tests[_fit(run)].fingerprint]
+    if seen:
+        notify(f"{on.spec} is what {', '.join(seen)} was fitted on; new data would rank it lower")
+        return {}
+    if all(test.features.labels is None for test in tests.values()):
+        return {}
+    found: dict[str, Features] = {}
+    trains: dict[_Fit, Features] = {}
+    for name, run in runs.items():
+        key = run.features.get("key", "")
+        try:
+            trains[_fit(run)] = found[key] = found.get(key) or training_features(run)
+        except DataError as fault:
+            notify(f"{name}: {fault}: no kNN is asked")
+            return {}
+    first, *others = found.values()
+    origin = first.meta.get("source", {}).get("fingerprint")
+    for other in others:
+        if (
+            origin is None
+            or origin != other.meta.get("source", {}).get("fingerprint")
+            or (list(first.ids) != list(other.ids))
+        ):
+            notify("the runs were fitted on different items, among which kNN would vote: no kNN is asked")
+            return {}
+    return trains
+
+
+def _score_encoders(
+    runs: Mapping[str, RunFolder], on: DataAt, train: DataAt | None, *, device: str, seed: int, notify: Notify
+) -> Table:
+    place = usable_device(device)
+    encoders = {name: _finished(run) for name, run in runs.items()}
+    first, *_ = runs
+    at = train or trained_on(runs[first].path, on)
+    if train is None and len({run.fingerprint for run in runs.values()}) > 1:
+        notify(
+            f"the runs were pretrained on different images; kNN and the linear evaluation of all learn from "
+            f"{at.spec}, those of {first}; name others with --train"
+        )
+    known_images, asked_images = at.source(), on.source()
+    seen = [name for name, run in runs.items() if run.fingerprint == asked_images.fingerprint]
+    if seen:
+        notify(f"{on.spec} is what {', '.join(seen)} was pretrained on; new images may rank it lower")
+    sides: dict[int, tuple[Labelled, Labelled]] = {}
+    numbers: dict[str, dict[str, PerQuery]] = {}
+    figures: dict[str, dict[str, float]] = {}
+    fits: dict[str, Any] = {}
+    for name, saved in encoders.items():
+        size = saved.settings.image_size or 224
+        if size not in sides:
+            sides[size] = label_pixels(known_images, asked_images, size=size, notify=notify)
+        known, asked = sides[size]
+        require_channels(saved.channels, {at.spec: known.pixels, on.spec: asked.pixels})
+        numbers[name], fits[name] = _score_encoder(saved, known, asked, device=place, seed=seed)
+        figures[name] = {"dim": float(saved.encoder.backbone.dim)}
+    bank = int((known.labels != UNLABELLED).sum())
+    return tabulate(
+        numbers, figures=figures, references=[first], seed=seed,
+        protocol={
+            "encoders": {name: saved.identity for name, saved in encoders.items()},
+            "train": at.as_dict(), "on": on.as_dict(), "asked": len(asked.labels), "labels": bank,
+            "linear": fits, "knn": {"k": neighbours_of(bank), "temperature": KNN_TEMPERATURE, "bank": bank},
+            "left_out": [], "seed": seed, "versions": versions("scikit-learn"),
+        },
+    )  # fmt: skip
+
+
+def _finished(run: RunFolder) -> SavedEncoder:
+    """The encoder of a run; one that is trained for longer has an earlier one, which is not its end."""
+    if (run.path / ENCODER).is_file():
+        saved = read_encoder(run.path)
+        if saved.report.get("steps_taken") == run.settings.steps:
+            return saved
+    raise SourceError(
+        f"{run.path} is a pretraining that is not finished; querykey resume {run.path} goes on with it, and "
+        "without --on its settings can be compared"
+    )
+
+
+def _score_encoder(
+    saved: SavedEncoder, known: Labelled, asked: Labelled, *, device: torch.device, seed: int
+) -> tuple[dict[str, PerQuery], dict[str, Any]]:
+    kept = (known.labels != UNLABELLED).nonzero()[:, 0]
+    encoder = saved.encoder.to(device)
+    banks = encode_rows(encoder, saved.prepare, known.pixels, known.pixels.ids[kept])
+    queries = encode_rows(encoder, saved.prepare, asked.pixels, asked.pixels.ids)
+    sides = ("h", "z") if saved.settings.head != "none" else ("h",)
+    numbers: dict[str, PerQuery] = {}
+    fits: dict[str, Any] = {}
+    for side, bank, rows in zip(sides, banks, queries, strict=False):
+        fit = linear_evaluation(bank, known.labels[kept], rows, asked.labels, seed=seed)
+        numbers[f"linear {side}"], fits[side] = fit.correct, fit.as_dict()
+        numbers[f"kNN {side}"] = knn_of(bank, known.labels[kept], rows, asked.labels)
+    return numbers, fits

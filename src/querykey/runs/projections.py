@@ -1,0 +1,164 @@
+"""Embeddings as maps in the plane, and the pictures of items, for a report."""
+
+import base64
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from querykey.data.readers.open import read_source
+from querykey.errors import DamagedItemError, QuerykeyError
+from querykey.features.features import Features
+from querykey.types import Rows
+
+__all__ = ["Map", "Sheet", "maps_of", "sheet_of"]
+
+PICTURE = 44
+"""Pixels of a side of a picture: what a list of neighbours has room for on a phone."""
+QUALITY = 70
+SPLITS = (None, "train", "test", "validation")
+"""A store does not keep which part of a source it is of: its fingerprint tells."""
+
+
+class Map(NamedTuple):
+    """Places in the plane.
+
+    Args:
+        title: How it was made.
+        places: [items, 2].
+        x: Title of the x axis.
+        y: Title of the y axis.
+    """
+
+    title: str
+    places: Tensor
+    x: str
+    y: str
+
+
+class Sheet(NamedTuple):
+    """Pictures of items in one image.
+
+    Args:
+        uri: The image as a data URI.
+        columns: Pictures in a row.
+        rows: Rows of pictures.
+        size: Pixels of a picture's side.
+        place: Item to the place of its picture, row by row.
+    """
+
+    uri: str
+    columns: int
+    rows: int
+    size: int
+    place: dict[int, int]
+
+
+def maps_of(rows: Rows, name: str) -> list[Map]:
+    """Rows as maps: by PCA, and by UMAP where umap-learn is installed.
+
+    Args:
+        rows: [items, dim].
+        name: Of the embedding.
+
+    Returns:
+        One map or two.
+
+    Example:
+        >>> found = maps_of(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]]), "frozen")[0]
+        >>> found.title, found.x
+        ('frozen, PCA', 'first axis, 100% of the variance')
+    """
+    unit = F.normalize(rows.float(), dim=1).double()
+    centred = unit - unit.mean(dim=0)
+    variance, axes = torch.linalg.eigh(centred.T @ centred)
+    axes = axes[:, -2:].flip(1)
+    # an axis may point either way: its largest part is made positive
+    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+    share = [*(variance.flip(0)[:2] / variance.sum().clamp(min=1e-12)).tolist(), 0.0]
+    words = [
+        f"{which} axis, {part:.0%} of the variance"
+        for which, part in zip(("first", "second"), share, strict=False)
+    ]
+    places = centred @ (axes * largest.sign())
+    places = F.pad(places, (0, 2 - places.shape[1]))
+    found = [Map(f"{name}, PCA", places, words[0], words[1])]
+    if find_spec("umap") is not None and len(rows) > 15:
+        found.append(Map(f"{name}, UMAP", _umap(unit), "UMAP 1", "UMAP 2"))
+    return found
+
+
+def _umap(unit: Tensor) -> Tensor:
+    import umap  # type: ignore[import-not-found,unused-ignore]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a fixed seed takes one thread
+        places = umap.UMAP(random_state=0, metric="cosine").fit_transform(unit.float().numpy())
+    return torch.from_numpy(places).double()
+
+
+def sheet_of(features: Features, items: Sequence[int]) -> Sheet | None:
+    """The pictures of some items, where the features are of images and these are still there.
+
+    Args:
+        features: Of a store that says which source it is of.
+        items: Their numbers.
+
+    Returns:
+        The sheet; None for texts and vectors, or where the images are gone or have changed.
+    """
+    images = _images(features)
+    if images is None:
+        return None
+    from PIL import Image
+
+    wanted = sorted(set(items))
+    columns = max(1, math.ceil(math.sqrt(len(wanted))))
+    rows = max(1, math.ceil(len(wanted) / columns))
+    sheet = Image.new("RGB", (columns * PICTURE, rows * PICTURE), "white")
+    place = {}
+    for number, item in enumerate(wanted):
+        try:
+            picture = images[item].convert("RGB")
+        except (DamagedItemError, KeyError):
+            continue
+        picture.thumbnail((PICTURE, PICTURE))
+        left = (number % columns) * PICTURE + (PICTURE - picture.width) // 2
+        top = (number // columns) * PICTURE + (PICTURE - picture.height) // 2
+        sheet.paste(picture, (left, top))
+        place[item] = number
+    file = io.BytesIO()
+    sheet.save(file, "WEBP", quality=QUALITY)
+    uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    return Sheet(uri, columns, rows, PICTURE, place)
+
+
+class _Pictures:
+    """Images by the number of their features."""
+
+    def __init__(self, features: Features, source_items: Any, ids: Sequence[str]) -> None:
+        self._features, self._items = features, source_items
+        self._row = {known: row for row, known in enumerate(ids)}
+
+    def __getitem__(self, item: int) -> Any:
+        return self._items[self._row[self._features.ids[item]]]
+
+
+def _images(features: Features) -> "_Pictures | None":
+    about = features.meta.get("source") or {}
+    if about.get("kind") != "image" or find_spec("PIL") is None:
+        return None
+    for split in SPLITS:
+        try:
+            source = read_source(about["name"], split=split)
+        except (QuerykeyError, OSError, KeyError):
+            continue
+        if source.fingerprint == about.get("fingerprint"):
+            return _Pictures(features, source.items, source.ids)
+    return None

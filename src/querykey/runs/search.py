@@ -1,0 +1,136 @@
+"""A search before and after: what a query finds among the frozen rows, and among the adapted ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from querykey.errors import MissingExtraError, SourceError
+from querykey.features.features import Features
+from querykey.lookup.nearest import nearest
+from querykey.runs.adapt import Run
+from querykey.runs.load_encoder import encoder_of_features
+
+__all__ = ["Found", "Query", "find", "read_query"]
+
+BLOCK = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """One query.
+
+    Args:
+        row: Its frozen features [1, width].
+        kind: What the user gave.
+        item: The row it is itself, which it shall not find; -1 where it is none.
+    """
+
+    row: Tensor
+    kind: Literal["id", "text", "image"]
+    item: int = -1
+
+
+@dataclass(frozen=True)
+class Found:
+    """One answer.
+
+    Args:
+        rank: From 1.
+        score: Cosine.
+        id: Of the item.
+        label: Name of its class; "" where there is none.
+        preview: One short line.
+    """
+
+    rank: int
+    score: float
+    id: str
+    label: str
+    preview: str
+
+
+def read_query(given: str, features: Features, name: str, *, device: str = "cpu") -> Query:
+    """Understand a query: the id of an item or of a query, or else an image or a text to embed.
+
+    Args:
+        given: What the user typed.
+        features: What is searched.
+        name: What to call them in a message.
+        device: Where the frozen model runs.
+
+    Returns:
+        The query.
+
+    Raises:
+        SourceError: If it is no id and the features do not name their model, or no image is there.
+        ModelMismatchError: If the model has changed since.
+    """
+    for side, is_items in ((features, True), (features.queries, False)):
+        place = None if side is None else _place(side, given)
+        if side is not None and place is not None:
+            return Query(side.vectors[place : place + 1].float(), "id", place if is_items else -1)
+    encoder = encoder_of_features(features.meta.get("model", {}), name, device=device)
+    if encoder.kind == "text":
+        return Query(encoder.encode([given]), "text")
+    if not Path(given).is_file():
+        raise SourceError(f"{given!r} is no id in {name}, and there is no image of that name")
+    return Query(encoder.encode([_image(Path(given))]), "image")
+
+
+def find(run: Run, features: Features, query: Query, *, k: int) -> tuple[list[Found], list[Found]]:
+    """What a query finds.
+
+    Args:
+        run: Whose adapter is used.
+        features: What is searched.
+        query: The query.
+        k: Answers wanted.
+
+    Returns:
+        (among the frozen rows, among the adapted ones), best first.
+
+    Raises:
+        ModelMismatchError: If the features are of another model than the run's.
+    """
+    adapted = run.adapter.transform_documents(features)
+    asked = run.adapter.transform(query.row)
+    assert isinstance(asked, Tensor)
+    before = _nearest(F.normalize(query.row, dim=1), features.vectors, query, k)
+    after = _nearest(asked, torch.as_tensor(adapted), query, k)
+    return [_named(features, *pair) for pair in before], [_named(features, *pair) for pair in after]
+
+
+def _nearest(asked: Tensor, rows: Tensor, query: Query, k: int) -> list[tuple[int, float, int]]:
+    scores, index = nearest(
+        asked, rows, min(k, len(rows)), query_ids=torch.tensor([query.item]), key_ids=torch.arange(len(rows))
+    )
+    pairs = zip(scores[0].tolist(), index[0].tolist(), strict=True)
+    return [(rank, score, item) for rank, (score, item) in enumerate(pairs, start=1) if item >= 0]
+
+
+def _named(features: Features, rank: int, score: float, item: int) -> Found:
+    label = "" if features.labels is None else int(features.labels[item])
+    if isinstance(label, int):
+        label = "" if label < 0 else features.label_names[label] if features.label_names else str(label)
+    return Found(rank, score, features.ids[item], label, " ".join(features.previews[item].split()))
+
+
+def _place(features: Features, given: str) -> int | None:
+    return next((place for place, known in enumerate(features.ids) if known == given), None)
+
+
+def _image(path: Path) -> object:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as fault:
+        raise MissingExtraError("pillow", extra="vision", purpose="a query by image") from fault
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (UnidentifiedImageError, OSError) as fault:
+        raise SourceError(f"{path} is no image that can be read: {fault}") from fault

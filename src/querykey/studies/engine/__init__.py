@@ -1,0 +1,1 @@
+"""Runs the cells of a study, within a budget, and goes on where it stopped."""

@@ -1,0 +1,95 @@
+"""The processes of a run: parts of a batch, and what they tell one another."""
+
+import pytest
+import torch
+from process_toys import NORMS, ROWS, normed, rows_of, together
+
+from querykey.distributed.process_group import ALONE, Processes, current_processes
+from querykey.errors import RangeError, ShapeError
+from querykey.pretraining.learner import Learner
+from querykey.pretraining.loop import make_encoder
+from querykey.pretraining.settings.resolve import resolve_settings
+from querykey.pretraining.settings.settings import PretrainSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("rows", [0, 1, 5, 8, 21])
+def test_parts_are_consecutive_and_differ_by_one_at_the_most(rows, count):
+    parts = [Processes(rank, count).part(rows) for rank in range(count)]
+    assert [row for part in parts for row in range(rows)[part]] == list(range(rows))
+    sizes = [part.stop - part.start for part in parts]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
+
+
+def test_one_alone_asks_nobody_and_copies_nothing():
+    rows = ROWS.clone().requires_grad_()
+    assert current_processes() == ALONE
+    assert ALONE.gather(rows, 5) is rows
+    assert ALONE.sum(rows).data_ptr() == rows.data_ptr()
+    assert not ALONE.sum(rows).requires_grad
+    value = object()
+    assert ALONE.from_first(value) is value
+
+
+def test_what_does_not_exist():
+    for rank, count in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(RangeError, match=f"process {rank} of {count} does not exist"):
+            Processes(rank, count)
+    with pytest.raises(ShapeError, match="process 1 of 2 has 3 rows of 5, and its part are 2"):
+        Processes(1, 2).gather(ROWS[:3], 5)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return together("process_toys:norms", 2, tmp_path_factory.mktemp("two"))
+
+
+def test_two_gather_with_gradient_sum_and_follow_the_first(two):
+    for rank, one in enumerate(two):
+        assert torch.equal(one["every"], ROWS)
+        rows = range(5)[Processes(rank, 2).part(5)]
+        assert one["gradient"].tolist() == [[11.0 * (row + 1)] * 2 for row in rows]  # of both processes
+        assert one["even"].tolist() == [0, 10, 1, 11]
+        assert torch.equal(one["sum"], torch.full((3,), 0.1) + torch.full((3,), 1.1))
+        assert torch.equal(one["before"], torch.full((3,), 0.1 + rank))
+        assert one["flags"].tolist() == [1, 2]
+        assert one["first"].tolist() == [7, 0.1]
+        assert one["kind"]
+        assert one["none"]
+        assert one["empty"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_global_batch_norm_is_that_of_all_rows_with_its_gradient(name, two):
+    options = NORMS[name][1]
+    kind = torch.nn.BatchNorm2d if name == "maps" else torch.nn.BatchNorm1d
+    norm = kind(2, **options).double()
+    for place, weight in enumerate(norm.parameters()):
+        torch.nn.init.constant_(weight, 0.5 + place)
+    wanted = normed(norm, rows_of(name))
+    for key, value in wanted.items():
+        parts = [one[f"{name}: {key}"] for one in two]
+        if key.startswith(("rows", "gradient")):
+            found = torch.cat(parts)
+        elif key.startswith("weight"):  # each has that of its own rows
+            found = sum(parts)
+        else:
+            assert torch.equal(*parts)
+            found = parts[0]
+        torch.testing.assert_close(found, value, rtol=1e-7, atol=1e-8)
+
+
+def test_what_is_drawn_is_keyed_by_step_and_process():
+    settings = resolve_settings(PretrainSettings.of("simclr", steps=3), images=9, channels=1, side=8)
+
+    def drawn(step, processes):
+        learner = Learner(make_encoder(settings, channels=1), settings, CPU, items=9, processes=processes)
+        with learner._drawing(step):
+            return torch.rand(3).tolist()
+
+    all_of_them = [drawn(step, Processes(rank, 3)) for step in (0, 1) for rank in range(3)]
+    assert drawn(1, ALONE) == all_of_them[3]
+    assert len({tuple(one) for one in all_of_them}) == 6

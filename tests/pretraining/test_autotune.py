@@ -1,0 +1,141 @@
+"""What a step costs is measured before the first one, and a run's length follows from it."""
+
+import json
+import time
+
+import pytest
+import torch
+from pretraining_toys import DIGITS, TINY, after
+
+from querykey import pretrain, resume
+from querykey.pretraining import autotune
+from querykey.pretraining.autotune import calibrate, steps_in
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """A `perf_counter` that steps move on by what they are said to cost."""
+
+    def __init__(self, costs):
+        self.now, self.costs, self.taken = 0.0, costs, []
+
+    def step(self, precision, layout):
+        self.taken.append((precision, layout))
+        self.now += self.costs[precision, layout]
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    def measure(costs, *, precision="auto", layout="auto", fast=True, **given):
+        clock = Clock({(kind, order): seconds for (kind, order), seconds in zip(CHOICES, costs, strict=True)})
+        monkeypatch.setattr(autotune.time, "perf_counter", lambda: clock.now)
+        monkeypatch.setattr(autotune, "_has_fast_bfloat16", lambda _: fast)
+        return calibrate(clock.step, precision=precision, layout=layout, device=CPU, **given), clock
+
+    return measure
+
+
+CHOICES = [
+    (kind, order) for kind in (torch.float32, torch.bfloat16) for order in ("contiguous", "channels_last")
+]
+
+
+@pytest.mark.parametrize(
+    ("costs", "chosen"),
+    [
+        ((4.0, 3.0, 2.0, 1.0), ("bfloat16", "channels_last")),
+        ((1.0, 2.0, 3.0, 4.0), ("float32", "contiguous")),
+        ((3.0, 2.0, 4.0, 4.0), ("float32", "channels_last")),
+        ((1.0, 0.98, 0.98, 0.98), ("float32", "contiguous")),  # within 3%: the plainer
+        ((1.0, 0.96, 0.95, 0.94), ("float32", "channels_last")),
+    ],
+)
+def test_the_fastest_is_chosen_and_of_near_ones_the_plainer(measured, costs, chosen):
+    found, _ = measured(costs)
+    assert (found.precision, found.layout) == chosen
+    names = [f"{str(kind).removeprefix('torch.')} {order}" for kind, order in CHOICES]
+    assert found.tried == pytest.approx(dict(zip(names, costs, strict=True)))
+    assert found.seconds == pytest.approx(found.tried[" ".join(chosen)])
+
+
+def test_what_was_said_is_not_tried_otherwise(measured):
+    found, clock = measured((4.0, 3.0, 2.0, 1.0), precision="float32", layout="contiguous")
+    assert (found.precision, found.layout) == ("float32", "contiguous")
+    assert set(clock.taken) == {(torch.float32, "contiguous")}
+    found, clock = measured((4.0, 3.0, 2.0, 1.0), fast=False)
+    assert found.precision == "float32"
+    assert {kind for kind, _ in clock.taken} == {torch.float32}
+
+
+def test_a_slow_step_is_not_taken_forty_times(measured):
+    _, clock = measured((60.0, 60.0, 60.0, 60.0), precision="float32", layout="contiguous")
+    assert len(clock.taken) <= autotune.WARM_UP + autotune.TRIALS + 1
+
+
+def test_a_step_is_not_measured_for_long_where_nothing_follows_from_it(measured):
+    _, clock = measured((0.01,) * 4, precision="float32", layout="contiguous", is_length_open=False)
+    assert len(clock.taken) == autotune.WARM_UP + autotune.TRIALS
+    _, clock = measured((0.01,) * 4, precision="float32", layout="contiguous")
+    assert len(clock.taken) > autotune.WARM_UP + autotune.TRIALS
+
+
+def test_sleep_is_measured_as_it_is():
+    naps = {"contiguous": 0.02, "channels_last": 0.002}
+    found = calibrate(
+        lambda _, layout: time.sleep(naps[layout]), precision="float32", layout="auto", device=CPU
+    )
+    assert found.layout == "channels_last"
+    assert 0.002 <= found.seconds < found.tried["float32 contiguous"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "step", "look", "looks", "steps"),
+    [
+        (100.0, 1.0, 0.0, 10, 98),
+        (100.0, 1.0, 1.8, 10, 80),
+        (100.0, 0.5, 1.8, 10, 160),
+        (1.0, 5.0, 0.0, 0, 1),
+        (-3.0, 1.0, 9.0, 10, 1),
+    ],
+)
+def test_steps_fill_the_time_that_looks_leave(seconds, step, look, looks, steps):
+    assert steps_in(seconds, step=step, look=look, looks=looks) == steps
+
+
+def test_minutes_become_steps_before_step_0_and_a_resumed_run_keeps_them(tmp_path, monkeypatch):
+    calls = []
+
+    def instead(step, **options):
+        calls.append(options)
+        step(torch.float32, "contiguous")
+        return autotune.Calibration("float32", "contiguous", 0.5, {"float32 contiguous": 0.5})
+
+    monkeypatch.setattr("querykey.pretraining.trainer.calibrate", instead)
+    begun = []
+    run = pretrain(DIGITS, out=tmp_path / "run", minutes=0.2, begin=begun.append, stop=after(2), **TINY)
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    steps = begun[0].steps
+    assert 1 <= steps <= 0.98 * 12 / 0.5
+    assert run.settings.steps == described["settings"]["steps"] == steps
+    assert described["settings"]["minutes"] == described["asked"]["minutes"] == 0.2
+    assert described["settings"]["epochs"] == pytest.approx(steps / (1618 // 32), rel=0.1)
+    assert described["calibration"]["seconds"] == 0.5
+    assert described["asked"]["precision"] == "float32"
+    resumed = resume(tmp_path / "run", begin=begun.append)
+    assert resumed.settings.steps == begun[1].steps == steps
+    assert resumed.report["steps_taken"] == steps
+    assert len(calls) == 1
+
+
+def test_the_trial_steps_leave_no_trace(tmp_path, monkeypatch):
+    """Weights, batch norm and torch's generator are as if nothing had been measured."""
+    folders = [tmp_path / "once", tmp_path / "often"]
+    for folder, trials in zip(folders, (1, 5), strict=True):
+        monkeypatch.setattr(autotune, "TRIALS", trials)
+        monkeypatch.setattr(autotune, "STEADY_TRIALS", trials)
+        state = torch.get_rng_state()
+        pretrain(DIGITS, out=folder, steps=2, **TINY)
+        assert torch.equal(torch.get_rng_state(), state)
+    one, other = ((folder / "encoder.safetensors").read_bytes() for folder in folders)
+    assert one == other

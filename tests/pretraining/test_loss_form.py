@@ -1,0 +1,183 @@
+"""Plain or streamed: chosen once, before the first step, by the size of a look-up, and written down."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from pretraining_toys import DIGITS, TINY
+
+from querykey import pretrain
+from querykey.adapter import sampling
+from querykey.adapter.fit_memory import describe_fit_memory, fit_adapter
+from querykey.adapter.settings import AdapterSettings, resolve
+from querykey.losses import streaming
+from querykey.losses.by_name import objective
+from querykey.pretraining import autotune
+from querykey.pretraining.settings.memory_plan import describe_memory, look_up_size
+from querykey.pretraining.settings.resolve import resolve_settings
+from querykey.pretraining.settings.settings import PretrainSettings
+
+WAYS = {
+    "simclr": {},
+    "simclr, decoupled": {"loss": "decoupled"},
+    "moco": {"capacity": 64},
+    "moco-v3": {},
+    "memory-bank": {},
+    "memory-bank, info_nce": {"contrast": "info_nce", "negatives": 20},
+    "end-to-end": {},
+    "xbm": {"loss": "info_nce", "capacity": 64, "memory_warm_up": 0.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def _measured_at_once(monkeypatch):
+    monkeypatch.setattr(autotune, "TRIALS", 1)
+    monkeypatch.setattr(autotune, "STEADY_TRIALS", 1)
+
+
+@pytest.mark.parametrize(("way", "form"), [*((way, "streamed") for way in WAYS), ("simclr", "plain")])
+def test_a_run_computes_its_loss_in_the_form_that_it_wrote_down(way, form, tmp_path, monkeypatch):
+    """For the largest look-up of its steps, of which the plan before the first step knows the size."""
+    seen = []
+    for name in ("info_nce", "decoupled"):
+        module = sys.modules[f"querykey.losses.{name}"]
+
+        def watched(lookup, form, known=streaming.takes_streamed):
+            seen.append((len(lookup), len(lookup.keys), form))
+            return known(lookup, form)
+
+        monkeypatch.setattr(module, "takes_streamed", watched)
+    if form == "streamed":
+        monkeypatch.setattr(streaming, "PAIRS", 1)
+        monkeypatch.setattr(streaming, "PAIRS_OF_VIEWS", 1)
+    method = way.partition(",")[0]
+    done = pretrain(DIGITS, out=tmp_path / "run", **TINY | {"steps": 3, "method": method} | WAYS[way])
+    written = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert written["loss_options"]["form"] == form
+    assert {form for *_, form in seen} == {form}
+    assert max(rows[:2] for rows in seen) == look_up_size(done.settings, items=1797 - 40)
+
+
+def resolved(**given):
+    return resolve_settings(PretrainSettings.of(**given), images=50_000, channels=3, side=32)
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        ({"method": "simclr", "batch_size": 256}, "plain"),
+        ({"method": "simclr", "batch_size": 4096}, "streamed"),
+        ({"method": "simclr", "batch_size": 4096, "loss_options": {"form": "plain"}}, "plain"),
+        ({"method": "simclr", "batch_size": 4, "loss_options": {"form": "streamed"}}, "streamed"),
+        ({"method": "moco", "capacity": 4096}, "plain"),
+        ({"method": "moco", "capacity": 65536}, "streamed"),
+        ({"method": "memory-bank"}, "streamed"),
+        ({"method": "memory-bank", "contrast": "info_nce"}, "plain"),
+        ({"method": "xbm"}, None),
+        ({"method": "simclr", "loss": "nt_logistic"}, None),
+    ],
+)
+def test_settings_say_which_form(given, form):
+    """None where the loss has one alone; a form that was asked for stays."""
+    settings = resolved(**given)
+    assert settings.loss_options.get("form") == form
+    assert PretrainSettings.from_dict(settings.as_dict()) == settings
+
+
+def test_a_run_of_before_has_no_form_and_goes_by_size():
+    kept = resolved(method="simclr").as_dict()
+    del kept["loss_options"]["form"]
+    assert "form" not in PretrainSettings.from_dict(kept).loss_options
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"method": "simclr", "batch_size": 256},
+            "memory: loss about 6 MiB (plain, 512 x 512 scores)",
+        ),
+        (
+            {"method": "simclr", "batch_size": 16384},
+            "memory: loss about 109 MiB (streamed, 32,768 x 32,768 scores)",
+        ),
+        (
+            {"method": "moco", "capacity": 65536},
+            "memory: loss about 109 MiB (streamed, 256 x 65,792 scores), dictionary 32 MiB",
+        ),
+        (
+            {"method": "memory-bank"},
+            "memory: loss about 86 MiB (streamed, 256 x 50,000 scores), dictionary 24 MiB",
+        ),
+    ],
+)
+def test_the_memory_is_told_before_the_first_step(given, words):
+    assert describe_memory(resolved(**given), items=50_000, width=128) == words
+    assert len(words) <= 78
+
+
+@pytest.mark.parametrize(
+    ("given", "scores", "dictionary"),
+    [
+        ({"method": "moco", "capacity": 65536}, "256 x 8,448 scores", 4),
+        ({"method": "memory-bank"}, "256 x 6,250 scores", 3),
+        ({"method": "xbm", "capacity": 80_000}, "256 x 10,000 scores", 4),
+    ],
+)
+def test_of_a_sharded_dictionary_the_own_share_is_told(given, scores, dictionary):
+    words = describe_memory(resolved(**given, sharded=True), items=50_000, width=128, processes=8)
+    assert scores in words
+    assert words.endswith(f"dictionary {dictionary} MiB")
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ({}, None),
+        ({"capacity": 100}, None),
+        ({"memory": "in_batch"}, None),
+        ({"loss": "score_difference", "neighbours": 3}, None),
+        ({"loss": "info_nce", "negatives": 2, "positives": 1, "sampled": 10}, 40),
+        ({"loss": "nca"}, 3),
+    ],
+)
+def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels, monkeypatch):
+    """Of a union of selected rows, each once, it is the most that it can be."""
+    sizes = []
+
+    def watched(name, **options):
+        made = objective(name, **options)
+
+        def loss(lookup, *target):
+            sizes.append((len(lookup), len(lookup.keys)))
+            return made.loss(lookup, *target)
+
+        return replace(made, loss=loss)
+
+    monkeypatch.setattr(sampling, "objective", watched)
+    vectors = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
+    classes = None if labels is None else torch.arange(200) % labels
+    settings = AdapterSettings(dim=4, steps=3, batch_size=32, **given)
+    told = []
+
+    def begin(words):
+        if words.startswith("memory"):
+            assert sizes == []  # before the first step
+            told.append(words)
+
+    fit_adapter(vectors, settings, labels=classes, begin=begin)
+    (words,) = told
+    queries, keys = map(int, re.search(r"([\d,]+) x ([\d,]+) scores", words).groups())
+    assert {rows for rows, _ in sizes} == {queries} == {32}
+    largest = max(held for _, held in sizes)
+    assert 0.6 * keys <= largest <= keys <= 32 + 200  # of a fold, or of all rows
+
+
+def test_a_form_that_was_asked_for_is_told_of_a_fit():
+    settings = AdapterSettings(loss="info_nce", loss_options={"form": "streamed"}, dim=256)
+    resolved = resolve(settings, task="labels", items=20_000, width=512)
+    words = describe_fit_memory(resolved, items=20_000, width=512)
+    assert words == "memory: loss about 13 MiB (streamed, 128 x 2,176 scores), features 39 MiB"

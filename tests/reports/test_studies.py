@@ -1,0 +1,109 @@
+"""The page of all studies, and the suite that runs them."""
+
+import pytest
+from report_samples import CELLS, cell, study, write_study
+
+from querykey.reports.markdown.studies import claim, main
+from querykey.studies import suite
+from querykey.studies.catalogue import STUDIES
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Of two studies: in one the paper says yes and so do its cells, in the other no and nothing."""
+    write_study(tmp_path / "momentum", records=[*CELLS, *(cell("still", seed, 0.5) for seed in range(3))])
+    ask = {"ask": "Is slow better than fast?", "ours": ["slow", "kNN h"], "theirs": ["fast", "kNN h"]}
+    asked = [ask | {"published": "no: as good (fig. 3)"}, ask | {"ask": "Is it?", "published": "not asked"}]
+    write_study(tmp_path / "other", described=study(asked=asked))
+    return tmp_path
+
+
+def rows(text, first):
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines() if line.startswith(first)
+    ]  # fmt: skip
+
+
+def test_each_claim_stands_with_its_verdict_and_the_count(folder):
+    assert main(["--studies", str(folder)]) == 0
+    text = (folder / "README.md").read_text()
+    mine = "[momentum](#momentum)", "[other](#other)"
+    assert rows(text, "| [") == [
+        [mine[0], "Is slow better than fast?", "**yes**", "confirmed"],
+        [mine[0], "Is still better than fast?", "**can't tell**", "can't tell"],
+        [mine[1], "Is slow better than fast?", "**yes**", "not confirmed"],
+        [mine[1], "Is it?", "**yes**", "no claim"],
+    ]
+    assert "Of 3 claims: 1 confirmed, 1 not confirmed, 1 can't tell. 1 questions besides" in text
+    found = rows(text, "| Is slow")[0]
+    assert found[1:] == ["**yes**", found[2], "yes, by 3 points"]
+    assert found[2].startswith("0.610 against 0.500: +0.110 [+0.")
+    assert "6 of 9 cells are measured." in text.partition("## other")[2]
+    assert "cells are measured" not in text.partition("## other")[0]
+
+
+def test_its_figures_are_files_beside_it_and_the_same_records_give_the_same_bytes(folder):
+    assert main(["--studies", str(folder)]) == 0
+    names = {"momentum-1.svg", "momentum-2.svg", "other-1.svg", "other-2.svg"}
+    assert {path.name for path in (folder / "figures").iterdir()} == names
+    text = (folder / "README.md").read_text()
+    assert "![kNN against momentum](figures/momentum-1.svg)\n\nMean of 3 seeds; whiskers" in text
+    assert (folder / "figures" / "momentum-1.svg").read_text().startswith("<svg")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["--studies", str(folder)]) == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_trial_is_called_one(tmp_path):
+    write_study(tmp_path / "momentum", described=study(is_trial=True))
+    assert main(["--studies", str(tmp_path)]) == 0
+    assert "A trial: its numbers say nothing." in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("broken", [None, "{", '{"format": "querykey study", "version": 9}'])
+def test_what_cannot_be_read_is_said(tmp_path, capsys, broken):
+    if broken is not None:
+        (tmp_path / "s").mkdir()
+        (tmp_path / "s" / "study.json").write_text(broken)
+    assert main(["--studies", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert str(tmp_path) in said
+    assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
+def test_what_is_published_begins_with_its_answer(study):
+    for asked in study.asked:
+        assert (claim("yes", asked.published) == "no claim") == (asked.published == "not asked")
+
+
+def test_the_suite_asks_every_study_of_its_data(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        suite, "run_study", lambda study, data, out, **_: asked.append((out.name, study.name, data))
+    )
+    monkeypatch.setattr(
+        suite, "features_of",
+        lambda data, *_: {part: f"{data.name}-{part}" for part in data.parts},
+    )  # fmt: skip
+    for name in ("cifar10", "omniglot"):
+        (tmp_path / name).mkdir()
+    assert suite.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    found = {name: (study, data) for name, study, data in asked}
+    assert {study for study, _ in found.values()} == set(STUDIES)
+    assert found["momentum"][1].train.spec == str(tmp_path / "cifar10")
+    assert (found["drift"][1].train.split, found["drift"][1].test.split) == ("train", "test")
+    assert found["drift"][1].train.spec == str(tmp_path / "omniglot")
+    assert found["adapter-banking77"][1].test.spec == "banking77-test"
+    assert found["adapter-cranfield"][1].test is None
+    asked.clear()
+    assert suite.main(["--only", "drift", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert [name for name, *_ in asked] == ["drift"]
+
+
+def test_the_suite_says_which_data_it_lacks(tmp_path, capsys):
+    assert suite.main(["--only", "momentum", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'cifar10'} is not there" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
