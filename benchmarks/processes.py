@@ -18,7 +18,7 @@ import torch
 from timing import Row
 from torch import distributed, multiprocessing
 
-from querykey.distributed.process_group import Processes, current_processes
+from querykey.distributed.process_group import ProcessGroup, current_process_group
 from querykey.pretraining.learner import Learner
 from querykey.pretraining.loop import make_encoder
 from querykey.pretraining.methods.step import ViewPair
@@ -73,15 +73,15 @@ def _take(rank: int, count: int, folder: str) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
     )
-    processes = current_processes()
+    processes = current_process_group()
     found = {name: _of_method(name, processes) for name in METHODS}
-    if processes.is_first:
+    if processes.is_main_process:
         torch.save(found, f"{folder}/sent.pt")
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def _of_method(name: str, processes: Processes) -> tuple[float, int, int]:
+def _of_method(name: str, processes: ProcessGroup) -> tuple[float, int, int]:
     """Bytes that a process sends in a step, in the mean; weights; running statistics."""
     method, given, _, _ = METHODS[name]
     settings = resolve_settings(
@@ -97,12 +97,12 @@ def _of_method(name: str, processes: Processes) -> tuple[float, int, int]:
     sent = torch.tensor([_sent() - before], dtype=torch.float64) / STEPS
     weights = sum(one.numel() for group in learner.optimizer.param_groups for one in group["params"])
     statistics = sum(one.numel() for key, one in learner.parts.named_buffers() if "running" in key)
-    return float(processes.sum(sent)) / processes.count, weights, statistics
+    return float(processes.sum(sent)) / processes.world_size, weights, statistics
 
 
-def _pair(step: int, processes: Processes) -> ViewPair:
+def _pair(step: int, processes: ProcessGroup) -> ViewPair:
     draw = torch.Generator().manual_seed(step)
-    own = processes.part(IMAGES)
+    own = processes.local_slice(IMAGES)
     view_1, view_2 = (torch.randn(IMAGES, 3, SIDE, SIDE, generator=draw)[own] for _ in range(2))
     ids = torch.randperm(ITEMS, generator=draw)[:IMAGES]
     return ViewPair(view_1, view_2, ids, ids % 4, 0.0)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from querykey.adapter.fit import fit_adapter
 from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.split import TrainingPairs
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.lookup import PairRule, look_up
 from querykey.lookup.top_k import top_k
 from querykey.losses import contrastive, score_distillation
@@ -86,14 +86,14 @@ def of_shares(processes):
     keys = F.normalize(torch.randn(31, WIDTH, generator=draw, dtype=torch.float64), dim=1)
     keys[20:25] = keys[3:8]  # ties, in other shares
     queries = F.normalize(torch.randn(7, WIDTH, generator=draw, dtype=torch.float64), dim=1)
-    labels, own = torch.arange(31) % 5, slice(processes.rank, None, processes.count)
+    labels, own = torch.arange(31) % 5, slice(processes.rank, None, processes.world_size)
     labels[20:25] = labels[3:8]
 
     def looked_up(queries, keys):
         return look_up(
             queries, keys[own], query_ids=torch.arange(7), key_ids=torch.arange(31)[own],
             query_labels=torch.arange(7) % 6, key_labels=labels[own], rule=PairRule(positive="label"),
-            dealt=processes,
+            shard_group=processes,
         )  # fmt: skip
 
     found = {}
@@ -111,6 +111,6 @@ def of_shares(processes):
 
 
 def every_kind(processes):
-    assert processes == current_processes()
+    assert processes == current_process_group()
     found = {f"{kind}/{name}": value for kind in KINDS for name, value in fitted(kind).items()}
     return found | {f"shares/{name}": value for name, value in of_shares(processes).items()}

@@ -21,9 +21,10 @@ SERVER = '''
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-import querykey.cli.main, querykey.cli.adapt, querykey.cli.pretrain, querykey.cli.pretrain
-import querykey.runs.adapt, querykey.runs.adapter_settings, querykey.runs.pretrain_settings, querykey.runs.pretrain, rich.console
-import querykey.data.readers.images, querykey.data.readers.mapped, querykey.data.readers.tables, PIL.Image, PIL.PngImagePlugin
+import querykey.cli.main, querykey.cli.adapt, querykey.cli.pretrain, rich.console
+import querykey.runs.adapt, querykey.runs.adapter_settings, querykey.runs.pretrain_settings
+import querykey.runs.pretrain, querykey.data.readers.images
+import querykey.data.readers.mapped, querykey.data.readers.tables, PIL.Image, PIL.PngImagePlugin
 try:
     import torch.utils.tensorboard
 except ImportError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from querykey.distributed.process_group import Processes
+from querykey.distributed.process_group import ProcessGroup
 from querykey.errors import CollapseError
 from querykey.losses.by_name import _VIEW_LOSSES as _LOSSES
 from querykey.pretraining.learner import Learner
@@ -112,7 +112,7 @@ def taken(name, processes, *, count, dtype=None):
     """What the steps of a case leave, by name; of one process or of its part in `count`."""
     case = CASES[name]
     dtype = dtype or case.dtype
-    settings = settings_of(case, count, alone=processes.count == 1)
+    settings = settings_of(case, count, alone=processes.world_size == 1)
     encoder = make_encoder(settings, channels=1, processes=processes).to(dtype)
     learner = Learner(encoder, settings, torch.device("cpu"), items=ITEMS, processes=processes)
     learner.parts.to(dtype)
@@ -121,7 +121,7 @@ def taken(name, processes, *, count, dtype=None):
     found, shown = {}, []
     for step in range(STEPS):
         pair = _pair(step, settings.batch_size, dtype)
-        part = processes.part(len(pair.ids))
+        part = processes.local_slice(len(pair.ids))
         own = pair._replace(view_1=pair.view_1[part], view_2=pair.view_2[part])
         left = learner.take(step, own, steps=STEPS, seen=shown.append)
         if step == 0:
@@ -136,7 +136,7 @@ def taken(name, processes, *, count, dtype=None):
 
 def _in_groups(encoder, images, count):
     """Encode two views of a batch so that a group has both views of its images, as a process has."""
-    parts = [range(images)[Processes(rank, count).part(images)] for rank in range(count)]
+    parts = [range(images)[ProcessGroup(rank, count).part(images)] for rank in range(count)]
     order = torch.tensor([first + row for part in parts for first in (0, images) for row in part])
     encoder.register_forward_pre_hook(lambda _, given: (given[0][order],))
     encoder.register_forward_hook(lambda *given: tuple(rows[order.argsort()] for rows in given[2]))
@@ -161,21 +161,21 @@ def collapsed(processes):
     before = copy.deepcopy(learner.encoder.state_dict())
     pair = _pair(0, settings.batch_size, torch.float32)
     pair.view_1[-1] = torch.nan
-    part = processes.part(len(pair.ids))
+    part = processes.local_slice(len(pair.ids))
     try:
         learner.take(0, pair._replace(view_1=pair.view_1[part], view_2=pair.view_2[part]), steps=STEPS)
-    except CollapseError as fault:
+    except CollapseError as error:
         after = learner.encoder.state_dict()
         is_as_before = all(torch.equal(after[name], value) for name, value in before.items())
-        return "the loss is nan" in str(fault) and is_as_before and len(learner.dictionary) == 0
+        return "the loss is nan" in str(error) and is_as_before and len(learner.dictionary) == 0
     return False
 
 
-def every_case(processes: Processes):
+def every_case(processes: ProcessGroup):
     """All of them, for the processes that a test starts."""
     found = {
         f"{name}: {key}": value
         for name in CASES
-        for key, value in taken(name, processes, count=processes.count).items()
+        for key, value in taken(name, processes, count=processes.world_size).items()
     }
     return found | {"collapsed": torch.tensor(collapsed(processes))}

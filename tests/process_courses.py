@@ -13,7 +13,7 @@ from querykey.pretraining.loop import Loop, make_encoder, train
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.pretraining.split import part
-from querykey.pretraining.trainer import put_together
+from querykey.pretraining.trainer import build_run
 
 STEPS, IMAGES, LOST = 4, 60, 7
 TINY = {
@@ -56,13 +56,13 @@ def run(processes, settings, *, stop=lambda: False, pixels=None):
     """A course of these settings: what was trained, and what the monitors saw."""
     autotune.TRIALS = autotune.STEADY_TRIALS = 1
     pixels = pixels or _pixels()
-    parted = part(pixels.ids, pixels.ids % 2, held_out=6, seed=0)
+    split_data = part(pixels.ids, pixels.ids % 2, held_out=6, seed=0)
     resolved = resolve_settings(
-        PretrainSettings.of(**TINY | settings), images=len(parted.train), channels=1, side=8
+        PretrainSettings.of(**TINY | settings), images=len(split_data.train), channels=1, side=8
     )
     encoder = make_encoder(resolved, channels=1, processes=processes)
-    course = put_together(
-        encoder, resolved, pixels, parted, device=torch.device("cpu"), begun=time.monotonic(),
+    course = build_run(
+        encoder, resolved, pixels, split_data, device=torch.device("cpu"), begun=time.monotonic(),
         processes=processes,
     )  # fmt: skip
     first = {f"untrained {key}": value for key, value in course.untrained.state_dict().items()}
@@ -84,11 +84,11 @@ def run(processes, settings, *, stop=lambda: False, pixels=None):
 
 def says_other_images(processes):
     """Whether a run of this process is refused where the last one has lost an image beforehand."""
-    pixels = _pixels(damaged=[LOST] if processes.rank == processes.count - 1 else [])
+    pixels = _pixels(damaged=[LOST] if processes.rank == processes.world_size - 1 else [])
     try:
         run(processes, WAYS["memory-bank"], pixels=pixels)
-    except DataError as fault:
-        return "images to train on, and not the same ones" in str(fault)
+    except DataError as error:
+        return "images to train on, and not the same ones" in str(error)
     return False
 
 
@@ -97,7 +97,7 @@ def every_course(processes):
     found = {f"{way}: {key}": value for way in WAYS for key, value in run(processes, WAYS[way]).items()}
     asked = iter(range(1, 100))
     stopped = run(
-        processes, WAYS["moco"], stop=lambda: next(asked) >= 2 and processes.rank == processes.count - 1
+        processes, WAYS["moco"], stop=lambda: next(asked) >= 2 and processes.rank == processes.world_size - 1
     )
     lost = run(processes, WAYS["memory-bank"] | {"steps": 9, "prefill": False}, pixels=_pixels(Losing))
     # the clocks of the processes do not agree: the others would measure for longer

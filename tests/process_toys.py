@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.encoders.norm.sync_batchnorm import GlobalBatchNorm
 
 SECONDS = 300
@@ -36,7 +36,7 @@ def together(target, count, folder, *args):
         for member in members:
             if member.is_alive():
                 member.kill()
-    faults = [fault.read_text() for rank in range(count) if (fault := folder / f"{rank}.txt").exists()]
+    faults = [error.read_text() for rank in range(count) if (error := folder / f"{rank}.txt").exists()]
     assert [member.exitcode for member in members] == [0] * count, "\n".join(faults) or "no one answered"
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
@@ -55,7 +55,7 @@ def _run(target, rank, count, folder, args):
     )
     module, _, name = target.partition(":")
     try:
-        given = getattr(import_module(module), name)(current_processes(), *args)
+        given = getattr(import_module(module), name)(current_process_group(), *args)
         torch.save(given, f"{folder}/{rank}.pt")
     except BaseException:
         with Path(folder, f"{rank}.txt").open("w") as file:
@@ -67,14 +67,14 @@ def _run(target, rank, count, folder, args):
 def exchange(processes):
     """What two processes tell one another."""
     rank = processes.rank
-    own = ROWS[processes.part(5)].clone().requires_grad_()
-    every = processes.gather(own, 5)
+    own = ROWS[processes.local_slice(5)].clone().requires_grad_()
+    every = processes.all_gather_with_grad(own, 5)
     # process r weighs row i by (i + 1) * 10 ** r
     weights = torch.arange(1.0, 6.0).double()[:, None] * 10**rank
     (every * weights).sum().backward()
-    even = processes.gather(torch.tensor([rank, rank + 10]), 4)
+    even = processes.all_gather_with_grad(torch.tensor([rank, rank + 10]), 4)
     tenth = 0.1 + rank
-    first = processes.from_first(
+    first = processes.broadcast_object(
         {"steps": 7 + rank, "rate": tenth, "kind": "bfloat16" if rank == 0 else None}
     )
     before = torch.full((3,), tenth)
@@ -82,8 +82,9 @@ def exchange(processes):
         "every": every.detach(), "gradient": own.grad, "even": even, "sum": processes.sum(before),
         "before": before, "flags": processes.sum(torch.tensor([rank, 1])),
         "first": torch.tensor([first["steps"], first["rate"]], dtype=torch.float64),
-        "kind": torch.tensor(first["kind"] == "bfloat16"), "empty": processes.gather(torch.ones(1 - rank), 1),
-        "none": torch.tensor(processes.from_first(None if rank == 0 else 3) is None),
+        "kind": torch.tensor(first["kind"] == "bfloat16"),
+        "empty": processes.all_gather_with_grad(torch.ones(1 - rank), 1),
+        "none": torch.tensor(processes.broadcast_object(None if rank == 0 else 3) is None),
     }  # fmt: skip
 
 
@@ -121,6 +122,6 @@ def norms(processes):
         norm = GlobalBatchNorm(2, **options).double()
         for place, weight in enumerate(norm.parameters()):
             torch.nn.init.constant_(weight, 0.5 + place)
-        given = normed(norm, rows_of(name), processes.part(count))
+        given = normed(norm, rows_of(name), processes.local_slice(count))
         found |= {f"{name}: {key}": value for key, value in given.items()}
     return found | exchange(processes)

@@ -23,7 +23,7 @@ def stopped_and_whole(processes, folder, images):
     autotune.TRIALS = autotune.STEADY_TRIALS = 1
     one, other = Path(folder, "stopped"), Path(folder, "whole")
     # the last process alone is asked to stop, and all do
-    is_last = processes.rank == processes.count - 1
+    is_last = processes.rank == processes.world_size - 1
     begun = pretrain(images, out=one, stop=after(2) if is_last else lambda: False, **HERE)
     assert not begun.is_finished
     assert begun.report["steps_taken"] == 2
@@ -40,7 +40,7 @@ def stopped_and_whole(processes, folder, images):
 def one_dies(processes, folder, images):
     """The last process is killed amid a step; the others' fault says so, in little time."""
     autotune.TRIALS = autotune.STEADY_TRIALS = 1
-    is_last = processes.rank == processes.count - 1
+    is_last = processes.rank == processes.world_size - 1
     asked = after(3)
 
     def stop():
@@ -51,7 +51,7 @@ def one_dies(processes, folder, images):
     began = time.monotonic()
     try:
         pretrain(images, stop=stop, **HERE | {"steps": 10_000})
-    except RuntimeError as fault:
-        Path(folder, f"fault-{processes.rank}").write_text(f"{time.monotonic() - began}\n{fault}")
+    except RuntimeError as error:
+        Path(folder, f"fault-{processes.rank}").write_text(f"{time.monotonic() - began}\n{error}")
         os._exit(0)  # there is nobody left to part from
     return {}

@@ -209,9 +209,9 @@ def test_a_closure_is_asked_for_the_loss():
     ],
 )
 def test_refuses_numbers_outside_their_range(changed, message):
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         LARS([{"params": [nn.Parameter(torch.ones(1))], **changed}], lr=0.1)
-    assert str(fault.value) == message
+    assert str(error.value) == message
 
 
 def test_groups_part_matrices_from_vectors_and_leave_frozen_ones_out():
@@ -245,9 +245,9 @@ def test_rates_follow_their_rules(batch_size):
 
 
 def test_refuses_a_rate_without_what_it_needs():
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         scaled_learning_rate(256, rule="none")
-    assert str(fault.value) == 'rule "none" takes the learning rate as it is; give it as base'
+    assert str(error.value) == 'rule "none" takes the learning rate as it is; give it as base'
     with pytest.raises(RangeError, match="batch_size must be at least 1, got 0"):
         scaled_learning_rate(0, rule="linear")
     with pytest.raises(RangeError, match="base must be > 0 and finite, got -1"):

@@ -124,11 +124,11 @@ _MEMORY_WORDS = (
 )  # fmt: skip
 
 
-def is_out_of_memory(fault: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether this says that memory could not be had, of the machine or of an accelerator.
 
     Args:
-        fault: What was raised; torch has a plain RuntimeError for the machine's own.
+        error: What was raised; torch has a plain RuntimeError for the machine's own.
 
     Example:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("a shape is wrong"))
@@ -136,6 +136,6 @@ def is_out_of_memory(fault: BaseException) -> bool:
     """
     # a fault where torch is not loaded is none of torch's
     torchs = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
-    if isinstance(fault, MemoryError | torchs):
+    if isinstance(error, MemoryError | torchs):
         return True
-    return isinstance(fault, RuntimeError | OSError) and any(word in str(fault) for word in _MEMORY_WORDS)
+    return isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in _MEMORY_WORDS)

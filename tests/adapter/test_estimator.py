@@ -247,8 +247,8 @@ def test_dim_left_out_is_64_or_the_width():
         ({"loss": "circle", "loss_options": {"temperature": 1}}, ConfigError, "has no option temperature"),
     ],
 )
-def test_settings_that_cannot_be(settings, fault, message):
-    with pytest.raises(fault, match=message):
+def test_settings_that_cannot_be(settings, error, message):
+    with pytest.raises(error, match=message):
         Adapter(**settings).fit(*blobs())
 
 

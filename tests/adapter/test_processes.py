@@ -10,7 +10,7 @@ from process_toys import together
 
 from querykey.adapter.fit_memory import describe_fit_memory
 from querykey.adapter.settings import AdapterSettings, resolve
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError
 from querykey.lookup import DensePairs, Lookup
 from querykey.losses import circle, info_nce, multi_similarity, triplet
@@ -18,7 +18,7 @@ from querykey.losses import circle, info_nce, multi_similarity, triplet
 
 @pytest.fixture(scope="module")
 def alone():
-    return every_kind(ALONE)
+    return every_kind(SINGLE_PROCESS)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -36,14 +36,14 @@ def test_a_loss_that_does_not_merge_refuses_a_share():
     share = Lookup(torch.eye(2), torch.eye(2), DensePairs(torch.eye(2) > 0, torch.eye(2) == 0))
     for loss in (partial(info_nce, temperature=0.1), triplet, multi_similarity, circle):
         assert loss(share).shape == (2,)
-        with pytest.raises(ConfigError, match="dealt out over 2 processes"):
-            loss(replace(share, dealt=Processes(0, 2)))
+        with pytest.raises(ConfigError, match="sharded over 2 processes"):
+            loss(replace(share, shard_group=ProcessGroup(0, 2)))
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"memory": "in_batch"}, "no rows to deal out"),
+        ({"memory": "in_batch"}, "no rows to shard"),
         ({"loss_options": {"form": "streamed"}}, "the loss is plain"),
     ],
 )

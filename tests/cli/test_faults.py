@@ -329,9 +329,9 @@ def test_a_full_disk_anywhere_else(querykey, data, monkeypatch):
         (MemoryError(), 2, "error: out of memory; use fewer rows or a smaller batch\n"),
     ],
 )
-def test_what_the_system_says_is_one_line(querykey, monkeypatch, fault, code, message):
+def test_what_the_system_says_is_one_line(querykey, monkeypatch, error, code, message):
     def fail():
-        raise fault
+        raise error
 
     monkeypatch.setattr("querykey.cli.doctor.machine.look_at_machine", fail)
     said = querykey("doctor")

@@ -22,7 +22,7 @@ from querykey.errors import OutOfMemoryError, OutputError, OutputExistsError, is
 from querykey.pretraining import autotune
 from querykey.pretraining.checkpoint import latest_checkpoint
 from querykey.pretraining.learner import Learner
-from querykey.pretraining.resume import in_more_parts
+from querykey.pretraining.resume import double_chunks
 from querykey.pretraining.settings.settings import PretrainSettings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and signals of POSIX")
@@ -212,8 +212,8 @@ SHORT = SETTINGS | {"steps": 4, "batch_size": 16, "batch_norm": "layer"}
         (ValueError("not enough memory"), False),
     ],
 )  # fmt: skip
-def test_how_a_lack_of_memory_is_told(fault, is_short):
-    assert is_out_of_memory(fault) == is_short
+def test_how_a_lack_of_memory_is_told(error, is_short):
+    assert is_out_of_memory(error) == is_short
 
 
 def _short_of_memory(monkeypatch, at, *, chunks=1):
@@ -315,9 +315,9 @@ def test_without_a_folder_there_is_nothing_to_go_back_to(monkeypatch):
 
 def test_parts_take_the_place_of_checkpointing_where_there_is_batch_norm():
     settings = PretrainSettings(checkpointing=True, batch_size=8)
-    assert not in_more_parts(settings, reason="").checkpointing
+    assert not double_chunks(settings, reason="").checkpointing
     layer = PretrainSettings(checkpointing=True, batch_size=8, batch_norm="layer")
-    assert in_more_parts(layer, reason="").checkpointing
+    assert double_chunks(layer, reason="").checkpointing
 
 
 # images and those who decode them

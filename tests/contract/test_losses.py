@@ -250,10 +250,12 @@ def test_order_of_queries_is_the_order_of_costs(case):
     torch.testing.assert_close(shuffled.cost(case), made.cost(case)[order])
 
 
-ALONE = pytest.mark.parametrize("alone", [c for c in CASES if c.is_alone], ids=lambda case: case.name)
+SINGLE_PROCESS = pytest.mark.parametrize(
+    "alone", [c for c in CASES if c.is_alone], ids=lambda case: case.name
+)
 
 
-@ALONE
+@SINGLE_PROCESS
 def test_a_query_costs_the_same_alone(alone):
     made = table(3)
     for i in range(QUERIES):
@@ -466,9 +468,9 @@ def test_a_target_of_another_size_is_refused(loss):
     positive, negative = made.kinds == 1, made.kinds == 2
     lookup = Lookup.from_scores(made.scores, positive, negative)
     target = Lookup.from_scores(made.scores[:, 1:], positive[:, 1:], negative[:, 1:])
-    with pytest.raises(ShapeError) as fault:
+    with pytest.raises(ShapeError) as error:
         loss.cost(lookup, target)
-    assert str(fault.value) == (
+    assert str(error.value) == (
         "the look-up is 7 x 11 (queries x keys), its target 7 x 10; "
         "look the same queries up among the same keys for both"
     )

@@ -5,7 +5,7 @@ import torch
 from process_courses import STEPS, WAYS, run
 from process_toys import distance, together
 
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError, RangeError
 
 EXACT = ("candidates", "queries", "fill", "age_max", "age_mean", "knn_queries", "width_z")
@@ -23,7 +23,7 @@ def of(way, found):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_over_processes_is_the_run_of_one(way, several):
-    found, wanted = of(way, several[0]), run(ALONE, WAYS[way])
+    found, wanted = of(way, several[0]), run(SINGLE_PROCESS, WAYS[way])
     assert found.keys() == wanted.keys()
     compared = 0
     for key, value in wanted.items():
@@ -70,20 +70,20 @@ def test_processes_that_find_other_images_all_say_so(several):
 
 
 def test_what_cannot_be_parted():
-    for processes, settings, fault, said in (
-        (Processes(0, 3), WAYS["moco"], RangeError, "groups does not share out over 3 processes"),
+    for processes, settings, error, said in (
+        (ProcessGroup(0, 3), WAYS["moco"], RangeError, "groups does not share out over 3 processes"),
         (
-            Processes(0, 2),
+            ProcessGroup(0, 2),
             {"method": "simclr", "batch_norm": "split", "batch_norm_groups": 2, "steps": 1},
             ConfigError,
             "split batch norm has groups of each view in simclr",
         ),
         (
-            Processes(0, 5),
+            ProcessGroup(0, 5),
             {"method": "simclr", "steps": 1},
             RangeError,
             "a batch of 8 images over 5 processes",
         ),
     ):
-        with pytest.raises(fault, match=said):
+        with pytest.raises(error, match=said):
             run(processes, settings)

@@ -7,7 +7,7 @@ import torch
 from process_cases import CASES, collapsed, taken
 from process_toys import distance, together
 
-from querykey.distributed.process_group import ALONE
+from querykey.distributed.process_group import SINGLE_PROCESS
 
 TOLERANCE = {torch.float64: (1e-9, 1e-7), torch.float32: (1e-4, 1e-3)}
 """Of a gradient of the first step, and of the state after three, relative to the largest of a tensor."""
@@ -21,7 +21,7 @@ def several(request, tmp_path_factory):
 
 @functools.cache
 def one(name, count):
-    return taken(name, ALONE, count=count)
+    return taken(name, SINGLE_PROCESS, count=count)
 
 
 def of(case, found):
@@ -45,7 +45,7 @@ def test_several_leave_what_one_leaves(case, several):
 
 def test_a_loss_that_is_no_number_on_one_ends_all(several):
     assert all(member["collapsed"] for member in several)
-    assert collapsed(ALONE)
+    assert collapsed(SINGLE_PROCESS)
 
 
 @pytest.mark.parametrize("case", CASES)

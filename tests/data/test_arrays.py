@@ -180,9 +180,9 @@ def test_rows_that_cannot_be_compared_are_counted_and_the_first_are_named(dtype)
     vectors[[7, 90_000], 3] = torch.inf
     vectors[8, 5] = -torch.inf
     vectors[20:40] = 0
-    with pytest.raises(DataError) as fault:
+    with pytest.raises(DataError) as error:
         require_finite_rows(vectors, what="features/")
-    assert str(fault.value) == (
+    assert str(error.value) == (
         "features/: 24 of 100000 rows cannot be compared: 1 NaN (row 99999), 3 infinite (rows 7, 8, 90000), "
         "20 zero (rows 20, 21, 22, 23, 24, ...); take these rows out, or make them again"
     )

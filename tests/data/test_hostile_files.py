@@ -225,8 +225,8 @@ def test_parquet_of_any_type_is_read_or_refused(column, name, tmp_path):
             for row in range(len(source)):
                 source.items[row]
             read_pixels(source, size=8)
-        except QuerykeyError as fault:
-            assert str(fault)  # noqa: PT017 -- or it was read
+        except QuerykeyError as error:
+            assert str(error)  # noqa: PT017 -- or it was read
 
 
 # run files
@@ -266,8 +266,8 @@ def test_an_enormous_number_is_one_message(key, tmp_path):
                     run.pop(other, None)
                 asked = asked_settings(run.pop("method", None), run.pop("preset", None), run)
                 resolve_settings(asked, images=5000, channels=3, side=32)
-            except QuerykeyError as fault:
-                assert len(str(fault)) < 20_000  # noqa: PT017
+            except QuerykeyError as error:
+                assert len(str(error)) < 20_000  # noqa: PT017
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,8 @@ def test_a_damaged_image_is_known_by_name_and_the_others_are_read(tmp_path, name
     write_png(tmp_path / "whole.png")
     items = read_source(tmp_path).items
     damaged = 0 if name < "whole" else 1
-    fault = r"is empty \(0 bytes\)" if name == "zero" else "cannot be decoded: "
-    with pytest.raises(DamagedItemError, match=rf"^{name}.png {fault}"):
+    error = r"is empty \(0 bytes\)" if name == "zero" else "cannot be decoded: "
+    with pytest.raises(DamagedItemError, match=rf"^{name}.png {error}"):
         items[damaged]
     assert items[1 - damaged].size == (4, 3)
     assert issubclass(DamagedItemError, DataError)

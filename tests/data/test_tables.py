@@ -110,9 +110,9 @@ def test_text_that_looks_like_numbers_or_dates_is_taken_letter_by_letter(tmp_pat
 )
 def test_damaged_tables_are_one_message(tmp_path, name, data, reason):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(SourceError, match=reason) as fault:
+    with pytest.raises(SourceError, match=reason) as error:
         read_source(tmp_path / name)
-    assert "\n" not in str(fault.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_truncated_parquet_file_is_one_message(tmp_path):

@@ -75,17 +75,17 @@ def test_an_item_without_a_slot_is_refused_and_nothing_is_written(item):
         "give it as many slots as the data has items, and ids counted from 0"
     )
     for call in (lambda ids: bank.write(torch.ones(2, 3), ids), bank.rows):
-        with pytest.raises(RangeError) as fault:
+        with pytest.raises(RangeError) as error:
             call(torch.tensor([0, item]))
-        assert str(fault.value) == message
+        assert str(error.value) == message
     assert torch.equal(bank.vectors, before)
     assert not bank.written.any()
 
 
 def test_rows_of_another_width_are_refused():
-    with pytest.raises(ShapeError) as fault:
+    with pytest.raises(ShapeError) as error:
         a_bank().write(torch.ones(2, 4), torch.tensor([0, 1]))
-    assert str(fault.value) == (
+    assert str(error.value) == (
         "[2, 4] rows with 2 ids do not fit a memory bank of rows 3 wide; one id for each row is needed"
     )
 
@@ -143,15 +143,15 @@ def test_trap_5_1_a_restored_bank_goes_on_where_it_was():
     ],
 )
 def test_refuses_what_makes_no_bank(options, message):
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         a_bank(**options)
-    assert str(fault.value) == message
+    assert str(error.value) == message
 
 
 def test_refuses_an_empty_sample():
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         a_bank().sample(0, torch.Generator())
-    assert str(fault.value) == "a sample of the memory bank needs at least 1 item, got 0"
+    assert str(error.value) == "a sample of the memory bank needs at least 1 item, got 0"
 
 
 def test_what_is_put_takes_the_place_of_the_random_start_and_counts_as_no_write():

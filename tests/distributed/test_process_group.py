@@ -4,7 +4,7 @@ import pytest
 import torch
 from process_toys import NORMS, ROWS, normed, rows_of, together
 
-from querykey.distributed.process_group import ALONE, Processes, current_processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
 from querykey.errors import RangeError, ShapeError
 from querykey.pretraining.learner import Learner
 from querykey.pretraining.loop import make_encoder
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("rows", [0, 1, 5, 8, 21])
 def test_parts_are_consecutive_and_differ_by_one_at_the_most(rows, count):
-    parts = [Processes(rank, count).part(rows) for rank in range(count)]
+    parts = [ProcessGroup(rank, count).part(rows) for rank in range(count)]
     assert [row for part in parts for row in range(rows)[part]] == list(range(rows))
     sizes = [part.stop - part.start for part in parts]
     assert sizes == sorted(sizes, reverse=True)
@@ -26,20 +26,20 @@ def test_parts_are_consecutive_and_differ_by_one_at_the_most(rows, count):
 
 def test_one_alone_asks_nobody_and_copies_nothing():
     rows = ROWS.clone().requires_grad_()
-    assert current_processes() == ALONE
-    assert ALONE.gather(rows, 5) is rows
-    assert ALONE.sum(rows).data_ptr() == rows.data_ptr()
-    assert not ALONE.sum(rows).requires_grad
+    assert current_process_group() == SINGLE_PROCESS
+    assert SINGLE_PROCESS.all_gather_with_grad(rows, 5) is rows
+    assert SINGLE_PROCESS.sum(rows).data_ptr() == rows.data_ptr()
+    assert not SINGLE_PROCESS.sum(rows).requires_grad
     value = object()
-    assert ALONE.from_first(value) is value
+    assert SINGLE_PROCESS.broadcast_object(value) is value
 
 
 def test_what_does_not_exist():
     for rank, count in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(RangeError, match=f"process {rank} of {count} does not exist"):
-            Processes(rank, count)
+            ProcessGroup(rank, count)
     with pytest.raises(ShapeError, match="process 1 of 2 has 3 rows of 5, and its part are 2"):
-        Processes(1, 2).gather(ROWS[:3], 5)
+        ProcessGroup(1, 2).gather(ROWS[:3], 5)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def two(tmp_path_factory):
 def test_two_gather_with_gradient_sum_and_follow_the_first(two):
     for rank, one in enumerate(two):
         assert torch.equal(one["every"], ROWS)
-        rows = range(5)[Processes(rank, 2).part(5)]
+        rows = range(5)[ProcessGroup(rank, 2).part(5)]
         assert one["gradient"].tolist() == [[11.0 * (row + 1)] * 2 for row in rows]  # of both processes
         assert one["even"].tolist() == [0, 10, 1, 11]
         assert torch.equal(one["sum"], torch.full((3,), 0.1) + torch.full((3,), 1.1))
@@ -90,6 +90,6 @@ def test_what_is_drawn_is_keyed_by_step_and_process():
         with learner._drawing(step):
             return torch.rand(3).tolist()
 
-    all_of_them = [drawn(step, Processes(rank, 3)) for step in (0, 1) for rank in range(3)]
-    assert drawn(1, ALONE) == all_of_them[3]
+    all_of_them = [drawn(step, ProcessGroup(rank, 3)) for step in (0, 1) for rank in range(3)]
+    assert drawn(1, SINGLE_PROCESS) == all_of_them[3]
     assert len({tuple(one) for one in all_of_them}) == 6

@@ -80,7 +80,7 @@ def test_a_damaged_item_has_no_row_and_the_others_keep_their_order():
     noted, done = [], []
     features = encoder.encode(
         SomeDamaged(whole, [0, 4]),
-        on_damaged=lambda place, fault: noted.append((place, str(fault))),
+        on_damaged=lambda place, error: noted.append((place, str(error))),
         on_progress=done.append,
     )
     assert noted == [(0, "0.png is empty (0 bytes)"), (4, "4.png is empty (0 bytes)")]

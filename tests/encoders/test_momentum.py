@@ -47,7 +47,7 @@ def test_each_weight_is_the_moving_average(make, momentum):
     key_encoder = MomentumEncoder(encoder)
     old = [weight.detach().clone() for weight in encoder.parameters()]
     trained(encoder)
-    key_encoder.follow_(encoder, momentum)
+    key_encoder.ema_update_(encoder, momentum)
     weights = zip(old, encoder.parameters(), key_encoder.parameters(), strict=True)
     for before, theirs, own in weights:
         torch.testing.assert_close(own, momentum * before + (1 - momentum) * theirs, rtol=1e-12, atol=1e-12)
@@ -59,8 +59,8 @@ def test_momentum_0_is_a_copy_and_momentum_1_stays_bit_by_bit(make):
     copied, frozen = MomentumEncoder(encoder), MomentumEncoder(encoder)
     before = [weight.detach().clone() for weight in encoder.parameters()]
     trained(encoder)
-    copied.follow_(encoder, 0.0)
-    frozen.follow_(encoder, 1.0)
+    copied.ema_update_(encoder, 0.0)
+    frozen.ema_update_(encoder, 1.0)
     assert all(map(torch.equal, copied.parameters(), encoder.parameters()))
     assert all(map(torch.equal, frozen.parameters(), before))
 
@@ -73,7 +73,7 @@ def test_running_statistics_are_its_own(make):
     at_start = {name: value.clone() for name, value in key_encoder.encoder.named_buffers()}
     assert at_start
     trained(encoder)
-    key_encoder.follow_(encoder, 0.5)
+    key_encoder.ema_update_(encoder, 0.5)
     assert all(torch.equal(value, at_start[name]) for name, value in key_encoder.encoder.named_buffers())
 
     twin = make().train()
@@ -115,11 +115,11 @@ def test_a_saved_one_goes_on():
     encoder = view_encoder()
     key_encoder, twin = MomentumEncoder(encoder), MomentumEncoder(encoder)
     trained(encoder)
-    key_encoder.follow_(encoder, 0.9)
+    key_encoder.ema_update_(encoder, 0.9)
     key_encoder(images(2))
     twin.load_state_dict(key_encoder.state_dict())
     for one in (key_encoder, twin):
-        one.follow_(encoder, 0.9)
+        one.ema_update_(encoder, 0.9)
     assert all(torch.equal(v, twin.state_dict()[name]) for name, v in key_encoder.state_dict().items())
 
 
@@ -128,7 +128,7 @@ def test_a_momentum_outside_its_range(momentum):
     encoder = nn.Linear(2, 2)
     key_encoder = MomentumEncoder(encoder)
     for call in (
-        lambda: key_encoder.follow_(encoder, momentum),
+        lambda: key_encoder.ema_update_(encoder, momentum),
         lambda: half_life(momentum),
         lambda: momentum_at(0, steps=1, momentum=momentum),
     ):
@@ -141,7 +141,7 @@ def test_a_momentum_outside_its_range(momentum):
 )
 def test_another_encoder_cannot_be_followed(other):
     with pytest.raises(ShapeError, match="cannot follow an encoder with other parameters"):
-        MomentumEncoder(nn.Linear(2, 2)).follow_(other, 0.5)
+        MomentumEncoder(nn.Linear(2, 2)).ema_update_(other, 0.5)
 
 
 @pytest.mark.parametrize("momentum", [0.5, 0.9, 0.99, 0.999])

@@ -92,13 +92,13 @@ import torch
 from torch import distributed
 from querykey.encoders.norm.shuffle import encode_shuffled
 from querykey.errors import ShapeError
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 
 rank, place = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
 every = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-processes = current_processes()
+processes = current_process_group()
 images = every[rank * 4 : rank * 4 + 4].requires_grad_()
 norm = torch.nn.BatchNorm1d(3, affine=False, track_running_stats=False).double()
 order = torch.tensor([5, 0, 3, 7, 1, 6, 2, 4])

@@ -251,22 +251,22 @@ def test_a_damaged_store_is_made_again(tmp_path, said):
 class _Stops(LetterModel):
     """Raises at its n-th batch, as Ctrl-C or a crash does."""
 
-    def __init__(self, at, fault):
+    def __init__(self, at, error):
         super().__init__()
         self.at = at
-        self.fault = fault
+        self.error = error
 
     def forward(self, texts):
         if len(self.batches) == self.at:
-            raise self.fault
+            raise self.error
         return super().forward(texts)
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), RuntimeError("the machine is tired")])
-def test_a_run_that_stopped_is_taken_up(tmp_path, said, fault):
+def test_a_run_that_stopped_is_taken_up(tmp_path, said, error):
     source = text_source(WORDS)
-    with pytest.raises(type(fault)):
-        embed(source, text_encoder(_Stops(2, fault)), tmp_path / "f", shard_size=2, batch_size=2)
+    with pytest.raises(type(error)):
+        embed(source, text_encoder(_Stops(2, error)), tmp_path / "f", shard_size=2, batch_size=2)
     assert names_in(tmp_path) == ["f.partial"]
     module = LetterModel()
     done = []

@@ -14,22 +14,22 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def write_folder(path, fault):
-    with new_folder(path) as aside:
-        (aside / "a").write_text("a")
-        raise fault
+def write_folder(path, error):
+    with new_folder(path) as tmp_path:
+        (tmp_path / "a").write_text("a")
+        raise error
 
 
-def write_file(path, fault):
-    with new_file(path) as aside:
-        aside.write_text("a")
-        raise fault
+def write_file(path, error):
+    with new_file(path) as tmp_path:
+        tmp_path.write_text("a")
+        raise error
 
 
 def test_a_folder_takes_its_name_when_all_is_written(tmp_path):
     out = tmp_path / "deep" / "run"
-    with new_folder(out) as aside:
-        (aside / "a").write_text("a")
+    with new_folder(out) as tmp_path:
+        (tmp_path / "a").write_text("a")
         assert not out.exists()
     assert names(out) == ["a"]
     assert names(out.parent) == ["run"]
@@ -37,18 +37,18 @@ def test_a_folder_takes_its_name_when_all_is_written(tmp_path):
 
 def test_a_file_takes_its_name_when_all_is_written(tmp_path):
     out = tmp_path / "deep" / "z.npy"
-    with new_file(out) as aside:
-        assert aside.suffix == ".npy"
-        aside.write_text("a")
+    with new_file(out) as tmp_path:
+        assert tmp_path.suffix == ".npy"
+        tmp_path.write_text("a")
         assert not out.exists()
     assert names(out.parent) == ["z.npy"]
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), ValueError("a fault of the writer's own")])
 @pytest.mark.parametrize("write", [write_folder, write_file])
-def test_nothing_is_left_of_a_stopped_output(tmp_path, write, fault):
-    with pytest.raises(type(fault)):
-        write(tmp_path / "out", fault)
+def test_nothing_is_left_of_a_stopped_output(tmp_path, write, error):
+    with pytest.raises(type(error)):
+        write(tmp_path / "out", error)
     assert names(tmp_path) == []
 
 
@@ -61,8 +61,8 @@ def test_nothing_is_written_over(tmp_path):
     with pytest.raises(OutputExistsError):
         new_file(precious).__enter__()
     assert precious.read_text() == "a"
-    with new_file(precious, overwrite=True) as aside:
-        aside.write_text("b")
+    with new_file(precious, overwrite=True) as tmp_path:
+        tmp_path.write_text("b")
     assert precious.read_text() == "b"
 
 
@@ -75,18 +75,18 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", recorded)
-    with new_folder(tmp_path / "run") as aside:
-        (aside / "a").write_text("a")
-        (aside / "deep").mkdir()
-        (aside / "deep" / "b").write_text("b")
+    with new_folder(tmp_path / "run") as tmp_path:
+        (tmp_path / "a").write_text("a")
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep" / "b").write_text("b")
     assert {name for is_there, name in synced if not is_there} == {"a", "b", "deep", "run.partial"}
     assert [name for is_there, name in synced if is_there] == [tmp_path.name]
 
 
 def test_an_empty_folder_may_be_used(tmp_path):
     (tmp_path / "run").mkdir()
-    with new_folder(tmp_path / "run") as aside:
-        (aside / "a").write_text("a")
+    with new_folder(tmp_path / "run") as tmp_path:
+        (tmp_path / "a").write_text("a")
     assert names(tmp_path / "run") == ["a"]
 
 
@@ -122,6 +122,6 @@ def test_a_full_disk_is_known_whoever_says_so():
 
 
 def test_no_permission_is_one_message(tmp_path):
-    fault = PermissionError(errno.EACCES, "Permission denied", "there.npy")
+    error = PermissionError(errno.EACCES, "Permission denied", "there.npy")
     with pytest.raises(OutputError, match=r"z\.npy: no permission to write there\.npy"):
-        write_file(tmp_path / "z.npy", fault)
+        write_file(tmp_path / "z.npy", error)

@@ -6,8 +6,8 @@ from querykey.errors import DataError
 from querykey.io.program import exit_code
 
 
-def _raises(fault: BaseException) -> object:
-    raise fault
+def _raises(error: BaseException) -> object:
+    raise error
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from querykey.errors import RangeError, ShapeError
-from querykey.lookup.lookup import UNLABELLED, DensePairs, Lookup, PairRule, look_up
+from querykey.lookup.lookup import IGNORE_LABEL, DensePairs, Lookup, PairRule, look_up
 
 POSITIVE, NEGATIVE, NEITHER = "+", "-", "."
 
@@ -44,14 +44,14 @@ def test_rule_on_ids(same_id, expected):
 )
 def test_rule_on_labels(same_id, expected):
     """Two of a class, one of another, one unlabelled; each query is also a key."""
-    ids, labels = [1, 2, 3, 4], [0, 0, 5, UNLABELLED]
+    ids, labels = [1, 2, 3, 4], [0, 0, 5, IGNORE_LABEL]
     assert masks(PairRule(positive="label", same_id=same_id), ids, ids, labels, labels) == expected
 
 
 def test_two_unlabelled_items_are_not_of_one_class():
     rule = PairRule(positive="label")
-    assert masks(rule, [1], [2, 3], [UNLABELLED], [UNLABELLED, 0]) == [".."]
-    assert masks(rule, [1], [2, 3], [0], [UNLABELLED, 0]) == [".+"]
+    assert masks(rule, [1], [2, 3], [IGNORE_LABEL], [IGNORE_LABEL, 0]) == [".."]
+    assert masks(rule, [1], [2, 3], [0], [IGNORE_LABEL, 0]) == [".+"]
 
 
 def test_the_default_rule_masks_the_own_item():
@@ -145,9 +145,9 @@ def test_with_pairs_keeps_scores_that_are_known():
 
 @pytest.mark.parametrize("size", [0, -3])
 def test_refuses_a_block_without_keys(size):
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         next(make(0).blocks(size))
-    assert str(fault.value) == f"a block needs at least 1 key, got size={size}"
+    assert str(error.value) == f"a block needs at least 1 key, got size={size}"
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ def test_refuses_what_does_not_fit(changed, message):
         "queries": torch.zeros(2, 3), "keys": torch.zeros(4, 3), "query_ids": torch.arange(2),
         "key_ids": torch.arange(4), "query_labels": torch.arange(2), "key_labels": torch.arange(4),
     }  # fmt: skip
-    with pytest.raises(ShapeError) as fault:
+    with pytest.raises(ShapeError) as error:
         # Unwrapped: the type checks that the test-suite turns on would speak first.
         inspect.unwrap(look_up)(**(fitting | changed), rule=PairRule(positive="label"))
-    assert str(fault.value) == message
+    assert str(error.value) == message
 
 
 def test_a_rule_on_labels_without_labels_is_refused_by_the_rule_too():
     ids = torch.arange(2)
-    with pytest.raises(ShapeError) as fault:
+    with pytest.raises(ShapeError) as error:
         PairRule(positive="label").pairs(ids, ids, None, ids)
-    assert str(fault.value) == 'PairRule(positive="label") needs labels of queries and keys; got none'
+    assert str(error.value) == 'PairRule(positive="label") needs labels of queries and keys; got none'

@@ -130,12 +130,12 @@ def test_scores_and_dtypes():
         ),
     ],
 )  # fmt: skip
-def test_refuses_what_does_not_fit(change, fault, message):
+def test_refuses_what_does_not_fit(change, error, message):
     given = {
         "queries": torch.zeros(3, 4), "keys": torch.zeros(3, 4), "ids": torch.arange(3),
         "held_vectors": torch.zeros(5, 4), "held_ids": torch.arange(5),
     } | change  # fmt: skip
-    with pytest.raises(fault) as raised:
+    with pytest.raises(error) as raised:
         # Unwrapped: the type checks that the test-suite turns on would speak first.
         inspect.unwrap(look_up_own_key)(given.pop("queries"), given.pop("keys"), **given)
     assert str(raised.value) == message

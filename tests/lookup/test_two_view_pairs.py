@@ -89,7 +89,7 @@ def test_a_batch_of_one_or_none(images):
 )  # fmt: skip
 def test_refuses_what_does_not_fit(views, ids, message):
     view_1, view_2 = (torch.zeros(shape) for shape in views)
-    with pytest.raises(ShapeError) as fault:
+    with pytest.raises(ShapeError) as error:
         # Unwrapped: the type checks that the test-suite turns on would speak first.
         inspect.unwrap(look_up_views)(view_1, view_2, ids=None if ids is None else torch.arange(ids))
-    assert str(fault.value) == message
+    assert str(error.value) == message

@@ -116,8 +116,8 @@ def test_one_image_has_nothing_to_be_told_apart_from():
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan, math.inf])
 def test_refuses_a_width_that_is_not_positive(sigma):
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         decoupled(look_up_views(*views(2)), temperature=0.1, sigma=sigma)
-    assert str(fault.value) == (
+    assert str(error.value) == (
         f"sigma must be > 0 and finite, or None for equal weights, got {sigma}; 0.5 is usual"
     )

@@ -168,6 +168,6 @@ def test_far_scores_stay_finite_in_float32(temperature):
     ],
 )
 def test_refuses_numbers_outside_their_range(options, message):
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         hard_negative(one_row(0.5, 0.1), **({"temperature": 0.5} | options))
-    assert str(fault.value) == message
+    assert str(error.value) == message

@@ -62,15 +62,15 @@ def test_a_learned_temperature_gets_its_gradient():
 
 @pytest.mark.parametrize("temperature", [0.0, -0.1, math.nan, math.inf])
 def test_refuses_a_temperature_that_is_not_positive(temperature):
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         info_nce(one_positive(torch.zeros(1, 2)), temperature=temperature)
-    assert str(fault.value) == f"temperature must be > 0 and finite, got {temperature}; 0.05 to 0.5 is usual"
+    assert str(error.value) == f"temperature must be > 0 and finite, got {temperature}; 0.05 to 0.5 is usual"
 
 
 def test_refuses_a_temperature_for_each_query():
-    with pytest.raises(ShapeError) as fault:
+    with pytest.raises(ShapeError) as error:
         info_nce(one_positive(torch.zeros(2, 2)), temperature=torch.ones(2))
-    assert str(fault.value) == "temperature has shape [2]; a learned one is a tensor of one number"
+    assert str(error.value) == "temperature has shape [2]; a learned one is a tensor of one number"
 
 
 def test_gradient_is_orthogonal_to_a_row_before_normalisation():

@@ -83,9 +83,9 @@ def test_trap_the_cost_does_not_grow_with_the_memory():
 )
 def test_contrastive_refuses_margins_of_the_other_distance(distance, margins, ranges):
     _, lookup = find([0.5, 0.5], 1)
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         contrastive(lookup, positive_margin=margins[0], negative_margin=margins[1], distance=distance)
-    assert str(fault.value) == (
+    assert str(error.value) == (
         f"{distance} distance needs {ranges}, got {margins[0]} and {margins[1]}; "
         "the two distances have different units"
     )
@@ -146,8 +146,8 @@ def test_many_positives_are_walked_in_parts(mining):
 )
 def test_triplet_refuses_a_margin_that_selects_nothing(mining, margin, needed):
     _, lookup = find([0.5, 0.5], 1)
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         triplet(lookup, margin=margin, mining=mining)
-    assert str(fault.value) == (
+    assert str(error.value) == (
         f"margin must be {needed} with {mining} triplets, got {margin}; 0.05 to 0.2 is usual"
     )

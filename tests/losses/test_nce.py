@@ -120,18 +120,18 @@ def test_the_gradient_is_that_of_info_nce_where_noise_is_plenty():
     ],
 )
 def test_refuses_settings_out_of_range(setting, message):
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         nce(one_positive(torch.zeros(1, 2)), **(SETTINGS | setting))
-    assert str(fault.value) == message
+    assert str(error.value) == message
 
 
 def test_refuses_a_normaliser_for_each_query():
-    with pytest.raises(ShapeError) as fault:
+    with pytest.raises(ShapeError) as error:
         nce(one_positive(torch.zeros(2, 2)), **(SETTINGS | {"normaliser": torch.ones(2)}))
-    assert str(fault.value) == "normaliser has shape [2]; it is a tensor of one number"
+    assert str(error.value) == "normaliser has shape [2]; it is a tensor of one number"
 
 
 def test_the_normaliser_refuses_no_items():
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         nce_normaliser(one_positive(torch.zeros(1, 2)), temperature=0.1, items=0)
-    assert str(fault.value) == "items must be at least 1, got 0; it is the number of items"
+    assert str(error.value) == "items must be at least 1, got 0; it is the number of items"

@@ -68,9 +68,9 @@ def test_distillation_is_never_below_0_and_reads_differences_of_scores_alone():
 @pytest.mark.parametrize("name", ["temperature", "target_temperature"])
 def test_distillation_refuses_a_temperature_that_is_not_positive(name):
     lookup = among_all(random_scores(8))
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         score_distillation(lookup, lookup, **({"temperature": 0.1} | {name: 0.0}))
-    assert str(fault.value) == f"{name} must be > 0 and finite, got 0.0; 0.05 to 0.5 is usual"
+    assert str(error.value) == f"{name} must be > 0 and finite, got 0.0; 0.05 to 0.5 is usual"
 
 
 def test_score_difference_by_hand():

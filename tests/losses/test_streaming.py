@@ -233,7 +233,7 @@ def test_the_size_of_a_look_up_chooses_the_form(monkeypatch):
 
 
 def test_a_form_that_is_not_known_is_refused():
-    with pytest.raises(ConfigError) as fault:
+    with pytest.raises(ConfigError) as error:
         # Unwrapped: the type checks that the test-suite turns on would speak first.
         inspect.unwrap(takes_streamed)(Lookup(rows(3), rows(4), masks(3, 4)), "tiled")
-    assert str(fault.value) == "form must be one of auto, plain, streamed; got 'tiled'"
+    assert str(error.value) == "form must be one of auto, plain, streamed; got 'tiled'"

@@ -93,8 +93,8 @@ def test_is_saved_with_its_state():
 
 @pytest.mark.parametrize(("initial", "lowest"), [(0.0, 0.01), (0.005, 0.01), (math.inf, 0.01), (0.1, 0.0)])
 def test_refuses_what_it_cannot_hold(initial, lowest):
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         LearnedTemperature(initial=initial, lowest=lowest)
-    assert str(fault.value) == (
+    assert str(error.value) == (
         f"initial must be finite and at least lowest, which is > 0; got {initial} and {lowest}"
     )

@@ -87,9 +87,9 @@ def test_circle_costs_little_where_every_pair_is_at_its_optimum():
 @pytest.mark.parametrize("margin", [0.0, 1.0, math.nan])
 def test_circle_refuses_a_margin_outside_0_to_1(margin):
     _, lookup = find([0.5, 0.5], 1)
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         circle(lookup, margin=margin)
-    assert str(fault.value) == (
+    assert str(error.value) == (
         f"margin must be above 0 and below 1, got {margin}; 0.4 is usual for retrieval"
     )
 
@@ -99,14 +99,14 @@ def test_circle_refuses_a_margin_outside_0_to_1(margin):
 def test_refuses_a_sharpness_that_is_not_positive(name, value):
     _, lookup = find([0.5, 0.5], 1)
     loss = circle if name == "gamma" else multi_similarity
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         loss(lookup, **{name: value})
-    assert str(fault.value) == f"{name} must be > 0 and finite, got {value}"
+    assert str(error.value) == f"{name} must be > 0 and finite, got {value}"
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, math.nan])
 def test_refuses_an_epsilon_below_0(epsilon):
     _, lookup = find([0.5, 0.5], 1)
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         multi_similarity(lookup, epsilon=epsilon)
-    assert str(fault.value) == f"epsilon must be >= 0, got {epsilon}; give None to keep all pairs"
+    assert str(error.value) == f"epsilon must be >= 0, got {epsilon}; give None to keep all pairs"

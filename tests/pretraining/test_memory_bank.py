@@ -195,7 +195,7 @@ def test_refuses_what_cannot_be_a_step(options, error, message):
     encoder, optimizer, bank = made()
     rows = bank.vectors.clone()
     settings = {"ids": torch.arange(2), "temperature": 0.3} | options
-    with pytest.raises(error) as fault:
+    with pytest.raises(error) as error:
         bank_step(encoder, optimizer, bank, images_of([2])[0], **settings)
-    assert str(fault.value) == message
+    assert str(error.value) == message
     assert torch.equal(bank.vectors, rows)

@@ -49,18 +49,18 @@ def equal(one, other):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_stopped_run_ends_with_the_bits_of_one_that_never_stopped(way, tmp_path):
     settings = TINY | {"steps": 6} | WAYS[way]
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    whole, split_data = tmp_path / "whole", tmp_path / "parted"
     state = torch.get_rng_state()
     done = pretrain(DIGITS, out=whole, **settings)
     assert torch.equal(torch.get_rng_state(), state)
-    half = pretrain(DIGITS, out=parted, stop=after(3), **settings)
+    half = pretrain(DIGITS, out=split_data, stop=after(3), **settings)
     assert (half.report["steps_taken"], half.is_finished) == (3, False)
-    ended = resume(parted)
+    ended = resume(split_data)
     assert ended.is_finished
-    one, other = (latest_checkpoint(folder / "checkpoints").tensors for folder in (whole, parted))
+    one, other = (latest_checkpoint(folder / "checkpoints").tensors for folder in (whole, split_data))
     assert equal(one, other)
-    assert (whole / "encoder.safetensors").read_bytes() == (parted / "encoder.safetensors").read_bytes()
-    assert metrics(whole) == metrics(parted)
+    assert (whole / "encoder.safetensors").read_bytes() == (split_data / "encoder.safetensors").read_bytes()
+    assert metrics(whole) == metrics(split_data)
     assert done.settings.method == ended.settings.method == WAYS[way]["method"]
     has_dictionary = done.settings.method in ("moco", "moco-v2", "memory-bank", "xbm")
     assert ("model.dictionary.vectors" in one) == has_dictionary
@@ -212,11 +212,11 @@ def test_a_setting_of_another_method_is_refused(given, said):
         ({"chunks": 2}, ConfigError, "chunks cannot be cut across split batch norm's groups"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(given, fault, said):
+def test_what_cannot_be_meant_is_refused(given, error, said):
     made = PretrainSettings.of("moco")
     for name, value in given.items():  # past the type checks of these tests, which nobody else has
         object.__setattr__(made, name, value)
-    with pytest.raises(fault, match=said):
+    with pytest.raises(error, match=said):
         resolve_settings(made, images=5000, channels=3, side=32)
 
 

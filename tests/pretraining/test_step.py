@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from querykey.pretraining.methods.step import Computing, encoded_aside
+from querykey.pretraining.methods.step import Computing, encode_preserving_buffers
 
 
 class Toy(torch.nn.Module):
@@ -21,7 +21,9 @@ def test_rows_are_those_of_a_step_and_buffers_stay():
     images = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(0)) + 3
     wanted = torch.nn.functional.normalize(encoder(images)[1], dim=1)
     buffers = {name: value.clone() for name, value in encoder.named_buffers()}
-    ((rows, ids, classes),) = encoded_aside(encoder, [(images, torch.arange(6), None)], Computing())
+    ((rows, ids, classes),) = encode_preserving_buffers(
+        encoder, [(images, torch.arange(6), None)], Computing()
+    )
     torch.testing.assert_close(rows, wanted)
     assert not rows.requires_grad
     assert classes is None
@@ -33,7 +35,7 @@ def test_buffers_are_put_back_where_the_reader_stops_or_breaks():
     encoder = Toy().train()
     batches = [(torch.randn(4, 1, 2, 2), torch.arange(4), None)] * 3
     mean = encoder.norm.running_mean.clone()
-    walk = encoded_aside(encoder, batches, Computing())
+    walk = encode_preserving_buffers(encoder, batches, Computing())
     next(walk)
     walk.close()
     assert encoder.norm.running_mean.equal(mean)
@@ -43,5 +45,5 @@ def test_buffers_are_put_back_where_the_reader_stops_or_breaks():
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        list(encoded_aside(encoder, broken(), Computing()))
+        list(encode_preserving_buffers(encoder, broken(), Computing()))
     assert encoder.norm.running_mean.equal(mean)

@@ -118,12 +118,12 @@ def test_shows_each_rows_partner():
 
 def test_a_batch_larger_than_the_memory_is_refused_even_before_it_is_warm():
     encoder, optimizer, memory = made(capacity=2)
-    with pytest.raises(ShapeError) as fault:
+    with pytest.raises(ShapeError) as error:
         xbm_step(
             encoder, optimizer, memory, images_of([3])[0], ids=torch.arange(3),
             labels=torch.tensor([0, 1, 0]), loss=loss, is_warm=False,
         )  # fmt: skip
-    assert str(fault.value) == (
+    assert str(error.value) == (
         "a batch of 3 does not fit a memory of 2; raise the capacity or lower the batch size"
     )
 
@@ -135,10 +135,10 @@ def test_a_batch_of_the_memorys_size_fits():
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan])
 def test_a_weight_out_of_range_is_refused(weight):
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         steps(weight=weight)
     assert (
-        str(fault.value) == f"weight of the memory's loss must be >= 0 and finite, got {weight}; 1 is usual"
+        str(error.value) == f"weight of the memory's loss must be >= 0 and finite, got {weight}; 1 is usual"
     )
 
 
@@ -243,10 +243,10 @@ def test_the_filter_is_nearer_the_truth_than_the_last_small_batch():
         for one in (steady, alone):
             one.align_(truth[:0].clone(), batch)
         if step > 50:
-            for moment, fault in faults.items():
-                fault.append([getattr(one, moment) - exact[moment] for one in (steady, alone)])
-    for fault in faults.values():
-        filtered, last = (torch.stack(side) for side in zip(*fault, strict=True))
+            for moment, error in faults.items():
+                error.append([getattr(one, moment) - exact[moment] for one in (steady, alone)])
+    for error in faults.values():
+        filtered, last = (torch.stack(side) for side in zip(*error, strict=True))
         assert filtered.square().mean() < 0.05 * last.square().mean()
         assert (filtered.mean(0).abs() < 0.01).all()
 
@@ -294,18 +294,18 @@ def test_a_step_aligns_what_is_held_and_enqueues_the_batch_as_it_is():
 
 @pytest.mark.parametrize("rows", [(1, 3), (4, 2)])
 def test_a_batch_without_moments_is_refused(rows):
-    with pytest.raises(ShapeError) as fault:
+    with pytest.raises(ShapeError) as error:
         MomentAlignment(dim=3).align_(torch.ones(4, rows[1]), torch.ones(rows))
-    assert str(fault.value) == (
+    assert str(error.value) == (
         f"a batch of {list(rows)} has no moments of 3 dimensions; at least two rows of this width are needed"
     )
 
 
 @pytest.mark.parametrize("drift", [0.0, -0.1, math.inf])
 def test_a_drift_out_of_range_is_refused(drift):
-    with pytest.raises(RangeError) as fault:
+    with pytest.raises(RangeError) as error:
         MomentAlignment(dim=3, drift=drift)
-    assert str(fault.value) == (
+    assert str(error.value) == (
         f"drift must be > 0 and finite, or None to take each batch as it is, got {drift}; "
         "0.01 to 0.1 is usual"
     )

@@ -70,29 +70,29 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_stopped_run_ends_with_the_bits_of_one_that_never_stopped(way, tmp_path):
     settings = TINY | {"steps": 5} | WAYS[way]
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    whole, split_data = tmp_path / "whole", tmp_path / "parted"
     done = pretrain(DIGITS, out=whole, **settings)
-    half = pretrain(DIGITS, out=parted, stop=after(2), **settings)
+    half = pretrain(DIGITS, out=split_data, stop=after(2), **settings)
     assert (done.is_finished, half.is_finished) == (True, False)
     assert half.report["steps_taken"] == 2
     shown = []
-    ended = resume(parted, told=shown.append)
+    ended = resume(split_data, told=shown.append)
     assert [one.step for one in shown] == [3, 4, 5]
     assert ended.is_finished
     assert ended.report["steps_taken"] == 5
     assert equal(weights(done), weights(ended))
-    assert (whole / "encoder.safetensors").read_bytes() == (parted / "encoder.safetensors").read_bytes()
-    one, other = (latest_checkpoint(folder / "checkpoints") for folder in (whole, parted))
+    assert (whole / "encoder.safetensors").read_bytes() == (split_data / "encoder.safetensors").read_bytes()
+    one, other = (latest_checkpoint(folder / "checkpoints") for folder in (whole, split_data))
     assert one.step == other.step == 5
     assert equal(one.tensors, other.tensors)
     assert any(name.startswith("optimizer.") for name in one.tensors)
     assert ("model.temperature.log_inverse" in one.tensors) == (way == "learned")
-    assert metrics(whole) == metrics(parted)
+    assert metrics(whole) == metrics(split_data)
     assert [r["step"] for r in metrics(whole) if r["kind"] == "step"] == [1, 2, 3, 4, 5]
     assert [r["step"] for r in metrics(whole) if r["kind"] == "look"] == [0, 3, 5]
     assert (
         json.loads((whole / "run.json").read_text())["settings"]
-        == json.loads((parted / "run.json").read_text())["settings"]
+        == json.loads((split_data / "run.json").read_text())["settings"]
     )
 
 
@@ -260,8 +260,8 @@ def test_a_longer_run_that_is_killed_before_its_next_checkpoint_goes_on(finished
 def test_a_run_is_trained_by_one_process_at_a_time(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "run")
     code = (
-        "import sys; from pathlib import Path; from querykey.io.durable import only_writer\n"
-        "with only_writer(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from querykey.io.durable import file_lock\n"
+        "with file_lock(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     )
     file = tmp_path / "run" / "checkpoints" / "lock"
     other = subprocess.Popen(
@@ -398,15 +398,15 @@ def test_fewer_images_than_a_batch_are_all_of_them_and_said(tmp_path):
 def test_held_out_images_are_never_trained_on_and_labels_never_used(tmp_path):
     begun = []
     labelled = pretrain(DIGITS, begin=begun.append, **TINY, steps=2)
-    parted, images = begun[0].parted, begun[0].images
-    held = parted.sample[parted.asking]
+    split_data, images = begun[0].split_data, begun[0].images
+    held = split_data.sample[split_data.asking]
     assert len(held) == 40
-    assert not torch.isin(held, parted.train).any()
-    assert len(parted.train) == 1797 - 40
+    assert not torch.isin(held, split_data.train).any()
+    assert len(split_data.train) == 1797 - 40
     trained = {int(row) for pair in images.walk(0, 60) for row in images.rows[pair.ids]}
-    assert trained <= set(parted.train.tolist())
+    assert trained <= set(split_data.train.tolist())
     assert labelled.report["end"]["knn_queries"] == 40
-    assert labelled.report["start"]["knn_bank"] == len(parted.sample) - 40
+    assert labelled.report["start"]["knn_bank"] == len(split_data.sample) - 40
 
 
 def test_images_without_labels_have_no_knn_and_nothing_held_out(tmp_path):
@@ -418,7 +418,7 @@ def test_images_without_labels_have_no_knn_and_nothing_held_out(tmp_path):
     begun = []
     settings = TINY | {"batch_size": 8, "view_size": None}
     run = pretrain(flat, begin=begun.append, steps=2, **settings)
-    assert len(begun[0].parted.train) == 24
+    assert len(begun[0].split_data.train) == 24
     assert "knn" not in run.report["end"]
     assert run.report["end"]["pretext"] <= 1
 

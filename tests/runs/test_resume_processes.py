@@ -26,6 +26,6 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(images, tmp_path):
 def test_one_that_dies_ends_the_others(images, tmp_path):
     with pytest.raises(AssertionError, match="no one answered"):
         together("resuming_process_toys:one_dies", COUNT, tmp_path / "meeting", str(tmp_path), images)
-    seconds, fault = (tmp_path / "fault-0").read_text().split("\n", 1)
+    seconds, error = (tmp_path / "fault-0").read_text().split("\n", 1)
     assert float(seconds) < 60
-    assert "onnection" in fault or "gloo" in fault
+    assert "onnection" in error or "gloo" in error

@@ -7,7 +7,7 @@ from pretraining_toys import TINY, put_stripes
 from process_toys import together
 
 from querykey import pretrain
-from querykey.distributed.process_group import ALONE
+from querykey.distributed.process_group import SINGLE_PROCESS
 from querykey.pretraining import autotune
 
 HERE = TINY | {"batch_size": 16, "view_size": 12, "held_out": 4, "looks": 1, "steps": 3}
@@ -27,7 +27,7 @@ def images(tmp_path_factory):
 
 
 def test_three_processes_write_and_say_what_one_does(images, tmp_path):
-    alone = embedded_and_evaluated(ALONE, str(make(tmp_path / "alone")), str(images))
+    alone = embedded_and_evaluated(SINGLE_PROCESS, str(make(tmp_path / "alone")), str(images))
     found = together(
         "measuring_process_toys:embedded_and_evaluated", 3, make(tmp_path / "meeting"),
         str(make(tmp_path / "together")), str(images),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from querykey.adapter.relevance import unit_rows
 from querykey.dictionaries.protocol import Dictionary
-from querykey.distributed.process_group import Processes
+from querykey.distributed.process_group import ProcessGroup
 from querykey.types import FrozenRows, Ids, Labels, Numbers, Rows
 
 __all__ = [
@@ -125,11 +125,11 @@ class Pool:
         )
         return Batch(vectors, ids, self.labels[ids])
 
-    def share(self, dealt: Processes) -> Rows:
+    def share(self, shard_group: ProcessGroup) -> Rows:
         """Unit copies of the rows that this process has of all."""
-        if self.kept is not None and dealt.count == 1:
+        if self.kept is not None and shard_group.world_size == 1:
             return self.kept
-        return unit_rows(self.vectors, self.rows[dealt.rank :: dealt.count])
+        return unit_rows(self.vectors, self.rows[shard_group.rank :: shard_group.world_size])
 
     def walk(self, ids: Numbers) -> Iterator[Batch]:
         """The rows with these numbers, `BLOCK` at a time."""

@@ -12,7 +12,7 @@ from querykey.adapter.settings import AdapterSettings
 from querykey.encoders.heads import FCKind, FCLayer
 from querykey.errors import MissingPathError, StoreError
 from querykey.io.atomic import new_folder
-from querykey.io.durable import or_damaged
+from querykey.io.durable import raises_store_error
 
 __all__ = ["SavedAdapter", "put_saved", "read_saved", "write_saved"]
 
@@ -56,8 +56,8 @@ def write_saved(saved: SavedAdapter, folder: str | Path) -> None:
         OutputExistsError: If something is there.
         OutputError: If it cannot be written; nothing is left behind.
     """
-    with new_folder(folder) as aside:
-        put_saved(saved, aside)
+    with new_folder(folder) as tmp_path:
+        put_saved(saved, tmp_path)
 
 
 def put_saved(saved: SavedAdapter, folder: Path) -> None:
@@ -102,7 +102,7 @@ def read_saved(folder: str | Path) -> SavedAdapter:
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
         raise MissingPathError(f"{folder}: no adapter here; {DESCRIPTION} is missing")
-    with or_damaged(f"{folder}: the adapter", "fit it again"):
+    with raises_store_error(f"{folder}: the adapter", "fit it again"):
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if not isinstance(described, dict) or described.get("format") != FORMAT:
             raise StoreError(f"{folder}: {DESCRIPTION} does not describe an adapter")

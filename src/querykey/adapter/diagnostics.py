@@ -47,7 +47,7 @@ def health(step: Step, memory: Dictionary, capacity: int, fc: nn.Module, sample:
         mine, theirs = step.labels
         same = (mine[:, None] == theirs[None, :]) & (mine >= 0)[:, None]
         counts = torch.stack([(same & lookup.negative).sum(), lookup.negative.sum()])
-        own_class, negatives = lookup.dealt.sum(counts).tolist()
+        own_class, negatives = lookup.shard_group.sum(counts).tolist()
         seen["false_negatives"] = own_class / max(1, negatives)
     return {name: value for name, value in seen.items() if not math.isnan(value) or name == "loss"}
 
@@ -76,11 +76,11 @@ def collapse_reason(seen: dict[str, float], start_rank: float) -> str | None:
 def _candidates(lookup: Lookup) -> float:
     """Positives and negatives a query, mean."""
     counts = torch.stack([mask.sum() for mask in lookup.masks])
-    return float(lookup.dealt.sum(counts).sum()) / max(1, len(lookup))
+    return float(lookup.shard_group.sum(counts).sum()) / max(1, len(lookup))
 
 
 def _mean(lookup: Lookup, mask: PairMask) -> float:
     """Of the scores of some pairs; not a number where there are none."""
     own = torch.stack([lookup.scores[mask].sum(dtype=torch.float64), mask.sum(dtype=torch.float64)])
-    total, count = lookup.dealt.sum(own).tolist()
+    total, count = lookup.shard_group.sum(own).tolist()
     return total / count if count else math.nan

@@ -13,7 +13,7 @@ def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int, pr
         settings: Resolved.
         items: Rows trained on.
         width: Of the frozen rows.
-        processes: Among which a sharded memory is dealt out.
+        processes: Over which a sharded memory is split.
 
     Returns:
         A line of at most 78 characters.

@@ -27,7 +27,7 @@ from querykey.data.batches import UniformBatches
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.protocol import Dictionary
 from querykey.dictionaries.static import InBatch, WholeSet
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.lookup.lookup import Lookup, PairRule, Score, look_up
 from querykey.lookup.top_k import Mode, top_k
 from querykey.losses.by_name import objective
@@ -55,7 +55,7 @@ class Course:
 
 def course_of_items(
     fc: nn.Module, settings: AdapterSettings, vectors: FrozenRows, train: Numbers, labels: Labels | None,
-    *, target: Callable[[Tensor], Tensor] | None = None, processes: Processes = ALONE,
+    *, target: Callable[[Tensor], Tensor] | None = None, processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Course:  # fmt: skip
     """Steps over items, with labels or without.
 
@@ -76,11 +76,11 @@ def course_of_items(
     learner.target = target
     stale = settings.holds == "projections"
     whole = settings.memory == "cross_batch" and settings.capacity >= len(train) and not stale
-    dealt = processes if settings.sharded else ALONE
-    pool = Pool(vectors, train, labels, keep=len(train) <= settings.capacity and dealt.count == 1)
+    shard_group = processes if settings.sharded else SINGLE_PROCESS
+    pool = Pool(vectors, train, labels, keep=len(train) <= settings.capacity and shard_group.world_size == 1)
     size = min(settings.batch_size, len(pool))  # a fold has fewer rows than the whole
     batches = UniformBatches(len(pool), batch_size=size, seed=settings.seed)
-    memory = _memory(pool, settings, dealt, whole=whole, project=learner.fc if stale else None)
+    memory = _memory(pool, settings, shard_group, whole=whole, project=learner.fc if stale else None)
     capacity = _capacity(settings, pool)
     if whole and target is not None:
         learner.target = _remembering(target, memory.read().vectors)
@@ -114,7 +114,7 @@ def course_of_items(
 
 def course_of_pairs(
     fc: nn.Module, settings: AdapterSettings, documents: FrozenRows, train: Numbers, pairs: TrainingPairs,
-    *, processes: Processes = ALONE,
+    *, processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Course:  # fmt: skip
     """Steps over (query, document) pairs; documents without a pair are negatives.
 
@@ -133,18 +133,18 @@ def course_of_pairs(
     learner.moves_documents = settings.side == "both"
     relevance = Relevance(pairs.query_ids, pairs.document_ids, queries=len(pairs.queries))
     whole = settings.memory == "cross_batch" and settings.capacity >= len(documents)
-    dealt = processes if settings.sharded else ALONE
-    pool = Pool(documents, None, None, keep=whole and dealt.count == 1)
+    shard_group = processes if settings.sharded else SINGLE_PROCESS
+    pool = Pool(documents, None, None, keep=whole and shard_group.world_size == 1)
     asked = Pool(pairs.queries, None, None, keep=len(pairs.queries) <= settings.capacity)
     size = min(settings.batch_size, len(train))  # a fold has fewer pairs than the whole
     batches = UniformBatches(len(train), batch_size=size, seed=settings.seed)
-    memory = _memory(pool, settings, dealt, whole=whole, project=None)
+    memory = _memory(pool, settings, shard_group, whole=whole, project=None)
 
     def live(batch: Batch, memory: Dictionary) -> Tensor:
         held = memory.read()
         found = Lookup(
             batch.vectors, held.vectors, RelevantPairs(relevance, batch.ids, held.ids), "cosine",
-            dealt=memory.processes,
+            shard_group=memory.processes,
         )  # fmt: skip
         return top_k(found, settings.negatives or 0, "hard_negative")
 
@@ -171,7 +171,7 @@ def _remembering(target: Callable[[Tensor], Tensor], held: Tensor) -> Callable[[
     return lambda rows: kept if rows is held else target(rows)
 
 
-def _learner(fc: nn.Module, settings: AdapterSettings, rule: PairRule, processes: Processes) -> Learner:
+def _learner(fc: nn.Module, settings: AdapterSettings, rule: PairRule, processes: ProcessGroup) -> Learner:
     assert settings.loss is not None
     assert settings.learning_rate is not None
     trained = [parameter for parameter in fc.parameters() if parameter.requires_grad]
@@ -194,16 +194,16 @@ def _learner(fc: nn.Module, settings: AdapterSettings, rule: PairRule, processes
 
 
 def _memory(
-    pool: Pool, settings: AdapterSettings, dealt: Processes, *, whole: bool,
+    pool: Pool, settings: AdapterSettings, shard_group: ProcessGroup, *, whole: bool,
     project: Callable[[Tensor], Tensor] | None,
 ) -> Dictionary:  # fmt: skip
     """The dictionary, filled before step 0 where the settings say so."""
     if settings.memory == "in_batch":
         return InBatch()
     if whole:
-        return WholeSet(pool.share(dealt), pool.labels, processes=dealt)
+        return WholeSet(pool.share(shard_group), pool.labels, processes=shard_group)
     width = pool.vectors.shape[1] if project is None else int(settings.dim or 0)
-    memory = CrossBatchMemory(capacity=_capacity(settings, pool), dim=width, processes=dealt)
+    memory = CrossBatchMemory(capacity=_capacity(settings, pool), dim=width, processes=shard_group)
     if settings.prefill:
         first = UniformBatches(len(pool), batch_size=memory.capacity, seed=settings.seed + 1)(0)
         for batch in pool.walk(first):
@@ -248,7 +248,7 @@ def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> _Top:
             key_labels=held.labels,
             rule=rule,
             score=score,
-            dealt=memory.processes,
+            shard_group=memory.processes,
         )
         if not wanted:
             return _nothing(batch, memory)
@@ -257,16 +257,18 @@ def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> _Top:
     return choose
 
 
-def _shared_out(top: _Top, processes: Processes) -> _Top:
+def _shared_out(top: _Top, processes: ProcessGroup) -> _Top:
     """Each process selects for its part of the queries, if it holds all keys."""
-    if processes.count == 1:
+    if processes.world_size == 1:
         return top
 
     def choose(batch: Batch, memory: Dictionary) -> Tensor:
-        if memory.processes.count > 1:
+        if memory.processes.world_size > 1:
             return top(batch, memory)
         rows = len(batch.ids)
-        return processes.gather(top(Batch(*(part[processes.part(rows)] for part in batch)), memory), rows)
+        return processes.all_gather_with_grad(
+            top(Batch(*(part[processes.local_slice(rows)] for part in batch)), memory), rows
+        )
 
     return choose
 

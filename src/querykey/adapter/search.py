@@ -39,7 +39,7 @@ from querykey.adapter.tasks import (
 )
 from querykey.adapter.training import Fitted, LowRankChange, Record, Training, layer_at
 from querykey.adapter.verdict import Report
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.encoders.heads import FCLayer
 
 __all__ = ["Begin", "Search"]
@@ -91,7 +91,7 @@ class Search:
         self.settings = self.recipes[0][1]
         self.seed, self.dim = self.settings.seed, int(self.settings.dim or 0)
         self.width = self.task.sample.shape[1]
-        self.processes = current_processes()
+        self.processes = current_process_group()
         self.found: dict[str, _Candidate] = {}
         self.statistics: dict[Held, Statistics] = {}
         self.notes: list[str] = []
@@ -152,7 +152,7 @@ class Search:
         scores = torch.cat(
             [self.task.question.ask(self._form(form, held), held.asked) for held in self.task.folds]
         )
-        self.processes.copy_first_([scores])
+        self.processes.broadcast_([scores])
         self._found(_Candidate(name, scores, time.monotonic() - began, form=form))
 
     def _found(self, candidate: _Candidate) -> None:
@@ -182,7 +182,7 @@ class Search:
         for name in names:
             form, held = task.target_form(name), task.folds[0]
             scores = task.question.ask(self._form(form, held), held.asked)
-            self.processes.copy_first_([scores])
+            self.processes.broadcast_([scores])
             score = float(at_best_temperature(scores, seed=self.seed)[self.chooses].mean())
             if score > top:
                 best, top = name, score
@@ -233,13 +233,13 @@ class Search:
         fc: nn.Module = layer_at(affine, settings)
         if recipe.rank is not None and recipe.rank < self.width:
             fc = LowRankChange(affine, recipe.rank, seed=self.seed)
-            self.processes.copy_first_(fc.state_dict().values())
+            self.processes.broadcast_(fc.state_dict().values())
         if not self.told:
             self.told = True
             self.say(
                 describe_fit_memory(
                     settings, items=self.task.trained_on(None), width=self.width,
-                    processes=self.processes.count,
+                    processes=self.processes.world_size,
                 )
             )  # fmt: skip
         return Training(
@@ -391,7 +391,7 @@ class Search:
                     layer = self._trained_without(candidate, held)
                 scores.append(task.question.ask(layer, held.asked))
             every = torch.cat(scores)
-            self.processes.copy_first_([every])
+            self.processes.broadcast_([every])
             values.append(at_best_temperature(every, seed=self.seed))
         return difference(values[0] - values[1], groups=task.groups(folds), seed=self.seed)
 

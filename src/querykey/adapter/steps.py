@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from querykey.adapter.batch import Batch, Chosen, Union, union_of
 from querykey.adapter.relevance import Relevance
 from querykey.dictionaries.protocol import Dictionary
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.lookup.lookup import DensePairs, Lookup, PairRule, look_up
 from querykey.losses.by_name import Objective
 from querykey.types import Rows
@@ -57,7 +57,7 @@ class Learner:
         both_sides: Whether the gradient goes through the keys too, or through the queries alone.
         moves_documents: False leaves (query, document) keys as the frozen model gave them.
         processes: Each computes the loss of its own part of the queries, or of its share of the keys where
-            a memory that is dealt out is looked up whole. Batch and selection are the same on all, and keys
+            a memory that is sharded is looked up whole. Batch and selection are the same on all, and keys
             are made by each: one layer is cheaper than sending its rows around.
         target: Makes the rows whose scores are kept; None: the frozen rows themselves.
     """
@@ -68,7 +68,7 @@ class Learner:
     rule: PairRule = LABEL_RULE
     both_sides: bool = True
     moves_documents: bool = True
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
     target: Callable[[Tensor], Tensor] | None = None
 
     def wanted(self, vectors: Rows) -> Tensor:
@@ -85,10 +85,10 @@ class Learner:
         """This process's share of the mean loss over the queries that have a valid term."""
         takes_part = (lookup.positive if target is None else target.negative).any(dim=1)
         looked_up = [lookup] if target is None else [lookup, target]
-        if lookup.dealt.count > 1:  # of all queries the share of the cost that is in the own keys
-            takes_part = lookup.dealt.sum(takes_part.int()) > 0
-        elif self.processes.count > 1:
-            own = self.processes.part(len(lookup))
+        if lookup.shard_group.world_size > 1:  # of all queries the share of the cost that is in the own keys
+            takes_part = lookup.shard_group.sum(takes_part.int()) > 0
+        elif self.processes.world_size > 1:
+            own = self.processes.local_slice(len(lookup))
             looked_up = [one.rows(own.start, own.stop) for one in looked_up]
         losses = self.objective.loss(*looked_up)
         return losses.sum() / takes_part.sum().clamp(min=1)
@@ -150,7 +150,9 @@ def distillation_step(learner: Learner, batch: Batch, memory: Dictionary) -> Ste
     vectors, labels = held.vectors, (batch.labels, held.labels)
 
     lookup, frozen = (
-        look_up(queries, keys, query_ids=batch.ids, key_ids=held.ids, rule=ID_RULE, dealt=memory.processes)
+        look_up(
+            queries, keys, query_ids=batch.ids, key_ids=held.ids, rule=ID_RULE, shard_group=memory.processes
+        )
         for queries, keys in (
             (learner.fc(batch.vectors), learner.keys(vectors)),
             (learner.wanted(batch.vectors), learner.wanted(vectors)),

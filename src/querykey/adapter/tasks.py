@@ -52,7 +52,7 @@ from querykey.adapter.validation import (
     Transform,
     copies_of,
 )
-from querykey.distributed.process_group import Processes
+from querykey.distributed.process_group import ProcessGroup
 from querykey.encoders.heads import orthogonal
 from querykey.errors import ConfigError
 from querykey.types import FrozenRows, Labels, Numbers
@@ -227,7 +227,7 @@ class LabelTask:
         shrinkage = float(name.split()[1])
         return {f"{name} + pca": partial(_discriminated, dim=dim, shrinkage=shrinkage, fill=FILL)}
 
-    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: Processes) -> Course:
+    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> Course:
         return course_of_items(fc, settings, self.vectors, self._kept(fold), self.labels, processes=to)
 
     def trained_on(self, fold: Fold | None) -> int:
@@ -302,7 +302,7 @@ class PairTask:
             forms[f"discriminant {shrinkage:g}"] = partial(_discriminated, dim=dim, shrinkage=shrinkage)
         return forms
 
-    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: Processes) -> Course:
+    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> Course:
         return course_of_pairs(fc, settings, self.documents, self._kept(fold), self.pairs, processes=to)
 
     def trained_on(self, fold: Fold | None) -> int:
@@ -432,7 +432,7 @@ class RowTask:
     def forms(self) -> dict[str, Form]:
         return general_forms(self.settings.dim or 0, self.vectors.shape[1])
 
-    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: Processes) -> Course:
+    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> Course:
         target = self.target(fold)
         keeps: Transform | None = None if self.power == "frozen" else target
         return course_of_items(fc, settings, self.vectors, self._kept(fold), None, target=keeps, processes=to)

@@ -16,7 +16,7 @@ from querykey.adapter.diagnostics import collapse_reason, health
 from querykey.adapter.sampling import Course
 from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.verdict import Report
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.encoders.heads import FCLayer, orthogonal
 from querykey.evaluation.geometry import effective_rank
 from querykey.optim import warm_up_cosine
@@ -93,7 +93,7 @@ def layer_at(start: Affine, settings: AdapterSettings) -> FCLayer:
     assert settings.fc is not None
     fc = FCLayer(start.weight.shape[1], len(start.weight), kind=settings.fc)
     fc.set_affine_(start.weight, start.bias)
-    current_processes().copy_first_(fc.state_dict().values())  # another machine's bits may differ
+    current_process_group().broadcast_(fc.state_dict().values())  # another machine's bits may differ
     return fc
 
 
@@ -189,7 +189,7 @@ class Training:
             return math.nan
         with torch.no_grad():
             scores = self.ask(self.fc)
-        current_processes().copy_first_([scores])
+        current_process_group().broadcast_([scores])
         self.scores[self.taken] = scores
         score = self._mean(scores)
         if self.taken == self.best_step:

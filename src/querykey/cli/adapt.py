@@ -53,7 +53,7 @@ def adapt_features(
         run_file, settings or [], dim=dim, labels=labels, pairs=pairs or None, side=side, classes=classes,
         seed=seed,
     )  # fmt: skip
-    prepare(device, threads, run.seed, shares_out=True)
+    prepare(device, threads, run.seed, supports_torchrun=True)
     from querykey.adapter.verdict import summary
     from querykey.cli.console import detail, line, note, progress
     from querykey.runs.adapt import adapt

@@ -163,5 +163,5 @@ def _write(found: "Comparison", out: Path) -> None:
 
     from querykey.io.atomic import new_file
 
-    with new_file(out) as aside:
-        aside.write_text(json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with new_file(out) as tmp_path:
+        tmp_path.write_text(json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")

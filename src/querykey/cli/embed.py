@@ -32,7 +32,7 @@ def embed_source(
     The model runs only where features are missing: a stopped run goes on where it stopped, and
     features of the same data by the same model are left as they are.
     """
-    device = prepare(device, threads, seed, shares_out=True)
+    device = prepare(device, threads, seed, supports_torchrun=True)
     from querykey.cli.console import line, note, progress
     from querykey.data.readers.open import read_source
     from querykey.features.embed import embed

@@ -28,29 +28,29 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except QuerykeyError as fault:
-            raise _leave(f"error: {_words(fault)}", MISTAKE) from fault
+        except QuerykeyError as error:
+            raise _leave(f"error: {_words(error)}", MISTAKE) from error
         except KeyboardInterrupt as stop:
             raise _leave("stopped by Ctrl-C", STOPPED) from stop
-        except PermissionError as fault:
-            raise _leave(f"error: no permission: {fault.filename or fault}", MISTAKE) from fault
-        except Exception as fault:
-            if is_out_of_memory(fault):
-                raise _leave("error: out of memory; use fewer rows or a smaller batch", MISTAKE) from fault
-            if is_parting(fault):
-                raise _leave("error: a process of this run has ended, and so all do", MISTAKE) from fault
-            if not is_full_disk(fault):
+        except PermissionError as error:
+            raise _leave(f"error: no permission: {error.filename or error}", MISTAKE) from error
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise _leave("error: out of memory; use fewer rows or a smaller batch", MISTAKE) from error
+            if is_parting(error):
+                raise _leave("error: a process of this run has ended, and so all do", MISTAKE) from error
+            if not is_full_disk(error):
                 raise
-            name = getattr(fault, "filename", None)
+            name = getattr(error, "filename", None)
             where = f"{name}: " if name else ""
             raise _leave(
                 f"error: {where}the disk is full; free some space and run it again", MISTAKE
-            ) from fault
+            ) from error
 
 
-def _words(fault: QuerykeyError) -> str:
+def _words(error: QuerykeyError) -> str:
     """The message; one that carries an errno would show it as "[Errno 28]"."""
-    return getattr(fault, "strerror", None) or str(fault)
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _leave(message: str, code: int) -> typer.Exit:

@@ -65,7 +65,7 @@ def evaluate_on(
     linear evaluation beside the untrained encoder and raw pixels. After each number stands how it
     compares with two of them: + above and - below by more than the 95% interval, = within it.
     """
-    device = prepare(device, threads, seed, shares_out=True)
+    device = prepare(device, threads, seed, supports_torchrun=True)
     from querykey.errors import ConfigError
     from querykey.runs.data import DataAt
     from querykey.runs.pretrain_folder import is_pretraining
@@ -144,15 +144,15 @@ def _evaluate_encoder(
 
 
 def _write(found: "Table", out: Path | None) -> None:
-    from querykey.distributed.process_group import current_processes
+    from querykey.distributed.process_group import current_process_group
 
-    if out is None or not current_processes().is_first:
+    if out is None or not current_process_group().is_main_process:
         return
     import json
 
     from querykey.cli.console import line
     from querykey.io.atomic import new_file
 
-    with new_file(out) as aside:
-        aside.write_text(json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")
+    with new_file(out) as tmp_path:
+        tmp_path.write_text(json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")
     line(f"{out}: all numbers, with intervals, protocol and versions")

@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 from querykey.cli.errors import STOPPED, Commands, insistent
-from querykey.cli.torchrun import one_speaks
+from querykey.cli.torchrun import rank_zero_output
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -84,7 +84,7 @@ def _all(
 def main() -> None:
     """Run the command line; the entry point of `querykey`."""
     try:
-        with one_speaks(), insistent():
+        with rank_zero_output(), insistent():
             app(prog_name="querykey")
     except KeyboardInterrupt:
         sys.exit(STOPPED)

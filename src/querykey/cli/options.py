@@ -34,14 +34,14 @@ Out = Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey adapt` wrote.")]
 
 
-def prepare(device: str, threads: int | None, seed: int, *, shares_out: bool = False) -> str:
+def prepare(device: str, threads: int | None, seed: int, *, supports_torchrun: bool = False) -> str:
     """Set threads and seed, and see that the device is there before anything long begins.
 
     Args:
         device: As torch names it.
         threads: At least 1; None leaves torch its own choice.
         seed: For what draws from torch's own generator, such as a model with random weights.
-        shares_out: Whether the command can be shared out over many processes; they meet here.
+        supports_torchrun: Whether the command can be shared out over many processes; they meet here.
 
     Returns:
         The device of this process.
@@ -51,7 +51,7 @@ def prepare(device: str, threads: int | None, seed: int, *, shares_out: bool = F
     """
     from querykey.cli.torchrun import is_one_of_many, join
 
-    if is_one_of_many() and not shares_out:
+    if is_one_of_many() and not supports_torchrun:
         from querykey.errors import ConfigError
 
         raise ConfigError("this command is for one process; call it without torchrun")

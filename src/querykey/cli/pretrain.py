@@ -84,7 +84,7 @@ def pretrain_source(
     )  # fmt: skip
     given = run.as_settings()
     source = _source(given.pop("data", None))
-    device = prepare(device, threads, run.seed or 0, shares_out=True)
+    device = prepare(device, threads, run.seed or 0, supports_torchrun=True)
     from querykey.cli.console import note
     from querykey.cli.pretrain import display, show_start
     from querykey.runs.pretrain import pretrain
@@ -112,7 +112,7 @@ def resume_run(
     from querykey.runs.pretrain_folder import RunFolder
 
     before = RunFolder.read(run)
-    prepare(before.device, threads or before.threads, before.settings.seed, shares_out=True)
+    prepare(before.device, threads or before.threads, before.settings.seed, supports_torchrun=True)
     from querykey.cli.console import note
     from querykey.cli.pretrain import display, show_start
     from querykey.runs.pretrain import resume
@@ -194,8 +194,8 @@ def show_start(course: "Course") -> None:
     encoder, pixels = course.learner.encoder, course.images.pixels
     weights = sum(weight.numel() for weight in encoder.backbone.parameters())
     line(
-        f"{settings.method}: {len(course.parted.train):,} images of {pixels.channels} channels, "
-        f"{len(course.parted.asking):,} held out for the online kNN"
+        f"{settings.method}: {len(course.split_data.train):,} images of {pixels.channels} channels, "
+        f"{len(course.split_data.asking):,} held out for the online kNN"
     )
     line(
         f"  backbone {settings.backbone}: {weights / 1e6:.2f} M weights, h {encoder.backbone.dim}, "
@@ -211,9 +211,9 @@ def show_start(course: "Course") -> None:
         f"{settings.weight_decay:.3g}, rises in the first {settings.warm_up:.0%} of the steps, then cosine"
     )
     line(f"  loss {_loss_of(settings)}")
-    for words in describe_dictionary(settings, items=len(course.parted.train), steps=course.steps):
+    for words in describe_dictionary(settings, items=len(course.split_data.train), steps=course.steps):
         line(f"  {words}")
-    items, processes = len(course.parted.train), course.learner.processes.count
+    items, processes = len(course.split_data.train), course.learner.processes.world_size
     line(f"  {describe_memory(settings, items=items, width=encoder.head.dim, processes=processes)}")
     first, second = images.views
     line(f"  views {settings.views}:")

@@ -41,8 +41,8 @@ def report(
     words += ["--figures", str(figures)] if figures is not None else []
     words += ["--features", features] if features is not None else []
     page, drawn = render(sections, command=shlex.join(words)), figures_of(sections)
-    with new_file(out) as aside:
-        aside.write_text(page, encoding="utf-8")
+    with new_file(out) as tmp_path:
+        tmp_path.write_text(page, encoding="utf-8")
         if figures is not None:
             with new_folder(figures) as folder:
                 for name, text in drawn.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from querykey.errors import ConfigError
 
-__all__ = ["is_one_of_many", "is_parting", "join", "one_speaks", "tell"]
+__all__ = ["is_one_of_many", "is_parting", "join", "rank_zero_output", "tell"]
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others: some read images, or write a checkpoint, while the others wait.
@@ -46,13 +46,13 @@ def join(device: str) -> str:
         torch.cuda.set_device(device)
     try:
         distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo", timeout=PATIENCE)
-    except (RuntimeError, ValueError) as fault:
-        raise ConfigError(f"the processes that torchrun started do not meet: {fault}") from fault
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"the processes that torchrun started do not meet: {error}") from error
     return device
 
 
 @contextmanager
-def one_speaks() -> Iterator[None]:
+def rank_zero_output() -> Iterator[None]:
     """Let the first of many processes alone write to the terminal; the others say why they end, if they must.
 
     Yields:
@@ -68,19 +68,19 @@ def one_speaks() -> Iterator[None]:
             yield
 
 
-def is_parting(fault: BaseException) -> bool:
+def is_parting(error: BaseException) -> bool:
     """Whether an error only says that another process is gone.
 
     Args:
-        fault: Of a call of torch.distributed, or any other.
+        error: Of a call of torch.distributed, or any other.
     """
     if not is_one_of_many():
         return False
     from torch import distributed
 
-    words = str(fault).lower()
-    return isinstance(fault, distributed.DistError) or (
-        isinstance(fault, RuntimeError) and ("gloo" in words or "connection" in words or "peer" in words)
+    words = str(error).lower()
+    return isinstance(error, distributed.DistError) or (
+        isinstance(error, RuntimeError) and ("gloo" in words or "connection" in words or "peer" in words)
     )
 
 

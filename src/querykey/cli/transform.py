@@ -51,10 +51,10 @@ def _write(out: Path, rows: Any) -> None:
 
     from querykey.io.atomic import new_file
 
-    with new_file(out) as aside:
+    with new_file(out) as tmp_path:
         if out.suffix == ".npy":
-            np.save(aside, rows, allow_pickle=False)
+            np.save(tmp_path, rows, allow_pickle=False)
         else:
             from safetensors.numpy import save_file
 
-            save_file({"Z": np.ascontiguousarray(rows)}, aside)
+            save_file({"Z": np.ascontiguousarray(rows)}, tmp_path)

@@ -24,34 +24,34 @@ class Grammar:
     unions: Mapping[str, Mapping[str, type[BaseModel]]]
     tables: Mapping[str, type[BaseModel]]
 
-    def describe(self, fault: Mapping[str, Any]) -> str:
+    def describe(self, error: Mapping[str, Any]) -> str:
         """Say one fault of pydantic.
 
         Args:
-            fault: As `ValidationError.errors` gives it.
+            error: As `ValidationError.errors` gives it.
 
         Returns:
             One line: dotted key, what is wrong and what would be right.
         """
-        location = [str(part) for part in fault["loc"]]
+        location = [str(part) for part in error["loc"]]
         table = location[0] if location else ""
         kinds = self.unions.get(table, {})
         model = self.tables.get(table, self.root)
         if len(location) > 1 and location[1] in kinds:
             model = kinds[location.pop(1)]
-        key, given = ".".join(location), fault.get("input")
-        match fault["type"]:
+        key, given = ".".join(location), error.get("input")
+        match error["type"]:
             case "extra_forbidden":
                 return f"{key}: no such key{self._meant(location, model)}"
             case "union_tag_invalid":
-                kind = str(fault["ctx"]["tag"])
+                kind = str(error["ctx"]["tag"])
                 return f"{key}.kind: no such kind {kind!r}{_nearest(kind, list(kinds))}"
             case "value_error":
-                return str(fault["ctx"]["error"])
+                return str(error["ctx"]["error"])
             case "model_type" | "model_attributes_type":
                 wanted = 'must be a table, such as { kind = "..." }' if kinds else "must be a table"
             case _:
-                wanted = fault["msg"].replace("Input should be", "must be")
+                wanted = error["msg"].replace("Input should be", "must be")
         return f"{key}: {wanted}" + (f", got {given!r}" if isinstance(given, str | int | float) else "")
 
     def rows(self) -> Iterator[tuple[str, str]]:

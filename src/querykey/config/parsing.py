@@ -45,8 +45,8 @@ def read_raw(
             raise MissingPathError(f"{path}: no such run file")
         try:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, OSError) as fault:  # ValueError: a number of thousands of digits
-            raise ConfigError(f"{path}: is no TOML: {fault}") from fault
+        except (ValueError, RecursionError, OSError) as error:  # ValueError: a number of thousands of digits
+            raise ConfigError(f"{path}: is no TOML: {error}") from error
     raw |= {name: value for name, value in options.items() if value is not None}
     for setting in settings:
         _put(raw, *parse_setting(setting), firsts)
@@ -71,7 +71,7 @@ def check(model: type[Model], raw: Mapping[str, Any], *, grammar: Grammar, name:
     try:
         return model.model_validate(dict(raw))
     except ValidationError as faults:
-        lines = "\n".join(f"  {grammar.describe(fault)}" for fault in faults.errors(include_url=False))
+        lines = "\n".join(f"  {grammar.describe(error)}" for error in faults.errors(include_url=False))
         raise ConfigError(f"{name}: cannot be run\n{lines}") from None
 
 

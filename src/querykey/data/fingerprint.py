@@ -46,8 +46,8 @@ class Fingerprint:
             with path.open("rb", buffering=0) as stream:
                 while block := stream.read(_BLOCK):
                     part.update(block)
-        except OSError as fault:
-            return self.text("unreadable", type(fault).__name__)
+        except OSError as error:
+            return self.text("unreadable", type(error).__name__)
         return self.data(part.digest(), tag=b"f")
 
     def array(self, array: NDArray[Any]) -> "Fingerprint":

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from querykey.errors import DataError
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 
 __all__ = ["NO_NAMES", "common_labels", "number_labels"]
 
@@ -58,14 +58,14 @@ def number_labels(values: Any, *, what: str, names: Sequence[str] = ()) -> _Numb
     elif not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{what} holds {kind}, which are no classes; labels are strings or whole numbers")
 
-    unknown = "" if not pa.types.is_integer(column.type) else UNLABELLED
+    unknown = "" if not pa.types.is_integer(column.type) else IGNORE_LABEL
     known = pc.and_kleene(pc.is_valid(column), pc.fill_null(pc.not_equal(column, unknown), False))
     if len(names) and pa.types.is_integer(column.type):
         return _named_already(column, known, what, tuple(names))
     classes = pc.unique(column.filter(known))
     classes = classes.take(pc.sort_indices(classes))
     numbers = pc.index_in(pc.if_else(known, column, None), value_set=classes)
-    labels = pc.fill_null(numbers, UNLABELLED).to_numpy(zero_copy_only=False).astype(np.int64)
+    labels = pc.fill_null(numbers, IGNORE_LABEL).to_numpy(zero_copy_only=False).astype(np.int64)
     return labels, tuple(str(name) for name in classes.to_pylist())
 
 
@@ -89,7 +89,7 @@ def common_labels(*parts: _Numbered) -> tuple[list[NDArray[np.int64]], tuple[str
     numbered = []
     for labels, own in parts:
         # the last entry is where an index of -1 falls
-        onto = np.array([*(place[name] for name in own), UNLABELLED], dtype=np.int64)
+        onto = np.array([*(place[name] for name in own), IGNORE_LABEL], dtype=np.int64)
         numbered.append(onto[labels])
     return numbered, names
 
@@ -105,11 +105,11 @@ def _whole_numbers(column: Any, what: str) -> Any:
     column = pc.if_else(pc.is_nan(column), None, column)
     try:
         return pc.cast(column, pa.int64())
-    except pa.ArrowInvalid as fault:
+    except pa.ArrowInvalid as error:
         raise DataError(
             f"{what} holds decimals ({column.type}), which are no classes; "
             "labels are strings or whole numbers"
-        ) from fault
+        ) from error
 
 
 def _signed(column: Any) -> Any:
@@ -121,9 +121,9 @@ def _signed(column: Any) -> Any:
 
 
 def _named_already(column: Any, known: Any, what: str, names: tuple[str, ...]) -> _Numbered:
-    filled = pc.if_else(known, column, UNLABELLED)
+    filled = pc.if_else(known, column, IGNORE_LABEL)
     labels = filled.to_numpy(zero_copy_only=False).astype(np.int64)
-    if len(labels) and not (labels.min() >= UNLABELLED and labels.max() < len(names)):
+    if len(labels) and not (labels.min() >= IGNORE_LABEL and labels.max() < len(names)):
         raise DataError(
             f"{what} holds labels from {labels.min()} to {labels.max()}, but names {len(names)} classes; "
             f"labels must lie in 0 to {len(names) - 1}, or be -1 where unknown"

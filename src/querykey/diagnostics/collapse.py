@@ -11,7 +11,7 @@ from querykey.errors import DataError, ShapeError
 from querykey.evaluation.few_labels import split_by_class
 from querykey.evaluation.geometry import alignment, effective_rank, uniformity
 from querykey.evaluation.knn import knn_correct
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Labels, Numbers, Rows
 
 __all__ = ["collapse_reason", "mean_cosine", "monitor", "pretext_accuracy"]
@@ -79,7 +79,7 @@ def monitor(
         }
     is_finite = bool(h.isfinite().all())
     seen["effective_rank_h"] = effective_rank(h) if is_finite else math.nan
-    if labels is not None and is_finite and bool((labels != UNLABELLED).any()):
+    if labels is not None and is_finite and bool((labels != IGNORE_LABEL).any()):
         seen |= _knn(h, labels, asking, seed)
     return seen
 
@@ -188,7 +188,7 @@ def _knn(h: Tensor, labels: Tensor, asking: Tensor | None, seed: int) -> dict[st
     if asking is None:
         bank, queries = split_by_class(labels, share=QUERY_SHARE, seed=seed)
     else:
-        known = labels != UNLABELLED
+        known = labels != IGNORE_LABEL
         queries = asking[known[asking]]
         bank = known.index_fill(0, asking, value=False).nonzero()[:, 0]
     if not len(queries) or not len(bank):

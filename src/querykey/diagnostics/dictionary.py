@@ -10,8 +10,8 @@ from torch import Tensor
 from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.errors import RangeError, ShapeError
-from querykey.lookup.lookup import UNLABELLED, Block, Lookup
-from querykey.lookup.own_key_pairs import NOBODY
+from querykey.lookup.lookup import IGNORE_LABEL, Block, Lookup
+from querykey.lookup.own_key_pairs import IGNORE_ID
 from querykey.losses.info_nce import check_temperature
 from querykey.types import Ids, KeyIds, KeyLabels, Labels, Numbers, QueryIds, QueryLabels
 
@@ -272,7 +272,7 @@ def labels_of(ids: Ids, labels: Numbers) -> Labels:
         >>> labels_of(torch.tensor([2, -1, 0]), torch.tensor([7, 8, 9])).tolist()
         [9, -1, 7]
     """
-    found: Tensor = labels.to(ids.device)[ids.clamp(min=0)].masked_fill(ids == NOBODY, UNLABELLED)
+    found: Tensor = labels.to(ids.device)[ids.clamp(min=0)].masked_fill(ids == IGNORE_ID, IGNORE_LABEL)
     return found
 
 
@@ -341,7 +341,7 @@ class _Tally:
             self.own_item += int(((mine == theirs) & negative).count_nonzero())
         if labels is not None:
             mine, theirs = labels[0][:, None], labels[1][None, keys]
-            known = (mine != UNLABELLED) & (theirs != UNLABELLED) & negative
+            known = (mine != IGNORE_LABEL) & (theirs != IGNORE_LABEL) & negative
             self.known += int(known.count_nonzero())
             self.own_class += int(((mine == theirs) & known).count_nonzero())
 

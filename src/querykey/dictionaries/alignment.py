@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import RangeError, ShapeError
 from querykey.types import Keys, Queries
 
@@ -79,14 +79,14 @@ class MomentAlignment(nn.Module):
         self.register_buffer("variance_doubt", torch.full((dim,), UNKNOWN))
 
     @torch.no_grad()
-    def align_(self, held: Keys, batch: Queries, processes: Processes = ALONE) -> None:
+    def align_(self, held: Keys, batch: Queries, processes: ProcessGroup = SINGLE_PROCESS) -> None:
         """See a batch, and move the held rows in place.
 
         Args:
             held: Rows of a memory [keys, dim]; fewer than two are left as they are.
             batch: Rows of the encoder as it is now [queries, dim], of length 1, at least two; of all
                 processes.
-            processes: Among which the memory is dealt out: `held` is this one's share.
+            processes: Over which the memory is sharded: `held` is this one's share.
 
         Raises:
             ShapeError: If the batch has fewer than two rows, or rows of another width.

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.dictionaries.protocol import Held
-from querykey.distributed.process_group import ALONE, Processes
-from querykey.distributed.sharding import deal, rows_of_dealt
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from querykey.distributed.sharding import gather_rows, shard
 from querykey.errors import RangeError, ShapeError
 from querykey.types import Ids, Numbers, Rows
 
@@ -29,8 +29,8 @@ class MemoryBank(nn.Module):
         dim: Width of a row, at least 1.
         seed: Of the random start; the caller's generators do not move.
         momentum: m in [0, 1), the share of the old row that stays.
-        processes: Among which the rows are dealt, slot i with process i mod N; one alone holds all. When each
-            was written all of them know.
+        processes: Over which the rows are sharded, slot i with process i mod N; one alone holds all.
+            When each was written all of them know.
 
     Raises:
         RangeError: If items or dim is below 1, or momentum is not in [0, 1).
@@ -53,7 +53,13 @@ class MemoryBank(nn.Module):
     normaliser: Tensor
 
     def __init__(
-        self, *, items: int, dim: int, seed: int = 0, momentum: float = 0.5, processes: Processes = ALONE
+        self,
+        *,
+        items: int,
+        dim: int,
+        seed: int = 0,
+        momentum: float = 0.5,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         super().__init__()
         if items < 1 or dim < 1:
@@ -64,7 +70,7 @@ class MemoryBank(nn.Module):
             )
         self.momentum = momentum
         drawn = torch.rand(items, dim, generator=torch.Generator().manual_seed(seed))
-        drawn = drawn[processes.rank :: processes.count].clone() if processes.count > 1 else drawn
+        drawn = drawn[processes.rank :: processes.world_size].clone() if processes.world_size > 1 else drawn
         self.processes = processes
         self.register_buffer("vectors", drawn.mul_(2.0).sub_(1.0).mul_((3.0 / dim) ** 0.5))
         self.register_buffer("ids", torch.arange(items), persistent=False)
@@ -83,7 +89,7 @@ class MemoryBank(nn.Module):
         Views, not copies. A loss that is computed from them must run backward before the next
         `write`; torch refuses it afterwards.
         """
-        own = slice(self.processes.rank, None, self.processes.count)
+        own = slice(self.processes.rank, None, self.processes.world_size)
         return Held(self.vectors, self.ids[own], self.labels[own])
 
     def rows(self, ids: Ids) -> Rows:
@@ -99,7 +105,7 @@ class MemoryBank(nn.Module):
             RangeError: If there is no slot for one of them.
         """
         self._require_slots(ids)
-        return rows_of_dealt(self.vectors, ids, self.processes)
+        return gather_rows(self.vectors, ids, self.processes)
 
     def sample(self, count: int, generator: torch.Generator) -> Numbers:
         """Items drawn uniformly, each as if alone: one may be drawn twice.
@@ -138,7 +144,7 @@ class MemoryBank(nn.Module):
             RangeError: If there is no slot for one of the items; nothing is put.
         """
         self._require_slots(ids)
-        own, places = deal(ids, self.processes)
+        own, places = shard(ids, self.processes)
         self.vectors[places] = vectors[own].to(self.vectors.dtype)
 
     @torch.no_grad()
@@ -165,7 +171,7 @@ class MemoryBank(nn.Module):
         is_last[:-1] = slots[1:] != slots[:-1]
         slots, rows = slots[is_last], vectors[order[is_last]].to(self.vectors.dtype)
         self._writes += 1
-        own, places = deal(slots, self.processes)
+        own, places = shard(slots, self.processes)
         mixed = torch.lerp(rows[own], self.vectors[places], self.momentum)
         self.vectors[places] = F.normalize(mixed, dim=1)
         self.written[slots] = self._writes

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from querykey.dictionaries.protocol import Held
-from querykey.distributed.process_group import ALONE, Processes
-from querykey.distributed.sharding import deal, dealt, rows_of_dealt
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from querykey.distributed.sharding import gather_rows, shard, shard_size
 from querykey.errors import RangeError, ShapeError
 from querykey.types import Ids, Labels, Numbers, Rows
 
@@ -29,7 +29,7 @@ class CrossBatchMemory(nn.Module):
     Args:
         capacity: Rows held when full, at least 1; by all processes together.
         dim: Width of a row, at least 1.
-        processes: Among which the rows are dealt; one alone holds all.
+        processes: Over which the rows are sharded; one alone holds all.
 
     Raises:
         RangeError: If capacity or dim is below 1.
@@ -51,12 +51,12 @@ class CrossBatchMemory(nn.Module):
     labels: Tensor
     written: Tensor
 
-    def __init__(self, *, capacity: int, dim: int, processes: Processes = ALONE) -> None:
+    def __init__(self, *, capacity: int, dim: int, processes: ProcessGroup = SINGLE_PROCESS) -> None:
         super().__init__()
         if capacity < 1 or dim < 1:
             raise RangeError(f"capacity and dim must be at least 1, got {capacity} and {dim}")
         self.processes = processes
-        self.register_buffer("vectors", torch.zeros(dealt(capacity, processes), dim))
+        self.register_buffer("vectors", torch.zeros(shard_size(capacity, processes), dim))
         self.register_buffer("ids", torch.zeros(capacity, dtype=torch.int64))
         self.register_buffer("labels", torch.full((capacity,), -1))
         self.register_buffer("written", torch.zeros(capacity, dtype=torch.int64))
@@ -79,8 +79,8 @@ class CrossBatchMemory(nn.Module):
         Views, not copies: nothing of the memory is cloned in a step. A loss that is computed from
         them must run backward before the next `enqueue`; torch refuses it afterwards.
         """
-        own = slice(self.processes.rank, self._filled, self.processes.count)
-        return Held(self.vectors[: dealt(self._filled, self.processes)], self.ids[own], self.labels[own])
+        own = slice(self.processes.rank, self._filled, self.processes.world_size)
+        return Held(self.vectors[: shard_size(self._filled, self.processes)], self.ids[own], self.labels[own])
 
     def rows(self, slots: Numbers) -> Rows:
         """The rows of some slots, whichever process holds them.
@@ -91,7 +91,7 @@ class CrossBatchMemory(nn.Module):
         Returns:
             [rows, dim], a copy.
         """
-        return rows_of_dealt(self.vectors, slots, self.processes)
+        return gather_rows(self.vectors, slots, self.processes)
 
     def age(self) -> Tensor:
         """How many calls of `enqueue` ago each row was written: int64 [filled], 0 for the newest."""
@@ -117,7 +117,7 @@ class CrossBatchMemory(nn.Module):
         end = self._cursor + len(vectors)
         slots = torch.arange(self._cursor, end, device=self.ids.device) % self.capacity
         self._enqueued += 1
-        own, places = deal(slots, self.processes)
+        own, places = shard(slots, self.processes)
         self.vectors[places] = vectors[own].to(self.vectors.dtype)
         self.ids[slots] = ids
         self.labels[slots] = -1 if labels is None else labels

@@ -4,7 +4,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from querykey.distributed.process_group import Processes
+from querykey.distributed.process_group import ProcessGroup
 from querykey.types import Ids, Labels, Numbers, Rows
 
 __all__ = ["Dictionary", "Held"]
@@ -23,8 +23,8 @@ class Dictionary(Protocol):
     """Rows that a step looks up in: numbered slots, each with an item id and a label."""
 
     @property
-    def processes(self) -> Processes:
-        """Among which the rows are dealt, slot *s* with process *s* mod N; one alone holds all."""
+    def processes(self) -> ProcessGroup:
+        """Over which the rows are sharded, slot *s* with process *s* mod N; one alone holds all."""
         ...
 
     @property

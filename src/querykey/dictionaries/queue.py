@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from querykey.dictionaries.cross_batch import CrossBatchMemory
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError, RangeError
 from querykey.types import Ids, Labels, Rows
 
@@ -28,7 +28,7 @@ class KeyQueue(CrossBatchMemory):
             steps. "random": the queue is full from the start with random rows of length 1 and id -1,
             which are nobody's.
         seed: Of the random rows; the caller's generators do not move.
-        processes: Among which the rows are dealt; see `CrossBatchMemory`.
+        processes: Over which the rows are sharded; see `CrossBatchMemory`.
 
     Raises:
         RangeError: If capacity or dim is below 1.
@@ -48,14 +48,14 @@ class KeyQueue(CrossBatchMemory):
 
     def __init__(
         self, *, capacity: int, dim: int, start: QueueStart = "empty", seed: int = 0,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:  # fmt: skip
         super().__init__(capacity=capacity, dim=dim, processes=processes)
         if start not in ("empty", "random"):
             raise ConfigError(f"a queue starts empty or random; got {start!r}")
         if start == "random":
             drawn = torch.randn(capacity, dim, generator=torch.Generator().manual_seed(seed))
-            self.vectors.copy_(F.normalize(drawn, dim=1)[processes.rank :: processes.count])
+            self.vectors.copy_(F.normalize(drawn, dim=1)[processes.rank :: processes.world_size])
             self.ids.fill_(-1)
             self._filled = capacity
 

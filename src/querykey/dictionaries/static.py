@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from querykey.dictionaries.protocol import Held
-from querykey.distributed.process_group import ALONE, Processes
-from querykey.distributed.sharding import rows_of_dealt
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from querykey.distributed.sharding import gather_rows
 from querykey.types import Ids, Labels, Numbers, Rows
 
 __all__ = [
@@ -25,7 +25,7 @@ class InBatch:
         [6]
     """
 
-    processes = ALONE
+    processes = SINGLE_PROCESS
 
     def __init__(self) -> None:
         self._held = Held(
@@ -73,7 +73,7 @@ class WholeSet:
     Args:
         vectors: [items, dim]; slot i is the item with id i. Of several processes those of its share.
         labels: Class of each item of all, -1 where it is not known; None: of none, and one process holds all.
-        processes: Among which the rows are dealt, row i with process i mod N; one alone holds all.
+        processes: Over which the rows are sharded, row i with process i mod N; one alone holds all.
 
     Example:
         >>> whole = WholeSet(torch.eye(3), torch.tensor([7, 7, -1]))
@@ -82,10 +82,12 @@ class WholeSet:
         3
     """
 
-    def __init__(self, vectors: Rows, labels: Labels | None = None, *, processes: Processes = ALONE) -> None:
+    def __init__(
+        self, vectors: Rows, labels: Labels | None = None, *, processes: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
         self.labels = torch.full((len(vectors),), -1) if labels is None else labels
         self.ids, self.processes = torch.arange(len(self.labels)), processes
-        own = slice(processes.rank, None, processes.count)
+        own = slice(processes.rank, None, processes.world_size)
         self._held = Held(vectors, self.ids[own], self.labels[own])
 
     def __len__(self) -> int:
@@ -98,7 +100,7 @@ class WholeSet:
 
     def rows(self, slots: Numbers) -> Rows:
         """The rows of some items, whichever process holds them: [slots, dim], a copy."""
-        return rows_of_dealt(self._held.vectors, slots, self.processes)
+        return gather_rows(self._held.vectors, slots, self.processes)
 
     def age(self) -> Tensor:
         """Always 0: a frozen row is as good as new."""

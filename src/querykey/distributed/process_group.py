@@ -16,42 +16,44 @@ from torch import distributed as network
 
 from querykey.errors import RangeError, ShapeError
 
-__all__ = ["ALONE", "Processes", "current_processes", "processes_here"]
+__all__ = ["SINGLE_PROCESS", "ProcessGroup", "current_process_group", "processes_here"]
 
 Plain = TypeVar("Plain")
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """This process among those of torch.distributed's default group; one alone asks nobody.
 
     All processes must call the same methods in the same order.
 
     Args:
         rank: Number of this process, from 0.
-        count: How many there are, at least 1.
+        world_size: How many there are, at least 1.
 
     Raises:
         RangeError: If there is no such process.
 
     Example:
-        >>> [Processes(rank, 4).part(10) for rank in range(4)]
+        >>> [ProcessGroup(rank, 4).local_slice(10) for rank in range(4)]
         [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None), slice(8, 10, None)]
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.count:
-            raise RangeError(f"process {self.rank} of {self.count} does not exist; the first has number 0")
+        if not 0 <= self.rank < self.world_size:
+            raise RangeError(
+                f"process {self.rank} of {self.world_size} does not exist; the first has number 0"
+            )
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0
 
-    def part(self, rows: int) -> slice:
+    def local_slice(self, rows: int) -> slice:
         """The rows of a batch that this process computes: consecutive; sizes differ by one at the most.
 
         Args:
@@ -60,11 +62,11 @@ class Processes:
         Returns:
             Where they begin and end.
         """
-        size, more = divmod(rows, self.count)
+        size, more = divmod(rows, self.world_size)
         start = self.rank * size + min(self.rank, more)
         return slice(start, start + size + (self.rank < more))
 
-    def gather(self, own: Tensor, rows: int) -> Tensor:
+    def all_gather_with_grad(self, own: Tensor, rows: int) -> Tensor:
         r"""The rows of all processes, in order, on every one of them.
 
         The loss is a sum over the processes, and each has its own part of it: so what comes back to the own
@@ -74,7 +76,7 @@ class Processes:
                   = \sum_r \frac{\partial L_r}{\partial z_\text{own}}
 
         Args:
-            own: [rows of `part(rows)`, ...], of one dtype and otherwise one shape everywhere.
+            own: [rows of `local_slice(rows)`, ...], of one dtype and otherwise one shape everywhere.
             rows: Of the whole batch.
 
         Returns:
@@ -83,12 +85,12 @@ class Processes:
         Raises:
             ShapeError: If `own` has another number of rows.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return own
-        part = self.part(rows)
+        part = self.local_slice(rows)
         if len(own) != part.stop - part.start:
             raise ShapeError(
-                f"process {self.rank} of {self.count} has {len(own)} rows of {rows}, and its part are "
+                f"process {self.rank} of {self.world_size} has {len(own)} rows of {rows}, and its part are "
                 f"{part.stop - part.start}; give each process its part of the batch, and ids of all of it"
             )
         gathered: Tensor = _Gather.apply(own, rows, self)
@@ -103,7 +105,7 @@ class Processes:
         Returns:
             A new tensor; on one process the value itself, detached.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return value.detach()
         return self.sum_(value.detach().clone(memory_format=torch.contiguous_format))
 
@@ -116,7 +118,7 @@ class Processes:
         Returns:
             The same tensor.
         """
-        if self.count > 1:
+        if self.world_size > 1:
             network.all_reduce(value)
         return value
 
@@ -126,7 +128,7 @@ class Processes:
         Args:
             own: Those of this process.
         """
-        return int(self.sum(torch.tensor(len(own), device=own.device))) if self.count > 1 else len(own)
+        return int(self.sum(torch.tensor(len(own), device=own.device))) if self.world_size > 1 else len(own)
 
     def sum_gradients_(self, optimizer: torch.optim.Optimizer) -> None:
         """Make each parameter's gradient the sum of what the processes have of it, in place.
@@ -138,7 +140,7 @@ class Processes:
             optimizer: Of the same parameters in the same order everywhere. One that has no gradient on any
                 process keeps none.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return
         kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for group in optimizer.param_groups:
@@ -157,20 +159,20 @@ class Processes:
                 if is_there:
                     parameter.grad = own.copy_(gradient.view_as(own))
 
-    def copy_first_(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Put the first process's numbers in the place of this one's.
 
         Args:
             tensors: Of the same shapes in the same order everywhere.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return
         for tensor in tensors:
             whole = tensor.detach().contiguous()
             network.broadcast(whole, src=0)
             tensor.detach().copy_(whole)
 
-    def from_first(self, value: Plain) -> Plain:
+    def broadcast_object(self, value: Plain) -> Plain:
         """What the first process has.
 
         Args:
@@ -181,7 +183,7 @@ class Processes:
         """
         return self._from(0, value)
 
-    def share_out(self, jobs: Sequence[Callable[[], Plain]]) -> list[Plain]:
+    def distribute_jobs(self, jobs: Sequence[Callable[[], Plain]]) -> list[Plain]:
         """Do each of several jobs on one of the processes.
 
         Args:
@@ -190,16 +192,16 @@ class Processes:
         Returns:
             What all of them gave, on every process.
         """
-        done = [job() if number % self.count == self.rank else None for number, job in enumerate(jobs)]
-        return [self._from(number % self.count, value) for number, value in enumerate(done)]  # type: ignore[misc]
+        done = [job() if number % self.world_size == self.rank else None for number, job in enumerate(jobs)]
+        return [self._from(number % self.world_size, value) for number, value in enumerate(done)]  # type: ignore[misc]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when all processes have come here."""
-        if self.count > 1:
+        if self.world_size > 1:
             network.barrier()
 
     def _from(self, source: int, value: Plain) -> Plain:
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         written = json.dumps(value).encode() if self.rank == source else b""
         device = _device()
@@ -213,22 +215,22 @@ class Processes:
         return found
 
 
-ALONE = Processes()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def current_processes() -> Processes:
+def current_process_group() -> ProcessGroup:
     """The processes that torch.distributed runs.
 
     Returns:
-        This one among them; `ALONE` where it does not run.
+        This one among them; `SINGLE_PROCESS` where it does not run.
 
     Example:
-        >>> current_processes() == ALONE
+        >>> current_process_group() == SINGLE_PROCESS
         True
     """
     if not (network.is_available() and network.is_initialized()):
-        return ALONE
-    return Processes(network.get_rank(), network.get_world_size())
+        return SINGLE_PROCESS
+    return ProcessGroup(network.get_rank(), network.get_world_size())
 
 
 def processes_here() -> int:
@@ -237,23 +239,25 @@ def processes_here() -> int:
     Returns:
         What torchrun says; 1 where it says nothing.
     """
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if current_processes().count > 1 else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if current_process_group().world_size > 1 else 1
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: Tensor, rows: int, processes: Processes) -> Tensor:
-        ctx.part, ctx.processes = processes.part(rows), processes
+    def forward(ctx: Any, own: Tensor, rows: int, processes: ProcessGroup) -> Tensor:
+        ctx.part, ctx.processes = processes.local_slice(rows), processes
         # gloo gathers parts of one size alone: each is filled up to that of the first, the largest
-        most, is_even = -(-rows // processes.count), rows % processes.count == 0
+        most, is_even = -(-rows // processes.world_size), rows % processes.world_size == 0
         filled = own.contiguous() if is_even else own.new_zeros(most, *own.shape[1:])
         if not is_even:
             filled[: len(own)] = own
-        every = own.new_empty(processes.count * most, *own.shape[1:])
+        every = own.new_empty(processes.world_size * most, *own.shape[1:])
         network.all_gather([*torch.split(every, most)], filled)  # into `every`: these are views
         if is_even:
             return every
-        parts = [Processes(rank, processes.count).part(rows) for rank in range(processes.count)]
+        parts = [
+            ProcessGroup(rank, processes.world_size).local_slice(rows) for rank in range(processes.world_size)
+        ]
         return torch.cat(
             [one[: part.stop - part.start] for one, part in zip(torch.split(every, most), parts, strict=True)]
         )

@@ -179,8 +179,8 @@ def _of_timm(name: str, channels: int, image_size: int) -> _Made:
     try:
         import timm
         from timm.models import get_pretrained_cfg
-    except ImportError as fault:
-        raise MissingExtraError("timm", extra="vision", purpose=f"the model timm:{name}") from fault
+    except ImportError as error:
+        raise MissingExtraError("timm", extra="vision", purpose=f"the model timm:{name}") from error
     options: dict[str, Any] = {"num_classes": 0, "in_chans": channels}
     wide = _WIDE.fullmatch(name)
     plain = wide[1] if wide else name
@@ -198,10 +198,10 @@ def _of_timm(name: str, channels: int, image_size: int) -> _Made:
 def _of_torchvision(name: str, channels: int, image_size: int) -> _Made:
     try:
         from torchvision import models
-    except ImportError as fault:
+    except ImportError as error:
         raise MissingExtraError(
             "torchvision", extra="vision", purpose=f"the model torchvision:{name}"
-        ) from fault
+        ) from error
     known = models.list_models(module=models)
     if name not in known:
         raise _unknown("torchvision", name, known)
@@ -218,8 +218,8 @@ def _of_torchvision(name: str, channels: int, image_size: int) -> _Made:
 def _call(make: Callable[[], nn.Module], spec: str) -> nn.Module:
     try:
         return make()
-    except Exception as fault:  # the libraries raise whatever comes
-        raise SourceError(f"{spec} cannot be made so ({type(fault).__name__}: {fault})") from fault
+    except Exception as error:  # the libraries raise whatever comes
+        raise SourceError(f"{spec} cannot be made so ({type(error).__name__}: {error})") from error
 
 
 def _unknown(library: str, name: str, known: list[str]) -> SourceError:
@@ -283,11 +283,11 @@ def _asked_width(network: nn.Module, spec: str, channels: int, image_size: int) 
             features = network(torch.zeros(1, channels, image_size, image_size))
     except QuerykeyError:
         raise
-    except Exception as fault:  # a network is anyone's code
+    except Exception as error:  # a network is anyone's code
         raise SourceError(
             f"{spec} cannot take an image of {channels} x {image_size} x {image_size} "
-            f"({type(fault).__name__}: {fault}); another image size or another network may fit"
-        ) from fault
+            f"({type(error).__name__}: {error}); another image size or another network may fit"
+        ) from error
     finally:
         network.train(was_training)
     return int(require_rows(features, 1, spec).shape[1])

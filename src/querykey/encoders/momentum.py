@@ -21,7 +21,7 @@ class MomentumEncoder(nn.Module):
 
     Parameters alone are averaged. Buffers, as the running statistics of batch norm, are the copy's own
     and come from the keys that it encodes; so it is in train mode while it makes them. It follows
-    before it encodes: `follow_`, then call it.
+    before it encodes: `ema_update_`, then call it.
 
     Args:
         encoder: Any module; copied as it is, with its mode and its device.
@@ -32,7 +32,7 @@ class MomentumEncoder(nn.Module):
         >>> with torch.no_grad():
         ...     before = encoder.weight.clone()
         ...     _ = encoder.weight.add_(1.0)
-        >>> key_encoder.follow_(encoder, 0.75)
+        >>> key_encoder.ema_update_(encoder, 0.75)
         >>> bool(torch.isclose(key_encoder.encoder.weight, before + 0.25))
         True
 
@@ -47,7 +47,7 @@ class MomentumEncoder(nn.Module):
         self.encoder = copy.deepcopy(encoder).requires_grad_(requires_grad=False)
 
     @torch.no_grad()
-    def follow_(self, encoder: nn.Module, momentum: float) -> None:
+    def ema_update_(self, encoder: nn.Module, momentum: float) -> None:
         """Move every parameter towards the encoder's, in place.
 
         Args:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from querykey.errors import DataError, RangeError
 from querykey.evaluation.linear_classifier import distinct, labelled
 from querykey.evaluation.ranking import is_finite
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Labels, Rows
 
 __all__ = [
@@ -185,7 +185,7 @@ def lda(train: Rows, labels: Labels, dim: int) -> Projector:
 
 
 def _can_separate(labels: Labels) -> bool:
-    known = labels[labels != UNLABELLED]
+    known = labels[labels != IGNORE_LABEL]
     return 2 <= distinct(known) < len(known)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from querykey.errors import DataError, RangeError
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Labels, Numbers
 
 __all__ = ["choose_labelled", "split_by_class"]
@@ -100,7 +100,7 @@ def split_by_class(labels: Labels, *, share: float, seed: int) -> tuple[Numbers,
 def _in_order(labels: Tensor, seed: int, purpose: int) -> list[tuple[int, Tensor]]:
     """The rows of each class, in an order keyed by seed and purpose."""
     order = torch.from_numpy(np.random.default_rng([seed, purpose]).permutation(len(labels)))
-    classes = torch.unique(labels[labels != UNLABELLED])
+    classes = torch.unique(labels[labels != IGNORE_LABEL])
     if not len(classes):
         raise DataError(f"none of the {len(labels)} rows is labelled; give labels other than -1")
     shuffled = labels[order]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError, ShapeError
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Labels, Neighbours, PerQuery, Rows
 
 __all__ = ["alignment", "class_alignment", "effective_rank", "neighbour_overlap", "uniformity"]
@@ -100,7 +100,7 @@ def class_alignment(rows: Rows, labels: Labels) -> float:
     Source:
         Wang and Isola 2020, arXiv:2005.10242, eq. 2 with alpha = 2.
     """
-    known = labels != UNLABELLED
+    known = labels != IGNORE_LABEL
     member = torch.from_numpy(np.unique(labels[known].numpy(), return_inverse=True)[1])
     count = torch.bincount(member).double()
     pairs = float((count * (count - 1)).sum())

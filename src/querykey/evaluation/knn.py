@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError, ShapeError
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.lookup.nearest import TIE, nearest, rough_cosines
 from querykey.types import Keys, Neighbours, PerQuery, Queries, QueryLabels, TopScores
 
@@ -59,7 +59,7 @@ def knn_predict(
         raise RangeError(f"k must be at least 1 and temperature above 0, got {k} and {temperature}")
     if len(bank) != len(bank_labels):
         raise ShapeError(f"the bank has {len(bank)} rows and {len(bank_labels)} labels; it needs one each")
-    labelled = bank_labels != UNLABELLED
+    labelled = bank_labels != IGNORE_LABEL
     if not labelled.any():
         raise DataError("no row of the bank is labelled, so no neighbour can vote; give labels of the bank")
     if not labelled.all():
@@ -120,7 +120,7 @@ def knn_correct(
     if len(queries) != len(labels):
         raise ShapeError(f"there are {len(queries)} queries and {len(labels)} labels; one each is needed")
     predicted = knn_predict(bank, bank_labels, queries, k=k, temperature=temperature)
-    return (predicted == labels).float().masked_fill(labels == UNLABELLED, torch.nan)
+    return (predicted == labels).float().masked_fill(labels == IGNORE_LABEL, torch.nan)
 
 
 def _elect(scores: TopScores, members: Neighbours, temperature: float) -> QueryLabels:

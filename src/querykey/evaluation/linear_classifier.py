@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.errors import DataError, ShapeError
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Labels, Rows
 
 __all__ = ["LinearClassifier", "distinct", "labelled", "logistic_regression"]
@@ -96,13 +96,13 @@ def labelled(
     """
     if len(train) != len(labels):
         raise ShapeError(f"there are {len(train)} rows and {len(labels)} labels; one each is needed")
-    known = labels != UNLABELLED
+    known = labels != IGNORE_LABEL
     return F.normalize(train[known].float(), dim=1), labels[known]
 
 
 def distinct(labels: Labels) -> int:
     """How many classes there are among labels, -1 not counted."""
-    return len(set(labels.tolist()) - {UNLABELLED})
+    return len(set(labels.tolist()) - {IGNORE_LABEL})
 
 
 def _fit_logistic(unit: Tensor, labels: Tensor, strength: float) -> LinearClassifier:

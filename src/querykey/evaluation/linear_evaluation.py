@@ -23,15 +23,15 @@ from querykey.evaluation.lbfgs import (
     standardisation,
 )
 from querykey.evaluation.ranking import is_finite
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Labels, PerQuery, Rows
 
 __all__ = [
+    "MOCO",
+    "SIMCLR",
     "LinearDescent",
     "LinearProtocol",
     "LinearResult",
-    "MOCO",
-    "SIMCLR",
     "descend",
     "linear_evaluation",
 ]
@@ -269,7 +269,7 @@ def linear_evaluation(
     if protocol not in get_args(LinearProtocol):
         raise RangeError(f"protocol must be one of {', '.join(get_args(LinearProtocol))}; got {protocol}")
     began = time.perf_counter()
-    known = (train_labels != UNLABELLED).nonzero()[:, 0]
+    known = (train_labels != IGNORE_LABEL).nonzero()[:, 0]
     if labels_fraction is not None:
         known = choose_labelled(train_labels, fraction=labels_fraction, seed=seed)
     classes, members = torch.unique(train_labels[known], return_inverse=True)
@@ -282,14 +282,14 @@ def linear_evaluation(
         fitted = _by_descent(rows, members, len(classes), MOCO if protocol == "moco" else SIMCLR, seed)
     best = _best(fitted, test, classes)
     right = (best == test_labels[:, None]).float()
-    correct = right[:, 0].masked_fill(test_labels == UNLABELLED, torch.nan)
+    correct = right[:, 0].masked_fill(test_labels == IGNORE_LABEL, torch.nan)
     return LinearResult(
         protocol=protocol,
         top_1=float(correct.double().nanmean()),
-        top_5=float(right[test_labels != UNLABELLED].sum(dim=1).mean()) if len(classes) > TOP else None,
+        top_5=float(right[test_labels != IGNORE_LABEL].sum(dim=1).mean()) if len(classes) > TOP else None,
         per_class={
             int(label): float(correct[test_labels == label].double().mean())
-            for label in torch.unique(test_labels[test_labels != UNLABELLED])
+            for label in torch.unique(test_labels[test_labels != IGNORE_LABEL])
         },
         correct=correct,
         train_rows=len(rows),
@@ -382,5 +382,5 @@ def _check(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tenso
             f"training rows are {train.shape[1]} wide and test rows {test.shape[1]}; "
             "encode both with one encoder"
         )
-    if not (test_labels != UNLABELLED).any():
+    if not (test_labels != IGNORE_LABEL).any():
         raise DataError("no test row is labelled, so nothing can be scored; give labels of the test rows")

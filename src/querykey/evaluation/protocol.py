@@ -31,15 +31,15 @@ from querykey.evaluation.retrieval import (
 from querykey.evaluation.table import OVERLAP, OVERLAP_K, Table, tabulate
 from querykey.evaluation.task import CLASSIFIER, Embedded, Maker, Protocol, Task, embed
 from querykey.io.records import versions
-from querykey.lookup.lookup import UNLABELLED, Lookup, PairRule, look_up
+from querykey.lookup.lookup import IGNORE_LABEL, Lookup, PairRule, look_up
 from querykey.lookup.nearest import nearest
 from querykey.types import Ids, Labels, Neighbours, PerQuery
 
 __all__ = [
-    "Examination",
     "KNN",
     "LABEL_METRICS",
     "PAIR_METRICS",
+    "Examination",
     "evaluate",
     "evaluate_embeddings",
 ]
@@ -119,7 +119,7 @@ class Examination:
         """Whether a classifier is right about the items that are asked."""
         assert self.task.test_labels is not None
         truth = self.task.test_labels[self.asked]
-        return (classes[self.asked] == truth).float().masked_fill(truth == UNLABELLED, torch.nan)
+        return (classes[self.asked] == truth).float().masked_fill(truth == IGNORE_LABEL, torch.nan)
 
     def figures(self, rows: Embedded) -> dict[str, float]:
         """Of the embedding as a whole, without interval."""
@@ -158,7 +158,7 @@ class Examination:
 
     def _voters(self) -> int:
         labels = self.task.train_labels
-        return 0 if labels is None else int((labels != UNLABELLED).sum())
+        return 0 if labels is None else int((labels != IGNORE_LABEL).sum())
 
     def _left_out(self) -> list[str]:
         """What a reader may miss, and why it isn't there."""
@@ -172,14 +172,16 @@ class Examination:
             out.append("retrieval and kNN: the test items have no labels and no pairs")
         if task.kind == "labels":
             assert task.test_labels is not None
-            unlabelled = int((task.test_labels == UNLABELLED).sum())
+            unlabelled = int((task.test_labels == IGNORE_LABEL).sum())
             if unlabelled:
                 out.append(f"{unlabelled} unlabelled test items: neither asked nor found")
             if not task.shares_classes:
                 out.append("kNN and logistic regression: no training items of the test classes")
             else:
                 assert task.train_labels is not None
-                strange = ~torch.isin(task.test_labels, task.train_labels) & (task.test_labels != UNLABELLED)
+                strange = ~torch.isin(task.test_labels, task.train_labels) & (
+                    task.test_labels != IGNORE_LABEL
+                )
                 if strange.any():
                     out.append(
                         f"the classes of {int(strange.sum())} test items from the training items: "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from querykey.errors import DataError, ShapeError
 from querykey.evaluation.linear_classifier import distinct
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Ids, Rows
 
 __all__ = ["CLASSIFIER", "Embedded", "Maker", "Protocol", "Task", "Transform", "embed"]
@@ -102,7 +102,7 @@ class Task:
         """What can be asked of it."""
         if self.pairs is not None:
             return "pairs"
-        known = self.test_labels is not None and bool((self.test_labels != UNLABELLED).any())
+        known = self.test_labels is not None and bool((self.test_labels != IGNORE_LABEL).any())
         return "labels" if known else "neighbours"
 
     @cached_property
@@ -115,14 +115,14 @@ class Task:
         """Whether two test items are of one class."""
         if self.test_labels is None:
             return False
-        return distinct(self.test_labels) < int((self.test_labels != UNLABELLED).sum())
+        return distinct(self.test_labels) < int((self.test_labels != IGNORE_LABEL).sum())
 
     @property
     def shares_classes(self) -> bool:
         """Whether there is a kNN to ask: some test item is of a class that the training items have."""
         if self.kind != "labels" or self.test_labels is None or self.train_labels is None:
             return False
-        known = self.test_labels[self.test_labels != UNLABELLED]
+        known = self.test_labels[self.test_labels != IGNORE_LABEL]
         return bool(torch.isin(known, self.train_labels).any())
 
 

@@ -68,14 +68,14 @@ def export_safetensors(fc: FCLayer, out: str | Path, *, origin: Origin | None = 
         "model_key": origin.model_key, "how": how,
     }  # fmt: skip
     tensors = _tensors(fc)
-    with new_folder(out) as aside:
-        save_file(tensors, aside / WEIGHTS)
-        (aside / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        write_readme(aside, "An adapter as plain tensors", _use(how, list(tensors)), fc, origin)
+    with new_folder(out) as tmp_path:
+        save_file(tensors, tmp_path / WEIGHTS)
+        (tmp_path / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        write_readme(tmp_path, "An adapter as plain tensors", _use(how, list(tensors)), fc, origin)
         rows = probe_rows(fc.width)
-        got = torch.from_numpy(_applied(load_file(aside / WEIGHTS), rows.numpy()))
+        got = torch.from_numpy(_applied(load_file(tmp_path / WEIGHTS), rows.numpy()))
         difference = require_parity(got, adapted(fc, rows), what=WEIGHTS)
-        files = tuple(sorted(path.name for path in aside.iterdir()))
+        files = tuple(sorted(path.name for path in tmp_path.iterdir()))
     return Exported(Path(out), files, difference, origin.re_index)
 
 

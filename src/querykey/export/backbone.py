@@ -77,13 +77,13 @@ def export_backbone_safetensors(
     """
     network = _at_rest(backbone)
     state = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
-    with new_folder(out) as aside:
-        save_file(state, aside / WEIGHTS)
-        back = load_file(aside / WEIGHTS)
+    with new_folder(out) as tmp_path:
+        save_file(state, tmp_path / WEIGHTS)
+        back = load_file(tmp_path / WEIGHTS)
         if back.keys() != state.keys() or not all(torch.equal(back[name], state[name]) for name in state):
             raise ExportError(f"{WEIGHTS} read back is not what the network holds; nothing was written")
-        _describe(aside, backbone, origin, _how(backbone, origin))
-        files = tuple(sorted(path.name for path in aside.iterdir()))
+        _describe(tmp_path, backbone, origin, _how(backbone, origin))
+        files = tuple(sorted(path.name for path in tmp_path.iterdir()))
     return ExportedBackbone(Path(out), files, 0.0)
 
 
@@ -106,24 +106,24 @@ def export_backbone_onnx(backbone: Backbone, out: str | Path, *, origin: Backbon
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch's exporter needs it, and says so less plainly
-    except ImportError as fault:
+    except ImportError as error:
         raise MissingExtraError(
-            fault.name or "onnx", extra="export", purpose="writing a backbone as ONNX"
-        ) from fault
+            error.name or "onnx", extra="export", purpose="writing a backbone as ONNX"
+        ) from error
     whole = _Scaled(_at_rest(backbone), origin).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(PROBES, origin.channels, origin.size, origin.size, generator=generator)
-    with new_folder(out) as aside:
+    with new_folder(out) as tmp_path:
         try:
             torch.onnx.export(
-                whole, (images,), str(aside / GRAPH), input_names=["images"], output_names=["h"],
+                whole, (images,), str(tmp_path / GRAPH), input_names=["images"], output_names=["h"],
                 dynamic_shapes={"images": {0: torch.export.Dim("rows", min=1)}}, external_data=False,
                 verbose=False,
             )  # fmt: skip
-        except Exception as fault:  # torch's exporter raises its own kinds
-            first = next(iter(str(fault).strip().splitlines()), type(fault).__name__)
-            raise ExportError(f"{backbone.spec} cannot be written as ONNX: {first}") from fault
-        session = onnxruntime.InferenceSession(str(aside / GRAPH), providers=["CPUExecutionProvider"])
+        except Exception as error:  # torch's exporter raises its own kinds
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ExportError(f"{backbone.spec} cannot be written as ONNX: {first}") from error
+        session = onnxruntime.InferenceSession(str(tmp_path / GRAPH), providers=["CPUExecutionProvider"])
         got = torch.from_numpy(session.run(["h"], {"images": images[:2].numpy()})[0])
         with torch.no_grad():
             want = whole(images[:2])
@@ -133,8 +133,10 @@ def export_backbone_onnx(backbone: Backbone, out: str | Path, *, origin: Backbon
                 f"{GRAPH} differs from the encoder by {difference:.1e} of its largest number, and "
                 f"{TOLERANCE:.0e} is the most allowed; nothing was written"
             )
-        _describe(aside, backbone, origin, f"`{GRAPH}` takes `images`, float32 from 0 to 1, and gives `h`.")
-        files = tuple(sorted(path.name for path in aside.iterdir()))
+        _describe(
+            tmp_path, backbone, origin, f"`{GRAPH}` takes `images`, float32 from 0 to 1, and gives `h`."
+        )
+        files = tuple(sorted(path.name for path in tmp_path.iterdir()))
     return ExportedBackbone(Path(out), files, difference)
 
 

@@ -69,14 +69,14 @@ def export_onnx(fc: FCLayer, out: str | Path, *, origin: Origin | None = None) -
     fc, origin = on_cpu(fc), origin or Origin()
     model = _Graph(onnx).model(fc, origin)
     rows = probe_rows(fc.width)
-    with new_folder(out) as aside:
-        (aside / MODEL).write_bytes(model.SerializeToString())
-        write_readme(aside, "An adapter in ONNX", _USE, fc, origin)
+    with new_folder(out) as tmp_path:
+        (tmp_path / MODEL).write_bytes(model.SerializeToString())
+        write_readme(tmp_path, "An adapter in ONNX", _USE, fc, origin)
         want = adapted(fc, rows)
-        difference = require_parity(_run(runtime, aside / MODEL, rows), want, what=MODEL)
+        difference = require_parity(_run(runtime, tmp_path / MODEL, rows), want, what=MODEL)
         # a graph whose number of rows is fixed would pass with one number alone
-        require_parity(_run(runtime, aside / MODEL, rows[:1]), want[:1], what=MODEL)
-        files = tuple(sorted(path.name for path in aside.iterdir()))
+        require_parity(_run(runtime, tmp_path / MODEL, rows[:1]), want[:1], what=MODEL)
+        files = tuple(sorted(path.name for path in tmp_path.iterdir()))
     return Exported(Path(out), files, difference, origin.re_index)
 
 
@@ -170,16 +170,16 @@ def _run(runtime: Any, path: Path, rows: FrozenRows) -> Rows:
     try:
         session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         out = session.run(["embeddings"], {"features": rows.numpy()})[0]
-    except Exception as fault:  # the library's errors have no common root
+    except Exception as error:  # the library's errors have no common root
         raise ExportError(
-            f"onnxruntime {runtime.__version__} cannot run {path.name} ({fault}); nothing was written. "
+            f"onnxruntime {runtime.__version__} cannot run {path.name} ({error}); nothing was written. "
             "Use a newer onnxruntime"
-        ) from fault
+        ) from error
     return torch.from_numpy(out)
 
 
 def _package(name: str) -> Any:
     try:
         return import_module(name)
-    except ImportError as fault:
-        raise MissingExtraError(name, extra="export", purpose="an export to ONNX") from fault
+    except ImportError as error:
+        raise MissingExtraError(name, extra="export", purpose="an export to ONNX") from error

@@ -66,14 +66,14 @@ def export_sentence_transformer(fc: FCLayer, out: str | Path, *, origin: Origin)
     base = _base(fc, origin)
     want = adapted(fc, base.forward(list(_TEXTS), dtype=torch.float32, channels_last=False))
     model = _with_layer(base, fc)
-    with new_folder(out) as aside:
-        model.save(str(aside), create_model_card=False)
-        write_readme(aside, "An adapted text model", _USE, fc, origin)
-        written: Any = load_sentence_transformer(str(aside.resolve()), device=torch.device("cpu")).model
+    with new_folder(out) as tmp_path:
+        model.save(str(tmp_path), create_model_card=False)
+        write_readme(tmp_path, "An adapted text model", _USE, fc, origin)
+        written: Any = load_sentence_transformer(str(tmp_path.resolve()), device=torch.device("cpu")).model
         # as a user would: the default prompt is part of what is compared
         got: Any = written.encode(list(_TEXTS), convert_to_tensor=True, show_progress_bar=False)
         difference = require_parity(got, want, what="the SentenceTransformer")
-        files = tuple(sorted(path.name for path in aside.iterdir()))
+        files = tuple(sorted(path.name for path in tmp_path.iterdir()))
     return Exported(Path(out), files, difference, origin.re_index)
 
 
@@ -116,10 +116,10 @@ def _with_layer(base: SentenceModel, fc: FCLayer) -> Any:
     """The frozen model's modules and the layer's; the frozen model itself is extended."""
     try:
         from sentence_transformers.sentence_transformer.modules import Dense, Normalize
-    except ImportError as fault:
+    except ImportError as error:
         raise MissingExtraError(
             "sentence-transformers", extra="text", purpose="an export to sentence-transformers"
-        ) from fault
+        ) from error
     model: Any = base.model
     last = model[-1]
     if not isinstance(last, Normalize) or last.module_output_name != "sentence_embedding":

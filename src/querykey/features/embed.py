@@ -12,7 +12,7 @@ from torch import Tensor
 
 from querykey.data.fingerprint import Fingerprint
 from querykey.data.items import Chosen, Source
-from querykey.distributed.process_group import ALONE, Processes, current_processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
 from querykey.encoders.frozen.batch_size import BatchPlan
 from querykey.encoders.frozen.encoder import FrozenEncoder
 from querykey.errors import (
@@ -27,7 +27,7 @@ from querykey.errors import (
 from querykey.features.features import Features, read_features
 from querykey.features.partial import PartialStore, Shards, Skipped, discard_partial
 from querykey.features.store import DTYPES, QUERIES, StoreItems, is_store, read_meta, write_store
-from querykey.io.durable import put_in_place
+from querykey.io.durable import replace_dir
 
 __all__ = [
     "Count",
@@ -77,7 +77,7 @@ def encode_side(
     dtype: str,
     count: Count,
     notify: Callable[[str], None],
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Kept:
     """Encode the shards of one side that are not there yet.
 
@@ -99,12 +99,12 @@ def encode_side(
         OutputError: If a shard cannot be written.
     """
     kept = Kept()
-    if processes.count > 1:
+    if processes.world_size > 1:
         alone = Count(len(side), None)
         for number, span in shards.spans():
-            if number % processes.count == processes.rank and shards.read(number) is None:
+            if number % processes.world_size == processes.rank and shards.read(number) is None:
                 _put_span(shards, number, side, encoder, span, dtype, alone)
-        processes.wait()
+        processes.barrier()
     for number, span in shards.spans():
         shard = shards.read(number)
         if shard is None:
@@ -143,8 +143,8 @@ def _encode_span(
     rows = np.arange(span.start, span.stop, dtype=np.int64)
     skipped: list[Skipped] = []
 
-    def note(place: int, fault: DamagedItemError) -> None:
-        skipped.append(Skipped(row=int(rows[place]), id=side.ids[int(rows[place])], reason=str(fault)))
+    def note(place: int, error: DamagedItemError) -> None:
+        skipped.append(Skipped(row=int(rows[place]), id=side.ids[int(rows[place])], reason=str(error)))
 
     vectors = encoder.encode(_of(side.items, rows), on_damaged=note, on_progress=count.add).to(dtype)
     skipped.sort(key=lambda one: one.row)
@@ -266,16 +266,16 @@ def embed(
         discard_partial(out)
         return finished
 
-    processes = current_processes()
+    processes = current_process_group()
     sides = {"items": source} | ({QUERIES: source.queries} if source.queries is not None else {})
-    if not processes.is_first:
-        processes.wait()  # until the first has begun a store, or taken one up, and measured
+    if not processes.is_main_process:
+        processes.barrier()  # until the first has begun a store, or taken one up, and measured
     partial = PartialStore.open(
-        out, key=key, shard_size=shard_size, notify=notify if processes.is_first else _say_nothing
+        out, key=key, shard_size=shard_size, notify=notify if processes.is_main_process else _say_nothing
     )
     _follow_plan(partial, encoder, source, batch_size)
-    if processes.is_first:
-        processes.wait()
+    if processes.is_main_process:
+        processes.barrier()
     count = Count(sum(map(len, sides.values())), progress)
     try:
         kept = {
@@ -283,13 +283,13 @@ def embed(
             for name, side in sides.items()
         }
     except DataError:  # running it again would end the same way
-        if processes.is_first:
+        if processes.is_main_process:
             partial.discard()
         raise
-    processes.wait()  # all have read the shards, which go when the store is whole
-    if processes.is_first:
+    processes.barrier()  # all have read the shards, which go when the store is whole
+    if processes.is_main_process:
         _write(partial, source, sides, encoder, kept, out, key=key, dtype=dtype)
-    processes.wait()
+    processes.barrier()
     return read_features(out)
 
 
@@ -310,7 +310,7 @@ def _write(
         pairs = _pairs_of_kept(source, kept) if name == "items" else None
         folder = whole if name == "items" else whole / name
         write_side(folder, side, partial.side(name, len(side)), kept[name], pairs, dtype, about)
-    put_in_place(whole, out)
+    replace_dir(whole, out)
     partial.discard()
 
 
@@ -360,8 +360,8 @@ def _finished(out: Path, key: str, notify: Callable[[str], None]) -> Features | 
         if read_meta(out).get("key") == key:
             return read_features(out)
         notify(f"{out} was made of other data or by another model; embedding again")
-    except StoreError as fault:
-        notify(f"{fault}: embedding again")
+    except StoreError as error:
+        notify(f"{error}: embedding again")
     return None
 
 

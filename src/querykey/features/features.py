@@ -25,7 +25,7 @@ from querykey.features.store import (
     write_store,
 )
 from querykey.io.atomic import new_folder
-from querykey.io.durable import or_damaged
+from querykey.io.durable import raises_store_error
 from querykey.types import Labels, Rows
 
 __all__ = ["Features", "features_from_array", "features_of_source", "read_features", "write_features"]
@@ -205,10 +205,10 @@ def write_features(features: Features, out: str | Path) -> Path:
         OutputError: If it cannot be written; nothing is left behind.
     """
     out = Path(out)
-    with new_folder(out) as aside:
-        _write_store(aside, features)
+    with new_folder(out) as tmp_path:
+        _write_store(tmp_path, features)
         if features.queries is not None:
-            _write_store(aside / QUERIES, features.queries)
+            _write_store(tmp_path / QUERIES, features.queries)
     return out
 
 
@@ -230,7 +230,7 @@ def _write_store(folder: Path, features: Features) -> None:
 
 
 def _read_store(folder: Path, *, verify: bool) -> Features:
-    with or_damaged(str(folder), "make it again with querykey embed"):
+    with raises_store_error(str(folder), "make it again with querykey embed"):
         return _opened(folder, verify=verify)
 
 

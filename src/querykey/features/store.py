@@ -91,8 +91,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads((folder / META).read_text())
         version, said = meta["version"], meta["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise StoreError(f"{folder / META} is damaged ({fault!r}); {_AGAIN}") from fault
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder / META} is damaged ({error!r}); {_AGAIN}") from error
     if version > _VERSION:
         raise StoreError(f"{folder} is a store of version {version}; this querykey reads up to {_VERSION}")
     if _meta_digest(meta) != said:
@@ -130,8 +130,8 @@ def read_vectors(folder: Path, meta: Mapping[str, Any]) -> NDArray[Any]:
     path = folder / VECTORS
     try:
         vectors: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError) as fault:
-        raise StoreError(f"{path} is no array ({fault}); {_AGAIN}") from fault
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is no array ({error}); {_AGAIN}") from error
     said = ([meta["rows"], meta["dim"]], meta["dtype"])
     if (list(vectors.shape), str(vectors.dtype)) != said:
         found = f"{vectors.dtype} {list(vectors.shape)}"
@@ -240,8 +240,8 @@ def _parquet(table: Any) -> bytes:
 def _read_table(path: Path) -> Any:
     try:
         return pq.read_table(path)
-    except (OSError, pa.ArrowException) as fault:
-        raise StoreError(f"{path} cannot be read ({fault}); {_AGAIN}") from fault
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path} cannot be read ({error}); {_AGAIN}") from error
 
 
 def _meta_digest(meta: Mapping[str, Any]) -> str:

@@ -27,17 +27,17 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         OutputError: If it cannot be written; nothing is left behind.
     """
     path = check_new(path)
-    aside = path.with_name(f"{path.name}.partial")
+    tmp_path = path.with_name(f"{path.name}.partial")
     with _in_words(path):
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            yield aside
-            _to_disk(aside)
-            aside.rename(path)
+            shutil.rmtree(tmp_path, ignore_errors=True)
+            tmp_path.mkdir(parents=True)
+            yield tmp_path
+            _to_disk(tmp_path)
+            tmp_path.rename(path)
             sync(path.parent)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(tmp_path, ignore_errors=True)
             raise
 
 
@@ -57,14 +57,14 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: If it cannot be written; nothing is left behind.
     """
     path = Path(path) if overwrite else check_new(path)
-    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    tmp_path = path.with_name(f".{path.stem}.partial{path.suffix}")
     with _in_words(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            yield aside
-            aside.replace(path)
+            yield tmp_path
+            tmp_path.replace(path)
         finally:
-            aside.unlink(missing_ok=True)
+            tmp_path.unlink(missing_ok=True)
 
 
 def check_new(path: str | Path) -> Path:
@@ -93,18 +93,18 @@ def check_new(path: str | Path) -> Path:
     return path
 
 
-def is_full_disk(fault: BaseException) -> bool:
+def is_full_disk(error: BaseException) -> bool:
     """Whether this is the system's word that the disk, or the quota on it, is full.
 
     Args:
-        fault: What was raised. Writers in other languages keep only the text of the system's error.
+        error: What was raised. Writers in other languages keep only the text of the system's error.
 
     Returns:
         True if it is.
     """
     numbers = (errno.ENOSPC, errno.EDQUOT)
-    text = str(fault)
-    return getattr(fault, "errno", None) in numbers or any(
+    text = str(error)
+    return getattr(error, "errno", None) in numbers or any(
         f"os error {number})" in text for number in numbers
     )
 
@@ -142,11 +142,11 @@ def _in_words(path: Path) -> Iterator[None]:
         yield
     except OutputError:
         raise
-    except Exception as fault:
-        if is_full_disk(fault):
-            raise OutputError(f"{path}: the disk is full; free some space and run it again") from fault
-        if isinstance(fault, PermissionError):
-            raise OutputError(f"{path}: no permission to write {fault.filename or 'here'}") from fault
-        if isinstance(fault, OSError) and fault.errno == errno.EROFS:
-            raise OutputError(f"{path}: the disk is read-only; give another --out") from fault
+    except Exception as error:
+        if is_full_disk(error):
+            raise OutputError(f"{path}: the disk is full; free some space and run it again") from error
+        if isinstance(error, PermissionError):
+            raise OutputError(f"{path}: no permission to write {error.filename or 'here'}") from error
+        if isinstance(error, OSError) and error.errno == errno.EROFS:
+            raise OutputError(f"{path}: the disk is read-only; give another --out") from error
         raise

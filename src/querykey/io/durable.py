@@ -13,13 +13,13 @@ from querykey.errors import OutputError, SourceError, StoreError
 from querykey.io.atomic import is_full_disk, sync
 
 __all__ = [
-    "in_words",
+    "file_lock",
     "make_folder",
-    "only_writer",
-    "or_damaged",
-    "put_in_place",
-    "sweep",
+    "raises_store_error",
+    "remove_temp_files",
+    "replace_dir",
     "sync_file",
+    "to_output_error",
     "write_aside",
 ]
 
@@ -41,22 +41,22 @@ def write_aside(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
     Raises:
         OutputError: If the disk is full or may not be written; nothing is left of the file.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    tmp_path = path.with_name(f".{path.name}.{os.getpid()}")
     digest, size = hashlib.sha256(), 0
     try:
-        with aside.open("wb") as stream:
+        with tmp_path.open("wb") as stream:
             for chunk in chunks:
                 stream.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
             stream.flush()
             os.fsync(stream.fileno())
-        aside.replace(path)
+        tmp_path.replace(path)
         sync(path.parent)
-    except OSError as fault:
-        raise in_words(fault, path) from fault
+    except OSError as error:
+        raise to_output_error(error, path) from error
     finally:
-        aside.unlink(missing_ok=True)
+        tmp_path.unlink(missing_ok=True)
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
@@ -70,11 +70,11 @@ def sync_file(path: Path) -> None:
         sync(path)
     except FileNotFoundError:
         return
-    except OSError as fault:
-        raise in_words(fault, path) from fault
+    except OSError as error:
+        raise to_output_error(error, path) from error
 
 
-def sweep(folder: Path) -> None:
+def remove_temp_files(folder: Path) -> None:
     """Remove what killed processes had begun to write into a folder.
 
     Args:
@@ -86,7 +86,7 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def only_writer(file: Path) -> Iterator[None]:
+def file_lock(file: Path) -> Iterator[None]:
     """Keep a folder for this process, until the context or the process ends in whatever way.
 
     Args:
@@ -106,16 +106,16 @@ def only_writer(file: Path) -> Iterator[None]:
     make_folder(file.parent)
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as fault:
-        raise in_words(fault, file) from fault
+    except OSError as error:
+        raise to_output_error(error, file) from error
     try:
         # a lock of this kind is not shared with the processes that decode images, which may live longer
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as fault:
+    except OSError as error:
         os.close(handle)
         raise OutputError(
             f"{file.parent}: another process is writing here; wait until it has ended, or stop it"
-        ) from fault
+        ) from error
     try:
         yield
     finally:
@@ -123,7 +123,7 @@ def only_writer(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def or_damaged(what: str, remedy: str) -> Iterator[None]:
+def raises_store_error(what: str, remedy: str) -> Iterator[None]:
     """Read a file that may be a stranger's: whatever goes wrong inside is one StoreError.
 
     Args:
@@ -140,8 +140,8 @@ def or_damaged(what: str, remedy: str) -> Iterator[None]:
         yield
     except (StoreError, SourceError):
         raise
-    except Exception as fault:
-        raise StoreError(f"{what} is damaged ({type(fault).__name__}: {fault}); {remedy}") from fault
+    except Exception as error:
+        raise StoreError(f"{what} is damaged ({type(error).__name__}: {error}); {remedy}") from error
 
 
 def make_folder(folder: Path) -> None:
@@ -152,24 +152,24 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise in_words(fault, folder) from fault
+    except OSError as error:
+        raise to_output_error(error, folder) from error
 
 
-def in_words(fault: OSError, path: Path) -> OutputError:
+def to_output_error(error: OSError, path: Path) -> OutputError:
     """What the system says of a write, as one message."""
-    if is_full_disk(fault):
+    if is_full_disk(error):
         reason, remedy = "the disk is full", "free some space"
     else:
-        reason, remedy = fault.strerror or str(fault), "allow writing there or give another output"
+        reason, remedy = error.strerror or str(error), "allow writing there or give another output"
     said = OutputError(
         f"{path} cannot be written: {reason}; {remedy} and run it again: what was finished is kept"
     )
-    said.errno = fault.errno
+    said.errno = error.errno
     return said
 
 
-def put_in_place(new: Path, out: Path) -> None:
+def replace_dir(new: Path, out: Path) -> None:
     """Give a finished folder its name; one that has the name goes only when it is replaced.
 
     Args:
@@ -186,6 +186,6 @@ def put_in_place(new: Path, out: Path) -> None:
             out.replace(old)
         new.replace(out)
         sync(out.parent)
-    except OSError as fault:
-        raise in_words(fault, out) from fault
+    except OSError as error:
+        raise to_output_error(error, out) from error
     shutil.rmtree(old, ignore_errors=True)

@@ -31,8 +31,8 @@ def exit_code(work: Callable[[], object]) -> int:
     """
     try:
         work()
-    except QuerykeyError as fault:
-        say(f"error: {fault}")
+    except QuerykeyError as error:
+        say(f"error: {error}")
         return MISTAKE
     except KeyboardInterrupt:
         say("stopped by Ctrl-C; what is done stays, the same command goes on from there")

@@ -88,10 +88,10 @@ class Records:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:
                 _write_whole(file.fileno(), line + b"\n")
-        except OSError as fault:
+        except OSError as error:
             # the line may be there in part: look again before the next one
             self._written = None
-            raise OutputError(f"{self.path}: cannot write a record: {fault.strerror}") from fault
+            raise OutputError(f"{self.path}: cannot write a record: {error.strerror}") from error
         self._written.add(line)
 
     def read(self) -> list[Record]:

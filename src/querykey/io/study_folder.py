@@ -7,7 +7,7 @@ from typing import Any
 
 from querykey.errors import MissingPathError, StoreError
 from querykey.io.atomic import new_folder
-from querykey.io.durable import or_damaged
+from querykey.io.durable import raises_store_error
 from querykey.io.records import Record, Records
 
 __all__ = [
@@ -42,8 +42,8 @@ def write_study(folder: Path, described: Mapping[str, Any]) -> None:
         OutputError: If it cannot be written.
     """
     said = {"format": FORMAT, "version": VERSION, **described}
-    with new_folder(folder) as aside:
-        (aside / DESCRIPTION).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    with new_folder(folder) as tmp_path:
+        (tmp_path / DESCRIPTION).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
 
 def read_study(folder: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def read_study(folder: Path) -> dict[str, Any]:
     file = folder / DESCRIPTION
     if not file.is_file():
         raise MissingPathError(f"{folder}: no study here; make one with querykey study NAME --out {folder}")
-    with or_damaged(str(file), "run the study again, in a new folder"):
+    with raises_store_error(str(file), "run the study again, in a new folder"):
         study = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(study, dict) or study.get("format") != FORMAT:
         raise StoreError(f"{file}: this is not what a study wrote; give the folder of a study, or a new one")

@@ -5,10 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Board"]
+__all__ = ["TensorBoardLogger"]
 
 
-class Board:
+class TensorBoardLogger:
     """Numbers of a run for TensorBoard; nothing is written where there is none, or nothing to show.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import RangeError, ShapeError
 from querykey.types import KeyIds, KeyLabels, Keys, PairMask, Queries, QueryIds, QueryLabels, Scores
 
@@ -22,7 +22,7 @@ __all__ = ["Block", "DensePairs", "Lookup", "PairRule", "Pairs", "RulePairs", "S
 
 Score = Literal["cosine", "dot"]
 
-UNLABELLED = -1
+IGNORE_LABEL = -1
 """The label of an item whose class is not known: neither positive nor negative to anything."""
 
 
@@ -74,7 +74,7 @@ class PairRule:
             case "label":
                 if query_labels is None or key_labels is None:
                     raise ShapeError('PairRule(positive="label") needs labels of queries and keys; got none')
-                known = (query_labels != UNLABELLED)[:, None] & (key_labels != UNLABELLED)[None, :]
+                known = (query_labels != IGNORE_LABEL)[:, None] & (key_labels != IGNORE_LABEL)[None, :]
                 same_class = query_labels[:, None] == key_labels[None, :]
                 positive, negative = same_class & known & ~same_item, ~same_class & known & ~same_item
             case never:
@@ -149,7 +149,7 @@ class Lookup:
         pairs: Which pairs are positive, negative or neither.
         score: "dot": the dot product. "cosine": of rows scaled to length 1.
         whole: The look-up that these queries are `rows` of; None: of no other.
-        dealt: The processes among which the keys are dealt out: `keys` are the share of one, key *j* of it
+        shard_group: The processes over which the keys are sharded: `keys` are the share of one, key *j* of it
             number *jN* + rank of all. A loss gives this share's part of each query's cost, which add up to
             the cost, or refuses; `top_k` gives the numbers of the best of all.
     """
@@ -159,7 +159,7 @@ class Lookup:
     pairs: Pairs
     score: Score = "dot"
     whole: "Lookup | None" = None
-    dealt: Processes = ALONE
+    shard_group: ProcessGroup = SINGLE_PROCESS
 
     @classmethod
     def from_scores(cls, scores: Scores, positive: PairMask, negative: PairMask) -> "Lookup":
@@ -240,7 +240,7 @@ def look_up(
     key_labels: KeyLabels | None = None,
     rule: PairRule,
     score: Score = "dot",
-    dealt: Processes = ALONE,
+    shard_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Lookup:
     """Look queries up among keys under a rule.
 
@@ -253,7 +253,7 @@ def look_up(
         key_labels: Class of each key, likewise.
         rule: Which pairs are positive, negative or neither.
         score: "dot" or "cosine".
-        dealt: Among which the keys are dealt out; see `Lookup`.
+        shard_group: Over which the keys are sharded; see `Lookup`.
 
     Returns:
         A lazy `Lookup`.
@@ -284,4 +284,4 @@ def look_up(
     pairs = RulePairs(
         rule=rule, query_ids=query_ids, key_ids=key_ids, query_labels=query_labels, key_labels=key_labels
     )
-    return Lookup(queries, keys, pairs, score, dealt=dealt)
+    return Lookup(queries, keys, pairs, score, shard_group=shard_group)

@@ -10,11 +10,11 @@ from querykey.errors import ConfigError, ShapeError
 from querykey.lookup.lookup import Lookup, Score
 from querykey.types import KeyIds, Keys, PairMask, Queries, QueryIds
 
-__all__ = ["NOBODY", "OwnKeyPairs", "SameId", "look_up_own_key"]
+__all__ = ["IGNORE_ID", "OwnKeyPairs", "SameId", "look_up_own_key"]
 
 SameId = Literal["masked", "positive", "negative"]
 
-NOBODY = -1
+IGNORE_ID = -1
 """The id of a held row that is no item's, as a queue's random first rows: negative to every query."""
 
 
@@ -63,7 +63,7 @@ class OwnKeyPairs:
 
     def _held(self, start: int, stop: int, last: int) -> tuple[Tensor, Tensor]:
         ids, held = self.ids[self.start : last, None], self.held_ids[None, start:stop]
-        is_same = (ids == held) & (held != NOBODY)
+        is_same = (ids == held) & (held != IGNORE_ID)
         none = torch.zeros_like(is_same)
         if self.same_id == "negative":
             return none, ~none

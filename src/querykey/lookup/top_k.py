@@ -6,7 +6,7 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
-from querykey.distributed.process_group import Processes
+from querykey.distributed.process_group import ProcessGroup
 from querykey.errors import RangeError
 from querykey.lookup.lookup import Lookup
 from querykey.lookup.nearest import SLACK, best_first, best_of_blocks, exact_scores, settle
@@ -25,7 +25,7 @@ def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
     """The k keys that matter most to each query, exactly, walked in blocks.
 
     Args:
-        lookup: Frozen scores with their pairs. Where its keys are dealt out, each process finds the best of
+        lookup: Frozen scores with their pairs. Where its keys are sharded, each process finds the best of
             its share, and the lists are merged.
         k: Keys wanted per query, at least 1.
         mode: "similar": the highest scores among positives and negatives.
@@ -56,16 +56,17 @@ def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
     if len(lookup) == 0:
         return torch.full((0, k), -1)
     parts = [lookup.rows(i, i + QUERY_BLOCK) for i in range(0, len(lookup), QUERY_BLOCK)]
-    return torch.cat([_of_all(*_top_k(part, k, mode), lookup.dealt) for part in parts])
+    return torch.cat([_of_all(*_top_k(part, k, mode), lookup.shard_group) for part in parts])
 
 
-def _of_all(scores: TopScores, index: Neighbours, processes: Processes) -> Neighbours:
+def _of_all(scores: TopScores, index: Neighbours, processes: ProcessGroup) -> Neighbours:
     """The best of all shares out of the best of each."""
-    if processes.count == 1:
+    if processes.world_size == 1:
         return index
-    numbers = torch.where(index < 0, index, index * processes.count + processes.rank)
+    numbers = torch.where(index < 0, index, index * processes.world_size + processes.rank)
     every_score, every_number = (
-        processes.gather(one[None], processes.count).movedim(0, 1).flatten(1) for one in (scores, numbers)
+        processes.all_gather_with_grad(one[None], processes.world_size).movedim(0, 1).flatten(1)
+        for one in (scores, numbers)
     )
     return best_first(every_score, every_number, index.shape[1])[1]
 
@@ -113,6 +114,6 @@ def _nearest_positive(lookup: Lookup) -> Tensor:
     best = torch.full((len(lookup),), -torch.inf, dtype=lookup.queries.dtype)
     for block in lookup.blocks(KEY_BLOCK):
         best = best.maximum(block.scores.masked_fill(~block.positive, -torch.inf).amax(dim=1))
-    if lookup.dealt.count == 1:
+    if lookup.shard_group.world_size == 1:
         return best
-    return lookup.dealt.gather(best[None], lookup.dealt.count).amax(dim=0)
+    return lookup.shard_group.all_gather_with_grad(best[None], lookup.shard_group.world_size).amax(dim=0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from querykey.distributed.process_group import Processes
+from querykey.distributed.process_group import ProcessGroup
 from querykey.errors import ConfigError, ShapeError
 from querykey.lookup.lookup import Lookup
 from querykey.types import PairMask, PerQuery, Scores
@@ -36,12 +36,13 @@ def read(lookup: Lookup, *, merges: bool = False) -> tuple[Scores, PairMask, Pai
         merges: Whether what the shares cost adds up.
 
     Raises:
-        ConfigError: If the keys are dealt out over processes and the loss needs all of them.
+        ConfigError: If the keys are sharded over processes and the loss needs all of them.
     """
-    if lookup.dealt.count > 1 and not merges:
+    if lookup.shard_group.world_size > 1 and not merges:
         raise ConfigError(
-            f"this loss needs a query's keys in one place, and they are dealt out over {lookup.dealt.count} "
-            "processes; take contrastive or score_distillation, or leave the memory whole"
+            "this loss needs a query's keys in one place, and they are sharded over "
+            f"{lookup.shard_group.world_size} processes; take contrastive or score_distillation, "
+            "or leave the memory whole"
         )
     scores, (positive, negative) = lookup.scores, lookup.masks
     if scores.dtype in {torch.float16, torch.bfloat16}:
@@ -86,19 +87,19 @@ def softmax(logits: Scores, takes_part: Scores) -> Softmax:
     return Softmax(top, total.log(), shifted.div_(total))
 
 
-def softmax_of_all(own: Softmax, processes: Processes) -> Softmax:
+def softmax_of_all(own: Softmax, processes: ProcessGroup) -> Softmax:
     """The softmax over the keys of all processes, where each has that over its share.
 
     Args:
         own: Over this process's share; its probabilities are overwritten.
-        processes: Among which the keys are dealt.
+        processes: Over which the keys are sharded.
 
     Returns:
         Top and total of all keys, probabilities of the own ones.
     """
-    if processes.count == 1:
+    if processes.world_size == 1:
         return own
-    log_sums = processes.gather(own.log_sum[None], processes.count)
+    log_sums = processes.all_gather_with_grad(own.log_sum[None], processes.world_size)
     top = log_sums.amax(dim=0)
     log_total = (log_sums - top).clamp_(min=NOTHING).exp_().sum(dim=0).log_()
     share = (own.log_sum - top - log_total).exp_()

@@ -194,7 +194,7 @@ def contrastive(
         positive *= beyond.gt_(0.0)
         negative *= within.gt_(0.0)
         for pulled in (positive, negative):
-            pulled.div_(lookup.dealt.sum(pulled.sum(dim=1, keepdim=True)).clamp(min=1))
+            pulled.div_(lookup.shard_group.sum(pulled.sum(dim=1, keepdim=True)).clamp(min=1))
         value = (cost_positive * positive + cost_negative * negative).sum(dim=1)
         weights = slope_positive * positive + slope_negative * negative
     return weigh(scores, value, weights)

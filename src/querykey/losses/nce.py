@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import RangeError, ShapeError
 from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import as_numbers, penalty, read, weigh
@@ -84,7 +84,7 @@ def nce(
 
 
 def nce_normaliser(
-    lookup: Lookup, *, temperature: float | Tensor, items: int, processes: Processes = ALONE
+    lookup: Lookup, *, temperature: float | Tensor, items: int, processes: ProcessGroup = SINGLE_PROCESS
 ) -> Tensor:
     r"""An estimate of the normaliser of `nce`: N times the mean of exp(s / tau) over the pairs.
 
@@ -125,7 +125,7 @@ def nce_normaliser(
         takes_part = as_numbers(positive | negative, scores.dtype)
         logits = (scores / temperature).add_(penalty(takes_part))
         log_sum, pairs = torch.logsumexp(logits.flatten(), dim=0), takes_part.sum()
-        if processes.count > 1:
+        if processes.world_size > 1:
             # exp(100), of scores at a temperature of 0.01, is within float64
             total, every = processes.sum(torch.stack([log_sum.double().exp(), pairs.double()]))
             log_sum, pairs = total.log().to(log_sum), every.to(pairs)

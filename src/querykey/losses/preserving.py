@@ -49,7 +49,7 @@ def score_distillation(
         temperature: :math:`\tau > 0`, dimensionless; a tensor of one number gets a gradient,
             through the trained scores alone. The adapter starts from 0.05.
         target_temperature: :math:`\tau_t > 0`; the same as temperature where not given.
-        form: "plain", "streamed" or "auto", as for `info_nce`; of keys that are dealt out over processes
+        form: "plain", "streamed" or "auto", as for `info_nce`; of keys that are sharded over processes
             always plain.
 
     Returns:
@@ -88,14 +88,16 @@ def score_distillation(
             frozen_logits = Lookup(queries / divisor, keys, target.pairs)
         return softmax_of_blocks(lookup, temperature, Target(frozen_logits))
     scores, _, _ = read(lookup, merges=True)
-    logits, dealt = scores / temperature, lookup.dealt
+    logits, shard_group = scores / temperature, lookup.shard_group
     with torch.no_grad():
         frozen, pairs = read_target(lookup, target)
         frozen = frozen.to(scores.dtype) / (target_temperature or temperature)
         takes_part = as_numbers(pairs, scores.dtype)
-        mine, theirs = (softmax_of_all(softmax(some, takes_part), dealt) for some in (logits, frozen))
+        mine, theirs = (softmax_of_all(softmax(some, takes_part), shard_group) for some in (logits, frozen))
         gap = frozen.sub_(logits).mul_(theirs.probability).sum(dim=1)
-        value = gap + (mine.top - theirs.top + mine.log_total - theirs.log_total)[:, 0] / dealt.count
+        value = (
+            gap + (mine.top - theirs.top + mine.log_total - theirs.log_total)[:, 0] / shard_group.world_size
+        )
         weights = mine.probability.sub_(theirs.probability)
     return weigh(logits, value, weights)
 

@@ -90,7 +90,7 @@ def takes_streamed(lookup: Lookup, form: Form) -> bool:
     """
     if form not in get_args(Form):
         raise ConfigError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}")
-    if lookup.dealt.count > 1:  # a share of the keys: its matrix is a share too
+    if lookup.shard_group.world_size > 1:  # a share of the keys: its matrix is a share too
         return False
     of_views = isinstance(lookup.pairs, TwoViewPairs)
     return chosen_form(form, len(lookup), len(lookup.keys), of_views=of_views) == "streamed"

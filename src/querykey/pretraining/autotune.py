@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 
 __all__ = ["Calibration", "calibrate", "steps_in"]
 
@@ -44,7 +44,7 @@ def calibrate(
     layout: Literal["auto", "contiguous", "channels_last"],
     device: torch.device,
     is_length_open: bool = True,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Calibration:
     """Measure whole steps on a copy of what is trained, and choose the fastest way to take them.
 
@@ -60,7 +60,7 @@ def calibrate(
         The choice; of two that differ by less than 3% the plainer one.
     """
     precisions = [precision] if precision != "auto" else ["float32"]
-    if precision == "auto" and processes.from_first(_has_fast_bfloat16(device)):
+    if precision == "auto" and processes.broadcast_object(_has_fast_bfloat16(device)):
         precisions.append("bfloat16")
     layouts: list[Layout] = ["contiguous", "channels_last"] if layout == "auto" else [layout]
     tried: dict[str, float] = {}
@@ -96,17 +96,17 @@ def steps_in(seconds: float, *, step: float, look: float, looks: int) -> int:
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def _seconds(step: Callable[[], None], device: torch.device, processes: Processes) -> float:
+def _seconds(step: Callable[[], None], device: torch.device, processes: ProcessGroup) -> float:
     for _ in range(WARM_UP):
         step()
-    return statistics.median(processes.from_first(_time(step, device)) for _ in range(TRIALS))
+    return statistics.median(processes.broadcast_object(_time(step, device)) for _ in range(TRIALS))
 
 
-def _steady(step: Callable[[], None], device: torch.device, processes: Processes) -> float:
+def _steady(step: Callable[[], None], device: torch.device, processes: ProcessGroup) -> float:
     """The mean of enough steps to see what a run will see, noise included."""
     times: list[float] = []
     while sum(times) < STEADY_SECONDS and len(times) < STEADY_TRIALS:
-        times.append(processes.from_first(_time(step, device)))
+        times.append(processes.broadcast_object(_time(step, device)))
     return statistics.mean(sorted(times)[: max(1, round(0.9 * len(times)))])
 
 

@@ -126,8 +126,8 @@ def latest_checkpoint(folder: Path) -> Checkpoint:
         name = f"step-{step:09d}"
         try:
             return _read(folder, name, tuple(skipped))
-        except Exception as fault:  # noqa: BLE001 -- a damaged file can be wrong in any way
-            skipped.append(f"{name} ({type(fault).__name__}: {fault})")
+        except Exception as error:  # noqa: BLE001 -- a damaged file can be wrong in any way
+            skipped.append(f"{name} ({type(error).__name__}: {error})")
     raise StoreError(f"{folder}: no checkpoint is whole: {'; '.join(skipped)}; start the run again")
 
 

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 from querykey.errors import CollapseError, DataError, RangeError, ShapeError
 from querykey.evaluation.few_labels import split_by_class
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.optim import warm_up_cosine
 from querykey.types import Ids, Labels, PerQuery
 
 __all__ = [
+    "RATES",
     "FineTuned",
     "FineTuning",
     "LabelledImages",
-    "RATES",
     "TunedRate",
     "fine_tune",
     "scaled",
@@ -130,7 +130,7 @@ class FineTuned:
 
     def correct(self, images: LabelledImages) -> PerQuery:
         """0 or 1 per image, NaN where its class isn't known: for intervals and paired differences."""
-        known = (images.labels != UNLABELLED).nonzero()[:, 0]
+        known = (images.labels != IGNORE_LABEL).nonzero()[:, 0]
         right = torch.full((len(images.labels),), torch.nan)
         if len(known):
             right[known] = (self.predict(images, known) == images.labels[known]).float()
@@ -169,7 +169,7 @@ def fine_tune(
         no weight decay, 60 epochs for 1% of the labels and 30 for 10%; the cosine is ours.
         Chen et al. 2020, arXiv:2006.10029, sec. 2: from the first layer of the head.
     """
-    known = (images.labels != UNLABELLED).nonzero()[:, 0]
+    known = (images.labels != IGNORE_LABEL).nonzero()[:, 0]
     classes, members = torch.unique(images.labels[known], return_inverse=True)
     if len(classes) < 2:
         raise DataError(f"a classifier needs two classes, got {len(classes)}; give more labelled images")
@@ -311,6 +311,6 @@ def tune_learning_rate(
 
 def _only(labels: Tensor, kept: Tensor) -> Tensor:
     """Labels of the kept images alone."""
-    some = torch.full_like(labels, UNLABELLED)
+    some = torch.full_like(labels, IGNORE_LABEL)
     some[kept] = labels[kept]
     return some

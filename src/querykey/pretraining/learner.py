@@ -11,8 +11,8 @@ from querykey.dictionaries.alignment import MomentAlignment
 from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.queue import KeyQueue
-from querykey.distributed.process_group import ALONE, Processes
-from querykey.distributed.sharding import whole_of_dealt
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from querykey.distributed.sharding import gather_full
 from querykey.encoders.momentum import MomentumEncoder, momentum_at
 from querykey.encoders.norm.shuffle import spread_order
 from querykey.encoders.projection import ViewEncoder
@@ -27,7 +27,14 @@ from querykey.pretraining.methods.memory_bank import bank_step
 from querykey.pretraining.methods.moco import encode_keys, moco_step, moco_v3_step
 from querykey.pretraining.methods.modules import TRAINED, make_optimizer, method_parts
 from querykey.pretraining.methods.simclr import simclr_step
-from querykey.pretraining.methods.step import Computing, Seen, ViewPair, ViewStep, encoded_aside, projections
+from querykey.pretraining.methods.step import (
+    Computing,
+    Seen,
+    ViewPair,
+    ViewStep,
+    encode_preserving_buffers,
+    projections,
+)
 from querykey.pretraining.methods.xbm import prefill, xbm_step
 from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.types import PerQuery, Rows
@@ -39,51 +46,51 @@ __all__ = [
     "whole_state",
 ]
 
-DEALT = "model.dictionary.vectors"
-"""What each process has its share of, where the dictionary is dealt out."""
+SHARDED_ROWS = "model.dictionary.vectors"
+"""What each process has its share of, where the dictionary is sharded."""
 
 
 def whole_state(
-    parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, processes: Processes
+    parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, processes: ProcessGroup
 ) -> dict[str, Tensor]:
     """Everything that training changes, by name.
 
     Args:
         parts: What is trained, and the dictionary.
         optimizer: Of it.
-        processes: All call it, where the dictionary is dealt out over them.
+        processes: All call it, where the dictionary is sharded over them.
 
     Returns:
-        The tensors themselves; what is dealt out is whole on the first process, and nothing on the others.
+        The tensors themselves; what is sharded is whole on the first process, and nothing on the others.
     """
     state = _own_state(parts, optimizer)
     if (held := _dealt(parts)) is not None:
-        state[DEALT] = whole_of_dealt(held.vectors, len(held.written), processes)
+        state[SHARDED_ROWS] = gather_full(held.vectors, len(held.written), processes)
     return state
 
 
 def restore_state_(
-    parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, processes: Processes, state: dict[str, Tensor]
+    parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, processes: ProcessGroup, state: dict[str, Tensor]
 ) -> None:
     """Put a state back, in place.
 
     Args:
         parts: What is trained, and the dictionary.
         optimizer: Of it.
-        processes: Over which the dictionary may be dealt out; not those that kept the state, necessarily.
+        processes: Over which the dictionary may be sharded; not those that kept the state, necessarily.
         state: Of `whole_state`, on every process.
     """
     kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-    is_dealt = _dealt(parts) is not None  # an empty queue is false by itself
+    is_sharded = _dealt(parts) is not None  # an empty queue is false by itself
     for key, value in state.items():
-        own = value[processes.rank :: processes.count] if is_dealt and key == DEALT else value
+        own = value[processes.rank :: processes.world_size] if is_sharded and key == SHARDED_ROWS else value
         kind, _, name = key.partition(".")
         kinds[kind][name] = own
     parts.load_state_dict(kinds["model"])
     restore_optimizer_(optimizer, kinds["optimizer"])
 
 
-def not_finite(parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, processes: Processes) -> str | None:
+def not_finite(parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, processes: ProcessGroup) -> str | None:
     """The name of a tensor with a number that is not finite; None if there is none on any process.
 
     Args:
@@ -94,8 +101,8 @@ def not_finite(parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, processes
     state = _own_state(parts, optimizer)
     faults = [name for name, value in state.items() if not bool(value.isfinite().all())]
     device = next(iter(state.values())).device
-    if processes.count > 1 and int(processes.sum(torch.tensor(len(faults), device=device))):
-        return (faults or [DEALT])[0]
+    if processes.world_size > 1 and int(processes.sum(torch.tensor(len(faults), device=device))):
+        return (faults or [SHARDED_ROWS])[0]
     return faults[0] if faults else None
 
 
@@ -106,7 +113,7 @@ def _own_state(parts: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[s
 
 def _dealt(parts: nn.ModuleDict) -> CrossBatchMemory | MemoryBank | None:
     held = dict(parts.items()).get("dictionary")
-    if isinstance(held, CrossBatchMemory | MemoryBank) and held.processes != ALONE:
+    if isinstance(held, CrossBatchMemory | MemoryBank) and held.processes != SINGLE_PROCESS:
         return held
     return None
 
@@ -131,7 +138,7 @@ class Learner:
 
     def __init__(
         self, encoder: ViewEncoder, settings: PretrainSettings, device: torch.device, *, items: int,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:  # fmt: skip
         self.encoder, self.settings, self.device = encoder.to(device), settings, device
         self.processes = processes
@@ -264,7 +271,7 @@ class Learner:
                 return encode_keys(key_encoder, images, permutation, computing, rows=rows)
             with computing.autocast(images.device):
                 _, z = self.encoder(images)
-            return self.processes.gather(projections(z, normalised=computing.normalised), rows)
+            return self.processes.all_gather_with_grad(projections(z, normalised=computing.normalised), rows)
 
     @property
     def encodes_stored(self) -> nn.Module:
@@ -292,7 +299,7 @@ class Learner:
 
     def _permutation(self, step: int, images: int) -> Tensor | None:
         draw, settings = torch.Generator().manual_seed(self._key(step)), self.settings
-        processes, kind = self.processes.count, settings.batch_norm
+        processes, kind = self.processes.world_size, settings.batch_norm
         if not settings.shuffle or (processes > 1 and kind in ("global", "layer")):
             return None  # where the order makes no difference, no images are sent
         if kind == "split":
@@ -328,7 +335,7 @@ class Learner:
             if isinstance(held, MemoryBank):
                 start = -(-steps // steps_an_epoch) * steps_an_epoch
                 pairs = ((one.view_1, one.ids, None) for one in images(start, start + steps_an_epoch))
-                for rows, ids, _ in encoded_aside(self.encoder, pairs, computing):
+                for rows, ids, _ in encode_preserving_buffers(self.encoder, pairs, computing):
                     held.put(rows, ids)
             elif isinstance(held, CrossBatchMemory):
                 pages = images(steps, steps + -(-held.capacity // size))
@@ -343,7 +350,7 @@ class Learner:
             held.enqueue(rows / rows.shape[1] ** 0.5, torch.full((len(rows),), -1, device=rows.device))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name; what is dealt out over processes whole, on the first."""
+        """Everything that training changes, by name; what is sharded over processes whole, on the first."""
         return whole_state(self.parts, self.optimizer, self.processes)
 
     def restore_(self, tensors: dict[str, Tensor]) -> None:
@@ -363,8 +370,8 @@ class Learner:
         Raises:
             CollapseError: If a number of it is not finite: the loss that shows it comes a step later.
         """
-        if fault := not_finite(self.parts, self.optimizer, self.processes):
+        if error := not_finite(self.parts, self.optimizer, self.processes):
             raise CollapseError(
-                f"step {step}: {fault} is not finite any more; lower the learning rate, or lengthen the "
+                f"step {step}: {error} is not finite any more; lower the learning rate, or lengthen the "
                 "warm-up"
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 from querykey.data.augment.views import Views
 from querykey.data.batches import Batches, ClassBatches, UniformBatches
 from querykey.data.pixels.pixels import PixelBatch, Pixels
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.encoders.backbones import load_backbone_weights, make_backbone
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
 from querykey.errors import CollapseError, DataError, OutOfMemoryError, is_out_of_memory
@@ -30,7 +30,9 @@ RECORDS = 200
 """Steps of a run that are recorded, besides those where the monitors look."""
 
 
-def make_encoder(settings: PretrainSettings, *, channels: int, processes: Processes = ALONE) -> ViewEncoder:
+def make_encoder(
+    settings: PretrainSettings, *, channels: int, processes: ProcessGroup = SINGLE_PROCESS
+) -> ViewEncoder:
     """The encoder that resolved settings describe, with its first weights.
 
     Args:
@@ -85,7 +87,7 @@ class TrainingImages:
         device: torch.device,
         labels: Labels | None = None,
         layout: torch.memory_format = torch.contiguous_format,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.processes = processes
         self.pixels, self.rows, self.views, self.labels = pixels, rows, views, labels
@@ -93,7 +95,7 @@ class TrainingImages:
         self.view_count = 1 if settings.method in ONE_VIEW else 2
         self.order = _order(settings, rows, labels)
         groups = settings.batch_norm_groups if settings.batch_norm == "split" else 1
-        self.groups = max(1, groups // processes.count)  # of this process's part
+        self.groups = max(1, groups // processes.world_size)  # of this process's part
         self.steps_an_epoch = len(rows) // settings.batch_size
 
     def lost(self) -> Ids:
@@ -135,13 +137,13 @@ class TrainingImages:
             before = time.perf_counter()
 
     def _own(self, places: Tensor) -> Tensor:
-        return places[self.processes.part(len(places))]
+        return places[self.processes.local_slice(len(places))]
 
     def _without_lost(self, found: PixelBatch, places: Tensor) -> tuple[PixelBatch, Tensor]:
         """The images of this process, as many as every other has, and the places of those of all."""
         processes, count = self.processes, torch.tensor([len(found.rows)])
-        if processes.count > 1:
-            count = processes.gather(count.to(self.device), processes.count).cpu()
+        if processes.world_size > 1:
+            count = processes.all_gather_with_grad(count.to(self.device), processes.world_size).cpu()
         if int(count.sum()) == len(places):
             return found, places
         least = int(count.min())
@@ -152,7 +154,7 @@ class TrainingImages:
         found = PixelBatch(found.images[:least], sizes, found.rows[:least])
         own = self._own(places)
         own = own[torch.isin(self.rows[own], found.rows)]
-        return found, processes.gather(own.to(self.device), least * processes.count).cpu()
+        return found, processes.all_gather_with_grad(own.to(self.device), least * processes.world_size).cpu()
 
 
 @dataclass(frozen=True)
@@ -208,11 +210,11 @@ def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, s
             learner.prefill_(images.walk, steps=steps, steps_an_epoch=images.steps_an_epoch)
         try:
             taken = learner.take(done, pair, steps=steps, seen=loop.seen if is_look else None)
-        except CollapseError as fault:
-            raise CollapseError(f"step {done}: {fault}") from fault
-        except (MemoryError, RuntimeError) as fault:
-            if is_out_of_memory(fault):
-                raise OutOfMemoryError(f"step {done} needs more memory than there is") from fault
+        except CollapseError as error:
+            raise CollapseError(f"step {done}: {error}") from error
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise OutOfMemoryError(f"step {done} needs more memory than there is") from error
             raise
         done += 1
         if done % every == 0 or done == steps:
@@ -238,7 +240,7 @@ def train(learner: Learner, images: TrainingImages, loop: Loop, *, start: int, s
 
 def _any(learner: Learner, *flags: bool) -> list[bool]:
     """Each flag, whether one process or more have it: all take the same way."""
-    if learner.processes.count == 1:
+    if learner.processes.world_size == 1:
         return list(flags)
     return (learner.processes.sum(torch.tensor(flags, device=learner.device).long()) > 0).tolist()
 

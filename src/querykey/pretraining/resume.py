@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.errors import ConfigError, OutOfMemoryError, RangeError
 from querykey.io.records import versions
 from querykey.pretraining.settings.settings import PretrainSettings
 
-__all__ = ["in_more_parts", "lengthened", "require_unchanged", "unlike"]
+__all__ = ["double_chunks", "extend_training", "reproducibility_warnings", "require_unchanged"]
 
 
 def require_unchanged(
@@ -50,7 +50,7 @@ def require_unchanged(
         )
 
 
-def unlike(
+def reproducibility_warnings(
     before: Mapping[str, str], *, threads: int, processes: int, settings: PretrainSettings
 ) -> list[str]:
     """What may keep a run that goes on from ending with the bits of one that never stopped.
@@ -71,7 +71,7 @@ def unlike(
     ]
     if torch.get_num_threads() != threads:
         others.append(f"threads were {threads} and are {torch.get_num_threads()}")
-    now = current_processes().count
+    now = current_process_group().world_size
     groups = []
     if processes != now and settings.batch_norm == "device":
         words = (
@@ -83,7 +83,7 @@ def unlike(
     return [f"{words}: numbers may differ in their last bits from here on" for words in others] + groups
 
 
-def lengthened(
+def extend_training(
     settings: PretrainSettings, epochs: float | None, done: int, notify: Callable[[str], None],
     *, is_finished: bool,
 ) -> PretrainSettings:  # fmt: skip
@@ -122,7 +122,7 @@ def lengthened(
     return replace(settings, steps=steps, epochs=epochs, minutes=None)
 
 
-def in_more_parts(settings: PretrainSettings, *, reason: str) -> PretrainSettings:
+def double_chunks(settings: PretrainSettings, *, reason: str) -> PretrainSettings:
     """The same steps in twice as many parts: the gradient is the whole batch's, to rounding.
 
     Args:

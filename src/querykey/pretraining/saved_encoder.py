@@ -15,7 +15,7 @@ from querykey.data.augment.views import Views, plain_view
 from querykey.data.pixels.pixels import Pixels
 from querykey.encoders.projection import ViewEncoder
 from querykey.errors import MissingPathError, StoreError
-from querykey.io.durable import or_damaged, write_aside
+from querykey.io.durable import raises_store_error, write_aside
 from querykey.pretraining.loop import make_encoder
 from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.types import FrozenRows, Ids, Images, ImageSizes, Rows
@@ -203,7 +203,7 @@ def read_encoder(folder: str | Path, *, untrained: bool = False) -> SavedEncoder
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
         raise MissingPathError(f"{folder}: no encoder here; {DESCRIPTION} is missing")
-    with or_damaged(f"{folder}: the encoder", "pretrain it again"):
+    with raises_store_error(f"{folder}: the encoder", "pretrain it again"):
         described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if not isinstance(described, dict) or described.get("format") != FORMAT:
             raise StoreError(f"{folder}: {DESCRIPTION} does not describe an encoder")

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Ids, Labels, Numbers, QueryIds
 
-__all__ = ["Parted", "part"]
+__all__ = ["DataSplit", "part"]
 
 BANK = 5000
 """Training images that vote in the online kNN, at the most."""
 
 
 @dataclass(frozen=True, eq=False)
-class Parted:
+class DataSplit:
     """Which images are trained on, and which are looked at.
 
     Args:
@@ -33,7 +33,7 @@ class Parted:
     train_labels: Numbers | None = None
 
 
-def part(ids: Ids, labels: Labels | None, *, held_out: int, seed: int) -> Parted:
+def part(ids: Ids, labels: Labels | None, *, held_out: int, seed: int) -> DataSplit:
     """Choose what is held out of training for the online kNN; nothing where there are no labels.
 
     Args:
@@ -47,14 +47,14 @@ def part(ids: Ids, labels: Labels | None, *, held_out: int, seed: int) -> Parted
     """
     draw = np.random.default_rng([seed, len(ids)])
     order = torch.from_numpy(draw.permutation(len(ids)))
-    if labels is None or not bool((labels != UNLABELLED).any()):
-        return Parted(ids, ids[order[:BANK]], torch.arange(0), None)
-    known = order[labels[order] != UNLABELLED]
+    if labels is None or not bool((labels != IGNORE_LABEL).any()):
+        return DataSplit(ids, ids[order[:BANK]], torch.arange(0), None)
+    known = order[labels[order] != IGNORE_LABEL]
     held = known[: min(held_out, len(ids) // 10)]
     others = order[~torch.isin(order, held)]
-    bank = others[labels[others] != UNLABELLED][:BANK]
+    bank = others[labels[others] != IGNORE_LABEL][:BANK]
     sample = torch.cat([bank, held])
     trained = others.sort().values
-    return Parted(
+    return DataSplit(
         ids[trained], ids[sample], torch.arange(len(bank), len(sample)), labels[sample], labels[trained]
     )

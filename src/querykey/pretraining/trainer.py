@@ -13,7 +13,7 @@ from querykey.data.pixels.pixels import Pixels
 from querykey.diagnostics.collapse import collapse_reason, monitor
 from querykey.diagnostics.dictionary import KnowsIds, held_health, labels_of, lookup_health, words_of
 from querykey.diagnostics.drift import drift_of, held_ages
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.encoders.projection import ViewEncoder
 from querykey.errors import DataError, RangeError
 from querykey.lookup.lookup import Lookup
@@ -24,10 +24,10 @@ from querykey.pretraining.methods.step import ViewStep
 from querykey.pretraining.saved_encoder import SavedEncoder, encode_rows, identified, preparation
 from querykey.pretraining.settings.memory_plan import key_half_life
 from querykey.pretraining.settings.settings import PretrainSettings
-from querykey.pretraining.split import Parted
+from querykey.pretraining.split import DataSplit
 from querykey.types import Labels
 
-__all__ = ["Course", "put_together"]
+__all__ = ["Course", "build_run"]
 
 DRIFT = "drift_"
 """With the age in steps: the name of a drift among what the monitors see."""
@@ -46,7 +46,7 @@ class Course:
         settings: Resolved, and measured where they must be.
         learner: What is trained.
         images: What it is trained on.
-        parted: Which images are for what.
+        split_data: Which images are for what.
         untrained: The encoder as it was before the first step.
         start: What the monitors saw of it then.
         calibration: What was measured; None where nothing was left open.
@@ -55,7 +55,7 @@ class Course:
     settings: PretrainSettings
     learner: Learner
     images: TrainingImages
-    parted: Parted
+    split_data: DataSplit
     untrained: ViewEncoder
     start: dict[str, float] = field(default_factory=dict)
     calibration: Calibration | None = None
@@ -88,7 +88,7 @@ class Course:
         Args:
             lookup: Without gradient.
         """
-        labels, pairs = self.parted.train_labels, lookup.pairs
+        labels, pairs = self.split_data.train_labels, lookup.pairs
         classes: dict[str, Labels] = {}
         if labels is not None and isinstance(pairs, KnowsIds):
             classes = {
@@ -98,8 +98,8 @@ class Course:
         found = lookup_health(lookup, temperature=float(self.learner.temperature()), **classes)
         if self.settings.sharded and "candidates" in found:
             own_key = 0 if self.settings.method == "xbm" else 1
-            dealt = lookup.dealt if self.settings.method == "xbm" else self.learner.processes
-            others = dealt.sum(torch.tensor(found["candidates"] - own_key, device=lookup.keys.device))
+            shard_group = lookup.shard_group if self.settings.method == "xbm" else self.learner.processes
+            others = shard_group.sum(torch.tensor(found["candidates"] - own_key, device=lookup.keys.device))
             found["candidates"] = own_key + float(others)
         return found
 
@@ -149,16 +149,16 @@ class Course:
         return identified(SavedEncoder(encoder, self.settings, self.images.pixels.channels, report))
 
 
-def put_together(
+def build_run(
     encoder: ViewEncoder,
     settings: PretrainSettings,
     pixels: Pixels,
-    parted: Parted,
+    split_data: DataSplit,
     *,
     device: torch.device,
     begun: float,
     measure: bool = True,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Course:
     """Put a run together, and measure what its settings leave open.
 
@@ -166,7 +166,7 @@ def put_together(
         encoder: With its first weights.
         settings: Resolved.
         pixels: All images.
-        parted: Which of them are for what.
+        split_data: Which of them are for what.
         device: Where it trains.
         begun: `time.monotonic()` when the user began to wait: minutes count from then.
         measure: Whether this is the start of a run; a run that goes on has measured already.
@@ -179,36 +179,37 @@ def put_together(
         RangeError: If there are fewer images than a batch has, or a process would have fewer than 2 of one.
         DataError: If the processes have not found the same images.
     """
-    if len(parted.train) < settings.batch_size:
+    if len(split_data.train) < settings.batch_size:
         raise RangeError(
-            f"{len(parted.train)} images to train on and batch_size {settings.batch_size}; "
+            f"{len(split_data.train)} images to train on and batch_size {settings.batch_size}; "
             "lower batch_size or held_out"
         )
-    if processes.count > 1 and settings.batch_size < 2 * processes.count:
+    if processes.world_size > 1 and settings.batch_size < 2 * processes.world_size:
         raise RangeError(
-            f"a batch of {settings.batch_size} images over {processes.count} processes; each needs 2 at "
+            f"a batch of {settings.batch_size} images over {processes.world_size} processes; each needs 2 at "
             "least: raise batch_size or start fewer processes"
         )
-    _require_same_images(parted, device, processes)
+    _require_same_images(split_data, device, processes)
     views = settings.make_views(pixels.channels), settings.make_second_views(pixels.channels)
     images = TrainingImages(
-        pixels, parted.train, views, settings, device=device, labels=parted.train_labels, processes=processes,
+        pixels, split_data.train, views, settings, device=device, labels=split_data.train_labels,
+        processes=processes,
     )  # fmt: skip
     if measure and settings.init is None:
         _start(encoder, images)
-    learner = Learner(encoder, settings, device, items=len(parted.train), processes=processes)
-    course = Course(settings, learner, images, parted, copy.deepcopy(encoder).cpu())
+    learner = Learner(encoder, settings, device, items=len(split_data.train), processes=processes)
+    course = Course(settings, learner, images, split_data, copy.deepcopy(encoder).cpu())
     if measure:
         _measure(course, device, begun)
     _use_layout(course.learner, images, course.settings.layout)
     return course
 
 
-def _require_same_images(parted: Parted, device: torch.device, processes: Processes) -> None:
-    if processes.count == 1:
+def _require_same_images(split_data: DataSplit, device: torch.device, processes: ProcessGroup) -> None:
+    if processes.world_size == 1:
         return
-    own = torch.tensor([[len(parted.train), int(parted.train.sum())]], device=device)
-    every = processes.gather(own, processes.count)
+    own = torch.tensor([[len(split_data.train), int(split_data.train.sum())]], device=device)
+    every = processes.all_gather_with_grad(own, processes.world_size)
     if bool((every != every[0]).any()):
         raise DataError(
             f"the processes have found {every[:, 0].tolist()} images to train on, and not the same ones; "
@@ -219,7 +220,7 @@ def _require_same_images(parted: Parted, device: torch.device, processes: Proces
 def _start(encoder: ViewEncoder, images: TrainingImages) -> None:
     """Show the backbone its first batch, for a network that starts from what images look like."""
     (pair,) = images.walk(0, 1)
-    encoder.backbone.start_(images.processes.gather(pair.view_1, len(pair.ids)).cpu())
+    encoder.backbone.start_(images.processes.all_gather_with_grad(pair.view_1, len(pair.ids)).cpu())
 
 
 def _measure(course: Course, device: torch.device, begun: float) -> None:
@@ -234,9 +235,9 @@ def _measure(course: Course, device: torch.device, begun: float) -> None:
         torch.manual_seed(settings.seed)  # dropout
         untrained, views = copy.deepcopy(course.learner.encoder).train(), torch.cat(pair[:2])
         # norms over several processes meet as often on each
-        parts = views.chunk(settings.chunks if processes.count == 1 else 1)
+        parts = views.chunk(settings.chunks if processes.world_size == 1 else 1)
         z = torch.cat([untrained(part)[1] for part in parts])
-    view_1, view_2 = (processes.gather(view, len(pair.ids)) for view in z.float().chunk(2))
+    view_1, view_2 = (processes.all_gather_with_grad(view, len(pair.ids)) for view in z.float().chunk(2))
     before = time.perf_counter()
     course.start = _look(course.learner.encoder, course, ViewStep(0.0, view_1, view_2))
     look_seconds = time.perf_counter() - before
@@ -265,7 +266,7 @@ def _measure(course: Course, device: torch.device, begun: float) -> None:
         assert settings.minutes is not None
         left = 60 * settings.minutes - (time.monotonic() - begun)
         steps = steps_in(left, step=found.seconds, look=look_seconds, looks=settings.looks)
-        steps = processes.from_first(steps)
+        steps = processes.broadcast_object(steps)
     course.settings = replace(
         settings, steps=steps, epochs=steps / images.steps_an_epoch, precision=found.precision,
         layout=found.layout,
@@ -283,13 +284,13 @@ def _use_layout(
 
 
 def _look(encoder: ViewEncoder, course: Course, taken: ViewStep) -> dict[str, float]:
-    pixels, processes, sample = course.images.pixels, course.learner.processes, course.parted.sample
+    pixels, processes, sample = course.images.pixels, course.learner.processes, course.split_data.sample
     prepare = preparation(course.settings, pixels.channels)
-    h, _ = encode_rows(encoder, prepare, pixels, sample[processes.part(len(sample))])
-    if processes.count > 1:
-        h = processes.gather(h.to(course.learner.device), len(sample)).cpu()
+    h, _ = encode_rows(encoder, prepare, pixels, sample[processes.local_slice(len(sample))])
+    if processes.world_size > 1:
+        h = processes.all_gather_with_grad(h.to(course.learner.device), len(sample)).cpu()
     seen = monitor(
-        h, taken.view_1.cpu(), taken.view_2.cpu(), labels=course.parted.labels, asking=course.parted.asking,
-        loss=taken.loss,
+        h, taken.view_1.cpu(), taken.view_2.cpu(), labels=course.split_data.labels,
+        asking=course.split_data.asking, loss=taken.loss,
     )  # fmt: skip
-    return processes.from_first(seen)
+    return processes.broadcast_object(seen)

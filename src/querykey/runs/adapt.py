@@ -13,11 +13,11 @@ import torch
 from querykey.adapter.checkpoint import DESCRIPTION, put_saved
 from querykey.adapter.estimator import Adapter
 from querykey.adapter.tasks import Judge
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.errors import DataError, MissingPathError, Notify
 from querykey.features.features import Features
 from querykey.io.atomic import check_new, new_folder
-from querykey.io.durable import or_damaged
+from querykey.io.durable import raises_store_error
 from querykey.io.records import Records, versions
 from querykey.runs.adapter_settings import AdaptRun, parse_run
 from querykey.runs.data import DataAt, open_features
@@ -156,8 +156,8 @@ def adapt(
         DataError: If there is nothing to learn from.
         StoreError: If the bytes of the features were changed.
     """
-    processes, out = current_processes(), Path(out)
-    if processes.is_first:
+    processes, out = current_process_group(), Path(out)
+    if processes.is_main_process:
         check_new(out)
     features, fingerprint = open_features(at, verify=True)
     about = {
@@ -169,12 +169,12 @@ def adapt(
         asked, said = judge(features)
         if notify is not None and said:
             notify(said)
-    if not processes.is_first:  # the first tells and writes
+    if not processes.is_main_process:  # the first tells and writes
         adapter = fit(run, features, judge=asked)
-        processes.wait()
+        processes.barrier()
         return Run(out, adapter, run, about)
-    with new_folder(out) as aside:
-        metrics = Records(aside / METRICS)
+    with new_folder(out) as tmp_path:
+        metrics = Records(tmp_path / METRICS)
 
         def record(looked: dict[str, Any]) -> None:
             metrics.append("step", **looked)
@@ -184,9 +184,9 @@ def adapt(
         with told(notify):
             adapter = fit(run, features, record=record, begin=begin, judge=asked)
         metrics.append("fit", **adapter.report_)
-        put_saved(adapter.saved(), aside)
-        _write_run(aside / RUN, run, adapter, about)
-    processes.wait()
+        put_saved(adapter.saved(), tmp_path)
+        _write_run(tmp_path / RUN, run, adapter, about)
+    processes.barrier()
     return Run(out, adapter, run, about)
 
 
@@ -209,7 +209,7 @@ def load_run(folder: str | Path) -> Run:
     adapter = Adapter.load(folder)
     if not (folder / RUN).is_file():
         return Run(folder, adapter)
-    with or_damaged(str(folder / RUN), "fit the run again"):
+    with raises_store_error(str(folder / RUN), "fit the run again"):
         said = json.loads((folder / RUN).read_text(encoding="utf-8"))
         run, about = parse_run(said["settings"], name=str(folder / RUN)), dict(said["features"])
         DataAt(**about["at"])

@@ -15,7 +15,7 @@ from querykey.evaluation.table import Table, tabulate
 from querykey.evaluation.task import Embedded, Protocol
 from querykey.features.features import Features
 from querykey.io.records import versions
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.saved_encoder import DESCRIPTION as ENCODER
 from querykey.pretraining.saved_encoder import SavedEncoder, encode_rows, read_encoder
 from querykey.runs.adapt import Progress, Run, load_run
@@ -211,8 +211,8 @@ def _voters(
         key = run.features.get("key", "")
         try:
             trains[_fit(run)] = found[key] = found.get(key) or training_features(run)
-        except DataError as fault:
-            notify(f"{name}: {fault}: no kNN is asked")
+        except DataError as error:
+            notify(f"{name}: {error}: no kNN is asked")
             return {}
     first, *others = found.values()
     origin = first.meta.get("source", {}).get("fingerprint")
@@ -255,7 +255,7 @@ def _score_encoders(
         require_channels(saved.channels, {at.spec: known.pixels, on.spec: asked.pixels})
         numbers[name], fits[name] = _score_encoder(saved, known, asked, device=place, seed=seed)
         figures[name] = {"dim": float(saved.encoder.backbone.dim)}
-    bank = int((known.labels != UNLABELLED).sum())
+    bank = int((known.labels != IGNORE_LABEL).sum())
     return tabulate(
         numbers, figures=figures, references=[first], seed=seed,
         protocol={
@@ -282,7 +282,7 @@ def _finished(run: RunFolder) -> SavedEncoder:
 def _score_encoder(
     saved: SavedEncoder, known: Labelled, asked: Labelled, *, device: torch.device, seed: int
 ) -> tuple[dict[str, PerQuery], dict[str, Any]]:
-    kept = (known.labels != UNLABELLED).nonzero()[:, 0]
+    kept = (known.labels != IGNORE_LABEL).nonzero()[:, 0]
     encoder = saved.encoder.to(device)
     banks = encode_rows(encoder, saved.prepare, known.pixels, known.pixels.ids[kept])
     queries = encode_rows(encoder, saved.prepare, asked.pixels, asked.pixels.ids)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from querykey.adapter.checkpoint import DESCRIPTION
 from querykey.errors import ConfigError, MissingPathError
-from querykey.io.durable import or_damaged
+from querykey.io.durable import raises_store_error
 from querykey.io.records import dotted, read
 from querykey.runs.adapt import RUN, Run
 from querykey.runs.pretrain_folder import METRICS, RunFolder, is_pretraining
@@ -118,7 +118,7 @@ def facts_of(run: Run | RunFolder) -> Facts:
         StoreError: If what it says of itself is damaged.
     """
     folder = run.folder if isinstance(run, Run) else run.path
-    with or_damaged(f"{folder}: what the run says of itself", "make the run again"):
+    with raises_store_error(f"{folder}: what the run says of itself", "make the run again"):
         return _of_adapter(run) if isinstance(run, Run) else _of_pretraining(run)
 
 

@@ -183,8 +183,8 @@ def training_features(run: Run) -> Features:
         raise DataError("the run does not say where its training features are")
     try:
         features, fingerprint = open_features(run.trained_on)
-    except QuerykeyError as fault:
-        raise DataError(f"the training features cannot be read ({fault})") from fault
+    except QuerykeyError as error:
+        raise DataError(f"the training features cannot be read ({error})") from error
     if fingerprint != run.features["key"]:
         raise DataError(f"{run.trained_on.spec} has changed since the fit")
     return features
@@ -252,8 +252,8 @@ def _to_fit_baselines(run: Run, notify: Notify) -> Features | None:
     """Where baselines are fitted; None, and said so, where they are gone or changed."""
     try:
         return training_features(run)
-    except DataError as fault:
-        notify(f"{fault}: baselines are fitted on the test rows")
+    except DataError as error:
+        notify(f"{error}: baselines are fitted on the test rows")
         return None
 
 

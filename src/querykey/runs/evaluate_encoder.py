@@ -1,6 +1,6 @@
 """A pretrained encoder beside the untrained one and raw pixels: kNN, linear evaluation, fine-tuning."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from querykey.data.augment.views import plain_view
 from querykey.data.items import Source
 from querykey.data.labels import common_labels
 from querykey.data.pixels.pixels import Pixels, read_pixels
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.encoders.frozen.model import usable_device
 from querykey.errors import ConfigError, DataError, Notify
 from querykey.evaluation.few_labels import choose_labelled
@@ -21,7 +21,7 @@ from querykey.evaluation.geometry import effective_rank
 from querykey.evaluation.knn import knn_correct
 from querykey.evaluation.linear_evaluation import LinearProtocol, linear_evaluation
 from querykey.evaluation.table import Table, tabulate
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.saved_encoder import SavedEncoder, encode_rows, read_encoder
 from querykey.runs.data import DataAt
 from querykey.runs.fine_tune import Labelled, fine_tuned
@@ -91,7 +91,7 @@ def evaluate_encoder(
     size = saved.settings.image_size or 224
     known, asked = label_pixels(at.source(), on.source(), size=size, notify=notify)
     require_channels(saved.channels, {at.spec: known.pixels, on.spec: asked.pixels})
-    kept = (known.labels != UNLABELLED).nonzero()[:, 0]
+    kept = (known.labels != IGNORE_LABEL).nonzero()[:, 0]
     if labels_fraction is not None:
         kept = choose_labelled(known.labels, fraction=labels_fraction, seed=seed)
     untrained = read_encoder(folder, untrained=True)
@@ -99,7 +99,7 @@ def evaluate_encoder(
     per_query: dict[str, dict[str, PerQuery]] = {}
     figures: dict[str, dict[str, float]] = {}
     fits: dict[str, Any] = {}
-    few = torch.full_like(known.labels, UNLABELLED).index_copy_(0, kept, known.labels[kept])
+    few = torch.full_like(known.labels, IGNORE_LABEL).index_copy_(0, kept, known.labels[kept])
     jobs = {
         name: partial(_linear, rows, known.labels[kept], asked.labels, protocol, seed)
         for name, rows in features.items()
@@ -110,7 +110,9 @@ def evaluate_encoder(
         jobs[SUPERVISED] = partial(learned, untrained, start="h")
         jobs[FINE_TUNED] = partial(learned, saved, start=fine_tuning)
     # several processes share the fits out: each has the bits that one process gives it
-    for name, (correct, how) in zip(jobs, current_processes().share_out([*jobs.values()]), strict=True):
+    for name, (correct, how) in zip(
+        jobs, current_process_group().distribute_jobs([*jobs.values()]), strict=True
+    ):
         per_query[name], fits[name] = {"linear": torch.tensor(correct)}, how
     for name, (bank, queries) in features.items():
         per_query[name]["kNN"] = knn_of(bank, known.labels[kept], queries, asked.labels)
@@ -171,10 +173,10 @@ def knn_of(bank: Rows, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> 
     Returns:
         0 or 1 a query, NaN where its class isn't known.
     """
-    k, processes = neighbours_of(len(bank)), current_processes()
-    own = processes.part(len(queries))
+    k, processes = neighbours_of(len(bank)), current_process_group()
+    own = processes.local_slice(len(queries))
     correct = knn_correct(bank, bank_labels, queries[own], labels[own], k=k, temperature=KNN_TEMPERATURE)
-    return processes.gather(correct, len(queries))
+    return processes.all_gather_with_grad(correct, len(queries))
 
 
 def require_channels(channels: int, sides: Mapping[str, Pixels]) -> None:

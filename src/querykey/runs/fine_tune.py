@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from querykey.data.pixels.pixels import Pixels
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.fine_tune import FineTuning, LabelledImages, fine_tune, tune_learning_rate
 from querykey.pretraining.saved_encoder import SavedEncoder
 from querykey.types import Labels, PerQuery
@@ -51,7 +51,7 @@ def fine_tuned(
         (0 or 1 a test image, how it was trained). With one label a class nothing can be held out to tune the
         learning rate on, and it is one in the middle of those that are tried otherwise.
     """
-    count = int((known.labels != UNLABELLED).sum())
+    count = int((known.labels != IGNORE_LABEL).sum())
     plan = FineTuning(
         epochs=epochs or max(60, round(TUNING_STEPS * 256 / max(256, count))), batch_size=min(256, count),
         seed=seed,
@@ -60,7 +60,7 @@ def fine_tuned(
     encoder = copy.deepcopy(saved.encoder).to(device or torch.device("cpu")).requires_grad_()
     head = encoder.head.layers[0] if start == "first layer" else None
     tried: dict[float, float] = {}
-    if int(torch.bincount(known.labels[known.labels != UNLABELLED]).max()) > 1:
+    if int(torch.bincount(known.labels[known.labels != IGNORE_LABEL]).max()) > 1:
         tuned = tune_learning_rate(encoder.backbone, images, plan, head_layers=head)
         rate, tried = tuned.learning_rate, tuned.accuracies
     else:

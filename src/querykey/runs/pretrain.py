@@ -14,7 +14,7 @@ from torch import Tensor
 from querykey.data.items import Source
 from querykey.data.pixels.pixels import Pixels, read_pixels
 from querykey.data.readers.open import read_source
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.encoders.frozen.model import usable_device
 from querykey.errors import (
     CollapseError,
@@ -27,16 +27,16 @@ from querykey.errors import (
     is_out_of_memory,
 )
 from querykey.io.atomic import check_new
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.checkpoint import KEPT, SAVE_SECONDS, Saving, latest_checkpoint
 from querykey.pretraining.loop import make_encoder
-from querykey.pretraining.resume import in_more_parts, lengthened
+from querykey.pretraining.resume import double_chunks, extend_training
 from querykey.pretraining.saved_encoder import SavedEncoder
 from querykey.pretraining.settings.memory_plan import dictionary_concerns
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import PretrainSettings, asked_settings
 from querykey.pretraining.split import part
-from querykey.pretraining.trainer import Course, put_together
+from querykey.pretraining.trainer import Course, build_run
 from querykey.runs.pretrain_folder import CHECKPOINTS, RunFolder
 from querykey.runs.pretrain_logger import RunLog, Shown, Watch
 
@@ -98,33 +98,33 @@ def new_course(
     Raises:
         ConfigError: If a method that learns from labels has none.
     """
-    processes = current_processes()
+    processes = current_process_group()
 
     def resolve(images: int) -> PretrainSettings:
         return resolve_settings(asked, images=images, channels=pixels.channels, side=pixels.side)
 
     held_out, labels = resolve(len(pixels)).held_out, _labels(source, pixels)
-    if asked.method == "xbm" and (labels is None or not bool((labels != UNLABELLED).any())):
+    if asked.method == "xbm" and (labels is None or not bool((labels != IGNORE_LABEL).any())):
         raise ConfigError(
             f"xbm learns from labels, and {source.name} has none: name them with --label-column, or take "
             "moco, which needs none"
         )
-    parted = part(pixels.ids, labels, held_out=held_out, seed=asked.seed)
-    trained_on = len(parted.train)
+    split_data = part(pixels.ids, labels, held_out=held_out, seed=asked.seed)
+    trained_on = len(split_data.train)
     settings = replace(resolve(trained_on), held_out=held_out)
     if settings.batch_size < asked.batch_size:
         notify(f"{trained_on} images to train on: lowered batch_size {asked.batch_size} to all of them")
     while True:
         encoder = make_encoder(settings, channels=pixels.channels, processes=processes)
         try:
-            course = put_together(
-                encoder, settings, pixels, parted, device=device, begun=begun, processes=processes
+            course = build_run(
+                encoder, settings, pixels, split_data, device=device, begun=begun, processes=processes
             )
             break
-        except (MemoryError, RuntimeError) as fault:
-            if not is_out_of_memory(fault) or processes.count > 1:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or processes.world_size > 1:
                 raise
-            settings = in_more_parts(settings, reason="a step needs more memory than there is")
+            settings = double_chunks(settings, reason="a step needs more memory than there is")
         gc.collect()  # what the trial had made refers to itself
         notify(f"the memory is too small for a whole batch: steps are computed in {settings.chunks} parts")
     for words in dictionary_concerns(course.settings, items=trained_on, steps=course.steps):
@@ -147,11 +147,11 @@ def same_course(
     Returns:
         A run whose weights are those before its first step, or any others where it began from given ones.
     """
-    parted = part(pixels.ids, _labels(source, pixels), held_out=settings.held_out, seed=settings.seed)
-    processes = current_processes()
+    split_data = part(pixels.ids, _labels(source, pixels), held_out=settings.held_out, seed=settings.seed)
+    processes = current_process_group()
     encoder = make_encoder(replace(settings, init=None), channels=pixels.channels, processes=processes)
-    return put_together(
-        encoder, settings, pixels, parted, device=device, begun=begun, measure=False, processes=processes
+    return build_run(
+        encoder, settings, pixels, split_data, device=device, begun=begun, measure=False, processes=processes
     )
 
 
@@ -238,7 +238,7 @@ def pretrain(
     watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
     asked, saving = asked_settings(method, preset, settings), Saving(seconds=save_every, keep=keep)
     place = usable_device(device)
-    if out is not None and current_processes().is_first:
+    if out is not None and current_process_group().is_main_process:
         check_new(out)
     data = read_images(source, column=column, label_column=label_column, split=split)
     pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=watch.notify)
@@ -261,9 +261,11 @@ def _new_folder(
 ) -> RunFolder | None:
     """The folder of a run that begins, for the process that writes."""
     state = course.learner.tensors()  # of all processes
-    if path is None or not current_processes().is_first:
+    if path is None or not current_process_group().is_main_process:
         return None
-    own = str(device) if current_processes().count == 1 else device.type  # each takes its own of them
+    own = (
+        str(device) if current_process_group().world_size == 1 else device.type
+    )  # each takes its own of them
     return RunFolder.new(path, course, state, device=own, seconds=time.monotonic() - begun, **about)
 
 
@@ -308,7 +310,7 @@ def resume(
     begun = time.monotonic()
     watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
     run = RunFolder.read(Path(folder))
-    with run.kept_for_writing() if current_processes().is_first else nullcontext():
+    with run.kept_for_writing() if current_process_group().is_main_process else nullcontext():
         return _go_on(
             run, watch, begin, begun=begun, epochs=epochs, workers=workers, memory_limit=memory_limit,
             save_every=save_every,
@@ -321,29 +323,29 @@ def _go_on(
 ) -> PretrainedRun:  # fmt: skip
     checkpoint, is_finished = latest_checkpoint(run.path / CHECKPOINTS), run.is_finished
     run.require_unchanged(checkpoint.about)
-    is_first = current_processes().is_first
+    is_main_process = current_process_group().is_main_process
     for damaged in checkpoint.skipped:
         watch.notify(f"a newer checkpoint is damaged and left out: {damaged}")
-    for words in run.go_on(save_every=save_every) if is_first else []:
+    for words in run.go_on(save_every=save_every) if is_main_process else []:
         watch.notify(words)
     data = read_images(run.at["spec"], **{k: run.at[k] for k in ("column", "label_column", "split")})
     if data.fingerprint != run.fingerprint:
         raise ConfigError(
             f"{run.at['spec']} has changed since the run began; give it back as it was, or start a new run"
         )
-    settings = lengthened(run.settings, epochs, checkpoint.step, watch.notify, is_finished=is_finished)
+    settings = extend_training(run.settings, epochs, checkpoint.step, watch.notify, is_finished=is_finished)
     pixels = decode(data, run.decoded_size, limit=memory_limit, workers=workers, notify=watch.notify)
     course = same_course(settings, data, pixels, device=usable_device(run.device), begun=begun)
     try:
         course.learner.restore_(checkpoint.tensors)
         course.start, before = dict(checkpoint.about["start"]), float(checkpoint.about["seconds"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as fault:
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise StoreError(
             f"{run.path}: the checkpoint after step {checkpoint.step} does not fit the settings in run.json; "
             "one of them was changed"
-        ) from fault
+        ) from error
     checkpoint.tensors.clear()  # what is trained has them now
-    if not is_first:  # the first tells and writes
+    if not is_main_process:  # the first tells and writes
         return _train(course, None, watch, path=run.path, start=checkpoint.step, begun=begun, before=before)
     seen = run.cut_records(checkpoint.step)
     run.change(settings, step=checkpoint.step)
@@ -365,12 +367,12 @@ def _train(
         folder.record("look", step=0, **log.seen)
     try:
         done = log.train(start)
-    except (CollapseError, DataError, OutOfMemoryError, OutputError) as fault:
-        raise type(fault)(f"{fault}{log.kept()}") from fault
+    except (CollapseError, DataError, OutOfMemoryError, OutputError) as error:
+        raise type(error)(f"{error}{log.kept()}") from error
     finally:
         log.close()
     saved = course.saved(log.report(done))
     if folder is not None and done == course.steps:
         folder.finish(saved)
-    current_processes().wait()  # none goes on before the first has written
+    current_process_group().barrier()  # none goes on before the first has written
     return PretrainedRun(saved, course.settings, saved.report, path, done == course.steps)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from querykey.data.items import Source
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.errors import MissingPathError, QuerykeyError, StoreError
 from querykey.io.atomic import new_folder
-from querykey.io.durable import only_writer, or_damaged, sweep, sync_file, write_aside
+from querykey.io.durable import file_lock, raises_store_error, remove_temp_files, sync_file, write_aside
 from querykey.io.records import Records, versions
-from querykey.io.tensorboard import Board
+from querykey.io.tensorboard import TensorBoardLogger
 from querykey.pretraining.checkpoint import Saving, write_checkpoint
-from querykey.pretraining.resume import require_unchanged, unlike
+from querykey.pretraining.resume import reproducibility_warnings, require_unchanged
 from querykey.pretraining.saved_encoder import SavedEncoder, put_encoder, put_untrained, read_encoder
 from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.pretraining.trainer import Course
@@ -45,7 +45,7 @@ class RunFolder:
 
     def __post_init__(self) -> None:
         self._records = Records(self.path / METRICS)
-        self._board = Board(self.path / BOARD)
+        self._board = TensorBoardLogger(self.path / BOARD)
 
     @classmethod
     def new(
@@ -73,16 +73,16 @@ class RunFolder:
             "asked": asked.as_dict(), "settings": course.settings.as_dict(), "changes": [],
             "views": [asdict(one) for one in course.images.views],
             "data": {"at": _absolute(at), "name": source.name, "fingerprint": source.fingerprint,
-                     "images": len(course.images.pixels), "trained_on": len(course.parted.train)},
+                     "images": len(course.images.pixels), "trained_on": len(course.split_data.train)},
             "device": device, "threads": torch.get_num_threads(),
-            "processes": current_processes().count, "saving": asdict(saving),
+            "processes": current_process_group().world_size, "saving": asdict(saving),
             "calibration": None if found is None else asdict(found),
             "versions": versions(),
         }  # fmt: skip
-        with new_folder(path) as aside:
-            folder = cls(aside, described)
+        with new_folder(path) as tmp_path:
+            folder = cls(tmp_path, described)
             folder._write()
-            put_untrained(course.untrained, aside)
+            put_untrained(course.untrained, tmp_path)
             folder.save(0, course, state, seconds=seconds)
         return cls(path, described)
 
@@ -97,7 +97,7 @@ class RunFolder:
         file = path / RUN
         if not file.is_file():
             raise MissingPathError(f"{path}: no run here; make one with querykey pretrain --out {path}")
-        with or_damaged(str(file), "start a new run"):
+        with raises_store_error(str(file), "start a new run"):
             described = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(described, dict) or described.get("format") != FORMAT:
                 raise StoreError(
@@ -191,7 +191,7 @@ class RunFolder:
         Returns:
             What the monitors saw last before it; empty if nothing.
         """
-        with or_damaged(str(self.path / METRICS), "take out the line that is no record of a step"):
+        with raises_store_error(str(self.path / METRICS), "take out the line that is no record of a step"):
             kept = [record for record in self._records.read() if record["step"] <= step]
         lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in kept]
         write_aside(self.path / METRICS, lines)
@@ -207,7 +207,7 @@ class RunFolder:
         Raises:
             OutputError: If another process does.
         """
-        return only_writer(self.path / CHECKPOINTS / "lock")
+        return file_lock(self.path / CHECKPOINTS / "lock")
 
     def require_unchanged(self, about: dict[str, Any]) -> None:
         """See that a run that goes on is the same run.
@@ -235,8 +235,10 @@ class RunFolder:
             self.described["saving"] = asdict(Saving(seconds=save_every, keep=self.saving.keep))
             self._write()
         for folder in (self.path, self.path / CHECKPOINTS):
-            sweep(folder)
-        return unlike(self.versions, threads=self.threads, processes=self.processes, settings=self.settings)
+            remove_temp_files(folder)
+        return reproducibility_warnings(
+            self.versions, threads=self.threads, processes=self.processes, settings=self.settings
+        )
 
     def change(self, settings: PretrainSettings, *, step: int) -> None:
         """Write down settings that are others from a step on.

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.errors import CollapseError, Notify, OutOfMemoryError
 from querykey.lookup.lookup import Lookup
 from querykey.pretraining.checkpoint import Saving, latest_checkpoint
 from querykey.pretraining.loop import Loop, train
 from querykey.pretraining.methods.step import ViewStep
-from querykey.pretraining.resume import in_more_parts
+from querykey.pretraining.resume import double_chunks
 from querykey.pretraining.trainer import Course
 from querykey.runs.pretrain_folder import CHECKPOINTS, RunFolder
 
@@ -86,7 +86,7 @@ class RunLog:
             raise CollapseError(f"step {step}: {reason}")
 
     def save(self, step: int) -> None:
-        state = self._course.learner.tensors()  # of all processes: what is dealt out goes to the first
+        state = self._course.learner.tensors()  # of all processes: what is sharded goes to the first
         if self._folder is not None:
             self._folder.save(step, self._course, state, seconds=self.seconds())
 
@@ -141,13 +141,13 @@ class RunLog:
         while True:
             try:
                 return train(course.learner, course.images, loop, start=start, steps=course.steps)
-            except OutOfMemoryError as fault:
-                reason = str(fault)
-                if folder is None or current_processes().count > 1:
-                    raise OutOfMemoryError(f"{reason}; raise chunks, or lower batch_size") from fault
+            except OutOfMemoryError as error:
+                reason = str(error)
+                if folder is None or current_process_group().world_size > 1:
+                    raise OutOfMemoryError(f"{reason}; raise chunks, or lower batch_size") from error
             # outside of the handler, which held what the step had made so far
             gc.collect()
-            smaller = in_more_parts(course.settings, reason=reason)
+            smaller = double_chunks(course.settings, reason=reason)
             start = self._go_back(folder)
             course.settings = course.learner.settings = smaller
             folder.change(smaller, step=start)

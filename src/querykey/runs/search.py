@@ -126,11 +126,11 @@ def _place(features: Features, given: str) -> int | None:
 def _image(path: Path) -> object:
     try:
         from PIL import Image, UnidentifiedImageError
-    except ImportError as fault:
-        raise MissingExtraError("pillow", extra="vision", purpose="a query by image") from fault
+    except ImportError as error:
+        raise MissingExtraError("pillow", extra="vision", purpose="a query by image") from error
     try:
         with Image.open(path) as image:
             image.load()
             return image
-    except (UnidentifiedImageError, OSError) as fault:
-        raise SourceError(f"{path} is no image that can be read: {fault}") from fault
+    except (UnidentifiedImageError, OSError) as error:
+        raise SourceError(f"{path} is no image that can be read: {error}") from error

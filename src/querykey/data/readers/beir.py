@@ -125,11 +125,11 @@ def _read_judgements(
                 continue
             try:
                 query, document, grade = line[0], line[1], int(float(line[2]))
-            except (IndexError, ValueError) as fault:
+            except (IndexError, ValueError) as error:
                 raise SourceError(
                     f"{path}, line {number}: {line} is no judgement; "
                     "a line is query-id, corpus-id and score, with tabs between"
-                ) from fault
+                ) from error
             if query not in query_rows or document not in document_rows:
                 unknown += 1
                 continue

@@ -40,12 +40,12 @@ def read_hub(name: str, *, spec: str, wanted: Wanted) -> Source:
     repository, _, config = name.partition(":")
     try:
         parts = datasets.load_dataset(repository, config or None)
-    except Exception as fault:  # the hub, the file system and every format raise their own
-        reason = str(fault).split("\n", maxsplit=1)[0]
+    except Exception as error:  # the hub, the file system and every format raise their own
+        reason = str(error).split("\n", maxsplit=1)[0]
         raise SourceError(
-            f"{spec} cannot be loaded: {type(fault).__name__}: {reason}; "
+            f"{spec} cannot be loaded: {type(error).__name__}: {reason}; "
             "check the name, the network and HF_HUB_OFFLINE"
-        ) from fault
+        ) from error
     split = choose_split(wanted.split, list(parts), spec)
     part = parts[split]
     names = {column: tuple(feature.names) for column, feature in part.features.items()
@@ -123,8 +123,8 @@ def read_torchvision(name: str, *, spec: str, wanted: Wanted) -> Source:
     wanted.allow("split", what=spec)
     try:
         from torchvision import datasets as catalogue
-    except ImportError as fault:
-        raise MissingExtraError("torchvision", extra="vision", purpose=spec) from fault
+    except ImportError as error:
+        raise MissingExtraError("torchvision", extra="vision", purpose=spec) from error
     known = {each.lower(): each for each in catalogue.__all__ if each[0].isupper()}
     if name.lower() not in known:
         raise SourceError(f"torchvision has no data set {name!r}{nearest_words(name, known.values())}")
@@ -133,12 +133,12 @@ def read_torchvision(name: str, *, spec: str, wanted: Wanted) -> Source:
     options = _split_options(make, wanted.split, spec)
     try:
         dataset = make(root=str(root), **options)
-    except Exception as fault:  # each data set has its own way to say that it is not there
-        reason = str(fault).split("\n", maxsplit=1)[0]
+    except Exception as error:  # each data set has its own way to say that it is not there
+        reason = str(error).split("\n", maxsplit=1)[0]
         raise SourceError(
-            f"{spec} is not in {root} ({type(fault).__name__}: {reason}); put it there, "
+            f"{spec} is not in {root} ({type(error).__name__}: {reason}); put it there, "
             f"or name its folder in the variable {_TORCHVISION_ROOT}; nothing is downloaded unasked"
-        ) from fault
+        ) from error
     return _source_of_dataset(dataset, spec, options)
 
 

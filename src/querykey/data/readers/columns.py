@@ -15,10 +15,10 @@ from querykey.data.readers.grammar import nearest_words
 from querykey.errors import DamagedItemError, DataError, ShapeError, SourceError
 
 __all__ = [
-    "ArrowTable",
-    "Columns",
     "ID_COLUMNS",
     "LABEL_COLUMNS",
+    "ArrowTable",
+    "Columns",
     "Table",
     "TextCells",
     "can_be_classes",
@@ -107,8 +107,8 @@ class TextCells(Items):
     def _read(self, row: int) -> str:
         try:
             value = self._cells[row]
-        except UnicodeDecodeError as fault:
-            raise DamagedItemError(f"{self._what}: row {row} is no UTF-8 text: {fault}") from fault
+        except UnicodeDecodeError as error:
+            raise DamagedItemError(f"{self._what}: row {row} is no UTF-8 text: {error}") from error
         return "" if value is None else str(value)
 
 
@@ -280,8 +280,8 @@ def _guess_items(table: Table, label_column: str | None, pair_column: str | None
             and name.lower() not in ID_COLUMNS]  # fmt: skip
     if len(able) == 1:
         return able[0]
-    fault = "several columns that can be the items" if able else "no column of images, text or vectors"
-    raise SourceError(f"{table.what} has {fault}; say which with --column; {_listed(table)}")
+    error = "several columns that can be the items" if able else "no column of images, text or vectors"
+    raise SourceError(f"{table.what} has {error}; say which with --column; {_listed(table)}")
 
 
 def _kind_as_asked(type_: Any, *, is_typed: bool) -> Kind | None:

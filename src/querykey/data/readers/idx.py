@@ -121,8 +121,8 @@ def _read_array(path: Path, *, dims: int) -> NDArray[np.uint8]:
             else:
                 data = stream.read(size + 1)
                 held = len(data)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as fault:
-        raise SourceError(f"{path} cannot be unpacked ({fault}); copy it again") from fault
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise SourceError(f"{path} cannot be unpacked ({error}); copy it again") from error
     if held != size:
         raise SourceError(f"{path} says it holds {list(shape)} bytes and holds {held}; copy it again")
     if size == 0:

@@ -61,10 +61,10 @@ def decode_image(data: bytes, *, what: str) -> "Image.Image":
         image.load()
         _turn_(image, operations)
         return _eight_bits(image)
-    except image_module.UnidentifiedImageError as fault:
-        raise DamagedItemError(f"{what} cannot be decoded: it is no image of a known kind") from fault
-    except Exception as fault:  # decoders raise anything on damaged bytes
-        raise DamagedItemError(f"{what} cannot be decoded: {type(fault).__name__}: {fault}") from fault
+    except image_module.UnidentifiedImageError as error:
+        raise DamagedItemError(f"{what} cannot be decoded: it is no image of a known kind") from error
+    except Exception as error:  # decoders raise anything on damaged bytes
+        raise DamagedItemError(f"{what} cannot be decoded: {type(error).__name__}: {error}") from error
 
 
 def image_of_array(array: NDArray[Any]) -> "Image.Image":
@@ -95,8 +95,8 @@ def plain_pixels(image: "Image.Image", *, shorter_side: int | None = None) -> ND
             image = laid.convert("L" if image.mode in {"LA", "La", "L", "1"} else "RGB")
         elif image.mode not in {"L", "RGB"}:
             image = image.convert("L" if image.mode == "1" else "RGB")
-    except ValueError as fault:
-        raise DamagedItemError(f"an image of mode {image.mode} cannot be converted: {fault}") from fault
+    except ValueError as error:
+        raise DamagedItemError(f"an image of mode {image.mode} cannot be converted: {error}") from error
     if shorter_side is not None and min(image.size) > shorter_side:
         scale = shorter_side / min(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
@@ -107,8 +107,8 @@ def plain_pixels(image: "Image.Image", *, shorter_side: int | None = None) -> ND
 def _pillow() -> tuple[Any, Any]:
     try:
         from PIL import Image, ImageOps
-    except ImportError as fault:
-        raise MissingExtraError("pillow", extra="vision", purpose="reading images") from fault
+    except ImportError as error:
+        raise MissingExtraError("pillow", extra="vision", purpose="reading images") from error
     return Image, ImageOps
 
 
@@ -159,8 +159,8 @@ class EncodedImages(Items):
         if isinstance(path, (str, Path)):
             try:
                 cell = (self._folder / path).read_bytes()
-            except OSError as fault:
-                raise DamagedItemError(f"{what} cannot be read: {fault}") from fault
+            except OSError as error:
+                raise DamagedItemError(f"{what} cannot be read: {error}") from error
         if cell is None:
             raise DamagedItemError(f"{what} is missing (null)")
         if not isinstance(cell, bytes):
@@ -230,8 +230,8 @@ def _image_paths(root: Path) -> Iterator[str]:
         yield from (file if below == "." else f"{below}/{file}" for file in files if is_image(file))
 
 
-def _not_readable(fault: OSError) -> None:
-    raise SourceError(f"{fault.filename} cannot be listed ({fault.strerror}); allow reading it") from fault
+def _not_readable(error: OSError) -> None:
+    raise SourceError(f"{error.filename} cannot be listed ({error.strerror}); allow reading it") from error
 
 
 def _printable(path: str) -> str:

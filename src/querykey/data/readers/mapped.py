@@ -53,8 +53,8 @@ def _whole(path: Path, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         return read()
     except QuerykeyError:
         raise
-    except Exception as fault:
-        raise SourceError(f"{path} is damaged ({type(fault).__name__}: {fault}); copy it again") from fault
+    except Exception as error:
+        raise SourceError(f"{path} is damaged ({type(error).__name__}: {error}); copy it again") from error
 
 
 def _npy_header(stream: Any, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -64,10 +64,10 @@ def _npy_header(stream: Any, what: str) -> tuple[tuple[int, ...], bool, np.dtype
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         shape, fortran_order, dtype = read(stream)
-    except (ValueError, EOFError, OSError) as fault:
+    except (ValueError, EOFError, OSError) as error:
         raise SourceError(
-            f"{what} is not a whole .npy file ({fault}); write it again with numpy.save"
-        ) from fault
+            f"{what} is not a whole .npy file ({error}); write it again with numpy.save"
+        ) from error
     if dtype.hasobject:
         raise SourceError(
             f"{what} holds pickled Python objects, which are never loaded; "
@@ -100,10 +100,10 @@ def _npz_arrays(path: Path) -> Arrays:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-    except (zipfile.BadZipFile, OSError) as fault:
+    except (zipfile.BadZipFile, OSError) as error:
         raise SourceError(
-            f"{path} is not a whole .npz file ({fault}); write it again with numpy.savez"
-        ) from fault
+            f"{path} is not a whole .npz file ({error}); write it again with numpy.savez"
+        ) from error
     return {
         member.filename.removesuffix(".npy"): lambda member=member: _npz_member(path, member)  # type: ignore[misc]
         for member in members
@@ -126,8 +126,8 @@ def _npz_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any]:
             array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     except SourceError:
         raise
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as fault:
-        raise SourceError(f"{what} is damaged ({fault}); write it again with numpy.savez") from fault
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as error:
+        raise SourceError(f"{what} is damaged ({error}); write it again with numpy.savez") from error
     return array
 
 
@@ -138,10 +138,10 @@ def _safetensors_arrays(path: Path) -> Arrays:
         # the library checks the header; what it hands out would be a copy
         with safe_open(path, framework="np"):
             pass
-    except (SafetensorError, OSError) as fault:
+    except (SafetensorError, OSError) as error:
         raise SourceError(
-            f"{path} is not a whole .safetensors file ({fault}); copy or write it again"
-        ) from fault
+            f"{path} is not a whole .safetensors file ({error}); copy or write it again"
+        ) from error
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))

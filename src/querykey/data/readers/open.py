@@ -72,8 +72,8 @@ def read_source(
                 f"there is nothing at {path}{_nearest_path(path)}; give a path that exists"
             )
         return _read_file(path, str(spec), wanted)
-    except PermissionError as fault:
-        raise SourceError(f"{fault.filename or path} may not be read; allow reading it") from fault
+    except PermissionError as error:
+        raise SourceError(f"{error.filename or path} may not be read; allow reading it") from error
 
 
 def _read_file(path: Path, name: str, wanted: Wanted) -> Source:

@@ -58,8 +58,8 @@ class _Texts(Items):
     def _read(self, row: int) -> str:
         try:
             return self._members[row].read().decode()
-        except UnicodeDecodeError as fault:
-            raise DamagedItemError(f"{self._ids[row]} is no UTF-8 text: {fault}") from fault
+        except UnicodeDecodeError as error:
+            raise DamagedItemError(f"{self._ids[row]} is no UTF-8 text: {error}") from error
 
 
 def is_shard(name: str) -> bool:
@@ -141,10 +141,10 @@ def _members(path: Path) -> Iterator[tuple[str, str, _Member]]:
                 if entry.isreg() and not entry.issparse() and stem and ending:
                     key = f"{folder}/{stem}" if folder else stem
                     yield key, ending.lower(), _Member(path, entry.offset_data, entry.size)
-    except (tarfile.TarError, OSError) as fault:
+    except (tarfile.TarError, OSError) as error:
         raise SourceError(
-            f"{path} is not a whole .tar file ({fault}); copy it again, or decompress it first"
-        ) from fault
+            f"{path} is not a whole .tar file ({error}); copy it again, or decompress it first"
+        ) from error
 
 
 def _choose_ending(
@@ -165,8 +165,8 @@ def _choose_ending(
         return images
     if texts and not images:
         return texts
-    fault = "several endings that can be the items" if images else "no images and no .txt"
-    raise SourceError(f"{what} has {fault}; say which with --column; its endings: {', '.join(endings)}")
+    error = "several endings that can be the items" if images else "no images and no .txt"
+    raise SourceError(f"{what} has {error}; say which with --column; its endings: {', '.join(endings)}")
 
 
 def _classes(samples: _Samples, column: str, endings: Sequence[str], what: str) -> Iterator[int | str | None]:
@@ -188,6 +188,6 @@ def _class(sample: Mapping[str, _Member], column: str, is_ending: bool, what: st
     try:
         text = member.read().decode()
         value = text.strip() if is_ending else json.loads(text).get(column)
-    except (ValueError, AttributeError) as fault:
-        raise DataError(f"{what}: its class cannot be read: {fault}") from fault
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{what}: its class cannot be read: {error}") from error
     return value if value != "" else None

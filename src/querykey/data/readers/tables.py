@@ -19,8 +19,8 @@ from querykey.data.readers.table_source import source_of_table
 from querykey.errors import SourceError
 
 __all__ = [
-    "ParquetTable",
     "TABLE_SUFFIXES",
+    "ParquetTable",
     "is_table",
     "read_table_files",
     "table_of_text",
@@ -114,23 +114,23 @@ def _open_cells(paths: Sequence[Path], column: str) -> "_ParquetCells":
 def _open_parquet(path: Path) -> Any:
     try:
         return pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowException, OSError) as fault:
+    except (pa.ArrowException, OSError) as error:
         raise SourceError(
-            f"{path} is not a whole parquet file ({_first_line(fault)}); copy it again"
-        ) from fault
+            f"{path} is not a whole parquet file ({_first_line(error)}); copy it again"
+        ) from error
 
 
 def _read_group(file: Any, group: int, column: str) -> Any:
     try:
         return file.read_row_group(group, columns=[column]).column(column)
-    except (pa.ArrowException, OSError) as fault:
+    except (pa.ArrowException, OSError) as error:
         raise SourceError(
-            f"row group {group} of a parquet file cannot be read ({_first_line(fault)}); copy the file again"
-        ) from fault
+            f"row group {group} of a parquet file cannot be read ({_first_line(error)}); copy the file again"
+        ) from error
 
 
-def _first_line(fault: Exception) -> str:
-    return str(fault).split("\n", maxsplit=1)[0]
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", maxsplit=1)[0]
 
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
@@ -203,13 +203,13 @@ def table_of_text(paths: Sequence[Path], what: str, as_text: Sequence[str] = ())
     for path in paths:
         try:
             tables.append(_read_text_table(path, as_text))
-        except (pa.ArrowException, OSError, ValueError) as fault:
-            reason = str(fault).split("\n", maxsplit=1)[0]
-            raise SourceError(f"{path} cannot be read: {reason}; mend the file") from fault
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise SourceError(f"{path} cannot be read: {reason}; mend the file") from error
     try:
         table = pa.concat_tables(tables, promote_options="permissive") if len(tables) > 1 else tables[0]
-    except (pa.ArrowException, ValueError) as fault:
-        raise SourceError(f"{what}: the files differ in their columns ({fault}); name one file") from fault
+    except (pa.ArrowException, ValueError) as error:
+        raise SourceError(f"{what}: the files differ in their columns ({error}); name one file") from error
     for field in table.schema:
         if pa.types.is_binary(field.type):
             raise SourceError(f"{what}: the column {field.name!r} is no UTF-8 text; save the file as UTF-8")

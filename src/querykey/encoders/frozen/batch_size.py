@@ -67,8 +67,8 @@ def measure_plan(
     while size <= _LARGEST:
         try:
             seconds = _seconds(model, _repeated(items, size), dtype, channels_last=layout)
-        except RuntimeError as fault:
-            if not is_out_of_memory(fault):
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
             break
         rate = size / seconds

@@ -71,11 +71,11 @@ class FrozenEncoder:
             self.dim = int(self._forward([model.prepare(model.blank())]).shape[1])
         except QuerykeyError:
             raise
-        except Exception as fault:  # a model is anyone's code
+        except Exception as error:  # a model is anyone's code
             raise SourceError(
-                f"{spec} cannot encode a blank item ({type(fault).__name__}: {fault}); "
+                f"{spec} cannot encode a blank item ({type(error).__name__}: {error}); "
                 "its preprocessing and its input do not fit"
-            ) from fault
+            ) from error
 
     @property
     def dtype(self) -> str:
@@ -144,10 +144,10 @@ class FrozenEncoder:
         features = torch.empty(len(items), self.dim)
         kept = torch.ones(len(items), dtype=torch.bool)
         for batch, damaged in self._batches(items):
-            for place, fault in damaged:
+            for place, error in damaged:
                 if on_damaged is None:
-                    raise fault
-                on_damaged(place, fault)
+                    raise error
+                on_damaged(place, error)
                 kept[place] = False
             if batch:
                 rows = self._forward([prepared for _, prepared in batch])
@@ -165,8 +165,8 @@ class FrozenEncoder:
                     batch, dtype=self._dtype, channels_last=self.plan.channels_last
                 )
                 return features.float().cpu()
-        except RuntimeError as fault:
-            if len(batch) == 1 or not is_out_of_memory(fault):
+        except RuntimeError as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
                 raise
         half = len(batch) // 2
         self.plan = BatchPlan(batch_size=half, channels_last=self.plan.channels_last)
@@ -205,8 +205,8 @@ def _gathered(
     for place, future in futures:
         try:
             whole.append((place, future.result()))
-        except DamagedItemError as fault:
-            damaged.append((place, fault))
+        except DamagedItemError as error:
+            damaged.append((place, error))
     return whole, damaged
 
 

@@ -59,8 +59,8 @@ def load_timm(name: str, *, device: torch.device) -> TorchModel:
     try:
         import timm
         from timm.data import create_transform, resolve_model_data_config
-    except ImportError as fault:
-        raise MissingExtraError("timm", extra="vision", purpose=f"the model timm:{name}") from fault
+    except ImportError as error:
+        raise MissingExtraError("timm", extra="vision", purpose=f"the model timm:{name}") from error
     name, at, weights = name.partition("@")
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:3]
@@ -145,21 +145,21 @@ def made_by(spec: str) -> tuple[Callable[[], Any], nn.Module]:
     with _working_folder_first():
         try:
             factory: Any = importlib.import_module(place)
-        except Exception as fault:  # whatever the user's own file raises
+        except Exception as error:  # whatever the user's own file raises
             raise SourceError(
-                f"{spec}: {place} cannot be imported ({type(fault).__name__}: {fault}); "
+                f"{spec}: {place} cannot be imported ({type(error).__name__}: {error}); "
                 "it is looked for in the working folder and among the installed packages"
-            ) from fault
+            ) from error
         for part in name.split("."):
             factory = getattr(factory, part, None)
         if not callable(factory):
             raise SourceError(f"{spec}: {place} has no callable {name!r}; give MODULE:FACTORY")
         try:
             module = factory()
-        except Exception as fault:
+        except Exception as error:
             raise SourceError(
-                f"{spec} raised {type(fault).__name__}: {fault}; it is called without arguments"
-            ) from fault
+                f"{spec} raised {type(error).__name__}: {error}; it is called without arguments"
+            ) from error
     if not isinstance(module, nn.Module):
         raise SourceError(f"{spec} returned a {type(module).__name__}; an nn.Module is needed")
     return factory, module
@@ -172,8 +172,8 @@ def _as_it_is(text: str) -> str:
 def _gray(height: int, width: int) -> "Image.Image":
     try:
         from PIL import Image
-    except ImportError as fault:
-        raise MissingExtraError("pillow", extra="vision", purpose="a model of images") from fault
+    except ImportError as error:
+        raise MissingExtraError("pillow", extra="vision", purpose="a model of images") from error
     return Image.new("RGB", (width, height), "gray")
 
 

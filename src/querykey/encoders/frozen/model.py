@@ -131,7 +131,7 @@ def usable_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as fault:
-        first = next(iter(str(fault).splitlines()), type(fault).__name__)
-        raise ConfigError(f"device {name!r} cannot be used here ({first}); cpu always can") from fault
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"device {name!r} cannot be used here ({first}); cpu always can") from error
     return device

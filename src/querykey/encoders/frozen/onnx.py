@@ -109,8 +109,8 @@ def load_onnx(path: Path, *, device: torch.device) -> OnnxModel:
     try:
         import onnx
         import onnxruntime
-    except ImportError as fault:
-        raise MissingExtraError("onnxruntime", extra="export", purpose=f"the model {path}") from fault
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", extra="export", purpose=f"the model {path}") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -120,9 +120,9 @@ def load_onnx(path: Path, *, device: torch.device) -> OnnxModel:
     try:
         outside = _outside_files(onnx.load(str(path), load_external_data=False), path.parent)
         session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
-    except Exception as fault:  # neither library has a common root for its errors
-        first = next(iter(str(fault).strip().splitlines()), type(fault).__name__)
-        raise SourceError(f"{path} is not a whole ONNX file ({first}); export it again") from fault
+    except Exception as error:  # neither library has a common root for its errors
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise SourceError(f"{path} is not a whole ONNX file ({first}); export it again") from error
     shape = _usable_shape(session, path)
     images = image_preprocessing(shape) if len(shape) == 4 else None
     identity = combined_digest(

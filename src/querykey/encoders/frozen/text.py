@@ -78,10 +78,10 @@ def load_sentence_transformer(name: str, *, device: torch.device, prompt: str | 
     try:
         with _quiet():
             from sentence_transformers import SentenceTransformer
-    except ImportError as fault:
+    except ImportError as error:
         raise MissingExtraError(
             "sentence-transformers", extra="text", purpose=f"the model st:{name}"
-        ) from fault
+        ) from error
     found = _folder(name)
     if found is None and _is_path(name):
         raise SourceError(f"st:{name}: there is no such folder; give a folder with a model, or its name")
@@ -90,13 +90,13 @@ def load_sentence_transformer(name: str, *, device: torch.device, prompt: str | 
             model = SentenceTransformer(
                 str(found or name), device=str(device), local_files_only=True, trust_remote_code=False
             )
-    except Exception as fault:  # the library raises a dozen kinds for one cause
-        first = next(iter(str(fault).strip().splitlines()), type(fault).__name__)
+    except Exception as error:  # the library raises a dozen kinds for one cause
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         where = "its folder holds no whole model" if found else "it is not on this machine"
         raise SourceError(
             f"st:{name} cannot be loaded: {where} ({first}); give a folder that SentenceTransformer.save "
             "wrote, a package that ships one, or a name that was downloaded before"
-        ) from fault
+        ) from error
     if prompt is None:
         text = model.prompts.get(model.default_prompt_name)
     else:

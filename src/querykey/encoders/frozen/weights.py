@@ -47,13 +47,13 @@ def load_weights(
         weights = _read(path)
         if own_format is not None:
             weights = dict(own_format(weights, network))
-    except Exception as fault:  # torch, timm and safetensors each raise their own
-        first = next(iter(str(fault).strip().splitlines()), type(fault).__name__)
+    except Exception as error:  # torch, timm and safetensors each raise their own
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise SourceError(
             f"{path} cannot be loaded into {name}: it is damaged, of another model, or holds Python "
             f"objects beside its weights, which are never loaded ({first}); save the state_dict "
             "alone, best as .safetensors"
-        ) from fault
+        ) from error
 
     own = network.state_dict()
     missing = [key for key in own if key not in weights]

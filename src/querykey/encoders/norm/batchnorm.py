@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from querykey.distributed.process_group import current_processes
+from querykey.distributed.process_group import current_process_group
 from querykey.encoders.norm.sync_batchnorm import GlobalBatchNorm
 from querykey.errors import ConfigError, RangeError, ShapeError
 
@@ -140,7 +140,7 @@ def convert_batch_norm(module: nn.Module, kind: BatchNormKind, *, groups: int | 
         case "device":
             return module
         case "global":
-            return module if current_processes().count == 1 else _replaced(module, _global_norm)
+            return module if current_process_group().world_size == 1 else _replaced(module, _global_norm)
         case "layer":
             return _replaced(module, _layer_norm)
         case "split":

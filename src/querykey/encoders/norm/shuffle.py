@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError, RangeError, ShapeError
 from querykey.types import Rows
 
@@ -18,7 +18,7 @@ def encode_shuffled(
     *,
     permutation: Tensor | None = None,
     generator: torch.Generator | None = None,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Rows:
     r"""Encode images in another order, so that batch norm groups them otherwise; rows come back in order.
 
@@ -62,12 +62,12 @@ def encode_shuffled(
     if permutation is None:
         assert generator is not None
         permutation = torch.randperm(processes.total(images), generator=generator, device=generator.device)
-    total = len(images) if processes.count == 1 else len(permutation)
+    total = len(images) if processes.world_size == 1 else len(permutation)
     _require_permutation(permutation, total)
     order = permutation.to(images.device)
-    every = processes.gather(images, total)
-    keys = encode(every[order[processes.part(total)]])
-    return processes.gather(keys, total)[order.argsort()]
+    every = processes.all_gather_with_grad(images, total)
+    keys = encode(every[order[processes.local_slice(total)]])
+    return processes.all_gather_with_grad(keys, total)[order.argsort()]
 
 
 def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tensor:

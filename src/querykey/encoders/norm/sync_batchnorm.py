@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from querykey.distributed.process_group import ALONE, Processes, current_processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
 from querykey.errors import ShapeError
 
 __all__ = [
@@ -54,7 +54,7 @@ def statistics_of(rows: Tensor) -> Statistics:
     return Statistics(count, mean.double(), variance.double() * (count - 1) / count, dtype)
 
 
-def joined(parts: Sequence[Statistics], processes: Processes = ALONE) -> Statistics:
+def joined(parts: Sequence[Statistics], processes: ProcessGroup = SINGLE_PROCESS) -> Statistics:
     """Of all parts of a batch: of this process, in their order, and then of all processes.
 
     Args:
@@ -71,7 +71,7 @@ def joined(parts: Sequence[Statistics], processes: Processes = ALONE) -> Statist
     mean = sum((part.mean * part.values for part in parts), torch.zeros_like(parts[0].mean)) / count
     squares = ((part.variance + (part.mean - mean) ** 2) * part.values for part in parts)
     variance = sum(squares, torch.zeros_like(mean)) / count
-    if processes.count > 1:
+    if processes.world_size > 1:
         # float64 holds the squares about 0 to more digits than float32 rows have about their mean
         sums = torch.cat([mean.new_tensor([count]), mean * count, (variance + mean**2) * count])
         total = processes.sum(sums)
@@ -106,7 +106,7 @@ def shared_gradient(
     weight: Tensor,
     eps: float,
     own: tuple[Tensor, Tensor],
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Shared:
     r"""The part of the gradient that all rows have in common.
 
@@ -197,8 +197,8 @@ def global_batch_norm(
             momentum=momentum, eps=eps,
         )  # fmt: skip
         return called
-    processes = current_processes()
-    if processes.count == 1:
+    processes = current_process_group()
+    if processes.world_size == 1:
         return F.batch_norm(
             input, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps
         )
@@ -214,7 +214,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
-        statistics: Statistics, processes: Processes,
+        statistics: Statistics, processes: ProcessGroup,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(rows, weight)
         ctx.eps, ctx.statistics, ctx.processes, ctx.has_bias = eps, statistics, processes, bias is not None

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from querykey.encoders.norm.batchnorm import SplitBatchNorm1d, SplitBatchNorm2d
 from querykey.errors import ConfigError, ShapeError
-from querykey.pretraining.chunked.replay import Lockstep
+from querykey.pretraining.chunked.replay import BatchNormReplay
 from querykey.pretraining.chunked.tape import generator_states
 from querykey.types import Rows
 
@@ -91,7 +91,7 @@ def cached_backward(
             "between two norms are dropped already"
         )
     with _without_autocast_cache():
-        lockstep = Lockstep(encoder, image_chunks)
+        lockstep = BatchNormReplay(encoder, image_chunks)
         loss, gradients = _at_z(lockstep.forward(), loss_of_z)
         lockstep.backward(gradients)
     return loss

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from querykey.distributed.process_group import ALONE, Processes, current_processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
 from querykey.encoders.norm.sync_batchnorm import global_batch_norm
 from querykey.errors import ConfigError
 from querykey.pretraining.chunked.tape import (
@@ -113,7 +113,7 @@ class _Recorder(TorchFunctionMode):
             names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
             given = dict(zip(names, args, strict=False)) | kwargs
             if func is global_batch_norm:
-                return self._norm(**given, processes=current_processes())
+                return self._norm(**given, processes=current_process_group())
             if given.pop("training", False):
                 return self._norm(**given)
         return self._call(func, args, kwargs)
@@ -128,7 +128,7 @@ class _Recorder(TorchFunctionMode):
         bias: Tensor | None = None,
         momentum: float = 0.1,
         eps: float = 1e-5,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> Tensor:
         rows = self.slot_of(input)
         affine = [tensor for tensor in (weight, bias) if tensor is not None]

@@ -28,14 +28,14 @@ from querykey.pretraining.chunked.tape import (
     Tape,
     choose_cuts,
     generator_states,
+    not_saved,
     require_separate,
     tensors_in,
-    unkept,
     with_tensors,
 )
 
 __all__ = [
-    "Lockstep",
+    "BatchNormReplay",
     "leaves",
     "move",
     "shared_by_rows",
@@ -122,7 +122,7 @@ class _Chunk:
             if not call.has_grad and torch.is_grad_enabled():
                 stack.enter_context(torch.no_grad())
             if call.is_random:
-                stack.enter_context(_Rolled(self.dice, place, self.images.device))
+                stack.enter_context(_RestoredRng(self.dice, place, self.images.device))
             kind = self.images.device.type
             if call.autocast != (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)):
                 stack.enter_context(torch.autocast(kind, dtype=call.autocast[1], enabled=call.autocast[0]))
@@ -131,7 +131,7 @@ class _Chunk:
         tensors.pop(STATE, None)
 
 
-class _Rolled:
+class _RestoredRng:
     """The first time, remember the generators; later, draw the same again and leave them as they were."""
 
     def __init__(self, dice: dict[int, _States], place: int, device: torch.device) -> None:
@@ -152,7 +152,7 @@ class _Rolled:
             set_state(state)
 
 
-class Lockstep:
+class BatchNormReplay:
     """One batch in chunks: forward without a graph, then backward from the gradient of z.
 
     Args:
@@ -174,7 +174,7 @@ class Lockstep:
         }
         self.end = len(tape.calls)
         self.cuts = choose_cuts(tape)
-        self.fleeting = unkept(tape, self.cuts)
+        self.recomputed = not_saved(tape, self.cuts)
         self.statistics: dict[int, Statistics] = {}
         for each in tapes.values():
             require_separate(each, [*self.norms, *self.cuts])
@@ -191,7 +191,7 @@ class Lockstep:
                 self.statistics[start] = joined(parts, self.norms[start].processes)
                 move(self.norms[start], self.statistics[start])
             for chunk, tensors in zip(self.chunks, alive, strict=True):
-                if start in self.cuts or (start > self.cuts[-1] and start != self.fleeting):
+                if start in self.cuts or (start > self.cuts[-1] and start != self.recomputed):
                     chunk.kept[start] = dict(tensors)
                 chunk.run(tensors, start, stop, self.statistics)
         return [tensors[chunk.tape.result] for chunk, tensors in zip(self.chunks, alive, strict=True)]
@@ -214,7 +214,7 @@ class Lockstep:
             tensors = dict(chunk.kept[places[0]])
             for start, stop in pairwise(places):
                 chunk.run(tensors, start, stop, self.statistics)
-                if stop != self.fleeting:
+                if stop != self.recomputed:
                     chunk.kept[stop] = dict(tensors)
 
     def _back(self, start: int, stop: int, shared: Shared | None) -> Shared | None:

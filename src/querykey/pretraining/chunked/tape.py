@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError
 
 __all__ = [
+    "STATE",
     "Call",
     "Norm",
-    "STATE",
     "Slot",
     "Tape",
     "choose_cuts",
     "generator_states",
+    "not_saved",
     "require_separate",
     "tensors_in",
-    "unkept",
     "with_tensors",
 ]
 
@@ -72,7 +72,7 @@ class Norm:
     running: tuple[Tensor, Tensor] | None
     momentum: float
     eps: float
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -186,7 +186,7 @@ def choose_cuts(tape: Tape) -> list[int]:
     .. math:: \sum_{i \le j} \text{alive}(\text{cut}_i)
               + \Big|\bigcup_{m \in j,\ m \le n} \text{alive}(m)\Big| + \text{alive}(n + 1),
 
-    where :math:`n + 1` is the next norm or cut and the first norm of all does not count (see `unkept`).
+    where :math:`n + 1` is the next norm or cut and the first norm of all does not count (see `not_saved`).
     The cuts are those for which the largest of these sums is smallest. Between two batch norms a
     cut is considered where the least is alive.
 
@@ -214,7 +214,7 @@ def choose_cuts(tape: Tape) -> list[int]:
     return [candidates[place] for place in best]
 
 
-def unkept(tape: Tape, cuts: Sequence[int]) -> int | None:
+def not_saved(tape: Tape, cuts: Sequence[int]) -> int | None:
     """The first norm: what is alive there is large, and soon computed again from the images.
 
     Args:
@@ -273,9 +273,9 @@ def _inside(tape: Tape, alive: dict[int, frozenset[int]], start: int, stop: int)
     """Bytes that a segment needs while the gradient is in it, without the cuts up to its own."""
     places = [start, *(norm for norm in tape.norms if start < norm < stop), stop]
     kept, most = frozenset[int](), 0
-    fleeting = tape.norms[:1] if start == 0 else []
+    recomputed = tape.norms[:1] if start == 0 else []
     for place, after in pairwise(places):
-        if place not in fleeting:
+        if place not in recomputed:
             kept |= alive[place] - alive[start]
         most = max(most, _bytes(tape, kept) + _bytes(tape, alive[after]))
     return most

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from querykey.distributed.process_group import Processes
+from querykey.distributed.process_group import ProcessGroup
 from querykey.encoders.norm.shuffle import encode_shuffled
 from querykey.errors import ConfigError, ShapeError
 from querykey.lookup.lookup import PairRule, look_up
@@ -17,10 +17,10 @@ from querykey.pretraining.methods.step import (
     Computing,
     Seen,
     ViewStep,
+    all_reduce_and_step,
     mean_of_own,
     projections,
     require_finite,
-    step_together,
     without_gradient,
 )
 from querykey.types import Ids, Rows
@@ -94,12 +94,12 @@ def end_to_end_step(
         if computing.checkpointing:
             for encoder in {id(one): one for one in (query_encoder, key_encoder)}.values():
                 stack.enter_context(checkpointed_blocks(encoder))
-        q = processes.gather(encode(query_encoder)(views[0]), len(ids))
+        q = processes.all_gather_with_grad(encode(query_encoder)(views[0]), len(ids))
         k = _keys(encode(key_encoder), views[1], permutation, processes, rows=len(ids))
         cost = _loss(q, k, ids, loss, processes, symmetric=symmetric, seen=seen)
         value = require_finite(cost, processes)
         cost.backward()  # type: ignore[no-untyped-call]
-    step_together(optimizer, [query_encoder, key_encoder], processes)
+    all_reduce_and_step(optimizer, [query_encoder, key_encoder], processes)
     return ViewStep(value, q.detach(), k.detach())
 
 
@@ -108,7 +108,7 @@ def _loss(
     k: Tensor,
     ids: Tensor,
     loss: ViewLoss,
-    processes: Processes,
+    processes: ProcessGroup,
     *,
     symmetric: bool,
     seen: Seen | None,
@@ -139,8 +139,13 @@ def _run(encoder: nn.Module, rows: Any, computing: Computing) -> Tensor:
 
 
 def _keys(
-    encode: Callable[[Any], Rows], given: Any, permutation: Tensor | None, processes: Processes, *, rows: int
+    encode: Callable[[Any], Rows],
+    given: Any,
+    permutation: Tensor | None,
+    processes: ProcessGroup,
+    *,
+    rows: int,
 ) -> Rows:
     if permutation is None:
-        return processes.gather(encode(given), rows)
+        return processes.all_gather_with_grad(encode(given), rows)
     return encode_shuffled(encode, given, permutation=permutation, processes=processes)

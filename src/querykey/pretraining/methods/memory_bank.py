@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from querykey.dictionaries.bank import MemoryBank
-from querykey.distributed.process_group import Processes
+from querykey.distributed.process_group import ProcessGroup
 from querykey.errors import ConfigError, RangeError
 from querykey.lookup.lookup import Lookup, PairRule, look_up
 from querykey.lookup.own_key_pairs import look_up_own_key
@@ -17,10 +17,10 @@ from querykey.pretraining.methods.step import (
     Computing,
     Seen,
     ViewStep,
+    all_reduce_and_step,
     backward,
-    mean_of_dealt,
     mean_of_own,
-    step_together,
+    sharded_mean_loss,
     without_gradient,
 )
 from querykey.types import Ids, Numbers, PerQuery, Rows
@@ -98,25 +98,25 @@ def bank_step(
     found: dict[str, Rows] = {}
 
     def loss_of_z(own: Rows) -> Tensor:
-        z = processes.gather(own, len(ids))
+        z = processes.all_gather_with_grad(own, len(ids))
         found["z"] = z.detach()
         lookup = _look_up(z, bank, ids, stored, sample)
         if seen is not None:
             seen(without_gradient(lookup))
-        part = processes.part(len(ids))
+        part = processes.local_slice(len(ids))
 
         def loss(asked: Lookup) -> PerQuery:
             return _cost(asked, bank, contrast, temperature, form, processes)
 
-        is_dealt = bank.processes.count > 1 and sample is None
-        mean = (mean_of_dealt if is_dealt else mean_of_own)(loss, lookup, processes)
+        is_dealt = bank.processes.world_size > 1 and sample is None
+        mean = (sharded_mean_loss if is_dealt else mean_of_own)(loss, lookup, processes)
         if not proximal:
             return mean
         return mean + proximal * (own - stored[part]).square().sum() / len(ids)
 
     optimizer.zero_grad()
     value = backward(encoder, view, loss_of_z, computing)
-    step_together(optimizer, [encoder], processes)
+    all_reduce_and_step(optimizer, [encoder], processes)
     bank.write(found["z"], ids)
     return ViewStep(value, found["z"], stored)
 
@@ -133,7 +133,7 @@ def _sample(
 
 def _look_up(z: Rows, bank: MemoryBank, ids: Ids, stored: Rows, sample: Numbers | None) -> Lookup:
     held = bank.read()
-    if sample is None and bank.processes.count == 1:
+    if sample is None and bank.processes.world_size == 1:
         return look_up(z, held.vectors, query_ids=ids, key_ids=held.ids, rule=BANK_RULE)
     # the own row comes first, so that it is there whoever holds it
     vectors, numbers = (held.vectors, held.ids) if sample is None else (bank.rows(sample), sample)
@@ -146,7 +146,7 @@ def _cost(
     contrast: BankContrast,
     temperature: float | Tensor,
     form: Form,
-    processes: Processes,
+    processes: ProcessGroup,
 ) -> PerQuery:
     match contrast:
         case "softmax" | "info_nce":

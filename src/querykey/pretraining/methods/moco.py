@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from querykey.dictionaries.queue import KeyQueue
-from querykey.distributed.process_group import Processes
+from querykey.distributed.process_group import ProcessGroup
 from querykey.encoders.momentum import MomentumEncoder
 from querykey.encoders.norm.shuffle import encode_shuffled
 from querykey.errors import RangeError
@@ -15,11 +15,11 @@ from querykey.pretraining.methods.step import (
     Computing,
     Seen,
     ViewStep,
+    all_reduce_and_step,
     backward,
-    mean_of_dealt,
     mean_of_own,
     projections,
-    step_together,
+    sharded_mean_loss,
     without_gradient,
 )
 from querykey.types import Ids, Rows
@@ -52,7 +52,7 @@ def moco_step(
         encoder: images -> (h, z), in train mode; makes the queries.
         key_encoder: A copy of it, in train mode; makes the keys.
         optimizer: Of the encoder's parameters, and of a learned temperature.
-        queue: Of the keys of earlier steps; gets this step's in the end. Where it is dealt out over
+        queue: Of the keys of earlier steps; gets this step's in the end. Where it is sharded over
             processes, the loss must be `info_nce`, and same_id not "positive".
         views: Two views of the same images, each [images, channels, height, width]: of the queries, and of
             the keys.
@@ -87,22 +87,24 @@ def moco_step(
     value = 0.0
 
     def loss_of_q(own: Rows) -> Tensor:
-        q = processes.gather(own, len(ids))
+        q = processes.all_gather_with_grad(own, len(ids))
         lookup = look_up_own_key(
             q, keys, ids=ids, held_vectors=held.vectors, held_ids=held.ids, same_id=same_id
         )
         taken.append((q.detach(), keys))
-        return _mean(loss, lookup, processes, seen, dealt=queue.processes.count > 1) / len(directions)
+        return _mean(loss, lookup, processes, seen, shard_group=queue.processes.world_size > 1) / len(
+            directions
+        )
 
     # The authors' code encodes the queries first. The keys depend on the encoder's weights alone,
     # which change at optimizer.step, and made first they need no room beside the queries' activations.
     optimizer.zero_grad()
-    key_encoder.follow_(encoder, momentum)
+    key_encoder.ema_update_(encoder, momentum)
     held = queue.read()
     for of_queries, of_keys in directions:
         keys = encode_keys(key_encoder, of_keys, permutation, computing, rows=len(ids))
         value += backward(encoder, of_queries, loss_of_q, computing)
-    step_together(optimizer, [encoder, key_encoder], processes)
+    all_reduce_and_step(optimizer, [encoder, key_encoder], processes)
     queue.enqueue(torch.cat([k for _, k in taken]), ids.repeat(len(directions)))
     return ViewStep(value, *taken[0])
 
@@ -165,18 +167,18 @@ def moco_v3_step(
     value = 0.0
 
     def loss_of_q(own: Rows) -> Tensor:
-        q = processes.gather(own, len(ids))
+        q = processes.all_gather_with_grad(own, len(ids))
         rule = PairRule(positive="id", same_id="positive")
         lookup = look_up(q, keys, query_ids=ids, key_ids=ids, rule=rule)
         taken.append((q.detach(), keys))
         return _mean(loss, lookup, processes, seen) * (2 * temperature)
 
     optimizer.zero_grad()
-    key_encoder.follow_(encoder, momentum)
+    key_encoder.ema_update_(encoder, momentum)
     for of_queries, of_keys in (views, (views[1], views[0])):
         keys = encode_keys(key_encoder, of_keys, permutation, computing, rows=len(ids))
         value += backward(predicting, of_queries, loss_of_q, computing)
-    step_together(optimizer, [predicting, key_encoder], processes)
+    all_reduce_and_step(optimizer, [predicting, key_encoder], processes)
     return ViewStep(value, *taken[0])
 
 
@@ -222,14 +224,14 @@ def encode_keys(
 
     processes = computing.processes
     if permutation is None:
-        return processes.gather(encode(images), rows)
+        return processes.all_gather_with_grad(encode(images), rows)
     return encode_shuffled(encode, images, permutation=permutation, processes=processes)
 
 
 def _mean(
-    loss: ViewLoss, lookup: Lookup, processes: Processes, seen: Seen | None, *, dealt: bool = False
+    loss: ViewLoss, lookup: Lookup, processes: ProcessGroup, seen: Seen | None, *, shard_group: bool = False
 ) -> Tensor:
     """This process's part of the mean over the queries."""
     if seen is not None:
         seen(without_gradient(lookup))
-    return (mean_of_dealt if dealt else mean_of_own)(loss, lookup, processes)
+    return (sharded_mean_loss if shard_group else mean_of_own)(loss, lookup, processes)

@@ -10,7 +10,7 @@ from querykey.dictionaries.alignment import MomentAlignment
 from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.queue import KeyQueue
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.encoders.momentum import MomentumEncoder
 from querykey.encoders.norm.batchnorm import convert_batch_norm
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
@@ -26,7 +26,9 @@ DRIFT = 0.03
 """Of the distribution in a step, in standard deviations: in the middle of what `MomentAlignment` names."""
 
 
-def with_batch_norm(module: nn.Module, settings: PretrainSettings, processes: Processes = ALONE) -> nn.Module:
+def with_batch_norm(
+    module: nn.Module, settings: PretrainSettings, processes: ProcessGroup = SINGLE_PROCESS
+) -> nn.Module:
     """A module with the settings' normalisation in the place of batch norm.
 
     Args:
@@ -43,22 +45,23 @@ def with_batch_norm(module: nn.Module, settings: PretrainSettings, processes: Pr
     """
     if settings.batch_norm != "split":
         return convert_batch_norm(module, settings.batch_norm)
-    if processes.count > 1 and settings.method == "simclr":
+    if processes.world_size > 1 and settings.method == "simclr":
         raise ConfigError(
             "split batch norm has groups of each view in simclr, and a process has both views of its images; "
             "take batch_norm = device, where each process is a group, or global"
         )
-    groups, rest = divmod(settings.batch_norm_groups, processes.count)
+    groups, rest = divmod(settings.batch_norm_groups, processes.world_size)
     if rest:
         raise RangeError(
             f"split batch norm of {settings.batch_norm_groups} groups does not share out over "
-            f"{processes.count} processes; take a multiple of {processes.count} as batch_norm_groups"
+            f"{processes.world_size} processes; take a multiple of {processes.world_size} "
+            "as batch_norm_groups"
         )
     return convert_batch_norm(module, "split", groups=groups)
 
 
 def method_parts(
-    encoder: ViewEncoder, settings: PretrainSettings, *, items: int, processes: Processes = ALONE
+    encoder: ViewEncoder, settings: PretrainSettings, *, items: int, processes: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, nn.Module]:
     """What a method has besides the encoder that is kept.
 
@@ -72,7 +75,7 @@ def method_parts(
         By name: "dictionary", and "key_encoder", "trained_keys", "predictor" and "align" where there are.
     """
     dim, capacity = encoder.head.dim, settings.capacity or 0
-    dealt = processes if settings.sharded else ALONE
+    shard_group = processes if settings.sharded else SINGLE_PROCESS
     parts: dict[str, nn.Module] = {}
     match settings.method:
         case "simclr":
@@ -80,20 +83,24 @@ def method_parts(
         case "moco" | "moco-v2":
             parts["key_encoder"] = MomentumEncoder(encoder)
             parts["dictionary"] = KeyQueue(
-                capacity=capacity, dim=dim, start=settings.start, seed=settings.seed, processes=dealt
+                capacity=capacity, dim=dim, start=settings.start, seed=settings.seed, processes=shard_group
             )
         case "moco-v3":
             parts["key_encoder"] = MomentumEncoder(encoder)
             parts["predictor"] = _predictor(dim, settings, processes)
         case "memory-bank":
             parts["dictionary"] = MemoryBank(
-                items=items, dim=dim, seed=settings.seed, momentum=settings.slot_momentum, processes=dealt
+                items=items,
+                dim=dim,
+                seed=settings.seed,
+                momentum=settings.slot_momentum,
+                processes=shard_group,
             )
         case "end-to-end":
             if settings.separate:
                 parts["trained_keys"] = copy.deepcopy(encoder)
         case "xbm":
-            parts["dictionary"] = CrossBatchMemory(capacity=capacity, dim=dim, processes=dealt)
+            parts["dictionary"] = CrossBatchMemory(capacity=capacity, dim=dim, processes=shard_group)
             if settings.align != "none":
                 drift = DRIFT if settings.align == "kalman" else None
                 parts["align"] = MomentAlignment(dim=dim, drift=drift)
@@ -102,7 +109,7 @@ def method_parts(
     return parts
 
 
-def _predictor(dim: int, settings: PretrainSettings, processes: Processes) -> nn.Module:
+def _predictor(dim: int, settings: PretrainSettings, processes: ProcessGroup) -> nn.Module:
     """MoCo v3's prediction head."""
     predictor = ProjectionHead(
         dim,

@@ -9,9 +9,9 @@ from querykey.pretraining.methods.step import (
     Computing,
     Seen,
     ViewStep,
+    all_reduce_and_step,
     backward,
     mean_of_own,
-    step_together,
     without_gradient,
 )
 from querykey.types import Ids, Rows
@@ -55,7 +55,7 @@ def simclr_step(
     looked_up: dict[str, Rows] = {}
 
     def loss_of_z(z: Rows) -> Tensor:
-        view_1, view_2 = (processes.gather(view, len(ids)) for view in z.chunk(2))
+        view_1, view_2 = (processes.all_gather_with_grad(view, len(ids)) for view in z.chunk(2))
         looked_up["view_1"], looked_up["view_2"] = view_1.detach(), view_2.detach()
         lookup = look_up_views(view_1, view_2, ids=ids)
         if seen is not None:
@@ -64,5 +64,5 @@ def simclr_step(
 
     optimizer.zero_grad()
     value = backward(encoder, torch.cat(views), loss_of_z, computing)
-    step_together(optimizer, [encoder], processes)
+    all_reduce_and_step(optimizer, [encoder], processes)
     return ViewStep(value, **looked_up)

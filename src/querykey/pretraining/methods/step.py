@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from querykey.distributed.process_group import ALONE, Processes
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import CollapseError
 from querykey.lookup.lookup import Lookup
 from querykey.pretraining.chunked.gradient_cache import cached_backward, checkpointed_blocks
@@ -21,21 +21,21 @@ __all__ = [
     "Seen",
     "ViewPair",
     "ViewStep",
+    "all_reduce_and_step",
     "backward",
-    "encoded_aside",
-    "mean_of_dealt",
+    "encode_preserving_buffers",
     "mean_of_own",
     "projections",
     "require_finite",
-    "step_together",
+    "sharded_mean_loss",
     "without_gradient",
 ]
 
 _OWN_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def step_together(
-    optimizer: torch.optim.Optimizer, encoders: Sequence[nn.Module], processes: Processes
+def all_reduce_and_step(
+    optimizer: torch.optim.Optimizer, encoders: Sequence[nn.Module], processes: ProcessGroup
 ) -> None:
     """Sum the gradients over the processes, average running statistics, and take the step.
 
@@ -53,17 +53,17 @@ def step_together(
         encoders: What has encoded in this step.
         processes: One alone steps as it is.
     """
-    if processes.count > 1:
+    if processes.world_size > 1:
         processes.sum_gradients_(optimizer)
         _average_(_own_statistics(encoders), processes)
     optimizer.step()
 
 
 @torch.no_grad()
-def _average_(kept: Sequence[Tensor], processes: Processes) -> None:
+def _average_(kept: Sequence[Tensor], processes: ProcessGroup) -> None:
     if not kept:
         return
-    mean = processes.sum_(torch.cat(list(kept))) / processes.count
+    mean = processes.sum_(torch.cat(list(kept))) / processes.world_size
     for running, of_all in zip(kept, torch.split(mean, [len(one) for one in kept]), strict=True):
         running.copy_(of_all)
 
@@ -133,7 +133,7 @@ class Computing:
     chunks: int = 1
     checkpointing: bool = False
     normalised: bool = True
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which an encoder runs forward."""
@@ -194,7 +194,7 @@ def backward(
     return value
 
 
-def require_finite(loss: Tensor, processes: Processes = ALONE) -> float:
+def require_finite(loss: Tensor, processes: ProcessGroup = SINGLE_PROCESS) -> float:
     """The loss, before it reaches any weight.
 
     Args:
@@ -214,7 +214,7 @@ def require_finite(loss: Tensor, processes: Processes = ALONE) -> float:
 
 
 def mean_of_own(
-    loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes: Processes, *, views: int = 1
+    loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes: ProcessGroup, *, views: int = 1
 ) -> Tensor:
     """This process's part of the mean over the queries; the parts of all processes add up to it.
 
@@ -228,17 +228,17 @@ def mean_of_own(
         What the own queries cost, or what all of them cost in the own share of the keys, over the number of
         all; on one process the mean.
     """
-    if processes.count == 1 or lookup.dealt.count > 1:
+    if processes.world_size == 1 or lookup.shard_group.world_size > 1:
         return loss(lookup).mean()
     rows = len(lookup) // views
-    own = processes.part(rows)
+    own = processes.local_slice(rows)
     firsts = range(0, len(lookup), rows)
     parts = [loss(lookup.rows(first + own.start, first + own.stop)).sum() for first in firsts]
     return torch.stack(parts).sum() / len(lookup)
 
 
-def mean_of_dealt(loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes: Processes) -> Tensor:
-    r"""`mean_of_own` of InfoNCE whose negatives are dealt out over the processes.
+def sharded_mean_loss(loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes: ProcessGroup) -> Tensor:
+    r"""`mean_of_own` of InfoNCE whose negatives are sharded over the processes.
 
     Each process looks the queries of all up in their own key and in the negatives that it holds. With
     :math:`\ell_r` what that costs, the look-up in all of them costs
@@ -250,14 +250,16 @@ def mean_of_dealt(loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes:
     Args:
         loss: InfoNCE.
         lookup: Of the queries of all processes; the own key is each one's only positive.
-        processes: Among which the negatives are dealt.
+        processes: Over which the negatives are sharded.
 
     Returns:
         The sum over the own queries, over the number of all.
     """
     cost = loss(lookup)
-    every = processes.gather(cost.double()[None], processes.count)  # float64 bears logits of some hundreds
-    whole = every[:, processes.part(len(lookup))].expm1().sum(dim=0).log1p()
+    every = processes.all_gather_with_grad(
+        cost.double()[None], processes.world_size
+    )  # float64 bears logits of some hundreds
+    whole = every[:, processes.local_slice(len(lookup))].expm1().sum(dim=0).log1p()
     return (whole.sum() / len(lookup)).to(cost.dtype)
 
 
@@ -271,13 +273,13 @@ def without_gradient(lookup: Lookup) -> Lookup:
         With queries and keys that carry no gradient.
     """
     queries, keys = lookup.queries.detach(), lookup.keys.detach()
-    return Lookup(queries, keys, lookup.pairs, lookup.score, dealt=lookup.dealt)
+    return Lookup(queries, keys, lookup.pairs, lookup.score, shard_group=lookup.shard_group)
 
 
 Classes = TypeVar("Classes")
 
 
-def encoded_aside(
+def encode_preserving_buffers(
     encoder: nn.Module, batches: Iterable[tuple[Tensor, Ids, Classes]], computing: Computing
 ) -> Iterator[tuple[Rows, Ids, Classes]]:
     """Encode batches without gradient, in the mode the encoder is in, and put its buffers back.
@@ -300,7 +302,7 @@ def encoded_aside(
             with torch.no_grad(), computing.autocast(view.device):
                 _, z = encoder(view)
             rows = projections(z, normalised=computing.normalised)
-            yield computing.processes.gather(rows, len(ids)), ids, classes
+            yield computing.processes.all_gather_with_grad(rows, len(ids)), ids, classes
     finally:
         with torch.no_grad():
             for name, buffer in encoder.named_buffers():

@@ -13,10 +13,10 @@ from querykey.pretraining.methods.step import (
     Computing,
     Seen,
     ViewStep,
+    all_reduce_and_step,
     backward,
-    encoded_aside,
+    encode_preserving_buffers,
     mean_of_own,
-    step_together,
     without_gradient,
 )
 from querykey.types import Ids, Labels, PerQuery, Rows
@@ -59,7 +59,7 @@ def xbm_step(
         view: One view of the batch [images, channels, height, width].
         ids: Which items they show [images].
         labels: Their classes; -1 where not known: such a row is neither positive nor negative.
-        loss: On a look-up; any of `querykey.losses` that takes one. Where the memory is dealt out over
+        loss: On a look-up; any of `querykey.losses` that takes one. Where the memory is sharded over
             processes, one that merges shares: `contrastive`.
         is_warm: False leaves the memory as it is and out of the loss: the first steps move the encoder
             too fast for its rows to last. The authors wait 1,000 steps, then `prefill`.
@@ -95,7 +95,7 @@ def xbm_step(
     found: dict[str, Rows] = {}
 
     def loss_of_z(own: Rows) -> Tensor:
-        z = processes.gather(own, len(ids))
+        z = processes.all_gather_with_grad(own, len(ids))
         found["z"] = z.detach()
         parts = [_in_batch(z, ids, labels)]
         if is_warm:
@@ -110,7 +110,7 @@ def xbm_step(
 
     optimizer.zero_grad()
     value = backward(encoder, view, loss_of_z, computing)
-    step_together(optimizer, [encoder], processes)
+    all_reduce_and_step(optimizer, [encoder], processes)
     return ViewStep(value, found["z"], found["z"][_partners(labels)])
 
 
@@ -146,7 +146,7 @@ def prefill(
         of randomly sampled training images under the warm model. The paper does not say in which mode.
     """
     count = 0
-    for rows, ids, labels in encoded_aside(encoder, batches, computing or Computing()):
+    for rows, ids, labels in encode_preserving_buffers(encoder, batches, computing or Computing()):
         memory.enqueue(rows, ids, labels)
         count += len(ids)
         if len(memory) == memory.capacity:
@@ -161,11 +161,11 @@ def _in_batch(z: Rows, ids: Ids, labels: Labels) -> Lookup:
 
 
 def _in_memory(z: Rows, ids: Ids, labels: Labels, memory: CrossBatchMemory) -> Lookup:
-    held, dealt = memory.read(), memory.processes
-    is_new = memory.age()[dealt.rank :: dealt.count] == 0
+    held, shard_group = memory.read(), memory.processes
+    is_new = memory.age()[shard_group.rank :: shard_group.world_size] == 0
     return look_up(
         z, held.vectors, query_ids=ids, key_ids=held.ids.where(is_new, OLDER),
-        query_labels=labels, key_labels=held.labels, rule=XBM_RULE, dealt=dealt,
+        query_labels=labels, key_labels=held.labels, rule=XBM_RULE, shard_group=shard_group,
     )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def describe_memory(settings: PretrainSettings, *, items: int, width: int, proce
         settings: Resolved.
         items: Images trained on.
         width: Of z.
-        processes: Among which a sharded dictionary is dealt out.
+        processes: Over which a sharded dictionary is split.
 
     Returns:
         A line of at most 78 characters.

@@ -21,10 +21,10 @@ from querykey.reports.charts.spec import (
 )
 
 __all__ = [
-    "Frame",
     "HEIGHT",
     "LETTER",
     "WIDTH",
+    "Frame",
     "as_svg",
     "axis_titles",
     "cut",

@@ -105,8 +105,8 @@ def _write(records: Path, out: Path) -> None:
     beside = records.with_name(PRETRAINING)
     pretraining = pretraining_report(read(beside)) if beside.exists() else ""
     text = report(read(records), pretraining=pretraining)
-    with new_file(out, overwrite=True) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with new_file(out, overwrite=True) as tmp_path:
+        tmp_path.write_text(text, encoding="utf-8")
 
 
 def _task(task: Comparison) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from querykey.errors import MissingPathError
 from querykey.io.atomic import new_file
-from querykey.io.durable import or_damaged
+from querykey.io.durable import raises_store_error
 from querykey.io.program import exit_code
 from querykey.io.study_folder import cells_of, is_study, read_study, records_of
 from querykey.reports.charts.spec import Chart
@@ -97,7 +97,7 @@ def studies_report(folder: Path) -> tuple[str, dict[str, str]]:
 
 def _read(place: Path) -> _Read:
     study = read_study(place)
-    with or_damaged(str(place), "run the study again, or give back its files as they were written"):
+    with raises_store_error(str(place), "run the study again, or give back its files as they were written"):
         cells = cells_of(study, records_of(place).read())
         drawn = [
             chart for one in study["figures"] if (chart := figure(one, study["arms"], cells)) is not None
@@ -162,8 +162,8 @@ def _write(folder: Path) -> None:
     text, figures = studies_report(folder)
     for name, drawing in {"README.md": text, **figures}.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        with new_file(folder / name, overwrite=True) as aside:
-            aside.write_text(drawing, encoding="utf-8")
+        with new_file(folder / name, overwrite=True) as tmp_path:
+            tmp_path.write_text(drawing, encoding="utf-8")
 
 
 if __name__ == "__main__":

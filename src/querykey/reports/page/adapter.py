@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from querykey.adapter.verdict import sentence
 from querykey.errors import StoreError
-from querykey.io.durable import or_damaged
+from querykey.io.durable import raises_store_error
 from querykey.io.records import Record, read
 from querykey.reports.charts.spec import Chart, Line, Lines
 from querykey.reports.page.blocks import (
@@ -163,7 +163,7 @@ def adapter_section(folder: Path, gather: Gather, *, name: str) -> Section:
     described = read_described(folder / RUN)
     records = read(folder / METRICS) if (folder / METRICS).is_file() else []
     seen, found = gather(), evaluations(folder)
-    with or_damaged(str(folder), "fit the run again"):
+    with raises_store_error(str(folder), "fit the run again"):
         return _section(folder, name, described, records, found, seen)
 
 
@@ -181,7 +181,7 @@ def read_described(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         return {}
-    with or_damaged(str(file), "make the run again"):
+    with raises_store_error(str(file), "make the run again"):
         said = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(said, dict):
             raise StoreError(f"{file} is damaged: it holds no table; make the run again")

@@ -164,8 +164,8 @@ def _as_json(data: Any) -> str:
 def _packed_plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs
-    except ImportError as fault:
-        raise MissingExtraError("plotly", extra="report", purpose="a report") from fault
+    except ImportError as error:
+        raise MissingExtraError("plotly", extra="report", purpose="a report") from error
     packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
     return base64.b64encode(packed).decode()
 
@@ -173,8 +173,8 @@ def _packed_plotly() -> str:
 def _template() -> Any:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as fault:
-        raise MissingExtraError("jinja2", extra="report", purpose="a report") from fault
+    except ImportError as error:
+        raise MissingExtraError("jinja2", extra="report", purpose="a report") from error
     environment = Environment(
         loader=PackageLoader("querykey.reports.page"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from querykey.io.durable import or_damaged
+from querykey.io.durable import raises_store_error
 from querykey.io.records import Record, read
 from querykey.reports.charts.spec import Chart, Line, Lines, short, thinned
 from querykey.reports.page.adapter import FALSE, METRICS, RUN, curves, read_described
@@ -67,7 +67,7 @@ def pretraining_section(folder: Path, gather: Gather | None, *, name: str) -> Se
     described = read_described(folder / RUN)
     records = read(folder / METRICS) if (folder / METRICS).is_file() else []
     found, seen = evaluations(folder), None if gather is None else gather()
-    with or_damaged(str(folder), "pretrain again"):
+    with raises_store_error(str(folder), "pretrain again"):
         return _section(folder, name, described, records, found, seen)
 
 

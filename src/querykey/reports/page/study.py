@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from querykey.io.durable import or_damaged
+from querykey.io.durable import raises_store_error
 from querykey.io.study_folder import cells_of, measures_of, read_study, records_of
 from querykey.reports.charts.spec import Chart
 from querykey.reports.charts.study import figure, looks_charts
@@ -50,7 +50,7 @@ def study_section(folder: Path) -> Section:
         StoreError: If one of the files is damaged.
     """
     study, records = read_study(folder), records_of(folder).read()
-    with or_damaged(str(folder), "run the study again, or give back its files as they were written"):
+    with raises_store_error(str(folder), "run the study again, or give back its files as they were written"):
         return _section(study, cells_of(study, records))
 
 

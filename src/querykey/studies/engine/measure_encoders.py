@@ -24,7 +24,7 @@ from querykey.data.pixels.pixels import Pixels
 from querykey.evaluation.few_labels import choose_labelled
 from querykey.evaluation.linear_evaluation import linear_evaluation
 from querykey.io.records import Record, read, versions
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.loop import make_encoder
 from querykey.pretraining.saved_encoder import SavedEncoder, encode_rows
 from querykey.runs.evaluate_encoder import knn_of, pixel_rows
@@ -36,8 +36,8 @@ from querykey.studies.engine.work import Work
 from querykey.types import Ids
 
 __all__ = [
-    "Peak",
     "TRANSFORMATIONS",
+    "Peak",
     "measure_encoder",
     "peak_memory",
     "probe",
@@ -248,7 +248,7 @@ def _of_few_labels(
     run = _pretrained(work, seed)
     few = work.arm.labels_a_class
     kept = choose_labelled(known.labels, fraction=FRACTION if few is None else None, per_class=few, seed=seed)
-    labels = torch.full_like(known.labels, UNLABELLED)
+    labels = torch.full_like(known.labels, IGNORE_LABEL)
     labels[kept] = known.labels[kept]
     h, _ = _encoded(run.encoder, Labelled(known.pixels, labels), asked, rows=known.pixels.ids[kept])
     result = linear_evaluation(h[0], known.labels[kept], h[1], asked.labels, seed=seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 from querykey.errors import ConfigError, Notify
 from querykey.io.atomic import check_new
-from querykey.io.durable import only_writer, or_damaged
+from querykey.io.durable import file_lock, raises_store_error
 from querykey.io.study_folder import is_study, measures_of, read_study, records_of, write_study
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import asked_settings
@@ -196,7 +196,7 @@ def run_study(
     about = data.describe()
     if is_study(folder):
         described = read_study(folder)
-        with or_damaged(f"{folder}: the plan of the study", "give a new folder with --out"):
+        with raises_store_error(f"{folder}: the plan of the study", "give a new folder with --out"):
             begun, on = str(described["name"]), dict(described["data"])
             arms = [Arm(**arm | {"data": tuple(arm["data"])}) for arm in described["arms"]]
         _require_same(folder, study, about, begun=begun, on=on)
@@ -216,7 +216,7 @@ def run_study(
         write_study(folder, described)
         notify(budget.words)
     cells = _cells(described, arms, data)
-    with only_writer(folder / LOCK):
+    with file_lock(folder / LOCK):
         run_grid(cells, records_of(folder), measure, jobs=jobs, told=progress)
     return StudyRun(folder, described, cells)
 

@@ -26,7 +26,7 @@ from querykey.features.embed import embed as embed_source
 from querykey.features.features import Features, read_features
 from querykey.io.atomic import new_folder
 from querykey.io.records import versions
-from querykey.lookup.lookup import UNLABELLED
+from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.studies.demo import MOST, TEST, TRAIN, documented_in, write_collection
 from querykey.studies.engine.grid import Cell, compact
 from querykey.studies.results_grid.adapters import ADAPTER, CLASSIFIER, DOCSTRINGS, DataSet, Method, StudyTask
@@ -93,8 +93,8 @@ def _docstrings(name: str, stores: Path) -> Path:
     folder = stores / f"{DOCSTRINGS}-{name}-data"
     if not folder.exists():
         packages = TRAIN if name == "train" else TEST
-        with new_folder(folder) as aside:
-            write_collection(documented_in(packages, most=MOST[name]), aside)
+        with new_folder(folder) as tmp_path:
+            write_collection(documented_in(packages, most=MOST[name]), tmp_path)
     return folder
 
 
@@ -193,7 +193,7 @@ def _drawn(study: StudyTask, loaded: "_Parts", seed: int) -> tuple[Task, _Fitted
     if study.per_class is not None:
         assert train.labels is not None
         chosen = choose_labelled(train.labels, per_class=study.per_class, seed=seed)
-        labels = torch.full_like(train.labels, UNLABELLED)
+        labels = torch.full_like(train.labels, IGNORE_LABEL)
         labels[chosen] = train.labels[chosen]
         # the labelled rows alone can be found, and a classifier is fitted on them
         task = replace(task, train=train.rows[chosen], train_labels=train.labels[chosen])

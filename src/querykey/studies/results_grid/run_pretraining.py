@@ -61,8 +61,8 @@ def _method(name: str, *, share: float, group: str, seeds: int) -> Arm:
 
 def _moco(name: str, label: str, **settings: Any) -> Arm:
     whole = {
-        "method": "moco", "steps": DICTIONARY_STEPS, "looks": 4, "layout": "channels_last", "precision": "float32",
-        "capacity": 4096, **settings,
+        "method": "moco", "steps": DICTIONARY_STEPS, "looks": 4, "layout": "channels_last",
+        "precision": "float32", "capacity": 4096, **settings,
     }  # fmt: skip
     return Arm(name=name, label=label, group="dictionaries", settings=whole)
 
