@@ -236,7 +236,7 @@ def test_dim_left_out_is_64_or_the_width():
 
 
 @pytest.mark.parametrize(
-    ("settings", "fault", "message"),
+    ("settings", "error", "message"),
     [
         ({"dim": 13}, RangeError, "dim must be from 1 to the width of the features, 12; got 13"),
         ({"validation_fraction": 0.7}, RangeError, "validation_fraction must be from 0 to 0.5, got 0.7"),

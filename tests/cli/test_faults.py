@@ -322,7 +322,7 @@ def test_a_full_disk_anywhere_else(querykey, data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "message"),
+    ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/secret"), 2, "error: no permission: /secret\n"),

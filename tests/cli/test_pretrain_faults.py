@@ -203,7 +203,7 @@ SHORT = SETTINGS | {"steps": 4, "batch_size": 16, "batch_norm": "layer"}
 
 
 @pytest.mark.parametrize(
-    ("fault", "is_short"),
+    ("error", "is_short"),
     [
         (MemoryError(), True), (RuntimeError(CPU_WORDS), True), (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("could not create a primitive"), True),

@@ -262,7 +262,7 @@ class _Stops(LetterModel):
         return super().forward(texts)
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt(), RuntimeError("the machine is tired")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the machine is tired")])
 def test_a_run_that_stopped_is_taken_up(tmp_path, said, error):
     source = text_source(WORDS)
     with pytest.raises(type(error)):

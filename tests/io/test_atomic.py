@@ -44,7 +44,7 @@ def test_a_file_takes_its_name_when_all_is_written(tmp_path):
     assert names(out.parent) == ["z.npy"]
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt(), ValueError("a fault of the writer's own")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a fault of the writer's own")])
 @pytest.mark.parametrize("write", [write_folder, write_file])
 def test_nothing_is_left_of_a_stopped_output(tmp_path, write, error):
     with pytest.raises(type(error)):

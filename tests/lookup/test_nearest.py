@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from querykey.errors import RangeError
-from querykey.lookup.lookup import nearest as module
+from querykey.lookup import nearest as module
 from querykey.lookup.nearest import nearest, rough_cosines
 
 

@@ -109,7 +109,7 @@ def test_scores_and_dtypes():
 
 
 @pytest.mark.parametrize(
-    ("change", "fault", "message"),
+    ("change", "error", "message"),
     [
         (
             {"keys": torch.zeros(2, 4)}, ShapeError,

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from querykey.errors import RangeError
 from querykey.lookup import Lookup
 from querykey.lookup.two_view_pairs import look_up_views
-from querykey.losses import debiased, hard_negative, info_nce
-from querykey.losses import info_nce as nt_xent
+from querykey.losses import debiased, hard_negative, info_nce, nt_xent
 
 
 def views(images, seed=0):

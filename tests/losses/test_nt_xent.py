@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from querykey.errors import RangeError
 from querykey.lookup.two_view_pairs import look_up_views
-from querykey.losses import info_nce, triplet
-from querykey.losses import info_nce as nt_xent
+from querykey.losses import info_nce, nt_xent, triplet
 
 
 def make_views(images, dim=5, seed=0, dtype=torch.float64):

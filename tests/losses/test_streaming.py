@@ -16,7 +16,8 @@ from querykey.losses import (
     score_distillation,
     streaming,
     streaming_blocks,
-    streaming_terms,
+)
+from querykey.losses import (
 )
 from querykey.losses.streaming import takes_streamed
 
@@ -27,7 +28,7 @@ from querykey.losses.streaming import takes_streamed
 def _blocks(request, monkeypatch):
     *size, few = request.param
     of(monkeypatch, *size)
-    monkeypatch.setattr(streaming_terms, "FEW", few)  # 0: positives are always taken one by one
+    monkeypatch.setattr(streaming_blocks, "FEW", few)  # 0: positives are always taken one by one
 
 
 def of(monkeypatch, rows, keys):

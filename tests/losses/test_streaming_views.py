@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from querykey.lookup import Lookup
 from querykey.lookup.two_view_pairs import look_up_views
-from querykey.losses import decoupled, info_nce, streaming_views
-from querykey.losses import info_nce as nt_xent
+from querykey.losses import decoupled, info_nce, nt_xent, streaming_views
 from querykey.losses.streaming_views import two_views
 
 IDS = {

@@ -199,7 +199,7 @@ def test_a_setting_of_another_method_is_refused(given, said):
 
 
 @pytest.mark.parametrize(
-    ("given", "fault", "said"),
+    ("given", "error", "said"),
     [
         ({"momentum": 1.5}, RangeError, "momentum must be from 0 to 1, got 1.5"),
         ({"capacity": 0}, RangeError, "capacity must be at least 1, got 0"),

@@ -70,7 +70,7 @@ def test_images_decoded_by_workers_give_the_same_weights_as_held_ones(tmp_path):
 def test_one_set_of_workers_serves_the_whole_start(tmp_path, monkeypatch):
     """Calibration measures steps, not how long it takes to start processes."""
     made = []
-    from querykey.data.pixels.pixels import pixels as pixel_batches
+    from querykey.data.pixels import pixels as pixel_batches
 
     class Counted(pixel_batches.RowLoader):
         def __init__(self, *given):
