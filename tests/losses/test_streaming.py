@@ -17,8 +17,6 @@ from querykey.losses import (
     streaming,
     streaming_blocks,
 )
-from querykey.losses import (
-)
 from querykey.losses.streaming import takes_streamed
 
 
