@@ -42,6 +42,7 @@ __all__ = [
     "SourceError",
     "StoreError",
     "is_out_of_memory",
+    "refuse_second_derivative",
 ]
 
 Notify = Callable[[str], None]
@@ -139,3 +140,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torchs):
         return True
     return isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in _MEMORY_WORDS)
+
+
+def refuse_second_derivative() -> None:
+    """Raise where a backward pass is itself to be differentiated: called first in a backward that can't be.
+
+    `once_differentiable` is not enough: where the incoming gradient needs none, as that of a sum does, it
+    returns gradients without a graph, and a Hessian-vector product would lack a term without a word.
+
+    Raises:
+        ConfigError: If the backward pass runs with `create_graph=True`.
+    """
+    import torch
+
+    if torch.is_grad_enabled():
+        raise ConfigError(
+            "create_graph=True asks for second derivatives, which querykey's losses, gathers and batch norm "
+            "do not have; leave create_graph out, or write the loss with torch operations on the rows"
+        )

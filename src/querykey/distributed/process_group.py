@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributed as network
 
-from querykey.errors import RangeError, ShapeError
+from querykey.errors import RangeError, ShapeError, refuse_second_derivative
 
 __all__ = ["SINGLE_PROCESS", "ProcessGroup", "current_process_group", "processes_here"]
 
@@ -264,6 +264,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        refuse_second_derivative()
         return ctx.processes.sum(gradients[0])[ctx.part], None, None
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from querykey.distributed.process_group import ProcessGroup
 from querykey.errors import RangeError
-from querykey.lookup.lookup import Lookup
-from querykey.lookup.nearest import SLACK, best_first, best_of_blocks, exact_scores, settle
-from querykey.types import Neighbours, TopScores
+from querykey.lookup.lookup import Block, Lookup
+from querykey.lookup.nearest import SLACK, TIE, best_first, best_of_blocks, exact_scores, settle
+from querykey.types import Neighbours, PairMask, TopScores
 
 __all__ = ["Mode", "top_k"]
 
@@ -77,43 +77,67 @@ def _top_k(lookup: Lookup, k: int, mode: Mode) -> tuple[TopScores, Neighbours]:
     ceiling = _nearest_positive(lookup) if mode == "semi_hard" else None
     if len(lookup.keys) == 0:
         return torch.full((len(lookup), k), -torch.inf), torch.full((len(lookup), k), -1)
+    # those at the ceiling within rounding take part too: `exact` decides
+    reach = (
+        None if ceiling is None else ceiling + 2 * TIE * ceiling.nan_to_num(neginf=0.0).abs().clamp(min=1.0)
+    )
 
     def eligible(some: Lookup, below: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         for block in some.blocks(KEY_BLOCK):
-            match mode:
-                case "similar":
-                    wanted = block.positive | block.negative
-                case "hard_negative":
-                    wanted = block.negative
-                case "hard_positive":
-                    wanted = block.positive
-                case "semi_hard":
-                    assert below is not None
-                    wanted = block.negative & (block.scores < below[:, None])
-                case never:
-                    assert_never(never)
-            index = torch.arange(block.start, block.start + wanted.shape[1])
-            yield (sign * block.scores).masked_fill(~wanted, -torch.inf), index[None, :]
+            wanted = _eligible(block, mode, below)
+            yield (sign * block.scores).masked_fill(~wanted, -torch.inf), _columns(block)
 
     def exact(rows: Tensor, candidates: Tensor) -> Tensor:
-        return sign * exact_scores(lookup.queries[rows].float(), lookup.keys, candidates, lookup.score)
+        found = exact_scores(lookup.queries[rows].float(), lookup.keys, candidates, lookup.score)
+        if ceiling is None:
+            return sign * found
+        return found.masked_fill(found >= ceiling[rows, None], -torch.inf)
 
     def scan(row: int) -> Tensor:
-        below = None if ceiling is None else ceiling[row : row + 1]
+        below = None if reach is None else reach[row : row + 1]
         return torch.cat([scores for scores, _ in eligible(lookup.rows(row, row + 1), below)], dim=1)[
             0
         ].float()
 
-    scores, index = best_of_blocks(eligible(lookup, ceiling), k + SLACK)
+    scores, index = best_of_blocks(eligible(lookup, reach), k + SLACK)
     scale = float(scores.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0))
     return settle((scores.float(), index), k, scores[:, -1].float(), exact, scan, scale)
 
 
+def _eligible(block: Block, mode: Mode, below: Tensor | None) -> PairMask:
+    """The pairs of a block that may be selected; `below` is what semi-hard ones score below."""
+    match mode:
+        case "similar":
+            return block.positive | block.negative
+        case "hard_negative":
+            return block.negative
+        case "hard_positive":
+            return block.positive
+        case "semi_hard":
+            assert below is not None
+            return block.negative & (block.scores < below[:, None])
+        case never:
+            assert_never(never)
+
+
 def _nearest_positive(lookup: Lookup) -> Tensor:
-    """The highest score among each query's positives [queries]; -inf where there are none."""
-    best = torch.full((len(lookup),), -torch.inf, dtype=lookup.queries.dtype)
-    for block in lookup.blocks(KEY_BLOCK):
-        best = best.maximum(block.scores.masked_fill(~block.positive, -torch.inf).amax(dim=1))
+    """The highest exact score among each query's positives [queries], float64; -inf where there are none."""
+    best = torch.full((len(lookup),), -torch.inf, dtype=torch.float64)
+    if len(lookup.keys) > 0:
+        scores, index = best_of_blocks(
+            (
+                (block.scores.masked_fill(~block.positive, -torch.inf), _columns(block))
+                for block in lookup.blocks(KEY_BLOCK)
+            ),
+            SLACK,
+        )
+        exact = exact_scores(lookup.queries.float(), lookup.keys, index, lookup.score)
+        best = exact.masked_fill(scores == -torch.inf, -torch.inf).amax(dim=1)
     if lookup.shard_group.world_size == 1:
         return best
     return lookup.shard_group.all_gather_with_grad(best[None], lookup.shard_group.world_size).amax(dim=0)
+
+
+def _columns(block: Block) -> Tensor:
+    """Numbers of the keys of a block [1, keys]."""
+    return torch.arange(block.start, block.start + block.scores.shape[1])[None, :]

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from querykey.distributed.process_group import ProcessGroup
-from querykey.errors import ConfigError, ShapeError
+from querykey.errors import ConfigError, ShapeError, refuse_second_derivative
 from querykey.lookup.lookup import Lookup
 from querykey.types import PairMask, PerQuery, Scores
 
@@ -25,9 +24,9 @@ NOTHING = -80.0
 
 
 def read(lookup: Lookup, *, merges: bool = False) -> tuple[Scores, PairMask, PairMask]:
-    """Scores in float32 at least, positive and negative pairs; one column or more.
+    """Scores, positive and negative pairs; one column or more.
 
-    Sums of exponentials need the float32. Where there are no keys, as in a memory that is still
+    Where there are no keys, as in a memory that is still
     empty, one key stands in that is neither positive nor negative to anything: a row has a
     maximum, and the loss is 0.
 
@@ -45,8 +44,6 @@ def read(lookup: Lookup, *, merges: bool = False) -> tuple[Scores, PairMask, Pai
             "or leave the memory whole"
         )
     scores, (positive, negative) = lookup.scores, lookup.masks
-    if scores.dtype in {torch.float16, torch.bfloat16}:
-        scores = scores.float()
     if scores.shape[1] == 0:
         scores, positive, negative = (F.pad(x, (0, 1)) for x in (scores, positive, negative))
     return scores, positive, negative
@@ -140,8 +137,8 @@ class _Weighed(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        refuse_second_derivative()
         (weights,) = ctx.saved_tensors
         return gradient[:, None] * weights, None, None
 

@@ -88,7 +88,9 @@ def soft_triplets(
             slope = logs.expm1()
             taken = is_negative[:, :, None]
             if semi_hard:
-                middle = (lead < 0.0) & (lead > -margin)
+                # of the scores, not of `lead`: what was added to it would decide an exact tie by rounding
+                own, other = scores.gather(1, chosen)[:, :, None], scores[:, None, :]
+                middle = (lead < 0.0) & (other < own)
                 logs, slope = logs * middle, slope * middle
                 count += _total(found, middle.to(scores.dtype), taken)
             else:

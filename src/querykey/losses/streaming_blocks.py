@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from querykey.errors import refuse_second_derivative
 from querykey.lookup.lookup import Lookup, Pairs
 from querykey.losses._pair_weights import FAR, NOTHING, as_numbers, penalty
 from querykey.losses.streaming import KEYS, ROWS
@@ -236,8 +236,8 @@ class _Streamed(torch.autograd.Function):
         return value[:, 0]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        refuse_second_derivative()
         slope, *rest = ctx.saved_tensors
         to_queries = gradient[:, None] * slope if ctx.needs_input_grad[0] else None
         to_keys = None

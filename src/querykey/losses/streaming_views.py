@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from querykey.errors import refuse_second_derivative
 from querykey.lookup.lookup import Lookup
 from querykey.lookup.two_view_pairs import TwoViewPairs
 from querykey.losses._pair_weights import as_numbers
@@ -148,8 +148,8 @@ class _Negatives(torch.autograd.Function):
         return rows.new_empty(tiles.queries).index_copy_(0, tiles.places, sums[: tiles.queries])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        refuse_second_derivative()
         (rows,) = ctx.saved_tensors
         tiles = ctx.tiles
         ordered = rows[tiles.order]

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from querykey.errors import RangeError
+from querykey.errors import RangeError, refuse_second_derivative
 
 __all__ = ["LearnedTemperature"]
 
@@ -66,8 +65,8 @@ class _AtMost(torch.autograd.Function):
         return number.clamp(max=bound)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        refuse_second_derivative()
         (number,) = ctx.saved_tensors
         passes = (number < ctx.bound) | (gradient > 0)
         return gradient * passes, None

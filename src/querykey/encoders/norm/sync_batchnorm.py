@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
-from querykey.errors import ShapeError
+from querykey.errors import ShapeError, refuse_second_derivative
 
 __all__ = [
     "GlobalBatchNorm",
@@ -221,8 +220,8 @@ class _Normalised(torch.autograd.Function):
         return normalised(rows, statistics, weight, bias, eps)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         rows, weight = ctx.saved_tensors
         statistics: Statistics = ctx.statistics
         mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))
