@@ -78,7 +78,7 @@ def test_the_normaliser_is_the_mean_over_the_pairs_that_count_times_the_items():
     negative = torch.tensor([[False, True, False], [False, True, False]])
     found = nce_normaliser(Lookup.from_scores(scores, positive, negative), temperature=0.5, items=7)
     mean = sum(math.exp(s / 0.5) for s in (0.1, 0.3, -0.4, 0.2)) / 4
-    torch.testing.assert_close(found, torch.tensor(7 * mean))
+    torch.testing.assert_close(found, torch.tensor(7 * mean, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 def test_the_normaliser_of_nothing_is_0_and_without_gradient():
@@ -135,3 +135,17 @@ def test_the_normaliser_refuses_no_items():
     with pytest.raises(RangeError) as error:
         nce_normaliser(one_positive(torch.zeros(1, 2)), temperature=0.1, items=0)
     assert str(error.value) == "items must be at least 1, got 0; it is the number of items"
+
+
+@pytest.mark.parametrize("temperature", [0.0115, 0.005, 0.002])
+def test_a_normaliser_of_a_low_temperature_is_finite_and_is_used_as_it_is(temperature):
+    """exp(1 / temperature) is beyond float32; its logarithm is not."""
+    positive = torch.tensor([[True, False]])
+    lookup = Lookup.from_scores(torch.tensor([[1.0, 0.9]]), positive, ~positive)
+    found = nce_normaliser(lookup, temperature=temperature, items=50)
+    wanted = math.log(25) + 1 / temperature + math.log1p(math.exp(-0.1 / temperature))
+    assert float(found.log()) == pytest.approx(wanted, rel=1e-6)
+    cost = nce(lookup, temperature=temperature, normaliser=found, noise_items=50)
+    as_float = nce(lookup, temperature=temperature, normaliser=float(found), noise_items=50)
+    assert torch.isfinite(cost).all()
+    torch.testing.assert_close(cost, as_float)

@@ -73,7 +73,12 @@ def nce(
         positive, negative = (as_numbers(mask, scores.dtype) for mask in (is_positive, is_negative))
         positives, drawn = (mask.sum(dim=1, keepdim=True) for mask in (positive, negative))
         has_both = (positives.clamp(max=1.0) * drawn.clamp(max=1.0)).to(scores.dtype)
-        log_z = torch.as_tensor(normaliser).to(scores).log()
+        # before it is rounded: exp(1 / .0115), of two equal unit rows, is beyond float32
+        log_z: float | Tensor
+        if isinstance(normaliser, Tensor):
+            log_z = normaliser.to(torch.promote_types(normaliser.dtype, scores.dtype)).log().to(scores)
+        else:
+            log_z = math.log(normaliser)
         right = logits - (log_z + (drawn.clamp(min=1.0) / noise_items).log())
         share = positive.div(positives.clamp(min=1.0)).add_(negative).mul_(has_both)
         sign = positive.mul_(2.0).sub_(1.0)
@@ -100,7 +105,8 @@ def nce_normaliser(
         processes: Over which the pairs are parted; each gives the look-up of its own queries.
 
     Returns:
-        A tensor of one number [] without gradient, the same on all processes; 0 where no pair counts.
+        A float64 tensor of one number [] on the CPU, without gradient, the same on all processes; 0 where no
+        pair counts. Scores of 1 stay finite down to a temperature of 0.0015.
 
     Raises:
         RangeError: If temperature or items is not positive.
@@ -128,9 +134,9 @@ def nce_normaliser(
         if processes.world_size > 1:
             # exp(100), of scores at a temperature of 0.01, is within float64
             total, every = processes.sum(torch.stack([log_sum.double().exp(), pairs.double()]))
-            log_sum, pairs = total.log().to(log_sum), every.to(pairs)
+            log_sum, pairs = total.log(), every
         log_mean = log_sum - pairs.clamp(min=1.0).log()
-        return (log_mean + math.log(items)).exp()
+        return (log_mean.cpu().double() + math.log(items)).exp()  # there is no float64 on some accelerators
 
 
 def _check_normaliser(normaliser: float | Tensor) -> None:
