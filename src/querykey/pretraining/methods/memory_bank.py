@@ -158,8 +158,8 @@ def _cost(
                 )
                 if not bank.normaliser.isfinite():
                     raise RangeError(
-                        f"the normaliser of nce at temperature {float(temperature):g} is beyond float32; take "
-                        'a temperature of at least 0.012, or contrast="info_nce", which needs no normaliser'
+                        f"the normaliser of nce at temperature {float(temperature):g} is beyond float32; "
+                        'take at least 0.012, or contrast="info_nce", which needs no normaliser'
                     )
             return nce(lookup, temperature=temperature, normaliser=bank.normaliser, noise_items=len(bank))
         case never:
