@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from querykey.cli.pretrain import display
 from querykey.errors import ConfigError, MissingPathError
 from querykey.pretraining import autotune
-from querykey.runs.pretrain import Shown
 from querykey.runs.pretrain_settings import PretrainRun, parse_pretrain_run, read_pretrain_run
 
 SMALL = (
@@ -292,15 +291,19 @@ def test_a_terminal_sees_how_far_it_is_and_a_pipe_nothing(monkeypatch):
             return True
 
     before = signal.getsignal(signal.SIGINT)
-    with display() as (told, stop):
-        assert told is None
+    with display() as (on_step_end, stop):
+        assert on_step_end is None
         assert not stop()
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
-    with display() as (told, _):
-        for step in (1, 2):
-            told(Shown(step, 8, 1234.0, 2.5, None if step == 1 else 0.625))
+    plain = Progress(
+        step=1, steps=8, loss=2.5, learning_rate=0.1, seconds=1.0, view_seconds=0.0, images_per_second=1234.0,
+        knn=None, is_recorded=False,
+    )  # fmt: skip
+    with display() as (on_step_end, _):
+        on_step_end(plain)
+        on_step_end(replace(plain, step=2, knn=0.625))
     seen = screen.getvalue()
     for words in ("2/8", "1,234 images/s", "loss 2.500", "kNN 0.625"):
         assert words in seen

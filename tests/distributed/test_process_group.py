@@ -7,7 +7,7 @@ from process_toys import NORMS, ROWS, normed, rows_of, together
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
 from querykey.errors import RangeError, ShapeError
 from querykey.pretraining.learner import Learner
-from querykey.pretraining.loop import make_encoder
+from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import PretrainSettings
 
