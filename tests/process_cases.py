@@ -136,7 +136,7 @@ def taken(name, processes, *, count, dtype=None):
 
 def _in_groups(encoder, images, count):
     """Encode two views of a batch so that a group has both views of its images, as a process has."""
-    parts = [range(images)[ProcessGroup(rank, count).part(images)] for rank in range(count)]
+    parts = [range(images)[ProcessGroup(rank, count).local_slice(images)] for rank in range(count)]
     order = torch.tensor([first + row for part in parts for first in (0, images) for row in part])
     encoder.register_forward_pre_hook(lambda _, given: (given[0][order],))
     encoder.register_forward_hook(lambda *given: tuple(rows[order.argsort()] for rows in given[2]))

@@ -368,7 +368,7 @@ def test_images_lost_for_good_end_the_run_and_nothing_that_was_kept_is_lost(tmp_
         DataError, match=r"more than a tenth of the 24 images .*; the state after step 2 is kept"
     ):
         pretrain(images, out=run, memory_limit=0, workers=0, save_every=0.0, on_step_end=lose, **HERE)
-    with pytest.raises(ConfigError, match="has changed since the run began; give it back as it was"):
+    with pytest.raises(ConfigError, match="is not what the run was trained on: its fingerprint has changed"):
         resume(run, memory_limit=0, workers=0)
     shutil.rmtree(images)
     shutil.copytree(kept, images)

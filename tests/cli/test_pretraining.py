@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from querykey.cli.pretrain import display
 from querykey.errors import ConfigError, MissingPathError
 from querykey.pretraining import autotune
+from querykey.pretraining.trainer import Progress
 from querykey.runs.pretrain_settings import PretrainRun, parse_pretrain_run, read_pretrain_run
 
 SMALL = (
@@ -198,14 +200,30 @@ def test_resume_trains_on_and_says_so(querykey, pretrained, tmp_path):
     shutil.copytree(pretrained[0], run)
     said = querykey("resume", run)
     assert said.code == 2
-    assert "--epochs N, with more, trains on" in said.err
+    assert "to train on, give more epochs" in said.err
     said = querykey("resume", run, "--epochs", "6")
     assert said.code == 0, said.err
-    assert said.err.startswith("note: 3 epochs become 6: the learning rate goes on where")
+    assert said.err.startswith("note: 3 epochs become 6: the learning rate continues where")
     assert f"{run}: 6 steps, 96 images seen" in said.flat
     said = querykey("resume", tmp_path / "none")
     assert said.code == 2
     assert "no run here; make one with querykey pretrain" in said.err
+
+
+def test_resume_takes_the_images_where_they_are_now_and_a_device(querykey, images, tmp_path):
+    here, there, run = tmp_path / "here", tmp_path / "there", tmp_path / "run"
+    shutil.copytree(images / "train", here)
+    said = querykey("pretrain", "--data", here, "--out", run, *SMALL, *STEPS)
+    assert said.code == 0, said.err
+    here.rename(there)
+    said = querykey("resume", run, "--epochs", "6")
+    assert said.code == 2
+    assert f"querykey resume {run} --data SOURCE" in said.err
+    said = querykey("resume", run, "--epochs", "6", "--data", there, "--device", "cpu")
+    assert said.code == 0, said.err
+    said = querykey("resume", run, "--epochs", "9", "--device", "cuda:77")
+    assert said.code == 2
+    assert said.err.startswith("error: device 'cuda:77' cannot be used here")
 
 
 def test_help_lists_every_key_of_a_pretraining(querykey):

@@ -137,14 +137,14 @@ def test_a_learned_temperature_moves_and_the_loss_uses_it(tmp_path):
 def test_more_epochs_train_a_finished_run_on_and_the_schedule_is_told(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
-    with pytest.raises(ConfigError, match=r"is finished after .* epochs; --epochs N, with more, trains on"):
+    with pytest.raises(ConfigError, match=r"is finished after .* epochs; to train on, give more epochs"):
         resume(folder)
     epochs = finished.settings.epochs
     with pytest.raises(RangeError, match=r"is not beyond the .* epochs that are trained already"):
         resume(folder, epochs=epochs)
     said = []
     longer = resume(folder, epochs=2 * epochs, notify=said.append)
-    assert "the learning rate goes on where a run of" in said[0]
+    assert "the learning rate continues where a run of" in said[0]
     assert "after 4 of 8 steps" in said[0]
     assert longer.is_finished
     assert longer.report["steps_taken"] == 8
@@ -167,7 +167,7 @@ def test_changed_images_are_refused(tmp_path):
     settings = TINY | {"steps": 3, "batch_size": 8, "view_size": None, "views": "auto"}
     pretrain(images, out=tmp_path / "run", stop=after(1), **settings)
     shutil.copy(images / "down" / "0.png", images / "down" / "new.png")
-    with pytest.raises(ConfigError, match="has changed since the run began"):
+    with pytest.raises(ConfigError, match="is not what the run was trained on"):
         resume(tmp_path / "run")
     (images / "down" / "new.png").unlink()
     assert resume(tmp_path / "run").is_finished
@@ -178,7 +178,7 @@ def test_changed_images_are_refused(tmp_path):
 
 def test_images_of_an_object_cannot_be_read_again(tmp_path):
     pretrain(read_source(DIGITS), out=tmp_path / "run", stop=after(1), **TINY, steps=3)
-    with pytest.raises(StoreError, match="came as an object, not by a path or name"):
+    with pytest.raises(StoreError, match="were given as an object, not by a path or name"):
         resume(tmp_path / "run")
 
 

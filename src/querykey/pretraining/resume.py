@@ -110,7 +110,7 @@ def extend_training(
     if epochs is None:
         if is_finished and done >= settings.steps:
             raise ConfigError(
-                f"the run is finished after {settings.epochs:.4g} epochs; give more as epochs to train on"
+                f"the run is finished after {settings.epochs:.4g} epochs; to train on, give more epochs"
             )
         return settings
     steps = round(settings.steps * epochs / settings.epochs) if 0 < epochs < math.inf else 0

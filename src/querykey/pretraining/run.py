@@ -229,15 +229,15 @@ def build_run(
             f"a batch of {settings.batch_size} images over {processes.world_size} processes; each needs 2 at "
             "least: raise batch_size or start fewer processes"
         )
+    # a restored backbone does not depend on the file that it was initialised from: it may be gone
+    initial = replace(settings, init=None) if is_restored else settings
+    encoder = make_encoder(initial, channels=pixels.channels, processes=processes)
     _require_same_images(split_data, device, processes)
     views = settings.make_views(pixels.channels), settings.make_second_views(pixels.channels)
     images = TrainingImages(
         pixels, split_data.train, views, settings, device=device, labels=split_data.train_labels,
         processes=processes,
     )  # fmt: skip
-    # a restored backbone does not depend on the file that it was initialised from: it may be gone
-    read = replace(settings, init=None) if is_restored else settings
-    encoder = make_encoder(read, channels=pixels.channels, processes=processes)
     if not is_restored and settings.init is None:
         _initialise_from_data(encoder, images)
     learner = Learner(encoder, settings, device, items=len(split_data.train), processes=processes)

@@ -351,7 +351,8 @@ def resumed_device(stored: RunFolder, device: str | None) -> torch.device:
         if device is not None:
             raise
         raise ConfigError(
-            f"{stored.path} was trained on {stored.device}: {error}; give the device to resume it on"
+            f"{stored.path} was trained on {stored.device}: {error}; name another: querykey resume "
+            f"{stored.path} --device DEVICE"
         ) from error
 
 
@@ -366,8 +367,8 @@ def _resumed_images(stored: RunFolder, source: Source | str | Path | None) -> So
             data = read_images(stored.at["spec"], **_columns(stored))
         except MissingPathError as error:
             raise MissingPathError(
-                f"{stored.path}: its images are not at {stored.at['spec']} any more; give the path where "
-                "they are now"
+                f"{stored.path}: its images are not at {stored.at['spec']} any more; name the place "
+                f"where they are now: querykey resume {stored.path} --data SOURCE"
             ) from error
     if data.fingerprint != stored.fingerprint:
         name = stored.at["spec"] if source is None else data.name

@@ -168,7 +168,7 @@ class RunFolder:
         if at is None:
             raise StoreError(
                 f"{self.path}: its images were given as an object, not by a path or name, so they cannot be "
-                "read again; give them as source"
+                f"read again; name them: querykey resume {self.path} --data SOURCE"
             )
         named = {n: None if at[n] is None else str(at[n]) for n in ("column", "label_column", "split")}
         return {"spec": str(at["spec"]), **named}
