@@ -151,7 +151,10 @@ class Trainer:
         for batch in run.images.walk(self.step, steps):
             before, is_evaluated = time.perf_counter(), self._is_evaluated(self.step + 1)
             try:
-                output = self._training_step(batch, is_evaluated=is_evaluated)
+                if run.learner.needs_prefill(self.step):
+                    run.learner.prefill_(run.images.walk, steps_per_epoch=run.images.steps_per_epoch)
+                on_lookup = self._on_lookup if is_evaluated else None
+                output = run.learner.training_step(self.step, batch, on_lookup)
             except CollapseError as error:
                 raise CollapseError(f"step {self.step}: {error}") from error
             except (MemoryError, RuntimeError) as error:
@@ -175,12 +178,6 @@ class Trainer:
             if is_stopping:
                 break
         return None
-
-    def _training_step(self, batch: ViewPair, *, is_evaluated: bool) -> StepOutput:
-        learner, images = self.run.learner, self.run.images
-        if learner.needs_prefill(self.step):
-            learner.prefill_(images.walk, steps_per_epoch=images.steps_per_epoch)
-        return learner.training_step(self.step, batch, self._on_lookup if is_evaluated else None)
 
     def _on_lookup(self, lookup: Lookup) -> None:
         self._lookups.append(self.run.lookup_metrics(lookup))

@@ -9,7 +9,7 @@ from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError, RangeError, ShapeError
 from querykey.types import Rows
 
-__all__ = ["encode_shuffled", "in_order", "shuffled", "spread_order"]
+__all__ = ["encode_shuffled", "in_order", "key_order", "shuffled", "spread_order"]
 
 
 def encode_shuffled(
@@ -135,6 +135,33 @@ def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tenso
     drawn = torch.rand(groups, rows // groups, generator=generator).argsort(dim=1)
     within = drawn + torch.arange(groups)[:, None] * (rows // groups)
     return within[torch.randperm(groups, generator=generator)].T.reshape(-1)
+
+
+def key_order(
+    norm: str, *, groups: int, world_size: int
+) -> Callable[[int, torch.Generator], Tensor | None] | None:
+    """How the permutation of a step is drawn, for a kind of batch norm.
+
+    Args:
+        norm: "device", "split", "global" or "layer".
+        groups: Of split batch norm.
+        world_size: Number of processes.
+
+    Returns:
+        (rows, generator) to a permutation; None if the order of the keys makes no difference, so that no
+        images need to be sent to other processes.
+    """
+    if world_size > 1 and norm in ("global", "layer"):
+        return None
+
+    def draw(rows: int, generator: torch.Generator) -> Tensor:
+        if norm == "split":
+            return spread_order(rows, groups=groups, generator=generator)
+        if world_size > 1 and rows % world_size == 0:  # each process is a group
+            return spread_order(rows, groups=world_size, generator=generator)
+        return torch.randperm(rows, generator=generator)
+
+    return draw
 
 
 def _require_permutation(permutation: Tensor, total: int) -> None:

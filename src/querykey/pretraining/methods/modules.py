@@ -15,7 +15,7 @@ from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.encoders.backbones import load_backbone_weights, make_backbone
 from querykey.encoders.momentum import MomentumEncoder
 from querykey.encoders.norm.batchnorm import convert_batch_norm
-from querykey.encoders.norm.shuffle import spread_order
+from querykey.encoders.norm.shuffle import key_order
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
 from querykey.errors import ConfigError, RangeError
 from querykey.losses.by_name import ViewLoss, view_objective
@@ -24,7 +24,7 @@ from querykey.pretraining.methods.end_to_end import EndToEnd
 from querykey.pretraining.methods.memory_bank import InstanceDiscrimination, nce_over_bank
 from querykey.pretraining.methods.moco import MoCo, MoCoV3
 from querykey.pretraining.methods.simclr import SimCLR
-from querykey.pretraining.methods.step import KeyOrder, StepContext
+from querykey.pretraining.methods.step import StepContext
 from querykey.pretraining.methods.xbm import XBM
 from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.types import PerQuery
@@ -258,11 +258,15 @@ def make_context(
     Returns:
         The context of all steps of a run.
     """
+    order = None
+    if settings.shuffle:
+        groups = settings.batch_norm_groups
+        order = key_order(settings.batch_norm, groups=groups, world_size=processes.world_size)
     return StepContext(
         loss=_make_loss(settings, parts, processes),
         precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
         chunks=settings.chunks, checkpointing=settings.checkpointing, normalised=settings.normalised,
-        process_group=processes, key_order=_key_order(settings, processes.world_size),
+        process_group=processes, key_order=order,
     )  # fmt: skip
 
 
@@ -287,21 +291,6 @@ def _make_loss(
 def _at_temperature(loss: Callable[..., PerQuery], temperature: Callable[[], float | Tensor]) -> ViewLoss:
     # a graph of its own in each call: two directions of a step run backward one after the other
     return lambda lookup: loss(lookup, temperature=temperature())
-
-
-def _key_order(settings: PretrainSettings, world_size: int) -> KeyOrder | None:
-    kind = settings.batch_norm
-    if not settings.shuffle or (world_size > 1 and kind in ("global", "layer")):
-        return None  # the order makes no difference, so no images are sent
-
-    def draw(rows: int, generator: torch.Generator) -> Tensor:
-        if kind == "split":
-            return spread_order(rows, groups=settings.batch_norm_groups, generator=generator)
-        if world_size > 1 and rows % world_size == 0:  # each process is a group
-            return spread_order(rows, groups=world_size, generator=generator)
-        return torch.randperm(rows, generator=generator)
-
-    return draw
 
 
 def _part(parts: Mapping[str, nn.Module], name: str, kind: type[Part]) -> Part:
