@@ -13,8 +13,8 @@ from PIL import Image
 from timing import Row, in_turns, median_ratio
 
 from querykey.data.items import Source
+from querykey.pretraining.run import TrainingRun
 from querykey.pretraining.settings.methods import METHODS
-from querykey.pretraining.trainer import Course
 from querykey.runs.pretrain import pretrain
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -54,16 +54,16 @@ def measure() -> list[Row]:
 
 def stepper(source: Source, method: str, settings: dict[str, Any]) -> Callable[[], None]:
     """Takes some steps of a run each time it is called, views included."""
-    kept: list[Course] = []
-    pretrain(source, method=method, begin=kept.append, stop=lambda: True, **COMMON | settings)
-    (course,) = kept
-    course.learner.fill_()
+    kept: list[TrainingRun] = []
+    pretrain(source, method=method, on_fit_start=kept.append, stop=lambda: True, **COMMON | settings)
+    (run,) = kept
+    run.learner.fill_()
     place = 1
 
     def steps() -> None:
         nonlocal place
-        for pair in course.images.walk(place, place + STEPS):
-            course.learner.take(place, pair, steps=course.steps)
+        for pair in run.images.walk(place, place + STEPS):
+            run.learner.training_step(place, pair)
             place += 1
 
     return steps

@@ -20,7 +20,7 @@ from torch import distributed, multiprocessing
 
 from querykey.distributed.process_group import ProcessGroup, current_process_group
 from querykey.pretraining.learner import Learner
-from querykey.pretraining.loop import make_encoder
+from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.methods.step import ViewPair
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import PretrainSettings
@@ -91,7 +91,7 @@ def _of_method(name: str, processes: ProcessGroup) -> tuple[float, int, int]:
     learner = Learner(encoder, settings, torch.device("cpu"), items=ITEMS, processes=processes)
     before = 0.0
     for step in range(STEPS + 1):
-        learner.take(step, _pair(step, processes), steps=STEPS + 1)
+        learner.training_step(step, _pair(step, processes))
         distributed.barrier()
         before = before if step else _sent()
     sent = torch.tensor([_sent() - before], dtype=torch.float64) / STEPS

@@ -32,8 +32,9 @@ from querykey.data.readers.open import read_source
 from querykey.encoders.backbones import make_backbone
 from querykey.evaluation.intervals import paired_difference
 from querykey.evaluation.knn import knn_correct
-from querykey.pretraining.trainer import Course
-from querykey.runs.pretrain import Shown, pretrain
+from querykey.pretraining.run import TrainingRun
+from querykey.pretraining.trainer import Progress
+from querykey.runs.pretrain import pretrain
 
 CIFAR = Path(os.environ.get("QUERYKEY_DATA", "../shared/data")) / "cifar10"
 BATCH, SIDE, RATE, TEMPERATURE = 256, 32, 0.06, 0.5
@@ -108,13 +109,15 @@ def ours(source: Source, steps: int, **settings: Any) -> tuple[list[float], Any]
     """Seconds of each step of a run, and the run."""
     ends: list[float] = []
 
-    def begin(course: Course) -> None:  # noqa: ARG001
+    def on_fit_start(run: TrainingRun) -> None:  # noqa: ARG001
         ends.append(time.perf_counter())
 
-    def told(shown: Shown) -> None:  # noqa: ARG001
+    def on_step_end(progress: Progress) -> None:  # noqa: ARG001
         ends.append(time.perf_counter())
 
-    run = pretrain(source, steps=steps, begin=begin, told=told, **SETTINGS | settings)
+    run = pretrain(
+        source, steps=steps, on_fit_start=on_fit_start, on_step_end=on_step_end, **SETTINGS | settings
+    )
     return [after - before for before, after in pairwise(ends)], run
 
 

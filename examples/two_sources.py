@@ -6,7 +6,8 @@ from torch import nn
 
 from querykey.lookup import Lookup
 from querykey.losses import LearnedTemperature, info_nce
-from querykey.pretraining.methods.end_to_end import end_to_end_step
+from querykey.pretraining.methods.end_to_end import EndToEnd, end_to_end_step
+from querykey.pretraining.methods.step import StepContext, ViewPair
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -42,13 +43,12 @@ def symmetric_info_nce(lookup: Lookup) -> torch.Tensor:
     return info_nce(lookup, temperature=temperature())
 
 
+modules = EndToEnd(query_encoder, document_encoder, optimizer, symmetric=True)
+context = StepContext(loss=symmetric_info_nce)
 before = {k: recall(k) for k in (1, 10)}
 for _ in range(250):
     ids = train[torch.randperm(len(train))[:256]]
-    views = (queries[ids], documents[ids])
-    end_to_end_step(
-        query_encoder, document_encoder, optimizer, views, ids=ids, loss=symmetric_info_nce, symmetric=True
-    )
+    end_to_end_step(modules, ViewPair(queries[ids], documents[ids], ids), context)
 for k, untrained in before.items():
     chance = k / int(test.sum())
     print(f"recall@{k:<2} {recall(k):.3f}, untrained {untrained:.3f}, chance {chance:.3f}")

@@ -10,7 +10,7 @@ from querykey.distributed.process_group import ProcessGroup
 from querykey.errors import CollapseError
 from querykey.losses.by_name import _VIEW_LOSSES as _LOSSES
 from querykey.pretraining.learner import Learner
-from querykey.pretraining.loop import make_encoder
+from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.methods.step import ViewPair
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import PretrainSettings
@@ -123,7 +123,7 @@ def taken(name, processes, *, count, dtype=None):
         pair = _pair(step, settings.batch_size, dtype)
         part = processes.local_slice(len(pair.ids))
         own = pair._replace(view_1=pair.view_1[part], view_2=pair.view_2[part])
-        left = learner.take(step, own, steps=STEPS, seen=shown.append)
+        left = learner.training_step(step, own, shown.append)
         if step == 0:
             found |= {f"gradient {key}": weight.grad for key, weight in learner.parts.named_parameters()
                       if weight.grad is not None}  # fmt: skip
@@ -136,7 +136,7 @@ def taken(name, processes, *, count, dtype=None):
 
 def _in_groups(encoder, images, count):
     """Encode two views of a batch so that a group has both views of its images, as a process has."""
-    parts = [range(images)[ProcessGroup(rank, count).part(images)] for rank in range(count)]
+    parts = [range(images)[ProcessGroup(rank, count).local_slice(images)] for rank in range(count)]
     order = torch.tensor([first + row for part in parts for first in (0, images) for row in part])
     encoder.register_forward_pre_hook(lambda _, given: (given[0][order],))
     encoder.register_forward_hook(lambda *given: tuple(rows[order.argsort()] for rows in given[2]))
@@ -163,7 +163,7 @@ def collapsed(processes):
     pair.view_1[-1] = torch.nan
     part = processes.local_slice(len(pair.ids))
     try:
-        learner.take(0, pair._replace(view_1=pair.view_1[part], view_2=pair.view_2[part]), steps=STEPS)
+        learner.training_step(0, pair._replace(view_1=pair.view_1[part], view_2=pair.view_2[part]))
     except CollapseError as error:
         after = learner.encoder.state_dict()
         is_as_before = all(torch.equal(after[name], value) for name, value in before.items())

@@ -9,11 +9,11 @@ from querykey.data.items import Source
 from querykey.data.pixels.pixels import Damage, HeldPixels
 from querykey.errors import DataError
 from querykey.pretraining import autotune
-from querykey.pretraining.loop import Loop, make_encoder, train
+from querykey.pretraining.images import train_val_split
+from querykey.pretraining.run import build_run
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import PretrainSettings
-from querykey.pretraining.split import part
-from querykey.pretraining.trainer import build_run
+from querykey.pretraining.trainer import Callback, Trainer
 
 STEPS, IMAGES, LOST = 4, 60, 7
 TINY = {
@@ -53,33 +53,35 @@ def _pixels(kind=HeldPixels, damaged=()):
 
 
 def run(processes, settings, *, stop=lambda: False, pixels=None):
-    """A course of these settings: what was trained, and what the monitors saw."""
+    """A run of these settings: what was trained, and the metrics."""
     autotune.TRIALS = autotune.STEADY_TRIALS = 1
     pixels = pixels or _pixels()
-    split_data = part(pixels.ids, pixels.ids % 2, held_out=6, seed=0)
+    split_data = train_val_split(pixels.ids, pixels.ids % 2, held_out=6, seed=0)
     resolved = resolve_settings(
         PretrainSettings.of(**TINY | settings), images=len(split_data.train), channels=1, side=8
     )
-    encoder = make_encoder(resolved, channels=1, processes=processes)
-    course = build_run(
-        encoder, resolved, pixels, split_data, device=torch.device("cpu"), begun=time.monotonic(),
+    tuned = autotune.autotune(
+        resolved, pixels, split_data, device=torch.device("cpu"), started_at=time.monotonic(),
         processes=processes,
     )  # fmt: skip
-    first = {f"untrained {key}": value for key, value in course.untrained.state_dict().items()}
-    seen, looked_up, saved = {}, [], []
+    trained = build_run(
+        tuned.settings, pixels, split_data, device=torch.device("cpu"), start=tuned.start, processes=processes
+    )
+    first = {f"untrained {key}": value for key, value in trained.untrained.state_dict().items()}
+    seen, saved = {}, []
 
-    def look(step, taken):
-        found = course.look(taken, step=step, looked_up=looked_up)
-        seen.update({f"look {step} {name}": torch.tensor(value) for name, value in found.items()})
-        looked_up.clear()
+    class Kept(Callback):
+        def on_evaluate(self, trainer, metrics):
+            found = {f"look {trainer.step} {name}": torch.tensor(value) for name, value in metrics.items()}
+            seen.update(found)
 
-    loop = Loop(
-        look, lambda lookup: looked_up.append(course.look_at(lookup)), lambda *_: None, saved.append,
-        lambda *_: None, stop,
-    )  # fmt: skip
-    done = train(course.learner, course.images, loop, start=0, steps=course.steps)
-    ended = {"done": torch.tensor(done), "saved": torch.tensor(saved), "steps": torch.tensor(course.steps)}
-    return first | seen | ended | course.learner.tensors()
+        def on_checkpoint(self, trainer, state):
+            del state
+            saved.append(trainer.step)
+
+    done = Trainer(trained, [Kept()], stop=stop).fit()
+    ended = {"done": torch.tensor(done), "saved": torch.tensor(saved), "steps": torch.tensor(trained.steps)}
+    return first | seen | ended | trained.learner.tensors()
 
 
 def says_other_images(processes):

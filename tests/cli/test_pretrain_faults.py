@@ -117,7 +117,7 @@ def test_a_file_that_is_cut_short_by_the_system_is_no_checkpoint(tmp_path, whole
         with pytest.raises(
             OutputError, match=r"step-000000003\.safetensors cannot be written: File too large"
         ):
-            pretrain(DIGITS, out=run, save_every=0.0, told=limit, **SETTINGS)
+            pretrain(DIGITS, out=run, save_every=0.0, on_step_end=limit, **SETTINGS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
     assert latest_checkpoint(run / "checkpoints").step == 2
@@ -146,10 +146,10 @@ def test_an_output_that_cannot_be_is_refused_before_anything_long(tmp_path, monk
     (tmp_path / "file").touch()
     begun = []
     with pytest.raises(OutputError, match=rf"{tmp_path / 'file'} is no folder; give another --out"):
-        pretrain(DIGITS, out=tmp_path / "file" / "deep" / "run", begin=begun.append, **SETTINGS)
+        pretrain(DIGITS, out=tmp_path / "file" / "deep" / "run", on_fit_start=begun.append, **SETTINGS)
     monkeypatch.setattr(os, "access", lambda *_: False)  # as of a folder, or a disk, that is read-only
     with pytest.raises(OutputError, match=rf"no permission to write in {tmp_path}; give another --out"):
-        pretrain(DIGITS, out=tmp_path / "run", begin=begun.append, **SETTINGS)
+        pretrain(DIGITS, out=tmp_path / "run", on_fit_start=begun.append, **SETTINGS)
     assert begun == []
     assert names(tmp_path) == ["file"]
 
@@ -163,7 +163,7 @@ def test_a_disk_that_becomes_read_only_is_one_message(tmp_path, monkeypatch):
             DIGITS,
             out=tmp_path / "run",
             **SETTINGS,
-            begin=lambda _: monkeypatch.setattr(os, "mkdir", refused),
+            on_fit_start=lambda _: monkeypatch.setattr(os, "mkdir", refused),
         )
     monkeypatch.undo()
     assert names(tmp_path) == []
@@ -175,7 +175,7 @@ def test_what_came_to_the_output_meanwhile_is_left_alone(tmp_path):
         (tmp_path / "run" / "mine").touch()
 
     with pytest.raises(OutputExistsError):
-        pretrain(DIGITS, out=tmp_path / "run", begin=occupy, **SETTINGS)
+        pretrain(DIGITS, out=tmp_path / "run", on_fit_start=occupy, **SETTINGS)
     assert names(tmp_path) == ["run"]
     assert names(tmp_path / "run") == ["mine"]
 
@@ -189,7 +189,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, whole):
         patch.setattr(time, "time", lambda: draw.uniform(0, 1e10))
         run = pretrain(
             DIGITS, out=tmp_path / "run", save_every=3600.0, **SETTINGS,
-            told=lambda _: saved.append(latest_checkpoint(tmp_path / "run" / "checkpoints").step),
+            on_step_end=lambda _: saved.append(latest_checkpoint(tmp_path / "run" / "checkpoints").step),
         )  # fmt: skip
     assert set(saved) == {0}  # an hour has not passed
     assert_equal(run, whole)
@@ -218,15 +218,15 @@ def test_how_a_lack_of_memory_is_told(error, is_short):
 
 def _short_of_memory(monkeypatch, at, *, chunks=1):
     """From one on no step fits the memory in so many parts; that is noticed after it was half taken."""
-    take, taken = Learner.take, itertools.count()
+    training_step, taken = Learner.training_step, itertools.count()
 
     def refused(self, *given, **options):
-        result = take(self, *given, **options)
+        result = training_step(self, *given, **options)
         if self.settings.chunks <= chunks and next(taken) >= at:
             raise RuntimeError(CPU_WORDS)
         return result
 
-    monkeypatch.setattr(Learner, "take", refused)
+    monkeypatch.setattr(Learner, "training_step", refused)
 
 
 @pytest.mark.parametrize("method", ["simclr", "moco-v3", "xbm"])
@@ -237,7 +237,7 @@ def test_a_step_that_does_not_fit_the_memory_is_taken_in_parts(method, tmp_path,
     with monkeypatch.context() as patch:
         run = pretrain(
             DIGITS, out=tmp_path / "run", save_every=0.0, notify=said.append, **settings,
-            begin=lambda _: _short_of_memory(patch, 2),
+            on_fit_start=lambda _: _short_of_memory(patch, 2),
         )  # fmt: skip
     told = [words for words in said if "memory" in words]
     assert len(told) == 1
@@ -253,7 +253,7 @@ def test_a_step_that_does_not_fit_the_memory_is_taken_in_parts(method, tmp_path,
     assert described["changes"] == [{"step": 2, "settings.chunks": 2}]
     # to the bit it is a run of two parts from there on, however it was stopped in between
     with monkeypatch.context() as patch:
-        begin = {"begin": lambda _: _short_of_memory(patch, 2), "save_every": 0.0}
+        begin = {"on_fit_start": lambda _: _short_of_memory(patch, 2), "save_every": 0.0}
         pretrain(DIGITS, out=tmp_path / "parted", stop=after(3), **begin, **settings)
     assert_equal(resume(tmp_path / "parted"), run)
 
@@ -263,7 +263,7 @@ def test_a_run_that_lacks_memory_goes_back_to_what_was_kept(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         run = pretrain(
             DIGITS, out=tmp_path / "run", notify=said.append, **SHORT,
-            begin=lambda _: _short_of_memory(patch, 2, chunks=2),
+            on_fit_start=lambda _: _short_of_memory(patch, 2, chunks=2),
         )  # fmt: skip
     assert [words.split(":")[0] for words in said] == [
         "step 2 needs more memory than there is", "step 0 needs more memory than there is",
@@ -303,14 +303,14 @@ def test_what_cannot_be_cut_any_further_is_one_message(given, said, tmp_path, mo
     ) as caught:
         pretrain(
             DIGITS, out=tmp_path / "run", **SHORT | given,
-            begin=lambda _: _short_of_memory(monkeypatch, 2, chunks=99),
+            on_fit_start=lambda _: _short_of_memory(monkeypatch, 2, chunks=99),
         )  # fmt: skip
     assert said in str(caught.value)
 
 
 def test_without_a_folder_there_is_nothing_to_go_back_to(monkeypatch):
     with pytest.raises(OutOfMemoryError, match="raise chunks, or lower batch_size"):
-        pretrain(DIGITS, **SETTINGS, begin=lambda _: _short_of_memory(monkeypatch, 1))
+        pretrain(DIGITS, **SETTINGS, on_fit_start=lambda _: _short_of_memory(monkeypatch, 1))
 
 
 def test_parts_take_the_place_of_checkpointing_where_there_is_batch_norm():
@@ -337,7 +337,13 @@ def test_a_worker_that_is_killed_is_started_again_and_no_bit_differs(workers, tm
                 killed.append(child.pid)
 
     run = pretrain(
-        images, out=tmp_path / "run", memory_limit=0, workers=workers, notify=said.append, told=kill, **HERE
+        images,
+        out=tmp_path / "run",
+        memory_limit=0,
+        workers=workers,
+        notify=said.append,
+        on_step_end=kill,
+        **HERE,
     )
     assert killed
     told = [words for words in said if "has ended" in words]
@@ -361,8 +367,8 @@ def test_images_lost_for_good_end_the_run_and_nothing_that_was_kept_is_lost(tmp_
     with pytest.raises(
         DataError, match=r"more than a tenth of the 24 images .*; the state after step 2 is kept"
     ):
-        pretrain(images, out=run, memory_limit=0, workers=0, save_every=0.0, told=lose, **HERE)
-    with pytest.raises(ConfigError, match="has changed since the run began; give it back as it was"):
+        pretrain(images, out=run, memory_limit=0, workers=0, save_every=0.0, on_step_end=lose, **HERE)
+    with pytest.raises(ConfigError, match="is not what the run was trained on: its fingerprint has changed"):
         resume(run, memory_limit=0, workers=0)
     shutil.rmtree(images)
     shutil.copytree(kept, images)

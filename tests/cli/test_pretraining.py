@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from querykey.cli.pretrain import display
 from querykey.errors import ConfigError, MissingPathError
 from querykey.pretraining import autotune
-from querykey.runs.pretrain import Shown
+from querykey.pretraining.trainer import Progress
 from querykey.runs.pretrain_settings import PretrainRun, parse_pretrain_run, read_pretrain_run
 
 SMALL = (
@@ -199,14 +200,30 @@ def test_resume_trains_on_and_says_so(querykey, pretrained, tmp_path):
     shutil.copytree(pretrained[0], run)
     said = querykey("resume", run)
     assert said.code == 2
-    assert "--epochs N, with more, trains on" in said.err
+    assert "to train on, give more epochs" in said.err
     said = querykey("resume", run, "--epochs", "6")
     assert said.code == 0, said.err
-    assert said.err.startswith("note: 3 epochs become 6: the learning rate goes on where")
+    assert said.err.startswith("note: 3 epochs become 6: the learning rate continues where")
     assert f"{run}: 6 steps, 96 images seen" in said.flat
     said = querykey("resume", tmp_path / "none")
     assert said.code == 2
     assert "no run here; make one with querykey pretrain" in said.err
+
+
+def test_resume_takes_the_images_where_they_are_now_and_a_device(querykey, images, tmp_path):
+    here, there, run = tmp_path / "here", tmp_path / "there", tmp_path / "run"
+    shutil.copytree(images / "train", here)
+    said = querykey("pretrain", "--data", here, "--out", run, *SMALL, *STEPS)
+    assert said.code == 0, said.err
+    here.rename(there)
+    said = querykey("resume", run, "--epochs", "6")
+    assert said.code == 2
+    assert f"querykey resume {run} --data SOURCE" in said.err
+    said = querykey("resume", run, "--epochs", "6", "--data", there, "--device", "cpu")
+    assert said.code == 0, said.err
+    said = querykey("resume", run, "--epochs", "9", "--device", "cuda:77")
+    assert said.code == 2
+    assert said.err.startswith("error: device 'cuda:77' cannot be used here")
 
 
 def test_help_lists_every_key_of_a_pretraining(querykey):
@@ -292,15 +309,19 @@ def test_a_terminal_sees_how_far_it_is_and_a_pipe_nothing(monkeypatch):
             return True
 
     before = signal.getsignal(signal.SIGINT)
-    with display() as (told, stop):
-        assert told is None
+    with display() as (on_step_end, stop):
+        assert on_step_end is None
         assert not stop()
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
-    with display() as (told, _):
-        for step in (1, 2):
-            told(Shown(step, 8, 1234.0, 2.5, None if step == 1 else 0.625))
+    plain = Progress(
+        step=1, steps=8, loss=2.5, learning_rate=0.1, seconds=1.0, view_seconds=0.0, images_per_second=1234.0,
+        knn=None, is_recorded=False,
+    )  # fmt: skip
+    with display() as (on_step_end, _):
+        on_step_end(plain)
+        on_step_end(replace(plain, step=2, knn=0.625))
     seen = screen.getvalue()
     for words in ("2/8", "1,234 images/s", "loss 2.500", "kNN 0.625"):
         assert words in seen

@@ -57,9 +57,9 @@ def test_an_image_that_one_process_loses_is_lost_to_all(several):
     written = found["model.dictionary.written"]
     from process_courses import IMAGES, LOST, _pixels
 
-    from querykey.pretraining.split import part
+    from querykey.pretraining.images import train_val_split
 
-    trained = part(_pixels().ids, torch.arange(IMAGES) % 2, held_out=6, seed=0).train.tolist()
+    trained = train_val_split(_pixels().ids, torch.arange(IMAGES) % 2, held_out=6, seed=0).train.tolist()
     assert LOST in trained
     assert written[trained.index(LOST)] == 0
     assert (written > 0).sum() >= 40

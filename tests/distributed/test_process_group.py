@@ -7,7 +7,7 @@ from process_toys import NORMS, ROWS, normed, rows_of, together
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
 from querykey.errors import RangeError, ShapeError
 from querykey.pretraining.learner import Learner
-from querykey.pretraining.loop import make_encoder
+from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import PretrainSettings
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("rows", [0, 1, 5, 8, 21])
 def test_parts_are_consecutive_and_differ_by_one_at_the_most(rows, count):
-    parts = [ProcessGroup(rank, count).part(rows) for rank in range(count)]
+    parts = [ProcessGroup(rank, count).local_slice(rows) for rank in range(count)]
     assert [row for part in parts for row in range(rows)[part]] == list(range(rows))
     sizes = [part.stop - part.start for part in parts]
     assert sizes == sorted(sizes, reverse=True)
@@ -39,7 +39,7 @@ def test_what_does_not_exist():
         with pytest.raises(RangeError, match=f"process {rank} of {count} does not exist"):
             ProcessGroup(rank, count)
     with pytest.raises(ShapeError, match="process 1 of 2 has 3 rows of 5, and its part are 2"):
-        ProcessGroup(1, 2).gather(ROWS[:3], 5)
+        ProcessGroup(1, 2).all_gather_with_grad(ROWS[:3], 5)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def two(tmp_path_factory):
 def test_two_gather_with_gradient_sum_and_follow_the_first(two):
     for rank, one in enumerate(two):
         assert torch.equal(one["every"], ROWS)
-        rows = range(5)[ProcessGroup(rank, 2).part(5)]
+        rows = range(5)[ProcessGroup(rank, 2).local_slice(5)]
         assert one["gradient"].tolist() == [[11.0 * (row + 1)] * 2 for row in rows]  # of both processes
         assert one["even"].tolist() == [0, 10, 1, 11]
         assert torch.equal(one["sum"], torch.full((3,), 0.1) + torch.full((3,), 1.1))
@@ -87,7 +87,7 @@ def test_what_is_drawn_is_keyed_by_step_and_process():
 
     def drawn(step, processes):
         learner = Learner(make_encoder(settings, channels=1), settings, CPU, items=9, processes=processes)
-        with learner._drawing(step):
+        with learner._seeded(step):
             return torch.rand(3).tolist()
 
     all_of_them = [drawn(step, ProcessGroup(rank, 3)) for step in (0, 1) for rank in range(3)]

@@ -100,7 +100,7 @@ def test_sleep_is_measured_as_it_is():
     ],
 )
 def test_steps_fill_the_time_that_looks_leave(seconds, step, look, looks, steps):
-    assert steps_in(seconds, step=step, look=look, looks=looks) == steps
+    assert steps_in(seconds, step=step, evaluation=look, evaluations=looks) == steps
 
 
 def test_minutes_become_steps_before_step_0_and_a_resumed_run_keeps_them(tmp_path, monkeypatch):
@@ -111,9 +111,11 @@ def test_minutes_become_steps_before_step_0_and_a_resumed_run_keeps_them(tmp_pat
         step(torch.float32, "contiguous")
         return autotune.Calibration("float32", "contiguous", 0.5, {"float32 contiguous": 0.5})
 
-    monkeypatch.setattr("querykey.pretraining.trainer.calibrate", instead)
+    monkeypatch.setattr(autotune, "calibrate", instead)
     begun = []
-    run = pretrain(DIGITS, out=tmp_path / "run", minutes=0.2, begin=begun.append, stop=after(2), **TINY)
+    run = pretrain(
+        DIGITS, out=tmp_path / "run", minutes=0.2, on_fit_start=begun.append, stop=after(2), **TINY
+    )
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     steps = begun[0].steps
     assert 1 <= steps <= 0.98 * 12 / 0.5
@@ -122,7 +124,7 @@ def test_minutes_become_steps_before_step_0_and_a_resumed_run_keeps_them(tmp_pat
     assert described["settings"]["epochs"] == pytest.approx(steps / (1618 // 32), rel=0.1)
     assert described["calibration"]["seconds"] == 0.5
     assert described["asked"]["precision"] == "float32"
-    resumed = resume(tmp_path / "run", begin=begun.append)
+    resumed = resume(tmp_path / "run", on_fit_start=begun.append)
     assert resumed.settings.steps == begun[1].steps == steps
     assert resumed.report["steps_taken"] == steps
     assert len(calls) == 1

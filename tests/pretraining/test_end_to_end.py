@@ -5,13 +5,12 @@ import copy
 import pytest
 import torch
 from oracles import end_to_end_steps
+from step_toys import end_to_end
 from torch import nn
 
 from querykey.encoders.norm.batchnorm import convert_batch_norm
 from querykey.errors import CollapseError, ConfigError, ShapeError
 from querykey.losses import LearnedTemperature, info_nce
-from querykey.pretraining.methods.end_to_end import end_to_end_step
-from querykey.pretraining.methods.step import Computing
 
 TEMPERATURE, RATE = 0.3, 0.5
 IDS = torch.tensor([[4, 7, 2, 4, 9]]).repeat(5, 1) + torch.arange(5)[:, None]
@@ -36,7 +35,7 @@ def stepped(query_encoder, key_encoder, views, *, lr=RATE, ids=None, **options):
     both = {id(weight): weight for one in (query_encoder, key_encoder) for weight in one.parameters()}
     optimizer = torch.optim.SGD(both.values(), lr=lr)
     ids = torch.arange(len(views[0])) if ids is None else ids
-    return end_to_end_step(query_encoder, key_encoder, optimizer, views, ids=ids, **{"loss": loss} | options)
+    return end_to_end(query_encoder, key_encoder, optimizer, views, ids=ids, **{"loss": loss} | options)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -66,7 +65,7 @@ def test_an_item_that_is_there_twice_is_no_negative_of_itself():
     shown = []
     stepped(
         linear(torch.eye(3)), linear(torch.eye(3)), (drawn(3, 3), drawn(3, 3, seed=1)),
-        ids=torch.tensor([5, 6, 5]), symmetric=True, seen=shown.append,
+        ids=torch.tensor([5, 6, 5]), symmetric=True, on_lookup=shown.append,
     )  # fmt: skip
     assert len(shown) == 2
     for lookup in shown:
@@ -123,7 +122,7 @@ def test_checkpointing_gives_the_same_gradients_and_buffers(is_shared):
     for checkpointing in (False, True):
         query_encoder = convolved()
         key_encoder = query_encoder if is_shared else convolved()
-        stepped(query_encoder, key_encoder, views, lr=0.0, computing=Computing(checkpointing=checkpointing))
+        stepped(query_encoder, key_encoder, views, lr=0.0, checkpointing=checkpointing)
         kept.append((gradients(query_encoder), gradients(key_encoder), dict(query_encoder.named_buffers())))
     torch.testing.assert_close(kept[0], kept[1])
     assert kept[0][2]["0.1.num_batches_tracked"] == 1 + is_shared
@@ -160,7 +159,7 @@ def test_a_learned_temperature_is_learned():
     temperature = LearnedTemperature(initial=0.5)
     encoder, keys = linear(drawn(2, 3)), linear(drawn(2, 3, seed=1))
     weights = [*encoder.parameters(), *keys.parameters(), *temperature.parameters()]
-    end_to_end_step(
+    end_to_end(
         encoder, keys, torch.optim.SGD(weights, lr=0.1), (drawn(4, 3), drawn(4, 3, seed=2)),
         ids=torch.arange(4), loss=lambda lookup: info_nce(lookup, temperature=temperature()), symmetric=True,
     )  # fmt: skip
@@ -172,7 +171,7 @@ def test_what_is_refused_leaves_the_weights():
     before = encoder.weight.detach().clone()
     views = (drawn(4, 3), drawn(4, 3, seed=1))
     with pytest.raises(ConfigError, match="a step with two encoders takes its batch whole, got chunks=2"):
-        stepped(encoder, encoder, views, computing=Computing(chunks=2))
+        stepped(encoder, encoder, views, chunks=2)
     with pytest.raises(ShapeError, match=r"queries are \[4, 2\], keys \[4, 3\] and ids \[4\]; row i of all"):
         stepped(encoder, linear(torch.eye(3)), views)
     with pytest.raises(ShapeError, match=r"ids \[3\]"):

@@ -4,15 +4,14 @@ import math
 
 import oracles
 import pytest
+import step_toys
 import torch
 from dictionary_toys import LinearEncoder, images_of, plain
 
 from querykey.dictionaries.bank import MemoryBank
-from querykey.errors import CollapseError, ConfigError, RangeError
+from querykey.errors import CollapseError, RangeError
 from querykey.losses import info_nce, nce, nce_normaliser
 from querykey.losses.temperature import LearnedTemperature
-from querykey.pretraining.methods.memory_bank import bank_step
-from querykey.pretraining.methods.step import Computing
 
 ITEMS, SIZES = 7, [3, 2, 3, 3, 2]
 CONTRASTS = ["softmax", "info_nce", "nce"]
@@ -31,14 +30,14 @@ def ids_of(sizes):
 
 def steps(contrast, *, count=5, **options):
     encoder, optimizer, bank = made()
-    taken = [
-        bank_step(
+    output = [
+        step_toys.bank(
             encoder, optimizer, bank, images, ids=ids, temperature=0.3, contrast=contrast,
-            negatives=6, generator=torch.Generator().manual_seed(step), **options,
+            negatives=6, seed=step, **options,
         )
         for step, (images, ids) in enumerate(zip(images_of(SIZES)[:count], ids_of(SIZES), strict=False))
     ]  # fmt: skip
-    return taken, encoder, bank
+    return output, encoder, bank
 
 
 @pytest.mark.parametrize("proximal", [0.0, 0.7])
@@ -52,8 +51,8 @@ def test_five_steps_are_the_papers(contrast, proximal):
         [(plain(x), ids.tolist()) for x, ids in zip(images_of(SIZES), ids_of(SIZES), strict=True)],
         samples, contrast=contrast, temperature=0.3, proximal=proximal, momentum=0.5, lr=0.2,
     )  # fmt: skip
-    taken, encoder, bank = steps(contrast, proximal=proximal)
-    assert [step.loss for step in taken] == pytest.approx(costs, rel=1e-7)
+    output, encoder, bank = steps(contrast, proximal=proximal)
+    assert [step.loss for step in output] == pytest.approx(costs, rel=1e-7)
     torch.testing.assert_close(encoder.weight.data, torch.tensor(weights).double(), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(bank.vectors, torch.tensor(rows).double(), rtol=1e-6, atol=1e-7)
     assert float(bank.normaliser) == pytest.approx(normaliser or 0.0, rel=1e-6)
@@ -70,7 +69,7 @@ def test_streamed_it_is_the_same_step(contrast):
 
 @pytest.mark.parametrize("contrast", CONTRASTS)
 def test_in_chunks_it_is_the_same_step(contrast):
-    whole, chunked = steps(contrast), steps(contrast, computing=Computing(chunks=2))
+    whole, chunked = steps(contrast), steps(contrast, chunks=2)
     torch.testing.assert_close(chunked[1].weight, whole[1].weight)
     torch.testing.assert_close(chunked[2].vectors, whole[2].vectors)
 
@@ -79,8 +78,8 @@ def test_the_positive_is_the_items_own_stored_row():
     encoder, optimizer, bank = made()
     stored, shown = bank.vectors.clone(), []
     images, ids = images_of([3])[0], torch.tensor([4, 0, 6])
-    step = bank_step(
-        encoder, optimizer, bank, images, ids=ids, temperature=0.3, seen=shown.append
+    step = step_toys.bank(
+        encoder, optimizer, bank, images, ids=ids, temperature=0.3, on_lookup=shown.append
     )  # fmt: skip
     assert torch.equal(step.view_2, stored[ids])
     (lookup,) = shown
@@ -98,9 +97,9 @@ def test_rows_of_its_own_item_are_no_noise(contrast):
     encoder, optimizer, bank = made()
     shown = []
     ids = torch.tensor([4, 0, 6])
-    bank_step(
+    step_toys.bank(
         encoder, optimizer, bank, images_of([3])[0], ids=ids, temperature=0.3, contrast=contrast,
-        negatives=60, generator=torch.Generator().manual_seed(5), seen=shown.append,
+        negatives=60, seed=5, on_lookup=shown.append,
     )  # fmt: skip
     drawn = MemoryBank(items=ITEMS, dim=3).sample(60, torch.Generator().manual_seed(5))
     (lookup,) = shown
@@ -113,13 +112,13 @@ def test_the_normaliser_is_the_first_steps_and_stays():
     encoder, optimizer, bank = made()
     looked_up, kept = [], []
     for step, (images, ids) in enumerate(zip(images_of(SIZES), ids_of(SIZES), strict=True)):
-        taken = bank_step(
+        output = step_toys.bank(
             encoder, optimizer, bank, images, ids=ids, temperature=0.3, contrast="nce", negatives=6,
-            generator=torch.Generator().manual_seed(step), seen=looked_up.append,
+            seed=step, on_lookup=looked_up.append,
         )  # fmt: skip
         kept.append(bank.normaliser.clone())
         expected = nce(looked_up[-1], temperature=0.3, normaliser=kept[0], noise_items=ITEMS)
-        assert taken.loss == pytest.approx(float(expected.mean()))
+        assert output.loss == pytest.approx(float(expected.mean()))
     torch.testing.assert_close(kept[0], nce_normaliser(looked_up[0], temperature=0.3, items=ITEMS))
     assert len(set(map(float, kept))) == 1
 
@@ -127,9 +126,9 @@ def test_the_normaliser_is_the_first_steps_and_stays():
 def test_a_full_softmax_is_info_nce_over_the_bank():
     encoder, optimizer, bank = made()
     costs = []
-    step = bank_step(
+    step = step_toys.bank(
         encoder, optimizer, bank, images_of([4])[0], ids=torch.arange(4), temperature=0.3,
-        seen=lambda lookup: costs.append(float(info_nce(lookup, temperature=0.3).mean())),
+        on_lookup=lambda lookup: costs.append(float(info_nce(lookup, temperature=0.3).mean())),
     )  # fmt: skip
     assert costs == pytest.approx([step.loss])
 
@@ -139,7 +138,9 @@ def test_a_learned_temperature_learns():
     temperature = LearnedTemperature(0.3)
     optimizer = torch.optim.SGD([*encoder.parameters(), *temperature.parameters()], lr=0.1)
     before = temperature().item()
-    bank_step(encoder, optimizer, bank, images_of([4])[0], ids=torch.arange(4), temperature=temperature())
+    step_toys.bank(
+        encoder, optimizer, bank, images_of([4])[0], ids=torch.arange(4), temperature=temperature()
+    )
     assert temperature().item() != before
 
 
@@ -148,7 +149,7 @@ def test_a_row_that_is_looked_up_again_and_again_is_found():
     encoder, optimizer, bank = made()
     images = images_of([ITEMS])[0]
     losses = [
-        bank_step(encoder, optimizer, bank, images, ids=torch.arange(ITEMS), temperature=0.2).loss
+        step_toys.bank(encoder, optimizer, bank, images, ids=torch.arange(ITEMS), temperature=0.2).loss
         for _ in range(30)
     ]
     assert losses[-1] < 0.3 * math.log(ITEMS) < losses[0]
@@ -160,7 +161,7 @@ def test_a_loss_that_is_not_finite_changes_neither_weights_nor_rows():
     images = images_of([3])[0]
     images[0] = math.nan
     with pytest.raises(CollapseError):
-        bank_step(encoder, optimizer, bank, images, ids=torch.arange(3), temperature=0.3)
+        step_toys.bank(encoder, optimizer, bank, images, ids=torch.arange(3), temperature=0.3)
     assert torch.equal(encoder.weight, weight)
     assert torch.equal(bank.vectors, rows)
 
@@ -168,14 +169,6 @@ def test_a_loss_that_is_not_finite_changes_neither_weights_nor_rows():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (
-            {"contrast": "nce"}, ConfigError,
-            'contrast "nce" draws a sample of the bank; give it a generator',
-        ),
-        (
-            {"contrast": "info_nce"}, ConfigError,
-            'contrast "info_nce" draws a sample of the bank; give it a generator',
-        ),
         ({"proximal": -1.0}, RangeError, "proximal must be >= 0 and finite, got -1.0; 0 leaves it out"),
         ({"proximal": math.nan}, RangeError, "proximal must be >= 0 and finite, got nan; 0 leaves it out"),
         (
@@ -196,6 +189,6 @@ def test_refuses_what_cannot_be_a_step(options, error, message):
     rows = bank.vectors.clone()
     settings = {"ids": torch.arange(2), "temperature": 0.3} | options
     with pytest.raises(error) as error:
-        bank_step(encoder, optimizer, bank, images_of([2])[0], **settings)
+        step_toys.bank(encoder, optimizer, bank, images_of([2])[0], **settings)
     assert str(error.value) == message
     assert torch.equal(bank.vectors, rows)

@@ -146,7 +146,7 @@ def test_what_fills_a_dictionary_draws_from_the_runs_own_seed(method, tmp_path, 
 
 
 def test_what_is_off_is_told_once(monkeypatch):
-    monkeypatch.setattr("querykey.pretraining.trainer.EARLY", 1)
+    monkeypatch.setattr("querykey.pretraining.run.EARLY", 1)
     told = []
     pretrain(
         DIGITS, notify=told.append, **TINY | {"method": "moco", "steps": 6, "looks": 3, "momentum": 0.999}

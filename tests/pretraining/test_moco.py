@@ -6,6 +6,7 @@ from functools import partial
 import oracles
 import pytest
 import torch
+from step_toys import moco, moco_v3
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,8 +18,6 @@ from querykey.encoders.projection import ProjectionHead, ViewEncoder
 from querykey.errors import CollapseError, RangeError
 from querykey.losses.info_nce import info_nce
 from querykey.losses.temperature import LearnedTemperature
-from querykey.pretraining.methods.moco import moco_step, moco_v3_step
-from querykey.pretraining.methods.step import Computing
 
 DIM, PIXELS, BATCH, CAPACITY = 3, 4, 3, 7
 LOSS = partial(info_nce, temperature=0.2)
@@ -84,11 +83,11 @@ def test_five_steps_are_algorithm_1_in_plain_loops(same_id, start, symmetric, ca
     again = any(whose & set(ids.tolist()) for whose, (_, ids) in zip(queued, batches[1:], strict=False))
     assert again or capacity < BATCH
     for (views, ids), (loss, weights, key_weights, held_after) in zip(batches, wanted, strict=True):
-        taken = moco_step(
+        output = moco(
             encoder, key_encoder, optimizer, queue, views, ids=ids, loss=LOSS, momentum=0.6, same_id=same_id,
             symmetric=symmetric,
         )  # fmt: skip
-        assert taken.loss == pytest.approx(loss, rel=1e-11, abs=1e-12)
+        assert output.loss == pytest.approx(loss, rel=1e-11, abs=1e-12)
         close(encoder.weight.detach(), torch.tensor(weights, dtype=torch.float64))
         close(key_encoder.encoder.weight, torch.tensor(key_weights, dtype=torch.float64))
         vectors, whose = oldest_first(queue)
@@ -109,7 +108,7 @@ def test_three_steps_of_v3_are_algorithm_1_in_plain_loops():
         momentum=0.6, temperature=0.2,
     )  # fmt: skip
     for (views, ids), (loss, weights, predicting, key_weights) in zip(batches, wanted, strict=True):
-        taken = moco_v3_step(
+        output = moco_v3(
             encoder,
             key_encoder,
             predictor,
@@ -120,7 +119,7 @@ def test_three_steps_of_v3_are_algorithm_1_in_plain_loops():
             momentum=0.6,
             temperature=0.2,
         )
-        assert taken.loss == pytest.approx(loss, rel=1e-11)
+        assert output.loss == pytest.approx(loss, rel=1e-11)
         close(encoder.weight.detach(), torch.tensor(weights, dtype=torch.float64))
         close(predictor.weight.detach(), torch.tensor(predicting, dtype=torch.float64))
         close(key_encoder.encoder.weight, torch.tensor(key_weights, dtype=torch.float64))
@@ -130,8 +129,8 @@ def test_the_first_step_from_an_empty_queue_changes_no_weight_and_fills_it():
     encoder = Linear()
     key_encoder, optimizer, queue = parts(encoder)
     before, (views, ids) = encoder.weight.detach().clone(), batch(0)
-    taken = moco_step(encoder, key_encoder, optimizer, queue, views, ids=ids, loss=LOSS, momentum=0.9)
-    assert taken.loss == 0
+    output = moco(encoder, key_encoder, optimizer, queue, views, ids=ids, loss=LOSS, momentum=0.9)
+    assert output.loss == 0
     assert torch.equal(encoder.weight, before)
     assert queue.read().ids.tolist() == ids.tolist()
 
@@ -146,17 +145,17 @@ def test_what_is_looked_up_is_the_old_queue(symmetric):
         views, ids = batch(seed)
         before = queue.read().vectors.clone()
         rows = len(queue)
-        taken = moco_step(
+        output = moco(
             encoder, key_encoder, optimizer, queue, views, ids=ids, loss=LOSS, momentum=0.9,
-            symmetric=symmetric, seen=lambda lookup: shown.append((lookup, len(queue))),
+            symmetric=symmetric, on_lookup=lambda lookup: shown.append((lookup, len(queue))),
         )  # fmt: skip
         assert len(shown) == 1 + symmetric
         for lookup, length in shown:
             assert length == rows
             assert not lookup.queries.requires_grad
             assert torch.equal(lookup.keys[BATCH:], before)
-        assert torch.equal(shown[0][0].queries, taken.view_1)
-        assert torch.equal(shown[0][0].keys[:BATCH], taken.view_2)
+        assert torch.equal(shown[0][0].queries, output.view_1)
+        assert torch.equal(shown[0][0].keys[:BATCH], output.view_2)
         shown.clear()
     assert len(queue) == min(CAPACITY, 2 * BATCH * (1 + symmetric))
 
@@ -166,14 +165,14 @@ def test_v3_shows_both_look_ups():
     key_encoder, optimizer, _ = parts(encoder)
     views, ids = batch(0)
     predictor = nn.Identity()
-    taken = moco_v3_step(
+    output = moco_v3(
         encoder, key_encoder, predictor, optimizer, views, ids=ids, loss=LOSS, momentum=1.0, temperature=0.2,
-        seen=shown.append,
+        on_lookup=shown.append,
     )  # fmt: skip
     weight = key_encoder.encoder.weight
     unit = [F.normalize(view.flatten(1) @ weight.T, dim=1) for view in views]
-    close(taken.view_1, unit[0])
-    close(taken.view_2, unit[1])
+    close(output.view_1, unit[0])
+    close(output.view_2, unit[1])
     close(shown[0].queries, unit[0])
     close(shown[0].keys, unit[1])
     close(shown[1].queries, unit[1])
@@ -185,10 +184,10 @@ def test_v3_shows_both_look_ups():
 def step(kind, encoder, key_encoder, predictor, optimizer, queue, views, ids, **options):
     given = {"ids": ids, "loss": LOSS, "momentum": 0.9} | options
     if kind == "v3":
-        return moco_v3_step(encoder, key_encoder, predictor, optimizer, views, temperature=0.2, **given)
+        return moco_v3(encoder, key_encoder, predictor, optimizer, views, temperature=0.2, **given)
     if kind == "symmetric":
         given["symmetric"] = True
-    return moco_step(encoder, key_encoder, optimizer, queue, views, **given)
+    return moco(encoder, key_encoder, optimizer, queue, views, **given)
 
 
 each = pytest.mark.parametrize("kind", ["plain", "symmetric", "v3"])
@@ -203,13 +202,13 @@ def test_the_key_encoder_follows_before_it_encodes(kind, momentum):
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.3)
     before, own = encoder.weight.detach().clone(), key_encoder.encoder.weight.clone()
     views, ids = batch(0)
-    taken = step(kind, encoder, key_encoder, nn.Identity(), optimizer, queue, views, ids, momentum=momentum)
+    output = step(kind, encoder, key_encoder, nn.Identity(), optimizer, queue, views, ids, momentum=momentum)
     assert not torch.equal(encoder.weight, before)
     followed = momentum * own + (1 - momentum) * before
     close(key_encoder.encoder.weight, followed)
     if momentum in (0.0, 1.0):
         assert torch.equal(key_encoder.encoder.weight, own if momentum else before)
-    close(taken.view_2, F.normalize(views[1].flatten(1) @ followed.T, dim=1))
+    close(output.view_2, F.normalize(views[1].flatten(1) @ followed.T, dim=1))
 
 
 def split_encoder(kind="split", groups=4):
@@ -230,10 +229,10 @@ def test_keys_are_encoded_in_the_order_of_the_permutation_and_put_back(kind):
     encoder, views, ids = split_encoder(), pictures(), torch.arange(8)
     other = copy.deepcopy(encoder)
     key_encoder, optimizer, queue = parts(encoder, capacity=16)
-    taken = step(kind, encoder, key_encoder, nn.Identity(), optimizer, queue, views, ids, permutation=order)
+    output = step(kind, encoder, key_encoder, nn.Identity(), optimizer, queue, views, ids, permutation=order)
     wanted = torch.empty(8, DIM)
     wanted[order] = F.normalize(other(views[1][order])[1].detach(), dim=1)
-    torch.testing.assert_close(taken.view_2, wanted)
+    torch.testing.assert_close(output.view_2, wanted)
     assert not torch.allclose(wanted, F.normalize(other(views[1])[1], dim=1), atol=1e-2)
     if kind != "v3":
         torch.testing.assert_close(queue.read().vectors[:8], wanted)
@@ -256,9 +255,9 @@ def test_running_statistics_are_those_of_what_each_encoder_saw(kind):
 @each
 @pytest.mark.parametrize("norm", ["device", "none"])
 def test_in_chunks_and_with_checkpoints_it_is_the_same_step(kind, norm):
-    ways = [Computing(), Computing(chunks=3)] + ([Computing(checkpointing=True)] if norm == "none" else [])
+    ways = [{}, {"chunks": 3}] + ([{"checkpointing": True}] if norm == "none" else [])
     after = []
-    for computing in ways:
+    for way in ways:
         encoder, predictor = (
             split_encoder(norm),
             ProjectionHead(DIM, hidden=5, dim=DIM, batch_norm=False, seed=1),
@@ -268,7 +267,7 @@ def test_in_chunks_and_with_checkpoints_it_is_the_same_step(kind, norm):
             encoder, capacity=20, start="random", more=predictor.parameters()
         )
         views = tuple(view.double() for view in pictures())
-        taken = step(
+        output = step(
             kind,
             encoder,
             key_encoder,
@@ -277,11 +276,11 @@ def test_in_chunks_and_with_checkpoints_it_is_the_same_step(kind, norm):
             queue,
             views,
             torch.arange(8),
-            computing=computing,
+            **way,
         )
         modules = (encoder, key_encoder, predictor, queue)
         after.append(
-            [torch.tensor(taken.loss), *(v for m in modules for v in (*m.parameters(), *m.buffers()))]
+            [torch.tensor(output.loss), *(v for m in modules for v in (*m.parameters(), *m.buffers()))]
         )
     for other in after[1:]:
         for one, two in zip(after[0], other, strict=True):
@@ -296,32 +295,32 @@ def test_half_precision_is_the_encoders_alone(kind):
         kind, copy.deepcopy(encoder), copy.deepcopy(key_encoder), nn.Identity(),
         torch.optim.SGD([nn.Parameter()]), copy.deepcopy(queue), views, ids,
     )  # fmt: skip
-    taken = step(
+    output = step(
         kind, encoder, key_encoder, nn.Identity(), optimizer, queue, views, ids,
-        computing=Computing(precision=torch.bfloat16), seen=shown.append,
+        precision=torch.bfloat16, on_lookup=shown.append,
     )  # fmt: skip
-    assert {lookup.scores.dtype for lookup in shown} == {taken.view_2.dtype} == {torch.float32}
-    assert taken.loss == pytest.approx(exact.loss, rel=0.05)
-    torch.testing.assert_close(taken.view_2, exact.view_2, rtol=0, atol=0.1)
-    assert not torch.equal(taken.view_2, exact.view_2)
+    assert {lookup.scores.dtype for lookup in shown} == {output.view_2.dtype} == {torch.float32}
+    assert output.loss == pytest.approx(exact.loss, rel=0.05)
+    torch.testing.assert_close(output.view_2, exact.view_2, rtol=0, atol=0.1)
+    assert not torch.equal(output.view_2, exact.view_2)
 
 
 def test_v3_is_the_plain_losses_times_twice_the_temperature_added():
     encoder, (views, ids) = Linear(), batch(0)
     key_encoder, optimizer, _ = parts(encoder)
     shown = []
-    taken = moco_v3_step(
+    output = moco_v3(
         encoder, key_encoder, nn.Identity(), optimizer, views, ids=ids, loss=LOSS, momentum=0.9,
-        temperature=0.2, seen=shown.append,
+        temperature=0.2, on_lookup=shown.append,
     )  # fmt: skip
-    assert taken.loss == pytest.approx(0.4 * sum(float(LOSS(one).mean()) for one in shown))
+    assert output.loss == pytest.approx(0.4 * sum(float(LOSS(one).mean()) for one in shown))
 
 
 def test_a_learned_temperature_learns():
     temperature, encoder = LearnedTemperature(initial=0.2), Linear()
     key_encoder, optimizer, queue = parts(encoder, start="random", more=temperature.parameters())
     before, (views, ids) = float(temperature().detach()), batch(0)
-    moco_step(
+    moco(
         encoder, key_encoder, optimizer, queue, views, ids=ids, momentum=0.9,
         loss=partial(info_nce, temperature=temperature()),
     )  # fmt: skip
@@ -331,11 +330,11 @@ def test_a_learned_temperature_learns():
 def test_rows_are_as_long_as_they_come_where_they_are_not_normalised():
     encoder, (views, ids) = Linear(), batch(0)
     key_encoder, optimizer, queue = parts(encoder)
-    taken = moco_step(
+    output = moco(
         encoder, key_encoder, optimizer, queue, views, ids=ids, loss=LOSS, momentum=1.0,
-        computing=Computing(normalised=False),
+        normalised=False,
     )  # fmt: skip
-    close(taken.view_2, views[1].flatten(1) @ key_encoder.encoder.weight.T)
+    close(output.view_2, views[1].flatten(1) @ key_encoder.encoder.weight.T)
 
 
 @each
@@ -364,7 +363,7 @@ def test_what_cannot_be_done_is_said_before_anything_changes():
         with pytest.raises(RangeError, match=r"momentum of the key encoder must be from 0 to 1, got 1\.5"):
             step(kind, encoder, key_encoder, nn.Identity(), optimizer, queue, views, ids, momentum=1.5)
     with pytest.raises(RangeError, match="temperature must be > 0, got 0"):
-        moco_v3_step(
+        moco_v3(
             encoder,
             key_encoder,
             nn.Identity(),

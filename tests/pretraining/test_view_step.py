@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from querykey.errors import CollapseError
-from querykey.pretraining.methods.step import Computing, backward, projections
+from querykey.lookup import PairRule, look_up
+from querykey.pretraining.methods.step import StepContext, projections
 
 
 class Toy(torch.nn.Module):
@@ -21,20 +22,28 @@ class Toy(torch.nn.Module):
 def test_the_loss_is_float32_where_the_encoder_is_bfloat16(chunks):
     seen = {}
 
-    def loss(z):
-        seen["z"], seen["scores"] = z.dtype, (z @ z.T).dtype
-        return (z @ z.T).square().mean()
+    def loss(lookup):
+        seen["z"], seen["scores"] = lookup.queries.dtype, (lookup.queries @ lookup.keys.T).dtype
+        return (lookup.queries @ lookup.keys.T).square().mean(dim=1)
 
     encoder = Toy()
-    backward(encoder, torch.randn(4, 1, 2, 2), loss, Computing(precision=torch.bfloat16, chunks=chunks))
+    context = StepContext(loss=loss, precision=torch.bfloat16, chunks=chunks)
+    encoded = context.encode(encoder, torch.randn(4, 1, 2, 2))
+    ids, rule = torch.arange(4), PairRule(positive="id")
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as a caller may have it
+        lookup = look_up(encoded.rows, encoded.rows, query_ids=ids, key_ids=ids, rule=rule)
+        cost = context.mean_loss(lookup)
+    context.backward(cost, encoded)
     assert seen == {"z": torch.float32, "scores": torch.float32}
     assert encoder.layer.weight.grad.dtype == torch.float32
 
 
 def test_a_loss_that_is_no_number_reaches_no_weight():
     encoder = Toy()
+    context = StepContext(loss=len)
+    encoded = context.encode(encoder, torch.ones(2, 1, 2, 2))
     with pytest.raises(CollapseError, match="the loss is nan; lower the learning rate"):
-        backward(encoder, torch.ones(2, 1, 2, 2), lambda z: (z * torch.nan).sum(), Computing())
+        context.backward((encoded.rows * torch.nan).sum(), encoded)
     assert encoder.layer.weight.grad is None
 
 

@@ -7,14 +7,15 @@ import oracles
 import pytest
 import torch
 from dictionary_toys import LinearEncoder, images_of, plain
+from step_toys import xbm
 from torch.nn import functional as F
 
 from querykey.dictionaries.alignment import MomentAlignment
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.errors import CollapseError, RangeError, ShapeError
 from querykey.losses import info_nce
-from querykey.pretraining.methods.step import Computing
-from querykey.pretraining.methods.xbm import prefill, xbm_step
+from querykey.pretraining.methods.step import StepContext
+from querykey.pretraining.methods.xbm import prefill
 
 SIZES = [3, 4, 3, 4, 3]
 LABELS = [torch.tensor(labels) for labels in ([0, 1, 0], [1, 1, 0, 2], [0, 0, 2], [2, 1, 2, 0], [1, 0, 1])]
@@ -31,14 +32,14 @@ def made(*, capacity=10, norm=False):
 
 def steps(*, warm_up=1, capacity=10, **options):
     encoder, optimizer, memory = made(capacity=capacity)
-    taken = [
-        xbm_step(
+    output = [
+        xbm(
             encoder, optimizer, memory, images, ids=ids, labels=labels, loss=loss, is_warm=step >= warm_up,
             **options,
         )
         for step, (images, ids, labels) in enumerate(zip(images_of(SIZES), IDS, LABELS, strict=True))
     ]  # fmt: skip
-    return taken, encoder, memory
+    return output, encoder, memory
 
 
 @pytest.mark.parametrize(("warm_up", "weight"), [(0, 1.0), (2, 0.5)])
@@ -53,8 +54,8 @@ def test_five_steps_are_the_papers(warm_up, weight):
         ],
         capacity=10, warm_up=warm_up, weight=weight, temperature=0.3, lr=0.2,
     )  # fmt: skip
-    taken, encoder, memory = steps(warm_up=warm_up, weight=weight)
-    assert [step.loss for step in taken] == pytest.approx(costs, rel=1e-7)
+    output, encoder, memory = steps(warm_up=warm_up, weight=weight)
+    assert [step.loss for step in output] == pytest.approx(costs, rel=1e-7)
     torch.testing.assert_close(encoder.weight.data, torch.tensor(weights).double(), rtol=1e-6, atol=1e-7)
     newest_last = memory.age().sort(descending=True, stable=True).indices
     assert sorted(memory.read().labels.tolist()) == sorted(label for _, label, _ in held)
@@ -65,7 +66,7 @@ def test_five_steps_are_the_papers(warm_up, weight):
 
 
 def test_in_chunks_it_is_the_same_step():
-    whole, chunked = steps(), steps(computing=Computing(chunks=2))
+    whole, chunked = steps(), steps(chunks=2)
     torch.testing.assert_close(chunked[1].weight, whole[1].weight)
     torch.testing.assert_close(chunked[2].vectors, whole[2].vectors)
 
@@ -74,9 +75,9 @@ def test_the_batch_is_in_the_memory_before_the_loss():
     """And its pairs count there: rows of its class in the batch are found in the memory as well."""
     encoder, optimizer, memory = made()
     shown = []
-    xbm_step(
+    xbm(
         encoder, optimizer, memory, images_of([3])[0], ids=torch.arange(3), labels=torch.tensor([0, 1, 0]),
-        loss=loss, is_warm=True, seen=shown.append,
+        loss=loss, is_warm=True, on_lookup=shown.append,
     )  # fmt: skip
     assert shown[0].positive.int().tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
     assert shown[0].negative.int().tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
@@ -87,9 +88,9 @@ def test_an_older_row_of_its_own_item_is_positive_and_its_row_of_this_step_neith
     encoder, optimizer, memory = made()
     memory.enqueue(torch.eye(3).double(), torch.tensor([5, 6, 8]), torch.tensor([0, 1, -1]))
     shown = []
-    xbm_step(
+    xbm(
         encoder, optimizer, memory, images_of([3])[0], ids=torch.tensor([5, 6, 8]),
-        labels=torch.tensor([0, 1, -1]), loss=loss, is_warm=True, seen=shown.append,
+        labels=torch.tensor([0, 1, -1]), loss=loss, is_warm=True, on_lookup=shown.append,
     )  # fmt: skip
     assert shown[0].positive.int().tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0] * 6]
     assert shown[0].negative.int().tolist() == [[0, 1, 0, 0, 1, 0], [1, 0, 0, 1, 0, 0], [0] * 6]
@@ -98,9 +99,9 @@ def test_an_older_row_of_its_own_item_is_positive_and_its_row_of_this_step_neith
 def test_while_it_is_not_warm_the_memory_stays_empty():
     encoder, optimizer, memory = made()
     shown = []
-    step = xbm_step(
+    step = xbm(
         encoder, optimizer, memory, images_of([3])[0], ids=torch.arange(3), labels=torch.tensor([0, 1, 0]),
-        loss=loss, is_warm=False, seen=shown.append,
+        loss=loss, is_warm=False, on_lookup=shown.append,
     )  # fmt: skip
     assert len(memory) == 0
     assert len(shown[0].keys) == 3
@@ -109,7 +110,7 @@ def test_while_it_is_not_warm_the_memory_stays_empty():
 
 def test_shows_each_rows_partner():
     encoder, optimizer, memory = made()
-    step = xbm_step(
+    step = xbm(
         encoder, optimizer, memory, images_of([5])[0], ids=torch.arange(5),
         labels=torch.tensor([0, -1, 2, 0, -1]), loss=loss, is_warm=False,
     )  # fmt: skip
@@ -119,7 +120,7 @@ def test_shows_each_rows_partner():
 def test_a_batch_larger_than_the_memory_is_refused_even_before_it_is_warm():
     encoder, optimizer, memory = made(capacity=2)
     with pytest.raises(ShapeError) as error:
-        xbm_step(
+        xbm(
             encoder, optimizer, memory, images_of([3])[0], ids=torch.arange(3),
             labels=torch.tensor([0, 1, 0]), loss=loss, is_warm=False,
         )  # fmt: skip
@@ -146,7 +147,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight():
     encoder, optimizer, memory = made()
     before = encoder.weight.detach().clone()
     with pytest.raises(CollapseError):
-        xbm_step(
+        xbm(
             encoder, optimizer, memory, images_of([3])[0] * math.nan, ids=torch.arange(3),
             labels=torch.tensor([0, 1, 0]), loss=loss, is_warm=True,
         )  # fmt: skip
@@ -162,7 +163,7 @@ def test_prefill_puts_in_what_the_encoder_makes_and_leaves_it_as_it_was():
     """By batch statistics, as rows of later steps are made; the running ones do not move."""
     encoder, _, memory = made(norm=True)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    assert prefill(encoder, memory, batches([3, 4, 2])) == 9
+    assert prefill(encoder, memory, batches([3, 4, 2]), StepContext(loss=loss)) == 9
     held = memory.read()
     assert (held.ids.tolist(), held.labels.tolist()) == (list(range(9)), [i % 2 for i in range(9)])
     for (images, ids, _), start in zip(batches([3, 4, 2]), (0, 3, 7), strict=True):
@@ -178,7 +179,7 @@ def test_prefill_puts_in_what_the_encoder_makes_and_leaves_it_as_it_was():
 def test_prefill_stops_when_the_memory_is_full():
     encoder, _, memory = made(capacity=5)
     given = batches([3, 3, 3])
-    assert prefill(encoder, memory, given) == 6
+    assert prefill(encoder, memory, given, StepContext(loss=loss)) == 6
     assert sorted(memory.read().ids.tolist()) == [1, 2, 3, 4, 5]
     assert len(list(given)) == 1
 
@@ -283,7 +284,7 @@ def test_a_step_aligns_what_is_held_and_enqueues_the_batch_as_it_is():
     held = unit_rows(5, 3)
     memory.enqueue(held, torch.arange(10, 15), torch.zeros(5, dtype=torch.int64))
     align, twin = MomentAlignment(dim=3).double(), MomentAlignment(dim=3).double()
-    step = xbm_step(
+    step = xbm(
         encoder, optimizer, memory, images_of([4])[0], ids=torch.arange(4),
         labels=torch.tensor([0, 1, 0, 1]), loss=loss, is_warm=True, align=align,
     )  # fmt: skip

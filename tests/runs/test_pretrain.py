@@ -76,7 +76,7 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_never_stopped(way, tmp_pat
     assert (done.is_finished, half.is_finished) == (True, False)
     assert half.report["steps_taken"] == 2
     shown = []
-    ended = resume(split_data, told=shown.append)
+    ended = resume(split_data, on_step_end=shown.append)
     assert [one.step for one in shown] == [3, 4, 5]
     assert ended.is_finished
     assert ended.report["steps_taken"] == 5
@@ -108,7 +108,7 @@ def test_a_run_that_was_killed_repeats_no_record(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        pretrain(DIGITS, out=tmp_path / "killed", told=kill, **settings)
+        pretrain(DIGITS, out=tmp_path / "killed", on_step_end=kill, **settings)
     assert [r["step"] for r in metrics(tmp_path / "killed") if r["kind"] == "step"] == [1, 2, 3]
     assert latest_checkpoint(tmp_path / "killed" / "checkpoints").step == 0
     resume(tmp_path / "killed")
@@ -120,7 +120,7 @@ def test_what_was_seen_last_is_shown_until_the_next_look(tmp_path):
     pretrain(DIGITS, out=tmp_path / "run", stop=after(3), **TINY, steps=6)
     last = [r for r in read(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "look"][-1]
     shown = []
-    stopped = resume(tmp_path / "run", told=shown.append, stop=after(1))
+    stopped = resume(tmp_path / "run", on_step_end=shown.append, stop=after(1))
     assert last["step"] == 3
     assert shown[0].knn == last["knn"]
     assert stopped.report["end"]["effective_rank_h"] == last["effective_rank_h"]
@@ -137,14 +137,14 @@ def test_a_learned_temperature_moves_and_the_loss_uses_it(tmp_path):
 def test_more_epochs_train_a_finished_run_on_and_the_schedule_is_told(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
-    with pytest.raises(ConfigError, match=r"is finished after .* epochs; --epochs N, with more, trains on"):
+    with pytest.raises(ConfigError, match=r"is finished after .* epochs; to train on, give more epochs"):
         resume(folder)
     epochs = finished.settings.epochs
     with pytest.raises(RangeError, match=r"is not beyond the .* epochs that are trained already"):
         resume(folder, epochs=epochs)
     said = []
     longer = resume(folder, epochs=2 * epochs, notify=said.append)
-    assert "the learning rate goes on where a run of" in said[0]
+    assert "the learning rate continues where a run of" in said[0]
     assert "after 4 of 8 steps" in said[0]
     assert longer.is_finished
     assert longer.report["steps_taken"] == 8
@@ -167,7 +167,7 @@ def test_changed_images_are_refused(tmp_path):
     settings = TINY | {"steps": 3, "batch_size": 8, "view_size": None, "views": "auto"}
     pretrain(images, out=tmp_path / "run", stop=after(1), **settings)
     shutil.copy(images / "down" / "0.png", images / "down" / "new.png")
-    with pytest.raises(ConfigError, match="has changed since the run began"):
+    with pytest.raises(ConfigError, match="is not what the run was trained on"):
         resume(tmp_path / "run")
     (images / "down" / "new.png").unlink()
     assert resume(tmp_path / "run").is_finished
@@ -178,7 +178,7 @@ def test_changed_images_are_refused(tmp_path):
 
 def test_images_of_an_object_cannot_be_read_again(tmp_path):
     pretrain(read_source(DIGITS), out=tmp_path / "run", stop=after(1), **TINY, steps=3)
-    with pytest.raises(StoreError, match="came as an object, not by a path or name"):
+    with pytest.raises(StoreError, match="were given as an object, not by a path or name"):
         resume(tmp_path / "run")
 
 
@@ -246,7 +246,7 @@ def test_a_longer_run_that_is_killed_before_its_next_checkpoint_goes_on(finished
         raise Killed
 
     with pytest.raises(Killed):
-        resume(folder, epochs=2 * epochs, told=kill)
+        resume(folder, epochs=2 * epochs, on_step_end=kill)
     described = json.loads((folder / "run.json").read_text())
     assert described["changes"] == [{"step": 4, "settings.epochs": 2 * epochs, "settings.steps": 8}]
     ended = resume(folder)
@@ -295,7 +295,9 @@ def test_how_often_the_state_is_saved_changes_no_number(finished, tmp_path, monk
     def kept_now(shown):
         kept.append(latest_checkpoint(tmp_path / "run" / "checkpoints").step)
 
-    run = pretrain(DIGITS, out=tmp_path / "run", save_every=0.0, keep=3, told=kept_now, **TINY, steps=4)
+    run = pretrain(
+        DIGITS, out=tmp_path / "run", save_every=0.0, keep=3, on_step_end=kept_now, **TINY, steps=4
+    )
     assert kept == [0, 1, 2, 3]
     found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.json"))
     assert found == [f"step-{step:09d}.json" for step in (2, 3, 4)]
@@ -371,14 +373,14 @@ def test_weights_that_break_in_the_last_step_are_not_kept(tmp_path, monkeypatch)
     with pytest.raises(CollapseError, match=r"step 1: model.encoder.backbone.* is not finite any more"):
         pretrain(
             DIGITS, out=tmp_path / "run", **TINY | {"looks": 0}, steps=1,
-            begin=lambda _: monkeypatch.setattr(torch.optim.SGD, "step", broken),
+            on_fit_start=lambda _: monkeypatch.setattr(torch.optim.SGD, "step", broken),
         )  # fmt: skip
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 0
 
 
 def test_a_look_that_sees_a_collapse_stops_the_run(tmp_path, monkeypatch):
     seen = {"loss": 1.0, "mean_cosine": 0.99999, "effective_rank_z": 1.0, "width_z": 16.0}
-    monkeypatch.setattr("querykey.pretraining.trainer.monitor", lambda *_, **__: seen)
+    monkeypatch.setattr("querykey.pretraining.run.monitor", lambda *_, **__: seen)
     with pytest.raises(CollapseError, match=r"step 2: the projections have collapsed.*after step 0 is kept"):
         pretrain(DIGITS, out=tmp_path / "run", **TINY, steps=4)
     looks = [r for r in read(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "look"]
@@ -397,7 +399,7 @@ def test_fewer_images_than_a_batch_are_all_of_them_and_said(tmp_path):
 
 def test_held_out_images_are_never_trained_on_and_labels_never_used(tmp_path):
     begun = []
-    labelled = pretrain(DIGITS, begin=begun.append, **TINY, steps=2)
+    labelled = pretrain(DIGITS, on_fit_start=begun.append, **TINY, steps=2)
     split_data, images = begun[0].split_data, begun[0].images
     held = split_data.sample[split_data.asking]
     assert len(held) == 40
@@ -417,7 +419,7 @@ def test_images_without_labels_have_no_knn_and_nothing_held_out(tmp_path):
         shutil.copy(file, flat / f"{number}.png")
     begun = []
     settings = TINY | {"batch_size": 8, "view_size": None}
-    run = pretrain(flat, begin=begun.append, steps=2, **settings)
+    run = pretrain(flat, on_fit_start=begun.append, steps=2, **settings)
     assert len(begun[0].split_data.train) == 24
     assert "knn" not in run.report["end"]
     assert run.report["end"]["pretext"] <= 1
@@ -426,7 +428,7 @@ def test_images_without_labels_have_no_knn_and_nothing_held_out(tmp_path):
 def test_the_untrained_baseline_is_the_network_after_its_start(finished):
     """Only small_cnn starts from the images; what evaluation calls untrained has had that too."""
     begun = []
-    pretrain(DIGITS, begin=lambda course: begun.append(weights_of(course)), **TINY, steps=1)
+    pretrain(DIGITS, on_fit_start=lambda course: begun.append(weights_of(course)), **TINY, steps=1)
     untrained = load_file(finished.folder / "untrained.safetensors")
     assert equal(untrained, begun[0])
 

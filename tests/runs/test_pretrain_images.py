@@ -33,7 +33,7 @@ def test_a_damaged_image_is_left_out_with_one_note(tmp_path):
     whole = (images / "down" / "3.png").read_bytes()
     (images / "down" / "3.png").write_bytes(whole[: len(whole) // 2])
     said, begun = [], []
-    run = pretrain(images, notify=said.append, begin=begun.append, **HERE)
+    run = pretrain(images, notify=said.append, on_fit_start=begun.append, **HERE)
     assert run.is_finished
     assert len(said) == 1
     assert said[0].startswith("1 of 24 image cannot be decoded and is left out; the first: ")
@@ -103,7 +103,7 @@ def test_what_holds_no_images(tmp_path):
 
 
 def _then_lost(images, *names):
-    """For `begin`: images that are gone when the first step asks for them."""
+    """For `on_fit_start`: images that are gone when the first step asks for them."""
 
     def lose(_):
         for name in names:
@@ -117,7 +117,7 @@ def test_an_image_lost_amid_a_run_is_left_out_of_its_batches_and_told_once(metho
     images = put_stripes(tmp_path / "images", count=20)
     source, begun, said, taken = read_source(images), [], [], []
 
-    def begin(course):
+    def on_fit_start(course):
         begun.append(course)
         _then_lost(images, "down/3.png", "across/5.png")(course)
         walk = course.images.walk
@@ -130,7 +130,9 @@ def test_an_image_lost_amid_a_run_is_left_out_of_its_batches_and_told_once(metho
         | {"method": method, "steps": 8, "looks": 4}
         | ({"batch_norm_groups": 2} if method == "moco" else {})
     )
-    run = pretrain(images, memory_limit=0, workers=0, notify=said.append, begin=begin, **settings)
+    run = pretrain(
+        images, memory_limit=0, workers=0, notify=said.append, on_fit_start=on_fit_start, **settings
+    )
     assert run.is_finished
     (course,) = begun
     told = [words for words in said if "png" in words]
@@ -150,7 +152,7 @@ def test_an_image_lost_amid_a_run_is_left_out_of_its_batches_and_told_once(metho
 
 def test_views_of_a_batch_with_a_lost_image_are_those_of_the_images_that_are_left(tmp_path):
     images, begun = put_stripes(tmp_path / "images"), []
-    pretrain(images, memory_limit=0, workers=0, begin=begun.append, **HERE | {"steps": 1})
+    pretrain(images, memory_limit=0, workers=0, on_fit_start=begun.append, **HERE | {"steps": 1})
     course = begun[0].images
     (whole,) = course.walk(0, 1)
     (images / read_source(images).ids[int(course.rows[whole.ids[2]])]).unlink()
@@ -165,8 +167,8 @@ def test_the_second_view_may_differ_from_the_first(tmp_path):
     images, begun = put_stripes(tmp_path / "images", channels=3), []
     settings = HERE | {"views": "small_images", "seed": 4}
     second = {"blur": 1.0, "jitter_probability": 0.0}
-    pretrain(images, begin=begun.append, stop=lambda: True, second_view_options=second, **settings)
-    pretrain(images, begin=begun.append, stop=lambda: True, **settings)
+    pretrain(images, on_fit_start=begun.append, stop=lambda: True, second_view_options=second, **settings)
+    pretrain(images, on_fit_start=begun.append, stop=lambda: True, **settings)
     (apart,), (alike,) = (list(course.images.walk(0, 1)) for course in begun)
     assert torch.equal(apart.view_1, alike.view_1)
     first, other = begun[0].images.views

@@ -37,7 +37,7 @@ if moment == "trial":
 pretrain(
     images, out=out, method="simclr", backbone="small_cnn:32", batch_size=256, image_size=64, view_size=64,
     views="grayscale", steps=2, looks=0, held_out=0, precision="float32", layout="contiguous", chunks=chunks,
-    begin=limit if moment == "step" else None, notify=lambda words: print(words, flush=True),
+    on_fit_start=limit if moment == "step" else None, notify=lambda words: print(words, flush=True),
 )
 """
 """A whole step takes some 350 MB."""

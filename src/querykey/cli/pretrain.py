@@ -1,4 +1,4 @@
-"""`querykey pretrain`: an encoder from images alone; `querykey resume` goes on with one."""
+"""`querykey pretrain`: an encoder from images alone; `querykey resume` continues a run."""
 
 import signal
 import sys
@@ -15,11 +15,10 @@ from querykey.cli.options import Column, Device, LabelColumn, Out, Split, Thread
 from querykey.cli.torchrun import is_one_of_many
 
 if TYPE_CHECKING:
-    from querykey.runs.pretrain import PretrainedRun
-if TYPE_CHECKING:
+    from querykey.pretraining.run import TrainingRun
     from querykey.pretraining.settings.settings import PretrainSettings
-    from querykey.pretraining.trainer import Course
-    from querykey.runs.pretrain import Shown
+    from querykey.pretraining.trainer import Progress
+    from querykey.runs.pretrain import PretrainedRun
 
 __all__ = [
     "display",
@@ -72,8 +71,8 @@ def pretrain_source(
 ) -> None:
     """Pretrain an encoder from images without labels.
 
-    Labels, where there are any, only serve to show how it gets on: kNN on images held out.
-    Ctrl-C saves the state; `querykey resume` goes on from there.
+    Labels, if there are any, are only used to show progress: kNN on validation images (xbm learns from them).
+    Ctrl-C saves the state; `querykey resume` continues from there.
     """
     from querykey.runs.pretrain_settings import read_pretrain_run
 
@@ -89,38 +88,46 @@ def pretrain_source(
     from querykey.cli.pretrain import display, show_start
     from querykey.runs.pretrain import pretrain
 
-    with display() as (told, stop):
+    with display() as (on_step_end, stop):
         done = pretrain(
             source, out=out, column=column, label_column=label_column, split=split, device=device,
-            workers=workers, told=told, notify=note, begin=show_start, stop=stop, **given,
+            workers=workers, notify=note, on_fit_start=show_start, on_step_end=on_step_end, stop=stop,
+            **given,
         )  # fmt: skip
     _end(done, out)
 
 
 def resume_run(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey pretrain` wrote.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the same images are now, if they were moved.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Train on to so many epochs in all.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Where to compute; as before if not said.")
+    ] = None,
     threads: Threads = None,
     workers: Workers = 2,
     save_every: SaveEvery = None,
 ) -> None:
-    """Go on with a pretraining, or train a finished one for longer.
+    """Resume a pretraining, or train a finished one for longer.
 
     On the same machine with the same number of threads a stopped run ends with the same bits as
-    one that was not.
+    one that was not. A run that was copied to another machine is resumed with --data and --device.
     """
     from querykey.runs.pretrain_folder import RunFolder
 
     before = RunFolder.read(run)
-    prepare(before.device, threads or before.threads, before.settings.seed, supports_torchrun=True)
     from querykey.cli.console import note
     from querykey.cli.pretrain import display, show_start
-    from querykey.runs.pretrain import resume
+    from querykey.runs.pretrain import resume, resumed_device
 
-    with display() as (told, stop):
+    found = str(resumed_device(before, device))
+    place = prepare(found, threads or before.threads, before.settings.seed, supports_torchrun=True)
+    with display() as (on_step_end, stop):
         done = resume(
-            run, epochs=epochs, workers=workers, save_every=save_every, told=told, notify=note,
-            begin=show_start, stop=stop,
+            run, data, epochs=epochs, device=place, workers=workers, save_every=save_every, notify=note,
+            on_fit_start=show_start, on_step_end=on_step_end, stop=stop,
         )  # fmt: skip
     _end(done, run)
 
@@ -157,7 +164,7 @@ def _end(done: "PretrainedRun", folder: Path) -> None:
 
     report = done.report
     if not done.is_finished:
-        note(f"stopped after step {report['steps_taken']}; go on with: querykey resume {folder}")
+        note(f"stopped after step {report['steps_taken']}; continue with: querykey resume {folder}")
         raise typer.Exit(STOPPED)
     line(
         f"{folder}: {report['steps_taken']:,} steps, {report['images_seen']:,} images seen, "
@@ -182,27 +189,27 @@ def _end(done: "PretrainedRun", folder: Path) -> None:
     line(f"next: querykey evaluate {folder} --on SOURCE", whole=True)
 
 
-def show_start(course: "Course") -> None:
+def show_start(run: "TrainingRun") -> None:
     """Print everything that was chosen for a run, before its first step.
 
     Args:
-        course: The run.
+        run: The run.
     """
     from querykey.pretraining.settings.memory_plan import describe_dictionary, describe_memory
 
-    settings, images = course.settings, course.images
-    encoder, pixels = course.learner.encoder, course.images.pixels
+    settings, images = run.settings, run.images
+    encoder, pixels = run.learner.encoder, run.images.pixels
     weights = sum(weight.numel() for weight in encoder.backbone.parameters())
     line(
-        f"{settings.method}: {len(course.split_data.train):,} images of {pixels.channels} channels, "
-        f"{len(course.split_data.asking):,} held out for the online kNN"
+        f"{settings.method}: {len(run.split_data.train):,} images of {pixels.channels} channels, "
+        f"{len(run.split_data.asking):,} held out for the online kNN"
     )
     line(
         f"  backbone {settings.backbone}: {weights / 1e6:.2f} M weights, h {encoder.backbone.dim}, "
         f"{settings.image_size} px; head {settings.head}, z {encoder.head.dim}"
     )
     line(
-        f"  {course.steps:,} steps of {settings.batch_size} images ({settings.epochs:.3g} epochs), "
+        f"  {run.steps:,} steps of {settings.batch_size} images ({settings.epochs:.3g} epochs), "
         f"{settings.precision}, {str(settings.layout).replace('_', ' ')}"
     )
     rule = "" if settings.rule == "none" else f" (rule {settings.rule}, batch {settings.batch_size})"
@@ -211,9 +218,9 @@ def show_start(course: "Course") -> None:
         f"{settings.weight_decay:.3g}, rises in the first {settings.warm_up:.0%} of the steps, then cosine"
     )
     line(f"  loss {_loss_of(settings)}")
-    for words in describe_dictionary(settings, items=len(course.split_data.train), steps=course.steps):
+    for words in describe_dictionary(settings, items=len(run.split_data.train), steps=run.steps):
         line(f"  {words}")
-    items, processes = len(course.split_data.train), course.learner.processes.world_size
+    items, processes = len(run.split_data.train), run.learner.processes.world_size
     line(f"  {describe_memory(settings, items=items, width=encoder.head.dim, processes=processes)}")
     first, second = images.views
     line(f"  views {settings.views}:")
@@ -223,8 +230,8 @@ def show_start(course: "Course") -> None:
         line("  second view:")
         for words in second.describe().splitlines():
             line(f"    {words}")
-    if course.calibration is not None:
-        line(f"  a step takes {course.calibration.seconds:.3f} s here")
+    if run.calibration is not None:
+        line(f"  a step takes {run.calibration.seconds:.3f} s here")
 
 
 def _loss_of(settings: "PretrainSettings") -> str:
@@ -240,23 +247,23 @@ def _loss_of(settings: "PretrainSettings") -> str:
 
 
 @contextmanager
-def display() -> Iterator[tuple["Callable[[Shown], None] | None", Callable[[], bool]]]:
-    """A live line on standard error where that is a terminal, and a polite Ctrl-C.
+def display() -> Iterator[tuple["Callable[[Progress], None] | None", Callable[[], bool]]]:
+    """A progress bar on standard error if that is a terminal, and a graceful Ctrl-C.
 
-    The first SIGINT or SIGTERM asks the run to stop after the step it is in, so that its state is
-    whole; a second one is the usual interrupt.
+    The first SIGINT or SIGTERM asks the run to stop after the current step, so that its state can be
+    saved; a second one is the usual interrupt.
 
     Yields:
-        (what to call after each step, None where nobody looks; whether to stop).
+        (function to call after each step, None without a terminal; function that says whether to stop).
     """
     asked, is_training = threading.Event(), threading.Event()
 
     def ask(number: int, frame: Any) -> None:  # noqa: ARG001
-        if not is_training.is_set():  # before the first step there is nothing to lose
+        if not is_training.is_set():  # before the first step there is nothing to save
             raise KeyboardInterrupt
         if asked.is_set():
             if number == signal.SIGTERM and is_one_of_many():
-                return  # torchrun sends it after a Ctrl-C, which the process has heard itself
+                return  # torchrun sends it after a Ctrl-C, which the process has received too
             raise KeyboardInterrupt
         asked.set()
         sys.stderr.write("\nstopping after this step; once more stops at once\n")
@@ -270,32 +277,34 @@ def display() -> Iterator[tuple["Callable[[Shown], None] | None", Callable[[], b
         if not sys.stderr.isatty():
             yield None, stop
             return
-        with _bar() as told:
-            yield told, stop
+        with _bar() as on_step_end:
+            yield on_step_end, stop
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _bar() -> Iterator["Callable[[Shown], None]"]:
+def _bar() -> Iterator["Callable[[Progress], None]"]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as ProgressBar
 
-    bar = Progress(
+    bar = ProgressBar(
         MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[text]}"),
         console=Console(stderr=True), transient=True,
     )  # fmt: skip
     with bar:
-        task = bar.add_task("", total=None, words="reading images, measuring a step")
+        task = bar.add_task("", total=None, text="reading images, measuring a step")
         rate = 0.0
 
-        def told(shown: "Shown") -> None:
+        def on_step_end(progress: "Progress") -> None:
             nonlocal rate
-            rate = shown.images_per_second if not rate else 0.9 * rate + 0.1 * shown.images_per_second
-            knn = "" if shown.knn is None else f"  kNN {shown.knn:.3f}"
-            words = f"{rate:,.0f} images/s  loss {shown.loss:.3f}{knn}"
-            bar.update(task, completed=shown.step, total=shown.steps, words=words)
+            now = progress.images_per_second
+            rate = now if not rate else 0.9 * rate + 0.1 * now  # smoothed
+            knn = "" if progress.knn is None else f"  kNN {progress.knn:.3f}"
+            text = f"{rate:,.0f} images/s  loss {progress.loss:.3f}{knn}"
+            bar.update(task, completed=progress.step, total=progress.steps, text=text)
 
-        yield told
+        yield on_step_end

@@ -18,8 +18,8 @@ class TensorBoardLogger:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: Any = None
-        self.gone_on_from: int | None = None
-        """Steps taken when the run went on: what was shown of later ones is shown again."""
+        self.resumed_from: int | None = None
+        """Steps taken when the run was resumed: later ones are shown again."""
 
     def show(self, kind: str, numbers: Mapping[str, Any]) -> None:
         """Show the numbers of a step.
@@ -31,7 +31,7 @@ class TensorBoardLogger:
         if self._open is None and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            purge = None if self.gone_on_from is None else self.gone_on_from + 1
+            purge = None if self.resumed_from is None else self.resumed_from + 1
             self._open = SummaryWriter(str(self._folder), purge_step=purge)
         if self._open is not None:
             for name, value in numbers.items():

@@ -1,40 +1,139 @@
-"""What a step costs here, measured before the first one: precision, memory layout, number of steps."""
+"""Measured before the first step: precision, memory layout, and the number of steps for a time limit."""
 
+import copy
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
+from querykey.data.pixels.pixels import Pixels
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from querykey.pretraining.images import DataSplit
+from querykey.pretraining.learner import Learner
+from querykey.pretraining.methods.step import StepOutput
+from querykey.pretraining.run import Calibration, TrainingRun, build_run, use_layout
+from querykey.pretraining.settings.settings import PretrainSettings
 
-__all__ = ["Calibration", "calibrate", "steps_in"]
+__all__ = ["Autotuned", "autotune", "calibrate", "steps_in"]
 
 Layout = Literal["contiguous", "channels_last"]
 TRIALS, WARM_UP = 3, 1
 STEADY_SECONDS, STEADY_TRIALS = 4.0, 40
 CLEARLY_FASTER = 0.97
 BUSY = 0.98
-"""Share of the time that is planned: the rest is for writing and for a machine that is not quite alone."""
+"""Share of the time limit that is planned: the rest is for writing and for other load on the machine."""
+TRIAL_STEPS = 1000
+"""Length of the run in the middle of which the measured steps are taken."""
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What was chosen.
+class Autotuned:
+    """The result of `autotune`.
 
     Args:
-        precision: "float32" or "bfloat16".
-        layout: "contiguous" or "channels_last".
-        seconds: Of a whole step, views included: the middle of several.
-        tried: Seconds of every choice that was tried.
+        settings: Complete.
+        calibration: What was measured.
+        start: Metrics of the untrained encoder.
     """
 
-    precision: Literal["float32", "bfloat16"]
-    layout: Layout
-    seconds: float
-    tried: dict[str, float]
+    settings: PretrainSettings
+    calibration: Calibration
+    start: dict[str, float]
+
+
+def autotune(
+    settings: PretrainSettings,
+    pixels: Pixels,
+    split_data: DataSplit,
+    *,
+    device: torch.device,
+    started_at: float,
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> Autotuned:
+    """Measure whole steps of a run that is thrown away, and choose what resolved settings leave open.
+
+    Args:
+        settings: Resolved; precision, layout and the number of steps may be open.
+        pixels: All images.
+        split_data: Which of them are trained on and which are evaluated.
+        device: On which the run trains.
+        started_at: `time.monotonic()` at the start of the command: minutes count from then.
+        processes: Over which each batch is sliced; the choice of the main process holds for all.
+
+    Returns:
+        Complete settings, with what was measured.
+
+    Raises:
+        RangeError: If there are fewer images than a batch has, or a process would have fewer than 2 of one.
+        DataError: If the processes have not found the same images.
+    """
+    trial = build_run(settings, pixels, split_data, device=device, processes=processes)
+    output = _untrained_output(trial)
+    before = time.perf_counter()
+    start = trial.evaluate_rows(output)
+    evaluation_seconds = time.perf_counter() - before
+    calibration = _measure(trial, device)
+    steps, per_epoch = settings.steps, trial.images.steps_per_epoch
+    if steps is None and settings.epochs is not None:
+        steps = max(1, round(settings.epochs * per_epoch))
+    elif steps is None:
+        assert settings.minutes is not None
+        left = 60 * settings.minutes - (time.monotonic() - started_at)
+        steps = steps_in(
+            left, step=calibration.seconds, evaluation=evaluation_seconds, evaluations=settings.looks
+        )
+        steps = processes.broadcast_object(steps)
+    complete = replace(
+        settings, steps=steps, epochs=steps / per_epoch, precision=calibration.precision,
+        layout=calibration.layout,
+    )  # fmt: skip
+    return Autotuned(complete, calibration, start)
+
+
+def _untrained_output(trial: TrainingRun) -> StepOutput:
+    """Both views of the first batch as the untrained encoder sees them in train mode."""
+    settings, processes = trial.settings, trial.learner.processes
+    device = trial.learner.device
+    (batch,) = trial.images.walk(0, 1, views=2)
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)  # dropout
+        encoder = copy.deepcopy(trial.learner.encoder).train()
+        # with several processes each has as many forward passes: global batch norm waits for all of them
+        chunks = settings.chunks if processes.world_size == 1 else 1
+        z = torch.cat([encoder(part)[1] for part in torch.cat([batch.view_1, batch.view_2]).chunk(chunks)])
+    views = z.float().chunk(2)
+    view_1, view_2 = (processes.all_gather_with_grad(view, len(batch.ids)) for view in views)
+    return StepOutput(0.0, view_1, view_2)
+
+
+def _measure(trial: TrainingRun, device: torch.device) -> Calibration:
+    """Seconds of steps in the middle of a run, with a full dictionary."""
+    settings, learners = trial.settings, dict[str, Learner]()
+    trial.learner.fill_()
+    batches, step = trial.images.walk(0, sys.maxsize), TRIAL_STEPS // 2
+
+    def take(precision: torch.dtype, layout: Layout) -> None:
+        nonlocal step
+        name: Literal["float32", "bfloat16"] = "bfloat16" if precision == torch.bfloat16 else "float32"
+        if name not in learners:
+            # learning rate 0: the step costs the same, and too high a rate breaks the run, not the trial
+            changed = replace(settings, precision=name, learning_rate=0.0, steps=TRIAL_STEPS)
+            learners[name] = trial.learner.with_settings(changed)
+        use_layout(trial, layout)
+        learners[name].training_step(step, next(batches))
+        step += 1
+
+    found = calibrate(
+        take, precision=settings.precision, layout=settings.layout, device=device,
+        is_length_open=settings.steps is None and settings.epochs is None,
+        processes=trial.learner.processes,
+    )  # fmt: skip
+    batches.close()
+    return found
 
 
 def calibrate(
@@ -46,18 +145,19 @@ def calibrate(
     is_length_open: bool = True,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Calibration:
-    """Measure whole steps on a copy of what is trained, and choose the fastest way to take them.
+    """Measure whole steps, and choose the fastest precision and layout.
 
     Args:
-        step: Takes one step with this precision and layout, on something that is thrown away.
-        precision: "auto" tries bfloat16 where the device multiplies it faster than float32.
+        step: Takes one step with this precision and layout, of a run that is thrown away.
+        precision: "auto" tries bfloat16 if the device multiplies it faster than float32.
         layout: "auto" tries both.
-        device: Where steps run.
-        is_length_open: Whether the number of steps follows from their seconds: they are measured longer then.
-        processes: That take each step together; the times of the first count for all.
+        device: On which steps run.
+        is_length_open: Whether the number of steps follows from the measured time; then more steps are
+            measured.
+        processes: That take each step together; the times of the main process hold for all.
 
     Returns:
-        The choice; of two that differ by less than 3% the plainer one.
+        The choice; of two that differ by less than 3% the simpler one.
     """
     precisions = [precision] if precision != "auto" else ["float32"]
     if precision == "auto" and processes.broadcast_object(_has_fast_bfloat16(device)):
@@ -78,19 +178,19 @@ def calibrate(
     return Calibration(chosen, order, steady, tried)
 
 
-def steps_in(seconds: float, *, step: float, look: float, looks: int) -> int:
-    """How many steps fit into a time, at least 1.
+def steps_in(seconds: float, *, step: float, evaluation: float, evaluations: int) -> int:
+    """The number of steps that fit into a time limit, at least 1.
 
     Args:
-        seconds: The time there is.
+        seconds: The time limit.
         step: Seconds of a step.
-        look: Seconds that the monitors take for one look.
-        looks: How often they look.
+        evaluation: Seconds of an evaluation.
+        evaluations: Number of evaluations.
 
     Returns:
         Steps.
     """
-    return max(1, int((BUSY * seconds - look * looks) / step))
+    return max(1, int((BUSY * seconds - evaluation * evaluations) / step))
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -103,7 +203,7 @@ def _seconds(step: Callable[[], None], device: torch.device, processes: ProcessG
 
 
 def _steady(step: Callable[[], None], device: torch.device, processes: ProcessGroup) -> float:
-    """The mean of enough steps to see what a run will see, noise included."""
+    """The mean of as many steps as it takes to average out noise."""
     times: list[float] = []
     while sum(times) < STEADY_SECONDS and len(times) < STEADY_TRIALS:
         times.append(processes.broadcast_object(_time(step, device)))
@@ -111,14 +211,14 @@ def _steady(step: Callable[[], None], device: torch.device, processes: ProcessGr
 
 
 def _time(step: Callable[[], None], device: torch.device) -> float:
-    _wait(device)
+    _synchronize(device)
     start = time.perf_counter()
     step()
-    _wait(device)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

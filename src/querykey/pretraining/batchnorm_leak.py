@@ -18,8 +18,9 @@ from querykey.encoders.small_cnn import SmallCNN
 from querykey.errors import ConfigError, RangeError
 from querykey.lookup.lookup import DensePairs, Lookup
 from querykey.losses.info_nce import info_nce
-from querykey.pretraining.methods.end_to_end import end_to_end_step
-from querykey.pretraining.methods.moco import moco_step
+from querykey.pretraining.methods.end_to_end import EndToEnd, end_to_end_step
+from querykey.pretraining.methods.moco import MoCo, moco_step
+from querykey.pretraining.methods.step import StepContext, ViewPair
 from querykey.types import ImageRows, PerQuery
 
 __all__ = ["Leakage", "ProbedMethod", "probe_leakage"]
@@ -184,19 +185,17 @@ class _Probe:
         def loss(lookup: Lookup) -> PerQuery:
             return info_nce(_those(lookup, is_asked), temperature=TEMPERATURE)
 
-        def seen(lookup: Lookup) -> None:
+        def on_lookup(lookup: Lookup) -> None:
             self._count(_those(lookup, is_asked))
 
+        # which rows count depends on the step here, and with them the loss
+        context = StepContext(loss=loss, key_order=lambda *_: permutation, on_lookup=on_lookup)
+        batch = ViewPair(queries, keys, ids)
         if self.key_encoder is None or self.queue is None:
-            end_to_end_step(
-                self.encoder, self.encoder, self.optimizer, (queries, keys),
-                ids=ids, loss=loss, permutation=permutation, seen=seen,
-            )  # fmt: skip
-            return
-        moco_step(
-            self.encoder, self.key_encoder, self.optimizer, self.queue, (queries, keys),
-            ids=ids, loss=loss, momentum=self.momentum, permutation=permutation, seen=seen,
-        )  # fmt: skip
+            end_to_end_step(EndToEnd(self.encoder, self.encoder, self.optimizer), batch, context)
+        else:
+            moco = MoCo(self.encoder, self.key_encoder, self.queue, self.optimizer)
+            moco_step(moco, batch, context, self.momentum)
 
     def _count(self, lookup: Lookup) -> None:
         own = lookup.scores.where(lookup.positive, -torch.inf).amax(dim=1)

@@ -1,43 +1,39 @@
-"""What a pretraining trains: each step is that of its method."""
+"""What is trained, and one training step of its method."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar, assert_never
+from dataclasses import replace
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
-from querykey.dictionaries.alignment import MomentAlignment
 from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
-from querykey.dictionaries.queue import KeyQueue
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.distributed.sharding import gather_full
-from querykey.encoders.momentum import MomentumEncoder, momentum_at
-from querykey.encoders.norm.shuffle import spread_order
+from querykey.encoders.momentum import momentum_at
 from querykey.encoders.projection import ViewEncoder
 from querykey.errors import CollapseError
-from querykey.lookup.lookup import Lookup
-from querykey.losses.by_name import view_objective
 from querykey.losses.temperature import LearnedTemperature
 from querykey.optim import warm_up_cosine
 from querykey.pretraining.checkpoint import optimizer_tensors, restore_optimizer_
-from querykey.pretraining.methods.end_to_end import end_to_end_step
-from querykey.pretraining.methods.memory_bank import bank_step
-from querykey.pretraining.methods.moco import encode_keys, moco_step, moco_v3_step
-from querykey.pretraining.methods.modules import TRAINED, make_optimizer, method_parts
-from querykey.pretraining.methods.simclr import simclr_step
-from querykey.pretraining.methods.step import (
-    Computing,
-    Seen,
-    ViewPair,
-    ViewStep,
-    encode_preserving_buffers,
-    projections,
+from querykey.pretraining.methods.end_to_end import EndToEnd, end_to_end_step
+from querykey.pretraining.methods.memory_bank import InstanceDiscrimination, bank_step
+from querykey.pretraining.methods.moco import MoCo, MoCoV3, moco_step, moco_v3_step
+from querykey.pretraining.methods.modules import (
+    TRAINED,
+    make_context,
+    make_optimizer,
+    method_parts,
+    step_modules,
 )
-from querykey.pretraining.methods.xbm import prefill, xbm_step
+from querykey.pretraining.methods.simclr import SimCLR, simclr_step
+from querykey.pretraining.methods.step import OnLookup, StepOutput, ViewPair, encode_preserving_buffers
+from querykey.pretraining.methods.xbm import XBM, prefill, xbm_step
 from querykey.pretraining.settings.settings import PretrainSettings
-from querykey.types import PerQuery, Rows
+from querykey.types import Rows
 
 __all__ = [
     "Learner",
@@ -47,7 +43,7 @@ __all__ = [
 ]
 
 SHARDED_ROWS = "model.dictionary.vectors"
-"""What each process has its share of, where the dictionary is sharded."""
+"""The tensor of which each process stores a shard, if the dictionary is sharded."""
 
 
 def whole_state(
@@ -56,36 +52,36 @@ def whole_state(
     """Everything that training changes, by name.
 
     Args:
-        parts: What is trained, and the dictionary.
-        optimizer: Of it.
-        processes: All call it, where the dictionary is sharded over them.
+        parts: The trained modules and the dictionary.
+        optimizer: Of the trained modules.
+        processes: If the dictionary is sharded over them, all of them have to call this.
 
     Returns:
-        The tensors themselves; what is sharded is whole on the first process, and nothing on the others.
+        The tensors themselves; a sharded one is complete on the main process and empty on the others.
     """
-    state = _own_state(parts, optimizer)
-    if (held := _dealt(parts)) is not None:
-        state[SHARDED_ROWS] = gather_full(held.vectors, len(held.written), processes)
+    state = _local_state(parts, optimizer)
+    if (sharded := _sharded_dictionary(parts)) is not None:
+        state[SHARDED_ROWS] = gather_full(sharded.vectors, len(sharded.written), processes)
     return state
 
 
 def restore_state_(
     parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, processes: ProcessGroup, state: dict[str, Tensor]
 ) -> None:
-    """Put a state back, in place.
+    """Restore a state, in place.
 
     Args:
-        parts: What is trained, and the dictionary.
-        optimizer: Of it.
-        processes: Over which the dictionary may be sharded; not those that kept the state, necessarily.
+        parts: The trained modules and the dictionary.
+        optimizer: Of the trained modules.
+        processes: Over which the dictionary may be sharded; may differ in number from those that saved it.
         state: Of `whole_state`, on every process.
     """
     kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-    is_sharded = _dealt(parts) is not None  # an empty queue is false by itself
+    is_sharded = _sharded_dictionary(parts) is not None  # `is not None`: an empty queue has length 0
     for key, value in state.items():
-        own = value[processes.rank :: processes.world_size] if is_sharded and key == SHARDED_ROWS else value
+        local = value[processes.rank :: processes.world_size] if is_sharded and key == SHARDED_ROWS else value
         kind, _, name = key.partition(".")
-        kinds[kind][name] = own
+        kinds[kind][name] = local
     parts.load_state_dict(kinds["model"])
     restore_optimizer_(optimizer, kinds["optimizer"])
 
@@ -94,46 +90,45 @@ def not_finite(parts: nn.ModuleDict, optimizer: torch.optim.Optimizer, processes
     """The name of a tensor with a number that is not finite; None if there is none on any process.
 
     Args:
-        parts: What is trained, and the dictionary.
-        optimizer: Of it.
-        processes: All call it, where there are several.
+        parts: The trained modules and the dictionary.
+        optimizer: Of the trained modules.
+        processes: All of them have to call this.
     """
-    state = _own_state(parts, optimizer)
-    faults = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    state = _local_state(parts, optimizer)
+    found = [name for name, value in state.items() if not bool(value.isfinite().all())]
     device = next(iter(state.values())).device
-    if processes.world_size > 1 and int(processes.sum(torch.tensor(len(faults), device=device))):
-        return (faults or [SHARDED_ROWS])[0]
-    return faults[0] if faults else None
+    if processes.world_size > 1 and int(processes.sum(torch.tensor(len(found), device=device))):
+        return (found or [SHARDED_ROWS])[0]
+    return found[0] if found else None
 
 
-def _own_state(parts: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _local_state(parts: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     weights = {f"model.{name}": value for name, value in parts.state_dict().items()}
     return weights | {f"optimizer.{name}": value for name, value in optimizer_tensors(optimizer).items()}
 
 
-def _dealt(parts: nn.ModuleDict) -> CrossBatchMemory | MemoryBank | None:
-    held = dict(parts.items()).get("dictionary")
-    if isinstance(held, CrossBatchMemory | MemoryBank) and held.processes != SINGLE_PROCESS:
-        return held
+def _sharded_dictionary(parts: nn.ModuleDict) -> CrossBatchMemory | MemoryBank | None:
+    found = dict(parts.items()).get("dictionary")
+    if isinstance(found, CrossBatchMemory | MemoryBank) and found.processes != SINGLE_PROCESS:
+        return found
     return None
 
 
-Part = TypeVar("Part", bound=nn.Module)
 Walk = Callable[[int, int], Iterable[ViewPair]]
 
-TEMPERATURE_RATE = 0.01
-"""Of the learning rate: its gradient is of the size of the loss, and rates that suit weights blow it up."""
+TEMPERATURE_LR_SCALE = 0.01
+"""The temperature's gradient is of the size of the loss; a learning rate that suits weights is too high."""
 
 
 class Learner:
-    """What is trained: encoder, the other parts of its method, optimiser, a learned temperature.
+    """What is trained: encoder, the other modules of the method, optimizer, a learned temperature.
 
     Args:
         encoder: Moved to the device.
         settings: Resolved.
-        device: Where steps run.
-        items: Images that are trained on.
-        processes: Among which each batch is parted; what is trained is the same on all.
+        device: On which steps run.
+        items: Number of training images.
+        processes: Over which each batch is sliced; weights and dictionary are the same on all.
     """
 
     def __init__(
@@ -150,211 +145,168 @@ class Learner:
             self.parts["temperature"] = LearnedTemperature(initial=settings.temperature).to(device)
             self.optimizer.add_param_group(
                 {"params": [*self.parts["temperature"].parameters()], "weight_decay": 0.0,
-                 "share_of_rate": TEMPERATURE_RATE}
+                 "lr_scale": TEMPERATURE_LR_SCALE}
             )  # fmt: skip
+        self._configure(settings)
+
+    def _configure(self, settings: PretrainSettings) -> None:
+        parts = dict(self.parts.items())
+        self.settings = settings
+        self.modules = step_modules(settings, parts, self.optimizer)
+        self.context = make_context(settings, parts, self.processes)
+
+    def with_settings(self, settings: PretrainSettings) -> "Learner":
+        """A learner of the same modules and optimizer, whose steps are computed in another way.
+
+        Args:
+            settings: May differ in learning rate, number of steps, precision, chunks and checkpointing.
+
+        Returns:
+            The other learner; this one keeps its settings.
+        """
+        other = copy.copy(self)
+        other._configure(settings)  # noqa: SLF001 -- of this class
+        return other
 
     @property
     def dictionary(self) -> CrossBatchMemory | MemoryBank | None:
-        """The queue, bank or memory; None where keys are the batch's own."""
+        """The queue, bank or memory; None if the keys are those of the batch."""
         if "dictionary" not in self.parts:
             return None
         found = self.parts["dictionary"]
         assert isinstance(found, CrossBatchMemory | MemoryBank)
         return found
 
-    def take(self, step: int, pair: ViewPair, *, steps: int, seen: Seen | None = None) -> ViewStep:
-        """Take one step.
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        assert self.settings.steps is not None
+        return self.settings.steps
+
+    @property
+    def memory_start(self) -> int:
+        """The step from which on a cross-batch memory is used."""
+        return int(self.settings.memory_warm_up * self.steps)
+
+    def training_step(self, step: int, batch: ViewPair, on_lookup: OnLookup | None = None) -> StepOutput:
+        """One step of the method.
 
         Args:
-            step: Its number, from 0; learning rate, momentum and all that is random follow from it.
-            pair: Two views of a batch: of this process's part of it.
-            steps: Of the whole run.
-            seen: Shown what is looked up.
+            step: Its number, from 0; it determines learning rate, momentum and all random draws.
+            batch: Two views of this process's slice of a batch.
+            on_lookup: Called with each lookup of the step, without gradient.
 
         Returns:
-            What the step leaves for the monitors.
+            The loss and the rows that were looked up.
 
         Raises:
             CollapseError: If the loss is not finite.
         """
-        settings = self.settings
-        assert settings.learning_rate is not None
-        warm_up = min(int(settings.warm_up * steps), steps - 1)
-        rate = settings.learning_rate * warm_up_cosine(step, steps=steps, warm_up=warm_up)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("share_of_rate", 1.0)
-        with self._drawing(step):
-            return self._step(step, pair, steps, seen)
+        self._set_learning_rate(step)
+        context = self.context if on_lookup is None else replace(self.context, on_lookup=on_lookup)
+        with self._seeded(step):
+            match self.modules:
+                case SimCLR() as modules:
+                    return simclr_step(modules, batch, context)
+                case MoCo() as modules:
+                    return moco_step(modules, batch, context, self._momentum(step))
+                case MoCoV3() as modules:
+                    return moco_v3_step(modules, batch, context, self._momentum(step))
+                case InstanceDiscrimination() as modules:
+                    return bank_step(modules, batch, context)
+                case EndToEnd() as modules:
+                    return end_to_end_step(modules, batch, context)
+                case XBM() as modules:
+                    return xbm_step(modules, batch, context, step >= self.memory_start)
+                case never:
+                    assert_never(never)
 
-    def _step(self, step: int, pair: ViewPair, steps: int, seen: Seen | None) -> ViewStep:
-        settings, parts, views = self.settings, self.parts, (pair.view_1, pair.view_2)
-        computing = self._computing()
-        momentum = momentum_at(
-            step, steps=steps, momentum=settings.momentum, schedule=settings.momentum_schedule
+    def _set_learning_rate(self, step: int) -> None:
+        assert self.settings.learning_rate is not None
+        warm_up = min(int(self.settings.warm_up * self.steps), self.steps - 1)
+        rate = self.settings.learning_rate * warm_up_cosine(step, steps=self.steps, warm_up=warm_up)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def _momentum(self, step: int) -> float:
+        settings = self.settings
+        return momentum_at(
+            step, steps=self.steps, momentum=settings.momentum, schedule=settings.momentum_schedule
         )
-        permutation, loss = self._permutation(step, len(pair.ids)), self.loss
-        match settings.method:
-            case "simclr":
-                return simclr_step(
-                    self.encoder, self.optimizer, views, ids=pair.ids, loss=loss, computing=computing,
-                    seen=seen,
-                )  # fmt: skip
-            case "moco" | "moco-v2":
-                return moco_step(
-                    self.encoder, self._part("key_encoder", MomentumEncoder), self.optimizer,
-                    self._part("dictionary", KeyQueue), views,
-                    ids=pair.ids, loss=loss, momentum=momentum, same_id=settings.same_id,
-                    symmetric=settings.symmetric, permutation=permutation, computing=computing, seen=seen,
-                )  # fmt: skip
-            case "moco-v3":
-                return moco_v3_step(
-                    self.encoder, self._part("key_encoder", MomentumEncoder), parts["predictor"],
-                    self.optimizer, views,
-                    ids=pair.ids, loss=loss, momentum=momentum, temperature=settings.temperature,
-                    permutation=permutation, computing=computing, seen=seen,
-                )  # fmt: skip
-            case "memory-bank":
-                return bank_step(
-                    self.encoder, self.optimizer, self._part("dictionary", MemoryBank), pair.view_1,
-                    ids=pair.ids, temperature=self.temperature(), contrast=settings.contrast,
-                    negatives=settings.negatives, generator=torch.Generator().manual_seed(self._key(step)),
-                    form=settings.loss_options.get("form", "auto"), proximal=settings.proximal,
-                    computing=computing, seen=seen,
-                )  # fmt: skip
-            case "end-to-end":
-                keys = parts["trained_keys"] if settings.separate else self.encoder
-                return end_to_end_step(
-                    self.encoder, keys, self.optimizer, views, ids=pair.ids, loss=loss,
-                    symmetric=settings.symmetric, permutation=permutation, computing=computing, seen=seen,
-                )  # fmt: skip
-            case "xbm":
-                assert pair.labels is not None
-                return xbm_step(
-                    self.encoder, self.optimizer, self._part("dictionary", CrossBatchMemory), pair.view_1,
-                    ids=pair.ids, labels=pair.labels, loss=loss, weight=settings.memory_weight,
-                    is_warm=step >= self.memory_start(steps),
-                    align=self._part("align", MomentAlignment) if "align" in parts else None,
-                    computing=computing, seen=seen,
-                )  # fmt: skip
-            case never:
-                assert_never(never)
+
+    @contextmanager
+    def _seeded(self, step: int) -> Iterator[None]:
+        """Draws follow from the step: those of torch's generator (dropout) from step and process."""
+        key = self.settings.seed * 1_000_003 + step
+        self.context.generator.manual_seed(key)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(key + self.processes.rank * 1_000_000_000_039)
+            yield
 
     def temperature(self) -> float | Tensor:
-        """As it is now."""
+        """The current value."""
         learned: Tensor | None = self.parts["temperature"]() if "temperature" in self.parts else None
         return self.settings.temperature if learned is None else learned
 
-    def loss(self, lookup: Lookup) -> PerQuery:
-        """Of a look-up, at the temperature as it is now, with a graph of its own down to it.
-
-        Args:
-            lookup: Of one direction; it may run backward before the other is looked up.
-        """
-        cost = view_objective(self.settings.loss, self.temperature(), **self.settings.loss_options)
-        return cost(lookup)
-
     def encode_stored(self, images: Tensor, step: int) -> Rows:
-        """Rows as the dictionary would hold them, made by what encodes them as it is now.
+        """Rows as a step would store them in the dictionary, made by the current encoder.
 
         Args:
-            images: Views that a step had: this process's part.
+            images: Views of a step: this process's slice.
             step: Its number, from 0.
 
         Returns:
             [images of all processes, dim].
         """
-        computing, rows = self._computing(), self.processes.total(images)
-        with self._drawing(step):
-            if "key_encoder" in self.parts:
-                key_encoder = self._part("key_encoder", MomentumEncoder)
-                permutation = self._permutation(step, rows)
-                return encode_keys(key_encoder, images, permutation, computing, rows=rows)
-            with computing.autocast(images.device):
-                _, z = self.encoder(images)
-            return self.processes.all_gather_with_grad(projections(z, normalised=computing.normalised), rows)
+        rows = self.processes.total(images)
+        with self._seeded(step):
+            order = self.context.draw_key_order(rows) if "key_encoder" in self.parts else None
+            return self.context.encode_keys(self.encodes_stored, images, order, rows)
 
     @property
     def encodes_stored(self) -> nn.Module:
         """The module that `encode_stored` runs."""
         return self.parts["key_encoder" if "key_encoder" in self.parts else "encoder"]
 
-    def memory_start(self, steps: int) -> int:
-        """The step from which on a cross-batch memory is used."""
-        return int(self.settings.memory_warm_up * steps)
-
-    def _part(self, name: str, kind: type[Part]) -> Part:
-        found = self.parts[name]
-        assert isinstance(found, kind)
-        return found
-
-    @contextmanager
-    def _drawing(self, step: int) -> Iterator[None]:
-        """Dropout and the like draw from torch's own generator: here from a key of each step and process."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self._key(step) + self.processes.rank * 1_000_000_000_039)
-            yield
-
-    def _key(self, step: int) -> int:
-        return self.settings.seed * 1_000_003 + step
-
-    def _permutation(self, step: int, images: int) -> Tensor | None:
-        draw, settings = torch.Generator().manual_seed(self._key(step)), self.settings
-        processes, kind = self.processes.world_size, settings.batch_norm
-        if not settings.shuffle or (processes > 1 and kind in ("global", "layer")):
-            return None  # where the order makes no difference, no images are sent
-        if kind == "split":
-            return spread_order(images, groups=settings.batch_norm_groups, generator=draw)
-        if processes > 1 and images % processes == 0:  # each is a group
-            return spread_order(images, groups=processes, generator=draw)
-        return torch.randperm(images, generator=draw)
-
-    def _computing(self) -> Computing:
+    def needs_prefill(self, step: int) -> bool:
+        """Whether the dictionary has to be filled by the current encoder before a step."""
         settings = self.settings
-        return Computing(
-            precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
-            chunks=settings.chunks, checkpointing=settings.checkpointing, normalised=settings.normalised,
-            processes=self.processes,
-        )  # fmt: skip
-
-    def needs_prefill(self, step: int, steps: int) -> bool:
-        """Whether the dictionary is to be filled by today's encoder before a step."""
-        settings = self.settings
-        start = self.memory_start(steps) if settings.method == "xbm" else 0
+        start = self.memory_start if settings.method == "xbm" else 0
         return settings.method in ("xbm", "memory-bank") and settings.prefill and step == start
 
-    def prefill_(self, images: Walk, *, steps: int, steps_an_epoch: int) -> None:
-        """Fill a memory or a bank with what the encoder makes of images today.
+    def prefill_(self, images: Walk, *, steps_per_epoch: int) -> None:
+        """Fill a memory or a bank with what the current encoder makes of images.
 
         Args:
-            images: Gives the batches from one step to another; those after the run are taken.
-            steps: Of the run.
-            steps_an_epoch: Batches in which every image is once.
+            images: Gives the batches from one step to another; those after the last step are used.
+            steps_per_epoch: Number of batches that contain every image once.
         """
-        held, computing, size = self.dictionary, self._computing(), self.settings.batch_size
-        with self._drawing(steps):
-            if isinstance(held, MemoryBank):
-                start = -(-steps // steps_an_epoch) * steps_an_epoch
-                pairs = ((one.view_1, one.ids, None) for one in images(start, start + steps_an_epoch))
-                for rows, ids, _ in encode_preserving_buffers(self.encoder, pairs, computing):
-                    held.put(rows, ids)
-            elif isinstance(held, CrossBatchMemory):
-                pages = images(steps, steps + -(-held.capacity // size))
-                known = ((one.view_1, one.ids, one.labels) for one in pages if one.labels is not None)
-                prefill(self.encoder, held, known, computing=computing)
+        dictionary, steps, context = self.dictionary, self.steps, self.context
+        with self._seeded(steps):
+            if isinstance(dictionary, MemoryBank):
+                start = -(-steps // steps_per_epoch) * steps_per_epoch
+                pairs = ((one.view_1, one.ids, None) for one in images(start, start + steps_per_epoch))
+                for rows, ids, _ in encode_preserving_buffers(self.encoder, pairs, context):
+                    dictionary.put(rows, ids)
+            elif isinstance(dictionary, CrossBatchMemory):
+                batches = images(steps, steps + -(-dictionary.capacity // self.settings.batch_size))
+                labelled = ((one.view_1, one.ids, one.labels) for one in batches if one.labels is not None)
+                prefill(self.encoder, dictionary, labelled, context)
 
     def fill_(self) -> None:
-        """Fill the dictionary with anything: a step is to be timed as it is when it is full."""
-        held = self.dictionary
-        if isinstance(held, CrossBatchMemory):
-            rows = held.vectors.new_ones(held.capacity, held.vectors.shape[1])
-            held.enqueue(rows / rows.shape[1] ** 0.5, torch.full((len(rows),), -1, device=rows.device))
+        """Fill the dictionary with constant rows, to measure a step with a full dictionary."""
+        dictionary = self.dictionary
+        if isinstance(dictionary, CrossBatchMemory):
+            rows = dictionary.vectors.new_ones(dictionary.capacity, dictionary.vectors.shape[1])
+            ids = torch.full((len(rows),), -1, device=rows.device)
+            dictionary.enqueue(rows / rows.shape[1] ** 0.5, ids)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name; what is sharded over processes whole, on the first."""
+        """Everything that training changes, by name; sharded tensors are complete on the main process."""
         return whole_state(self.parts, self.optimizer, self.processes)
 
     def restore_(self, tensors: dict[str, Tensor]) -> None:
-        """Put `tensors` back, in place.
+        """Restore `tensors`, in place.
 
         Args:
             tensors: Of a learner of the same settings.
@@ -362,16 +314,16 @@ class Learner:
         restore_state_(self.parts, self.optimizer, self.processes, tensors)
 
     def require_finite(self, step: int) -> None:
-        """See that the state after a step is worth keeping.
+        """Check the state before it is saved.
 
         Args:
             step: Steps taken.
 
         Raises:
-            CollapseError: If a number of it is not finite: the loss that shows it comes a step later.
+            CollapseError: If a number in it is not finite; the loss would show it only one step later.
         """
-        if error := not_finite(self.parts, self.optimizer, self.processes):
+        if name := not_finite(self.parts, self.optimizer, self.processes):
             raise CollapseError(
-                f"step {step}: {error} is not finite any more; lower the learning rate, or lengthen the "
+                f"step {step}: {name} is not finite any more; lower the learning rate, or lengthen the "
                 "warm-up"
             )

@@ -1,4 +1,4 @@
-"""A run that goes on: with the settings it began with, or with those that it changed itself."""
+"""Resuming a run: what must not have changed, what may, and what it does to reproducibility."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,16 +18,16 @@ __all__ = ["double_chunks", "extend_training", "reproducibility_warnings", "requ
 def require_unchanged(
     kept: Mapping[str, Any], found: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, where: str
 ) -> None:
-    """See that what a run goes on with is what it was trained with so far.
+    """Check that the settings of a run are those that it was trained with so far.
 
     Args:
-        kept: Settings as nested tables, as a checkpoint holds them.
-        found: As the file of the run holds them.
-        changes: What the run has changed itself since: dotted names to values.
+        kept: Settings as nested tables, from a checkpoint.
+        found: From the file of the run.
+        changes: Changes that the run has made since: dotted names to values.
         where: The name of that file, for the message.
 
     Raises:
-        ConfigError: Naming all that differs, with both values.
+        ConfigError: With the name and both values of each difference.
 
     Example:
         >>> require_unchanged({"a": {"b": 1}}, {"a": {"b": 2}}, [{"a.b": 2}], where="run.json")
@@ -37,11 +37,12 @@ def require_unchanged(
           a.b: 1 in the checkpoint, 2 now
     """
     before, now = dict(_flat(kept)), dict(_flat(found))
-    own = {name: value for change in changes for name, value in change.items()}
+    changed = {name: value for change in changes for name, value in change.items()}
     lines = [
-        f"  {name}: {_said(before, name)} in the checkpoint, {_said(now, name)} now"
+        f"  {name}: {_shown(before, name)} in the checkpoint, {_shown(now, name)} now"
         for name in sorted(before.keys() | now.keys())
-        if _said(before, name) != _said(now, name) and (name not in own or own[name] != now.get(name))
+        if _shown(before, name) != _shown(now, name)
+        and (name not in changed or changed[name] != now.get(name))
     ]
     if lines:
         raise ConfigError(
@@ -51,53 +52,57 @@ def require_unchanged(
 
 
 def reproducibility_warnings(
-    before: Mapping[str, str], *, threads: int, processes: int, settings: PretrainSettings
-) -> list[str]:
-    """What may keep a run that goes on from ending with the bits of one that never stopped.
+    before: Mapping[str, str], *, threads: int, processes: int, settings: PretrainSettings,
+    devices: tuple[str, str] = ("cpu", "cpu"),
+) -> list[str]:  # fmt: skip
+    """Reasons why a resumed run may end with other bits than one that was never stopped.
 
     Args:
-        before: The `versions` it began with.
-        threads: With which it began.
-        processes: Likewise.
+        before: The `versions` at the start of the run.
+        threads: Number of threads at its start.
+        processes: Number of processes at its start.
         settings: Of the run.
+        devices: Before, and from now on.
 
     Returns:
-        A sentence each; none where all is as it was.
+        A message each; none if nothing differs.
     """
-    others = [
+    differences = [
         f"{name} was {before[name]} and is {now}"
         for name, now in versions().items()
         if before.get(name, now) != now
     ]
     if torch.get_num_threads() != threads:
-        others.append(f"threads were {threads} and are {torch.get_num_threads()}")
+        differences.append(f"threads were {threads} and are {torch.get_num_threads()}")
+    if devices[0] != devices[1]:
+        differences.append(f"device was {devices[0]} and is {devices[1]}")
     now = current_process_group().world_size
-    groups = []
+    slices = []
     if processes != now and settings.batch_norm == "device":
-        words = (
+        slices.append(
             f"processes were {processes} and are {now}: each has batch norm over its own part of a batch, "
+            "and the parts are others from here on"
         )
-        groups.append(f"{words}and the parts are others from here on")
     elif processes != now:
-        others.append(f"processes were {processes} and are {now}")
-    return [f"{words}: numbers may differ in their last bits from here on" for words in others] + groups
+        differences.append(f"processes were {processes} and are {now}")
+    return [f"{one}: numbers may differ in their last bits from here on" for one in differences] + slices
 
 
 def extend_training(
     settings: PretrainSettings, epochs: float | None, done: int, notify: Callable[[str], None],
     *, is_finished: bool,
 ) -> PretrainSettings:  # fmt: skip
-    """The settings of a run that goes on, for longer where that is asked for.
+    """The settings of a resumed run, with a new length if one is given.
 
     Args:
         settings: Complete.
-        epochs: Its length in all from now on; None: as long as it was planned.
+        epochs: New length of the whole run; None: unchanged.
         done: Steps taken.
-        notify: Told where the schedule goes on.
-        is_finished: Whether its encoder is written, which comes after its last step.
+        notify: Called with a message about the new schedule.
+        is_finished: Whether its encoder has been written, which happens after its last step.
 
     Raises:
-        ConfigError: If it is finished, and no more epochs are asked for.
+        ConfigError: If the run is finished and epochs is not given.
         RangeError: If epochs is not above what was trained.
     """
     assert settings.steps is not None
@@ -105,35 +110,35 @@ def extend_training(
     if epochs is None:
         if is_finished and done >= settings.steps:
             raise ConfigError(
-                f"the run is finished after {settings.epochs:.4g} epochs; --epochs N, with more, trains on"
+                f"the run is finished after {settings.epochs:.4g} epochs; to train on, give more epochs"
             )
         return settings
     steps = round(settings.steps * epochs / settings.epochs) if 0 < epochs < math.inf else 0
     if steps <= done:
         raise RangeError(
-            f"--epochs {epochs:g} is not beyond the {settings.epochs * done / settings.steps:.4g} epochs "
+            f"epochs {epochs:g} is not beyond the {settings.epochs * done / settings.steps:.4g} epochs "
             "that are trained already; give more"
         )
     if steps != settings.steps:
         notify(
-            f"{settings.epochs:.4g} epochs become {epochs:g}: the learning rate goes on where a run of "
+            f"{settings.epochs:.4g} epochs become {epochs:g}: the learning rate continues where a run of "
             f"{epochs:g} epochs would be after {done} of {steps} steps"
         )
     return replace(settings, steps=steps, epochs=epochs, minutes=None)
 
 
 def double_chunks(settings: PretrainSettings, *, reason: str) -> PretrainSettings:
-    """The same steps in twice as many parts: the gradient is the whole batch's, to rounding.
+    """Settings with twice as many chunks: the gradient is that of the whole batch, to rounding.
 
     Args:
         settings: Resolved.
-        reason: Why, for the message.
+        reason: For the message.
 
     Returns:
         The settings.
 
     Raises:
-        OutOfMemoryError: If a batch cannot be cut any further.
+        OutOfMemoryError: If a batch cannot be cut into more chunks.
     """
     chunks = 2 * settings.chunks
     whole = "split batch norm" if settings.batch_norm == "split" else None
@@ -148,7 +153,7 @@ def double_chunks(settings: PretrainSettings, *, reason: str) -> PretrainSetting
             f"{reason}, though a batch of {settings.batch_size} is computed in {settings.chunks} parts; "
             "take a smaller network or dictionary"
         )
-    # with batch norm, parts drop their activations by themselves
+    # with batch norm, chunks recompute their activations anyway
     checkpointing = settings.checkpointing and settings.batch_norm == "layer"
     return replace(settings, chunks=chunks, checkpointing=checkpointing)
 
@@ -161,5 +166,5 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
             yield f"{above}{name}", value
 
 
-def _said(values: Mapping[str, Any], name: str) -> str:
+def _shown(values: Mapping[str, Any], name: str) -> str:
     return repr(values[name]) if name in values else "not there"

@@ -1,8 +1,8 @@
-"""From images and settings to the course of a run: of a new one, or of one that goes on."""
+"""`pretrain` and `resume`: from images and settings to a trained encoder and its folder."""
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from querykey.errors import (
     CollapseError,
     ConfigError,
     DataError,
+    MissingPathError,
     Notify,
     OutOfMemoryError,
     OutputError,
@@ -28,31 +29,37 @@ from querykey.errors import (
 )
 from querykey.io.atomic import check_new
 from querykey.lookup.lookup import IGNORE_LABEL
-from querykey.pretraining.checkpoint import KEPT, SAVE_SECONDS, Saving, latest_checkpoint
-from querykey.pretraining.loop import make_encoder
+from querykey.pretraining.autotune import autotune
+from querykey.pretraining.checkpoint import KEPT, SAVE_SECONDS, Checkpoint, Saving, latest_checkpoint
+from querykey.pretraining.images import train_val_split
 from querykey.pretraining.resume import double_chunks, extend_training
+from querykey.pretraining.run import TrainingRun, build_run
 from querykey.pretraining.saved_encoder import SavedEncoder
 from querykey.pretraining.settings.memory_plan import dictionary_concerns
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import PretrainSettings, asked_settings
-from querykey.pretraining.split import part
-from querykey.pretraining.trainer import Course, build_run
+from querykey.pretraining.trainer import Callback, Progress, Trainer
+from querykey.runs.pretrain_callbacks import (
+    CheckpointWriter,
+    DictionaryWarnings,
+    MetricsLog,
+    ProgressDisplay,
+    TensorBoard,
+)
 from querykey.runs.pretrain_folder import CHECKPOINTS, RunFolder
-from querykey.runs.pretrain_logger import RunLog, Shown, Watch
 
 __all__ = [
     "PretrainedRun",
-    "Shown",
     "decode",
-    "new_course",
+    "new_run",
     "pretrain",
     "read_images",
     "resume",
-    "same_course",
+    "resumed_device",
 ]
 
 DECODED = 224
-"""The size that images are decoded for where none is asked for."""
+"""The size that images are decoded for if none is given."""
 
 
 def read_images(source: Source | str | Path, **options: str | None) -> Source:
@@ -66,31 +73,31 @@ def read_images(source: Source | str | Path, **options: str | None) -> Source:
 
 
 def decode(source: Source, size: int | None, *, limit: int | None, workers: int, notify: Notify) -> Pixels:
-    """Their pixels, in memory where they fit.
+    """The pixels of images, in memory if they fit.
 
     Args:
         source: Images.
-        size: Pixels of a side that were asked for; None: nothing was.
+        size: Pixels of a side as given in the settings; None: not given.
         limit: Bytes that decoded images may take; None: a quarter of what is free.
         workers: Processes that decode images which do not fit in memory.
-        notify: Called with what is worth knowing.
+        notify: Called with warnings.
     """
     return read_pixels(source, size=size or DECODED, memory_limit=limit, workers=workers, notify=notify)
 
 
-def new_course(
-    asked: PretrainSettings, source: Source, pixels: Pixels, *, device: torch.device, begun: float,
+def new_run(
+    asked: PretrainSettings, source: Source, pixels: Pixels, *, device: torch.device, started_at: float,
     notify: Notify,
-) -> Course:  # fmt: skip
-    """Choose and measure what was left open, and put a run together.
+) -> TrainingRun:  # fmt: skip
+    """Resolve, measure, then build.
 
     Args:
         asked: Settings as they were given.
         source: Images.
         pixels: Of them.
-        device: Where to train.
-        begun: `time.monotonic()` when the user began to wait.
-        notify: Called with what is worth knowing.
+        device: On which it trains.
+        started_at: `time.monotonic()` at the start of the command.
+        notify: Called with warnings.
 
     Returns:
         A run before its first step.
@@ -106,53 +113,33 @@ def new_course(
     held_out, labels = resolve(len(pixels)).held_out, _labels(source, pixels)
     if asked.method == "xbm" and (labels is None or not bool((labels != IGNORE_LABEL).any())):
         raise ConfigError(
-            f"xbm learns from labels, and {source.name} has none: name them with --label-column, or take "
+            f"xbm learns from labels, and {source.name} has none: name them with label_column, or take "
             "moco, which needs none"
         )
-    split_data = part(pixels.ids, labels, held_out=held_out, seed=asked.seed)
-    trained_on = len(split_data.train)
-    settings = replace(resolve(trained_on), held_out=held_out)
-    if settings.batch_size < asked.batch_size:
-        notify(f"{trained_on} images to train on: lowered batch_size {asked.batch_size} to all of them")
+    split_data = train_val_split(pixels.ids, labels, held_out=held_out, seed=asked.seed)
+    count = len(split_data.train)
+    resolved = replace(resolve(count), held_out=held_out)
+    if resolved.batch_size < asked.batch_size:
+        notify(f"{count} images to train on: lowered batch_size {asked.batch_size} to all of them")
     while True:
-        encoder = make_encoder(settings, channels=pixels.channels, processes=processes)
         try:
-            course = build_run(
-                encoder, settings, pixels, split_data, device=device, begun=begun, processes=processes
+            tuned = autotune(
+                resolved, pixels, split_data, device=device, started_at=started_at, processes=processes
             )
+            run = build_run(
+                tuned.settings, pixels, split_data, device=device, start=tuned.start,
+                calibration=tuned.calibration, processes=processes,
+            )  # fmt: skip
             break
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or processes.world_size > 1:
                 raise
-            settings = double_chunks(settings, reason="a step needs more memory than there is")
-        gc.collect()  # what the trial had made refers to itself
-        notify(f"the memory is too small for a whole batch: steps are computed in {settings.chunks} parts")
-    for words in dictionary_concerns(course.settings, items=trained_on, steps=course.steps):
-        notify(words)
-    return course
-
-
-def same_course(
-    settings: PretrainSettings, source: Source, pixels: Pixels, *, device: torch.device, begun: float
-) -> Course:
-    """Put the run of some settings together again; its state is to be restored.
-
-    Args:
-        settings: Complete.
-        source: Images.
-        pixels: Of them.
-        device: Where to train.
-        begun: `time.monotonic()` when the user began to wait.
-
-    Returns:
-        A run whose weights are those before its first step, or any others where it began from given ones.
-    """
-    split_data = part(pixels.ids, _labels(source, pixels), held_out=settings.held_out, seed=settings.seed)
-    processes = current_process_group()
-    encoder = make_encoder(replace(settings, init=None), channels=pixels.channels, processes=processes)
-    return build_run(
-        encoder, settings, pixels, split_data, device=device, begun=begun, measure=False, processes=processes
-    )
+            resolved = double_chunks(resolved, reason="a step needs more memory than there is")
+        gc.collect()  # the trial's modules form reference cycles
+        notify(f"the memory is too small for a whole batch: steps are computed in {resolved.chunks} parts")
+    for message in dictionary_concerns(run.settings, items=count, steps=run.steps):
+        notify(message)
+    return run
 
 
 def _labels(source: Source, pixels: Pixels) -> Tensor | None:
@@ -161,13 +148,14 @@ def _labels(source: Source, pixels: Pixels) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class PretrainedRun:
-    """What a pretraining leaves.
+    """The result of a pretraining.
 
     Args:
         encoder: The pretrained encoder.
         settings: Complete: every choice that was made or measured.
-        report: Steps, seconds, share of the time that views took, what the monitors saw first and last.
-        folder: Where it is; None where no folder was asked for.
+        report: Steps, seconds, share of the time that views took, metrics before the first step and after the
+            last.
+        folder: Of the run; None if none was asked for.
         is_finished: Whether all steps were taken.
     """
 
@@ -192,15 +180,16 @@ def pretrain(
     memory_limit: int | None = None,
     save_every: float = SAVE_SECONDS,
     keep: int = KEPT,
-    told: Callable[[Shown], None] | None = None,
     notify: Notify | None = None,
-    begin: Callable[[Course], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+    on_fit_start: Callable[[TrainingRun], None] | None = None,
+    on_step_end: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> PretrainedRun:
     """Pretrain an encoder from images, without using their labels ("xbm" alone learns from them).
 
-    Otherwise labels, where there are any, only serve the online kNN on held-out images and the count of
+    Otherwise labels, if there are any, are used for the online kNN on validation images and for the number of
     false negatives.
 
     Args:
@@ -211,14 +200,15 @@ def pretrain(
         label_column: As `read_source` takes it; column and split too.
         column: The images.
         split: The part to train on.
-        device: Where to train.
+        device: On which to train.
         workers: Processes that decode images which do not fit in memory.
         memory_limit: Bytes that decoded images may take; None: a quarter of what is free.
         save_every: Seconds between two checkpoints; 0: one after each step. It changes no number.
-        keep: How many checkpoints are kept.
-        told: Called after each step with how far the run is.
-        notify: Called with what is worth knowing.
-        begin: Called once before the first step, with everything that was chosen.
+        keep: Number of checkpoints that are kept.
+        notify: Called with warnings.
+        callbacks: Hooks of the training loop.
+        on_fit_start: Called with the run, once everything is chosen and before its folder is made.
+        on_step_end: Called after each step.
         stop: Asked after each step; if it says True, the state is saved and the run ends there.
         **settings: Fields of `PretrainSettings`, such as minutes, backbone or batch_size.
 
@@ -229,150 +219,230 @@ def pretrain(
         SourceError: If there are no images.
         ConfigError: If a setting does not exist or contradicts another.
         RangeError: If a number is outside its range.
-        CollapseError: If the loss stops being a number or the embeddings collapse; the last good state
-            is kept in the folder.
-        OutOfMemoryError: If a step does not fit the memory, in however many parts.
-        OutputExistsError: If something is at `out`.
+        CollapseError: If the loss is not finite or the embeddings collapse; the last good state is kept in
+            the folder.
+        OutOfMemoryError: If a step does not fit into memory, in however many chunks.
+        OutputExistsError: If `out` exists.
     """
-    begun = time.monotonic()
-    watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
+    started_at, notify = time.monotonic(), notify or _ignore
     asked, saving = asked_settings(method, preset, settings), Saving(seconds=save_every, keep=keep)
     place = usable_device(device)
     if out is not None and current_process_group().is_main_process:
         check_new(out)
     data = read_images(source, column=column, label_column=label_column, split=split)
-    pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=watch.notify)
-    course = new_course(asked, data, pixels, device=place, begun=begun, notify=watch.notify)
-    if begin is not None:
-        begin(course)
-    at = None if isinstance(source, Source) else {
-        "spec": str(source), "column": column, "label_column": label_column, "split": split,
-    }  # fmt: skip
-    path = None if out is None else Path(out)
-    folder = _new_folder(
-        path, course, source=data, at=at, asked=asked, saving=saving, device=place, begun=begun
-    )
-    with nullcontext() if folder is None else folder.kept_for_writing():
-        return _train(course, folder, watch, path=path, start=0, begun=begun)
-
-
-def _new_folder(
-    path: Path | None, course: Course, *, device: torch.device, begun: float, **about: Any
-) -> RunFolder | None:
-    """The folder of a run that begins, for the process that writes."""
-    state = course.learner.tensors()  # of all processes
-    if path is None or not current_process_group().is_main_process:
-        return None
-    own = (
-        str(device) if current_process_group().world_size == 1 else device.type
-    )  # each takes its own of them
-    return RunFolder.new(path, course, state, device=own, seconds=time.monotonic() - begun, **about)
+    pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=notify)
+    run = new_run(asked, data, pixels, device=place, started_at=started_at, notify=notify)
+    if on_fit_start is not None:
+        on_fit_start(run)
+    columns = {"column": column, "label_column": label_column, "split": split}
+    path, at = None if out is None else Path(out), _at(source, columns)
+    state = run.learner.tensors()  # on all processes: shards go to the main process
+    folder = None
+    if path is not None and current_process_group().is_main_process:
+        folder = RunFolder.new(
+            path, run, state, source=data, at=at, asked=asked, device=_device_name(place), saving=saving,
+            seconds=time.monotonic() - started_at,
+        )  # fmt: skip
+    del state
+    trainer = Trainer(
+        run, [*_callbacks(folder, notify), *callbacks, ProgressDisplay(on_step=on_step_end)],
+        started_at=started_at, stop=stop or _never, save_every=saving.seconds,
+        checkpoints=None if path is None else path / CHECKPOINTS,
+    )  # fmt: skip
+    with nullcontext() if folder is None else folder.lock():
+        return _fit(trainer, folder, path)
 
 
 def resume(
     folder: str | Path,
+    source: Source | str | Path | None = None,
     *,
     epochs: float | None = None,
+    device: str | None = None,
     workers: int = 2,
     memory_limit: int | None = None,
     save_every: float | None = None,
-    told: Callable[[Shown], None] | None = None,
     notify: Notify | None = None,
-    begin: Callable[[Course], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+    on_fit_start: Callable[[TrainingRun], None] | None = None,
+    on_step_end: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> PretrainedRun:
-    """Go on with a run that was stopped, or train a finished one on for more epochs.
+    """Resume a run that was stopped, or train a finished one for more epochs.
 
     A stopped run ends with the same bits as one that was never stopped, on the same machine with the
     same number of threads. With more epochs the schedule is that of the longer run from here on.
 
     Args:
         folder: Of the run.
-        epochs: Its new length in all, longer than it was; None: as long as it was planned.
-        workers: As for `pretrain`; memory_limit, told, notify, begin and stop too.
+        source: Its images, if they are not where they were; they must be the same, by their fingerprint.
+        epochs: New length of the whole run, longer than it was; None: unchanged.
+        device: On which to train; None: as before.
+        workers: As for `pretrain`; memory_limit, notify, callbacks, on_fit_start, on_step_end and stop too.
         memory_limit: Bytes.
         save_every: Seconds between two checkpoints; None: as before.
-        told: Called after each step.
-        notify: Called with what is worth knowing.
-        begin: Called once before the first step.
+        notify: Called with warnings.
+        callbacks: Hooks of the training loop.
+        on_fit_start: Called with the run before its first step.
+        on_step_end: Called after each step.
         stop: Asked after each step.
 
     Returns:
         The run.
 
     Raises:
-        MissingPathError: If there is no run, or its images are gone.
+        MissingPathError: If there is no run, or its images are not where they were.
         StoreError: If it is damaged.
-        ConfigError: If it is finished and no more epochs are asked for, or settings or images have changed.
+        ConfigError: If it is finished and epochs is not given, settings or images have changed, or there is
+            no such device.
         RangeError: If epochs is not above what was trained.
         OutputError: If another process is training it.
     """
-    begun = time.monotonic()
-    watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
-    run = RunFolder.read(Path(folder))
-    with run.kept_for_writing() if current_process_group().is_main_process else nullcontext():
-        return _go_on(
-            run, watch, begin, begun=begun, epochs=epochs, workers=workers, memory_limit=memory_limit,
-            save_every=save_every,
+    started_at, notify = time.monotonic(), notify or _ignore
+    stored = RunFolder.read(Path(folder))
+    with stored.lock() if current_process_group().is_main_process else nullcontext():
+        checkpoint, is_finished = latest_checkpoint(stored.path / CHECKPOINTS), stored.is_finished
+        stored.require_unchanged(checkpoint.about)
+        is_main_process = current_process_group().is_main_process
+        for damaged in checkpoint.skipped:
+            notify(f"a newer checkpoint is damaged and left out: {damaged}")
+        place = resumed_device(stored, device)
+        if is_main_process:
+            stored.prepare_resume(save_every=save_every)
+            for message in stored.reproducibility_warnings(_device_name(place)):
+                notify(message)
+        data = _resumed_images(stored, source)
+        settings = extend_training(stored.settings, epochs, checkpoint.step, notify, is_finished=is_finished)
+        pixels = decode(data, stored.decoded_size, limit=memory_limit, workers=workers, notify=notify)
+        run, before = _restored(stored, settings, data, pixels, checkpoint, place)
+        metrics = dict(run.start)
+        if is_main_process:
+            metrics |= stored.cut_records(checkpoint.step)
+            columns = {} if source is None or stored.described["data"]["at"] is None else _columns(stored)
+            stored.move(
+                at=None if source is None else _at(source, columns), device=_device_name(place),
+                step=checkpoint.step,
+            )  # fmt: skip
+            stored.change(settings, step=checkpoint.step)
+            if on_fit_start is not None:
+                on_fit_start(run)
+        written = stored if is_main_process else None
+        trainer = Trainer(
+            run, [*_callbacks(written, notify), *callbacks, ProgressDisplay(on_step=on_step_end)],
+            start=checkpoint.step, metrics=metrics, seconds=before, started_at=started_at,
+            stop=stop or _never, save_every=stored.saving.seconds, checkpoints=stored.path / CHECKPOINTS,
         )  # fmt: skip
+        return _fit(trainer, written, stored.path)
 
 
-def _go_on(
-    run: RunFolder, watch: Watch, begin: Callable[[Course], None] | None, *, begun: float,
-    epochs: float | None, workers: int, memory_limit: int | None, save_every: float | None,
-) -> PretrainedRun:  # fmt: skip
-    checkpoint, is_finished = latest_checkpoint(run.path / CHECKPOINTS), run.is_finished
-    run.require_unchanged(checkpoint.about)
-    is_main_process = current_process_group().is_main_process
-    for damaged in checkpoint.skipped:
-        watch.notify(f"a newer checkpoint is damaged and left out: {damaged}")
-    for words in run.go_on(save_every=save_every) if is_main_process else []:
-        watch.notify(words)
-    data = read_images(run.at["spec"], **{k: run.at[k] for k in ("column", "label_column", "split")})
-    if data.fingerprint != run.fingerprint:
-        raise ConfigError(
-            f"{run.at['spec']} has changed since the run began; give it back as it was, or start a new run"
-        )
-    settings = extend_training(run.settings, epochs, checkpoint.step, watch.notify, is_finished=is_finished)
-    pixels = decode(data, run.decoded_size, limit=memory_limit, workers=workers, notify=watch.notify)
-    course = same_course(settings, data, pixels, device=usable_device(run.device), begun=begun)
+def resumed_device(stored: RunFolder, device: str | None) -> torch.device:
+    """The device of a resumed run.
+
+    Args:
+        stored: The folder of the run.
+        device: As given; None: that of the run.
+
+    Raises:
+        ConfigError: If there is no such device on this machine.
+    """
     try:
-        course.learner.restore_(checkpoint.tensors)
-        course.start, before = dict(checkpoint.about["start"]), float(checkpoint.about["seconds"])
+        return usable_device(device or stored.device)
+    except ConfigError as error:
+        if device is not None:
+            raise
+        raise ConfigError(
+            f"{stored.path} was trained on {stored.device}: {error}; name another: querykey resume "
+            f"{stored.path} --device DEVICE"
+        ) from error
+
+
+def _resumed_images(stored: RunFolder, source: Source | str | Path | None) -> Source:
+    """The images of a run, from where they are now; the fingerprint decides whether they are the same."""
+    if isinstance(source, Source):
+        data = source
+    elif source is not None:
+        data = read_images(source, **({} if stored.described["data"]["at"] is None else _columns(stored)))
+    else:
+        try:
+            data = read_images(stored.at["spec"], **_columns(stored))
+        except MissingPathError as error:
+            raise MissingPathError(
+                f"{stored.path}: its images are not at {stored.at['spec']} any more; name the place "
+                f"where they are now: querykey resume {stored.path} --data SOURCE"
+            ) from error
+    if data.fingerprint != stored.fingerprint:
+        name = stored.at["spec"] if source is None else data.name
+        raise ConfigError(
+            f"{name} is not what the run was trained on: its fingerprint has changed; give the images as "
+            "they were, or start a new run"
+        )
+    return data
+
+
+def _restored(
+    stored: RunFolder, settings: PretrainSettings, data: Source, pixels: Pixels, checkpoint: Checkpoint,
+    device: torch.device,
+) -> tuple[TrainingRun, float]:  # fmt: skip
+    """The run after the steps of a checkpoint, whose tensors are removed, and the seconds it has taken."""
+    labels = _labels(data, pixels)
+    split_data = train_val_split(pixels.ids, labels, held_out=settings.held_out, seed=settings.seed)
+    run = build_run(
+        settings, pixels, split_data, device=device, is_restored=True, processes=current_process_group()
+    )
+    try:
+        run.learner.restore_(checkpoint.tensors)
+        start, seconds = dict(checkpoint.about["start"]), float(checkpoint.about["seconds"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise StoreError(
-            f"{run.path}: the checkpoint after step {checkpoint.step} does not fit the settings in run.json; "
-            "one of them was changed"
+            f"{stored.path}: the checkpoint after step {checkpoint.step} does not fit the settings in "
+            "run.json; one of them was changed"
         ) from error
-    checkpoint.tensors.clear()  # what is trained has them now
-    if not is_main_process:  # the first tells and writes
-        return _train(course, None, watch, path=run.path, start=checkpoint.step, begun=begun, before=before)
-    seen = run.cut_records(checkpoint.step)
-    run.change(settings, step=checkpoint.step)
-    if begin is not None:
-        begin(course)
-    return _train(
-        course, run, watch, path=run.path, start=checkpoint.step, begun=begun, before=before, seen=seen
-    )
+    checkpoint.tensors.clear()
+    return replace(run, start=start), seconds
 
 
-def _train(
-    course: Course, folder: RunFolder | None, watch: Watch, *, path: Path | None, start: int, begun: float,
-    before: float = 0.0, seen: dict[str, Any] | None = None,
-) -> PretrainedRun:  # fmt: skip
-    """The steps that are left, and what is written while they are taken, where this process writes."""
-    log = RunLog(course, folder, watch, begun=begun, before=before)
-    log.seen |= seen or {}
-    if folder is not None and start == 0:
-        folder.record("look", step=0, **log.seen)
+def _at(source: Source | str | Path, columns: dict[str, str | None]) -> dict[str, str | None] | None:
+    return None if isinstance(source, Source) else {"spec": str(source), **columns}
+
+
+def _columns(stored: RunFolder) -> dict[str, str | None]:
+    return {name: stored.at[name] for name in ("column", "label_column", "split")}
+
+
+def _device_name(device: torch.device) -> str:
+    # each of several processes has another number
+    return str(device) if current_process_group().world_size == 1 else device.type
+
+
+def _ignore(_: str) -> None:
+    """For a caller who wants no warnings."""
+
+
+def _never() -> bool:
+    """For a run that nobody stops."""
+    return False
+
+
+def _callbacks(folder: RunFolder | None, notify: Notify) -> list[Callback]:
+    writers: list[Callback] = []
+    if folder is not None:
+        writers = [MetricsLog(folder), TensorBoard(folder), CheckpointWriter(folder)]
+    return [*writers, DictionaryWarnings(notify)]
+
+
+def _fit(trainer: Trainer, folder: RunFolder | None, path: Path | None) -> PretrainedRun:
+    """Train; write the encoder after the last step, on the main process."""
     try:
-        done = log.train(start)
+        done = trainer.fit()
     except (CollapseError, DataError, OutOfMemoryError, OutputError) as error:
-        raise type(error)(f"{error}{log.kept()}") from error
-    finally:
-        log.close()
-    saved = course.saved(log.report(done))
-    if folder is not None and done == course.steps:
+        if folder is None:
+            raise
+        kept = latest_checkpoint(folder.path / CHECKPOINTS).step
+        message = f"{error}; the state after step {kept} is kept in {folder.path}"
+        raise type(error)(message) from error
+    run = trainer.run
+    saved = run.saved_encoder(trainer.report())
+    if folder is not None and done == run.steps:
         folder.finish(saved)
-    current_process_group().barrier()  # none goes on before the first has written
-    return PretrainedRun(saved, course.settings, saved.report, path, done == course.steps)
+    current_process_group().barrier()  # no process reads the encoder before it is written
+    return PretrainedRun(saved, run.settings, saved.report, path, done == run.steps)

@@ -1,4 +1,4 @@
-"""The folder of a pretraining: what was chosen, records, checkpoints, and in the end the encoder."""
+"""The folder of a pretraining run: settings, records, checkpoints, and in the end the encoder."""
 
 import json
 from collections.abc import Mapping
@@ -16,19 +16,18 @@ from querykey.errors import MissingPathError, QuerykeyError, StoreError
 from querykey.io.atomic import new_folder
 from querykey.io.durable import file_lock, raises_store_error, remove_temp_files, sync_file, write_aside
 from querykey.io.records import Records, versions
-from querykey.io.tensorboard import TensorBoardLogger
 from querykey.pretraining.checkpoint import Saving, write_checkpoint
 from querykey.pretraining.resume import reproducibility_warnings, require_unchanged
+from querykey.pretraining.run import TrainingRun
 from querykey.pretraining.saved_encoder import SavedEncoder, put_encoder, put_untrained, read_encoder
 from querykey.pretraining.settings.settings import PretrainSettings
-from querykey.pretraining.trainer import Course
 
-__all__ = ["CHECKPOINTS", "RUN", "RunFolder", "is_pretraining"]
+__all__ = ["BOARD", "CHECKPOINTS", "RUN", "RunFolder", "is_pretraining"]
 
 RUN, METRICS, CHECKPOINTS, BOARD = "run.json", "metrics.jsonl", "checkpoints", "tensorboard"
 FORMAT, VERSION = "querykey pretraining", 1
 _FIXED = ("settings", "asked", "views", "device", "threads")
-"""What the numbers of a run follow from, beside its images."""
+"""What the numbers of a run depend on, in addition to its images."""
 
 
 @dataclass(eq=False)
@@ -45,35 +44,34 @@ class RunFolder:
 
     def __post_init__(self) -> None:
         self._records = Records(self.path / METRICS)
-        self._board = TensorBoardLogger(self.path / BOARD)
 
     @classmethod
     def new(
-        cls, path: Path, course: Course, state: Mapping[str, Tensor], *, source: Source,
+        cls, path: Path, run: TrainingRun, state: Mapping[str, Tensor], *, source: Source,
         at: dict[str, Any] | None, asked: PretrainSettings, device: str, saving: Saving, seconds: float,
     ) -> "RunFolder":  # fmt: skip
-        """Make the folder of a run that begins, with the state before its first step.
+        """Make the folder of a new run, with the state before its first step.
 
-        It is there whole, and can be gone on from, or is not there.
+        The folder appears complete, so that the run can be resumed from it, or not at all.
 
         Args:
-            path: Must not be there yet.
-            course: The run.
-            state: Of its learner, whole.
+            path: Must not exist.
+            run: The run.
+            state: Of its learner, complete.
             source: Its images.
-            at: How the user named them; None where they were handed over as an object.
+            at: Path or name of the images, with column and split; None if they were given as an object.
             asked: The settings as they were given.
-            device: Where it runs.
+            device: On which it trains.
             saving: How often the state is saved.
-            seconds: That the user has waited so far.
+            seconds: Since the start of the command.
         """
-        found = course.calibration
+        found = run.calibration
         described = {
             "format": FORMAT, "version": VERSION,
-            "asked": asked.as_dict(), "settings": course.settings.as_dict(), "changes": [],
-            "views": [asdict(one) for one in course.images.views],
+            "asked": asked.as_dict(), "settings": run.settings.as_dict(), "changes": [],
+            "views": [asdict(one) for one in run.images.views],
             "data": {"at": _absolute(at), "name": source.name, "fingerprint": source.fingerprint,
-                     "images": len(course.images.pixels), "trained_on": len(course.split_data.train)},
+                     "images": len(run.images.pixels), "trained_on": len(run.split_data.train)},
             "device": device, "threads": torch.get_num_threads(),
             "processes": current_process_group().world_size, "saving": asdict(saving),
             "calibration": None if found is None else asdict(found),
@@ -82,13 +80,13 @@ class RunFolder:
         with new_folder(path) as tmp_path:
             folder = cls(tmp_path, described)
             folder._write()
-            put_untrained(course.untrained, tmp_path)
-            folder.save(0, course, state, seconds=seconds)
+            put_untrained(run.untrained, tmp_path)
+            folder.save(0, run, state, seconds=seconds)
         return cls(path, described)
 
     @classmethod
     def read(cls, path: Path) -> "RunFolder":
-        """The folder of a run that was begun.
+        """The folder of an existing run.
 
         Raises:
             MissingPathError: If there is none.
@@ -100,9 +98,7 @@ class RunFolder:
         with raises_store_error(str(file), "start a new run"):
             described = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(described, dict) or described.get("format") != FORMAT:
-                raise StoreError(
-                    f"{path}: this is not the run of a pretraining, so it cannot be gone on with"
-                )
+                raise StoreError(f"{path}: this is not the run of a pretraining, so it cannot be resumed")
             if described["version"] != VERSION:
                 raise StoreError(
                     f"{path}: written as version {described['version']}; this querykey reads {VERSION}"
@@ -122,7 +118,7 @@ class RunFolder:
 
     @property
     def decoded_size(self) -> int | None:
-        """The image size that was asked for: what was decoded follows from it. None: none."""
+        """The image size in the settings as given, which images are decoded for; None: not given."""
         size = self.described["asked"]["image_size"]
         return None if size is None else int(size)
 
@@ -133,27 +129,27 @@ class RunFolder:
 
     @property
     def device(self) -> str:
-        """Where the run began."""
+        """On which the run trains."""
         return str(self.described["device"])
 
     @property
     def threads(self) -> int:
-        """With which the run began."""
+        """Number of threads at the start of the run."""
         return int(self.described["threads"])
 
     @property
     def processes(self) -> int:
-        """How many it began with."""
+        """Number of processes at the start of the run."""
         return int(self.described.get("processes", 1))
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of what it began with, by name."""
+        """Versions of the packages at the start of the run, by name."""
         return {str(name): str(value) for name, value in self.described.get("versions", {}).items()}
 
     @property
     def changes(self) -> list[dict[str, Any]]:
-        """Settings that the run has changed itself, and from which step on."""
+        """Settings that have changed since the start, with the step from which on they hold."""
         return [dict(change) for change in self.described.get("changes", [])]
 
     @property
@@ -163,57 +159,55 @@ class RunFolder:
 
     @property
     def at(self) -> dict[str, Any]:
-        """How the images were named.
+        """Path or name of the images, with columns and split.
 
         Raises:
-            StoreError: If they were handed over as an object, which has no name.
+            StoreError: If they were given as an object, which has no name.
         """
         at = self.described["data"]["at"]
         if at is None:
             raise StoreError(
-                f"{self.path}: its images came as an object, not by a path or name, so they cannot be read "
-                "again; pretrain from a path to be able to go on"
+                f"{self.path}: its images were given as an object, not by a path or name, so they cannot be "
+                f"read again; name them: querykey resume {self.path} --data SOURCE"
             )
         named = {n: None if at[n] is None else str(at[n]) for n in ("column", "label_column", "split")}
         return {"spec": str(at["spec"]), **named}
 
     def record(self, kind: str, **numbers: Any) -> None:
-        """Keep numbers of a step, and show them to TensorBoard where that is installed."""
+        """Append the numbers of a step to metrics.jsonl."""
         self._records.append(kind, **numbers)
-        self._board.show(kind, numbers)
 
     def cut_records(self, step: int) -> dict[str, Any]:
-        """Forget what was recorded after a step: a run that goes on from there records it again.
+        """Remove the records after a step: a run that is resumed there records them again.
 
         Args:
             step: Steps taken.
 
         Returns:
-            What the monitors saw last before it; empty if nothing.
+            The metrics of the last evaluation before it; empty if there is none.
         """
-        with raises_store_error(str(self.path / METRICS), "take out the line that is no record of a step"):
+        with raises_store_error(str(self.path / METRICS), "remove the line that is not the record of a step"):
             kept = [record for record in self._records.read() if record["step"] <= step]
         lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in kept]
         write_aside(self.path / METRICS, lines)
         self._records = Records(self.path / METRICS)
-        self._board.gone_on_from = step
         looks = [record for record in kept if record["kind"] == "look"]
         last = looks[-1] if looks else {}
         return {name: value for name, value in last.items() if name not in ("kind", "step")}
 
-    def kept_for_writing(self) -> AbstractContextManager[None]:
-        """While this lasts no other process may write here.
+    def lock(self) -> AbstractContextManager[None]:
+        """A lock: while it is held no other process may write to the folder.
 
         Raises:
-            OutputError: If another process does.
+            OutputError: If another process holds it.
         """
         return file_lock(self.path / CHECKPOINTS / "lock")
 
     def require_unchanged(self, about: dict[str, Any]) -> None:
-        """See that a run that goes on is the same run.
+        """Check that run.json is that of the checkpoint.
 
         Args:
-            about: What the checkpoint says that it goes on from.
+            about: Of the checkpoint.
 
         Raises:
             ConfigError: If settings were changed since that checkpoint.
@@ -222,26 +216,51 @@ class RunFolder:
         if "run" in about:  # checkpoints of the first version have none
             require_unchanged(about["run"], found, self.changes, where=str(self.path / RUN))
 
-    def go_on(self, *, save_every: float | None) -> list[str]:
-        """Make the folder ready for a run that goes on.
+    def prepare_resume(self, *, save_every: float | None) -> None:
+        """Remove temporary files, and write down how often the state is saved from now on.
 
         Args:
-            save_every: Seconds between two checkpoints from now on; None: as before.
-
-        Returns:
-            What may keep the run from ending with the bits of one that never stopped; a sentence each.
+            save_every: Seconds between two checkpoints; None: as before.
         """
         if save_every is not None:
             self.described["saving"] = asdict(Saving(seconds=save_every, keep=self.saving.keep))
             self._write()
         for folder in (self.path, self.path / CHECKPOINTS):
             remove_temp_files(folder)
+
+    def reproducibility_warnings(self, device: str) -> list[str]:
+        """Reasons why a resumed run may end with other bits than one that was never stopped.
+
+        Args:
+            device: On which it trains from now on.
+
+        Returns:
+            A message each.
+        """
         return reproducibility_warnings(
-            self.versions, threads=self.threads, processes=self.processes, settings=self.settings
-        )
+            self.versions, threads=self.threads, processes=self.processes, settings=self.settings,
+            devices=(self.device, device),
+        )  # fmt: skip
+
+    def move(self, *, at: dict[str, Any] | None, device: str, step: int) -> None:
+        """Write down where the images are and on which device the run trains from a step on.
+
+        Args:
+            at: Path or name of the images, with columns and split; None: as before.
+            device: As torch names it.
+            step: Steps taken.
+        """
+        found = self.described["data"]["at"] if at is None else _absolute(at)
+        if found == self.described["data"]["at"] and device == self.device:
+            return
+        self.described["data"]["at"] = found
+        if device != self.device:
+            self.described["changes"] = [*self.changes, {"step": step, "device": device}]
+            self.described["device"] = device
+        self._write()
 
     def change(self, settings: PretrainSettings, *, step: int) -> None:
-        """Write down settings that are others from a step on.
+        """Write down settings that change from a step on.
 
         Args:
             settings: From now on.
@@ -256,34 +275,30 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the encoder is there whole, after all steps."""
+        """Whether the encoder has been written, after all steps."""
         try:
             saved = read_encoder(self.path)
         except QuerykeyError:
             return False
         return bool(saved.report.get("steps_taken") == self.settings.steps)
 
-    def save(self, step: int, course: Course, state: Mapping[str, Tensor], *, seconds: float) -> None:
-        """Write a checkpoint; what was recorded before is on the disk when it is."""
+    def save(self, step: int, run: TrainingRun, state: Mapping[str, Tensor], *, seconds: float) -> None:
+        """Write a checkpoint, after the records before it have reached the disk."""
         sync_file(self.path / METRICS)
-        fixed = {name: self.described.get(name) for name in _FIXED} | {"settings": course.settings.as_dict()}
-        about = {"start": course.start, "seconds": seconds, "run": fixed}
+        fixed = {name: self.described.get(name) for name in _FIXED} | {"settings": run.settings.as_dict()}
+        about = {"start": dict(run.start), "seconds": seconds, "run": fixed}
         write_checkpoint(self.path / CHECKPOINTS, step, state, about, keep=self.saving.keep)
 
     def finish(self, saved: SavedEncoder) -> None:
-        """Write the encoder; with it the folder is a model."""
+        """Write the encoder, which makes the folder a model."""
         put_encoder(saved, self.path)
-
-    def close(self) -> None:
-        """Let go of what is open, when the run ends in whatever way."""
-        self._board.close()
 
     def _write(self) -> None:
         write_aside(self.path / RUN, [json.dumps(self.described, indent=2).encode() + b"\n"])
 
 
 def is_pretraining(path: str | Path) -> bool:
-    """Whether a folder is a pretraining, finished or not."""
+    """Whether a folder is that of a pretraining run, finished or not."""
     file = Path(path) / RUN
     if not file.is_file():
         return False

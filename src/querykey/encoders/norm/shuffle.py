@@ -9,7 +9,7 @@ from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError, RangeError, ShapeError
 from querykey.types import Rows
 
-__all__ = ["encode_shuffled", "spread_order"]
+__all__ = ["encode_shuffled", "in_order", "key_order", "shuffled", "spread_order"]
 
 
 def encode_shuffled(
@@ -63,11 +63,45 @@ def encode_shuffled(
         assert generator is not None
         permutation = torch.randperm(processes.total(images), generator=generator, device=generator.device)
     total = len(images) if processes.world_size == 1 else len(permutation)
+    keys = encode(shuffled(images, permutation, processes))
+    return in_order(processes.all_gather_with_grad(keys, total), permutation)
+
+
+def shuffled(images: Tensor, permutation: Tensor, processes: ProcessGroup = SINGLE_PROCESS) -> Tensor:
+    """This process's slice of the permuted batch: the first half of `encode_shuffled`.
+
+    Args:
+        images: [images, channels, height, width]: this process's slice of the batch.
+        permutation: Of 0 to the number of images of all processes, less 1.
+        processes: Their images are gathered.
+
+    Returns:
+        The images that this process encodes.
+
+    Raises:
+        ShapeError: If the permutation has another length than the batch.
+        RangeError: If it is not a permutation.
+    """
+    total = len(images) if processes.world_size == 1 else len(permutation)
     _require_permutation(permutation, total)
     order = permutation.to(images.device)
-    every = processes.all_gather_with_grad(images, total)
-    keys = encode(every[order[processes.local_slice(total)]])
-    return processes.all_gather_with_grad(keys, total)[order.argsort()]
+    if processes.world_size == 1:
+        return images[order]
+    gathered = processes.all_gather_with_grad(images, total)
+    return gathered[order[processes.local_slice(total)]]
+
+
+def in_order(rows: Rows, permutation: Tensor) -> Rows:
+    """Undo the permutation: the second half of `encode_shuffled`.
+
+    Args:
+        rows: Of all processes, in the order of the permutation [images, dim].
+        permutation: As given to `shuffled`.
+
+    Returns:
+        [images, dim]; row i is that of image i.
+    """
+    return rows[permutation.to(rows.device).argsort()]
 
 
 def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tensor:
@@ -101,6 +135,33 @@ def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tenso
     drawn = torch.rand(groups, rows // groups, generator=generator).argsort(dim=1)
     within = drawn + torch.arange(groups)[:, None] * (rows // groups)
     return within[torch.randperm(groups, generator=generator)].T.reshape(-1)
+
+
+def key_order(
+    norm: str, *, groups: int, world_size: int
+) -> Callable[[int, torch.Generator], Tensor | None] | None:
+    """How the permutation of a step is drawn, for a kind of batch norm.
+
+    Args:
+        norm: "device", "split", "global" or "layer".
+        groups: Of split batch norm.
+        world_size: Number of processes.
+
+    Returns:
+        (rows, generator) to a permutation; None if the order of the keys makes no difference, so that no
+        images need to be sent to other processes.
+    """
+    if world_size > 1 and norm in ("global", "layer"):
+        return None
+
+    def draw(rows: int, generator: torch.Generator) -> Tensor:
+        if norm == "split":
+            return spread_order(rows, groups=groups, generator=generator)
+        if world_size > 1 and rows % world_size == 0:  # each process is a group
+            return spread_order(rows, groups=world_size, generator=generator)
+        return torch.randperm(rows, generator=generator)
+
+    return draw
 
 
 def _require_permutation(permutation: Tensor, total: int) -> None:

@@ -47,14 +47,14 @@ def statistics_of(rows: Tensor) -> Statistics:
     count = rows.numel() // rows.shape[1]
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     mean, variance = torch.zeros(2, rows.shape[1], dtype=dtype, device=rows.device).unbind()
-    if count == 1:
+    if count == 1:  # the unbiased variance that torch gives would be 0 / 0
         return Statistics(1, rows.reshape(-1).double(), variance.double(), dtype)
     torch.batch_norm_update_stats(rows.to(mean.dtype), mean, variance, 1.0)  # gives the unbiased one
     return Statistics(count, mean.double(), variance.double() * (count - 1) / count, dtype)
 
 
 def joined(parts: Sequence[Statistics], processes: ProcessGroup = SINGLE_PROCESS) -> Statistics:
-    """Of all parts of a batch: of this process, in their order, and then of all processes.
+    """The statistics of all parts of a batch: of this process, in their order, and then of all processes.
 
     Args:
         parts: Those of this process, at least one.
@@ -66,12 +66,14 @@ def joined(parts: Sequence[Statistics], processes: ProcessGroup = SINGLE_PROCESS
     Raises:
         ShapeError: If there is one value a channel in all.
     """
+    # within a process by Chan's formula, from means and variances: no difference of large sums
     count = sum(part.values for part in parts)
     mean = sum((part.mean * part.values for part in parts), torch.zeros_like(parts[0].mean)) / count
     squares = ((part.variance + (part.mean - mean) ** 2) * part.values for part in parts)
     variance = sum(squares, torch.zeros_like(mean)) / count
     if processes.world_size > 1:
-        # float64 holds the squares about 0 to more digits than float32 rows have about their mean
+        # over processes as sums about 0, in one all_reduce; the squares cancel, but float64 has more digits
+        # than float32 rows have about their mean
         sums = torch.cat([mean.new_tensor([count]), mean * count, (variance + mean**2) * count])
         total = processes.sum(sums)
         count = int(total[0])
@@ -84,7 +86,7 @@ def joined(parts: Sequence[Statistics], processes: ProcessGroup = SINGLE_PROCESS
 
 @torch.no_grad()
 def move_running(running: tuple[Tensor, Tensor] | None, share: float, statistics: Statistics) -> None:
-    """Running mean and variance, in place, as torch moves them: the variance is the unbiased one."""
+    """Move running mean and variance in place, as torch does: with the unbiased variance."""
     if running is None:
         return
     count = statistics.values
@@ -94,7 +96,7 @@ def move_running(running: tuple[Tensor, Tensor] | None, share: float, statistics
 
 
 class Shared(NamedTuple):
-    """What reaches a row through mean and variance: slope * row + level, for each channel in float64."""
+    """The gradient through mean and variance: slope * row + level, for each channel in float64."""
 
     slope: Tensor
     level: Tensor
@@ -107,9 +109,9 @@ def shared_gradient(
     own: tuple[Tensor, Tensor],
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Shared:
-    r"""The part of the gradient that all rows have in common.
+    r"""The term of the gradient that all rows have in common.
 
-    With :math:`\hat x = r (x - \mu)`, :math:`r` one over the deviation, and sums over the whole batch,
+    With :math:`\hat x = r (x - \mu)`, :math:`r` one over the standard deviation, sums over the batch,
     :math:`\frac{\gamma r}{N} \left(\sum dy + \hat x \sum dy\, \hat x\right)`.
 
     Args:
@@ -131,7 +133,7 @@ def shared_gradient(
 
 @torch.no_grad()
 def subtract_shared(gradient: Tensor, rows: Tensor, shared: Shared) -> None:
-    """Take the common part off the gradient of some rows, in place."""
+    """Subtract the shared term from the gradient of some rows, in place."""
     slope, level = (part.to(gradient.dtype).view([1, -1] + [1] * (rows.ndim - 2)) for part in shared)
     gradient.addcmul_(rows, slope, value=-1).sub_(level)
 
@@ -153,6 +155,7 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- torch's name
+        # the recorder of pretraining/chunked needs the path below on a GPU too: the kernel knows no chunks
         if not self.training or (input.is_cuda and not has_torch_function((input,))):
             found: Tensor = super().forward(input)
             return found
@@ -190,7 +193,7 @@ def global_batch_norm(
     Returns:
         As `input`.
     """
-    if has_torch_function((input,)):  # where a forward is written down, this is one call, not many
+    if has_torch_function((input,)):  # for the recorder of pretraining/chunked this is a single call
         called: Tensor = handle_torch_function(
             global_batch_norm, (input,), input, running_mean, running_var, weight, bias,
             momentum=momentum, eps=eps,
@@ -225,6 +228,7 @@ class _Normalised(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         statistics: Statistics = ctx.statistics
         mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))
+        # with constant statistics: gives the sums of this process's rows, and the row term to correct
         known = torch.ones_like(mean) if weight is None else weight
         own, scale, shift = torch.ops.aten.native_batch_norm_backward(
             gradient, rows, known, mean, variance, None, None, False, ctx.eps, [True, True, True]

@@ -14,7 +14,7 @@ from querykey.pretraining.chunked.replay import BatchNormReplay
 from querykey.pretraining.chunked.tape import generator_states
 from querykey.types import Rows
 
-__all__ = ["cached_backward", "checkpointed_blocks"]
+__all__ = ["ChunkedForward", "cached_backward", "checkpointed_blocks"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -72,29 +72,77 @@ def cached_backward(
         Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021,
         arXiv:2101.06983, section 3.2 (without batch norm, which it excludes).
     """
-    if not image_chunks or not all(len(chunk) for chunk in image_chunks):
-        raise ShapeError(
-            f"chunks of {[len(chunk) for chunk in image_chunks]} images were given; at least one chunk with "
-            "at least one image in each is needed"
-        )
-    training = [module for module in encoder.modules() if module.training or not _tracks(module)]
-    if any(isinstance(module, SplitBatchNorm1d | SplitBatchNorm2d) for module in training):
-        raise ConfigError(
-            "split batch norm has statistics for each sub-batch, and chunks cut across them; use the whole "
-            "batch, or batch norm of kind device"
-        )
-    if not any(isinstance(module, _NORMS) for module in training):
-        return _plain(encoder, image_chunks, loss_of_z, checkpoint_blocks=checkpoint_blocks)
-    if checkpoint_blocks:
-        raise ConfigError(
-            "checkpoint_blocks is for encoders without batch norm in train mode; with it activations "
-            "between two norms are dropped already"
-        )
-    with _without_autocast_cache():
-        lockstep = BatchNormReplay(encoder, image_chunks)
-        loss, gradients = _at_z(lockstep.forward(), loss_of_z)
-        lockstep.backward(gradients)
-    return loss
+    forward = ChunkedForward(encoder, image_chunks, checkpoint_blocks=checkpoint_blocks)
+    with torch.enable_grad():
+        loss = loss_of_z(forward.z)
+    loss.backward()  # type: ignore[no-untyped-call]
+    forward.backward()
+    return loss.detach()
+
+
+class ChunkedForward:
+    """The forward pass of `cached_backward` by itself, for a caller that computes the loss in between.
+
+    Make it, compute a loss of `z`, call the loss's `backward`, then `backward` here. The four have to be
+    called once each, in this order; the encoder's weights must not change in between.
+
+    Args:
+        encoder: As for `cached_backward`.
+        image_chunks: As for `cached_backward`.
+        checkpoint_blocks: As for `cached_backward`.
+
+    Attributes:
+        z: Of the whole batch [images of all chunks, dim]: a leaf of the graph of the loss.
+
+    Raises:
+        ShapeError: If there is no chunk, an empty one, or one value a channel for batch norm.
+        ConfigError: If the encoder has split batch norm, or batch norm and what cannot be followed.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, image_chunks: Sequence[Tensor], *, checkpoint_blocks: bool = False
+    ) -> None:
+        _check(encoder, image_chunks)
+        self._encoder, self._chunks, self._checkpoint_blocks = encoder, image_chunks, checkpoint_blocks
+        self._states: list[list[tuple[Callable[[Tensor], None], Tensor]]] = []
+        self._replay: BatchNormReplay | None = None
+        if any(isinstance(module, _NORMS) for module in _training(encoder)):
+            if checkpoint_blocks:
+                raise ConfigError(
+                    "checkpoint_blocks is for encoders without batch norm in train mode; with it activations "
+                    "between two norms are dropped already"
+                )
+            with _without_autocast_cache():
+                self._replay = BatchNormReplay(encoder, image_chunks)
+                parts = list(self._replay.forward())
+        else:
+            parts = self._forward()
+        self._sizes = [len(part) for part in parts]
+        self.z = torch.cat(parts).requires_grad_()
+
+    def backward(self) -> None:
+        """Recompute each chunk and add the gradients of the parameters, from the gradient at `z`."""
+        gradient = torch.zeros_like(self.z) if self.z.grad is None else self.z.grad
+        gradients = list(torch.split(gradient, self._sizes))
+        if self._replay is not None:
+            with _without_autocast_cache():
+                self._replay.backward(gradients)
+            return
+        after = generator_states(self._chunks[0].device)
+        with checkpointed_blocks(self._encoder) if self._checkpoint_blocks else nullcontext():
+            for chunk, before, part in zip(self._chunks, self._states, gradients, strict=True):
+                _restore(before)  # dropout draws the same numbers as in the forward pass
+                torch.autograd.backward(_z(self._encoder(chunk)), part)
+        _restore(after)
+
+    def _forward(self) -> list[Tensor]:
+        """Z of each chunk without a graph, and the generators' states before it."""
+        parts = []
+        with torch.no_grad():
+            for chunk in self._chunks:
+                self._states.append(generator_states(chunk.device))
+                parts.append(_z(self._encoder(chunk)))
+        return parts
 
 
 @contextmanager
@@ -131,44 +179,32 @@ def checkpointed_blocks(encoder: nn.Module) -> Iterator[None]:
             del block.forward
 
 
-def _plain(
-    encoder: nn.Module,
-    chunks: Sequence[Tensor],
-    loss_of_z: Callable[[Tensor], Tensor],
-    *,
-    checkpoint_blocks: bool,
-) -> Tensor:
-    states, parts = [], []
-    with torch.no_grad():
-        for chunk in chunks:
-            states.append(generator_states(chunk.device))
-            parts.append(_z(encoder(chunk)))
-    loss, gradients = _at_z(parts, loss_of_z)
-    after = generator_states(chunks[0].device)
-    with checkpointed_blocks(encoder) if checkpoint_blocks else nullcontext():
-        for chunk, before, gradient in zip(chunks, states, gradients, strict=True):
-            for set_state, state in before:
-                set_state(state)
-            torch.autograd.backward(_z(encoder(chunk)), gradient)
-    for set_state, state in after:
+def _check(encoder: nn.Module, chunks: Sequence[Tensor]) -> None:
+    if not chunks or not all(len(chunk) for chunk in chunks):
+        raise ShapeError(
+            f"chunks of {[len(chunk) for chunk in chunks]} images were given; at least one chunk with "
+            "at least one image in each is needed"
+        )
+    if any(isinstance(module, SplitBatchNorm1d | SplitBatchNorm2d) for module in _training(encoder)):
+        raise ConfigError(
+            "split batch norm has statistics for each sub-batch, and chunks cut across them; use the whole "
+            "batch, or batch norm of kind device"
+        )
+
+
+def _training(encoder: nn.Module) -> list[nn.Module]:
+    """Modules that use batch statistics if they are batch norm."""
+    return [module for module in encoder.modules() if module.training or not _tracks(module)]
+
+
+def _restore(states: Sequence[tuple[Callable[[Tensor], None], Tensor]]) -> None:
+    for set_state, state in states:
         set_state(state)
-    return loss
 
 
 def _z(outcome: Any) -> Tensor:
     z: Tensor = outcome[-1] if isinstance(outcome, tuple) else outcome
     return z
-
-
-def _at_z(parts: list[Tensor], loss_of_z: Callable[[Tensor], Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-    """The loss, and its gradient at each chunk's z."""
-    sizes = [len(part) for part in parts]
-    z = torch.cat(parts).requires_grad_()
-    with torch.enable_grad():
-        loss = loss_of_z(z)
-    loss.backward()  # type: ignore[no-untyped-call]
-    gradient = torch.zeros_like(z) if z.grad is None else z.grad
-    return loss.detach(), list(torch.split(gradient, sizes))
 
 
 def _tracks(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Writing a forward down as it runs."""
+"""Records a forward pass as a tape, while it runs."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -30,10 +30,10 @@ _READS_VALUES = frozenset(
 
 
 def record(encoder: nn.Module, images: Tensor) -> Tape:
-    """Run an encoder once and write down what it does.
+    """Run an encoder once and record its torch calls.
 
-    State that the encoder changes without looking at the images, as the number of batches
-    tracked, changes this once; what batch norm keeps does not change. Generators stay where they were.
+    State that does not depend on the images, such as num_batches_tracked, changes in this run and in no
+    other; running statistics do not change. The RNG state is restored.
 
     Args:
         encoder: Gives z, or a tuple that ends with z.
@@ -50,6 +50,8 @@ def record(encoder: nn.Module, images: Tensor) -> Tape:
     with torch.enable_grad():
         start = images.detach()
         if images.is_floating_point():
+            # with a graph, so that what other means than torch functions make shows a grad_fn; a clone,
+            # as the encoder may change its input in place and a leaf refuses that
             start = start.requires_grad_().clone()
         recorder.add(start, needs=False)
         with recorder:
@@ -74,7 +76,7 @@ class _Recorder(TorchFunctionMode):
         self.slots: dict[int, int] = {}
         self._had_grad: list[bool] = []
         self.device = device
-        self._kept: list[Tensor] = []  # an id means one tensor only while that is alive
+        self._kept: list[Tensor] = []  # keeps tensors alive, as Python reuses the id of a freed one
         self._state = {id(tensor) for tensor in (*encoder.parameters(), *encoder.buffers())}
 
     def slot_of(self, tensor: Tensor) -> int | None:
@@ -138,7 +140,7 @@ class _Recorder(TorchFunctionMode):
                 "computed, cannot be run in chunks; use the whole batch"
             )
         none, one = (torch.full((input.shape[1],), value).to(self.device) for value in (0.0, 1.0))
-        # numbers do not matter here, and one row is enough for these
+        # the values do not matter in this run, and eval mode also works for a chunk of one row
         output = F.batch_norm(input, none.to(input.dtype), one.to(input.dtype), eps=eps)
         needs = self.tape.needs[rows] or any(tensor.requires_grad for tensor in affine)
         place = len(self.tape.sizes)
@@ -205,6 +207,7 @@ class _Recorder(TorchFunctionMode):
         learned = any(tensor.requires_grad and tensor.is_leaf for tensor in tensors_in((args, kwargs)))
         needs = torch.is_grad_enabled() and (learned or any(self.tape.needs[slot] for slot in read))
         before = {"args": with_tensors(args, placed), "kwargs": with_tensors(kwargs, placed)}
+        # the entry first: `add` notes the number of the call that a slot comes from
         place = len(self.tape.calls)
         self.tape.calls.append(None)  # type: ignore[arg-type]
         self.tape.calls[place] = Call(

@@ -1,4 +1,4 @@
-"""Batch norm of a batch in chunks: what one way back over them needs and leaves."""
+"""Batch norm over all chunks of a batch: forward and backward of every chunk, from norm to norm."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -43,12 +43,12 @@ __all__ = [
 
 
 def move(norm: Norm, statistics: Statistics) -> None:
-    """The running statistics, in place, as torch moves them."""
+    """Move the running statistics in place, as torch does."""
     move_running(norm.running, norm.momentum, statistics)
 
 
 def leaves(norm: Norm, statistics: Statistics) -> tuple[Tensor, Tensor]:
-    """Scale and shift for one way back: their gradients are the sums that batch norm's own needs."""
+    """Leaves for scale and shift: their gradients are the sums over rows that batch norm's gradient needs."""
     blank = torch.zeros_like(statistics.mean, dtype=statistics.dtype)
     weight = blank + 1 if norm.weight is None else norm.weight.detach().clone()
     bias = blank if norm.bias is None else norm.bias.detach().clone()
@@ -56,12 +56,12 @@ def leaves(norm: Norm, statistics: Statistics) -> tuple[Tensor, Tensor]:
 
 
 def shared_by_rows(norm: Norm, statistics: Statistics, affine: tuple[Tensor, Tensor]) -> Shared:
-    """The part of the gradient that the rows of all chunks have in common.
+    """The term of the gradient that the rows of all chunks have in common.
 
     Args:
         norm: Its scale and shift also get their gradients here.
         statistics: Of the whole batch.
-        affine: The `leaves` with which all chunks went back.
+        affine: The `leaves` that all chunks have used in their backward pass.
 
     Returns:
         What to subtract from the gradient of each row.
@@ -86,7 +86,7 @@ class _Chunk:
     tape: Tape
     images: Tensor
     kept: dict[int, _Tensors] = field(default_factory=dict)
-    dice: dict[int, _States] = field(default_factory=dict)
+    rng_states: dict[int, _States] = field(default_factory=dict)
     gradients: _Tensors = field(default_factory=dict)
 
     def run(
@@ -97,9 +97,10 @@ class _Chunk:
         statistics: dict[int, Statistics],
         affine: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Take the tensors alive before a call to those alive before a later one, in place."""
+        """From the live set before a call to the live set before a later one, in place."""
         for slot in self.tape.written(start, stop) & tensors.keys():
-            tensors[slot] = tensors[slot].clone()  # what is kept elsewhere stays as it is
+            # an in-place call must not change a stored live set, which shares these tensors
+            tensors[slot] = tensors[slot].clone()
         for place in range(start, stop):
             call = self.tape.calls[place]
             if isinstance(call, Norm):
@@ -109,6 +110,7 @@ class _Chunk:
                 )
             else:
                 self._take(call, place, tensors)
+            # freed at once: one chunk's activations are all that may be in memory
             for slot in {*call.reads, *call.outputs} - {STATE}:
                 if self.tape.dies[slot] <= place:
                     del tensors[slot]
@@ -119,10 +121,11 @@ class _Chunk:
 
         args, kwargs = with_tensors(call.args, found), with_tensors(dict(call.kwargs), found)
         with ExitStack() as stack:
+            # a no_grad block of the encoder is not a call, so it is not on the tape
             if not call.has_grad and torch.is_grad_enabled():
                 stack.enter_context(torch.no_grad())
             if call.is_random:
-                stack.enter_context(_RestoredRng(self.dice, place, self.images.device))
+                stack.enter_context(_RestoredRng(self.rng_states, place, self.images.device))
             kind = self.images.device.type
             if call.autocast != (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)):
                 stack.enter_context(torch.autocast(kind, dtype=call.autocast[1], enabled=call.autocast[0]))
@@ -132,37 +135,37 @@ class _Chunk:
 
 
 class _RestoredRng:
-    """The first time, remember the generators; later, draw the same again and leave them as they were."""
+    """Saves the RNG state of a call in its first run; restores it in later runs, for the call only."""
 
-    def __init__(self, dice: dict[int, _States], place: int, device: torch.device) -> None:
-        self.dice, self.place, self.device = dice, place, device
-        self.back: _States = []
+    def __init__(self, rng_states: dict[int, _States], place: int, device: torch.device) -> None:
+        self.rng_states, self.place, self.device = rng_states, place, device
+        self.current: _States = []
 
     def __enter__(self) -> None:
         now = generator_states(self.device)
-        if self.place not in self.dice:
-            self.dice[self.place] = now
+        if self.place not in self.rng_states:
+            self.rng_states[self.place] = now
             return
-        self.back = now
-        for set_state, state in self.dice[self.place]:
+        self.current = now
+        for set_state, state in self.rng_states[self.place]:
             set_state(state)
 
     def __exit__(self, *_: object) -> None:
-        for set_state, state in self.back:
+        for set_state, state in self.current:
             set_state(state)
 
 
 class BatchNormReplay:
-    """One batch in chunks: forward without a graph, then backward from the gradient of z.
+    """One batch in chunks: forward without a graph, then backward from the gradient at z.
+
+    With batch norm over all processes they meet at each norm, however many chunks each of them has.
 
     Args:
-        encoder: In the mode it is in; gives z, or a tuple that ends with z.
+        encoder: In the mode it should be in; gives z, or a tuple that ends with z.
         chunks: Images, at least one in each.
 
     Raises:
         ConfigError: If the encoder does what cannot be followed.
-
-    With batch norm over all processes they meet at each of its norms, whatever chunks each has.
     """
 
     def __init__(self, encoder: nn.Module, chunks: Sequence[Tensor]) -> None:
@@ -191,6 +194,7 @@ class BatchNormReplay:
                 self.statistics[start] = joined(parts, self.norms[start].processes)
                 move(self.norms[start], self.statistics[start])
             for chunk, tensors in zip(self.chunks, alive, strict=True):
+                # the last segment goes backward first, so its norms need no second run
                 if start in self.cuts or (start > self.cuts[-1] and start != self.recomputed):
                     chunk.kept[start] = dict(tensors)
                 chunk.run(tensors, start, stop, self.statistics)
@@ -203,13 +207,13 @@ class BatchNormReplay:
         shared: Shared | None = None
         for start, stop in reversed(list(pairwise([*self.cuts, self.end]))):
             places = sorted({start, *(norm for norm in self.norms if start < norm < stop)})
-            if stop < self.end:
-                self._run_again(places)
+            if stop < self.end:  # the last segment was stored in the forward pass
+                self._recompute(places)
             for piece in reversed(list(pairwise([*places, stop]))):
                 shared = self._back(*piece, shared)
 
     @torch.no_grad()
-    def _run_again(self, places: list[int]) -> None:
+    def _recompute(self, places: list[int]) -> None:
         for chunk in self.chunks:
             tensors = dict(chunk.kept[places[0]])
             for start, stop in pairwise(places):
@@ -218,10 +222,10 @@ class BatchNormReplay:
                     chunk.kept[stop] = dict(tensors)
 
     def _back(self, start: int, stop: int, shared: Shared | None) -> Shared | None:
-        """The gradient from before one call to before an earlier one, for all chunks.
+        """Send the gradient from the end of a piece to its start, for all chunks.
 
-        A batch norm's own rows are gone when its sums are known; they come again as the end of the
-        piece before it, where the shared part is subtracted.
+        The rows of a batch norm are freed by the time its sums over all chunks are known. They are computed
+        again as the end of the piece before it, where the shared term is subtracted.
         """
         norm = self.norms.get(start)
         affine = None if norm is None else leaves(norm, self.statistics[start])
@@ -238,7 +242,7 @@ class BatchNormReplay:
 
 
 def _tapes(encoder: nn.Module, chunks: Sequence[Tensor]) -> dict[torch.Size, Tape]:
-    """A tape for each shape of a chunk; state that the encoder counts up moves once."""
+    """A tape for each shape of a chunk; counters of the encoder (num_batches_tracked) move once."""
     tapes = dict[torch.Size, Tape]()
     for chunk in chunks:
         if chunk.shape in tapes:
@@ -266,9 +270,9 @@ def _differentiate(
     affine: tuple[Tensor, Tensor] | None,
     shared: tuple[int, Shared] | None,
 ) -> None:
-    """Run a piece with a graph, and send the gradient of its end to its start."""
+    """Run a piece with a graph, and send the gradient at its end to its start."""
     needs, kept = chunk.tape.needs, chunk.kept.pop(start, None)
-    if kept is None:  # the first norm
+    if kept is None:  # the first norm, whose live set is cheaper to compute from the images than to store
         kept = {0: chunk.images}
         with torch.no_grad():
             chunk.run(kept, 0, start, statistics)
@@ -278,6 +282,7 @@ def _differentiate(
         chunk.run(tensors, start, stop, statistics, affine)
     if shared is not None and shared[0] in chunk.gradients:
         subtract_shared(chunk.gradients[shared[0]], tensors[shared[0]].detach(), shared[1])
+    # a slot that the piece only passes on is its own leaf: autograd would give it no gradient
     through = {slot for slot, leaf in leaves.items() if tensors.get(slot) is leaf}
     ends = {
         slot: tensor
@@ -285,6 +290,7 @@ def _differentiate(
         if slot in chunk.gradients and slot not in through and tensor.requires_grad
     }
     if ends:
+        # one call for all ends: the graph is shared, and a second call would find it freed
         with torch.autocast(chunk.images.device.type, enabled=False):
             torch.autograd.backward(list(ends.values()), [chunk.gradients[slot] for slot in ends])
     gradients = _Tensors()

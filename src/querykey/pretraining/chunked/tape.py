@@ -1,7 +1,7 @@
-"""A forward written down as a list of torch calls, so that any part of it can be run again.
+"""A forward pass as a list of torch calls, so that any part of it can be recomputed.
 
-What a network does between two batch norms has no name in its code: a residual block has begun and not
-ended. On the tape it is an interval of calls, with the tensors that are alive at its ends.
+What a network does between two batch norms has no name in its code: a residual block may have begun and not
+ended. On the tape it is an interval of calls, with the live sets at its ends. See README.md.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 STATE = -1
-"""Stands for a parameter or buffer among the outputs of a call."""
+"""Slot of a parameter or buffer among the outputs of a call: it is not stored on the tape."""
 
 
 class Slot(NamedTuple):
-    """The place of a tensor on the tape; the images are in place 0."""
+    """The number of a tensor on the tape; the images are number 0."""
 
     number: int
 
@@ -63,7 +63,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Norm:
-    """Batch norm in train mode: where all chunks wait for each other, and for those of other processes."""
+    """Batch norm in train mode: all chunks wait for each other here, and for those of other processes."""
 
     rows: int
     output: int
@@ -89,7 +89,7 @@ class Norm:
 
 @dataclass(eq=False)
 class Tape:
-    """The calls of one forward, and what is known of its tensors.
+    """The calls of one forward pass, and the lifetime of its tensors.
 
     sizes: bytes of each slot.
     storages: which storage each slot lies in; views share one.
@@ -112,18 +112,18 @@ class Tape:
         return [place for place, call in enumerate(self.calls) if isinstance(call, Norm)]
 
     def alive(self, place: int) -> frozenset[int]:
-        """The slots that exist before a call and are read by it or later."""
+        """The live set: slots that exist before a call and are read by it or later."""
         return frozenset(
             slot for slot in range(len(self.sizes)) if self.born[slot] < place <= self.dies[slot]
         )
 
     def written(self, start: int, stop: int) -> frozenset[int]:
-        """The slots that calls from start to stop change in place, views of theirs included."""
+        """The slots that calls from start to stop change in place, and all views of the same storage."""
         storages = {self.storages[slot] for call in self.calls[start:stop] for slot in call.writes}
         return frozenset(slot for slot, storage in enumerate(self.storages) if storage in storages)
 
     def close(self, result: int) -> None:
-        """Note the result, and until when each slot is read."""
+        """Set the result, and the last call that reads each slot."""
         self.result = result
         self.dies = list(self.born)
         for place, call in enumerate(self.calls):

@@ -1,29 +1,82 @@
-"""The parts of each method besides its encoder: dictionaries, key encoders, a prediction head."""
+"""From resolved settings to the objects of a run: encoder, dictionary, optimizer, loss, step context."""
 
 import copy
-from typing import assert_never
+from collections.abc import Callable, Mapping
+from typing import TypeVar, assert_never
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from querykey.dictionaries.alignment import MomentAlignment
 from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.queue import KeyQueue
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from querykey.encoders.backbones import load_backbone_weights, make_backbone
 from querykey.encoders.momentum import MomentumEncoder
 from querykey.encoders.norm.batchnorm import convert_batch_norm
+from querykey.encoders.norm.shuffle import key_order
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
 from querykey.errors import ConfigError, RangeError
+from querykey.losses.by_name import ViewLoss, view_objective
 from querykey.optim import LARS, parameter_groups
+from querykey.pretraining.methods.end_to_end import EndToEnd
+from querykey.pretraining.methods.memory_bank import InstanceDiscrimination, nce_over_bank
+from querykey.pretraining.methods.moco import MoCo, MoCoV3
+from querykey.pretraining.methods.simclr import SimCLR
+from querykey.pretraining.methods.step import StepContext
+from querykey.pretraining.methods.xbm import XBM
 from querykey.pretraining.settings.settings import PretrainSettings
+from querykey.types import PerQuery
 
-__all__ = ["TRAINED", "make_optimizer", "method_parts", "with_batch_norm"]
+__all__ = [
+    "TRAINED",
+    "StepModules",
+    "make_context",
+    "make_encoder",
+    "make_optimizer",
+    "method_parts",
+    "step_modules",
+    "with_batch_norm",
+]
+
+StepModules = SimCLR | MoCo | MoCoV3 | InstanceDiscrimination | EndToEnd | XBM
+"""The first argument of a step of each method."""
 
 TRAINED = ("encoder", "predictor", "trained_keys")
-"""The parts that gradients reach."""
+"""The modules that have gradients."""
 DRIFT = 0.03
 """Of the distribution in a step, in standard deviations: in the middle of what `MomentAlignment` names."""
+
+
+def make_encoder(
+    settings: PretrainSettings, *, channels: int, processes: ProcessGroup = SINGLE_PROCESS
+) -> ViewEncoder:
+    """The encoder that resolved settings describe, with its initial weights.
+
+    Args:
+        settings: Resolved.
+        channels: Of an image.
+        processes: Over which each batch is sliced.
+
+    Returns:
+        Backbone and projection head, in train mode, on the CPU; the same bits for the same seed.
+    """
+    assert settings.image_size is not None
+    backbone = make_backbone(
+        settings.backbone, channels=channels, image_size=settings.image_size, stem=settings.stem,
+        seed=settings.seed,
+    )  # fmt: skip
+    if settings.init is not None:
+        load_backbone_weights(backbone, settings.init)
+    head = ProjectionHead(
+        backbone.dim, dim=settings.head_dim, kind=settings.head, layers=settings.head_layers,
+        hidden=settings.head_hidden, batch_norm=settings.head_batch_norm, last_norm=settings.head_last_norm,
+        seed=settings.seed,
+    )  # fmt: skip
+    encoder = ViewEncoder(backbone, head)
+    with_batch_norm(encoder, settings, processes)
+    return encoder.train()
 
 
 def with_batch_norm(
@@ -34,14 +87,14 @@ def with_batch_norm(
     Args:
         module: Changed in place.
         settings: Resolved.
-        processes: Over which a batch is parted, and with it the groups of split batch norm.
+        processes: Over which a batch is sliced, and with it the groups of split batch norm.
 
     Returns:
         The module.
 
     Raises:
-        RangeError: If the groups do not share out over the processes.
-        ConfigError: If they are of both views at once, as SimCLR's, and there are several processes.
+        RangeError: If the number of groups is not a multiple of the number of processes.
+        ConfigError: For SimCLR, whose groups contain both views, with several processes.
     """
     if settings.batch_norm != "split":
         return convert_batch_norm(module, settings.batch_norm)
@@ -63,16 +116,17 @@ def with_batch_norm(
 def method_parts(
     encoder: ViewEncoder, settings: PretrainSettings, *, items: int, processes: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, nn.Module]:
-    """What a method has besides the encoder that is kept.
+    """The modules of a method besides the encoder.
 
     Args:
-        encoder: With its first weights.
+        encoder: With its initial weights.
         settings: Resolved.
-        items: Images that are trained on.
-        processes: Among which each batch is parted.
+        items: Number of training images.
+        processes: Over which each batch is sliced.
 
     Returns:
-        By name: "dictionary", and "key_encoder", "trained_keys", "predictor" and "align" where there are.
+        By name: "dictionary", "key_encoder", "trained_keys", "predictor" and "align", as far as the method
+        has them.
     """
     dim, capacity = encoder.head.dim, settings.capacity or 0
     shard_group = processes if settings.sharded else SINGLE_PROCESS
@@ -124,10 +178,10 @@ def _predictor(dim: int, settings: PretrainSettings, processes: ProcessGroup) ->
 
 
 def make_optimizer(module: nn.Module, settings: PretrainSettings) -> torch.optim.Optimizer:
-    """The optimiser that resolved settings describe.
+    """The optimizer that resolved settings describe.
 
     Args:
-        module: What it trains.
+        module: With the parameters to train.
         settings: Resolved.
 
     Returns:
@@ -145,3 +199,101 @@ def make_optimizer(module: nn.Module, settings: PretrainSettings) -> torch.optim
             return torch.optim.AdamW(groups, lr=rate)
         case "lars":
             return LARS(groups, lr=rate, sgd_momentum=settings.sgd_momentum)
+
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+def step_modules(
+    settings: PretrainSettings, parts: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> StepModules:
+    """The modules of a method as its step takes them.
+
+    Args:
+        settings: Resolved.
+        parts: The "encoder" and the `method_parts`, by name.
+        optimizer: Of the trained ones.
+
+    Returns:
+        The first argument of the step.
+    """
+    encoder = parts["encoder"]
+    match settings.method:
+        case "simclr":
+            return SimCLR(encoder, optimizer)
+        case "moco" | "moco-v2":
+            key_encoder, queue = (
+                _part(parts, "key_encoder", MomentumEncoder),
+                _part(parts, "dictionary", KeyQueue),
+            )
+            return MoCo(encoder, key_encoder, queue, optimizer, settings.same_id, settings.symmetric)
+        case "moco-v3":
+            key_encoder = _part(parts, "key_encoder", MomentumEncoder)
+            return MoCoV3(encoder, key_encoder, parts["predictor"], optimizer, settings.temperature)
+        case "memory-bank":
+            negatives = None if settings.contrast == "softmax" else settings.negatives
+            bank = _part(parts, "dictionary", MemoryBank)
+            return InstanceDiscrimination(encoder, bank, optimizer, negatives, settings.proximal)
+        case "end-to-end":
+            keys = parts["trained_keys"] if settings.separate else encoder
+            return EndToEnd(encoder, keys, optimizer, settings.symmetric)
+        case "xbm":
+            memory = _part(parts, "dictionary", CrossBatchMemory)
+            align = _part(parts, "align", MomentAlignment) if "align" in parts else None
+            return XBM(encoder, memory, optimizer, settings.memory_weight, align)
+        case never:
+            assert_never(never)
+
+
+def make_context(
+    settings: PretrainSettings, parts: Mapping[str, nn.Module], processes: ProcessGroup = SINGLE_PROCESS
+) -> StepContext:
+    """The step context that resolved settings describe.
+
+    Args:
+        settings: Resolved.
+        parts: May contain a learned "temperature" and a "dictionary".
+        processes: Over which each batch is sliced.
+
+    Returns:
+        The context of all steps of a run.
+    """
+    order = None
+    if settings.shuffle:
+        groups = settings.batch_norm_groups
+        order = key_order(settings.batch_norm, groups=groups, world_size=processes.world_size)
+    return StepContext(
+        loss=_make_loss(settings, parts, processes),
+        precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
+        chunks=settings.chunks, checkpointing=settings.checkpointing, normalised=settings.normalised,
+        process_group=processes, key_order=order,
+    )  # fmt: skip
+
+
+def _make_loss(
+    settings: PretrainSettings, parts: Mapping[str, nn.Module], processes: ProcessGroup
+) -> ViewLoss:
+    learned = parts.get("temperature")
+
+    def temperature() -> float | Tensor:
+        return settings.temperature if learned is None else learned()
+
+    if settings.method != "memory-bank":
+        loss = view_objective(settings.loss, settings.temperature, **settings.loss_options)
+    elif settings.contrast == "nce":
+        return nce_over_bank(_part(parts, "dictionary", MemoryBank), temperature, processes)
+    else:
+        form = settings.loss_options.get("form", "auto")
+        loss = view_objective("info_nce", settings.temperature, form=form)
+    return loss if learned is None else _at_temperature(loss, temperature)
+
+
+def _at_temperature(loss: Callable[..., PerQuery], temperature: Callable[[], float | Tensor]) -> ViewLoss:
+    # a graph of its own in each call: two directions of a step run backward one after the other
+    return lambda lookup: loss(lookup, temperature=temperature())
+
+
+def _part(parts: Mapping[str, nn.Module], name: str, kind: type[Part]) -> Part:
+    found = parts[name]
+    assert isinstance(found, kind)
+    return found

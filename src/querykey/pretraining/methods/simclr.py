@@ -1,68 +1,51 @@
 """One step of SimCLR."""
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from querykey.lookup.two_view_pairs import look_up_views
-from querykey.losses.by_name import ViewLoss
-from querykey.pretraining.methods.step import (
-    Computing,
-    Seen,
-    ViewStep,
-    all_reduce_and_step,
-    backward,
-    mean_of_own,
-    without_gradient,
-)
-from querykey.types import Ids, Rows
+from querykey.pretraining.methods.step import StepContext, StepOutput, ViewPair
 
-__all__ = ["simclr_step"]
+__all__ = ["SimCLR", "simclr_step"]
 
 
-def simclr_step(
-    encoder: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    views: tuple[Tensor, Tensor],
-    *,
-    ids: Ids,
-    loss: ViewLoss,
-    computing: Computing | None = None,
-    seen: Seen | None = None,
-) -> ViewStep:
-    r"""Encode both views together, look them up in one another, loss, backward, step.
+@dataclass(frozen=True, eq=False)
+class SimCLR:
+    """The modules of SimCLR.
 
     Args:
-        encoder: images -> (h, z), in train mode; both views share its batch norm.
+        encoder: images -> (h, z), in train mode.
         optimizer: Of the encoder's parameters, and of a learned temperature.
-        views: Two views of the same images, each [images, channels, height, width].
-        ids: Which items they show [images].
-        loss: On a look-up; see `view_objective`.
-        computing: How the encoder is run.
-        seen: Shown the look-up of the 2B rows.
+    """
+
+    encoder: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def simclr_step(simclr: SimCLR, batch: ViewPair, context: StepContext) -> StepOutput:
+    r"""Encode both views together, look them up in one another, loss, backward, optimizer step.
+
+    Args:
+        simclr: Encoder and optimizer; both views share the encoder's batch norm.
+        batch: Two views of the same images.
+        context: Loss, precision, processes.
 
     Returns:
         The loss before the step, mean over the 2B queries, and z of the first and second views.
 
     Raises:
-        CollapseError: If the loss is not finite; the weights are left as they were.
+        CollapseError: If the loss is not finite; the weights are unchanged.
 
     Source:
         Chen et al. 2020, arXiv:2002.05709, algorithm 1. Both views go through the encoder as one
         batch, as in the authors' code.
     """
-    computing = computing or Computing()
-    processes = computing.processes
-    looked_up: dict[str, Rows] = {}
-
-    def loss_of_z(z: Rows) -> Tensor:
-        view_1, view_2 = (processes.all_gather_with_grad(view, len(ids)) for view in z.chunk(2))
-        looked_up["view_1"], looked_up["view_2"] = view_1.detach(), view_2.detach()
-        lookup = look_up_views(view_1, view_2, ids=ids)
-        if seen is not None:
-            seen(without_gradient(lookup))
-        return mean_of_own(loss, lookup, processes, views=2)
-
-    optimizer.zero_grad()
-    value = backward(encoder, torch.cat(views), loss_of_z, computing)
-    all_reduce_and_step(optimizer, [encoder], processes)
-    return ViewStep(value, **looked_up)
+    simclr.optimizer.zero_grad()
+    encoded = context.encode(simclr.encoder, torch.cat([batch.view_1, batch.view_2]))
+    view_1, view_2 = (context.gather(view, len(batch.ids)) for view in encoded.rows.chunk(2))
+    lookup = look_up_views(view_1, view_2, ids=batch.ids)
+    value = context.backward(context.mean_loss(lookup, views=2), encoded)
+    context.optimizer_step(simclr.optimizer, simclr.encoder)
+    return StepOutput(value, view_1.detach(), view_2.detach())

@@ -1,37 +1,230 @@
-"""Rows that an encoder makes in the mode it is in, without a step of its own being lost."""
+"""What the training steps share: the step context, a batch of views, encoding and the mean loss."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from querykey.encoders.norm.shuffle import in_order, shuffled
 from querykey.errors import CollapseError
 from querykey.lookup.lookup import Lookup
-from querykey.pretraining.chunked.gradient_cache import cached_backward, checkpointed_blocks
+from querykey.losses.by_name import ViewLoss
+from querykey.pretraining.chunked.gradient_cache import ChunkedForward, checkpointed_blocks
 from querykey.types import Ids, Labels, PerQuery, Rows
 
 __all__ = [
-    "Computing",
-    "Seen",
+    "Encoded",
+    "KeyOrder",
+    "OnLookup",
+    "StepContext",
+    "StepOutput",
     "ViewPair",
-    "ViewStep",
     "all_reduce_and_step",
-    "backward",
     "encode_preserving_buffers",
-    "mean_of_own",
+    "local_mean_loss",
     "projections",
     "require_finite",
     "sharded_mean_loss",
     "without_gradient",
 ]
 
-_OWN_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+OnLookup = Callable[[Lookup], None]
+"""A hook that gets each lookup of a step, without gradient, before weights or dictionary change."""
+
+KeyOrder = Callable[[int, torch.Generator], Tensor | None]
+"""(rows of the batch, generator) to the permutation in which keys are encoded; None: in their order."""
+
+_LOCAL_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class ViewPair(NamedTuple):
+    """Two views of a batch of images; for a method that needs one view, the same view twice.
+
+    Args:
+        view_1: This process's slice of the first views [local images, channels, height, width]; for
+            `end_to_end_step` whatever the query encoder takes.
+        view_2: The second views, likewise.
+        ids: Index of each image of the whole batch among the training images [images].
+        labels: Class of each image of the whole batch, -1 where unknown; None without labels.
+        seconds: Time that decoding and augmentation took.
+    """
+
+    view_1: Any
+    view_2: Any
+    ids: Ids
+    labels: Labels | None = None
+    seconds: float = 0.0
+
+    @property
+    def swapped(self) -> "ViewPair":
+        """The same batch with the views in the other order."""
+        return self._replace(view_1=self.view_2, view_2=self.view_1)
+
+
+@dataclass(frozen=True, eq=False)
+class StepOutput:
+    """The result of a training step.
+
+    Args:
+        loss: Mean over the queries, before the step.
+        view_1: The queries [images, dim], without gradient.
+        view_2: Row by row the key that each query should find, without gradient.
+    """
+
+    loss: float
+    view_1: Rows
+    view_2: Rows
+
+
+@dataclass(eq=False)
+class Encoded:
+    """Encoded images and, in chunks, what is needed to recompute them in the backward pass.
+
+    Args:
+        rows: This process's rows as they are looked up [local images, dim], with gradient.
+        chunked: The forward pass in chunks; None: the graph holds all activations.
+    """
+
+    rows: Rows
+    chunked: ChunkedForward | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StepContext:
+    """Everything that the steps of a run have in common; built once a run.
+
+    The precision, the chunks and checkpointing change loss and gradient by rounding only. With batch norm of
+    kind "device" each process has its own statistics, like split batch norm with one group a process.
+
+    Args:
+        loss: Function of a `Lookup`, one number a query; see `view_objective`.
+        precision: Of the encoder's forward pass; projections and loss are float32 at least.
+        chunks: Number of chunks in which the queries are encoded.
+        checkpointing: Whether activations are recomputed in the backward pass instead of stored.
+        normalised: Whether projections are scaled to length 1.
+        process_group: Each process gets its slice of the views, and ids and labels of the whole batch.
+            Weights, dictionary and loss are the same on all processes afterwards.
+        generator: For random draws of a step; seed it by the number of the step.
+        key_order: Permutation for shuffled batch norm; None: keys are encoded in their order.
+        on_lookup: Called with each lookup of a step; None: not called.
+    """
+
+    loss: ViewLoss
+    precision: torch.dtype = torch.float32
+    chunks: int = 1
+    checkpointing: bool = False
+    normalised: bool = True
+    process_group: ProcessGroup = SINGLE_PROCESS
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    key_order: KeyOrder | None = None
+    on_lookup: OnLookup | None = None
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context manager for the encoder's forward pass."""
+        return torch.autocast(device.type, dtype=self.precision, enabled=self.precision != torch.float32)
+
+    def encode(self, encoder: nn.Module, images: Tensor) -> Encoded:
+        """Encode queries with gradient; call `backward` with the loss afterwards.
+
+        Args:
+            encoder: images -> (h, z), in train mode.
+            images: This process's images [local images, channels, height, width].
+
+        Returns:
+            Rows as they are looked up, on this process.
+        """
+        if self.chunks > 1:
+            with self.autocast(images.device):
+                chunks = images.chunk(self.chunks)
+                chunked = ChunkedForward(encoder, chunks, checkpoint_blocks=self.checkpointing)
+            return Encoded(projections(chunked.z, normalised=self.normalised), chunked)
+        checkpointed = checkpointed_blocks(encoder) if self.checkpointing else nullcontext()
+        with checkpointed, self.autocast(images.device):
+            _, z = encoder(images)
+        return Encoded(projections(z, normalised=self.normalised))
+
+    def backward(self, loss: Tensor, encoded: Encoded) -> float:
+        """Add the gradients of a loss.
+
+        Args:
+            loss: This process's part of the loss, which is the sum over the processes.
+            encoded: Of `encode`; the loss depends on its rows.
+
+        Returns:
+            The loss of all processes. The gradients are those of this process's part.
+
+        Raises:
+            CollapseError: If the loss is not finite; no gradient is added.
+        """
+        value = require_finite(loss, self.process_group)
+        loss.backward()  # type: ignore[no-untyped-call]
+        chunked, encoded.chunked = encoded.chunked, None  # frees what it holds before the next encode
+        if chunked is not None:
+            with self.autocast(encoded.rows.device):
+                chunked.backward()
+        return value
+
+    def encode_keys(self, key_encoder: nn.Module, images: Tensor, order: Tensor | None, rows: int) -> Rows:
+        """Encode keys without gradient, all at once; in train mode running statistics move.
+
+        Args:
+            key_encoder: images -> (h, z).
+            images: This process's images [local images, channels, height, width].
+            order: Permutation of the whole batch in which they are encoded; None: in their order.
+            rows: Images of all processes.
+
+        Returns:
+            [rows, dim] in float32 at least; row i is the key of image i.
+        """
+        images = images if order is None else shuffled(images, order, self.process_group)
+        with torch.no_grad(), self.autocast(images.device):
+            _, z = key_encoder(images)
+        keys = self.gather(projections(z, normalised=self.normalised), rows)
+        return keys if order is None else in_order(keys, order)
+
+    def draw_key_order(self, rows: int) -> Tensor | None:
+        """The permutation in which the keys of this step are encoded; None: in their order."""
+        return None if self.key_order is None else self.key_order(rows, self.generator)
+
+    def gather(self, local: Rows, rows: int) -> Rows:
+        """The rows of all processes, with gradient; on a single process the rows themselves."""
+        if self.process_group.world_size == 1:
+            return local
+        return self.process_group.all_gather_with_grad(local, rows)
+
+    def mean_loss(
+        self, lookup: Lookup, *, views: int = 1, is_sharded: bool = False, is_shown: bool = True
+    ) -> Tensor:
+        """This process's part of the mean loss over the queries.
+
+        Args:
+            lookup: Of the queries of all processes.
+            views: Number of views that the queries consist of, of equal size.
+            is_sharded: Whether the lookup holds this process's shard of the negatives only.
+            is_shown: Whether `on_lookup` gets this lookup.
+
+        Returns:
+            One number; the parts of all processes add up to the mean.
+        """
+        if self.on_lookup is not None and is_shown:
+            self.on_lookup(without_gradient(lookup))
+        group = self.process_group
+        with torch.autocast(lookup.queries.device.type, enabled=False):  # whatever the encoder ran in
+            if group.world_size == 1:
+                return self.loss(lookup).mean()
+            if is_sharded:
+                return sharded_mean_loss(self.loss, lookup, group)
+            return local_mean_loss(self.loss, lookup, group, views=views)
+
+    def optimizer_step(self, optimizer: torch.optim.Optimizer, *encoders: nn.Module) -> None:
+        """Sum the gradients over the processes and take the optimizer's step."""
+        all_reduce_and_step(optimizer, encoders, self.process_group)
 
 
 def all_reduce_and_step(
@@ -40,237 +233,137 @@ def all_reduce_and_step(
     """Sum the gradients over the processes, average running statistics, and take the step.
 
     Each process has the gradients of its own part of the loss; their sum is the gradient of the loss. They
-    are summed once, when all backward passes of the step are through. DistributedDataParallel sums them
-    from hooks while one backward runs: it knows no step of two directions and no second pass over a
-    chunk, and it takes the mean, for a loss that each process has to itself.
+    are summed once, after all backward passes of the step. DistributedDataParallel is of no use here: it sums
+    in hooks of a single backward pass, and a step may have two directions or several passes over a chunk;
+    and it averages, which suits a loss that each process computes on its own.
 
-    Batch norm of kind "device" has moved its running statistics by those of the process's own rows.
-    Moving is linear, so that the mean over the processes is what split batch norm would have, and
-    the state of one process is that of all.
+    Batch norm of kind "device" has moved its running statistics by those of the process's own rows. The
+    update is linear, so the mean over the processes is what split batch norm would have, and the state is the
+    same on all processes.
 
     Args:
-        optimizer: Of parameters with this process's gradients, which are the sum afterwards.
-        encoders: What has encoded in this step.
-        processes: One alone steps as it is.
+        optimizer: Its parameters have this process's gradients, and the sum afterwards.
+        encoders: Modules that encoded in this step.
+        processes: With a single process only the step is taken.
     """
     if processes.world_size > 1:
         processes.sum_gradients_(optimizer)
-        _average_(_own_statistics(encoders), processes)
+        _average_(_local_statistics(encoders), processes)
     optimizer.step()
 
 
 @torch.no_grad()
-def _average_(kept: Sequence[Tensor], processes: ProcessGroup) -> None:
-    if not kept:
+def _average_(statistics: Sequence[Tensor], processes: ProcessGroup) -> None:
+    if not statistics:
         return
-    mean = processes.sum_(torch.cat(list(kept))) / processes.world_size
-    for running, of_all in zip(kept, torch.split(mean, [len(one) for one in kept]), strict=True):
-        running.copy_(of_all)
+    mean = processes.sum_(torch.cat(list(statistics))) / processes.world_size
+    for running, value in zip(statistics, torch.split(mean, [len(one) for one in statistics]), strict=True):
+        running.copy_(value)
 
 
-def _own_statistics(encoders: Sequence[nn.Module]) -> list[Tensor]:
-    """Running means and variances that this process alone has moved, each once."""
+def _local_statistics(encoders: Sequence[nn.Module]) -> list[Tensor]:
+    """Running means and variances that only this process has moved, each once."""
     norms = {
         id(module): module
         for encoder in encoders
         for module in encoder.modules()
-        if isinstance(module, _OWN_STATISTICS) and module.training
+        if isinstance(module, _LOCAL_STATISTICS) and module.training
     }
     running = [value for norm in norms.values() for value in (norm.running_mean, norm.running_var)]
     return [value for value in running if value is not None]
 
 
-Seen = Callable[[Lookup], None]
-"""Is shown the look-up that a step's loss is computed from, without gradient, before anything changes."""
-
-
-class ViewPair(NamedTuple):
-    """Two views of a batch of images; of a method that needs one view, the same twice.
-
-    The views are of this process's part of the batch, ids and labels of all of it.
-    """
-
-    view_1: Tensor
-    view_2: Tensor
-    ids: Ids
-    """Places of the images among those trained on: an item's number in every dictionary."""
-    labels: Labels | None
-    seconds: float
-    """That decoding and augmentation took."""
-
-
-@dataclass(frozen=True, eq=False)
-class ViewStep:
-    """What a step leaves for the monitors.
-
-    Args:
-        loss: Mean over the queries.
-        view_1: The queries [images, dim], as they were looked up, without gradient.
-        view_2: Row by row the key that each of them should find.
-    """
-
-    loss: float
-    view_1: Rows
-    view_2: Rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Computing:
-    """How an encoder is run in a step; the loss and the gradient are the same but for rounding.
-
-    With batch norm of kind "device" each process has statistics of its own, as if split over so many groups.
-
-    Args:
-        precision: Of its forward pass; z and the loss are float32 at least.
-        chunks: Parts in which the batch is encoded.
-        checkpointing: Whether a part's activations are computed again backward instead of kept.
-        normalised: Whether z is scaled to length 1.
-        processes: Among which a batch is parted: a step is given this process's part of the views, and ids
-            and labels of the whole batch. What it leaves, weights, dictionary and loss, is the same on all.
-    """
-
-    precision: torch.dtype = torch.float32
-    chunks: int = 1
-    checkpointing: bool = False
-    normalised: bool = True
-    processes: ProcessGroup = SINGLE_PROCESS
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """The context in which an encoder runs forward."""
-        return torch.autocast(device.type, dtype=self.precision, enabled=self.precision != torch.float32)
-
-
 def projections(z: Tensor, *, normalised: bool) -> Rows:
-    """What is looked up.
+    """Projections as they are looked up.
 
     Args:
-        z: Of an encoder [rows, dim].
+        z: Output of an encoder [rows, dim].
         normalised: Whether rows are scaled to length 1.
 
     Returns:
         [rows, dim] in float32 at least.
     """
-    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-    return F.normalize(z, dim=1) if normalised else z
-
-
-def backward(
-    encoder: nn.Module, images: Tensor, loss_of_z: Callable[[Rows], Tensor], computing: Computing
-) -> float:
-    """Encode a batch and add the gradients of its loss.
-
-    Args:
-        encoder: images -> (h, z), in train mode.
-        images: [images, channels, height, width].
-        loss_of_z: What was looked up of it, to one number: of several processes each its part of the loss,
-            which is their sum. Called once.
-        computing: How.
-
-    Returns:
-        The loss, of all processes. The gradients are this one's, of its own part.
-
-    Raises:
-        CollapseError: If the loss is not finite; no gradient is added.
-    """
-    value = 0.0
-
-    def of_z(z: Tensor) -> Tensor:
-        nonlocal value
-        with torch.autocast(images.device.type, enabled=False):  # the encoder's precision is not the loss's
-            loss = loss_of_z(projections(z, normalised=computing.normalised))
-            value = require_finite(loss, computing.processes)
-        return loss
-
-    if computing.chunks > 1:
-        with computing.autocast(images.device):
-            cached_backward(
-                encoder, images.chunk(computing.chunks), of_z, checkpoint_blocks=computing.checkpointing
-            )
-        return value
-    with checkpointed_blocks(encoder) if computing.checkpointing else nullcontext():
-        with computing.autocast(images.device):
-            _, z = encoder(images)
-        of_z(z).backward()  # type: ignore[no-untyped-call]
-    return value
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        return F.normalize(z, dim=1) if normalised else z
 
 
 def require_finite(loss: Tensor, processes: ProcessGroup = SINGLE_PROCESS) -> float:
-    """The loss, before it reaches any weight.
+    """Check the loss before any gradient is computed.
 
     Args:
-        loss: One number: this process's part.
-        processes: Whose parts add up to the loss.
+        loss: This process's part, one number.
+        processes: Their parts add up to the loss.
 
     Returns:
-        The sum, the same on all.
+        The sum, the same on all processes.
 
     Raises:
         CollapseError: If it is not finite, on all processes.
     """
-    value = float(processes.sum(loss))
+    value = float(loss.detach() if processes.world_size == 1 else processes.sum(loss))
     if not math.isfinite(value):
         raise CollapseError(f"the loss is {value}; lower the learning rate or raise the temperature")
     return value
 
 
-def mean_of_own(
+def local_mean_loss(
     loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes: ProcessGroup, *, views: int = 1
 ) -> Tensor:
     """This process's part of the mean over the queries; the parts of all processes add up to it.
 
     Args:
-        loss: On a look-up, of each query by itself.
-        lookup: Of the queries of all processes, in all keys or in this process's share of them.
-        processes: Among which they are parted.
-        views: Parts of one size that the queries consist of, each parted among the processes.
+        loss: Function of a lookup, one number a query.
+        lookup: Of the queries of all processes, among all keys or this process's shard of them.
+        processes: Each takes its slice of the queries.
+        views: Number of views that the queries consist of, each sliced over the processes.
 
     Returns:
-        What the own queries cost, or what all of them cost in the own share of the keys, over the number of
-        all; on one process the mean.
+        The sum over the local queries, or over all queries in the local shard of keys, divided by the number
+        of all queries; on a single process the mean.
     """
     if processes.world_size == 1 or lookup.shard_group.world_size > 1:
         return loss(lookup).mean()
     rows = len(lookup) // views
-    own = processes.local_slice(rows)
-    firsts = range(0, len(lookup), rows)
-    parts = [loss(lookup.rows(first + own.start, first + own.stop)).sum() for first in firsts]
+    local = processes.local_slice(rows)
+    starts = range(0, len(lookup), rows)
+    parts = [loss(lookup.rows(start + local.start, start + local.stop)).sum() for start in starts]
     return torch.stack(parts).sum() / len(lookup)
 
 
 def sharded_mean_loss(loss: Callable[[Lookup], PerQuery], lookup: Lookup, processes: ProcessGroup) -> Tensor:
-    r"""`mean_of_own` of InfoNCE whose negatives are sharded over the processes.
+    r"""`local_mean_loss` of InfoNCE whose negatives are sharded over the processes.
 
-    Each process looks the queries of all up in their own key and in the negatives that it holds. With
-    :math:`\ell_r` what that costs, the look-up in all of them costs
+    Each process looks the queries of all processes up among their own key and its shard of the negatives.
+    With :math:`\ell_r` the loss in shard *r*, the loss over all negatives is
 
     .. math:: \ell = \log \Big(1 + \sum_r (e^{\ell_r} - 1)\Big)
 
-    for :math:`e^{\ell_r} - 1` is the sum over the process's negatives of what each adds to the own key's 1.
+    because :math:`e^{\ell_r} - 1` is the sum of the negatives of shard *r*, relative to the own key's term.
 
     Args:
         loss: InfoNCE.
-        lookup: Of the queries of all processes; the own key is each one's only positive.
+        lookup: Of the queries of all processes; the own key is the only positive of each.
         processes: Over which the negatives are sharded.
 
     Returns:
-        The sum over the own queries, over the number of all.
+        The sum over the local queries, divided by the number of all queries.
     """
     cost = loss(lookup)
-    every = processes.all_gather_with_grad(
-        cost.double()[None], processes.world_size
-    )  # float64 bears logits of some hundreds
-    whole = every[:, processes.local_slice(len(lookup))].expm1().sum(dim=0).log1p()
-    return (whole.sum() / len(lookup)).to(cost.dtype)
+    # in float64: e^l of logits of some hundreds would overflow float32
+    gathered = processes.all_gather_with_grad(cost.double()[None], processes.world_size)
+    total = gathered[:, processes.local_slice(len(lookup))].expm1().sum(dim=0).log1p()
+    return (total.sum() / len(lookup)).to(cost.dtype)
 
 
 def without_gradient(lookup: Lookup) -> Lookup:
-    """The same look-up for eyes alone.
+    """The same lookup with detached queries and keys.
 
     Args:
         lookup: Any.
 
     Returns:
-        With queries and keys that carry no gradient.
+        A lookup for metrics.
     """
     queries, keys = lookup.queries.detach(), lookup.keys.detach()
     return Lookup(queries, keys, lookup.pairs, lookup.score, shard_group=lookup.shard_group)
@@ -280,18 +373,18 @@ Classes = TypeVar("Classes")
 
 
 def encode_preserving_buffers(
-    encoder: nn.Module, batches: Iterable[tuple[Tensor, Ids, Classes]], computing: Computing
+    encoder: nn.Module, batches: Iterable[tuple[Tensor, Ids, Classes]], context: StepContext
 ) -> Iterator[tuple[Rows, Ids, Classes]]:
-    """Encode batches without gradient, in the mode the encoder is in, and put its buffers back.
+    """Encode batches without gradient, in the encoder's current mode, and restore its buffers.
 
-    Within a training that is train mode: rows that steps make have batch statistics, and these should
-    be like them. The running statistics of batch norm do not move.
+    During training that is train mode: rows made by steps use batch statistics, and these rows should
+    resemble them. The running statistics of batch norm do not move.
 
     Args:
         encoder: images -> (h, z).
-        batches: (views [images, channels, height, width], ids, classes), the views of this process's part of
-            a batch, ids and classes of all of it.
-        computing: How it is run; chunks and checkpointing make no difference.
+        batches: (views [images, channels, height, width] of this process, ids and classes of the whole
+            batch).
+        context: Precision, normalisation and processes; chunks and checkpointing are not used.
 
     Yields:
         (rows as they are looked up [images of all processes, dim], ids, classes).
@@ -299,10 +392,7 @@ def encode_preserving_buffers(
     before = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     try:
         for view, ids, classes in batches:
-            with torch.no_grad(), computing.autocast(view.device):
-                _, z = encoder(view)
-            rows = projections(z, normalised=computing.normalised)
-            yield computing.processes.all_gather_with_grad(rows, len(ids)), ids, classes
+            yield context.encode_keys(encoder, view, None, len(ids)), ids, classes
     finally:
         with torch.no_grad():
             for name, buffer in encoder.named_buffers():

@@ -25,7 +25,7 @@ from querykey.evaluation.few_labels import choose_labelled
 from querykey.evaluation.linear_evaluation import linear_evaluation
 from querykey.io.records import Record, read, versions
 from querykey.lookup.lookup import IGNORE_LABEL
-from querykey.pretraining.loop import make_encoder
+from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.saved_encoder import SavedEncoder, encode_rows
 from querykey.runs.evaluate_encoder import knn_of, pixel_rows
 from querykey.runs.fine_tune import Labelled, fine_tuned
@@ -293,12 +293,12 @@ def _pretrained(work: Work, seed: int) -> _Pretrained:
 def _run(settings: str, data: StudyImages, threads: int, seed: int) -> _Pretrained:  # noqa: ARG001 - of the key
     before: dict[str, Tensor] = {}
 
-    def begin(course: Any) -> None:
-        before.update(course.untrained.backbone.state_dict())
+    def on_fit_start(run: Any) -> None:
+        before.update(run.untrained.backbone.state_dict())
 
     with TemporaryDirectory() as folder, peak_memory() as peak:
         out = Path(folder) / "run"
-        run = pretrain(data.training(), seed=seed, out=out, begin=begin, **json.loads(settings))
+        run = pretrain(data.training(), seed=seed, out=out, on_fit_start=on_fit_start, **json.loads(settings))
         looks = [record for record in read(out / "metrics.jsonl") if record["kind"] == "look"]
     said = {
         name: run.report[name]

@@ -11,9 +11,9 @@ from querykey.errors import ConfigError, Notify
 from querykey.io.atomic import check_new
 from querykey.io.durable import file_lock, raises_store_error
 from querykey.io.study_folder import is_study, measures_of, read_study, records_of, write_study
+from querykey.pretraining.run import TrainingRun
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import asked_settings
-from querykey.pretraining.trainer import Course
 from querykey.runs.pretrain import pretrain
 from querykey.studies.engine.features import StudyFeatures
 from querykey.studies.engine.grid import Cell, run_grid
@@ -112,17 +112,17 @@ def images_within(
 
 def _step_seconds(arm: Arm, images: StudyImages) -> tuple[int, float]:
     """Images of a step and its seconds, on as many threads as a cell has."""
-    found: list[Course] = []
+    found: list[TrainingRun] = []
 
-    def begin(course: Course) -> None:
-        found.append(course)
+    def on_fit_start(run: TrainingRun) -> None:
+        found.append(run)
         raise _Measured
 
     with suppress(_Measured):
-        pretrain(images.training(), begin=begin, minutes=1.0, **settings_here() | arm.settings)
-    (course,) = found
-    assert course.calibration is not None
-    return course.settings.batch_size, course.calibration.seconds
+        pretrain(images.training(), on_fit_start=on_fit_start, minutes=1.0, **settings_here() | arm.settings)
+    (run,) = found
+    assert run.calibration is not None
+    return run.settings.batch_size, run.calibration.seconds
 
 
 LOCK = "study.lock"
