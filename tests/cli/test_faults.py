@@ -112,7 +112,7 @@ def test_an_output_that_exists(querykey, refused, labelled_run, data, tmp_path):
         "embed", data / "texts.csv", "--column", "text", "--model", "cli.models:letters", "--out", precious
     )
     assert said.code == 2
-    assert "is no feature store" in said.err
+    assert "precious exists already" in said.err
     assert (precious / "thesis.txt").read_text() == "years of work"
     assert (tmp_path / "Z.npy").read_text() == "mine"
 
@@ -322,7 +322,7 @@ def test_a_full_disk_anywhere_else(querykey, data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "message"),
+    ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/secret"), 2, "error: no permission: /secret\n"),

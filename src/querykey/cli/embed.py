@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from querykey.cli.options import Column, Device, LabelColumn, PairColumn, Seed, Split, Threads, prepare
+from querykey.cli.options import (
+    Column,
+    Device,
+    LabelColumn,
+    PairColumn,
+    Seed,
+    Split,
+    Threads,
+    prepare,
+    reserve_output,
+)
 
 __all__ = ["embed_source"]
 
@@ -36,8 +46,11 @@ def embed_source(
     from querykey.cli.console import line, note, progress
     from querykey.data.readers.open import read_source
     from querykey.features.embed import embed
+    from querykey.features.store import is_store
     from querykey.runs.load_encoder import load_encoder
 
+    if not is_store(out):  # one that is there may be what is asked for
+        reserve_output(out, resumable=True)
     items = read_source(
         source, column=column, label_column=label_column, pair_column=pair_column, split=split
     )

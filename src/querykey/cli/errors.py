@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from querykey.cli.options import reserved_outputs
 from querykey.cli.torchrun import is_parting, tell
 from querykey.errors import QuerykeyError, is_out_of_memory
 from querykey.io.atomic import is_full_disk
@@ -27,7 +28,8 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with reserved_outputs():
+                return super().invoke(ctx)
         except QuerykeyError as error:
             raise _leave(f"error: {_words(error)}", MISTAKE) from error
         except KeyboardInterrupt as stop:

@@ -24,8 +24,7 @@ from querykey.features.store import (
     read_vectors,
     write_store,
 )
-from querykey.io.atomic import new_folder
-from querykey.io.durable import raises_store_error
+from querykey.io.atomic import new_folder, raises_store_error
 from querykey.types import Labels, Rows
 
 __all__ = ["Features", "features_from_array", "features_of_source", "read_features", "write_features"]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from querykey.data.items import Items
 from querykey.errors import StoreError
-from querykey.io.durable import make_folder, write_aside
+from querykey.io.atomic import make_folder, write_aside
 
 __all__ = [
     "DTYPES",

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from querykey.errors import (
     StoreError,
     is_out_of_memory,
 )
-from querykey.io.atomic import check_new
+from querykey.io.atomic import reserve
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.checkpoint import KEPT, SAVE_SECONDS, Saving, latest_checkpoint
 from querykey.pretraining.loop import make_encoder
@@ -238,21 +238,22 @@ def pretrain(
     watch = Watch(told=told, notify=notify or (lambda _: None), stop=stop or (lambda: False))
     asked, saving = asked_settings(method, preset, settings), Saving(seconds=save_every, keep=keep)
     place = usable_device(device)
-    if out is not None and current_process_group().is_main_process:
-        check_new(out)
-    data = read_images(source, column=column, label_column=label_column, split=split)
-    pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=watch.notify)
-    course = new_course(asked, data, pixels, device=place, begun=begun, notify=watch.notify)
-    if begin is not None:
-        begin(course)
+    path = None if out is None else Path(out)
     at = None if isinstance(source, Source) else {
         "spec": str(source), "column": column, "label_column": label_column, "split": split,
     }  # fmt: skip
-    path = None if out is None else Path(out)
-    folder = _new_folder(
-        path, course, source=data, at=at, asked=asked, saving=saving, device=place, begun=begun
-    )
-    with nullcontext() if folder is None else folder.kept_for_writing():
+    with ExitStack() as lock:
+        with nullcontext() if path is None or not current_process_group().is_main_process else reserve(path):
+            data = read_images(source, column=column, label_column=label_column, split=split)
+            pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=watch.notify)
+            course = new_course(asked, data, pixels, device=place, begun=begun, notify=watch.notify)
+            if begin is not None:
+                begin(course)
+            folder = _new_folder(
+                path, course, source=data, at=at, asked=asked, saving=saving, device=place, begun=begun
+            )
+            if folder is not None:
+                lock.enter_context(folder.kept_for_writing())
         return _train(course, folder, watch, path=path, start=0, begun=begun)
 
 

@@ -1,5 +1,6 @@
 """One grammar for whatever the user has: a path or a name in, a `Source` out."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from querykey.data.readers.images import is_image, read_image_folder
 from querykey.data.readers.mapped import ARRAY_SUFFIXES
 from querykey.data.readers.shards import is_shard, read_shards
 from querykey.data.readers.tables import TABLE_SUFFIXES, is_table, read_table_files
-from querykey.errors import MissingPathError, SourceError
+from querykey.errors import MissingPathError, QuerykeyError, SourceError
 
 __all__ = ["SOURCES_HELP", "Source", "common_labels", "read_source", "require_finite_rows"]
 
@@ -74,6 +75,11 @@ def read_source(
         return _read_file(path, str(spec), wanted)
     except PermissionError as error:
         raise SourceError(f"{error.filename or path} may not be read; allow reading it") from error
+    except OSError as error:
+        if isinstance(error, QuerykeyError) or error.errno != errno.ENAMETOOLONG:
+            raise
+        shown = f"{str(spec)[:40]}..."
+        raise SourceError(f"{shown!r} is too long for a path; give the path of a file or folder") from error
 
 
 def _read_file(path: Path, name: str, wanted: Wanted) -> Source:
