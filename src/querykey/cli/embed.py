@@ -7,6 +7,7 @@ import typer
 
 from querykey.cli.options import (
     Column,
+    Delimiter,
     Device,
     LabelColumn,
     PairColumn,
@@ -28,6 +29,7 @@ def embed_source(
     label_column: LabelColumn = None,
     pair_column: PairColumn = None,
     split: Split = None,
+    delimiter: Delimiter = None,
     prompt: Annotated[str | None, typer.Option(help="For st: models, a prompt by name or its text.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Items at once; measured if not said.")
@@ -52,8 +54,9 @@ def embed_source(
     if not is_store(out):  # one that is there may be what is asked for
         reserve_output(out, resumable=True)
     items = read_source(
-        source, column=column, label_column=label_column, pair_column=pair_column, split=split
-    )
+        source, column=column, label_column=label_column, pair_column=pair_column, split=split,
+        delimiter=delimiter,
+    )  # fmt: skip
     encoder = load_encoder(model, device=device, prompt=prompt)
     with progress(f"embedding {source}") as tick:
         features = embed(

@@ -10,6 +10,7 @@ import typer
 
 __all__ = [
     "Column",
+    "Delimiter",
     "Device",
     "LabelColumn",
     "Out",
@@ -35,6 +36,10 @@ PairColumn = Annotated[
     str | None, typer.Option(metavar="NAME", help="A second column: the query of each row.")
 ]
 Split = Annotated[str | None, typer.Option(metavar="NAME", help="The part to read, where there are several.")]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(metavar="CHAR", help="Of csv and tsv columns, where it is not found; tab, none."),
+]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey adapt` wrote.")]
 

@@ -1,6 +1,7 @@
 """One grammar for whatever the user has: a path or a name in, a `Source` out."""
 
 import errno
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from querykey.data.readers.images import is_image, read_image_folder
 from querykey.data.readers.mapped import ARRAY_SUFFIXES
 from querykey.data.readers.shards import is_shard, read_shards
 from querykey.data.readers.tables import TABLE_SUFFIXES, is_table, read_table_files
-from querykey.errors import MissingPathError, QuerykeyError, SourceError
+from querykey.errors import DataWarning, MissingPathError, QuerykeyError, SourceError
 
 __all__ = ["SOURCES_HELP", "Source", "common_labels", "read_source", "require_finite_rows"]
 
@@ -29,6 +30,7 @@ def read_source(
     label_column: str | None = None,
     pair_column: str | None = None,
     split: str | None = None,
+    delimiter: str | None = None,
 ) -> Source:
     """Read what the user names, as little of it as possible.
 
@@ -42,9 +44,12 @@ def read_source(
         label_column: The classes.
         pair_column: A second column of text, the query of each row; equal texts are one item.
         split: Which part; train where there are several and none is named.
+        delimiter: What separates the columns of a csv or tsv file: one character, "tab", or "none"
+            for one column. Found from the file where not given.
 
     Returns:
-        A `Source`. Items are read when they are asked for; only the fingerprint reads every byte.
+        A `Source`, after a `DataWarning` for what was left out or assumed. Items are read when they
+        are asked for; only the fingerprint reads every byte.
 
     Raises:
         MissingPathError: If there is nothing at the path.
@@ -56,7 +61,16 @@ def read_source(
         >>> source.kind, len(source), source.labels[:4].tolist()
         ('image', 1797, [0, 1, 2, 3])
     """
-    wanted = Wanted(column=column, label_column=label_column, pair_column=pair_column, split=split)
+    wanted = Wanted(
+        column=column, label_column=label_column, pair_column=pair_column, split=split, delimiter=delimiter
+    )
+    source = _read(spec, wanted)
+    for note in source.notes:
+        warnings.warn(note, DataWarning, stacklevel=2)
+    return source
+
+
+def _read(spec: str | Path, wanted: Wanted) -> Source:
     named = scheme_of(spec)
     if named is not None:
         scheme, name = named
