@@ -11,6 +11,8 @@ from querykey.data.readers.images import decode_image
 from querykey.data.readers.open import read_source
 from querykey.errors import DamagedItemError, DataError, SourceError
 
+pytestmark = pytest.mark.filterwarnings("ignore::querykey.errors.DataWarning")
+
 
 def write_png(path, value=0, size=(4, 3), mode="L"):
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import errno
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from querykey.data.items import Source
@@ -12,7 +13,8 @@ from querykey.data.readers.beir import is_beir, read_beir
 from querykey.data.readers.catalogues import read_hub, read_sklearn, read_torchvision
 from querykey.data.readers.grammar import SOURCES_HELP, Wanted, nearest_words, scheme_of, split_of
 from querykey.data.readers.idx import is_idx_images, read_idx
-from querykey.data.readers.images import is_image, read_image_folder
+from querykey.data.readers.image_folder import count_images, listed_names, read_image_folder
+from querykey.data.readers.images import is_image
 from querykey.data.readers.mapped import ARRAY_SUFFIXES
 from querykey.data.readers.shards import is_shard, read_shards
 from querykey.data.readers.tables import TABLE_SUFFIXES, is_table, read_table_files
@@ -134,21 +136,60 @@ def _read_folder(folder: Path, name: str, wanted: Wanted) -> Source:
     inner = [child for entry in top if entry.is_dir() and (entry.name == "data" or split_of(entry.name))
              for child in sorted(entry.iterdir())]  # fmt: skip
     files = [entry for entry in top + inner if entry.is_file()]
-    shards = [entry for entry in files if is_shard(entry.name)]
-    tables = [entry for entry in files if is_table(entry.name)]
-    arrays = [entry for entry in files if entry.suffix.lower() in ARRAY_SUFFIXES]
-    if shards:
-        return read_shards(shards, _splits(shards, folder), name=name, what=what, wanted=wanted)
-    if tables:
-        if any(is_image(entry.name) for entry in files):
-            raise SourceError(
-                f"{folder} holds both images and tables ({tables[0].name}); "
-                "name the table itself, or move it out of the folder of images"
-            )
-        return read_table_files(tables, _splits(tables, folder), name=name, what=what, wanted=wanted)
-    if arrays:
-        raise SourceError(f"{folder} holds arrays ({arrays[0].name}); name the file itself")
-    return read_image_folder(folder, name=name, wanted=wanted)
+    groups = {
+        "shards": [entry for entry in files if is_shard(entry.name)],
+        "tables": [entry for entry in files if is_table(entry.name)],
+        "arrays": [entry for entry in files if entry.suffix.lower() in ARRAY_SUFFIXES],
+    }
+    chosen = _kind_of_folder(folder, groups)
+    if chosen == "images":
+        return read_image_folder(folder, name=name, wanted=wanted)
+    used = groups[chosen]
+    if chosen == "arrays":
+        raise SourceError(f"{folder} holds arrays ({used[0].name}); name the file itself")
+    read = read_shards if chosen == "shards" else read_table_files
+    source = read(used, _splits(used, folder), name=name, what=what, wanted=wanted)
+    rest = [entry for entry in files if entry not in used]
+    return _with_left_out(source, folder, chosen, rest)
+
+
+def _kind_of_folder(folder: Path, groups: dict[str, list[Path]]) -> str:
+    """What most files of a folder are: "images", "shards", "tables" or "arrays".
+
+    Images count in folders for each class too, so that a list of labels beside them is no table of texts.
+
+    Raises:
+        SourceError: If as many are of one kind as of another.
+    """
+    counts = {kind: len(paths) for kind, paths in groups.items() if paths}
+    if not counts:
+        return "images"
+    counts["images"] = count_images(folder)
+    first, second = sorted(counts, key=lambda kind: -counts[kind])[:2]
+    if counts[first] > counts[second]:
+        return first
+    # vectors beside tables or shards have no columns: they are looked at only by their own name
+    if {first, second} in ({"tables", "arrays"}, {"shards", "arrays"}):
+        return first if second == "arrays" else second
+    named = next(paths[0].name for kind, paths in groups.items() if paths and kind in (first, second))
+    raise SourceError(
+        f"{folder} holds as many {first} as {second} ({counts[first]}); name the file itself ({named}), or "
+        "move it out of the folder"
+    )
+
+
+def _with_left_out(source: Source, folder: Path, chosen: str, rest: list[Path]) -> Source:
+    """The source with the files beside it that hold data of another kind, named."""
+    names = [str(entry.relative_to(folder)) for entry in rest if _is_data(entry)]
+    if not names:
+        return source
+    note = f"{folder} is read as {chosen}; left out {len(names)} other files: {listed_names(names)}"
+    return replace(source, left_out=[*source.left_out, *names], notes=(*source.notes, note))
+
+
+def _is_data(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return is_image(path.name) or is_table(path.name) or is_shard(path.name) or suffix in ARRAY_SUFFIXES
 
 
 def _splits(paths: list[Path], folder: Path) -> list[str | None]:
