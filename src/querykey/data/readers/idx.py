@@ -13,8 +13,8 @@ from querykey.data.fingerprint import fingerprint_files
 from querykey.data.items import Items, RowNumbers, Source
 from querykey.data.labels import NO_NAMES, number_labels
 from querykey.data.readers.grammar import Wanted, choose_split, split_of
-from querykey.data.readers.images import image_of_array
 from querykey.errors import SourceError
+from querykey.io.images import image_of_array
 
 __all__ = ["ArrayImages", "is_idx_images", "read_idx"]
 
