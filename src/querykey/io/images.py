@@ -13,7 +13,7 @@ from querykey.errors import DamagedItemError, MissingExtraError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["as_image", "decode_image", "image_of_array", "pillow", "plain_pixels"]
+__all__ = ["as_image", "decode_image", "image_of_array", "longest_side", "pillow", "plain_pixels"]
 
 _ORIENTATION = 0x0112
 
@@ -149,7 +149,9 @@ def plain_pixels(image: Any, *, shorter_side: int | None = None) -> NDArray[np.u
 
     Args:
         image: What `as_image` takes.
-        shorter_side: Of the result at most, in pixels; a larger image is shrunk, smoothed.
+        shorter_side: Of the result at most, in pixels; a larger image is shrunk, smoothed. The longer side
+            is then at most `longest_side(shorter_side)`, so that a batch of a wide and a tall image,
+            which takes the product of the two, stays small.
 
     Returns:
         uint8 [height, width] or [height, width, 3].
@@ -167,11 +169,22 @@ def plain_pixels(image: Any, *, shorter_side: int | None = None) -> NDArray[np.u
             image = image.convert("L" if image.mode == "1" else "RGB")
     except ValueError as error:
         raise DamagedItemError(f"an image of mode {image.mode} cannot be converted: {error}") from error
-    if shorter_side is not None and min(image.size) > shorter_side:
-        scale = shorter_side / min(image.size)
+    if shorter_side is None:
+        return np.asarray(image)
+    scale = min(shorter_side / min(image.size), longest_side(shorter_side) / max(image.size))
+    if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
         image = image.resize((width, height), pillow()[0].Resampling.BILINEAR, reducing_gap=3.0)
     return np.asarray(image)
+
+
+def longest_side(shorter_side: int) -> int:
+    """The longer side of a decoded image at most, in pixels: 4 times the shorter one, or 512.
+
+    Args:
+        shorter_side: Of a decoded image at most.
+    """
+    return max(512, 4 * shorter_side)
 
 
 def pillow() -> tuple[Any, Any]:
