@@ -43,8 +43,8 @@ def read_image_folder(folder: Path, *, name: str, wanted: Wanted) -> Source:
         SourceError: If no image is below the folder, or there is no such split.
     """
     wanted.allow("split", what=f"{folder}, a folder of images,")
-    roots, notes = _roots(folder, wanted.split)
-    found, others = [], []
+    roots, others, notes = _roots(folder, wanted.split)
+    found: list[_File] = []
     for part in roots:
         root = folder / part if part else folder
         files = _files_below(root)
@@ -62,10 +62,11 @@ def read_image_folder(folder: Path, *, name: str, wanted: Wanted) -> Source:
     labels, names = None, NO_NAMES
     if any(each is not None for each in classes):
         labels, names = number_labels(classes, what=str(folder))
-    if others:
-        lost = sorted({_printable(_class_of(path, roots)) for path in others} - {*names, ""})
+    files_out = [path for path in others if not path.endswith("/")]
+    if files_out:
+        lost = sorted({_printable(_class_of(path, roots)) for path in files_out} - {*names, ""})
         gone = f"; no image is left of the classes {listed_names(lost)}" if lost and names else ""
-        notes.append(f"{folder}: left out {_described(others)}{gone}")
+        notes.append(f"{folder}: left out {_described(files_out)}{gone}")
     ids = [_printable(file.id) for file in found]
     digest = Fingerprint().text("images")
     for file in found:
@@ -94,28 +95,31 @@ class _File:
     id: str
 
 
-def _roots(folder: Path, split: str | None) -> tuple[list[str], list[str]]:
-    """(the folders of the split, "" for the whole folder; what to say of them)."""
-    top = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+def _roots(folder: Path, split: str | None) -> tuple[list[str], list[str], list[str]]:
+    """(the folders of the split, "" for the whole folder; what is left out beside them; what to say)."""
+    top = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     splits = {part: split_of(part) for part in top}
-    if not top or not all(splits.values()) or any(is_image(entry.name) for entry in os.scandir(folder)):
+    loose = [path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith(".")]
+    if not top or not all(splits.values()) or any(is_image(path.name) for path in loose):
         choose_split(split, [None], str(folder))
-        return [""], []
+        return [""], [], []
     chosen = choose_split(split, list(splits.values()), str(folder))
     parts = [part for part in top if splits[part] == chosen]
     whole = [part for part in parts if part.lower() in _SPLIT_WORDS]
+    beside = sorted(path.name for path in loose)
     if whole and len(whole) < len(parts):
-        rest = [part for part in parts if part not in whole]
-        return whole, [
+        rest = [f"{part}/" for part in parts if part not in whole]
+        said = (
             f"{folder}: the split {chosen} is read from {listed_names(whole)}; left out {listed_names(rest)}"
-        ]
+        )
+        return whole, [*beside, *rest], [said]
     if len(parts) > 1 and not whole and not all(_PART.fullmatch(part) for part in parts):
         raise SourceError(
             f"{folder} has several folders for the split {chosen}: {listed_names(parts)}; name one of them "
             "as the source, or number them if they are parts of one"
         )
     together = [f"{folder}: the split {chosen} is read from {len(parts)} folders: {listed_names(parts)}"]
-    return parts, together if len(parts) > 1 else []
+    return parts, beside, together if len(parts) > 1 else []
 
 
 def _class_of(path: str, roots: Sequence[str]) -> str:
