@@ -46,7 +46,7 @@ _PREVIEW = 100
 
 
 class Count:
-    """How many items are done, for whoever draws it."""
+    """Counts the items that are done, for a progress display."""
 
     def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
         self._done = 0
@@ -88,9 +88,9 @@ def encode_side(
         encoder: The frozen model.
         shards: Where they are kept.
         dtype: Of the vectors.
-        count: Told of every batch, and of every shard that was there.
-        notify: Told what was skipped.
-        processes: Each encodes some of the shards; the first is told of all.
+        count: Called after every batch, and for every shard that exists already.
+        notify: Called with what was skipped.
+        processes: Each encodes some of the shards; the main process returns all rows.
 
     Returns:
         Which rows have a vector.
@@ -240,7 +240,7 @@ def embed(
         shard_size: Items a shard, >= 1: what a kill can cost.
         dtype: Of the vectors in the store, "float32" or "float16" (half the disk, 3 digits).
         progress: Called with (items done, items in all), queries counted too.
-        notify: Called with a sentence on what is taken up, made again or skipped.
+        notify: Called with a sentence on what is resumed, made again or skipped.
 
     Returns:
         The features, mapped from the store.
@@ -276,10 +276,10 @@ def embed(
             partial = work.open(claim.content, notify)
             processes.barrier()
             kept = work.encode(partial, count, notify, processes)
-            processes.barrier()  # all have read the shards, which go when the store is whole
+            processes.barrier()  # all have read the shards, which are removed once the store is complete
             work.write(partial, kept, claim)
     else:
-        processes.barrier()  # until the first has begun a store, or taken one up, and measured
+        processes.barrier()  # until the main process has started or resumed a store, and measured
         content = resumable_content(out)
         if content is None:
             raise OutputError(f"{out}: the shards of the first process are not here; share the file system")
@@ -290,7 +290,7 @@ def embed(
 
 
 class _Work:
-    """What is made of which source by which model."""
+    """The features to compute: a source, a model and how they are stored."""
 
     def __init__(
         self, source: Source, encoder: FrozenEncoder, *, key: str, shard_size: int, dtype: str,
@@ -395,7 +395,7 @@ def _finished(out: Path, key: str, notify: Callable[[str], None]) -> Features | 
 def _follow_plan(
     partial: PartialStore, encoder: FrozenEncoder, source: Source, batch_size: int | None
 ) -> None:
-    """Measure how to run the model, or do as the run did that is taken up."""
+    """Measure how to run the model, or read back the plan of the run that is resumed."""
     if partial.plan is not None:
         encoder.plan = BatchPlan(**partial.plan)
         return

@@ -1,4 +1,4 @@
-"""A feature store that is being made: shards that survive whoever makes them."""
+"""A feature store in progress: shards that survive the process that makes them."""
 
 import json
 import shutil

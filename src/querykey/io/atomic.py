@@ -252,7 +252,7 @@ def remove_temp_files(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder; other files stay.
 
     Args:
-        folder: Locked by this process, so that nobody else writes to it; it need not exist.
+        folder: Locked by this process, so that no other process writes to it; it need not exist.
     """
     for path in folder.glob(".*"):
         if _TEMP_FILE.fullmatch(path.name) and path.is_file() and not path.is_symlink():

@@ -74,7 +74,7 @@ def claim_output(target: Path, *, resumable: bool) -> Claim:
         resumable: Whether what is in `Claim.content` stays for a later call.
 
     Returns:
-        The claim; whoever has it releases it.
+        The claim; the caller releases it.
 
     Raises:
         OutputError: If another process, or another thread of this one, is writing the output.
@@ -189,7 +189,7 @@ def _acquire(folder: Path) -> FileLock | None:
 
 
 def resumable_content(path: str | Path) -> Path | None:
-    """What an output can be resumed from, whoever writes to it now; None where there is nothing.
+    """What an output can be resumed from, even while another process writes it; None if there is nothing.
 
     Args:
         path: The output.

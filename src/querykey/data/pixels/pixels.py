@@ -257,7 +257,7 @@ class DecodedPixels(Pixels):
                     ) from error
                 self._notify(f"a process that decodes images has ended ({error}); it is started again")
                 continue
-            # only where it was read to its end: workers amid a batch are not taken up again
+            # only if it was read to its end: workers in the middle of a batch are not reused
             self._idle.append(loader)
             return
 
@@ -312,7 +312,7 @@ def read_pixels(
         size: Side of what is made of an image later, in pixels.
         memory_limit: Bytes that held images may take; a quarter of the available memory if not given.
         workers: Threads that decode what is held, or processes that decode what is not; 0: none.
-        notify: Told of damaged images, and where the images are not held.
+        notify: Called for damaged images, and if the images are not kept in memory.
         progress: Called with (images decoded, images in all).
 
     Returns:

@@ -144,7 +144,7 @@ def read_torchvision(name: str, *, spec: str, wanted: Wanted) -> Source:
 
 
 def _split_options(make: Any, split: str | None, spec: str) -> dict[str, Any]:
-    """How this class of torchvision is told the split; they differ."""
+    """The argument by which this class of torchvision takes the split; they differ."""
     known = inspect.signature(make).parameters
     if "train" in known:
         return {"train": choose_split(split, ["train", "test"], spec) == "train"}

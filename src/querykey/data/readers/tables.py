@@ -202,7 +202,7 @@ def table_of_text(
 ) -> ArrowTable:
     """Read csv, tsv or jsonl files, the types of the columns found by reading all of them.
 
-    Empty text stays empty and "NA" stays "NA": these are words too.
+    Empty text stays empty and "NA" stays "NA": these are texts too.
 
     Args:
         paths: The files.
