@@ -229,4 +229,5 @@ def assert_same_run(one, other, *, steps):
 def leftovers(run):
     """What a killed process had begun to write in or beside a run, and nobody has removed."""
     inside = [path for path in Path(run).rglob(".*") if path.is_file()]
-    return [*inside, *Path(run).parent.glob(f"{run.name}.*")]
+    beside = [path for glob in (f"{run.name}.*", f".{run.name}.*") for path in Path(run).parent.glob(glob)]
+    return [*inside, *beside]

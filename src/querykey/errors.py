@@ -28,6 +28,7 @@ __all__ = [
     "ConfigError",
     "DamagedItemError",
     "DataError",
+    "DataWarning",
     "ExportError",
     "MissingExtraError",
     "MissingPathError",
@@ -67,6 +68,10 @@ class DataError(QuerykeyError, ValueError):
 
 class DamagedItemError(DataError):
     """One item cannot be decoded; whoever walks the items may count it and go on."""
+
+
+class DataWarning(UserWarning):
+    """Data were left out, or read by an assumption that may be wrong."""
 
 
 class ConfigError(QuerykeyError, ValueError):

@@ -112,7 +112,7 @@ def test_an_output_that_exists(querykey, refused, labelled_run, data, tmp_path):
         "embed", data / "texts.csv", "--column", "text", "--model", "cli.models:letters", "--out", precious
     )
     assert said.code == 2
-    assert "is no feature store" in said.err
+    assert "precious exists already" in said.err
     assert (precious / "thesis.txt").read_text() == "years of work"
     assert (tmp_path / "Z.npy").read_text() == "mine"
 

@@ -21,11 +21,11 @@ from pretraining_toys import TINY
 
 from querykey import Adapter, pretrain
 from querykey.data.pixels.pixels import read_pixels
-from querykey.data.readers.images import decode_image
 from querykey.data.readers.open import read_source
 from querykey.encoders.backbones import load_backbone_weights, make_backbone
 from querykey.errors import ConfigError, DamagedItemError, QuerykeyError, SourceError, StoreError
 from querykey.features.features import features_from_array, read_features
+from querykey.io.images import decode_image
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import asked_settings
 from querykey.runs.pretrain_folder import RunFolder

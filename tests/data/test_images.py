@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from querykey.data.readers.images import decode_image
 from querykey.data.readers.open import read_source
 from querykey.errors import DamagedItemError, DataError, SourceError
+from querykey.io.images import decode_image
+
+pytestmark = pytest.mark.filterwarnings("ignore::querykey.errors.DataWarning")
 
 
 def write_png(path, value=0, size=(4, 3), mode="L"):

@@ -12,9 +12,10 @@ from PIL import Image
 from querykey.data.items import Chosen, RowNumbers, Source
 from querykey.data.pixels.decoding import RowDecoder
 from querykey.data.pixels.pixels import read_pixels
-from querykey.data.readers.images import EncodedImages, plain_pixels
+from querykey.data.readers.images import EncodedImages
 from querykey.data.readers.open import read_source
 from querykey.errors import DamagedItemError, DataError, RangeError, SourceError
+from querykey.io.images import plain_pixels
 
 BROKEN = b"\x89PNG\r\n\x1a\n and then nothing"
 

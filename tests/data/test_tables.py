@@ -155,7 +155,7 @@ def test_a_folder_that_mixes_what_cannot_be_mixed(tmp_path):
         read_source(tmp_path)
     (tmp_path / "b.jsonl").unlink()
     (tmp_path / "b.png").write_bytes(png(0))
-    with pytest.raises(SourceError, match=r"both images and tables \(a.csv\)"):
+    with pytest.raises(SourceError, match=r"as many tables as images \(1\); name the file itself \(a.csv\)"):
         read_source(tmp_path)
     (tmp_path / "b.png").unlink()
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "a.parquet")

@@ -267,7 +267,7 @@ def test_a_run_that_stopped_is_taken_up(tmp_path, said, error):
     source = text_source(WORDS)
     with pytest.raises(type(error)):
         embed(source, text_encoder(_Stops(2, error)), tmp_path / "f", shard_size=2, batch_size=2)
-    assert names_in(tmp_path) == ["f.partial"]
+    assert names_in(tmp_path) == ["f.querykey"]
     module = LetterModel()
     done = []
     features = embed(
@@ -277,7 +277,7 @@ def test_a_run_that_stopped_is_taken_up(tmp_path, said, error):
     assert module.batches[0] == sorted(WORDS[4:6], key=len, reverse=True)  # in shards of the first run
     assert features.meta["model"]["plan"]["batch_size"] == 2
     assert len(said) == 1
-    assert said[0].startswith("going on with ")
+    assert said[0].startswith("resuming from ")
     assert done[-1] == (9, 9)
     assert torch.equal(
         features.vectors, embed(source, text_encoder(), tmp_path / "g", shard_size=2, batch_size=2).vectors
@@ -307,7 +307,7 @@ def test_an_old_store_stays_until_the_new_one_is_whole(tmp_path):
 def test_a_shard_that_the_disk_lost_is_made_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         embed(text_source(WORDS), text_encoder(_Stops(3, KeyboardInterrupt())), tmp_path / "f", shard_size=2)
-    shard = tmp_path / "f.partial" / "items" / "000001.safetensors"
+    shard = tmp_path / "f.querykey" / "content" / "items" / "000001.safetensors"
     shard.write_bytes(shard.read_bytes()[:20])
     module = LetterModel()
     features = embed(text_source(WORDS), text_encoder(module), tmp_path / "f")
@@ -346,9 +346,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch, at)
 
 def test_an_output_that_may_not_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        OutputError, match=r"cannot be written: .*; allow writing there or give another output"
-    ):
+    with pytest.raises(OutputError, match=r"cannot be written: .* is not a folder; give another --out"):
         embed(text_source(WORDS), text_encoder(), tmp_path / "file" / "f")
 
 
@@ -387,7 +385,7 @@ def test_kill_9_loses_the_current_shard_at_most(tmp_path):
     running = subprocess.Popen([sys.executable, "-c", script, str(out)])
     try:
         deadline = time.monotonic() + 120
-        while len(list((tmp_path / "f.partial").glob("items/*.safetensors"))) < 4:
+        while len(list((tmp_path / "f.querykey").glob("content/items/*.safetensors"))) < 4:
             assert running.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -395,7 +393,7 @@ def test_kill_9_loses_the_current_shard_at_most(tmp_path):
         running.kill()  # SIGKILL
         running.wait()
     assert not out.exists()
-    finished = len(list((tmp_path / "f.partial").glob("items/*.safetensors")))
+    finished = len(list((tmp_path / "f.querykey").glob("content/items/*.safetensors")))
     module = LetterModel()
     features = embed(text_source(texts), text_encoder(module), out)
     assert len(module.seen) == 200 - 4 * finished

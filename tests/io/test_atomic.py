@@ -64,14 +64,15 @@ def test_nothing_is_written_over(tmp_path):
     with new_file(precious, overwrite=True) as tmp_path:
         tmp_path.write_text("b")
     assert precious.read_text() == "b"
+    assert names(precious.parent) == ["precious"]
 
 
 def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     """Else a power cut could leave the name with half of what it names."""
-    synced, sync = [], os.fsync
+    above, synced, sync = tmp_path, [], os.fsync
 
     def recorded(handle):
-        synced.append(((tmp_path / "run").exists(), Path(f"/proc/self/fd/{handle}").readlink().name))
+        synced.append(((above / "run").exists(), Path(f"/proc/self/fd/{handle}").readlink().name))
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", recorded)
@@ -79,14 +80,14 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         (tmp_path / "a").write_text("a")
         (tmp_path / "deep").mkdir()
         (tmp_path / "deep" / "b").write_text("b")
-    assert {name for is_there, name in synced if not is_there} == {"a", "b", "deep", "run.partial"}
-    assert [name for is_there, name in synced if is_there] == [tmp_path.name]
+    assert {name for is_there, name in synced if not is_there} == {"a", "b", "deep", "run"}
+    assert [name for is_there, name in synced if is_there] == [above.name]
 
 
 def test_an_empty_folder_may_be_used(tmp_path):
     (tmp_path / "run").mkdir()
-    with new_folder(tmp_path / "run") as tmp_path:
-        (tmp_path / "a").write_text("a")
+    with new_folder(tmp_path / "run") as folder:
+        (folder / "a").write_text("a")
     assert names(tmp_path / "run") == ["a"]
 
 
@@ -94,15 +95,6 @@ def test_a_dead_link_is_no_free_place(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     with pytest.raises(OutputExistsError):
         check_new(tmp_path / "link")
-
-
-def test_what_a_killed_process_left_is_thrown_away(tmp_path):
-    (tmp_path / "run.partial").mkdir()
-    (tmp_path / "run.partial" / "old").write_text("a")
-    with new_folder(tmp_path / "run"):
-        pass
-    assert names(tmp_path) == ["run"]
-    assert names(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

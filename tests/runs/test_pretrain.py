@@ -260,7 +260,7 @@ def test_a_longer_run_that_is_killed_before_its_next_checkpoint_goes_on(finished
 def test_a_run_is_trained_by_one_process_at_a_time(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "run")
     code = (
-        "import sys; from pathlib import Path; from querykey.io.durable import file_lock\n"
+        "import sys; from pathlib import Path; from querykey.io.atomic import file_lock\n"
         "with file_lock(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     )
     file = tmp_path / "run" / "checkpoints" / "lock"

@@ -11,8 +11,7 @@ from safetensors.torch import load, save_file
 from querykey.adapter.settings import AdapterSettings
 from querykey.encoders.heads import FCKind, FCLayer
 from querykey.errors import MissingPathError, StoreError
-from querykey.io.atomic import new_folder
-from querykey.io.durable import raises_store_error
+from querykey.io.atomic import new_folder, raises_store_error
 
 __all__ = ["SavedAdapter", "put_saved", "read_saved", "write_saved"]
 

@@ -15,6 +15,7 @@ from querykey.cli.options import (
     Split,
     Threads,
     prepare,
+    reserve_output,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ def compare(
     device = prepare(device, threads, seed)
     from querykey.cli.console import line, note, progress
     from querykey.errors import ConfigError
-    from querykey.io.atomic import check_new
     from querykey.runs.compare import compare_runs
     from querykey.runs.data import DataAt
 
@@ -72,7 +72,7 @@ def compare(
     if on is None and given:
         raise ConfigError(f"{' and '.join(given)}: nothing is scored without --on SOURCE|FEATURES; add it")
     if out is not None:
-        check_new(out)
+        reserve_output(out)
     with progress("comparing") as tick:
         found = compare_runs(
             runs,

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from querykey.cli.options import Column, Device, LabelColumn, PairColumn, Seed, Split, Threads, prepare
+from querykey.cli.options import (
+    Column,
+    Delimiter,
+    Device,
+    LabelColumn,
+    PairColumn,
+    Seed,
+    Split,
+    Threads,
+    prepare,
+    reserve_output,
+)
 
 __all__ = ["embed_source"]
 
@@ -18,6 +29,7 @@ def embed_source(
     label_column: LabelColumn = None,
     pair_column: PairColumn = None,
     split: Split = None,
+    delimiter: Delimiter = None,
     prompt: Annotated[str | None, typer.Option(help="For st: models, a prompt by name or its text.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Items at once; measured if not said.")
@@ -36,11 +48,15 @@ def embed_source(
     from querykey.cli.console import line, note, progress
     from querykey.data.readers.open import read_source
     from querykey.features.embed import embed
+    from querykey.features.store import is_store
     from querykey.runs.load_encoder import load_encoder
 
+    if not is_store(out):  # one that is there may be what is asked for
+        reserve_output(out, resumable=True)
     items = read_source(
-        source, column=column, label_column=label_column, pair_column=pair_column, split=split
-    )
+        source, column=column, label_column=label_column, pair_column=pair_column, split=split,
+        delimiter=delimiter,
+    )  # fmt: skip
     encoder = load_encoder(model, device=device, prompt=prompt)
     with progress(f"embedding {source}") as tick:
         features = embed(

@@ -1,6 +1,7 @@
 """A user's mistake is one message and exit code 2; Ctrl-C is one line and 130."""
 
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,8 +10,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from querykey.cli.options import reserved_outputs
 from querykey.cli.torchrun import is_parting, tell
-from querykey.errors import QuerykeyError, is_out_of_memory
+from querykey.errors import DataWarning, QuerykeyError, is_out_of_memory
 from querykey.io.atomic import is_full_disk
 
 __all__ = [
@@ -27,7 +29,8 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with reserved_outputs(), _data_warnings_as_notes():
+                return super().invoke(ctx)
         except QuerykeyError as error:
             raise _leave(f"error: {_words(error)}", MISTAKE) from error
         except KeyboardInterrupt as stop:
@@ -46,6 +49,23 @@ class Commands(TyperGroup):
             raise _leave(
                 f"error: {where}the disk is full; free some space and run it again", MISTAKE
             ) from error
+
+
+@contextmanager
+def _data_warnings_as_notes() -> Iterator[None]:
+    """Show what was left out of the data without the line of code that found it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        show = warnings.showwarning
+
+        def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, DataWarning):
+                tell(f"note: {message}")
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = shown
+        yield
 
 
 def _words(error: QuerykeyError) -> str:

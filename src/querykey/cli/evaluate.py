@@ -15,6 +15,7 @@ from querykey.cli.options import (
     Split,
     Threads,
     prepare,
+    reserve_output,
 )
 
 if TYPE_CHECKING:
@@ -90,12 +91,11 @@ def evaluate_on(
 
 def _evaluate_adapter(run: Path, at: "DataAt", *, out: Path | None, device: str, seed: int) -> None:
     from querykey.cli.console import line, note, progress, table
-    from querykey.io.atomic import check_new
     from querykey.runs.adapt import load_run
     from querykey.runs.evaluate_adapter import evaluate_run
 
     if out is not None:
-        check_new(out)
+        reserve_output(out)
     fitted = load_run(run)
     with progress(f"embedding {at.spec}") as tick:
         found = evaluate_run(fitted, at, device=device, seed=seed, progress=tick, notify=note)
@@ -120,13 +120,12 @@ def _evaluate_encoder(
     from querykey.cli.console import line, note, table
     from querykey.errors import ConfigError
     from querykey.evaluation.linear_evaluation import LinearProtocol
-    from querykey.io.atomic import check_new
     from querykey.runs.evaluate_encoder import evaluate_encoder
 
     if protocol not in get_args(LinearProtocol):
         raise ConfigError(f"--protocol {protocol}: there are {', '.join(get_args(LinearProtocol))}")
     if out is not None:
-        check_new(out)
+        reserve_output(out)
     found = evaluate_encoder(
         run, at, train=train, labels_fraction=labels_fraction, fine_tuning=fine_tuning,
         protocol=cast("LinearProtocol", protocol), device=device, seed=seed, notify=note,

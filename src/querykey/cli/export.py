@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from querykey.cli.options import Device, Out, RunFolder, Seed, Threads, prepare
+from querykey.cli.options import Device, Out, RunFolder, Seed, Threads, prepare, reserve_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,6 @@ def export_run(
     from querykey.cli.console import line
     from querykey.errors import ConfigError
     from querykey.export import export_onnx, export_safetensors, export_sentence_transformer
-    from querykey.io.atomic import check_new
     from querykey.runs.adapt import load_run
 
     if to not in FORMS:
@@ -55,7 +54,7 @@ def export_run(
         raise ConfigError(
             f"--model is for --to sentence-transformers; an export to {to} takes none, leave it out"
         )
-    check_new(out)
+    reserve_output(out)
     fitted = load_run(run)
     fc, origin = fitted.adapter.fc_, _origin(fitted, model)
     match to:
@@ -74,14 +73,13 @@ def _export_encoder(run: "Path", to: str, out: "Path", model: str | None) -> Non
     from querykey.cli.console import line
     from querykey.errors import ConfigError
     from querykey.export import BackboneOrigin, export_backbone_onnx, export_backbone_safetensors
-    from querykey.io.atomic import check_new
     from querykey.pretraining.saved_encoder import read_encoder
 
     if to not in ("onnx", "safetensors"):
         raise ConfigError(f"--to {to}: a pretrained backbone goes to onnx or safetensors")
     if model is not None:
         raise ConfigError("--model is for --to sentence-transformers; a backbone takes none, leave it out")
-    check_new(out)
+    reserve_output(out)
     saved = read_encoder(run)
     views, size = saved.views, saved.settings.image_size
     assert size is not None

@@ -1,5 +1,8 @@
 """Options that many commands share, and what they do to the machine."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +10,7 @@ import typer
 
 __all__ = [
     "Column",
+    "Delimiter",
     "Device",
     "LabelColumn",
     "Out",
@@ -17,6 +21,8 @@ __all__ = [
     "Threads",
     "check_choice",
     "prepare",
+    "reserve_output",
+    "reserved_outputs",
 ]
 
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, mps.")]
@@ -30,6 +36,10 @@ PairColumn = Annotated[
     str | None, typer.Option(metavar="NAME", help="A second column: the query of each row.")
 ]
 Split = Annotated[str | None, typer.Option(metavar="NAME", help="The part to read, where there are several.")]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(metavar="CHAR", help="Of csv and tsv columns, where it is not found; tab, none."),
+]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey adapt` wrote.")]
 
@@ -66,6 +76,42 @@ def prepare(device: str, threads: int | None, seed: int, *, supports_torchrun: b
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
     return device
+
+
+_RESERVED: ContextVar[ExitStack] = ContextVar("reserved")
+
+
+@contextmanager
+def reserved_outputs() -> Iterator[None]:
+    """Keep what `reserve_output` reserves until a command ends.
+
+    Yields:
+        Nothing.
+    """
+    with ExitStack() as reserved:
+        token = _RESERVED.set(reserved)
+        try:
+            yield
+        finally:
+            _RESERVED.reset(token)
+
+
+def reserve_output(out: Path, *, resumable: bool = False) -> None:
+    """Check an output and lock it until the command ends, so that no work is done in vain.
+
+    Args:
+        out: Where the output goes.
+        resumable: Whether an earlier call may have left work on it.
+
+    Raises:
+        OutputExistsError: If something is there already.
+        OutputError: If it cannot be written, or another process is writing it.
+    """
+    from querykey.distributed.process_group import current_process_group
+    from querykey.io.atomic import reserve
+
+    if current_process_group().is_main_process:
+        _RESERVED.get().enter_context(reserve(out, resumable=resumable))
 
 
 def check_choice(option: str, given: str, allowed: tuple[str, ...]) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from querykey.cli.options import reserve_output
+
 __all__ = ["report"]
 
 
@@ -30,12 +32,12 @@ def report(
     and after. From records and stored embeddings alone: the same ones give the same bytes.
     """
     from querykey.cli.console import line
-    from querykey.io.atomic import check_new, new_file, new_folder
+    from querykey.io.atomic import new_file, new_folder
     from querykey.reports.page import figures_of, render, sections_of
 
-    check_new(out)
+    reserve_output(out)
     if figures is not None:
-        check_new(figures)
+        reserve_output(figures)
     sections = sections_of(folders, features=features)
     words = ["querykey", "report", *map(str, folders), "--out", str(out)]
     words += ["--figures", str(figures)] if figures is not None else []

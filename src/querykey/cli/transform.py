@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from querykey.cli.options import Column, Device, RunFolder, Seed, Split, Threads, prepare
+from querykey.cli.options import Column, Device, RunFolder, Seed, Split, Threads, prepare, reserve_output
 
 __all__ = ["transform_features"]
 
@@ -28,14 +28,13 @@ def transform_features(
     prepare(device, threads, seed)
     from querykey.cli.console import line
     from querykey.errors import ConfigError
-    from querykey.io.atomic import check_new
     from querykey.runs.adapt import load_run
     from querykey.runs.data import DataAt
     from querykey.runs.evaluate_adapter import features_like_those_of
 
     if out.suffix not in (".npy", ".safetensors"):
         raise ConfigError(f"--out {out}: must end in .npy or .safetensors")
-    check_new(out)
+    reserve_output(out)
     fitted = load_run(run)
     given = features_like_those_of(fitted, DataAt(features, column, None, None, split)).features
     if queries:

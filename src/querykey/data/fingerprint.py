@@ -25,7 +25,7 @@ class Fingerprint:
         self._digest = hashlib.sha256()
 
     def text(self, *words: str | None) -> "Fingerprint":
-        """Add words: a column, a split, the id of an item."""
+        """Add texts: a column, a split, the id of an item."""
         for word in words:
             data = b"" if word is None else word.encode("utf-8", "surrogateescape")
             self.data(data, tag=b"n" if word is None else b"t")

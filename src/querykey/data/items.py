@@ -30,6 +30,8 @@ class Source:
         fingerprint: sha256 in hex over the data's bytes and what was chosen of them.
         queries: The query side, where the data are pairs.
         pairs: int64 [m, 3]: row in `queries`, row in `items`, grade >= 1.
+        left_out: Files or rows that were given and are not among the items.
+        notes: What was left out or assumed in reading, a sentence each.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Source:
     fingerprint: str
     queries: "Source | None" = None
     pairs: NDArray[np.int64] | None = None
+    left_out: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """How many items there are."""

@@ -1,1 +1,1 @@
-"""The feature store: embed, write, read, go on after an interruption."""
+"""The feature store: embed, write, read, resume after an interruption."""

@@ -19,15 +19,17 @@ from querykey.errors import (
     ConfigError,
     DamagedItemError,
     DataError,
+    OutputError,
     OutputExistsError,
     RangeError,
     SourceError,
     StoreError,
 )
 from querykey.features.features import Features, read_features
-from querykey.features.partial import PartialStore, Shards, Skipped, discard_partial
+from querykey.features.partial import PartialStore, Shards, Skipped
 from querykey.features.store import DTYPES, QUERIES, StoreItems, is_store, read_meta, write_store
-from querykey.io.durable import replace_dir
+from querykey.io.atomic import replace_dir, reserve
+from querykey.io.scratch import Claim, remove_abandoned, resumable_content
 
 __all__ = [
     "Count",
@@ -44,7 +46,7 @@ _PREVIEW = 100
 
 
 class Count:
-    """How many items are done, for whoever draws it."""
+    """Counts the items that are done, for a progress display."""
 
     def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
         self._done = 0
@@ -86,9 +88,9 @@ def encode_side(
         encoder: The frozen model.
         shards: Where they are kept.
         dtype: Of the vectors.
-        count: Told of every batch, and of every shard that was there.
-        notify: Told what was skipped.
-        processes: Each encodes some of the shards; the first is told of all.
+        count: Called after every batch, and for every shard that exists already.
+        notify: Called with what was skipped.
+        processes: Each encodes some of the shards; the main process returns all rows.
 
     Returns:
         Which rows have a vector.
@@ -226,8 +228,8 @@ def embed(
 
     A store at `out` made of the same data by the same model is returned as it is. One of other
     data or another model is made again beside the old one, which goes when the new one is whole.
-    A run that was stopped at any moment, killed too, is taken up where it stopped: shards that are
-    finished stay in `OUT.partial`. The processes of torch.distributed share out the shards; the first
+    A run that was stopped at any moment, even killed, is resumed: finished shards stay in
+    `OUT.querykey`. The processes of torch.distributed distribute the shards; the first
     writes the store, in a file system that all of them see.
 
     Args:
@@ -238,7 +240,7 @@ def embed(
         shard_size: Items a shard, >= 1: what a kill can cost.
         dtype: Of the vectors in the store, "float32" or "float16" (half the disk, 3 digits).
         progress: Called with (items done, items in all), queries counted too.
-        notify: Called with a sentence on what is taken up, made again or skipped.
+        notify: Called with a sentence on what is resumed, made again or skipped.
 
     Returns:
         The features, mapped from the store.
@@ -263,55 +265,80 @@ def embed(
     key = features_key(source, encoder, dtype=dtype)
     finished = _finished(out, key, notify)
     if finished is not None:
-        discard_partial(out)
+        remove_abandoned(out)
         return finished
 
     processes = current_process_group()
-    sides = {"items": source} | ({QUERIES: source.queries} if source.queries is not None else {})
-    if not processes.is_main_process:
-        processes.barrier()  # until the first has begun a store, or taken one up, and measured
-    partial = PartialStore.open(
-        out, key=key, shard_size=shard_size, notify=notify if processes.is_main_process else _say_nothing
-    )
-    _follow_plan(partial, encoder, source, batch_size)
+    work = _Work(source, encoder, key=key, shard_size=shard_size, dtype=dtype, batch_size=batch_size)
+    count = Count(sum(map(len, work.sides.values())), progress)
     if processes.is_main_process:
+        with reserve(out, overwrite=True, resumable=True) as claim:
+            partial = work.open(claim.content, notify)
+            processes.barrier()
+            kept = work.encode(partial, count, notify, processes)
+            processes.barrier()  # all have read the shards, which are removed once the store is complete
+            work.write(partial, kept, claim)
+    else:
+        processes.barrier()  # until the main process has started or resumed a store, and measured
+        content = resumable_content(out)
+        if content is None:
+            raise OutputError(f"{out}: the shards of the first process are not here; share the file system")
+        kept = work.encode(work.open(content, _say_nothing), count, notify, processes)
         processes.barrier()
-    count = Count(sum(map(len, sides.values())), progress)
-    try:
-        kept = {
-            name: encode_side(side, encoder, partial.side(name, len(side)), dtype, count, notify, processes)
-            for name, side in sides.items()
-        }
-    except DataError:  # running it again would end the same way
-        if processes.is_main_process:
-            partial.discard()
-        raise
-    processes.barrier()  # all have read the shards, which go when the store is whole
-    if processes.is_main_process:
-        _write(partial, source, sides, encoder, kept, out, key=key, dtype=dtype)
     processes.barrier()
     return read_features(out)
 
 
-def _write(
-    partial: PartialStore, source: Source, sides: dict[str, Source], encoder: FrozenEncoder,
-    kept: dict[str, Kept], out: Path, *, key: str, dtype: str,
-) -> None:  # fmt: skip
-    """Put the store together from its shards."""
-    about = {
-        "key": key,
-        "model": {
-            "spec": encoder.spec, "key": encoder.key, "kind": encoder.kind, "dtype": encoder.dtype,
-            "prompt": encoder.prompt, "plan": asdict(encoder.plan),
-        },
-    }  # fmt: skip
-    whole = partial.folder / "whole"
-    for name, side in sides.items():
-        pairs = _pairs_of_kept(source, kept) if name == "items" else None
-        folder = whole if name == "items" else whole / name
-        write_side(folder, side, partial.side(name, len(side)), kept[name], pairs, dtype, about)
-    replace_dir(whole, out)
-    partial.discard()
+class _Work:
+    """The features to compute: a source, a model and how they are stored."""
+
+    def __init__(
+        self, source: Source, encoder: FrozenEncoder, *, key: str, shard_size: int, dtype: str,
+        batch_size: int | None,
+    ) -> None:  # fmt: skip
+        self._source, self._encoder, self._batch_size = source, encoder, batch_size
+        self._key, self._shard_size, self._dtype = key, shard_size, dtype
+        self.sides = {"items": source} | ({QUERIES: source.queries} if source.queries is not None else {})
+
+    def open(self, content: Path, notify: Callable[[str], None]) -> PartialStore:
+        """The shards so far, and how the model is run, measured once."""
+        partial = PartialStore.open(content, key=self._key, shard_size=self._shard_size, notify=notify)
+        _follow_plan(partial, self._encoder, self._source, self._batch_size)
+        return partial
+
+    def encode(
+        self, partial: PartialStore, count: Count, notify: Callable[[str], None], processes: ProcessGroup
+    ) -> dict[str, Kept]:
+        """Encode what is missing of each side."""
+        try:
+            return {
+                name: encode_side(
+                    side, self._encoder, partial.side(name, len(side)), self._dtype, count, notify, processes
+                )
+                for name, side in self.sides.items()
+            }
+        except DataError:  # running it again would end the same way
+            if processes.is_main_process:
+                partial.discard()
+            raise
+
+    def write(self, partial: PartialStore, kept: dict[str, Kept], claim: Claim) -> None:
+        """Put the store together from its shards."""
+        encoder = self._encoder
+        about = {
+            "key": self._key,
+            "model": {
+                "spec": encoder.spec, "key": encoder.key, "kind": encoder.kind, "dtype": encoder.dtype,
+                "prompt": encoder.prompt, "plan": asdict(encoder.plan),
+            },
+        }  # fmt: skip
+        whole = partial.folder / "whole"
+        for name, side in self.sides.items():
+            pairs = _pairs_of_kept(self._source, kept) if name == "items" else None
+            folder = whole if name == "items" else whole / name
+            write_side(folder, side, partial.side(name, len(side)), kept[name], pairs, self._dtype, about)
+        replace_dir(claim, whole)
+        partial.discard()
 
 
 def features_key(source: Source, encoder: FrozenEncoder, *, dtype: str = "float32") -> str:
@@ -368,7 +395,7 @@ def _finished(out: Path, key: str, notify: Callable[[str], None]) -> Features | 
 def _follow_plan(
     partial: PartialStore, encoder: FrozenEncoder, source: Source, batch_size: int | None
 ) -> None:
-    """Measure how to run the model, or do as the run did that is taken up."""
+    """Measure how to run the model, or read back the plan of the run that is resumed."""
     if partial.plan is not None:
         encoder.plan = BatchPlan(**partial.plan)
         return

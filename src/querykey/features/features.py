@@ -24,8 +24,7 @@ from querykey.features.store import (
     read_vectors,
     write_store,
 )
-from querykey.io.atomic import new_folder
-from querykey.io.durable import raises_store_error
+from querykey.io.atomic import new_folder, raises_store_error
 from querykey.types import Labels, Rows
 
 __all__ = ["Features", "features_from_array", "features_of_source", "read_features", "write_features"]
@@ -41,7 +40,7 @@ class Features:
 
     Args:
         vectors: [n, dim], float32 or float16. From a store or a .npy file they are mapped into
-            memory: a row that nobody reads costs nothing, and writing to one changes no file.
+            memory: a row that is not read costs nothing, and writing to one changes no file.
         ids: One an item, unique.
         labels: int64 [n], -1 where unknown; None without labels.
         label_names: The classes, () where they have no names; labels index into it.
@@ -191,7 +190,7 @@ def read_features(path: str | Path, *, verify: bool = False) -> Features:
 
 
 def write_features(features: Features, out: str | Path) -> Path:
-    """Write features as a store: aside, then renamed into place.
+    """Write features as a store: into a scratch folder, then renamed into place.
 
     Args:
         features: With their queries and pairs, where they have them.

@@ -1,4 +1,4 @@
-"""A feature store that is being made: shards that survive whoever makes them."""
+"""A feature store in progress: shards that survive the process that makes them."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from querykey.io.durable import make_folder, write_aside
+from querykey.io.atomic import make_folder, write_aside
 
 __all__ = ["PartialStore", "Shards", "Skipped"]
 
@@ -96,39 +96,40 @@ class Shards:
 
 
 class PartialStore:
-    """The folder beside a store's own in which its shards are collected.
+    """The scratch folder of a store, in which its shards are collected.
 
     Args:
-        out: The store's folder; this one is `OUT.partial`.
-        manifest: What the shards in it are of.
+        folder: Where the shards lie.
+        manifest: What they are shards of.
     """
 
-    def __init__(self, out: Path, manifest: dict[str, Any]) -> None:
-        self.folder = _folder_of(out)
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
         self._manifest = manifest
 
     @classmethod
-    def open(cls, out: Path, *, key: str, shard_size: int, notify: Callable[[str], None]) -> "PartialStore":
-        """Go on with what an earlier call left, if it is of the same key; start anew otherwise.
+    def open(
+        cls, folder: Path, *, key: str, shard_size: int, notify: Callable[[str], None]
+    ) -> "PartialStore":
+        """Resume what an earlier call left, if it is of the same key; start anew otherwise.
 
         Args:
-            out: The store's folder.
-            key: Of the store that shall be made.
+            folder: The content of the claim on the store, see `reserve`.
+            key: Of the store to make.
             shard_size: Rows a shard, if it starts anew.
-            notify: Told what is done with what was left.
+            notify: Called with what is done with the shards that were left.
 
         Raises:
             OutputError: If the folder cannot be made.
         """
-        folder = _folder_of(out)
         manifest = _manifest_of(folder)
         if manifest is not None and manifest.get("key") == key:
-            notify(f"going on with {folder}, which an earlier run left")
-            return cls(out, manifest)
+            notify(f"resuming from {folder}, which an earlier run left")
+            return cls(folder, manifest)
         if folder.exists():
             notify(f"{folder} was left by a run on other data or with another model; starting anew")
             shutil.rmtree(folder)
-        started = cls(out, {"key": key, "shard_size": shard_size, "plan": None})
+        started = cls(folder, {"key": key, "shard_size": shard_size, "plan": None})
         make_folder(folder)
         started._write()
         return started
@@ -154,15 +155,6 @@ class PartialStore:
 
     def _write(self) -> None:
         write_aside(self.folder / _MANIFEST, [json.dumps(self._manifest, indent=2).encode()])
-
-
-def discard_partial(out: Path) -> None:
-    """Remove what making a store left beside it."""
-    shutil.rmtree(_folder_of(out), ignore_errors=True)
-
-
-def _folder_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}.partial")
 
 
 def _manifest_of(folder: Path) -> dict[str, Any] | None:

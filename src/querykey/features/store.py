@@ -22,7 +22,7 @@ from torch import Tensor
 
 from querykey.data.items import Items
 from querykey.errors import StoreError
-from querykey.io.durable import make_folder, write_aside
+from querykey.io.atomic import make_folder, write_aside
 
 __all__ = [
     "DTYPES",
@@ -174,7 +174,7 @@ def write_store(
     pairs: NDArray[np.int64] | None,
     about: Mapping[str, Any],
 ) -> None:
-    """Write the files of a store into a folder that nobody reads yet.
+    """Write the files of a store into a folder that is not read yet.
 
     Args:
         folder: Made if it is not there; what is in it is written over.

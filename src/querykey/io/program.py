@@ -23,7 +23,7 @@ def exit_code(work: Callable[[], object]) -> int:
         work: What it does; it can be stopped and begun again.
 
     Returns:
-        0; 2 for a mistake, which is told in a line; 130 for Ctrl-C.
+        0; 2 for a mistake, which is printed as one line; 130 for Ctrl-C.
 
     Example:
         >>> exit_code(lambda: None)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from querykey.errors import MissingPathError, StoreError
-from querykey.io.atomic import new_folder
-from querykey.io.durable import raises_store_error
+from querykey.io.atomic import new_folder, raises_store_error
 from querykey.io.records import Record, Records
 
 __all__ = [

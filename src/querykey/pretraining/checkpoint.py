@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from querykey.errors import MissingPathError, RangeError, StoreError
-from querykey.io.durable import make_folder, write_aside
+from querykey.io.atomic import make_folder, write_aside
 
 __all__ = [
     "Checkpoint",

@@ -15,7 +15,7 @@ from querykey.data.augment.views import Views, plain_view
 from querykey.data.pixels.pixels import Pixels
 from querykey.encoders.projection import ViewEncoder
 from querykey.errors import MissingPathError, StoreError
-from querykey.io.durable import raises_store_error, write_aside
+from querykey.io.atomic import raises_store_error, write_aside
 from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.types import FrozenRows, Ids, Images, ImageSizes, Rows

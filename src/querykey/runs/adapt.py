@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from querykey.adapter.tasks import Judge
 from querykey.distributed.process_group import current_process_group
 from querykey.errors import DataError, MissingPathError, Notify
 from querykey.features.features import Features
-from querykey.io.atomic import check_new, new_folder
-from querykey.io.durable import raises_store_error
+from querykey.io.atomic import new_folder, raises_store_error, reserve
 from querykey.io.records import Records, versions
 from querykey.runs.adapter_settings import AdaptRun, parse_run
 from querykey.runs.data import DataAt, open_features
@@ -156,9 +155,17 @@ def adapt(
         DataError: If there is nothing to learn from.
         StoreError: If the bytes of the features were changed.
     """
-    processes, out = current_process_group(), Path(out)
-    if processes.is_main_process:
-        check_new(out)
+    out = Path(out)
+    with reserve(out) if current_process_group().is_main_process else nullcontext():
+        return _adapt(at, run, out, progress=progress, notify=notify, begin=begin, judge=judge)
+
+
+def _adapt(
+    at: DataAt, run: AdaptRun, out: Path, *, progress: Progress | None, notify: Notify | None,
+    begin: Notify | None, judge: Callable[[Features], tuple[Judge | None, str]] | None,
+) -> Run:  # fmt: skip
+    """Fit and write, while the output is reserved."""
+    processes = current_process_group()
     features, fingerprint = open_features(at, verify=True)
     about = {
         "at": at.as_dict(), "rows": len(features), "width": features.dim, "key": fingerprint,

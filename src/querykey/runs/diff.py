@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from querykey.adapter.checkpoint import DESCRIPTION
 from querykey.errors import ConfigError, MissingPathError
-from querykey.io.durable import raises_store_error
+from querykey.io.atomic import raises_store_error
 from querykey.io.records import dotted, read
 from querykey.runs.adapt import RUN, Run
 from querykey.runs.pretrain_folder import METRICS, RunFolder, is_pretraining

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from querykey.errors import (
     StoreError,
     is_out_of_memory,
 )
-from querykey.io.atomic import check_new
+from querykey.io.atomic import reserve
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.autotune import autotune
 from querykey.pretraining.checkpoint import KEPT, SAVE_SECONDS, Checkpoint, Saving, latest_checkpoint
@@ -227,29 +227,31 @@ def pretrain(
     started_at, notify = time.monotonic(), notify or _ignore
     asked, saving = asked_settings(method, preset, settings), Saving(seconds=save_every, keep=keep)
     place = usable_device(device)
-    if out is not None and current_process_group().is_main_process:
-        check_new(out)
-    data = read_images(source, column=column, label_column=label_column, split=split)
-    pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=notify)
-    run = new_run(asked, data, pixels, device=place, started_at=started_at, notify=notify)
-    if on_fit_start is not None:
-        on_fit_start(run)
-    columns = {"column": column, "label_column": label_column, "split": split}
-    path, at = None if out is None else Path(out), _at(source, columns)
-    state = run.learner.tensors()  # on all processes: shards go to the main process
-    folder = None
-    if path is not None and current_process_group().is_main_process:
-        folder = RunFolder.new(
-            path, run, state, source=data, at=at, asked=asked, device=_device_name(place), saving=saving,
-            seconds=time.monotonic() - started_at,
+    path, columns = None if out is None else Path(out), {
+        "column": column, "label_column": label_column, "split": split,
+    }  # fmt: skip
+    is_main = current_process_group().is_main_process
+    with ExitStack() as lock:
+        with nullcontext() if path is None or not is_main else reserve(path):
+            data = read_images(source, **columns)
+            pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=notify)
+            run = new_run(asked, data, pixels, device=place, started_at=started_at, notify=notify)
+            if on_fit_start is not None:
+                on_fit_start(run)
+            state = run.learner.tensors()  # on all processes: shards go to the main process
+            folder = None
+            if path is not None and is_main:
+                folder = RunFolder.new(
+                    path, run, state, source=data, at=_at(source, columns), asked=asked,
+                    device=_device_name(place), saving=saving, seconds=time.monotonic() - started_at,
+                )  # fmt: skip
+                lock.enter_context(folder.lock())
+            del state
+        trainer = Trainer(
+            run, [*_callbacks(folder, notify), *callbacks, ProgressDisplay(on_step=on_step_end)],
+            started_at=started_at, stop=stop or _never, save_every=saving.seconds,
+            checkpoints=None if path is None else path / CHECKPOINTS,
         )  # fmt: skip
-    del state
-    trainer = Trainer(
-        run, [*_callbacks(folder, notify), *callbacks, ProgressDisplay(on_step=on_step_end)],
-        started_at=started_at, stop=stop or _never, save_every=saving.seconds,
-        checkpoints=None if path is None else path / CHECKPOINTS,
-    )  # fmt: skip
-    with nullcontext() if folder is None else folder.lock():
         return _fit(trainer, folder, path)
 
 

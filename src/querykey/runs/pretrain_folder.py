@@ -13,9 +13,16 @@ from torch import Tensor
 from querykey.data.items import Source
 from querykey.distributed.process_group import current_process_group
 from querykey.errors import MissingPathError, QuerykeyError, StoreError
-from querykey.io.atomic import new_folder
-from querykey.io.durable import file_lock, raises_store_error, remove_temp_files, sync_file, write_aside
+from querykey.io.atomic import (
+    file_lock,
+    new_folder,
+    raises_store_error,
+    remove_temp_files,
+    sync_file,
+    write_aside,
+)
 from querykey.io.records import Records, versions
+from querykey.io.scratch import remove_abandoned
 from querykey.pretraining.checkpoint import Saving, write_checkpoint
 from querykey.pretraining.resume import reproducibility_warnings, require_unchanged
 from querykey.pretraining.run import TrainingRun
@@ -227,6 +234,7 @@ class RunFolder:
             self._write()
         for folder in (self.path, self.path / CHECKPOINTS):
             remove_temp_files(folder)
+        remove_abandoned(self.path)
 
     def reproducibility_warnings(self, device: str) -> list[str]:
         """Reasons why a resumed run may end with other bits than one that was never stopped.

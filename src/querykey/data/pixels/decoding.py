@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from querykey.data.readers.images import plain_pixels
 from querykey.errors import DamagedItemError
+from querykey.io.images import plain_pixels
 
 __all__ = ["Decoded", "RowDecoder", "RowLoader", "WorkerDiedError", "lay_out"]
 

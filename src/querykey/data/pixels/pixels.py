@@ -257,7 +257,7 @@ class DecodedPixels(Pixels):
                     ) from error
                 self._notify(f"a process that decodes images has ended ({error}); it is started again")
                 continue
-            # only where it was read to its end: workers amid a batch are not taken up again
+            # only if it was read to its end: workers in the middle of a batch are not reused
             self._idle.append(loader)
             return
 
@@ -285,6 +285,8 @@ _BLOCK = 128
 """Images decoded at a time."""
 _SMALL = 128 * 128
 """Bytes an image below which Python does more than the decoder."""
+_WASTEFUL = 16
+"""Times the pixels of its images that a batch may take before it is said."""
 _WORTH_PROCESSES = 40
 """Blocks from which starting processes pays."""
 
@@ -301,14 +303,16 @@ def read_pixels(
     """Make the images of a source ready to be augmented.
 
     Where they fit into the memory, all are decoded once and held as uint8; otherwise each is decoded
-    when it is asked for. An image whose shorter side is above 2 * size is shrunk to that, smoothed.
+    when it is asked for. An image whose shorter side is above 2 * size is shrunk to that, smoothed. A thin
+    image is shrunk until its longer side is at most 8 * size, or 512: a batch takes the product of its
+    widest and its tallest image.
 
     Args:
         source: Of kind "image".
         size: Side of what is made of an image later, in pixels.
         memory_limit: Bytes that held images may take; a quarter of the available memory if not given.
         workers: Threads that decode what is held, or processes that decode what is not; 0: none.
-        notify: Told of damaged images, and where the images are not held.
+        notify: Called for damaged images, and if the images are not kept in memory.
         progress: Called with (images decoded, images in all).
 
     Returns:
@@ -399,46 +403,83 @@ def _hold(
         for row, error in block.faults:
             damage.add(row, error)
         # a copy of one's own: what another process made is shared memory, of which there is little
-        part = _Part(block.images.numpy().copy(), block.sizes)
+        part = _part_of(block)
         parts.append(part)
-        taken += part.images.nbytes
+        taken += part.nbytes
         done += len(block.rows) + len(block.faults)
         if progress is not None:
             progress(done, len(source))
         if taken > limit:
             return None
-    parts = [part for part in parts if len(part.images)]
+    parts = [part for part in parts if len(part)]
     if not parts:
         raise DataError(f"{source.name}: no image can be decoded; the first: {damage.first}")
     if len(damage):
         notify(damage.text())
-    channels = max(part.images.shape[1] for part in parts)
-    sides = parts[0].images.shape[2:]
+    channels = max(part.channels for part in parts)
+    sides = parts[0].sides
     images: NDArray[np.uint8] | list[NDArray[np.uint8]]
-    if all(part.sizes is None and part.images.shape[2:] == sides for part in parts):
-        images = np.empty((sum(len(part.images) for part in parts), channels, *sides), np.uint8)
+    if sides is not None and all(part.sides == sides for part in parts):
+        images = np.empty((sum(map(len, parts)), channels, *sides), np.uint8)
         end = len(images)
         while parts:  # from the end, so that each part goes as soon as it is copied
-            last = parts.pop().images
+            last = parts.pop().whole
+            assert last is not None
             images[end - len(last) : end] = last
             end -= len(last)
     else:
         images = [image for part in parts for image in part.alone()]
+        _note_thin(source, images, notify)
     return HeldPixels(images, channels, len(source), damage)
 
 
-class _Part(NamedTuple):
-    """Decoded images on one canvas."""
+class _Part:
+    """Decoded images: one array where they have one size, else an array each, without what pads it."""
 
-    images: NDArray[np.uint8]
-    sizes: Tensor | None
+    def __init__(self, whole: NDArray[np.uint8] | None, own: list[NDArray[np.uint8]], channels: int) -> None:
+        self.whole, self._own, self.channels = whole, own, channels
+
+    def __len__(self) -> int:
+        return len(self._own) if self.whole is None else len(self.whole)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(image.nbytes for image in self._own) if self.whole is None else self.whole.nbytes
+
+    @property
+    def sides(self) -> tuple[int, ...] | None:
+        return None if self.whole is None else self.whole.shape[2:]
 
     def alone(self) -> Iterator[NDArray[np.uint8]]:
-        """Each as [height, width] or [height, width, 3] without what pads it."""
-        sides = [self.images.shape[2:]] * len(self.images) if self.sizes is None else self.sizes.tolist()
-        for image, (height, width) in zip(self.images, sides, strict=True):
-            own = image[:, :height, :width]
-            yield (own[0] if len(own) == 1 else own.transpose(1, 2, 0)).copy()
+        """Each as [height, width] or [height, width, 3]."""
+        if self.whole is None:
+            yield from self._own
+            return
+        for image in self.whole:
+            yield (image[0] if len(image) == 1 else image.transpose(1, 2, 0)).copy()
+
+
+def _part_of(block: Decoded) -> _Part:
+    images = block.images.numpy()
+    if block.sizes is None:
+        return _Part(images.copy(), [], images.shape[1])
+    own = []
+    for image, (height, width) in zip(images, block.sizes.tolist(), strict=True):
+        cut = image[:, :height, :width]
+        own.append((cut[0] if len(cut) == 1 else cut.transpose(1, 2, 0)).copy())
+    return _Part(None, own, images.shape[1])
+
+
+def _note_thin(source: Source, images: list[NDArray[np.uint8]], notify: Callable[[str], None]) -> None:
+    """Say that a batch may be large, before it is."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    mean = sum(image.shape[0] * image.shape[1] for image in images) / len(images)
+    if height * width > _WASTEFUL * mean:
+        notify(
+            f"{source.name}: images are up to {height} pixels high and up to {width} wide; a batch with both "
+            f"takes {height * width / mean:.0f} times the memory of its pixels; crop the longest ones if the "
+            "memory is short"
+        )
 
 
 def _available_memory() -> int:

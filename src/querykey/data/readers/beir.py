@@ -14,7 +14,7 @@ from querykey.data.items import Items, Source
 from querykey.data.readers.columns import Table
 from querykey.data.readers.grammar import Wanted, choose_split
 from querykey.data.readers.tables import table_of_text
-from querykey.errors import DataError, SourceError
+from querykey.errors import DataError, DataWarning, SourceError
 
 __all__ = ["is_beir", "read_beir"]
 
@@ -98,9 +98,10 @@ def _read_records(path: Path) -> tuple[Table, list[str]]:
             f"{path} {'has no ' + ' and no '.join(missing) if missing else 'is empty'}; "
             'a BEIR file has lines like {"_id": "1", "text": "..."}'
         )
-    # what looks like a date or a number is text all the same
+    # what looks like a date or a number is text all the same, and an id is what is written
     other = [column for column in ("title", "text") if column in table.types
              and not pa.types.is_string(table.types[column])]  # fmt: skip
+    other += ["_id"] if pa.types.is_temporal(table.types["_id"]) else []
     if other:
         table = table_of_text([path], str(path), other)
     ids = [
@@ -143,7 +144,9 @@ def _read_judgements(
         )
     if unknown:
         warnings.warn(
-            f"{path}: {unknown} judgements name a query or document that is not there; left out", stacklevel=2
+            f"{path}: {unknown} judgements name a query or document that is not there; left out",
+            DataWarning,
+            stacklevel=2,
         )
     rows = np.array(sorted(judged), dtype=np.int64)
     pairs = np.array([(query, document, grade) for (query, document), grade in found.items()], dtype=np.int64)

@@ -18,6 +18,7 @@ from querykey.data.readers.grammar import Wanted, choose_split, nearest_words
 from querykey.data.readers.idx import ArrayImages
 from querykey.data.readers.table_source import source_of_table
 from querykey.errors import MissingExtraError, SourceError
+from querykey.io.images import as_image
 
 __all__ = ["read_hub", "read_sklearn", "read_torchvision"]
 
@@ -102,7 +103,7 @@ class _FirstOfPair(Items):
         return len(self._dataset)
 
     def _read(self, row: int) -> Any:
-        return self._dataset[row][0]
+        return as_image(self._dataset[row][0], what=f"image {row}")
 
 
 def read_torchvision(name: str, *, spec: str, wanted: Wanted) -> Source:
@@ -143,7 +144,7 @@ def read_torchvision(name: str, *, spec: str, wanted: Wanted) -> Source:
 
 
 def _split_options(make: Any, split: str | None, spec: str) -> dict[str, Any]:
-    """How this class of torchvision is told the split; they differ."""
+    """The argument by which this class of torchvision takes the split; they differ."""
     known = inspect.signature(make).parameters
     if "train" in known:
         return {"train": choose_split(split, ["train", "test"], spec) == "train"}

@@ -246,7 +246,7 @@ def choose_columns(
                 f"{table.what} has no column {asked!r}{nearest_words(asked, table.types)}; {_listed(table)}"
             )
     if label_column is None and pair_column is None:
-        label_column = _guess_classes(table.types, column)
+        label_column = _guess_classes(table.types, column, is_typed=is_typed)
     if column is None:
         column = _guess_items(table, label_column, pair_column)
     if column in (label_column, pair_column):
@@ -268,9 +268,11 @@ def _listed(table: Table) -> str:
     return "its columns: " + ", ".join(f"{name} ({type_})" for name, type_ in table.types.items())
 
 
-def _guess_classes(types: Mapping[str, Any], column: str | None) -> str | None:
+def _guess_classes(types: Mapping[str, Any], column: str | None, *, is_typed: bool) -> str | None:
+    # where nothing has a type, what looks like a date is text all the same
     able = [name for name, type_ in types.items()
-            if name.lower() in LABEL_COLUMNS and name != column and can_be_classes(type_)]  # fmt: skip
+            if name.lower() in LABEL_COLUMNS and name != column
+            and (can_be_classes(type_) or (not is_typed and pa.types.is_temporal(type_)))]  # fmt: skip
     return able[0] if len(able) == 1 else None
 
 

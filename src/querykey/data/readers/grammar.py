@@ -34,6 +34,7 @@ SOURCE: what you have. A path, or a name after a scheme.
   --label-column NAME   which holds the classes; strings or whole numbers
   --pair-column NAME    a second column of text: the query of each row
   --split NAME          which part, where there are several; train if not said
+  --delimiter CHAR      of a csv or tsv file, where it is not found; tab, none
   Columns are guessed where only one will do.
   Example: querykey embed train.csv --column text --model st:MiniLM --out out/
 
@@ -70,12 +71,14 @@ class Wanted:
         label_column: What holds the classes.
         pair_column: What holds the queries.
         split: Which part.
+        delimiter: What separates the columns of a csv or tsv file.
     """
 
     column: str | None = None
     label_column: str | None = None
     pair_column: str | None = None
     split: str | None = None
+    delimiter: str | None = None
 
     def allow(self, *known: str, what: str) -> None:
         """Refuse what this kind of source does not have, rather than pass over it in silence.
@@ -83,7 +86,7 @@ class Wanted:
         Raises:
             SourceError: If one that is not among `known` was asked for.
         """
-        for option in ("column", "label_column", "pair_column", "split"):
+        for option in ("column", "label_column", "pair_column", "split", "delimiter"):
             value = getattr(self, option)
             if value is not None and option not in known:
                 flag = "--" + option.replace("_", "-")

@@ -13,12 +13,12 @@ from querykey.data.fingerprint import fingerprint_files
 from querykey.data.items import Items, RowNumbers, Source
 from querykey.data.labels import NO_NAMES, number_labels
 from querykey.data.readers.grammar import Wanted, choose_split, split_of
-from querykey.data.readers.images import image_of_array
 from querykey.errors import SourceError
+from querykey.io.images import image_of_array
 
 __all__ = ["ArrayImages", "is_idx_images", "read_idx"]
 
-_IMAGES = re.compile(r"(?P<stem>.*?)-?images[-.]idx3-ubyte(\.gz)?")
+_IMAGES = re.compile(r"(?P<stem>.*?)-?images[-.]idx3-ubyte(\.gz)?", re.IGNORECASE)
 
 
 class ArrayImages(Items):
@@ -60,10 +60,11 @@ def read_idx(path: Path, *, name: str, wanted: Wanted) -> Source:
     images = _choose_file(path, wanted.split)
     pixels = _read_array(images, dims=3)
     used, labels, names = [images], None, NO_NAMES
-    stem = images.name.removesuffix(".gz").replace("idx3", "idx1")
+    stem = _unpacked(images.name).lower().replace("idx3", "idx1")
     head, _, tail = stem.rpartition("images")
-    for beside in (images.with_name(f"{head}labels{tail}{end}") for end in ("", ".gz")):
-        if beside.exists():
+    names_there = {entry.name.lower(): entry for entry in sorted(images.parent.iterdir())}
+    for beside in (names_there.get(f"{head}labels{tail}{end}") for end in ("", ".gz")):
+        if beside is not None:
             values = _read_array(beside, dims=1)
             if len(values) != len(pixels):
                 raise SourceError(
@@ -84,7 +85,7 @@ def _choose_file(path: Path, split: str | None) -> Path:
         choose_split(split, [None], str(path))
         return path
     # plain before .gz, so that what can be mapped is
-    found = {entry.name.removesuffix(".gz"): entry for entry in sorted(path.iterdir(), reverse=True)
+    found = {_unpacked(entry.name): entry for entry in sorted(path.iterdir(), reverse=True)
              if is_idx_images(entry.name)}  # fmt: skip
     splits = {plain: _split_of_file(plain) for plain in sorted(found)}
     chosen = choose_split(split, list(splits.values()), str(path))
@@ -94,6 +95,10 @@ def _choose_file(path: Path, split: str | None) -> Path:
     return found[of_split[0]]
 
 
+def _unpacked(name: str) -> str:
+    return name[:-3] if name.lower().endswith(".gz") else name
+
+
 def _split_of_file(plain: str) -> str | None:
     """The last word before "images" tells: emnist-letters-train-images-idx3-ubyte."""
     match = _IMAGES.fullmatch(plain)
@@ -101,7 +106,7 @@ def _split_of_file(plain: str) -> str | None:
 
 
 def _read_array(path: Path, *, dims: int) -> NDArray[np.uint8]:
-    packed = path.suffix == ".gz"
+    packed = path.suffix.lower() == ".gz"
     try:
         with gzip.open(path) if packed else path.open("rb") as stream:
             header = stream.read(4 + 4 * dims)

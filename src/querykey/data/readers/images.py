@@ -1,31 +1,25 @@
-"""Images: one decoder for all sources, and folders of image files."""
+"""Images of a source: which files they are, and encoded ones that are decoded on access."""
 
-import io
+import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from querykey.data.fingerprint import Fingerprint
-from querykey.data.items import Items, Source
-from querykey.data.labels import NO_NAMES, number_labels
-from querykey.data.readers.grammar import Wanted, choose_split, split_of
-from querykey.errors import DamagedItemError, MissingExtraError, SourceError
+from querykey.data.items import Items
+from querykey.errors import DamagedItemError
+from querykey.io.images import decode_image, pillow
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "PHOTOGRAPHS",
     "EncodedImages",
-    "decode_image",
-    "image_of_array",
     "is_image",
-    "plain_pixels",
-    "read_image_folder",
+    "readable_suffixes",
 ]
 
 IMAGE_SUFFIXES = (
@@ -33,104 +27,43 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 
 
+_PLUGINS = ("pillow_heif", "pi_heif", "pillow_avif", "pillow_jxl")
+"""Packages that teach Pillow a format once they are imported, where they are installed."""
+
+PHOTOGRAPHS = (
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".ico", ".tga", ".dng", ".cr2", ".cr3",
+    ".nef", ".arw", ".orf", ".raf", ".rw2", ".raw", ".exr", ".hdr", ".dcm", ".pdf", ".eps",
+)  # fmt: skip
+"""Endings of other images: read where Pillow or a plug-in of it reads them, else named as what they are."""
+
+
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """The endings of images that Pillow reads on this machine, with the plug-ins that are installed.
+
+    A plug-in that a program registers after the first call is not seen.
+    """
+    image_module = pillow()[0]
+    for name in _PLUGINS:
+        try:
+            plugin = importlib.import_module(name)
+        except Exception:  # noqa: BLE001, S112 - not installed, or broken: its format is then left out, and named
+            continue
+        if hasattr(plugin, "register_heif_opener"):
+            plugin.register_heif_opener()
+    image_module.init()
+    known = image_module.registered_extensions().items()
+    opened = {ending for ending, kind in known if kind in image_module.OPEN}
+    # Pillow registers endings of documents and arrays too
+    return frozenset(IMAGE_SUFFIXES) | (opened & {*PHOTOGRAPHS} - {".pdf", ".eps", ".svg"})
+
+
 def is_image(name: str) -> bool:
     """Whether a file is an image by its ending, in either case; hidden files are none."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
-def decode_image(data: bytes, *, what: str) -> "Image.Image":
-    """Decode one image whole.
-
-    The mode stays (gray, palette, RGBA, ...) except for more than 8 bits a channel, which become
-    8: 16-bit values are divided by 257; floats are taken as 0 to 1, or as 0 to 255 where one is
-    above 1. The first frame of an animation is taken. A photograph is turned the way its EXIF
-    orientation says.
-
-    Args:
-        data: The bytes of an image file.
-        what: Which image, for the message.
-
-    Raises:
-        DamagedItemError: If it is empty, cut short, no image, or so large that it may be an attack.
-    """
-    image_module, operations = _pillow()
-    if not data:
-        raise DamagedItemError(f"{what} is empty (0 bytes)")
-    try:
-        image = image_module.open(io.BytesIO(data))
-        image.load()
-        _turn_(image, operations)
-        return _eight_bits(image)
-    except image_module.UnidentifiedImageError as error:
-        raise DamagedItemError(f"{what} cannot be decoded: it is no image of a known kind") from error
-    except Exception as error:  # decoders raise anything on damaged bytes
-        raise DamagedItemError(f"{what} cannot be decoded: {type(error).__name__}: {error}") from error
-
-
-def image_of_array(array: NDArray[Any]) -> "Image.Image":
-    """A gray [h, w] or colour [h, w, 3] array of uint8 as an image."""
-    image: Image.Image = _pillow()[0].fromarray(np.ascontiguousarray(array))
-    return image
-
-
-def plain_pixels(image: "Image.Image", *, shorter_side: int | None = None) -> NDArray[np.uint8]:
-    """An image of any mode as numbers: gray stays gray, all else becomes red, green and blue.
-
-    What is transparent lies on white.
-
-    Args:
-        image: Of 8 bits a channel, as `decode_image` gives it.
-        shorter_side: Of the result at most, in pixels; a larger image is shrunk, smoothed.
-
-    Returns:
-        uint8 [height, width] or [height, width, 3].
-
-    Raises:
-        DamagedItemError: If the mode cannot be converted.
-    """
-    try:
-        if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-            laid = _pillow()[0].new("RGBA", image.size, "white")
-            laid.alpha_composite(image.convert("RGBA"))
-            image = laid.convert("L" if image.mode in {"LA", "La", "L", "1"} else "RGB")
-        elif image.mode not in {"L", "RGB"}:
-            image = image.convert("L" if image.mode == "1" else "RGB")
-    except ValueError as error:
-        raise DamagedItemError(f"an image of mode {image.mode} cannot be converted: {error}") from error
-    if shorter_side is not None and min(image.size) > shorter_side:
-        scale = shorter_side / min(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), _pillow()[0].Resampling.BILINEAR, reducing_gap=3.0)
-    return np.asarray(image)
-
-
-def _pillow() -> tuple[Any, Any]:
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise MissingExtraError("pillow", extra="vision", purpose="reading images") from error
-    return Image, ImageOps
-
-
-def _turn_(image: "Image.Image", operations: Any) -> None:
-    """Turn the pixels the way the EXIF orientation says, in place."""
-    try:
-        operations.exif_transpose(image, in_place=True)
-    except Exception:  # noqa: BLE001 - the pixels are whole, only the note beside them is damaged
-        return
-
-
-def _eight_bits(image: "Image.Image") -> "Image.Image":
-    if image.mode == "F":
-        values = np.asarray(image)
-        if not np.isfinite(values).all():
-            raise ValueError("its pixels are not finite numbers")
-        scaled = values * 255.0 if values.max() <= 1 else values
-    elif image.mode == "I" or image.mode.startswith("I;"):
-        scaled = np.asarray(image, dtype=np.float64) / 257
-    else:
-        return image
-    return image_of_array(np.clip(np.round(scaled), 0, 255).astype(np.uint8))
+    ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 - paths of a tar file and keys too
+    if name.startswith(".") or not ending:
+        return False
+    return ending in IMAGE_SUFFIXES or (ending in PHOTOGRAPHS and ending in readable_suffixes())
 
 
 class EncodedImages(Items):
@@ -166,74 +99,3 @@ class EncodedImages(Items):
         if not isinstance(cell, bytes):
             raise DamagedItemError(f"{what} is a {type(cell).__name__}, not the bytes of an image file")
         return decode_image(cell, what=what)
-
-
-def read_image_folder(folder: Path, *, name: str, wanted: Wanted) -> Source:
-    """Read a folder of image files.
-
-    Each folder at the top is a class and everything below it, however deep, is of that class;
-    an image at the top itself is unlabelled. A folder without sub-folders has no labels. Where
-    all folders at the top are called train, test, validation and the like, they are splits.
-
-    Args:
-        folder: The folder.
-        name: How the user named it.
-        wanted: Which split; train where there are several and none is named.
-
-    Returns:
-        A source of kind "image"; ids are paths inside the folder, with /, sorted.
-
-    Raises:
-        SourceError: If no image is below the folder, or there is no such split.
-    """
-    wanted.allow("split", what=f"{folder}, a folder of images,")
-    top = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-    splits = {part: split_of(part) for part in top}
-    root = folder
-    if top and all(splits.values()) and not any(is_image(entry.name) for entry in os.scandir(folder)):
-        chosen = choose_split(wanted.split, list(splits.values()), str(folder))
-        root = folder / next(part for part in top if splits[part] == chosen)
-    else:
-        choose_split(wanted.split, [None], str(folder))
-    found = sorted(_image_paths(root), key=lambda path: path.split("/"))
-    if not found:
-        raise SourceError(
-            f"{root} holds no images; images end in {', '.join(IMAGE_SUFFIXES[:8])}, ..., "
-            "at the top or in a folder for each class"
-        )
-    labels, names = None, NO_NAMES
-    if any("/" in path for path in found):
-        classes = [_printable(path.split("/")[0]) if "/" in path else None for path in found]
-        labels, names = number_labels(classes, what=str(root))
-    ids = [_printable(path) for path in found]
-    digest = Fingerprint().text("images")
-    for path in found:
-        digest.text(path).file(root / path)
-    return Source(
-        name=name, kind="image", items=EncodedImages([Path(path) for path in found], ids, root),
-        ids=ids, labels=labels, label_names=names, fingerprint=digest.hex(),
-    )  # fmt: skip
-
-
-def _image_paths(root: Path) -> Iterator[str]:
-    """Paths of images below the root, links followed but never in a circle."""
-    seen = {os.path.realpath(root)}
-    for where, folders, files in os.walk(root, followlinks=True, onerror=_not_readable):
-        kept = []
-        for part in sorted(folders):
-            real = os.path.realpath(os.path.join(where, part))  # noqa: PTH118
-            if not part.startswith(".") and real not in seen:
-                seen.add(real)
-                kept.append(part)
-        folders[:] = kept
-        below = Path(where).relative_to(root).as_posix()
-        yield from (file if below == "." else f"{below}/{file}" for file in files if is_image(file))
-
-
-def _not_readable(error: OSError) -> None:
-    raise SourceError(f"{error.filename} cannot be listed ({error.strerror}); allow reading it") from error
-
-
-def _printable(path: str) -> str:
-    """The path as text that any file can hold: bytes that are no UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,6 +1,9 @@
 """One grammar for whatever the user has: a path or a name in, a `Source` out."""
 
+import errno
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from querykey.data.items import Source
@@ -10,11 +13,12 @@ from querykey.data.readers.beir import is_beir, read_beir
 from querykey.data.readers.catalogues import read_hub, read_sklearn, read_torchvision
 from querykey.data.readers.grammar import SOURCES_HELP, Wanted, nearest_words, scheme_of, split_of
 from querykey.data.readers.idx import is_idx_images, read_idx
-from querykey.data.readers.images import is_image, read_image_folder
+from querykey.data.readers.image_folder import count_images, listed_names, read_image_folder
+from querykey.data.readers.images import is_image
 from querykey.data.readers.mapped import ARRAY_SUFFIXES
 from querykey.data.readers.shards import is_shard, read_shards
 from querykey.data.readers.tables import TABLE_SUFFIXES, is_table, read_table_files
-from querykey.errors import MissingPathError, SourceError
+from querykey.errors import DataWarning, MissingPathError, QuerykeyError, SourceError
 
 __all__ = ["SOURCES_HELP", "Source", "common_labels", "read_source", "require_finite_rows"]
 
@@ -28,6 +32,7 @@ def read_source(
     label_column: str | None = None,
     pair_column: str | None = None,
     split: str | None = None,
+    delimiter: str | None = None,
 ) -> Source:
     """Read what the user names, as little of it as possible.
 
@@ -41,9 +46,12 @@ def read_source(
         label_column: The classes.
         pair_column: A second column of text, the query of each row; equal texts are one item.
         split: Which part; train where there are several and none is named.
+        delimiter: What separates the columns of a csv or tsv file: one character, "tab", or "none"
+            for one column. Found from the file where not given.
 
     Returns:
-        A `Source`. Items are read when they are asked for; only the fingerprint reads every byte.
+        A `Source`, after a `DataWarning` for what was left out or assumed. Items are read when they
+        are asked for; only the fingerprint reads every byte.
 
     Raises:
         MissingPathError: If there is nothing at the path.
@@ -55,7 +63,16 @@ def read_source(
         >>> source.kind, len(source), source.labels[:4].tolist()
         ('image', 1797, [0, 1, 2, 3])
     """
-    wanted = Wanted(column=column, label_column=label_column, pair_column=pair_column, split=split)
+    wanted = Wanted(
+        column=column, label_column=label_column, pair_column=pair_column, split=split, delimiter=delimiter
+    )
+    source = _read(spec, wanted)
+    for note in source.notes:
+        warnings.warn(note, DataWarning, stacklevel=2)
+    return source
+
+
+def _read(spec: str | Path, wanted: Wanted) -> Source:
     named = scheme_of(spec)
     if named is not None:
         scheme, name = named
@@ -74,6 +91,11 @@ def read_source(
         return _read_file(path, str(spec), wanted)
     except PermissionError as error:
         raise SourceError(f"{error.filename or path} may not be read; allow reading it") from error
+    except OSError as error:
+        if isinstance(error, QuerykeyError) or error.errno != errno.ENAMETOOLONG:
+            raise
+        shown = f"{str(spec)[:40]}..."
+        raise SourceError(f"{shown!r} is too long for a path; give the path of a file or folder") from error
 
 
 def _read_file(path: Path, name: str, wanted: Wanted) -> Source:
@@ -114,21 +136,60 @@ def _read_folder(folder: Path, name: str, wanted: Wanted) -> Source:
     inner = [child for entry in top if entry.is_dir() and (entry.name == "data" or split_of(entry.name))
              for child in sorted(entry.iterdir())]  # fmt: skip
     files = [entry for entry in top + inner if entry.is_file()]
-    shards = [entry for entry in files if is_shard(entry.name)]
-    tables = [entry for entry in files if is_table(entry.name)]
-    arrays = [entry for entry in files if entry.suffix.lower() in ARRAY_SUFFIXES]
-    if shards:
-        return read_shards(shards, _splits(shards, folder), name=name, what=what, wanted=wanted)
-    if tables:
-        if any(is_image(entry.name) for entry in files):
-            raise SourceError(
-                f"{folder} holds both images and tables ({tables[0].name}); "
-                "name the table itself, or move it out of the folder of images"
-            )
-        return read_table_files(tables, _splits(tables, folder), name=name, what=what, wanted=wanted)
-    if arrays:
-        raise SourceError(f"{folder} holds arrays ({arrays[0].name}); name the file itself")
-    return read_image_folder(folder, name=name, wanted=wanted)
+    groups = {
+        "shards": [entry for entry in files if is_shard(entry.name)],
+        "tables": [entry for entry in files if is_table(entry.name)],
+        "arrays": [entry for entry in files if entry.suffix.lower() in ARRAY_SUFFIXES],
+    }
+    chosen = _kind_of_folder(folder, groups)
+    if chosen == "images":
+        return read_image_folder(folder, name=name, wanted=wanted)
+    used = groups[chosen]
+    if chosen == "arrays":
+        raise SourceError(f"{folder} holds arrays ({used[0].name}); name the file itself")
+    read = read_shards if chosen == "shards" else read_table_files
+    source = read(used, _splits(used, folder), name=name, what=what, wanted=wanted)
+    rest = [entry for entry in files if entry not in used]
+    return _with_left_out(source, folder, chosen, rest)
+
+
+def _kind_of_folder(folder: Path, groups: dict[str, list[Path]]) -> str:
+    """What most files of a folder are: "images", "shards", "tables" or "arrays".
+
+    Images count in folders for each class too, so that a list of labels beside them is no table of texts.
+
+    Raises:
+        SourceError: If as many are of one kind as of another.
+    """
+    counts = {kind: len(paths) for kind, paths in groups.items() if paths}
+    if not counts:
+        return "images"
+    counts["images"] = count_images(folder)
+    first, second = sorted(counts, key=lambda kind: -counts[kind])[:2]
+    if counts[first] > counts[second]:
+        return first
+    # vectors beside tables or shards have no columns: they are looked at only by their own name
+    if {first, second} in ({"tables", "arrays"}, {"shards", "arrays"}):
+        return first if second == "arrays" else second
+    named = next(paths[0].name for kind, paths in groups.items() if paths and kind in (first, second))
+    raise SourceError(
+        f"{folder} holds as many {first} as {second} ({counts[first]}); name the file itself ({named}), or "
+        "move it out of the folder"
+    )
+
+
+def _with_left_out(source: Source, folder: Path, chosen: str, rest: list[Path]) -> Source:
+    """The source with the files beside it that hold data of another kind, named."""
+    names = [str(entry.relative_to(folder)) for entry in rest if _is_data(entry)]
+    if not names:
+        return source
+    note = f"{folder} is read as {chosen}; left out {len(names)} other files: {listed_names(names)}"
+    return replace(source, left_out=[*source.left_out, *names], notes=(*source.notes, note))
+
+
+def _is_data(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return is_image(path.name) or is_table(path.name) or is_shard(path.name) or suffix in ARRAY_SUFFIXES
 
 
 def _splits(paths: list[Path], folder: Path) -> list[str | None]:

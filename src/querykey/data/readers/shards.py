@@ -176,9 +176,14 @@ def _classes(samples: _Samples, column: str, endings: Sequence[str], what: str) 
     values = [_class(sample, column, column in endings, f"{what}: {key}") for key, sample in samples.items()]
     if all(value is None for value in values):
         raise SourceError(f"{what}: no .json has a field {column!r}; its endings: {', '.join(endings)}")
-    numbers = all(value is None or str(value).lstrip("-").isdecimal() for value in values)
+    numbers = all(value is None or _is_plain_number(str(value)) for value in values)
     for value in values:
         yield None if value is None else int(value) if numbers else str(value)
+
+
+def _is_plain_number(text: str) -> bool:
+    """Whether a class is a whole number written the plain way: 007 and 7 are two classes."""
+    return text.removeprefix("-").isdecimal() and text == str(int(text))
 
 
 def _class(sample: Mapping[str, _Member], column: str, is_ending: bool, what: str) -> Any:

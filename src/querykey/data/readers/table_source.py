@@ -14,6 +14,7 @@ from querykey.data.labels import NO_NAMES, number_labels
 from querykey.data.readers.columns import (
     ID_COLUMNS,
     ArrowTable,
+    Columns,
     Table,
     TextCells,
     can_be_classes,
@@ -30,7 +31,7 @@ __all__ = ["source_of_table"]
 
 def source_of_table(
     table: Table, *, name: str, digest: Fingerprint, folder: Path, wanted: Wanted,
-    reread: Callable[[Sequence[str]], Table] | None = None,
+    reread: Callable[[Sequence[str]], Table] | None = None, is_json: bool = False, notes: Sequence[str] = (),
 ) -> Source:  # fmt: skip
     """Make a source of a table's columns.
 
@@ -40,7 +41,10 @@ def source_of_table(
         digest: Over the table's bytes; the columns chosen are added.
         folder: Where images kept as a path alone start.
         wanted: The columns asked for; others are guessed where only one will do.
-        reread: Reads the table again with one column as text, where the format has no types.
+        reread: Reads the table again with some columns as text, where the format has no types: labels,
+            ids and texts are what is written.
+        is_json: Whether the format has numbers at least, and only dates are a guess.
+        notes: What was assumed in reading.
 
     Raises:
         SourceError: If a column is not there or cannot be read, or it is not plain which to take.
@@ -54,26 +58,61 @@ def source_of_table(
         table, column=wanted.column, label_column=wanted.label_column, pair_column=wanted.pair_column,
         is_typed=reread is None,
     )  # fmt: skip
-    untyped = [
-        chosen for chosen in (columns.item, columns.pair) if chosen and kind_of(table.types[chosen]) is None
-    ]
-    if reread is not None and untyped:
-        table = reread(untyped)
+    typed = table
+    if reread is not None:
+        guessed = _guessed(table, columns, is_json=is_json)
+        table = reread(guessed) if guessed else table
     digest.text("columns", columns.item, columns.label, columns.pair)
     if columns.pair is not None:
-        return _pairs(table, columns.item, columns.pair, name, digest.hex())
+        return _pairs(table, columns.item, columns.pair, name, digest.hex(), notes=tuple(notes))
     items = _items(table, columns.item, columns.kind, folder)
     _add_files(digest, table, columns.item, folder)
     labels, names = None, NO_NAMES
     if columns.label is not None:
+        values = _whole(table, columns.label)
+        if table is not typed:
+            values = _as_written(_whole(typed, columns.label), values, f"{table.what}: {columns.label}")
         labels, names = number_labels(
-            _whole(table, columns.label), what=f"{table.what}: {columns.label}",
-            names=table.class_names.get(columns.label, ()),
-        )  # fmt: skip
+            values, what=f"{table.what}: {columns.label}", names=table.class_names.get(columns.label, ())
+        )
     return Source(
         name=name, kind=columns.kind, items=items, ids=_ids(table, columns.item), labels=labels,
-        label_names=names, fingerprint=digest.hex(),
+        label_names=names, fingerprint=digest.hex(), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _guessed(table: Table, columns: Columns, *, is_json: bool) -> list[str]:
+    """The columns in use whose type the reader of the format has guessed."""
+    texts = [one for one in (columns.item, columns.pair) if one and kind_of(table.types[one]) is None]
+    ids = [one for one in ID_COLUMNS if one in table.types]
+    for one in [*([columns.label] if columns.label else []), *ids]:
+        type_ = table.types[one]
+        is_guess = pa.types.is_temporal(type_) if is_json else kind_of(type_) is None
+        if is_guess and not (pa.types.is_null(type_) or pa.types.is_nested(type_)):
+            texts.append(one)
+    return list(dict.fromkeys(texts))
+
+
+def _as_written(guessed: Any, written: Any, what: str) -> Any:
+    """Labels as they are written, of a column that the reader took for something else than text.
+
+    007, 07 and 7 are three classes. Whole numbers that are all written the plain way stay numbers, with
+    -1 for unlabelled; what the reader took for missing is missing.
+
+    Raises:
+        DataError: If they are decimals.
+    """
+    if guessed.type == written.type:
+        return written
+    if pa.types.is_floating(guessed.type):
+        numbers = guessed.filter(pc.is_finite(guessed))
+        if pc.any(pc.not_equal(pc.floor(numbers), numbers)).as_py():
+            number_labels(numbers, what=what)  # which says that decimals are no classes
+    elif pa.types.is_integer(guessed.type):
+        plain = pc.equal(pc.cast(guessed, pa.string()), written)
+        if pc.all(plain, skip_nulls=True).as_py() is not False:
+            return guessed
+    return pc.if_else(pc.is_valid(guessed), written, pa.scalar(None, written.type))
 
 
 def _items(table: Table, column: str, kind: Kind, folder: Path) -> Any:
@@ -126,7 +165,9 @@ def _add_files(digest: Fingerprint, table: Table, column: str, folder: Path) -> 
                 digest.file(folder / cell["path"])
 
 
-def _pairs(table: Table, item: str, query: str, name: str, fingerprint: str) -> Source:
+def _pairs(
+    table: Table, item: str, query: str, name: str, fingerprint: str, *, notes: tuple[str, ...]
+) -> Source:
     """Each row is a pair; equal texts on a side are one row of that side."""
     queries, documents = _distinct(table, query), _distinct(table, item)
     rows = np.stack([queries.indices.to_numpy(), documents.indices.to_numpy()], axis=1).astype(np.int64)
@@ -143,7 +184,7 @@ def _pairs(table: Table, item: str, query: str, name: str, fingerprint: str) -> 
         )  # fmt: skip
 
     pairs = np.column_stack([rows, np.ones(len(rows), np.int64)])
-    return side(documents, "documents", queries=side(queries, "queries"), pairs=pairs)
+    return side(documents, "documents", queries=side(queries, "queries"), pairs=pairs, notes=notes)
 
 
 def _distinct(table: Table, column: str) -> Any:

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from querykey.data.fingerprint import Fingerprint
 from querykey.data.items import Items, Source
 from querykey.data.readers.columns import ArrowTable, class_names_of, types_of
+from querykey.data.readers.dialects import Dialect, compression_of, find_dialect
 from querykey.data.readers.grammar import Wanted, choose_split
 from querykey.data.readers.table_source import source_of_table
-from querykey.errors import SourceError
+from querykey.errors import QuerykeyError, SourceError
 
 __all__ = [
     "TABLE_SUFFIXES",
@@ -140,13 +141,13 @@ _BLOCK_BYTES = 1 << 24
 
 
 def is_table(name: str) -> bool:
-    """Whether a file is a table by its ending; .gz may follow, hidden files are none."""
+    """Whether a file is a table by its ending; .gz, .bz2 or .zst may follow, hidden files are none."""
     return _suffix(name) in TABLE_SUFFIXES and not name.startswith(".")
 
 
 def _suffix(name: str) -> str:
     plain = Path(name.lower())
-    packed = plain.suffix == ".gz" and plain.stem.endswith(TABLE_SUFFIXES[1:])
+    packed = compression_of(name) is not None and plain.stem.endswith(TABLE_SUFFIXES[1:])
     return Path(plain.stem).suffix if packed else plain.suffix
 
 
@@ -180,29 +181,42 @@ def read_table_files(
         return source_of_table(
             ParquetTable(what, used), name=name, digest=digest, folder=used[0].parent, wanted=wanted
         )
+    dialects = [
+        _dialect(path, suffixes[0], wanted.delimiter) if suffixes[0] in (".csv", ".tsv") else None
+        for path in used
+    ]
+    if wanted.delimiter is not None:
+        digest.text("delimiter", wanted.delimiter)
+
+    def read(as_text: Sequence[str] = ()) -> ArrowTable:
+        return table_of_text(used, what, as_text, dialects)
+
     return source_of_table(
-        table_of_text(used, what), name=name, digest=digest, folder=used[0].parent, wanted=wanted,
-        reread=lambda as_text: table_of_text(used, what, as_text),
+        read(), name=name, digest=digest, folder=used[0].parent, wanted=wanted, reread=read,
+        is_json=dialects[0] is None, notes=[each.note for each in dialects if each is not None and each.note],
     )  # fmt: skip
 
 
-def table_of_text(paths: Sequence[Path], what: str, as_text: Sequence[str] = ()) -> ArrowTable:
+def table_of_text(
+    paths: Sequence[Path], what: str, as_text: Sequence[str] = (), dialects: Sequence[Dialect | None] = ()
+) -> ArrowTable:
     """Read csv, tsv or jsonl files, the types of the columns found by reading all of them.
 
-    Empty text stays empty and "NA" stays "NA": these are words too.
+    Empty text stays empty and "NA" stays "NA": these are texts too.
 
     Args:
         paths: The files.
         what: What to call them in a message.
         as_text: Columns to take letter by letter, whatever they look like.
+        dialects: How each csv or tsv file is written; none for jsonl files.
 
     Raises:
         SourceError: If a line cannot be read; says which and why.
     """
     tables = []
-    for path in paths:
+    for path, dialect in zip(paths, dialects or [None] * len(paths), strict=True):
         try:
-            tables.append(_read_text_table(path, as_text))
+            tables.append(_read_text_table(path, as_text, dialect))
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = str(error).split("\n", maxsplit=1)[0]
             raise SourceError(f"{path} cannot be read: {reason}; mend the file") from error
@@ -216,24 +230,32 @@ def table_of_text(paths: Sequence[Path], what: str, as_text: Sequence[str] = ())
     return ArrowTable(what, table)
 
 
-def _read_text_table(path: Path, as_text: Sequence[str]) -> Any:
-    suffix = _suffix(path.name)
+def _dialect(path: Path, suffix: str, delimiter: str | None) -> Dialect:
+    try:
+        return find_dialect(path, is_tsv=suffix == ".tsv", delimiter=delimiter)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, QuerykeyError):
+            raise
+        raise SourceError(f"{path} cannot be read: {_first_line(error)}; mend the file") from error
+
+
+def _read_text_table(path: Path, as_text: Sequence[str], dialect: Dialect | None) -> Any:
     types = {name: pa.string() for name in as_text}
-    if suffix in (".csv", ".tsv"):
+    # by the ending in any case; arrow itself knows small letters alone
+    stream = pa.input_stream(str(path), compression=compression_of(path.name))
+    if dialect is not None:
         from pyarrow import csv
 
         return csv.read_csv(
-            path,
-            read_options=csv.ReadOptions(block_size=_BLOCK_BYTES),
-            parse_options=csv.ParseOptions(
-                delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True
-            ),
+            stream,
+            read_options=csv.ReadOptions(block_size=_BLOCK_BYTES, encoding=dialect.encoding),
+            parse_options=csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=types, strings_can_be_null=False),
         )
     from pyarrow import json as arrow_json
 
     return arrow_json.read_json(
-        path,
+        stream,
         read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),
         parse_options=arrow_json.ParseOptions(explicit_schema=pa.schema(types) if types else None),
     )

@@ -22,6 +22,7 @@ from querykey.errors import (
     SourceError,
     is_out_of_memory,
 )
+from querykey.io.images import as_image
 from querykey.types import Rows
 
 __all__ = ["FrozenEncoder", "load_encoder"]
@@ -106,7 +107,7 @@ class FrozenEncoder:
         some: list[Any] = []
         for place in range(min(len(items), 2 * _MEASURED_ON)):
             try:
-                some.append(self._model.prepare(items[place]))
+                some.append(self._model.prepare(self._item(items[place], place)))
             except DamagedItemError:
                 continue
             if len(some) == _MEASURED_ON:
@@ -129,7 +130,9 @@ class FrozenEncoder:
         fit memory is halved, and so are all after it.
 
         Args:
-            items: Images, texts or vectors, as `kind` says; `items[i]` may be lazy.
+            items: Images, texts or vectors, as `kind` says; `items[i]` may be lazy. An image is what
+                `as_image` takes: a PIL image, a path, bytes, an array or a tensor, each decoded the
+                way that a source decodes its files.
             on_damaged: Called with the place of an item that cannot be read, which then has no
                 row; without it the error is raised.
             on_progress: Called after each batch with the number of items in it, damaged ones too.
@@ -158,6 +161,10 @@ class FrozenEncoder:
                 on_progress(len(batch) + len(damaged))
         return features if bool(kept.all()) else features[kept]
 
+    def _item(self, item: Any, place: int) -> Any:
+        """An image however it is given, as a source gives it; texts and vectors as they are."""
+        return as_image(item, what=f"image {place}") if self.kind == "image" else item
+
     def _forward(self, batch: list[Any]) -> Tensor:
         try:
             with torch.inference_mode():
@@ -182,7 +189,7 @@ class FrozenEncoder:
             places.sort(key=lambda place: -len(items[place]))
 
         def read(place: int) -> Any:
-            return self._model.prepare(items[place])
+            return self._model.prepare(self._item(items[place], place))
 
         pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="prepare")
         try:

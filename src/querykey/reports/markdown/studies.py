@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from querykey.errors import MissingPathError
-from querykey.io.atomic import new_file
-from querykey.io.durable import raises_store_error
+from querykey.io.atomic import new_file, raises_store_error
 from querykey.io.program import exit_code
 from querykey.io.study_folder import cells_of, is_study, read_study, records_of
 from querykey.reports.charts.spec import Chart

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from querykey.adapter.verdict import sentence
 from querykey.errors import StoreError
-from querykey.io.durable import raises_store_error
+from querykey.io.atomic import raises_store_error
 from querykey.io.records import Record, read
 from querykey.reports.charts.spec import Chart, Line, Lines
 from querykey.reports.page.blocks import (

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from querykey.io.durable import raises_store_error
+from querykey.io.atomic import raises_store_error
 from querykey.io.records import Record, read
 from querykey.reports.charts.spec import Chart, Line, Lines, short, thinned
 from querykey.reports.page.adapter import FALSE, METRICS, RUN, curves, read_described

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from querykey.io.durable import raises_store_error
+from querykey.io.atomic import raises_store_error
 from querykey.io.study_folder import cells_of, measures_of, read_study, records_of
 from querykey.reports.charts.spec import Chart
 from querykey.reports.charts.study import figure, looks_charts

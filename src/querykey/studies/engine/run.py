@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from querykey.errors import ConfigError, Notify
-from querykey.io.atomic import check_new
-from querykey.io.durable import file_lock, raises_store_error
+from querykey.io.atomic import file_lock, raises_store_error, reserve
 from querykey.io.study_folder import is_study, measures_of, read_study, records_of, write_study
 from querykey.pretraining.run import TrainingRun
 from querykey.pretraining.settings.resolve import resolve_settings
@@ -193,32 +192,55 @@ def run_study(
     folder, notify = Path(out), notify or (lambda _: None)
     if is_trial:
         data = replace(data, most=TRIAL_ROWS)
-    about = data.describe()
-    if is_study(folder):
-        described = read_study(folder)
-        with raises_store_error(f"{folder}: the plan of the study", "give a new folder with --out"):
-            begun, on = str(described["name"]), dict(described["data"])
-            arms = [Arm(**arm | {"data": tuple(arm["data"])}) for arm in described["arms"]]
-        _require_same(folder, study, about, begun=begun, on=on)
-        notify(f"{folder} goes on as it was planned")
-    else:
-        check_new(folder)
-        arms = [replace(arm, seeds=min(arm.seeds, seeds or arm.seeds)) for arm in study.arms]
-        if isinstance(data, StudyImages):
-            arms = [_with_memory(arm, about["trained_on"]) for arm in arms]
-            _require_possible(arms, about)
-            arms, budget = _planned(study, arms, data, minutes=minutes, is_trial=is_trial, jobs=jobs)
+    with ExitStack() as lock:
+        if is_study(folder):
+            lock.enter_context(file_lock(folder / LOCK))
+            described = _planned_before(folder, study, data)
+            notify(f"{folder} goes on as it was planned")
         else:
-            if minutes is not None:
-                raise ConfigError("fits of adapters end by themselves, in seconds each; leave out --minutes")
-            arms, budget = _fits(arms, data, about, is_trial=is_trial)
-        described = _description(study, arms, about, budget, is_trial=is_trial)
-        write_study(folder, described)
-        notify(budget.words)
-    cells = _cells(described, arms, data)
-    with file_lock(folder / LOCK):
+            with reserve(folder):
+                described, budget = _plan(
+                    study, data, seeds=seeds, minutes=minutes, is_trial=is_trial, jobs=jobs
+                )
+                write_study(folder, described)
+                lock.enter_context(file_lock(folder / LOCK))
+            notify(budget.words)
+        cells = _cells(described, _arms_of(described), data)
         run_grid(cells, records_of(folder), measure, jobs=jobs, told=progress)
     return StudyRun(folder, described, cells)
+
+
+def _planned_before(folder: Path, study: Study, data: StudyImages | StudyFeatures) -> dict[str, Any]:
+    """What study.json says, if it is of this study and these data."""
+    described = read_study(folder)
+    with raises_store_error(f"{folder}: the plan of the study", "give a new folder with --out"):
+        begun, on = str(described["name"]), dict(described["data"])
+        _arms_of(described)
+    _require_same(folder, study, data.describe(), begun=begun, on=on)
+    return described
+
+
+def _arms_of(described: dict[str, Any]) -> list[Arm]:
+    """The arms that study.json describes."""
+    return [Arm(**arm | {"data": tuple(arm["data"])}) for arm in described["arms"]]
+
+
+def _plan(
+    study: Study, data: StudyImages | StudyFeatures, *, seeds: int | None, minutes: float | None,
+    is_trial: bool, jobs: int,
+) -> tuple[dict[str, Any], Budget]:  # fmt: skip
+    """What study.json says of a new study."""
+    about = data.describe()
+    arms = [replace(arm, seeds=min(arm.seeds, seeds or arm.seeds)) for arm in study.arms]
+    if isinstance(data, StudyImages):
+        arms = [_with_memory(arm, about["trained_on"]) for arm in arms]
+        _require_possible(arms, about)
+        arms, budget = _planned(study, arms, data, minutes=minutes, is_trial=is_trial, jobs=jobs)
+    else:
+        if minutes is not None:
+            raise ConfigError("fits of adapters end by themselves, in seconds each; leave out --minutes")
+        arms, budget = _fits(arms, data, about, is_trial=is_trial)
+    return _description(study, arms, about, budget, is_trial=is_trial), budget
 
 
 def _require_possible(arms: list[Arm], about: dict[str, Any]) -> None:

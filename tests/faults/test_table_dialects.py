@@ -1,0 +1,125 @@
+"""Tables are read in the dialect they are written in, or refused: never as something else."""
+
+import bz2
+import codecs
+import gzip
+
+import numpy as np
+import pytest
+from frozen_toys import text_encoder
+from typer.testing import CliRunner
+
+from querykey import Adapter
+from querykey.cli.main import app
+from querykey.data.readers.open import read_source
+from querykey.errors import DataWarning, SourceError
+from querykey.features.embed import embed
+
+ROWS = 64
+TEXTS = [f"word {chr(97 + row % 26) * (1 + row % 5)} number {row}" for row in range(ROWS)]
+LABELS = [("fruit", "metal")[row % 2] for row in range(ROWS)]
+
+
+def written(delimiter=",", *, end="\n", quote=False, encoding="utf-8"):
+    mark = '"' if quote else ""
+    lines = [delimiter.join(("text", "label"))]
+    lines += [
+        delimiter.join((f"{mark}{text}{mark}", label)) for text, label in zip(TEXTS, LABELS, strict=True)
+    ]
+    return (end.join(lines) + end).encode(encoding)
+
+
+DIALECTS = {
+    "comma": ("t.csv", written()),
+    "semicolon": ("t.csv", written(";")),
+    "tab in csv": ("t.csv", written("\t")),
+    "bar": ("t.csv", written("|")),
+    "tsv": ("t.tsv", written("\t")),
+    "comma in tsv": ("t.tsv", written(",")),
+    "quoted, CRLF": ("t.csv", written(";", end="\r\n", quote=True)),
+    "byte order mark": ("t.csv", codecs.BOM_UTF8 + written()),
+    "UTF-16": ("T.CSV", written(";", encoding="utf-16")),
+    "GZ": ("t.CSV.GZ", gzip.compress(written(";"))),
+    "bz2": ("t.csv.Bz2", bz2.compress(written("\t"))),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_table_in_any_dialect_is_embedded_and_fitted(dialect, tmp_path):
+    name, data = DIALECTS[dialect]
+    (tmp_path / name).write_bytes(data)
+    source = read_source(tmp_path / name)
+    assert list(source.items) == TEXTS
+    assert [source.label_names[label] for label in source.labels] == LABELS
+    features = embed(source, text_encoder(), tmp_path / "f")
+    assert len(features) == ROWS
+    adapter = Adapter(dim=2, steps=0, batch_size=8, validation_fraction=0.0).fit(features, features.labels)
+    assert adapter.transform(features).shape == (ROWS, 2)
+
+
+def test_a_table_with_semicolons_is_never_one_column_with_the_label_inside(tmp_path):
+    (tmp_path / "t.csv").write_text('text;label\n"1,5; and more";x\n2,5;y\n')
+    source = read_source(tmp_path / "t.csv")
+    assert list(source.items) == ["1,5; and more", "2,5"]
+    assert source.label_names == ("x", "y")
+
+
+def test_a_delimiter_that_does_not_fit_each_record_is_not_taken(tmp_path):
+    (tmp_path / "t.csv").write_text("text;label\na;x\nb;y;z\n")
+    with pytest.raises(SourceError, match=r"Expected 2 columns, got 3 in record 2 with the delimiter ;"):
+        read_source(tmp_path / "t.csv")
+    # as a user may mean it
+    source = read_source(tmp_path / "t.csv", delimiter="none")
+    assert list(source.items) == ["a;x", "b;y;z"]
+
+
+def test_a_table_whose_delimiter_is_not_clear_is_refused_until_it_is_said(tmp_path):
+    (tmp_path / "t.csv").write_text("text;label|note\na;x|n\nb;y|m\n")
+    with pytest.raises(SourceError, match=r"separated by ; and \|; say which with the option delimiter"):
+        read_source(tmp_path / "t.csv")
+    assert list(read_source(tmp_path / "t.csv", column="text", delimiter=";").items) == ["a", "b"]
+
+
+def test_one_column_with_delimiters_in_its_texts_is_said(tmp_path):
+    (tmp_path / "t.csv").write_text("text\nhello, world; and more\nplain\n")
+    with pytest.warns(DataWarning, match=r"is read as one column: its header 'text' has no delimiter"):
+        source = read_source(tmp_path / "t.csv")
+    assert list(source.items) == ["hello, world; and more", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("text,l\xe4bel\na,x\n".encode("latin-1"), "its header .* is no UTF-8 text; save the file as UTF-8"),
+        ("text,label\n\xe4,x\n".encode("latin-1"), "the column 'text' is no UTF-8 text; save the file"),
+        ("text,label\na,x\n".encode("utf-16-le"), "its header holds null characters"),
+    ],
+)
+def test_another_encoding_is_named_whether_in_the_header_or_in_a_cell(data, message, tmp_path):
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(SourceError, match=message):
+        read_source(tmp_path / "t.csv")
+
+
+def test_the_option_says_the_delimiter_of_what_is_embedded(tmp_path):
+    (tmp_path / "t.csv").write_text("text;label|note\n" + "a;x|n\nb;y|m\n" * 8)
+    given = ["embed", tmp_path / "t.csv", "--model", "cli.models:letters", "--out", tmp_path / "f",
+             "--column", "text"]  # fmt: skip
+    refused = CliRunner().invoke(app, [str(one) for one in given])
+    assert refused.exit_code == 2
+    assert "say which with the option delimiter" in refused.stderr
+    done = CliRunner().invoke(app, [*map(str, given), "--delimiter", ";"])
+    assert done.exit_code == 0, done.output
+    with pytest.raises(SourceError, match="one character, tab, or none for one column; got 'semicolon'"):
+        read_source(tmp_path / "t.csv", delimiter="semicolon")
+
+
+def test_an_idx_file_with_its_ending_in_capitals_is_read(tmp_path):
+    pixels = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
+    head = bytes((0, 0, 8, 3)) + np.array(pixels.shape, ">u4").tobytes()
+    (tmp_path / "train-images-idx3-ubyte.GZ").write_bytes(gzip.compress(head + pixels.tobytes()))
+    labels = bytes((0, 0, 8, 1)) + np.array([2], ">u4").tobytes() + bytes((1, 0))
+    (tmp_path / "train-labels-idx1-ubyte.GZ").write_bytes(gzip.compress(labels))
+    source = read_source(tmp_path)
+    assert len(source) == 2
+    assert source.labels.tolist() == [1, 0]
