@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, RangeError
-from querykey.losses.by_name import LossName, objective
+from querykey.losses.by_name import LossName, objective, takes_temperature
 
 __all__ = [
     "DRAWN",
@@ -179,7 +179,7 @@ def resolve(
     dim = settings.dim or (width if settings.side == "query" else min(64, width))
     loss = settings.loss or recipe.loss
     options = dict(settings.loss_options)
-    if loss in ("info_nce", "nca", "score_distillation"):
+    if takes_temperature(loss):
         options.setdefault("temperature", recipe.temperature)
     if objective(loss, **options).keeps_scores != (task == "unlabelled"):
         need = (

@@ -104,7 +104,7 @@ class LossTable(Strict):
     kind: (
         Literal[
             "nt_xent", "info_nce", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin",
-            "contrastive", "multi_similarity",
+            "contrastive", "triplet", "multi_similarity", "nca", "circle",
         ]
         | None
     ) = None  # fmt: skip
