@@ -133,8 +133,8 @@ def draw() -> str:
         ),
         "<style>svg{--ink:#1f2328;--soft:#59636e;--box:#f3f5f7;--line:#0067a5;background:#fff}",
         (
-            "@media (prefers-color-scheme:dark){svg{--ink:#e6edf3;--soft:#9198a1;--box:#21262d;--line:#6cb6ff;"
-            "background:#0d1117}}"
+            "@media (prefers-color-scheme:dark){svg{--ink:#e6edf3;--soft:#9198a1;--box:#21262d;"
+            "--line:#6cb6ff;background:#0d1117}}"
         ),
         "text{font:11.5px system-ui,'Segoe UI',Helvetica,Arial,sans-serif}",
         "text{fill:var(--soft);text-anchor:middle}",

@@ -120,7 +120,7 @@ class AdapterSettings:
         candidates: "all", "closed_form", or names of candidates or of families of them.
         validation_fraction: Share of the rows that is held out where the rows are many; 0: nothing is.
         n_iter_no_change: Evaluations (25 a run) without a better one before training stops.
-        seed: Everything random is keyed by it.
+        seed: Random seed.
     """
 
     dim: int | None = None

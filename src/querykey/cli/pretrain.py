@@ -50,7 +50,7 @@ def pretrain_source(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="[moco-cifar]", help="A whole recipe of a paper's authors.")
+        str | None, typer.Option(metavar="[moco-cifar]", help="A complete published hyperparameter preset.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="How long to train; 10 if nothing is said.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How long, in passes over the data.")] = None,
@@ -68,11 +68,11 @@ def pretrain_source(
     threads: Threads = None,
     workers: Workers = 2,
     save_every: SaveEvery = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows from it.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
 ) -> None:
     """Pretrain an encoder from images without labels.
 
-    Labels, where there are any, only serve to show how it gets on: kNN on images held out.
+    Labels, where there are any, are used for the online kNN on held-out images alone (xbm trains on them).
     Ctrl-C saves the state; `querykey resume` goes on from there.
     """
     from querykey.runs.pretrain_settings import read_pretrain_run

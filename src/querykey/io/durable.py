@@ -109,7 +109,8 @@ def file_lock(file: Path) -> Iterator[None]:
     except OSError as error:
         raise to_output_error(error, file) from error
     try:
-        # a lock of this kind is not shared with the processes that decode images, which may live longer
+        # lockf, not flock: forked decoding workers would inherit a flock and hold it after their parent died,
+        # so that a killed run could not be resumed until the last of them is gone
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)

@@ -245,7 +245,10 @@ class Learner:
         return self.settings.temperature if learned is None else learned
 
     def loss(self, lookup: Lookup) -> PerQuery:
-        """Of a look-up, at the temperature as it is now, with a graph of its own down to it.
+        """Loss of a `Lookup` at the current temperature.
+
+        Each call builds a new autograd graph to a learned temperature, so two directions can be
+        backpropagated separately.
 
         Args:
             lookup: Of one direction; it may run backward before the other is looked up.

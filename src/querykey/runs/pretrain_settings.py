@@ -181,7 +181,7 @@ class PretrainRun(Strict):
         layout: auto measures.
         save_every: Seconds between two checkpoints.
         keep: How many checkpoints are kept.
-        seed: Everything random follows from it.
+        seed: Random seed.
         backbone: See `BackboneTable`; and so on.
     """
 

@@ -72,7 +72,8 @@ def joined(parts: Sequence[Statistics], processes: ProcessGroup = SINGLE_PROCESS
     squares = ((part.variance + (part.mean - mean) ** 2) * part.values for part in parts)
     variance = sum(squares, torch.zeros_like(mean)) / count
     if processes.world_size > 1:
-        # float64 holds the squares about 0 to more digits than float32 rows have about their mean
+        # E[x^2] - E[x]^2 cancels where the mean is large beside the deviation; in float32 the variance
+        # could come out negative, in float64 more digits are left than the rows themselves have
         sums = torch.cat([mean.new_tensor([count]), mean * count, (variance + mean**2) * count])
         total = processes.sum(sums)
         count = int(total[0])

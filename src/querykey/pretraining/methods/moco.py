@@ -43,10 +43,10 @@ def moco_step(
     computing: Computing | None = None,
     seen: Seen | None = None,
 ) -> ViewStep:
-    r"""Follow, keys, queries -> look up own key and queue -> loss, backward, step -> enqueue.
+    r"""Update the key encoder (EMA), encode keys, then queries; logits against own key + queue; enqueue.
 
-    The queue that is looked up is that of the steps before: a query's positive is never among its
-    negatives. The other keys of the batch are neither.
+    The queue holds keys of earlier steps only: a query's positive is never among its negatives. Other
+    in-batch keys are ignored (neither positive nor negative).
 
     Args:
         encoder: images -> (h, z), in train mode; makes the queries.
@@ -60,7 +60,7 @@ def moco_step(
         loss: On a look-up; see `view_objective`.
         momentum: Of the key encoder, from 0 to 1; see `momentum_at`.
         same_id: What older keys of the query's own item are; the paper's are "negative".
-        symmetric: Whether each view also takes the other's part: two look-ups in the same queue, the
+        symmetric: Also compute the loss with the two views swapped: two look-ups in the same queue, the
             loss is their mean, and the keys of both are enqueued at once, twice `images` rows.
         permutation: In which the keys are encoded; see `encode_shuffled`. None: in their order.
         computing: How the encoder is run. Keys have no gradient, so one pass over all of them at once

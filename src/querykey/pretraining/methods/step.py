@@ -81,7 +81,7 @@ def _own_statistics(encoders: Sequence[nn.Module]) -> list[Tensor]:
 
 
 Seen = Callable[[Lookup], None]
-"""Is shown the look-up that a step's loss is computed from, without gradient, before anything changes."""
+"""Observer callback: gets the detached `Lookup` of a step's loss, before anything changes."""
 
 
 class ViewPair(NamedTuple):
@@ -141,7 +141,7 @@ class Computing:
 
 
 def projections(z: Tensor, *, normalised: bool) -> Rows:
-    """What is looked up.
+    """Convert z to float32 and, if `normalised`, L2-normalise its rows.
 
     Args:
         z: Of an encoder [rows, dim].
@@ -162,8 +162,8 @@ def backward(
     Args:
         encoder: images -> (h, z), in train mode.
         images: [images, channels, height, width].
-        loss_of_z: What was looked up of it, to one number: of several processes each its part of the loss,
-            which is their sum. Called once.
+        loss_of_z: Maps the projections to a scalar loss. With several processes it returns this rank's
+            share; the total is the sum over ranks. Called once.
         computing: How.
 
     Returns:
@@ -225,8 +225,8 @@ def mean_of_own(
         views: Parts of one size that the queries consist of, each parted among the processes.
 
     Returns:
-        What the own queries cost, or what all of them cost in the own share of the keys, over the number of
-        all; on one process the mean.
+        The sum of losses of this rank's queries (or of all queries over this rank's key shard), divided by
+        the global number of queries; on one process the mean.
     """
     if processes.world_size == 1 or lookup.shard_group.world_size > 1:
         return loss(lookup).mean()
@@ -264,7 +264,7 @@ def sharded_mean_loss(loss: Callable[[Lookup], PerQuery], lookup: Lookup, proces
 
 
 def without_gradient(lookup: Lookup) -> Lookup:
-    """The same look-up for eyes alone.
+    """A detached copy of a look-up, for monitoring.
 
     Args:
         lookup: Any.

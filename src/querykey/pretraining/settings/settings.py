@@ -108,7 +108,7 @@ class PretrainSettings(DictionarySettings):
         looks: How often in a run the monitors look.
         precision: "float32", "bfloat16", or "auto": whichever a step is measured faster with.
         layout: "contiguous", "channels_last", or "auto" likewise.
-        seed: Everything random is keyed by it.
+        seed: Random seed.
     """
 
     method: Method = "simclr"
