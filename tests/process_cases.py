@@ -8,7 +8,7 @@ from torch import nn
 
 from querykey.distributed.process_group import ProcessGroup
 from querykey.errors import CollapseError
-from querykey.losses.by_name import _VIEW_LOSSES as _LOSSES
+from querykey.losses.by_name import loss_names
 from querykey.pretraining.learner import Learner
 from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.methods.step import ViewPair
@@ -50,7 +50,10 @@ SLOW = {"learning_rate": 0.02}  # what is rounded in one step is not yet much la
 DEVICE = {"batch_size": 8, "batch_norm": "device"}
 CASES = {
     "simclr": Case("simclr"),
-    **{f"simclr, {loss}": Case("simclr", {"loss": loss, "batch_norm": "layer"}) for loss in _LOSSES},
+    **{
+        f"simclr, {loss}": Case("simclr", {"loss": loss, "batch_norm": "layer"})
+        for loss in loss_names(with_target=False)
+    },
     "simclr, float32": Case("simclr", SLOW, dtype=torch.float32),
     "simclr, learned temperature": Case("simclr", {"learned_temperature": True}),
     "simclr, chunks": Case("simclr", {"chunks": 3}),

@@ -1,7 +1,7 @@
 """Axis names and the tensor types of public signatures.
 
-queries   rows that look something up
-keys      rows that are looked up
+queries   rows that are searched for
+keys      rows of the candidate set
 dim       width of an embedding
 rows      any rows, where neither role applies
 images    rows that are images, [channels, height, width] each

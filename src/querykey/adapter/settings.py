@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, RangeError
-from querykey.losses.by_name import LossName, objective
+from querykey.losses.by_name import LossName, objective, takes_temperature
 
 __all__ = [
     "DRAWN",
@@ -120,7 +120,7 @@ class AdapterSettings:
         candidates: "all", "closed_form", or names of candidates or of families of them.
         validation_fraction: Share of the rows that is held out where the rows are many; 0: nothing is.
         n_iter_no_change: Evaluations (25 a run) without a better one before training stops.
-        seed: Everything random is keyed by it.
+        seed: Random seed.
     """
 
     dim: int | None = None
@@ -179,7 +179,7 @@ def resolve(
     dim = settings.dim or (width if settings.side == "query" else min(64, width))
     loss = settings.loss or recipe.loss
     options = dict(settings.loss_options)
-    if loss in ("info_nce", "nca", "score_distillation"):
+    if takes_temperature(loss):
         options.setdefault("temperature", recipe.temperature)
     if objective(loss, **options).keeps_scores != (task == "unlabelled"):
         need = (

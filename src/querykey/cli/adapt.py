@@ -39,7 +39,7 @@ def adapt_features(
     split: Split = None,
     device: Device = "cpu",
     threads: Threads = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows from it.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
 ) -> None:
     """Fit an adapter to FEATURES.
 

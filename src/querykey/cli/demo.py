@@ -35,7 +35,7 @@ def demo(
     line()
     head, *rows = made.table.overview()
     table(head, rows)
-    line("Signs: against frozen and pca; + above, - below by more than the 95% interval.")
+    line("Marks: against frozen, then pca; + better, - worse, = no difference (95% interval).")
     line()
     for question, before, after in made.searches:
         answers = [(one.id, other.id) for one, other in zip(before, after, strict=True)]

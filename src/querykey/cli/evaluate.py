@@ -103,7 +103,8 @@ def _evaluate_adapter(run: Path, at: "DataAt", *, out: Path | None, device: str,
     table(head, rows)
     asked = found.protocol["asked"]
     line(
-        f"{asked:,} queries; signs: against {' and '.join(found.references[:2])}, + - beyond the 95% interval"
+        f"{asked:,} queries; marks against {' and '.join(found.references[:2])}: + better, - worse, "
+        "= no difference (95% interval)"
     )
     for left_out in found.protocol["left_out"]:
         line(f"left out: {left_out}")
@@ -134,8 +135,8 @@ def _evaluate_encoder(
     table(head, rows)
     about = found.protocol
     line(
-        f"{about['asked']:,} test images, {about['labels']:,} labelled training images; signs: against "
-        f"{' and '.join(found.references)}, + - beyond the 95% interval"
+        f"{about['asked']:,} test images, {about['labels']:,} labelled training images; marks against "
+        f"{' and '.join(found.references)}: + better, - worse, = no difference (95% interval)"
     )
     knn = about["knn"]
     line(f"kNN: {knn['k']} neighbours, temperature {knn['temperature']}; linear: protocol {protocol}")

@@ -18,7 +18,7 @@ COMMANDS = {
     "pretrain": ("pretrain", "pretrain_source", "Pretrain an encoder from images without labels."),
     "resume": ("pretrain", "resume_run", "Go on with a pretraining, or train a finished one for longer."),
     "evaluate": ("evaluate", "evaluate_on", "Measure a RUN beside its baselines."),
-    "compare": ("compare", "compare", "Set RUNs beside each other: settings, ends and paired scores."),
+    "compare": ("compare", "compare", "Compare RUNs: settings, final metrics and paired scores."),
     "transform": ("transform", "transform_features", "Write the adapted rows of FEATURES."),
     "search": ("search", "search", "Show what a query finds among FEATURES, before and after."),
     "export": ("export", "export_run", "Write what a RUN has learned in a form that loads elsewhere."),

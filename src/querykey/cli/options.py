@@ -29,7 +29,7 @@ Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to compute: c
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Processor threads; all cores if not said.")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Everything random follows from it.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed.")]
 Column = Annotated[str | None, typer.Option(metavar="NAME", help="The column that holds the items.")]
 LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The column that holds the classes.")]
 PairColumn = Annotated[
@@ -41,7 +41,13 @@ Delimiter = Annotated[
     typer.Option(metavar="CHAR", help="Of csv and tsv columns, where it is not found; tab, none."),
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey adapt` wrote.")]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="Output folder of `querykey adapt`; evaluate and export also take one of `pretrain`.",
+    ),
+]
 
 
 def prepare(device: str, threads: int | None, seed: int, *, supports_torchrun: bool = False) -> str:

@@ -26,7 +26,7 @@ class KeyQueue(CrossBatchMemory):
         dim: Width of a key, at least 1.
         start: "empty": only keys that were put in are handed out, fewer than `capacity` in the first
             steps. "random": the queue is full from the start with random rows of length 1 and id -1,
-            which are nobody's.
+            which belong to no item.
         seed: Of the random rows; the caller's generators do not move.
         processes: Over which the rows are sharded; see `CrossBatchMemory`.
 

@@ -47,7 +47,7 @@ class PairRule:
         positive: "id": the query's own item, as `same_id` says; every other item is negative.
             "label": items of the same class; items of other classes are negative. A row
             labelled -1 (unlabelled) is neither.
-        same_id: What another copy of the query's own item is: "masked" (neither),
+        same_id: How to treat other keys that come from the same item as the query: "masked" (neither),
             "positive", or "negative" (what the queue of MoCo does with old keys). It wins
             over the label.
     """
@@ -148,10 +148,11 @@ class Lookup:
         keys: [keys, dim]; any float dtype. Scores are float32 at least, under autocast too.
         pairs: Which pairs are positive, negative or neither.
         score: "dot": the dot product. "cosine": of rows scaled to length 1.
-        whole: The look-up that these queries are `rows` of; None: of no other.
-        shard_group: The processes over which the keys are sharded: `keys` are the share of one, key *j* of it
-            number *jN* + rank of all. A loss gives this share's part of each query's cost, which add up to
-            the cost, or refuses; `top_k` gives the numbers of the best of all.
+        whole: The parent `Lookup` if this one is a slice made by `rows()`, else None.
+        shard_group: The process group over which the keys are sharded. `keys` holds this rank's shard alone;
+            local key *j* has the global index *jN* + rank. Losses that support sharding return per-query
+            partial losses whose sum over the ranks is the full loss; others raise `ConfigError`. `top_k`
+            returns global indices.
     """
 
     queries: Queries
@@ -163,7 +164,7 @@ class Lookup:
 
     @classmethod
     def from_scores(cls, scores: Scores, positive: PairMask, negative: PairMask) -> "Lookup":
-        """A look-up with these very scores: the queries are their scores, the keys the unit axes."""
+        """Build a `Lookup` from given scores: queries = scores, keys = identity."""
         eye = torch.eye(scores.shape[1], dtype=scores.dtype, device=scores.device)
         return cls(scores, eye, DensePairs(positive, negative))
 

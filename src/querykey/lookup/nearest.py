@@ -173,6 +173,8 @@ def settle(
     rows = torch.arange(len(rough))
     scores = exact(rows, index).float().masked_fill(rough == -torch.inf, -torch.inf)
     top, best = best_first(scores, index, k)
+    # A key that was left out may score within rounding of the k-th; without the full scan of such queries,
+    # the result would depend on the block size and the engine.
     unsure = (floor > -torch.inf) & (top[:, -1] - floor <= TIE * scale)
     for row in unsure.nonzero()[:, 0].tolist():
         everything = scan(row)

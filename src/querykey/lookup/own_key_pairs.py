@@ -15,7 +15,7 @@ __all__ = ["IGNORE_ID", "OwnKeyPairs", "SameId", "look_up_own_key"]
 SameId = Literal["masked", "positive", "negative"]
 
 IGNORE_ID = -1
-"""The id of a held row that is no item's, as a queue's random first rows: negative to every query."""
+"""The id of stored rows that belong to no item, such as a queue's random initial rows: always negatives."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,8 +24,8 @@ class OwnKeyPairs:
 
     Args:
         ids: Which item each of the B queries is.
-        held_ids: Which item each held row is; -1: nobody's.
-        same_id: What a held row of the query's own item is.
+        held_ids: Item id of each row stored in the dictionary; -1: of no item.
+        same_id: How to treat stored rows of the query's own item.
         start: First query.
         stop: Last query, not included; None for all B.
     """
@@ -53,7 +53,7 @@ class OwnKeyPairs:
 
     @property
     def key_ids(self) -> KeyIds:
-        """Which item each key is; -1: nobody's."""
+        """Item id of each key; -1: of no item."""
         return torch.cat([self.ids, self.held_ids])
 
     def rows(self, start: int, stop: int) -> "OwnKeyPairs":
@@ -93,7 +93,7 @@ def look_up_own_key(
         ids: Which item each query is [B].
         held_vectors: Rows of a dictionary [K, dim], K >= 0; copied, so that a loss may run backward
             after the dictionary has changed.
-        held_ids: Which item each of them is [K]; -1: nobody's, negative to every query.
+        held_ids: Their item ids [K]; -1: of no item, negative to every query.
         same_id: "masked": neither. "negative": pushed away, as the paper has it. "positive": to be
             found as well.
         score: "dot" or "cosine".

@@ -1,4 +1,4 @@
-"""Losses over a look-up: functions, one number a query."""
+"""Losses are functions of a `Lookup`: one value per query, unreduced."""
 
 from querykey.losses.decoupled import decoupled
 from querykey.losses.hard_negative import debiased, hard_negative

@@ -80,7 +80,8 @@ def softmax(logits: Scores, takes_part: Scores) -> Softmax:
     shifted = logits + penalty(takes_part)
     top = shifted.amax(dim=1, keepdim=True)
     shifted.sub_(top).clamp_(min=NOTHING).exp_().mul_(takes_part)
-    total = shifted.sum(dim=1, keepdim=True).clamp_(min=1.0)  # below 1 only where it is 0
+    # The largest term is 1, so a sum below 1 means that no pair takes part: without the clamp 0 / 0 is NaN.
+    total = shifted.sum(dim=1, keepdim=True).clamp_(min=1.0)
     return Softmax(top, total.log(), shifted.div_(total))
 
 
@@ -129,7 +130,7 @@ def read_target(lookup: Lookup, target: Lookup) -> tuple[Scores, PairMask]:
 
 
 class _Weighed(torch.autograd.Function):
-    """The value as it is; the gradient is the weights."""
+    """Forward returns the loss computed before; backward returns its derivative by each score."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, value: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG004

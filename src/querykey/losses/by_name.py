@@ -1,10 +1,11 @@
-"""Which loss an adapter is trained with: a closed set, chosen by name."""
+"""The table of losses by name, for adapters and for pretraining alike."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor
 
@@ -20,30 +21,32 @@ from querykey.losses.weighting import circle, multi_similarity
 from querykey.types import PerQuery
 
 __all__ = [
+    "LOSSES",
+    "RENAMED",
     "LossName",
     "Objective",
     "ViewLoss",
-    "ViewLossName",
+    "current_name",
+    "loss_names",
     "objective",
     "takes_form",
+    "takes_target",
     "takes_temperature",
     "view_objective",
 ]
 
-LossName = Literal[
-    "info_nce",
-    "nca",
-    "contrastive",
-    "triplet",
-    "multi_similarity",
-    "circle",
-    "score_distillation",
-    "score_difference",
-]
+LossName = str
+"""A key of `LOSSES`."""
+ViewLoss = Callable[[Lookup], PerQuery]
 
-_LOSSES: dict[LossName, Callable[..., PerQuery]] = {
+# A new loss is its own file and one line here.
+LOSSES: dict[LossName, Callable[..., PerQuery]] = {
     "info_nce": info_nce,
     "nca": nca,
+    "decoupled": decoupled,
+    "debiased": debiased,
+    "hard_negative": hard_negative,
+    "nt_logistic": nt_logistic,
     "contrastive": contrastive,
     "triplet": triplet,
     "multi_similarity": multi_similarity,
@@ -51,7 +54,8 @@ _LOSSES: dict[LossName, Callable[..., PerQuery]] = {
     "score_distillation": score_distillation,
     "score_difference": score_difference,
 }
-KEEPS_SCORES = ("score_distillation", "score_difference")
+RENAMED = {"nt_xent": "info_nce", "margin": "triplet"}
+"""Names of 0.1, accepted with a warning for one version; saved runs are read under them for ever."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Objective:
     """A loss with its options filled in.
 
     Args:
-        name: Which loss.
+        name: A key of `LOSSES`.
         loss: `loss(lookup)`, or `loss(lookup, target)` where the frozen scores are kept.
     """
 
@@ -69,14 +73,48 @@ class Objective:
     @property
     def keeps_scores(self) -> bool:
         """Whether the frozen scores are its target, so that no label is needed."""
-        return self.name in KEEPS_SCORES
+        return takes_target(self.name)
+
+
+def loss_names(*, with_target: bool = True) -> list[LossName]:
+    """The names of the table.
+
+    Args:
+        with_target: Whether to include losses that keep the scores of a second look-up.
+
+    Returns:
+        The names, in the table's order.
+    """
+    return [name for name in LOSSES if with_target or not takes_target(name)]
+
+
+def current_name(name: str, *, warn: bool = True) -> LossName:
+    """The name that a loss has today.
+
+    Args:
+        name: A name of today, or one of `RENAMED`.
+        warn: Whether an old name warns. A saved run is read without.
+
+    Returns:
+        The name of today; a name that is in neither table is returned as it is.
+
+    Example:
+        >>> current_name("margin", warn=False)
+        'triplet'
+    """
+    if name not in RENAMED:
+        return name
+    if warn:
+        message = f"the loss {name!r} is named {RENAMED[name]!r} now; the old name goes with the next version"
+        warnings.warn(message, FutureWarning, stacklevel=3)
+    return RENAMED[name]
 
 
 def objective(name: LossName, **options: Any) -> Objective:
     """A loss by its name.
 
     Args:
-        name: One of the names of `LossName`.
+        name: A key of `LOSSES`.
         **options: The loss's own keyword arguments.
 
     Returns:
@@ -89,100 +127,95 @@ def objective(name: LossName, **options: Any) -> Objective:
         >>> objective("info_nce", temperature=0.07).keeps_scores
         False
     """
-    if name not in _LOSSES:
-        raise ConfigError(f"loss must be one of {', '.join(get_args(LossName))}; got {name!r}")
-    loss = _LOSSES[name]
-    known = [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"the loss {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
-        )
-    return Objective(name, partial(loss, **options))
+    _require_options(name, options, known=_options(name))
+    return Objective(name, partial(LOSSES[name], **options))
 
 
-ViewLossName = Literal[
-    "nt_xent", "info_nce", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin", "contrastive",
-    "multi_similarity",
-]  # fmt: skip
-ViewLoss = Callable[[Lookup], PerQuery]
-
-_VIEW_LOSSES: dict[ViewLossName, Callable[..., PerQuery]] = {
-    "nt_xent": info_nce,
-    "info_nce": info_nce,
-    "decoupled": decoupled,
-    "debiased": debiased,
-    "hard_negative": hard_negative,
-    "nt_logistic": nt_logistic,
-    "margin": triplet,
-    "contrastive": contrastive,
-    "multi_similarity": multi_similarity,
-}
-
-
-def view_objective(name: ViewLossName, temperature: float | Tensor, **options: Any) -> ViewLoss:
-    """A loss on a look-up, by its name.
+def view_objective(name: LossName, temperature: float | Tensor, **options: Any) -> ViewLoss:
+    """A loss of a look-up alone, at a temperature that may be learned.
 
     Args:
-        name: "nt_xent" is `info_nce` on the look-up of two views, "margin" is `triplet`; the
-            others are called what they are in `querykey.losses`.
-        temperature: Above 0; a tensor where it is learned.
+        name: A key of `LOSSES` that takes no target.
+        temperature: Above 0; a tensor where it is learned. A loss without a temperature ignores it.
         **options: The loss's other keyword arguments.
 
     Returns:
         `loss(lookup) -> PerQuery`.
 
     Raises:
-        ConfigError: If there is no such loss, or it has no such option.
+        ConfigError: If there is no such loss, it needs a target, or it has no such option.
         RangeError: If the temperature is not above 0.
 
     Example:
         >>> from querykey.lookup.two_view_pairs import look_up_views
         >>> import torch
-        >>> loss = view_objective("nt_xent", 0.5)
+        >>> loss = view_objective("info_nce", 0.5)
         >>> bool(loss(look_up_views(torch.eye(2), torch.eye(2))).mean() > 0)
         True
     """
-    if name not in _VIEW_LOSSES:
-        raise ConfigError(f"loss must be one of {', '.join(get_args(ViewLossName))}; got {name!r}")
-    loss = _VIEW_LOSSES[name]
     known = _options(name)
-    own = [option for option in known if option != "temperature"]
-    unknown = sorted(set(options) - set(own))
-    if unknown:
+    if takes_target(name):
         raise ConfigError(
-            f"the loss {name} has no option {', '.join(unknown)}; it has {', '.join(own) or 'none'}"
+            f"the loss {name} needs the scores of a frozen model as its target, and pretraining has none; "
+            f"choose one of {', '.join(loss_names(with_target=False))}"
         )
+    _require_options(name, options, known=[option for option in known if option != "temperature"])
     if "temperature" in known:
         check_temperature("temperature", temperature)
         options["temperature"] = temperature
-    return partial(loss, **options)
+    return partial(LOSSES[name], **options)
 
 
-def takes_temperature(name: ViewLossName) -> bool:
+def takes_temperature(name: LossName) -> bool:
     """Whether a loss has a temperature.
 
     Args:
-        name: As `view_objective` takes it.
+        name: A key of `LOSSES`.
 
     Returns:
-        False of "margin", "contrastive" and "multi_similarity".
+        False of the margin losses, such as "triplet", and of "score_difference".
     """
     return "temperature" in _options(name)
 
 
-def takes_form(name: ViewLossName) -> bool:
+def takes_form(name: LossName) -> bool:
     """Whether a loss can be streamed.
 
     Args:
-        name: As `view_objective` takes it.
+        name: A key of `LOSSES`.
 
     Returns:
-        True of InfoNCE and its decoupled form.
+        True of "info_nce", "decoupled" and "score_distillation".
     """
     return "form" in _options(name)
 
 
-def _options(name: ViewLossName) -> list[str]:
-    parameters = inspect.signature(_VIEW_LOSSES[name]).parameters.values()
+def takes_target(name: LossName) -> bool:
+    """Whether a loss compares the look-up with a second one: the frozen model's scores.
+
+    Args:
+        name: A key of `LOSSES`.
+
+    Returns:
+        True of "score_distillation" and "score_difference".
+    """
+    return "target" in inspect.signature(_loss(name)).parameters
+
+
+def _loss(name: LossName) -> Callable[..., PerQuery]:
+    if name not in LOSSES:
+        raise ConfigError(f"loss must be one of {', '.join(LOSSES)}; got {name!r}")
+    return LOSSES[name]
+
+
+def _options(name: LossName) -> list[str]:
+    parameters = inspect.signature(_loss(name)).parameters.values()
     return [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+
+
+def _require_options(name: LossName, options: dict[str, Any], *, known: list[str]) -> None:
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"the loss {name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
+        )

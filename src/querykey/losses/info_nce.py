@@ -1,4 +1,4 @@
-"""InfoNCE and NCA: tell each query's positive keys from its other keys, one by one or together."""
+"""InfoNCE averages the log-probability over positives; NCA takes the log of their summed probability."""
 
 import math
 

@@ -282,9 +282,10 @@ def _walk(lookup: Lookup, terms: Positives | Target, *, with_slope: bool) -> _Wa
                 rows, columns = piece.places
                 wanted.index_add_(0, rows, keys[columns] * piece.pull[:, None])
     counts = ((count > 0) & (total > 0)).to(queries.dtype)
-    share = counts / count.clamp(min=1.0)  # below 1 only where it is 0
+    share = counts / count.clamp(min=1.0)  # 0 only without positives, whose cost is 0: no division by 0
     log_total = total.clamp_(min=1.0).log()
-    # The tops go out first: a loss near 0 keeps its digits.
+    # Subtract the maxima from each other first: the loss near 0 is the difference of two large numbers,
+    # and adding either to a small logarithm would round its digits away.
     if terms.is_divergence:
         value = (log_total - count.clamp(min=1.0).log()) + ((top - level) - pulled * share)
     else:

@@ -54,7 +54,7 @@ class AdaptRun(Strict):
         validation_fraction: Share of the rows that is held out where they are many.
         n_iter_no_change: Evaluations without a better one before training stops.
         both_sides: Whether the gradient goes through the keys too.
-        seed: Everything random follows from it.
+        seed: Random seed.
         loss: The pair loss, by kind.
         memory: Where the keys come from, by kind.
         selection: How many rows of the memory take part.

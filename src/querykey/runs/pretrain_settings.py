@@ -104,7 +104,7 @@ class LossTable(Strict):
     kind: (
         Literal[
             "nt_xent", "info_nce", "decoupled", "debiased", "hard_negative", "nt_logistic", "margin",
-            "contrastive", "multi_similarity",
+            "contrastive", "triplet", "multi_similarity", "nca", "circle",
         ]
         | None
     ) = None  # fmt: skip
@@ -181,7 +181,7 @@ class PretrainRun(Strict):
         layout: auto measures.
         save_every: Seconds between two checkpoints.
         keep: How many checkpoints are kept.
-        seed: Everything random follows from it.
+        seed: Random seed.
         backbone: See `BackboneTable`; and so on.
     """
 

@@ -9,7 +9,7 @@ from querykey.encoders.backbones import Stem
 from querykey.encoders.norm.batchnorm import BatchNormKind
 from querykey.encoders.projection import HeadKind, LastNorm
 from querykey.errors import ConfigError, RangeError
-from querykey.losses.by_name import ViewLossName, takes_form, takes_temperature, view_objective
+from querykey.losses.by_name import takes_form, takes_temperature, view_objective
 from querykey.optim import scaled_learning_rate
 from querykey.pretraining.settings.memory_plan import loss_form
 from querykey.pretraining.settings.methods import METHODS, ONE_VIEW, check_dictionary, default_capacity
@@ -126,7 +126,7 @@ _AT_MOST = dict.fromkeys(_AT_LEAST, 2**31 - 1) | {"epochs": 10**9, "minutes": 10
 _SHARES = ("warm_up", "sgd_momentum")
 _CHOICES = {
     "head": HeadKind, "head_last_norm": LastNorm, "batch_norm": BatchNormKind, "stem": Stem,
-    "optimizer": OptimizerName, "rule": Rule, "precision": Precision, "layout": Layout, "loss": ViewLossName,
+    "optimizer": OptimizerName, "rule": Rule, "precision": Precision, "layout": Layout,
 }  # fmt: skip
 _ABOVE_ZERO = ("temperature", "learning_rate", "epochs", "minutes", "view_strength")
 
@@ -180,7 +180,7 @@ def _check_together(settings: PretrainSettings) -> None:
         raise ConfigError(f"{' and '.join(given)} each say how long to train; give one of them")
     if settings.learned_temperature and not takes_temperature(settings.loss):
         raise ConfigError(f"the loss {settings.loss} takes no temperature, so none can be learned")
-    mergeable = ("contrastive",) if settings.method == "xbm" else ("info_nce", "nt_xent")
+    mergeable = ("contrastive",) if settings.method == "xbm" else ("info_nce",)
     if settings.sharded and settings.loss not in mergeable:
         raise ConfigError(
             f"what the shards of {settings.method} cost is merged for the loss {mergeable[0]}; got "

@@ -9,7 +9,7 @@ from querykey.encoders.backbones import Stem
 from querykey.encoders.norm.batchnorm import BatchNormKind
 from querykey.encoders.projection import HeadKind, LastNorm
 from querykey.errors import ConfigError
-from querykey.losses.by_name import ViewLossName
+from querykey.losses.by_name import LossName, current_name
 from querykey.pretraining.settings.methods import PRESETS, DictionarySettings, Method, defaults_of
 
 __all__ = ["LENGTHS", "OPTIMIZERS", "OptimizerName", "PretrainSettings", "Recipe", "asked_settings"]
@@ -86,7 +86,7 @@ class PretrainSettings(DictionarySettings):
         view_options: Fields of `Views` that differ from the preset.
         second_view_options: Fields in which the second view of an image differs from the first.
         view_strength: Of the colour jitter; None: the preset's.
-        loss: See `ViewLossName`.
+        loss: A key of `querykey.losses.by_name.LOSSES`.
         loss_options: The loss's own keyword arguments.
         temperature: Of the loss, where it has one.
         learned_temperature: Whether it is learned, starting there.
@@ -108,7 +108,7 @@ class PretrainSettings(DictionarySettings):
         looks: How often in a run the monitors look.
         precision: "float32", "bfloat16", or "auto": whichever a step is measured faster with.
         layout: "contiguous", "channels_last", or "auto" likewise.
-        seed: Everything random is keyed by it.
+        seed: Random seed.
     """
 
     method: Method = "simclr"
@@ -129,7 +129,7 @@ class PretrainSettings(DictionarySettings):
     view_options: Mapping[str, Any] = field(default_factory=dict)
     second_view_options: Mapping[str, Any] = field(default_factory=dict)
     view_strength: float | None = None
-    loss: ViewLossName = "nt_xent"
+    loss: LossName = "info_nce"
     loss_options: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = TEMPERATURE
     learned_temperature: bool = False
@@ -151,6 +151,9 @@ class PretrainSettings(DictionarySettings):
     precision: Precision = "auto"
     layout: Layout = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", current_name(self.loss))
 
     @classmethod
     def of(cls, method: str, **given: Any) -> "PretrainSettings":
@@ -183,7 +186,10 @@ class PretrainSettings(DictionarySettings):
     def from_dict(cls, values: Mapping[str, Any]) -> "PretrainSettings":
         """Back from a run file; keys that are not known are left out."""
         known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        read = {name: value for name, value in values.items() if name in known}
+        if "loss" in read:
+            read["loss"] = current_name(read["loss"], warn=False)
+        return cls(**read)
 
     def make_views(self, channels: int) -> Views:
         """The views that resolved settings describe.

@@ -104,7 +104,7 @@ def _norm(name: str, **settings: Any) -> Arm:
 
 BATCH_NORM = Study(
     name="batch-norm",
-    title="Whose statistics a key is normed by",
+    title="Which batch-norm variant the key encoder uses",
     asks="Does batch norm tell a query which key is its own, and what helps?",
     source="MoCo, arXiv:1911.05722, app. A.9",
     published=Published(

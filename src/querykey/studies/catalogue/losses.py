@@ -73,11 +73,11 @@ LOSSES = Study(
     caveat="One temperature, margin and learning rate for each, the ones that the paper found best or the "
     "project's default; the paper tuned every loss.",
     arms=(
-        _loss("NT-Xent", "nt_xent"),
+        _loss("NT-Xent", "info_nce"),
         _loss("NT-logistic", "nt_logistic"),
         _loss("NT-logistic, semi-hard", "nt_logistic", seeds=1, loss_options={"mining": "semi_hard"}),
-        _loss("margin", "margin", loss_options={"margin": 0.4}),
-        _loss("margin, semi-hard", "margin", seeds=1, loss_options={"margin": 0.4, "mining": "semi_hard"}),
+        _loss("margin", "triplet", loss_options={"margin": 0.4}),
+        _loss("margin, semi-hard", "triplet", seeds=1, loss_options={"margin": 0.4, "mining": "semi_hard"}),
         _loss("DCL", "decoupled"),
         _loss("HCL", "hard_negative", seeds=1),
         _loss("debiased", "debiased", seeds=1),
