@@ -26,13 +26,11 @@ soak: $(VENV)/.ready ## Kill, starve and fuzz for up to 20 minutes.
 bench: $(VENV)/.ready-bench ## Measure speed and memory beside the peers.
 	$(BIN)/python benchmarks/run.py
 
-results: $(VENV)/.ready-results ## Run the grid of studies and write docs/results.md; goes on where it stopped.
-	$(BIN)/python -m querykey.studies.results_grid.run_pretraining
-	$(BIN)/python -m querykey.studies.results_grid.run_adapters
+results: $(VENV)/.ready-results ## Run the grid of studies and write docs/results.md; continues where it stopped.
+	$(BIN)/python scripts/results.py
 
-studies: $(VENV)/.ready-results ## Run the papers' studies and write studies/README.md; goes on where it stopped.
-	$(BIN)/python -m querykey.studies.suite
-	$(BIN)/python -m querykey.reports.markdown.studies
+studies: $(VENV)/.ready-results ## Run the papers' studies and write studies/README.md; continues where it stopped.
+	$(BIN)/python scripts/studies.py
 
 lint: $(VENV)/.ready ## Check format, lint, types and layers.
 	$(BIN)/ruff format --check .

@@ -4,7 +4,7 @@ from querykey.pretraining.settings.methods import METHODS
 from querykey.pretraining.settings.settings import asked_settings
 from querykey.reports.markdown.pretraining import pretraining_report
 from querykey.studies.engine.measure_encoders import peak_memory
-from querykey.studies.results_grid.run_pretraining import ARMS, DICTIONARY_ARMS, DICTIONARY_ASKED, TEN_MINUTES
+from querykey.studies.results_grid.pretraining import ARMS, DICTIONARY_ARMS, DICTIONARY_ASKED, TEN_MINUTES
 
 PLAN = {
     "kind": "plan",

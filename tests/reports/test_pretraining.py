@@ -6,7 +6,7 @@ import pytest
 
 from querykey.reports.markdown.pretraining import pretraining_report
 from querykey.reports.verdicts import over_seeds, wilson
-from querykey.studies.results_grid.run_pretraining import ARMS, ASKED, cells_of
+from querykey.studies.results_grid.pretraining import ARMS, ASKED, cells_of
 
 PLAN = {
     "kind": "plan",

@@ -1,11 +1,23 @@
-"""The page of all studies, and the suite that runs them."""
+"""The page of all studies, and the script that runs them."""
+
+import importlib.util
+from pathlib import Path
 
 import pytest
 from report_samples import CELLS, cell, study, write_study
 
-from querykey.reports.markdown.studies import claim, main
-from querykey.studies import suite
+from querykey.reports.markdown.studies import claim, write_studies
 from querykey.studies.catalogue import STUDIES
+
+
+@pytest.fixture
+def script():
+    """scripts/studies.py as a module."""
+    path = Path(__file__).parents[2] / "scripts" / "studies.py"
+    spec = importlib.util.spec_from_file_location("studies_script", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -26,7 +38,7 @@ def rows(text, first):
 
 
 def test_each_claim_stands_with_its_verdict_and_the_count(folder):
-    assert main(["--studies", str(folder)]) == 0
+    write_studies(folder)
     text = (folder / "README.md").read_text()
     mine = "[momentum](#momentum)", "[other](#other)"
     assert rows(text, "| [") == [
@@ -44,29 +56,29 @@ def test_each_claim_stands_with_its_verdict_and_the_count(folder):
 
 
 def test_its_figures_are_files_beside_it_and_the_same_records_give_the_same_bytes(folder):
-    assert main(["--studies", str(folder)]) == 0
+    write_studies(folder)
     names = {"momentum-1.svg", "momentum-2.svg", "other-1.svg", "other-2.svg"}
     assert {path.name for path in (folder / "figures").iterdir()} == names
     text = (folder / "README.md").read_text()
     assert "![kNN against momentum](figures/momentum-1.svg)\n\nMean of 3 seeds; whiskers" in text
     assert (folder / "figures" / "momentum-1.svg").read_text().startswith("<svg")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert main(["--studies", str(folder)]) == 0
+    write_studies(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_trial_is_called_one(tmp_path):
     write_study(tmp_path / "momentum", described=study(is_trial=True))
-    assert main(["--studies", str(tmp_path)]) == 0
+    write_studies(tmp_path)
     assert "A trial: its numbers say nothing." in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("broken", [None, "{", '{"format": "querykey study", "version": 9}'])
-def test_what_cannot_be_read_is_said(tmp_path, capsys, broken):
+def test_what_cannot_be_read_is_said(script, tmp_path, capsys, broken):
     if broken is not None:
         (tmp_path / "s").mkdir()
         (tmp_path / "s" / "study.json").write_text(broken)
-    assert main(["--studies", str(tmp_path)]) == 2
+    assert script.main(["--report", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert str(tmp_path) in said
@@ -79,18 +91,20 @@ def test_what_is_published_begins_with_its_answer(study):
         assert (claim("yes", asked.published) == "no claim") == (asked.published == "not asked")
 
 
-def test_the_suite_asks_every_study_of_its_data(tmp_path, monkeypatch):
+def test_the_script_asks_every_study_of_its_data(script, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        suite, "run_study", lambda study, data, out, **_: asked.append((out.name, study.name, data))
+        script, "run_study", lambda study, data, out, **_: asked.append((out.name, study.name, data))
     )
     monkeypatch.setattr(
-        suite, "features_of",
+        script, "features_of",
         lambda data, *_: {part: f"{data.name}-{part}" for part in data.parts},
     )  # fmt: skip
+    written = []
+    monkeypatch.setattr(script, "write_studies", written.append)
     for name in ("cifar10", "omniglot"):
         (tmp_path / name).mkdir()
-    assert suite.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert script.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     found = {name: (study, data) for name, study, data in asked}
     assert {study for study, _ in found.values()} == set(STUDIES)
     assert found["momentum"][1].train.spec == str(tmp_path / "cifar10")
@@ -98,12 +112,13 @@ def test_the_suite_asks_every_study_of_its_data(tmp_path, monkeypatch):
     assert found["drift"][1].train.spec == str(tmp_path / "omniglot")
     assert found["adapter-banking77"][1].test.spec == "banking77-test"
     assert found["adapter-cranfield"][1].test is None
+    assert written == [tmp_path / "out"]
     asked.clear()
-    assert suite.main(["--only", "drift", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert script.main(["--only", "drift", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert [name for name, *_ in asked] == ["drift"]
 
 
-def test_the_suite_says_which_data_it_lacks(tmp_path, capsys):
-    assert suite.main(["--only", "momentum", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+def test_the_script_says_which_data_it_lacks(script, tmp_path, capsys):
+    assert script.main(["--only", "momentum", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert f"{tmp_path / 'cifar10'} is not there" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,10 +1,12 @@
 """The study of adapters: cells are done once, records alone make the report, rules are as written."""
 
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +16,12 @@ from querykey.evaluation.intervals import Interval, paired_difference
 from querykey.features.features import Features, write_features
 from querykey.io.records import Records, read
 from querykey.reports.comparison import comparisons, intervals, verdict
-from querykey.reports.markdown.results import main as write_report
-from querykey.reports.markdown.results import report
+from querykey.reports.markdown.results import report, write_results
 from querykey.studies.engine.grid import Cell, compact, run_grid, write_plan
 from querykey.studies.results_grid.adapters import TASKS, DataSet, Method, Part, Question, StudyTask
-from querykey.studies.results_grid.measure_adapters import cells_of, features_of, measure
-from querykey.studies.results_grid.run_adapters import _plan, main
+from querykey.studies.results_grid.measure_adapters import cells_of, features_of, measure, plan_of
 
+SCRIPT = Path(__file__).parents[2] / "scripts" / "results.py"
 QUICK = {"steps": 4, "batch_size": 16}
 TOY = StudyTask(
     name="toy",
@@ -158,17 +159,20 @@ def test_documents_are_asked_by_their_queries(tmp_path):
 @pytest.fixture
 def measured(stores, tmp_path):
     records, cells = Records(tmp_path / "r.jsonl"), cells_of(TOY, stores, seeds=2)
-    write_plan(records, 0, TOY.name, _plan(TOY, cells))
+    write_plan(records, 0, TOY.name, plan_of(TOY, cells))
     run_grid([c for own in cells.values() for c in own], records, measure)
     return records
 
 
 def test_the_report_is_made_of_the_records_alone_and_the_same_every_time(measured, tmp_path):
     out = tmp_path / "docs" / "results.md"
-    code = ["-m", "querykey.reports.markdown.results", "--records", str(measured.path), "--out", str(out)]
+    folder = tmp_path / "results"
+    folder.mkdir()
+    shutil.copy(measured.path, folder / "records.jsonl")
+    code = [str(SCRIPT), "report", "--records", str(folder), "--out", str(out)]
     subprocess.run([sys.executable, *code], check=True)
     first = out.read_bytes()
-    assert write_report(["--records", str(measured.path), "--out", str(out)]) == 0
+    write_results(measured.path, out)
     assert out.read_bytes() == first == report(measured.read()).encode()
     text = first.decode()
     assert "## toy: four classes, 6 to 3" in text
@@ -186,14 +190,14 @@ def test_what_is_not_measured_yet_is_said(measured):
 
 
 def test_the_last_plan_counts_even_if_it_was_there_before(measured, stores):
-    once, twice = (_plan(TOY, cells_of(TOY, stores, seeds=seeds)) for seeds in (1, 2))
+    once, twice = (plan_of(TOY, cells_of(TOY, stores, seeds=seeds)) for seeds in (1, 2))
     for plan in (once, twice, twice, once):
         write_plan(measured, 0, TOY.name, plan)
     assert [r["revision"] for r in measured.read() if r["kind"] == "plan"] == [1, 2, 3, 4]
     assert comparisons(measured.read())[0].planned == 5
 
 
-def plan_of(cells, *kinds):
+def comparison_of(cells, *kinds):
     """A comparison of methods a, b, ... with cells (method, seed, values)."""
     records = [
         {"kind": "cell", "key": f"{m}{s}", "method": m, "seed": s, "seconds": 10.0 + s, "values": {"R@1": v}}
@@ -207,7 +211,7 @@ def plan_of(cells, *kinds):
 
 
 def test_queries_are_averaged_over_seeds_before_they_are_compared():
-    found = plan_of(
+    found = comparison_of(
         [("a", 0, [1, 0, 1]), ("a", 1, [0, 0, 1]), ("b", 0, [0, 0, 1])], "adapter", "baseline"
     )  # fmt: skip
     assert found.values("a", "R@1") == [0.5, 0, 1]
@@ -219,18 +223,18 @@ def test_queries_are_averaged_over_seeds_before_they_are_compared():
 
 def test_two_trained_methods_are_compared_on_the_seeds_of_both():
     cells = [("a", 0, [1, 0]), ("a", 1, [0, 0]), ("b", 0, [0, 0])]
-    assert plan_of(cells, "adapter", "adapter").apart("a", "b", "R@1") == [1, 0]
+    assert comparison_of(cells, "adapter", "adapter").apart("a", "b", "R@1") == [1, 0]
 
 
 def test_a_query_that_does_not_count_counts_in_no_difference():
-    found = plan_of([("a", 0, [None, 1]), ("b", 0, [1, 0])], "baseline", "baseline")
+    found = comparison_of([("a", 0, [None, 1]), ("b", 0, [1, 0])], "baseline", "baseline")
     apart = found.apart("a", "b", "R@1")
     assert math.isnan(apart[0])
     assert apart[1] == 1
 
 
 def test_numbers_of_different_queries_are_refused():
-    found = plan_of([("a", 0, [1]), ("b", 0, [1, 0])], "baseline", "baseline")
+    found = comparison_of([("a", 0, [1]), ("b", 0, [1, 0])], "baseline", "baseline")
     with pytest.raises(DataError, match="different queries"):
         found.apart("a", "b", "R@1")
 
@@ -272,10 +276,12 @@ def test_a_task_asks_of_methods_and_metrics_that_it_has(task):
         assert question.metric in task.metrics
 
 
-def test_data_that_are_not_there_are_one_message(tmp_path, capsys):
+def test_data_that_are_not_there_are_one_message(tmp_path):
     with pytest.raises(MissingPathError, match="--data DIR"):
         features_of(TOY.data, tmp_path, tmp_path, lambda _: None)
-    given = ["--data", str(tmp_path / "nowhere"), "--records", str(tmp_path / "r")]
-    assert main([*given, "--out", str(tmp_path / "o.md")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    given = [str(SCRIPT), "--data", str(tmp_path / "nowhere"), "--records", str(tmp_path / "r")]
+    for part in ("adapters", "pretraining"):
+        command = [sys.executable, *given, part, "--out", str(tmp_path / "o.md")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert not (tmp_path / "o.md").exists()

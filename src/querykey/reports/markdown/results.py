@@ -1,13 +1,10 @@
-"""`python -m querykey.reports.markdown.results`: docs/results.md from records alone."""
+"""docs/results.md from records alone."""
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from querykey.io.atomic import new_file
-from querykey.io.program import exit_code
 from querykey.io.records import Record, read
 from querykey.reports.comparison import Comparison, comparisons, intervals, verdict
 from querykey.reports.markdown.pretraining import pretraining_report
@@ -15,7 +12,7 @@ from querykey.reports.markdown.pretraining import pretraining_report
 if TYPE_CHECKING:
     from querykey.evaluation.intervals import Interval
 
-__all__ = ["main", "report"]
+__all__ = ["report", "write_results"]
 
 INTRODUCTION = """# Results
 
@@ -50,7 +47,7 @@ against PCA names its kind.
 REPEAT = """## How to repeat it
 
     make results                                     # all of it
-    python -m querykey.studies.results_grid.run_adapters --only banking77
+    python scripts/results.py adapters --only banking77
 
 The data are expected in `../shared/data` (`--data DIR` names another folder): `banking77/` and `hwu64/` with
 train.csv and test.csv, `omniglot/` with train.parquet and test.parquet, `cranfield/` and `debian/` as BEIR
@@ -85,23 +82,13 @@ def report(records: Sequence[Record], *, pretraining: str = "") -> str:
     return "\n".join(parts)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def write_results(records: Path, out: Path) -> None:
     """Write the report.
 
     Args:
-        arguments: Without the program's name; None for those of the process.
-
-    Returns:
-        Exit code, as `exit_code` says.
+        records: The file of the grid of adapters; the records of pretraining are beside it, where they exist.
+        out: The Markdown file, replaced as a whole.
     """
-    parser = argparse.ArgumentParser(prog="python -m querykey.reports.markdown.results", description=__doc__)
-    parser.add_argument("--records", type=Path, default=Path("results/records.jsonl"))
-    parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
-    given = parser.parse_args(arguments)
-    return exit_code(lambda: _write(given.records, given.out))
-
-
-def _write(records: Path, out: Path) -> None:
     beside = records.with_name(PRETRAINING)
     pretraining = pretraining_report(read(beside)) if beside.exists() else ""
     text = report(read(records), pretraining=pretraining)
@@ -208,7 +195,3 @@ def _difference(interval: "Interval | None") -> str:
     mean, low, high = (round(value, 4) + 0.0 for value in (interval.mean, interval.low, interval.high))
     text = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     return f"**{text}**" if interval.excludes_zero else text
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,5 @@
-"""`python -m querykey.reports.markdown.studies`: studies/README.md and its figures, from records alone."""
+"""studies/README.md and its figures, from records alone."""
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 from querykey.errors import MissingPathError
 from querykey.io.atomic import new_file, raises_store_error
-from querykey.io.program import exit_code
 from querykey.io.study_folder import cells_of, is_study, read_study, records_of
 from querykey.reports.charts.spec import Chart
 from querykey.reports.charts.study import figure
@@ -17,7 +14,7 @@ from querykey.reports.charts.svg import as_svg
 from querykey.reports.study_tables import Verdict, verdict_rows
 from querykey.reports.verdicts import Word, table
 
-__all__ = ["Claim", "claim", "main", "studies_report"]
+__all__ = ["Claim", "claim", "studies_report", "write_studies"]
 
 Claim = Literal["confirmed", "not confirmed", "can't tell", "not measured yet", "no claim"]
 FIGURES = "figures"
@@ -87,7 +84,7 @@ def studies_report(folder: Path) -> tuple[str, dict[str, str]]:
     """
     places = sorted(path for path in folder.iterdir() if is_study(path)) if folder.is_dir() else []
     if not places:
-        raise MissingPathError(f"{folder} holds no study; run them with python -m querykey.studies.suite")
+        raise MissingPathError(f"{folder} holds no study; run them with python scripts/studies.py")
     found = [_read(place) for place in places]
     parts = [INTRODUCTION, "## Claims\n", _counted(found), _claims(found), *map(_section, found)]
     drawn = {name: as_svg(chart, is_file=True) for one in found for name, chart in one.charts.items()}
@@ -142,28 +139,18 @@ def _section(one: _Read) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page.
+def write_studies(folder: Path) -> None:
+    """Write README.md and its figures into the folder of studies.
 
     Args:
-        arguments: Without the program's name; None for those of the process.
+        folder: With a folder for each study.
 
-    Returns:
-        Exit code, as `exit_code` says.
+    Raises:
+        MissingPathError: If there is no study.
+        StoreError: If one of them is damaged.
     """
-    parser = argparse.ArgumentParser(prog="python -m querykey.reports.markdown.studies", description=__doc__)
-    parser.add_argument("--studies", type=Path, default=Path("studies"), help="the folder of studies")
-    folder = parser.parse_args(arguments).studies
-    return exit_code(lambda: _write(folder))
-
-
-def _write(folder: Path) -> None:
     text, figures = studies_report(folder)
     for name, drawing in {"README.md": text, **figures}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         with new_file(folder / name, overwrite=True) as tmp_path:
             tmp_path.write_text(drawing, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """How a cell of the study of adapters is measured: features, fit, the numbers of its queries."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,13 +25,24 @@ from querykey.evaluation.task import Protocol, Task, embed
 from querykey.features.embed import embed as embed_source
 from querykey.features.features import Features, read_features
 from querykey.io.atomic import new_folder
-from querykey.io.records import versions
+from querykey.io.program import say
+from querykey.io.records import Records, versions
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.studies.demo import MOST, TEST, TRAIN, documented_in, write_collection
-from querykey.studies.engine.grid import Cell, compact
-from querykey.studies.results_grid.adapters import ADAPTER, CLASSIFIER, DOCSTRINGS, DataSet, Method, StudyTask
+from querykey.studies.engine.grid import Cell, compact, run_grid, write_plan
+from querykey.studies.results_grid.adapters import (
+    ADAPTER,
+    CLASSIFIER,
+    DOCSTRINGS,
+    TASKS,
+    DataSet,
+    Method,
+    StudyTask,
+)
 
-__all__ = ["Work", "baseline", "cells_of", "features_of", "measure"]
+__all__ = ["RECORDS", "Work", "baseline", "cells_of", "features_of", "measure", "measure_tasks", "plan_of"]
+
+RECORDS, STORES = "records.jsonl", "features"
 
 Stores = dict[str, str]
 """Part of a data set to the folder of its features."""
@@ -175,6 +186,72 @@ def measure(cell: Cell) -> dict[str, Any]:
     return fields | {
         "values": {name: compact(numbers[name].tolist()) for name in work.task.metrics if name in numbers}
     }
+
+
+def measure_tasks(
+    tasks: Sequence[StudyTask], *, data: Path, folder: Path, seeds: int = 3, jobs: int = 1, threads: int = 1
+) -> int:
+    """Measure the cells of tasks that have no record yet.
+
+    Args:
+        tasks: Which; their place is that in the report.
+        data: The folder of real data.
+        folder: Of records and feature stores.
+        seeds: For what is trained.
+        jobs: Processes.
+        threads: Of each.
+
+    Returns:
+        How many cells were measured now.
+    """
+    records, wanted = Records(folder / RECORDS), list[tuple[int, Cell]]()
+    stores: dict[str, dict[str, str]] = {}
+    for task in tasks:
+        if task.data.name not in stores:
+            stores[task.data.name] = features_of(task.data, data, folder / STORES, say)
+        cells = cells_of(task, stores[task.data.name], seeds=seeds, threads=threads)
+        place = TASKS.index(task) if task in TASKS else len(TASKS)
+        write_plan(records, place, task.name, plan_of(task, cells))
+        for method in task.methods:
+            wanted += [(method.order, cell) for cell in cells[method.name]]
+    wanted.sort(key=lambda pair: pair[0])
+    return run_grid([cell for _, cell in wanted], records, measure, jobs=jobs, told=_tell)
+
+
+def plan_of(task: StudyTask, cells: dict[str, list[Cell]]) -> dict[str, Any]:
+    """What the report has to know of a task.
+
+    Args:
+        task: Which.
+        cells: Method to its cells, as `cells_of` gives them.
+
+    Returns:
+        The fields of its plan in the records.
+    """
+    return {
+        "title": task.title,
+        "data": task.data.name,
+        "model": task.data.model,
+        "dim": task.dim,
+        "metrics": task.metrics,
+        "references": task.references,
+        "knn": dict(zip(("k", "temperature"), task.knn, strict=True)),
+        "methods": [
+            {"name": method.name, "label": method.label, "kind": method.kind,
+             "keys": [cell.key for cell in cells[method.name]]}
+            for method in task.methods
+        ],
+        "questions": [vars(question) for question in task.questions],
+    }  # fmt: skip
+
+
+def _tell(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
+    means = (
+        f"{name} {sum(v for v in values if v is not None) / max(1, sum(v is not None for v in values)):.4f}"
+        for name, values in fields["values"].items()
+    )
+    seconds = f", {fields['seconds']:.0f} s" if "seconds" in fields else ""
+    say(f"[{done}/{count}] {cell.task}: {cell.method}, seed {cell.seed}: {', '.join(means)}{seconds}")
 
 
 class _FittedOn(NamedTuple):

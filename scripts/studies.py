@@ -1,6 +1,8 @@
-"""`python -m querykey.studies.suite`: every study on the project's data, into `studies/`.
+"""Run every study on the project's data into `studies/`, then write its README.md.
 
-What is done is not done again: stop it whenever, start it again, and it goes on.
+    python scripts/studies.py [--only momentum] [--data DIR] [--report]
+
+A cell that has a record is not measured again, so a run that was stopped continues.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from typing import NamedTuple
 
 from querykey.errors import MissingPathError
 from querykey.io.program import exit_code, say
+from querykey.reports.markdown.studies import write_studies
 from querykey.runs.data import DataAt
 from querykey.studies.catalogue import STUDIES
 from querykey.studies.engine.features import StudyFeatures
@@ -20,8 +23,6 @@ from querykey.studies.engine.images import StudyImages
 from querykey.studies.engine.run import run_study
 from querykey.studies.results_grid.adapters import BANKING, CRANFIELD, OMNIGLOT, DataSet
 from querykey.studies.results_grid.measure_adapters import features_of
-
-__all__ = ["Planned", "main", "planned"]
 
 FROZEN = (OMNIGLOT, BANKING, CRANFIELD)
 OTHER_CLASSES = ("memory-ratio", "drift")
@@ -64,21 +65,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code, as `exit_code` says.
     """
-    parser = argparse.ArgumentParser(prog="python -m querykey.studies.suite", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     names = [one.folder for one in planned()]
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of real data")
     parser.add_argument("--out", type=Path, default=Path("studies"), help="where the studies go")
     parser.add_argument("--features", type=Path, default=Path("results/features"), help="of frozen models")
     parser.add_argument("--only", action="append", choices=names, help="this one alone; can be repeated")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), choices=range(1, 65), help="processes")
+    parser.add_argument(
+        "--report", action="store_true", help="write README.md and its figures, measure nothing"
+    )
     given = parser.parse_args(arguments)
     wanted = [one for one in planned() if given.only is None or one.folder in given.only]
     return exit_code(lambda: _run_all(wanted, given))
 
 
 def _run_all(wanted: Sequence[Planned], given: argparse.Namespace) -> None:
-    for one in wanted:
+    for one in () if given.report else wanted:
         _run(one, given)
+    write_studies(given.out)
 
 
 def _run(one: Planned, given: argparse.Namespace) -> None:

@@ -1,14 +1,11 @@
 """The study of dictionaries: every method for the same minutes, and the papers' questions."""
 
-import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from querykey.errors import MissingPathError
-from querykey.io.program import exit_code
 from querykey.io.records import Records
 from querykey.studies.engine.grid import Cell, run_grid, tell, write_plan
 from querykey.studies.engine.images import StudyImages
@@ -22,10 +19,11 @@ __all__ = [
     "BUDGETS",
     "DICTIONARY_ARMS",
     "DICTIONARY_ASKED",
+    "EVERY",
     "RECORDS",
     "TEN_MINUTES",
     "cells_of",
-    "main",
+    "measure_arms",
 ]
 
 TEN_MINUTES = {
@@ -222,45 +220,28 @@ def cells_of(arms: Sequence[Arm], folder: Path) -> list[Cell]:
     return cells
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it as the command line says.
+def measure_arms(arms: Sequence[Arm], *, data: Path, folder: Path, jobs: int = 1) -> int:
+    """Measure the cells of arms that have no record yet.
 
     Args:
-        arguments: Without the program's name; None for those of the process.
+        arms: Which.
+        data: The folder of real data.
+        folder: Of the records.
+        jobs: Processes, at least 1.
 
     Returns:
-        Exit code, as `exit_code` says.
+        How many cells were measured now.
+
+    Raises:
+        MissingPathError: If data aren't there.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m querykey.studies.results_grid.run_pretraining", description=__doc__
-    )
-    groups = list(dict.fromkeys(arm.group for arm in EVERY))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of real data")
-    parser.add_argument("--records", type=Path, default=Path("results"), help="the folder of records")
-    parser.add_argument("--only", action="append", choices=groups, help="this group alone; can be repeated")
-    parser.add_argument("--arm", action="append", help="this arm alone; can be repeated")
-    parser.add_argument("--jobs", type=int, default=2, choices=range(1, 65), help="processes")
-    given = parser.parse_args(arguments)
-    return exit_code(lambda: _measure(given))
-
-
-def _measure(given: argparse.Namespace) -> None:
-    records = Records(given.records / RECORDS)
-    arms = [
-        arm for arm in EVERY
-        if (given.only is None or arm.group in given.only) and (given.arm is None or arm.name in given.arm)
-    ]  # fmt: skip
-    cells = cells_of(arms, given.data)
+    records, cells = Records(folder / RECORDS), cells_of(arms, data)
     write_plan(records, 0, "pretraining", {
         "arms": [{"name": arm.name, "label": arm.label, "group": arm.group} for arm in EVERY],
         "asked": [vars(question) for question in (*ASKED, *DICTIONARY_ASKED)],
     })  # fmt: skip
-    # what takes all cores takes them alone
+    # an arm that uses all cores runs alone
     alone = [cell for cell in cells if cell.work.arm.threads == 0]
     others = [cell for cell in cells if cell.work.arm.threads]
-    run_grid(alone, records, measure_encoder, jobs=1, told=tell)
-    run_grid(others, records, measure_encoder, jobs=given.jobs, told=tell)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    count = run_grid(alone, records, measure_encoder, jobs=1, told=tell)
+    return count + run_grid(others, records, measure_encoder, jobs=jobs, told=tell)
