@@ -1,5 +1,9 @@
 """Losses over a look-up: functions, one number a query."""
 
+from querykey.errors import require_train
+
+require_train(__name__)
+
 from querykey.losses.decoupled import decoupled
 from querykey.losses.hard_negative import debiased, hard_negative
 from querykey.losses.info_nce import info_nce, nca, nt_xent

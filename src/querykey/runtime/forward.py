@@ -160,7 +160,7 @@ def _gelu(x: Rows) -> Rows:
     """
     size = np.abs(x) * np.float32(math.sqrt(0.5))
     t = 1 / (1 + np.float32(0.3275911) * size)
-    series = np.zeros_like(x)
+    series: NDArray[Any] = np.zeros_like(x)
     for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
         series = (series + np.float32(coefficient)) * t
     erf = np.copysign(1 - series * np.exp(-size * size), x)
