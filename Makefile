@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check studies-smoke soak bench results studies lint format
+.PHONY: help demo test check dist studies-smoke soak bench results studies lint format
 .NOTPARALLEL:
 
 help: ## Say what there is.
@@ -37,6 +37,13 @@ lint: $(VENV)/.ready ## Check format, lint, types and layers.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+dist: $(VENV)/.ready-release ## Build wheel and sdist, check them, and use the wheel in empty environments.
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python scripts/check_wheel.py dist
 
 format: $(VENV)/.ready ## Rewrite the code in the house's format.
 	$(BIN)/ruff format .

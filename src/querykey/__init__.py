@@ -8,6 +8,9 @@
     querykey.losses         losses over a look-up, as functions
     querykey.dictionaries   where keys come from: cross-batch memory, in batch
     querykey.evaluation     metrics, intervals and baselines
+    querykey.runtime        apply a saved adapter with NumPy alone
+
+All but the last needs `pip install 'querykey[train]'`.
 
 Public names load when they are first used, so that importing the package is quick.
 """
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from querykey.runs.load_encoder import load_encoder
     from querykey.runs.pretrain import pretrain, resume
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Adapter": "querykey.adapter.estimator",
@@ -57,7 +60,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'querykey' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from querykey.errors import missing_extra
+
+        if (said := missing_extra(error, f"querykey.{name}")) is None:
+            raise
+        raise said from error
 
 
 def __dir__() -> list[str]:

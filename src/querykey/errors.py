@@ -22,6 +22,7 @@ A message says what was given, what is needed and what to do.
 
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 __all__ = [
     "CollapseError",
@@ -43,7 +44,9 @@ __all__ = [
     "SourceError",
     "StoreError",
     "is_out_of_memory",
+    "missing_extra",
     "refuse_second_derivative",
+    "require_train",
 ]
 
 Notify = Callable[[str], None]
@@ -110,6 +113,52 @@ class MissingExtraError(QuerykeyError, ImportError):
             f"{purpose} needs the package {package}, which is not installed; "
             f"install it with: pip install 'querykey[{extra}]'"
         )
+
+
+EXTRAS = {
+    **dict.fromkeys(("torch", "sklearn", "scipy", "threadpoolctl", "datasets", "jaxtyping"), "train"),
+    "pyarrow": "parquet",
+}
+"""The extra that brings a package beyond the core, by the name that is imported."""
+
+
+def missing_extra(error: ModuleNotFoundError, purpose: str) -> MissingExtraError | None:
+    """A failed import in words, where an extra of querykey brings what was imported.
+
+    Args:
+        error: Of the import.
+        purpose: What needs the package.
+
+    Returns:
+        The error to raise in its place; None for any other module.
+
+    Example:
+        >>> print(missing_extra(ModuleNotFoundError(name="torch"), "a fit"))
+        a fit needs the package torch, which is not installed; install it with: pip install 'querykey[train]'
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return None
+    return MissingExtraError(package, extra=EXTRAS[package], purpose=purpose)
+
+
+def require_train(module: str) -> None:
+    """Refuse to import a package of querykey that computes with torch, where torch is not installed.
+
+    Args:
+        module: Its name.
+
+    Raises:
+        MissingExtraError: If torch is not there.
+    """
+    if "torch" in sys.modules:
+        return
+    try:
+        is_there = find_spec("torch") is not None
+    except ModuleNotFoundError:
+        is_there = False
+    if not is_there:
+        raise MissingExtraError("torch", extra="train", purpose=module)
 
 
 class OutOfMemoryError(QuerykeyError, MemoryError):

@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from querykey.errors import require_train
+
+require_train(__name__)
+
 __all__ = ["Adapter"]
 
 

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from querykey.cli.options import reserved_outputs
 from querykey.cli.torchrun import is_parting, tell
-from querykey.errors import DataWarning, QuerykeyError, is_out_of_memory
+from querykey.errors import DataWarning, QuerykeyError, is_out_of_memory, missing_extra
 from querykey.io.atomic import is_full_disk
 
 __all__ = [
@@ -35,6 +35,10 @@ class Commands(TyperGroup):
             raise _leave(f"error: {_words(error)}", MISTAKE) from error
         except KeyboardInterrupt as stop:
             raise _leave("stopped by Ctrl-C", STOPPED) from stop
+        except ModuleNotFoundError as error:
+            if (said := missing_extra(error, f"querykey {ctx.invoked_subcommand}")) is None:
+                raise
+            raise _leave(f"error: {said}", MISTAKE) from error
         except PermissionError as error:
             raise _leave(f"error: no permission: {error.filename or error}", MISTAKE) from error
         except Exception as error:

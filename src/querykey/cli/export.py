@@ -104,4 +104,6 @@ def _origin(run: "Run", model: str | None) -> "Origin":
         model=model or known.get("spec", ""),
         prompt=known.get("prompt"),
         dtype=known.get("dtype", "float32"),
+        data_key=run.features.get("key", ""),
+        report=run.adapter.report_,
     )

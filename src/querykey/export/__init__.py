@@ -1,5 +1,9 @@
 """FC layers and backbones in forms that load elsewhere, each checked before it takes its name."""
 
+from querykey.errors import require_train
+
+require_train(__name__)
+
 from querykey.export.arrays import export_safetensors
 from querykey.export.backbone import (
     BackboneOrigin,

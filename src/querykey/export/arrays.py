@@ -71,7 +71,9 @@ def export_safetensors(fc: FCLayer, out: str | Path, *, origin: Origin | None = 
     with new_folder(out) as tmp_path:
         save_file(tensors, tmp_path / WEIGHTS)
         (tmp_path / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        write_readme(tmp_path, "An adapter as plain tensors", _use(how, list(tensors)), fc, origin)
+        write_readme(
+            tmp_path, "An adapter as plain tensors", _use(how, list(tensors)), fc, origin, library="querykey"
+        )
         rows = probe_rows(fc.width)
         got = torch.from_numpy(_applied(load_file(tmp_path / WEIGHTS), rows.numpy()))
         difference = require_parity(got, adapted(fc, rows), what=WEIGHTS)

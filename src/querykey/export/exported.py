@@ -1,9 +1,10 @@
 """What every form shares: where the layer comes from, the check of what was written, and its README."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from querykey.encoders.heads import FCLayer
 from querykey.errors import ExportError
+from querykey.export.model_card import front_matter, limits, measured
 from querykey.types import FrozenRows, Rows
 
 __all__ = [
@@ -51,6 +53,8 @@ class Origin:
         model: How the user named that model, such as "st:all-MiniLM-L6-v2"; "" where none is known.
         prompt: What that model puts before every text; None for the model's own default.
         dtype: In which it computed the features.
+        data_key: Fingerprint of the features of the fit; "" where none is known.
+        report: Of the fit; {} where none is known.
 
     Example:
         >>> Origin(side="query").re_index[:27]
@@ -62,6 +66,8 @@ class Origin:
     model: str = ""
     prompt: str | None = None
     dtype: str = "float32"
+    data_key: str = ""
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def re_index(self) -> str:
@@ -157,8 +163,8 @@ def require_parity(got: Rows, want: Rows, *, what: str) -> float:
     return difference
 
 
-def write_readme(folder: Path, title: str, use: str, fc: FCLayer, origin: Origin) -> None:
-    """Say what is in a folder, how to use it, and what has to be indexed again.
+def write_readme(folder: Path, title: str, use: str, fc: FCLayer, origin: Origin, *, library: str) -> None:
+    """Write a model card: what is in a folder, how to use it, what it is worth and where it ends.
 
     Args:
         folder: Where the README goes.
@@ -166,9 +172,12 @@ def write_readme(folder: Path, title: str, use: str, fc: FCLayer, origin: Origin
         use: Markdown.
         fc: The layer.
         origin: Where it comes from.
+        library: What loads the files, for the front matter.
     """
     model = origin.model or "not recorded"
     text = f"""\
+{front_matter(library, model=origin.model, data_key=origin.data_key)}
+
 # {title}
 
 {use.strip()}
@@ -177,7 +186,16 @@ def write_readme(folder: Path, title: str, use: str, fc: FCLayer, origin: Origin
 
 - Features: {fc.width} numbers a row, of the frozen model: {model}
 - Key of that model: {origin.model_key or "not recorded"}
+- Fingerprint of the features of the fit: {origin.data_key or "not recorded"}
 - Embeddings: {fc.dim} numbers a row, length 1; compare them by cosine or dot product
 - FC layer: {fc.kind}; side: {origin.side}
+
+## Measured
+
+{measured(origin.report)}
+
+## Limits
+
+{limits(origin.side)}
 """
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -71,7 +71,7 @@ def export_onnx(fc: FCLayer, out: str | Path, *, origin: Origin | None = None) -
     rows = probe_rows(fc.width)
     with new_folder(out) as tmp_path:
         (tmp_path / MODEL).write_bytes(model.SerializeToString())
-        write_readme(tmp_path, "An adapter in ONNX", _USE, fc, origin)
+        write_readme(tmp_path, "An adapter in ONNX", _USE, fc, origin, library="onnx")
         want = adapted(fc, rows)
         difference = require_parity(_run(runtime, tmp_path / MODEL, rows), want, what=MODEL)
         # a graph whose number of rows is fixed would pass with one number alone

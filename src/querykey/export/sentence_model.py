@@ -68,7 +68,7 @@ def export_sentence_transformer(fc: FCLayer, out: str | Path, *, origin: Origin)
     model = _with_layer(base, fc)
     with new_folder(out) as tmp_path:
         model.save(str(tmp_path), create_model_card=False)
-        write_readme(tmp_path, "An adapted text model", _USE, fc, origin)
+        write_readme(tmp_path, "An adapted text model", _USE, fc, origin, library="sentence-transformers")
         written: Any = load_sentence_transformer(str(tmp_path.resolve()), device=torch.device("cpu")).model
         # as a user would: the default prompt is part of what is compared
         got: Any = written.encode(list(_TEXTS), convert_to_tensor=True, show_progress_bar=False)

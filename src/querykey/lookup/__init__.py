@@ -1,5 +1,9 @@
 """Queries, keys, and the rule that says which pairs count: the one idea of this package."""
 
+from querykey.errors import require_train
+
+require_train(__name__)
+
 from querykey.lookup.lookup import DensePairs, Lookup, PairRule, look_up
 
 __all__ = ["DensePairs", "Lookup", "PairRule", "look_up"]

@@ -1,5 +1,9 @@
 """Losses are functions of a `Lookup`: one value per query, unreduced."""
 
+from querykey.errors import require_train
+
+require_train(__name__)
+
 from querykey.losses.decoupled import decoupled
 from querykey.losses.hard_negative import debiased, hard_negative
 from querykey.losses.info_nce import info_nce, nca, nt_xent

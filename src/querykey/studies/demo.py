@@ -309,6 +309,9 @@ def _search(
 
 
 def _export(run: Run, out: Path) -> Path:
-    origin = Origin(side="both", model_key=run.adapter.model_key_, model=MODEL)
+    origin = Origin(
+        side="both", model_key=run.adapter.model_key_, model=MODEL,
+        data_key=run.features.get("key", ""), report=run.adapter.report_,
+    )  # fmt: skip
     done = export_onnx(run.adapter.fc_, out, origin=origin)
     return out / next(name for name in done.files if name.endswith(".onnx"))

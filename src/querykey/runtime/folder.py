@@ -1,0 +1,95 @@
+"""The folder of a saved adapter, read without PyTorch."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+
+from querykey.errors import MissingPathError, QuerykeyError, StoreError
+from querykey.runtime.forward import LoadedAdapter
+
+__all__ = ["load"]
+
+FORMAT, VERSION = "querykey adapter", 1
+WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+WIDEST = 1_000_000
+KINDS = ("linear", "residual", "two_layer")
+SIDES = ("both", "query")
+
+
+def load(folder: str | Path) -> LoadedAdapter:
+    """Read an adapter that `Adapter.save`, or `querykey adapt --out`, wrote. Nothing in it is executed.
+
+    Folders of version 0.1 are read too.
+
+    Args:
+        folder: With adapter.json and adapter.safetensors.
+
+    Returns:
+        The adapter, ready to transform.
+
+    Raises:
+        MissingPathError: If there is no adapter.
+        StoreError: If it is damaged, was changed, or comes from a newer version.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file():
+        raise MissingPathError(f"{folder}: no adapter here; {DESCRIPTION} is missing")
+    try:
+        return _read(folder, json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
+    except QuerykeyError:
+        raise
+    except Exception as error:
+        raise StoreError(
+            f"{folder}: the adapter is damaged ({type(error).__name__}: {error}); fit it again"
+        ) from error
+
+
+def _read(folder: Path, described: Any) -> LoadedAdapter:
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise StoreError(f"{folder}: {DESCRIPTION} does not describe an adapter")
+    if described["version"] != VERSION:
+        raise StoreError(
+            f"{folder}: written as version {described['version']}; this querykey reads {VERSION}; "
+            "install a newer querykey, or fit the adapter again"
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise StoreError(f"{folder}: {WEIGHTS} is missing")
+    content = (folder / WEIGHTS).read_bytes()
+    if hashlib.sha256(content).hexdigest() != described["sha256"]:
+        raise StoreError(
+            f"{folder}: {WEIGHTS} is damaged or was changed: its checksum differs from {DESCRIPTION}"
+        )
+    width, dim, kind = described["width"], described["dim"], described["kind"]
+    if type(width) is not int or type(dim) is not int or not 1 <= dim <= width <= WIDEST:
+        raise StoreError(f"{folder}: width {width!r} and dim {dim!r} are not those of an adapter")
+    if kind not in KINDS:
+        raise StoreError(f"{folder}: an FC layer of kind {kind!r} is not known")
+    side = described.get("side", "both")
+    if side not in SIDES:
+        raise StoreError(f"{folder}: side is {' or '.join(SIDES)}, got {side!r}")
+    return LoadedAdapter(
+        _checked(load_tensors(content), width, dim, kind, folder),
+        kind=kind, side=side, model_key=str(described["model_key"]),
+        report=dict(described.get("report", {})),
+    )  # fmt: skip
+
+
+def _checked(
+    tensors: dict[str, NDArray[Any]], width: int, dim: int, kind: str, folder: Path
+) -> dict[str, NDArray[np.float32]]:
+    """The tensors of an FC layer, if they are all there in the right shapes."""
+    shapes: dict[str, tuple[int, ...]] = {"weight": (dim, width), "bias": (dim,)}
+    if kind == "residual" and dim != width:
+        raise StoreError(f"{folder}: a residual FC layer keeps the width {width}; dim is {dim}")
+    if kind == "two_layer":
+        hidden = len(tensors["hidden.bias"])
+        shapes |= {"hidden.weight": (hidden, width), "hidden.bias": (hidden,), "out.weight": (dim, hidden)}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != shapes:
+        raise StoreError(f"{folder}: {WEIGHTS} holds {found}; an FC layer of kind {kind} has {shapes}")
+    return {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}

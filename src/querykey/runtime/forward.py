@@ -1,0 +1,168 @@
+"""The forward pass of an adapter in NumPy."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from querykey.errors import DataError, ShapeError
+
+__all__ = ["LoadedAdapter"]
+
+BLOCK = 1024
+"""Rows at once: the embeddings of a block stay in the cache between the product and the scaling."""
+LEAST_NORM = 1e-12
+"""As torch.nn.functional.normalize has it."""
+
+Rows = NDArray[np.float32]
+
+
+class LoadedAdapter:
+    r"""A saved adapter: rows of a frozen model in, unit rows of width `dim` out.
+
+    With :math:`x` a row scaled to length 1, as `Adapter.transform` has it,
+
+    .. math:: z = \text{norm}(W x + b) \quad\text{(linear; residual with } W + I),\qquad
+              z = \text{norm}(W x + b + W_2\,\text{gelu}(W_1 x + b_1)) \quad\text{(two layers)}
+
+    `querykey.runtime.load` makes one. Nothing changes it, and threads may share it.
+
+    Args:
+        tensors: Of the FC layer, float32, by their names in adapter.safetensors.
+        kind: "linear", "residual" or "two_layer".
+        side: "query" if documents are not transformed.
+        model_key: Of the model whose features it was fitted on; "" where none is known.
+        report: Of the fit: the verdict and its figures.
+
+    Attributes:
+        width: Numbers in a frozen row.
+        dim: Numbers in an adapted row.
+
+    Example:
+        >>> adapter = LoadedAdapter({"weight": np.eye(2, 3, dtype="f4"), "bias": np.zeros(2, "f4")})
+        >>> adapter.transform([3.0, 4.0, 0.0])
+        array([0.6, 0.8], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Rows],
+        *,
+        kind: str = "linear",
+        side: str = "both",
+        model_key: str = "",
+        report: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.kind, self.side, self.model_key = kind, side, model_key
+        self.report = dict(report or {})
+        weight = tensors["weight"]
+        self.dim, self.width = weight.shape
+        self._weight = weight + np.eye(self.dim, dtype=np.float32) if kind == "residual" else weight
+        self._bias = tensors["bias"]
+        self._hidden: tuple[Rows, Rows, Rows] | None = None
+        if kind == "two_layer":
+            self._hidden = tensors["hidden.weight"], tensors["hidden.bias"], tensors["out.weight"]
+
+    def __repr__(self) -> str:
+        return f"LoadedAdapter({self.width} -> {self.dim}, kind={self.kind!r}, side={self.side!r})"
+
+    def transform(self, x: ArrayLike) -> Rows:
+        """Adapt rows: of items, of queries, and (unless side is "query") of documents.
+
+        Args:
+            x: One frozen row [width], or several [rows, width]; of any real dtype and length.
+
+        Returns:
+            Unit rows of the same number of axes, [dim] or [rows, dim], float32. They are those of
+            `Adapter.transform` to 1e-6.
+
+        Raises:
+            ShapeError: If a row is not `width` long.
+            DataError: If a number is NaN or infinite.
+        """
+        rows = np.asarray(x, dtype=np.float32)
+        if rows.shape == (self.width,):
+            return self._one(rows)
+        out = np.empty((len(self._matrix(rows)), self.dim), dtype=np.float32)
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            self._many(block, out[start : start + BLOCK], start)
+        return out
+
+    def transform_documents(self, x: ArrayLike) -> Rows:
+        """Like `transform`, for documents: with side "query" they are only scaled to length 1."""
+        if self.side == "both":
+            return self.transform(x)
+        rows = np.asarray(x, dtype=np.float32)
+        if rows.shape != (self.width,):
+            return self._matrix(rows) / _lengths(rows, 0)
+        unit: Rows = rows / _lengths(rows[None], 0)[0]
+        return unit
+
+    def _matrix(self, rows: Rows) -> Rows:
+        if rows.ndim != 2 or rows.shape[1] != self.width:
+            raise ShapeError(
+                f"rows have shape {list(rows.shape)}; the adapter was fitted on [rows, {self.width}], "
+                f"and takes one row [{self.width}] too"
+            )
+        return rows
+
+    def _one(self, row: Rows) -> Rows:
+        square = float(row.dot(row))
+        # outside of this range the square has lost digits, or a number is not finite
+        if self._hidden is not None or not 1e-20 < square < 1e30:
+            out = np.empty((1, self.dim), dtype=np.float32)
+            self._many(row[None], out, 0)
+            first: Rows = out[0]
+            return first
+        z: Rows = self._weight.dot(row)
+        z /= math.sqrt(square)
+        z += self._bias
+        z /= max(math.sqrt(z.dot(z)), LEAST_NORM)
+        return z
+
+    def _many(self, rows: Rows, out: Rows, first: int) -> None:
+        # W x of the row as it is, scaled afterwards: that is `dim` numbers a row, and not `width`
+        lengths = _lengths(rows, first)
+        np.matmul(rows, self._weight.T, out=out)
+        out /= lengths
+        out += self._bias
+        if self._hidden is not None:
+            weight, bias, last = self._hidden
+            hidden = rows @ weight.T
+            hidden /= lengths
+            hidden += bias
+            out += _gelu(hidden) @ last.T
+        out /= np.maximum(np.sqrt(np.einsum("ij,ij->i", out, out)), LEAST_NORM)[:, None]
+
+
+def _lengths(rows: Rows, first: int) -> Rows:
+    """Euclidean lengths [rows, 1], at least 1e-12; `first` numbers the first row, for the message."""
+    squares: NDArray[Any] = np.einsum("ij,ij->i", rows, rows)
+    if not np.isfinite(squares).all():
+        if (bad := ~np.isfinite(rows).all(axis=1)).any():
+            raise DataError(
+                f"{int(bad.sum())} of {len(rows)} rows hold NaN or infinity, the first of them row "
+                f"{first + int(bad.argmax())}; take these rows out, or make them again"
+            )
+        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    lengths: Rows = np.maximum(np.sqrt(squares), LEAST_NORM).astype(np.float32)[:, None]
+    return lengths
+
+
+def _gelu(x: Rows) -> Rows:
+    r"""The exact GELU, :math:`x\,(1 + \text{erf}(x / \sqrt 2)) / 2`, to 1e-7 of max(1, \|x\|).
+
+    NumPy has no erf. Source: Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 7.1.26,
+    whose error is at most 1.5e-7.
+    """
+    size = np.abs(x) * np.float32(math.sqrt(0.5))
+    t = 1 / (1 + np.float32(0.3275911) * size)
+    series: NDArray[Any] = np.zeros_like(x)
+    for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        series = (series + np.float32(coefficient)) * t
+    erf = np.copysign(1 - series * np.exp(-size * size), x)
+    out: Rows = (x * (1 + erf) / 2).astype(np.float32)
+    return out

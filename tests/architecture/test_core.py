@@ -1,0 +1,132 @@
+"""The core, without what [train] brings: what runs, and what says which command installs the rest."""
+
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+from architecture.source import ROOT
+
+import querykey
+
+BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {EXTRAS}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+CORE = {"numpy", "safetensors", "typer", "rich", "pydantic"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+INSTALL = "pip install 'querykey[train]'"
+
+
+def in_core(code, *words):
+    """Run code, or the command line with these words, where the packages of [train] cannot be imported."""
+    from querykey.errors import EXTRAS
+
+    if words:
+        code += f"\nimport sys; sys.argv = {['querykey', *map(str, words)]!r}"
+        code += "\nfrom querykey.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED.replace("{EXTRAS}", repr(set(EXTRAS))) + code],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--help",), ("--version",), ("help",), ("help", "sources"), ("help", "settings"),
+     ("help", "pretraining"), ("adapt", "--help"), ("transform", "--help")],
+    ids=" ".join,
+)  # fmt: skip
+def test_the_core_explains_itself(words):
+    done = in_core("", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_the_core_transforms_an_array(suffix, tmp_path):
+    rows, out = np.eye(6, dtype=np.float32), tmp_path / f"Z{suffix}"
+    np.save(tmp_path / "X.npy", rows)
+    saved = ROOT / "tests/fixtures/adapter-0.1"
+    done = in_core("", "transform", saved, tmp_path / "X.npy", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "6 rows of 3 numbers, float32, length 1" in " ".join(done.stdout.split())
+    if suffix == ".npy":
+        want = querykey.Adapter.load(saved).transform(rows)
+        np.testing.assert_allclose(np.load(out), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((2, 5)), "rows are 5 wide; the run was fitted on 6"),
+        (np.ones(6), "vectors [n, dim] are needed, got float64 [6]"),
+        (np.array([[None]]), "cannot be read as an array"),
+        (np.zeros((2, 6)), "2 of 2 rows are zero"),
+        (np.full((2, 6), np.nan), "2 of 2 rows hold NaN or infinity"),
+    ],
+    ids=["width", "vector", "objects", "zero", "nan"],
+)
+def test_an_array_that_cannot_be_transformed_is_one_message(array, message, tmp_path):
+    np.save(tmp_path / "X.npy", array, allow_pickle=True)
+    saved = ROOT / "tests/fixtures/adapter-0.1"
+    done = in_core("", "transform", saved, tmp_path / "X.npy", "--out", tmp_path / "Z.npy")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("embed", "a.csv", "--model", "st:x", "--out", "o"), ("adapt", "a", "--out", "o"), ("doctor",),
+     ("doctor", "a.csv"), ("pretrain", "--data", "d", "--out", "o"), ("evaluate", "run", "--on", "a"),
+     ("search", "run", "a", "--query", "q"), ("transform", "run", "a.npz", "--out", "z.npy"),
+     ("export", "run", "--to", "onnx", "--out", "o"), ("report", "run", "--out", "r.html"),
+     ("study", "momentum", "--data", "d", "--out", "o"), ("demo", "--out", "o")],
+    ids=" ".join,
+)  # fmt: skip
+def test_any_other_command_says_what_to_install(words, tmp_path):
+    done = in_core(f"import os; os.chdir({str(tmp_path)!r})", *words)
+    assert done.returncode == 2, done.stderr
+    assert INSTALL in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["from querykey import Adapter", "from querykey import embed", "import querykey.losses",
+     "import querykey.adapter", "from querykey.lookup import look_up", "import querykey.export"],
+)  # fmt: skip
+def test_any_other_import_says_what_to_install(code):
+    done = in_core(
+        f"from querykey.errors import MissingExtraError\ntry: {code}\nexcept MissingExtraError as e: print(e)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert INSTALL in done.stdout
+
+
+def test_a_module_that_no_extra_brings_stays_what_it_is():
+    from querykey.errors import missing_extra
+
+    assert missing_extra(ModuleNotFoundError(name="querykey.nothing"), "x") is None
+    assert missing_extra(ModuleNotFoundError("no name"), "x") is None
+
+
+def test_the_core_depends_on_five_packages():
+    names = {line.partition(">")[0] for line in PYPROJECT["project"]["dependencies"]}
+    assert names == CORE
+
+
+def test_the_version_is_written_once():
+    assert "version" not in PYPROJECT["project"]
+    assert PYPROJECT["tool"]["hatch"]["version"]["path"] == "src/querykey/__init__.py"
+    done = in_core("", "--version")
+    assert done.stdout == f"querykey {querykey.__version__}\n"
+    assert importlib.metadata.version("querykey")
