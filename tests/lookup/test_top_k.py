@@ -5,7 +5,7 @@ import torch
 
 from querykey.errors import RangeError
 from querykey.lookup import Lookup, PairRule, look_up
-from querykey.lookup.lookup import top_k as select
+from querykey.lookup import top_k as select
 from querykey.lookup.top_k import top_k
 
 

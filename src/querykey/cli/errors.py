@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from querykey.cli.console import escaped
 from querykey.cli.torchrun import is_parting, tell
 from querykey.errors import QuerykeyError, is_out_of_memory
 from querykey.io.atomic import is_full_disk
@@ -54,7 +55,7 @@ def _words(error: QuerykeyError) -> str:
 
 
 def _leave(message: str, code: int) -> typer.Exit:
-    tell(message)
+    tell(escaped(message))
     return typer.Exit(code)
 
 

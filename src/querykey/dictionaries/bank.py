@@ -76,7 +76,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("ids", torch.arange(items), persistent=False)
         self.register_buffer("labels", torch.full((items,), -1), persistent=False)
         self.register_buffer("written", torch.zeros(items, dtype=torch.int64))
-        self.register_buffer("normaliser", torch.zeros(()))
+        self.register_buffer("normaliser", torch.zeros((), dtype=torch.float64))
         self._writes = 0
 
     def __len__(self) -> int:

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple, Protocol, assert_never, runtime_checkabl
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import RangeError, ShapeError
+from querykey.lookup.unit_length import unit_length
 from querykey.types import KeyIds, KeyLabels, Keys, PairMask, Queries, QueryIds, QueryLabels, Scores
 
 __all__ = ["Block", "DensePairs", "Lookup", "PairRule", "Pairs", "RulePairs", "Score", "look_up"]
@@ -145,7 +145,7 @@ class Lookup:
 
     Args:
         queries: [queries, dim].
-        keys: [keys, dim]; any float dtype, scored in the dtype of the queries.
+        keys: [keys, dim]; any float dtype, scored in the dtype of the queries, float32 at least.
         pairs: Which pairs are positive, negative or neither.
         score: "dot": the dot product. "cosine": of rows scaled to length 1.
         whole: The look-up that these queries are `rows` of; None: of no other.
@@ -221,13 +221,15 @@ class Lookup:
 
     @cached_property
     def _ready_queries(self) -> Queries:
-        return F.normalize(self.queries, dim=1) if self.score == "cosine" else self.queries
+        queries = self.queries.float() if self.queries.element_size() < 4 else self.queries
+        return unit_length(queries) if self.score == "cosine" else queries
 
     def _score(self, start: int, stop: int) -> Scores:
-        keys = self.keys[start:stop].to(self.queries.dtype)
-        if self.score == "cosine":
-            keys = F.normalize(keys, dim=1)
-        return self._ready_queries @ keys.T
+        # half precision, autocast's too, keeps 3 digits of a score: too few to sort by, or for a temperature
+        with torch.autocast(self.queries.device.type, enabled=False):
+            keys = self.keys[start:stop]
+            keys = unit_length(keys) if self.score == "cosine" else keys
+            return self._ready_queries @ keys.to(self._ready_queries.dtype).T
 
 
 def look_up(

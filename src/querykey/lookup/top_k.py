@@ -8,13 +8,15 @@ from torch import Tensor
 
 from querykey.distributed.process_group import ProcessGroup
 from querykey.errors import RangeError
-from querykey.lookup.lookup import Lookup
-from querykey.lookup.nearest import SLACK, best_first, best_of_blocks, exact_scores, settle
-from querykey.types import Neighbours, TopScores
+from querykey.lookup.lookup import Block, Lookup
+from querykey.lookup.nearest import SLACK, TIE, best_first, best_of_blocks, exact_scores, settle
+from querykey.types import Neighbours, PairMask, TopScores
 
 __all__ = ["Mode", "top_k"]
 
 Mode = Literal["similar", "hard_negative", "hard_positive", "semi_hard"]
+
+_AnyMode = Literal[Mode, "nearest_positive"]
 
 QUERY_BLOCK = 1024
 KEY_BLOCK = 4096
@@ -71,35 +73,27 @@ def _of_all(scores: TopScores, index: Neighbours, processes: ProcessGroup) -> Ne
     return best_first(every_score, every_number, index.shape[1])[1]
 
 
-def _top_k(lookup: Lookup, k: int, mode: Mode) -> tuple[TopScores, Neighbours]:
+def _top_k(lookup: Lookup, k: int, mode: _AnyMode) -> tuple[TopScores, Neighbours]:
     """(what is sorted by, indices); -inf and -1 where there are fewer."""
     sign = -1.0 if mode == "hard_positive" else 1.0
-    ceiling = _nearest_positive(lookup) if mode == "semi_hard" else None
+    ceiling = torch.full((len(lookup),), torch.inf, device=lookup.queries.device)
+    if mode == "semi_hard":
+        ceiling = _nearest_positive(lookup)
     if len(lookup.keys) == 0:
         return torch.full((len(lookup), k), -torch.inf), torch.full((len(lookup), k), -1)
 
-    def eligible(some: Lookup, below: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def eligible(some: Lookup, below: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for block in some.blocks(KEY_BLOCK):
-            match mode:
-                case "similar":
-                    wanted = block.positive | block.negative
-                case "hard_negative":
-                    wanted = block.negative
-                case "hard_positive":
-                    wanted = block.positive
-                case "semi_hard":
-                    assert below is not None
-                    wanted = block.negative & (block.scores < below[:, None])
-                case never:
-                    assert_never(never)
+            wanted = _wanted(block, mode, below)
             index = torch.arange(block.start, block.start + wanted.shape[1])
             yield (sign * block.scores).masked_fill(~wanted, -torch.inf), index[None, :]
 
     def exact(rows: Tensor, candidates: Tensor) -> Tensor:
-        return sign * exact_scores(lookup.queries[rows].float(), lookup.keys, candidates, lookup.score)
+        found = sign * exact_scores(lookup.queries[rows].float(), lookup.keys, candidates, lookup.score)
+        return found.masked_fill(found.float() >= ceiling[rows, None], -torch.inf)
 
     def scan(row: int) -> Tensor:
-        below = None if ceiling is None else ceiling[row : row + 1]
+        below = ceiling[row : row + 1]
         return torch.cat([scores for scores, _ in eligible(lookup.rows(row, row + 1), below)], dim=1)[
             0
         ].float()
@@ -109,11 +103,26 @@ def _top_k(lookup: Lookup, k: int, mode: Mode) -> tuple[TopScores, Neighbours]:
     return settle((scores.float(), index), k, scores[:, -1].float(), exact, scan, scale)
 
 
+def _wanted(block: Block, mode: _AnyMode, below: Tensor) -> PairMask:
+    """The pairs of a block that may be selected."""
+    match mode:
+        case "similar":
+            return block.positive | block.negative
+        case "hard_negative":
+            return block.negative
+        case "hard_positive" | "nearest_positive":
+            return block.positive
+        case "semi_hard":
+            # wider by what rounding may do: exact scores decide
+            reach = TIE * below.nan_to_num(neginf=0.0).abs().clamp(min=1.0)
+            return block.negative & (block.scores < (below + reach)[:, None])
+        case never:
+            assert_never(never)
+
+
 def _nearest_positive(lookup: Lookup) -> Tensor:
-    """The highest score among each query's positives [queries]; -inf where there are none."""
-    best = torch.full((len(lookup),), -torch.inf, dtype=lookup.queries.dtype)
-    for block in lookup.blocks(KEY_BLOCK):
-        best = best.maximum(block.scores.masked_fill(~block.positive, -torch.inf).amax(dim=1))
+    """The highest score among each query's positives [queries], exact; -inf where there are none."""
+    best = _top_k(lookup, 1, "nearest_positive")[0][:, 0]
     if lookup.shard_group.world_size == 1:
         return best
     return lookup.shard_group.all_gather_with_grad(best[None], lookup.shard_group.world_size).amax(dim=0)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from querykey.distributed.process_group import ProcessGroup
 from querykey.errors import ConfigError, ShapeError
+from querykey.lookup.first_derivative import first_derivative_only
 from querykey.lookup.lookup import Lookup
 from querykey.types import PairMask, PerQuery, Scores
 
@@ -140,7 +140,7 @@ class _Weighed(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weights,) = ctx.saved_tensors
         return gradient[:, None] * weights, None, None

@@ -73,7 +73,11 @@ def nce(
         positive, negative = (as_numbers(mask, scores.dtype) for mask in (is_positive, is_negative))
         positives, drawn = (mask.sum(dim=1, keepdim=True) for mask in (positive, negative))
         has_both = (positives.clamp(max=1.0) * drawn.clamp(max=1.0)).to(scores.dtype)
-        log_z = torch.as_tensor(normaliser).to(scores).log()
+        # the number may be beyond float32; its logarithm is not
+        if isinstance(normaliser, Tensor):
+            log_z = normaliser.to(torch.promote_types(normaliser.dtype, scores.dtype)).log().to(scores)
+        else:
+            log_z = torch.tensor(normaliser, dtype=torch.float64, device="cpu").log().to(scores)
         right = logits - (log_z + (drawn.clamp(min=1.0) / noise_items).log())
         share = positive.div(positives.clamp(min=1.0)).add_(negative).mul_(has_both)
         sign = positive.mul_(2.0).sub_(1.0)
@@ -100,10 +104,11 @@ def nce_normaliser(
         processes: Over which the pairs are parted; each gives the look-up of its own queries.
 
     Returns:
-        A tensor of one number [] without gradient, the same on all processes; 0 where no pair counts.
+        A float64 tensor of one number [] without gradient, the same on all processes; 0 where no pair
+        counts. At temperatures below about 0.0015 it is beyond float64 too, and refused.
 
     Raises:
-        RangeError: If temperature or items is not positive.
+        RangeError: If temperature or items is not positive, or the temperature so low that Z is no number.
         ShapeError: If temperature is a tensor of more than one number.
 
     Example:
@@ -124,13 +129,18 @@ def nce_normaliser(
     with torch.no_grad():
         takes_part = as_numbers(positive | negative, scores.dtype)
         logits = (scores / temperature).add_(penalty(takes_part))
-        log_sum, pairs = torch.logsumexp(logits.flatten(), dim=0), takes_part.sum()
+        log_sum, pairs = torch.logsumexp(logits.flatten(), dim=0).double(), takes_part.sum()
         if processes.world_size > 1:
-            # exp(100), of scores at a temperature of 0.01, is within float64
-            total, every = processes.sum(torch.stack([log_sum.double().exp(), pairs.double()]))
-            log_sum, pairs = total.log().to(log_sum), every.to(pairs)
+            total, every = processes.sum(torch.stack([log_sum.exp(), pairs.double()]))
+            log_sum, pairs = total.log(), every.to(pairs)
         log_mean = log_sum - pairs.clamp(min=1.0).log()
-        return (log_mean + math.log(items)).exp()
+        found = (log_mean + math.log(items)).exp()
+    if not bool(found.isfinite()):
+        raise RangeError(
+            f"at temperature {float(temperature):.3g} the normaliser is beyond float64; "
+            "raise the temperature: 0.07 to 0.1 is usual"
+        )
+    return found
 
 
 def _check_normaliser(normaliser: float | Tensor) -> None:

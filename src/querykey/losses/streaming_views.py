@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from querykey.lookup.first_derivative import first_derivative_only
 from querykey.lookup.lookup import Lookup
 from querykey.lookup.two_view_pairs import TwoViewPairs
+from querykey.lookup.unit_length import unit_length
 from querykey.losses._pair_weights import as_numbers
 from querykey.types import PerQuery, Rows
 
@@ -58,7 +58,7 @@ def two_views(lookup: Lookup, temperature: float | Tensor) -> TwoViews | None:
     with torch.autocast(whole.keys.device.type, enabled=False):
         rows = whole.keys.float() if whole.keys.element_size() < 4 else whole.keys
         if whole.score == "cosine":
-            rows = F.normalize(rows, dim=1)
+            rows = unit_length(rows)
         rows = rows / temperature**0.5
         if not bool(rows.detach().square().sum(dim=1).amax() <= STEEPEST):
             return None
@@ -148,7 +148,7 @@ class _Negatives(torch.autograd.Function):
         return rows.new_empty(tiles.queries).index_copy_(0, tiles.places, sums[: tiles.queries])
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
         tiles = ctx.tiles

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from querykey.errors import RangeError
+from querykey.lookup.first_derivative import first_derivative_only
 
 __all__ = ["LearnedTemperature"]
 
@@ -66,7 +66,7 @@ class _AtMost(torch.autograd.Function):
         return number.clamp(max=bound)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (number,) = ctx.saved_tensors
         passes = (number < ctx.bound) | (gradient > 0)

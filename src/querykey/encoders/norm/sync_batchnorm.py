@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
 from querykey.errors import ShapeError
+from querykey.lookup.first_derivative import first_derivative_only
 
 __all__ = [
     "GlobalBatchNorm",
@@ -221,7 +221,7 @@ class _Normalised(torch.autograd.Function):
         return normalised(rows, statistics, weight, bias, eps)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         statistics: Statistics = ctx.statistics
