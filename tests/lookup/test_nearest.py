@@ -1,4 +1,4 @@
-"""The exact nearest keys: the same list whatever the block, the engine and the ties."""
+"""The exact nearest keys: the same list whatever the block and the ties."""
 
 import pytest
 import torch
@@ -21,16 +21,13 @@ def by_hand(queries, keys, k, query_ids=None, key_ids=None):
     return lists
 
 
-@pytest.mark.parametrize("engine", ["blocks", "faiss"])
 @pytest.mark.parametrize("key_block", [3, 7, 4096])
-def test_equals_the_sorted_list(engine, key_block, monkeypatch):
-    if engine == "faiss":
-        pytest.importorskip("faiss", reason="faiss is not installed")
+def test_equals_the_sorted_list(key_block, monkeypatch):
     monkeypatch.setattr(module, "KEY_BLOCK", key_block)
     monkeypatch.setattr(module, "QUERY_BLOCK", 5)
     generator = torch.Generator().manual_seed(0)
     queries, keys = torch.randn(13, 8, generator=generator), torch.randn(101, 8, generator=generator)
-    assert nearest(queries, keys, 6, engine=engine)[1].tolist() == by_hand(queries, keys, 6)
+    assert nearest(queries, keys, 6)[1].tolist() == by_hand(queries, keys, 6)
 
 
 @settings(deadline=None, max_examples=40)
@@ -38,16 +35,13 @@ def test_equals_the_sorted_list(engine, key_block, monkeypatch):
 def test_ties_go_to_the_lower_index_even_where_everything_ties(directions, k):
     """Four directions only: nearly every key has many exact copies, more than the slack."""
     keys = torch.eye(4)[torch.tensor(directions)]
-    assert nearest(keys[:3], keys, k, engine="blocks")[1].tolist() == by_hand(keys[:3], keys, k)
+    assert nearest(keys[:3], keys, k)[1].tolist() == by_hand(keys[:3], keys, k)
 
 
-@pytest.mark.parametrize("engine", ["blocks", "faiss"])
-def test_every_copy_of_the_own_item_is_left_out(engine):
-    if engine == "faiss":
-        pytest.importorskip("faiss", reason="faiss is not installed")
+def test_every_copy_of_the_own_item_is_left_out():
     generator = torch.Generator().manual_seed(1)
     keys, ids = torch.randn(30, 4, generator=generator), torch.arange(30) // 3
-    found = nearest(keys, keys, 5, query_ids=ids, key_ids=ids, engine=engine)[1]
+    found = nearest(keys, keys, 5, query_ids=ids, key_ids=ids)[1]
     assert found.tolist() == by_hand(keys, keys, 5, ids.tolist(), ids.tolist())
     assert not (ids[found] == ids[:, None]).any()
 
@@ -78,20 +72,17 @@ def test_k_below_one_is_refused():
         nearest(torch.ones(1, 2), torch.ones(1, 2), 0)
 
 
-@pytest.mark.parametrize("engine", ["blocks", "faiss"])
 @pytest.mark.parametrize("key_block", [3, 4096])
-def test_rough_cosines_are_the_best_ones_within_the_rounding(engine, key_block, monkeypatch):
-    if engine == "faiss":
-        pytest.importorskip("faiss", reason="faiss is not installed")
+def test_rough_cosines_are_the_best_ones_within_the_rounding(key_block, monkeypatch):
     monkeypatch.setattr(module, "KEY_BLOCK", key_block)
     monkeypatch.setattr(module, "QUERY_BLOCK", 70)
     generator = torch.Generator().manual_seed(0)
     queries, keys = 9 * torch.randn(13, 8, generator=generator), torch.randn(501, 8, generator=generator)
-    scores, index = rough_cosines(queries, keys, 6, engine=engine)
+    scores, index = rough_cosines(queries, keys, 6)
     assert index.tolist() == by_hand(queries, keys, 6)
     exact = torch.nn.functional.cosine_similarity(queries[:, None].double(), keys[index].double(), dim=2)
     assert (scores - exact).abs().max() < module.TIE
-    everything, _ = rough_cosines(queries, keys, 501, engine=engine)
+    everything, _ = rough_cosines(queries, keys, 501)
     assert (everything.diff(dim=1) <= 0).all()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.adapter.moments import ClassMoments, Moments, PairMoments, principal
+from querykey.lookup.unit_length import unit_length
 
 __all__ = [
     "Affine",
@@ -44,7 +45,7 @@ class Affine:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Unit rows [rows, width] to unit rows [rows, dim], float32."""
-        return F.normalize(F.linear(rows.float(), self.weight.float(), self.bias.float()), dim=1)
+        return unit_length(F.linear(rows.float(), self.weight.float(), self.bias.float()))
 
     @property
     def directions(self) -> int:

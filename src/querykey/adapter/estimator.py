@@ -16,6 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from querykey.adapter.ambient import in_own_state
 from querykey.adapter.checkpoint import SavedAdapter, read_saved, write_saved
 from querykey.adapter.fit import Begin, Fitted, Record, Report, fit_adapter
 from querykey.adapter.relevance import unit_rows
@@ -155,6 +156,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.random_state, self.verbose = random_state, verbose
         self.seed, self.held_out, self.patience = seed, held_out, patience
 
+    @in_own_state
     def fit(
         self, X: ArrayLike | Tensor | Features, y: ArrayLike | None = None, *,
         queries: ArrayLike | Tensor | Features | Judge | None = None, pairs: ArrayLike | None = None,
@@ -194,6 +196,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )  # fmt: skip
             return self._keep(fitted, X)
 
+    @in_own_state
     def fit_pairs(
         self, Q: ArrayLike | Tensor | Features, D: ArrayLike | Tensor | Features, *,
         pairs: ArrayLike | None = None, record: Record | None = None, begin: Begin | None = None,
@@ -226,6 +229,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
             return self._keep(fitted, D)
 
+    @in_own_state
     def transform(
         self, X: ArrayLike | Tensor | Features, *, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
@@ -243,6 +247,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         return self._moved(X, self._adapted, any_model=any_model)
 
+    @in_own_state
     def transform_documents(
         self, X: ArrayLike | Tensor | Features, *, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
@@ -250,6 +255,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         move = self._adapted if self.side == "both" else unit_rows
         return self._moved(X, move, any_model=any_model)
 
+    @in_own_state
     def score(self, X: ArrayLike | Tensor | Features, y: ArrayLike | None = None) -> float:
         """Recall@1 among these rows with labels; overlap with the frozen top 10 without.
 
@@ -295,6 +301,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         )  # fmt: skip
 
     @classmethod
+    @in_own_state
     def load(cls, folder: str | Path) -> "Adapter":
         """Read an adapter that `save` (or `querykey adapt`) wrote. Nothing in it is executed.
 

@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from querykey.lookup.unit_length import unit_length
 from querykey.types import FrozenRows, Keys, Labels, Numbers, Queries
 
 __all__ = ["ClassMoments", "Moments", "PairMoments", "class_moments", "moments", "pair_moments", "principal"]
@@ -161,7 +161,7 @@ def moments(rows: FrozenRows, which: Numbers | None = None, *, weights: Tensor |
     products = torch.zeros(width, width, dtype=torch.float64)
     start = 0
     for block in _blocks(rows, which):
-        unit = F.normalize(rows[block].double(), dim=1)
+        unit = unit_length(rows[block].double())
         counted = unit if weights is None else unit * weights[start : start + len(unit), None]
         start += len(unit)
         total += counted.sum(dim=0)
@@ -188,7 +188,7 @@ def class_moments(
     chosen = chosen[labels[chosen] >= 0]
     sums = torch.zeros(classes, rows.shape[1], dtype=torch.float64)
     for block in torch.split(chosen, BLOCK):
-        sums.index_add_(0, labels[block], F.normalize(rows[block].double(), dim=1))
+        sums.index_add_(0, labels[block], unit_length(rows[block].double()))
     counts = torch.bincount(labels[chosen], minlength=classes).double()
     return ClassMoments(moments(rows, chosen), counts, sums)
 
@@ -207,7 +207,5 @@ def pair_moments(queries: Queries, documents: Keys, query_of: Numbers, document_
     """
     cross = torch.zeros(documents.shape[1], queries.shape[1], dtype=torch.float64)
     for asked, found in zip(torch.split(query_of, BLOCK), torch.split(document_of, BLOCK), strict=True):
-        cross.addmm_(
-            F.normalize(documents[found].double(), dim=1).T, F.normalize(queries[asked].double(), dim=1)
-        )
+        cross.addmm_(unit_length(documents[found].double()).T, unit_length(queries[asked].double()))
     return PairMoments(moments(queries, query_of), moments(documents, document_of), cross)

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.errors import ShapeError
 from querykey.lookup.lookup import DensePairs
+from querykey.lookup.unit_length import unit_length
 from querykey.types import FrozenRows, Ids, KeyIds, Numbers, QueryIds, Rows
 
 __all__ = ["Relevance", "RelevantPairs", "same_items", "unit_rows"]
@@ -97,7 +97,7 @@ def unit_rows(vectors: FrozenRows, rows: Numbers | None = None) -> Tensor:
         [numbers, width] float32.
     """
     chosen = vectors if rows is None else vectors[rows]
-    return F.normalize(chosen.float(), dim=1)
+    return unit_length(chosen).float()
 
 
 def same_items(rows: Rows, *, near_equal: float = NEAR_EQUAL) -> tuple[Ids, Numbers]:

@@ -9,10 +9,11 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from querykey.data.labels import number_labels
+from querykey.data.labels import label_array, number_labels
 from querykey.data.readers.arrays import require_finite_rows
 from querykey.errors import DataError, ShapeError
 from querykey.features.features import Features
+from querykey.lookup.unit_length import in_range
 from querykey.types import FrozenRows
 
 __all__ = ["labels_of", "rows_of", "rows_with_direction"]
@@ -37,11 +38,22 @@ def rows_of(estimator: Any, X: ArrayLike | Tensor | Features, *, reset: bool) ->
         DataError: If rows are NaN, infinite or zero.
     """
     if not isinstance(X, Features | Tensor):
+        if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+            raise DataError(
+                f"X is a masked array with {int(np.ma.getmaskarray(X).sum())} missing numbers; "
+                "fill them in, or leave out their rows"
+            )
         checked = validate_data(
             estimator, X, reset=reset, dtype=[np.float32, np.float64], ensure_min_samples=2 if reset else 1
         )
+        if checked.dtype == np.float64:  # scaled first: float32 ends at 3e38
+            checked = in_range(torch.from_numpy(np.ascontiguousarray(checked))).numpy()
         return torch.from_numpy(np.ascontiguousarray(checked, dtype=np.float32))
     rows = X.vectors if isinstance(X, Features) else X.detach()
+    if rows.is_inference():  # autograd refuses to save them
+        rows = rows.clone()
+    if rows.dtype == torch.float64:
+        rows = in_range(rows)
     if rows.ndim != 2:
         raise ShapeError(f"rows must be a matrix [rows, width], got shape {list(rows.shape)}")
     if reset:
@@ -93,7 +105,7 @@ def labels_of(y: ArrayLike, rows: int) -> Tensor:
         ShapeError: If there are not as many.
         DataError: If they are no classes.
     """
-    values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    values = label_array(y, what="y")
     if values.shape != (rows,):
         raise ShapeError(f"y has shape {values.shape} for {rows} rows; one label for each row is needed")
     return torch.from_numpy(number_labels(values, what="y")[0])

@@ -224,7 +224,14 @@ def numbered_pairs(pairs: ArrayLike, queries: int, documents: int) -> Tensor:
     Raises:
         ShapeError: If they are no pairs of whole numbers, or name rows that are not there.
     """
+    if isinstance(pairs, Tensor):
+        pairs = pairs.detach().cpu()
+        pairs = pairs.double() if pairs.is_floating_point() else pairs
+    if np.ma.is_masked(pairs):
+        raise ShapeError("pairs is a masked array with missing numbers; leave out the pairs that have one")
     given = np.asarray(pairs)
+    if given.dtype == object and all(isinstance(v, int | np.integer) for v in given.flat):
+        given = given.astype(np.int64)
     if given.ndim != 2 or given.shape[1] != 2 or given.dtype.kind not in "iu" or len(given) == 0:
         raise ShapeError(
             "pairs must be rows of (query row, document row) as whole numbers, "

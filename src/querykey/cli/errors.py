@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from querykey.cli.console import escaped
 from querykey.cli.options import reserved_outputs
 from querykey.cli.torchrun import is_parting, tell
 from querykey.errors import DataWarning, QuerykeyError, is_out_of_memory, missing_extra
@@ -78,7 +79,7 @@ def _words(error: QuerykeyError) -> str:
 
 
 def _leave(message: str, code: int) -> typer.Exit:
-    tell(message)
+    tell(escaped(message))
     return typer.Exit(code)
 
 

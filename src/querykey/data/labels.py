@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 
 from querykey.errors import DataError
 from querykey.lookup.lookup import IGNORE_LABEL
 
-__all__ = ["NO_NAMES", "common_labels", "number_labels"]
+__all__ = ["NO_NAMES", "common_labels", "label_array", "number_labels"]
 
 NO_NAMES: tuple[str, ...] = ()
 """The label names of a source without labels."""
@@ -42,7 +43,7 @@ def number_labels(values: Any, *, what: str, names: Sequence[str] = ()) -> _Numb
         >>> labels.tolist(), names
         ([1, 0, -1, 1], ('ant', 'cat'))
     """
-    column = _one_array(values)
+    column = _one_array(values, what)
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = pc.cast(column, kind.value_type)
@@ -94,10 +95,71 @@ def common_labels(*parts: _Numbered) -> tuple[list[NDArray[np.int64]], tuple[str
     return numbered, names
 
 
-def _one_array(values: Any) -> Any:
+def label_array(values: Any, *, what: str) -> NDArray[Any]:
+    """Labels in any container as an array in which what is missing is None or NaN.
+
+    NumPy alone loses it: `np.asarray([nan, "a"])` holds the text "nan", and a mask is left out.
+
+    Args:
+        values: A list, array, masked array, column of pandas or tensor.
+        what: Where they come from, for the message.
+
+    Returns:
+        [n]; of objects where they came in a list or some are missing. Of more dimensions as they were given.
+
+    Raises:
+        DataError: If they are no sequence.
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return np.asarray((values.float() if values.dtype == torch.bfloat16 else values).numpy())
+    if isinstance(values, np.ma.MaskedArray):
+        mask = np.ma.getmaskarray(values)
+        if not mask.any():
+            return np.asarray(values.data)
+        filled = np.asarray(values.data).astype(object)
+        filled[mask] = None
+        return filled
+    if isinstance(values, list | tuple):
+        if any(isinstance(value, list | tuple) for value in values):
+            return np.asarray(values, dtype=object)
+        listed = np.empty(len(values), dtype=object)
+        for place, value in enumerate(values):
+            listed[place] = value.item() if isinstance(value, torch.Tensor | np.generic) else value
+        return listed
+    found = np.asarray(values)
+    if found.ndim == 0:
+        raise DataError(f"{what} is one value; a label for each row is needed")
+    return found
+
+
+def _one_array(values: Any, what: str) -> Any:
     if isinstance(values, pa.ChunkedArray):
         return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
-    return values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
+    if isinstance(values, pa.Array):
+        return values
+    found = label_array(values, what=what)
+    if found.dtype == object:
+        found = np.array([None if _is_missing(value) else value for value in found], dtype=object)
+        if any(type(value) is int and not -(2**63) <= value < 2**63 for value in found):
+            found = np.array([None if value is None else str(value) for value in found], dtype=object)
+    try:
+        return pa.array(found, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        kinds = sorted({type(value).__name__ for value in found.flat if value is not None})
+        raise DataError(
+            f"{what} holds {' and '.join(kinds[:4])}, which are no classes together; "
+            "labels are strings or whole numbers, all of one kind"
+        ) from error
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN, NaT, pandas' NA, and what a masked array masks."""
+    if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return bool(np.isnat(value))
+    return isinstance(value, float | np.floating) and bool(np.isnan(value))
 
 
 def _whole_numbers(column: Any, what: str) -> Any:

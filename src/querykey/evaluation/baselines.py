@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError
 from querykey.evaluation.linear_classifier import distinct, labelled
 from querykey.evaluation.ranking import is_finite
 from querykey.lookup.lookup import IGNORE_LABEL
+from querykey.lookup.unit_length import unit_length
 from querykey.types import Labels, Rows
 
 __all__ = [
@@ -56,10 +56,10 @@ class Projector:
         return torch.cat(parts) if parts else torch.empty(0, self.dim)
 
     def _block(self, rows: Tensor) -> Tensor:
-        unit = F.normalize(rows.float(), dim=1)
+        unit = unit_length(rows).float()
         if self.mean is not None:
             unit = unit - self.mean
-        return unit if self.matrix is None else F.normalize(unit @ self.matrix, dim=1)
+        return unit if self.matrix is None else unit_length(unit @ self.matrix)
 
 
 def fit_baselines(
@@ -204,7 +204,7 @@ def _moments(train: Rows) -> tuple[Tensor, Tensor]:
     total = torch.zeros(train.shape[1], dtype=torch.float64)
     products = torch.zeros(train.shape[1], train.shape[1], dtype=torch.float64)
     for start in range(0, len(train), BLOCK):
-        unit = F.normalize(train[start : start + BLOCK].double(), dim=1)
+        unit = unit_length(train[start : start + BLOCK].double())
         total += unit.sum(dim=0)
         products += unit.T @ unit
     return total / len(train), products / len(train)

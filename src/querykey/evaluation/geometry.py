@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup.lookup import IGNORE_LABEL
+from querykey.lookup.unit_length import unit_length
 from querykey.types import Labels, Neighbours, PerQuery, Rows
 
 __all__ = ["alignment", "class_alignment", "effective_rank", "neighbour_overlap", "uniformity"]
@@ -203,4 +203,4 @@ def effective_rank(rows: Rows, *, unit: bool = False) -> float:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return F.normalize(rows.double(), dim=1)
+    return unit_length(rows.double())

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.errors import DataError, ShapeError
 from querykey.lookup.lookup import IGNORE_LABEL
+from querykey.lookup.unit_length import unit_length
 from querykey.types import Labels, Rows
 
 __all__ = ["LinearClassifier", "distinct", "labelled", "logistic_regression"]
@@ -47,7 +47,7 @@ class LinearClassifier:
         return torch.cat(parts) if parts else self.classes[:0]
 
     def _block(self, rows: Tensor) -> Tensor:
-        scores = F.normalize(rows.float(), dim=1) @ self.weight.T + self.bias
+        scores = unit_length(rows).float() @ self.weight.T + self.bias
         return self.classes[scores.argmax(dim=1)]
 
 
@@ -97,7 +97,7 @@ def labelled(
     if len(train) != len(labels):
         raise ShapeError(f"there are {len(train)} rows and {len(labels)} labels; one each is needed")
     known = labels != IGNORE_LABEL
-    return F.normalize(train[known].float(), dim=1), labels[known]
+    return unit_length(train[known]).float(), labels[known]
 
 
 def distinct(labels: Labels) -> int:

@@ -27,7 +27,7 @@ __all__ = ["export_safetensors", "linear_part"]
 
 WEIGHTS, DESCRIPTION = "fc.safetensors", "fc.json"
 
-_FIRST = "x = x / np.linalg.norm(x, axis=1, keepdims=True)"
+_FIRST = "x = x / np.abs(x).max(axis=1, keepdims=True)\nx = x / np.linalg.norm(x, axis=1, keepdims=True)"
 _LINEAR = "z = x @ weight.T + bias"
 _HIDDEN = "h = x @ hidden_weight.T + hidden_bias"
 _TWO = "z = x @ weight.T + bias + (h * (1 + erf(h / np.sqrt(2))) / 2) @ out_weight.T"
@@ -112,6 +112,7 @@ def _tensors(fc: FCLayer) -> dict[str, Tensor]:
 
 def _applied(tensors: dict[str, NDArray[Any]], rows: NDArray[Any]) -> NDArray[Any]:
     """The equation of the README."""
+    rows = rows / np.abs(rows).max(axis=1, keepdims=True)  # float32 ends at squares of 1e19
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     out = unit @ tensors["weight"].T + tensors["bias"]
     if "out_weight" in tensors:

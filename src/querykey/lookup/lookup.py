@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple, Protocol, assert_never, runtime_checkabl
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import RangeError, ShapeError
+from querykey.lookup.unit_length import unit_length
 from querykey.types import KeyIds, KeyLabels, Keys, PairMask, Queries, QueryIds, QueryLabels, Scores
 
 __all__ = ["Block", "DensePairs", "Lookup", "PairRule", "Pairs", "RulePairs", "Score", "look_up"]
@@ -223,15 +223,14 @@ class Lookup:
     @cached_property
     def _ready_queries(self) -> Queries:
         queries = self.queries.to(torch.promote_types(self.queries.dtype, torch.float32))
-        return F.normalize(queries, dim=1) if self.score == "cosine" else queries
+        return unit_length(queries) if self.score == "cosine" else queries
 
     def _score(self, start: int, stop: int) -> Scores:
         # a product in half precision is off by up to 1e-2: a loss at temperature .07 by .1, a top k by
         # hundreds of keys. Autocast would make it one again.
         with torch.autocast(self.queries.device.type, enabled=False):
             keys = self.keys[start:stop].to(self._ready_queries.dtype)
-            if self.score == "cosine":
-                keys = F.normalize(keys, dim=1)
+            keys = unit_length(keys) if self.score == "cosine" else keys
             return self._ready_queries @ keys.T
 
 

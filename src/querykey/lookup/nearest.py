@@ -3,24 +3,22 @@
 A block's scores are rounded differently by every matrix product, so they only propose: a few more
 candidates than asked for. These are scored again, row by row in float64, and sorted by score and
 then by index. Where a key left out could tie with the last one kept, the query is scanned whole.
-So block sizes, threads and faiss change the time, never the list.
+So block sizes and threads change the time, never the list. A key that holds NaN or infinity is never
+found, and a query that does finds nothing.
 """
 
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from querykey.errors import MissingExtraError, RangeError
+from querykey.errors import RangeError
 from querykey.lookup.lookup import Score
+from querykey.lookup.unit_length import in_range, unit_length
 from querykey.types import KeyIds, Keys, Neighbours, Queries, QueryIds, TopScores
 
-__all__ = ["TIE", "Engine", "best_first", "best_of_blocks", "nearest", "rough_cosines", "settle"]
-
-Engine = Literal["auto", "blocks", "faiss"]
+__all__ = ["TIE", "best_first", "best_of_blocks", "nearest", "rough_cosines", "settle"]
 
 SLACK = 8
 """Candidates beyond k: fewer near-ties than this at rank k, and no query is scanned whole."""
@@ -38,7 +36,6 @@ def nearest(
     query_ids: QueryIds | None = None,
     key_ids: KeyIds | None = None,
     score: Score = "cosine",
-    engine: Engine = "auto",
 ) -> tuple[TopScores, Neighbours]:
     """The k best keys of each query, exactly.
 
@@ -49,8 +46,6 @@ def nearest(
         query_ids: With `key_ids`: a query's own item is left out, every copy of it.
         key_ids: Which item each key is.
         score: "cosine" or "dot".
-        engine: "blocks": our own walk. "faiss": faiss's flat search proposes. "auto": faiss where
-            it is installed. The lists are the same.
 
     Returns:
         (scores [queries, k] float32, indices [queries, k] int64), best first, ties to the lower
@@ -58,7 +53,6 @@ def nearest(
 
     Raises:
         RangeError: If k is not positive.
-        MissingExtraError: If faiss is asked for and not installed.
 
     Example:
         >>> keys = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
@@ -67,20 +61,17 @@ def nearest(
     """
     if k < 1:
         raise RangeError(f"k must be at least 1, got {k}")
-    propose = _faiss_blocks if _use_faiss(engine) else _product_blocks
     own = torch.empty(len(queries), 0, dtype=torch.int64)
     if query_ids is not None and key_ids is not None:
         own = _own_columns(query_ids, key_ids)
     if len(queries) == 0:
         return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
     blocks = [slice(i, i + QUERY_BLOCK) for i in range(0, len(queries), QUERY_BLOCK)]
-    found = [_nearest_of(queries[b], keys, k, own[b], score=score, propose=propose) for b in blocks]
+    found = [_nearest_of(queries[b], keys, k, own[b], score=score) for b in blocks]
     return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found])
 
 
-def rough_cosines(
-    queries: Queries, keys: Keys, count: int, *, engine: Engine = "auto"
-) -> tuple[TopScores, Neighbours]:
+def rough_cosines(queries: Queries, keys: Keys, count: int) -> tuple[TopScores, Neighbours]:
     """The best cosines of each query as a matrix product rounds them: proposals that nobody has settled.
 
     For whoever can bound what a difference of `TIE` in each score does to their result, and settles the few
@@ -90,7 +81,6 @@ def rough_cosines(
         queries: [queries, dim], any float dtype.
         keys: [keys, dim], any float dtype; may be memory-mapped, and is read once, block by block.
         count: Keys wanted per query, from 1 to the number of keys.
-        engine: As for `nearest`.
 
     Returns:
         (scores [queries, count] float32, indices [queries, count] int64), best first. A score is within
@@ -98,7 +88,6 @@ def rough_cosines(
 
     Raises:
         RangeError: If count is outside 1 to the number of keys.
-        MissingExtraError: If faiss is asked for and not installed.
 
     Example:
         >>> rough_cosines(torch.tensor([[1.0, 0.2]]), torch.eye(2), 1)[1].tolist()
@@ -106,22 +95,16 @@ def rough_cosines(
     """
     if not 1 <= count <= len(keys):
         raise RangeError(f"count must be from 1 to the {len(keys)} keys, got {count}")
-    with_faiss = _use_faiss(engine)
     # torch's top-k is fast where a row has 64 times as many columns
-    size = 16 * KEY_BLOCK if with_faiss else max(KEY_BLOCK, 64 * count)
-    rows = max(1, len(queries) if with_faiss else QUERY_BLOCK * KEY_BLOCK // size)
-    unit = F.normalize(queries.float(), dim=1)
+    size = max(KEY_BLOCK, 64 * count)
+    rows = max(1, QUERY_BLOCK * KEY_BLOCK // size)
+    unit = unit_length(queries).float()
     best: dict[int, tuple[Tensor, Tensor]] = {}
     for start in range(0, len(keys), size):
-        block = F.normalize(keys[start : start + size].float(), dim=1)
+        block, lost = _unit_keys(keys[start : start + size])
+        index = torch.arange(start, start + len(block))[None, :]
         for first in range(0, len(unit), rows):
-            some = unit[first : first + rows]
-            if with_faiss:
-                found = [
-                    (scores, index + start) for scores, index in _faiss_blocks(some, block, "dot", count)
-                ]
-            else:
-                found = [(some @ block.T, torch.arange(start, start + len(block))[None, :])]
+            found = [(_without(unit[first : first + rows] @ block.T, lost), index)]
             best[first] = best_of_blocks([best[first], *found] if start else found, count)
     if not best:
         return torch.empty(0, count), torch.empty(0, count, dtype=torch.int64)
@@ -202,13 +185,13 @@ def best_first(scores: Tensor, index: Tensor, k: int) -> tuple[TopScores, Neighb
     return F.pad(scores, (0, missing), value=-torch.inf)[:, :k], F.pad(index, (0, missing), value=-1)[:, :k]
 
 
-def _nearest_of(
-    queries: Tensor, keys: Tensor, k: int, own: Tensor, *, score: Score, propose: "_Propose"
-) -> tuple[Tensor, Tensor]:
+def _nearest_of(queries: Tensor, keys: Tensor, k: int, own: Tensor, *, score: Score) -> tuple[Tensor, Tensor]:
     """The exact list of one block of queries; `own` are the columns that are left out, or -1."""
-    queries = queries.float()
+    queries = in_range(queries).float() if score == "cosine" else queries.float()
     count = k + SLACK + own.shape[1]
-    rough, index = best_of_blocks(propose(queries, keys, score, count), count)
+    rough, index = best_of_blocks(_product_blocks(queries, keys, score), count)
+    if bool((unusable := _not_finite(queries)).any()):
+        rough = rough.masked_fill(unusable[:, None], -torch.inf)
     floor = rough[:, -1] if index.shape[1] < len(keys) else torch.full((len(queries),), -torch.inf)
     rough = rough.masked_fill((index[:, :, None] == own[:, None, :]).any(2), -torch.inf)
 
@@ -216,7 +199,7 @@ def _nearest_of(
         return exact_scores(queries[rows], keys, candidates, score)
 
     def scan(row: int) -> Tensor:
-        every = torch.cat([s for s, _ in _product_blocks(queries[row : row + 1], keys, score, k)], dim=1)[0]
+        every = torch.cat([s for s, _ in _product_blocks(queries[row : row + 1], keys, score)], dim=1)[0]
         every[own[row][own[row] >= 0]] = -torch.inf
         return every
 
@@ -227,36 +210,35 @@ def _nearest_of(
 def exact_scores(queries: Tensor, keys: Tensor, candidates: Tensor, score: Score) -> Tensor:
     """Scores of queries [n, dim] with their own candidates [n, c], summed in float64: [n, c]."""
     chosen = keys.index_select(0, candidates.clamp(min=0).flatten())
-    chosen = chosen.float().view(*candidates.shape, keys.shape[1])
-    if score == "cosine":
-        chosen, queries = F.normalize(chosen, dim=2), F.normalize(queries, dim=1)
+    chosen = chosen.view(*candidates.shape, keys.shape[1])
+    # a copy: it is multiplied in place
+    chosen = (unit_length(chosen) if score == "cosine" else chosen).to(torch.float32)
+    queries = unit_length(queries) if score == "cosine" else queries
     return chosen.mul_(queries[:, None, :]).sum(dim=2, dtype=torch.float64)
 
 
-_Propose = Callable[[Tensor, Tensor, Score, int], Iterable[tuple[Tensor, Tensor]]]
-
-
-def _product_blocks(
-    queries: Tensor, keys: Tensor, score: Score, _count: int
-) -> Iterable[tuple[Tensor, Tensor]]:
-    ready = F.normalize(queries, dim=1) if score == "cosine" else queries
+def _product_blocks(queries: Tensor, keys: Tensor, score: Score) -> Iterable[tuple[Tensor, Tensor]]:
+    ready = unit_length(queries) if score == "cosine" else queries
     for start in range(0, len(keys), KEY_BLOCK):
-        block = keys[start : start + KEY_BLOCK].float()
-        block = F.normalize(block, dim=1) if score == "cosine" else block
-        yield ready @ block.T, torch.arange(start, start + len(block))[None, :]
+        block = keys[start : start + KEY_BLOCK]
+        block, lost = _unit_keys(block) if score == "cosine" else (block.float(), _not_finite(block))
+        yield _without(ready @ block.T, lost), torch.arange(start, start + len(block))[None, :]
 
 
-def _faiss_blocks(queries: Tensor, keys: Tensor, score: Score, count: int) -> Iterable[tuple[Tensor, Tensor]]:
-    import faiss
+def _unit_keys(block: Tensor) -> tuple[Tensor, Tensor]:
+    return unit_length(block).float(), _not_finite(block)
 
-    ready = F.normalize(queries, dim=1) if score == "cosine" else queries
-    for start in range(0, len(keys), 16 * KEY_BLOCK):
-        block = keys[start : start + 16 * KEY_BLOCK].float()
-        block = F.normalize(block, dim=1) if score == "cosine" else block
-        scores, index = faiss.knn(
-            ready.numpy(), block.numpy(), min(count, len(block)), metric=faiss.METRIC_INNER_PRODUCT
-        )
-        yield torch.from_numpy(scores), torch.from_numpy(index) + start
+
+def _not_finite(rows: Tensor) -> Tensor:
+    """Which rows hold NaN or infinity [rows]."""
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    peak: Tensor = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1)
+    return ~peak.isfinite()
+
+
+def _without(scores: Tensor, lost: Tensor) -> Tensor:
+    """Scores with those of keys that are not finite at -inf: `topk` takes NaN for the largest number."""
+    return scores.masked_fill_(lost[None, :], -torch.inf) if bool(lost.any()) else scores
 
 
 def _own_columns(query_ids: QueryIds, key_ids: KeyIds) -> Tensor:
@@ -272,10 +254,3 @@ def _longest(keys: Tensor) -> float:
     return max(
         float(keys[i : i + KEY_BLOCK].float().norm(dim=1).max()) for i in range(0, len(keys), KEY_BLOCK)
     )
-
-
-def _use_faiss(engine: Engine) -> bool:
-    installed = find_spec("faiss") is not None
-    if engine == "faiss" and not installed:
-        raise MissingExtraError("faiss-cpu", extra="search", purpose='engine="faiss"')
-    return engine == "faiss" or (engine == "auto" and installed)

@@ -16,6 +16,8 @@ __all__ = ["Mode", "top_k"]
 
 Mode = Literal["similar", "hard_negative", "hard_positive", "semi_hard"]
 
+_AnyMode = Literal[Mode, "nearest_positive"]
+
 QUERY_BLOCK = 1024
 KEY_BLOCK = 4096
 
@@ -71,73 +73,56 @@ def _of_all(scores: TopScores, index: Neighbours, processes: ProcessGroup) -> Ne
     return best_first(every_score, every_number, index.shape[1])[1]
 
 
-def _top_k(lookup: Lookup, k: int, mode: Mode) -> tuple[TopScores, Neighbours]:
+def _top_k(lookup: Lookup, k: int, mode: _AnyMode) -> tuple[TopScores, Neighbours]:
     """(what is sorted by, indices); -inf and -1 where there are fewer."""
     sign = -1.0 if mode == "hard_positive" else 1.0
-    ceiling = _nearest_positive(lookup) if mode == "semi_hard" else None
+    ceiling = torch.full((len(lookup),), torch.inf, device=lookup.queries.device)
+    if mode == "semi_hard":
+        ceiling = _nearest_positive(lookup)
     if len(lookup.keys) == 0:
         return torch.full((len(lookup), k), -torch.inf), torch.full((len(lookup), k), -1)
-    # those at the ceiling within rounding take part too: `exact` decides
-    reach = (
-        None if ceiling is None else ceiling + 2 * TIE * ceiling.nan_to_num(neginf=0.0).abs().clamp(min=1.0)
-    )
 
-    def eligible(some: Lookup, below: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def eligible(some: Lookup, below: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for block in some.blocks(KEY_BLOCK):
-            wanted = _eligible(block, mode, below)
-            yield (sign * block.scores).masked_fill(~wanted, -torch.inf), _columns(block)
+            wanted = _wanted(block, mode, below)
+            index = torch.arange(block.start, block.start + wanted.shape[1])
+            yield (sign * block.scores).masked_fill(~wanted, -torch.inf), index[None, :]
 
     def exact(rows: Tensor, candidates: Tensor) -> Tensor:
-        found = exact_scores(lookup.queries[rows].float(), lookup.keys, candidates, lookup.score)
-        if ceiling is None:
-            return sign * found
-        return found.masked_fill(found >= ceiling[rows, None], -torch.inf)
+        found = sign * exact_scores(lookup.queries[rows].float(), lookup.keys, candidates, lookup.score)
+        return found.masked_fill(found.float() >= ceiling[rows, None], -torch.inf)
 
     def scan(row: int) -> Tensor:
-        below = None if reach is None else reach[row : row + 1]
+        below = ceiling[row : row + 1]
         return torch.cat([scores for scores, _ in eligible(lookup.rows(row, row + 1), below)], dim=1)[
             0
         ].float()
 
-    scores, index = best_of_blocks(eligible(lookup, reach), k + SLACK)
+    scores, index = best_of_blocks(eligible(lookup, ceiling), k + SLACK)
     scale = float(scores.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0))
     return settle((scores.float(), index), k, scores[:, -1].float(), exact, scan, scale)
 
 
-def _eligible(block: Block, mode: Mode, below: Tensor | None) -> PairMask:
-    """The pairs of a block that may be selected; `below` is what semi-hard ones score below."""
+def _wanted(block: Block, mode: _AnyMode, below: Tensor) -> PairMask:
+    """The pairs of a block that may be selected."""
     match mode:
         case "similar":
             return block.positive | block.negative
         case "hard_negative":
             return block.negative
-        case "hard_positive":
+        case "hard_positive" | "nearest_positive":
             return block.positive
         case "semi_hard":
-            assert below is not None
-            return block.negative & (block.scores < below[:, None])
+            # wider by what rounding may do: exact scores decide
+            reach = TIE * below.nan_to_num(neginf=0.0).abs().clamp(min=1.0)
+            return block.negative & (block.scores < (below + reach)[:, None])
         case never:
             assert_never(never)
 
 
 def _nearest_positive(lookup: Lookup) -> Tensor:
-    """The highest exact score among each query's positives [queries], float64; -inf where there are none."""
-    best = torch.full((len(lookup),), -torch.inf, dtype=torch.float64)
-    if len(lookup.keys) > 0:
-        scores, index = best_of_blocks(
-            (
-                (block.scores.masked_fill(~block.positive, -torch.inf), _columns(block))
-                for block in lookup.blocks(KEY_BLOCK)
-            ),
-            SLACK,
-        )
-        exact = exact_scores(lookup.queries.float(), lookup.keys, index, lookup.score)
-        best = exact.masked_fill(scores == -torch.inf, -torch.inf).amax(dim=1)
+    """The highest score among each query's positives [queries], exact; -inf where there are none."""
+    best = _top_k(lookup, 1, "nearest_positive")[0][:, 0]
     if lookup.shard_group.world_size == 1:
         return best
     return lookup.shard_group.all_gather_with_grad(best[None], lookup.shard_group.world_size).amax(dim=0)
-
-
-def _columns(block: Block) -> Tensor:
-    """Numbers of the keys of a block [1, keys]."""
-    return torch.arange(block.start, block.start + block.scores.shape[1])[None, :]

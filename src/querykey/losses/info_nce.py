@@ -4,11 +4,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.errors import RangeError, ShapeError
 from querykey.lookup.lookup import Lookup
 from querykey.lookup.two_view_pairs import look_up_views
+from querykey.lookup.unit_length import unit_length
 from querykey.losses._pair_weights import as_numbers, read, softmax, weigh
 from querykey.losses.streaming import Form, takes_streamed
 from querykey.losses.streaming_blocks import Positives, softmax_of_blocks
@@ -206,5 +206,5 @@ def nt_xent(
     with torch.autocast(view_1.device.type, enabled=False):
         rows = [view.float() if view.element_size() < 4 else view for view in (view_1, view_2)]
         if normalised:
-            rows = [F.normalize(view, dim=1) for view in rows]
+            rows = [unit_length(view) for view in rows]
         return info_nce(look_up_views(*rows, ids=ids), temperature=temperature, form=form)

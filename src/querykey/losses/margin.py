@@ -70,7 +70,7 @@ def soft_triplets(
         semi_hard: Take only the triplets whose negative scores below the positive, but by
             less than the margin.
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
         is_positive, column = _pack(positive)
         is_found = as_numbers(is_positive, scores.dtype)
         is_negative = as_numbers(negative, scores.dtype)
@@ -83,14 +83,14 @@ def soft_triplets(
         step = max(1, CUBE // max(1, scores.numel()))
         for start in range(0, column.shape[1], step):
             chosen, found = column[:, start : start + step], is_found[:, None, start : start + step]
-            lead = scores.gather(1, chosen)[:, :, None] - reach  # [queries, some positives, keys]
+            own = scores.gather(1, chosen)[:, :, None]
+            lead = own - reach  # [queries, some positives, keys]
             logs = F.logsigmoid(lead)
             slope = logs.expm1()
             taken = is_negative[:, :, None]
             if semi_hard:
-                # of the scores, not of `lead`: what was added to it would decide an exact tie by rounding
-                own, other = scores.gather(1, chosen)[:, :, None], scores[:, None, :]
-                middle = (lead < 0.0) & (other < own)
+                # of the scores themselves: a difference is rounded, and a tie is no smaller score
+                middle = (own < reach) & (scores[:, None, :] < own)
                 logs, slope = logs * middle, slope * middle
                 count += _total(found, middle.to(scores.dtype), taken)
             else:

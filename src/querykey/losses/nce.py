@@ -106,10 +106,10 @@ def nce_normaliser(
 
     Returns:
         A float64 tensor of one number [] on the CPU, without gradient, the same on all processes; 0 where no
-        pair counts. Scores of 1 stay finite down to a temperature of 0.0015.
+        pair counts. At temperatures below about 0.0015 it is beyond float64 too, and refused.
 
     Raises:
-        RangeError: If temperature or items is not positive.
+        RangeError: If temperature or items is not positive, or the temperature so low that Z is no number.
         ShapeError: If temperature is a tensor of more than one number.
 
     Example:
@@ -132,11 +132,17 @@ def nce_normaliser(
         logits = (scores / temperature).add_(penalty(takes_part))
         log_sum, pairs = torch.logsumexp(logits.flatten(), dim=0), takes_part.sum()
         if processes.world_size > 1:
-            # exp(100), of scores at a temperature of 0.01, is within float64
             total, every = processes.sum(torch.stack([log_sum.double().exp(), pairs.double()]))
             log_sum, pairs = total.log(), every
-        log_mean = log_sum - pairs.clamp(min=1.0).log()
-        return (log_mean.cpu().double() + math.log(items)).exp()  # there is no float64 on some accelerators
+        # on the CPU: some accelerators have no float64
+        log_mean = log_sum.cpu().double() - pairs.cpu().clamp(min=1.0).log()
+        found = (log_mean + math.log(items)).exp()
+    if not bool(found.isfinite()):
+        raise RangeError(
+            f"at temperature {float(temperature):.3g} the normaliser is beyond float64; "
+            "raise the temperature: 0.07 to 0.1 is usual"
+        )
+    return found
 
 
 def _check_normaliser(normaliser: float | Tensor) -> None:

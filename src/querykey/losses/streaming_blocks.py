@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.errors import refuse_second_derivative
 from querykey.lookup.lookup import Lookup, Pairs
+from querykey.lookup.unit_length import unit_length
 from querykey.losses._pair_weights import FAR, NOTHING, as_numbers, penalty
 from querykey.losses.streaming import KEYS, ROWS
 from querykey.types import PairMask, PerQuery
@@ -174,7 +174,7 @@ def rows_of(lookup: Lookup) -> tuple[Tensor, Tensor]:
     queries = lookup.queries.float() if lookup.queries.element_size() < 4 else lookup.queries
     if lookup.score == "dot":
         return queries, lookup.keys  # keys of another dtype are converted block by block
-    return F.normalize(queries, dim=1), F.normalize(lookup.keys.to(queries.dtype), dim=1)
+    return unit_length(queries), unit_length(lookup.keys.to(queries.dtype))
 
 
 def _parts(lookup: Lookup) -> Iterator[tuple[slice, Lookup]]:

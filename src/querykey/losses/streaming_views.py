@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.errors import refuse_second_derivative
 from querykey.lookup.lookup import Lookup
 from querykey.lookup.two_view_pairs import TwoViewPairs
+from querykey.lookup.unit_length import unit_length
 from querykey.losses._pair_weights import as_numbers
 from querykey.types import PerQuery, Rows
 
@@ -58,7 +58,7 @@ def two_views(lookup: Lookup, temperature: float | Tensor) -> TwoViews | None:
     with torch.autocast(whole.keys.device.type, enabled=False):
         rows = whole.keys.float() if whole.keys.element_size() < 4 else whole.keys
         if whole.score == "cosine":
-            rows = F.normalize(rows, dim=1)
+            rows = unit_length(rows)
         rows = rows / temperature**0.5
         if not bool(rows.detach().square().sum(dim=1).amax() <= STEEPEST):
             return None

@@ -6,11 +6,11 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.evaluation.intervals import Interval, bootstrap, paired_difference
 from querykey.features.features import Features
 from querykey.lookup.nearest import nearest
+from querykey.lookup.unit_length import unit_length
 from querykey.types import Neighbours, Numbers, Rows, TopScores
 
 __all__ = ["SHOWN_K", "Answer", "Compared", "Kind", "Looked", "Neighbourhood", "Side", "drawn", "look_among"]
@@ -182,12 +182,12 @@ def _find(features: Features, kind: Kind, asked: Numbers, side: Side) -> _Found:
         )
     if kind == "neighbours":
         return _Found(scores, index, None, None)
-    unit, at_once = F.normalize(rows.float(), dim=1), max(1, ELEMENTS // count)
+    unit, at_once = unit_length(rows).float(), max(1, ELEMENTS // count)
     right, ranks = [], []
     for start in range(0, len(asked), at_once):
         part = slice(start, start + at_once)
         is_right = _is_right(features, kind, asked[part])
-        every = F.normalize(asks[part].float(), dim=1) @ unit.T
+        every = unit_length(asks[part]).float() @ unit.T
         best = every.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
         if kind == "labels":
             every[torch.arange(len(every)), asked[part]] = -torch.inf

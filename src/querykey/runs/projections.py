@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from querykey.data.readers.open import read_source
 from querykey.errors import DamagedItemError, QuerykeyError
 from querykey.features.features import Features
+from querykey.lookup.unit_length import unit_length
 from querykey.types import Rows
 
 __all__ = ["Map", "Sheet", "maps_of", "sheet_of"]
@@ -75,7 +76,7 @@ def maps_of(rows: Rows, name: str) -> list[Map]:
         >>> found.title, found.x
         ('frozen, PCA', 'first axis, 100% of the variance')
     """
-    unit = F.normalize(rows.float(), dim=1).double()
+    unit = unit_length(rows).float().double()
     centred = unit - unit.mean(dim=0)
     variance, axes = torch.linalg.eigh(centred.T @ centred)
     axes = axes[:, -2:].flip(1)

@@ -6,11 +6,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.errors import MissingExtraError, SourceError
 from querykey.features.features import Features
 from querykey.lookup.nearest import nearest
+from querykey.lookup.unit_length import unit_length
 from querykey.runs.adapt import Run
 from querykey.runs.load_encoder import encoder_of_features
 
@@ -99,7 +99,7 @@ def find(run: Run, features: Features, query: Query, *, k: int) -> tuple[list[Fo
     adapted = run.adapter.transform_documents(features)
     asked = run.adapter.transform(query.row)
     assert isinstance(asked, Tensor)
-    before = _nearest(F.normalize(query.row, dim=1), features.vectors, query, k)
+    before = _nearest(unit_length(query.row), features.vectors, query, k)
     after = _nearest(asked, torch.as_tensor(adapted), query, k)
     return [_named(features, *pair) for pair in before], [_named(features, *pair) for pair in after]
 

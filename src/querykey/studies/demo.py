@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.adapter.tasks import Judge
 from querykey.adapter.verdict import sentence
@@ -29,6 +28,7 @@ from querykey.export import Origin, export_onnx
 from querykey.features.embed import embed as embed_source
 from querykey.features.features import Features
 from querykey.io.atomic import new_folder
+from querykey.lookup.unit_length import unit_length
 from querykey.runs.adapt import Run, adapt
 from querykey.runs.adapter_settings import parse_run
 from querykey.runs.data import DataAt
@@ -298,7 +298,7 @@ def _moved(test: Features, run: Run) -> list[tuple[str, int, int]]:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return F.normalize(rows.float(), dim=1)
+    return unit_length(rows).float()
 
 
 def _search(

@@ -13,7 +13,6 @@ EXTRAS = {
     "vision": ("torchvision", "timm"),
     "text": ("sentence_transformers",),
     "export": ("onnx", "onnxruntime"),
-    "search": ("faiss",),
     "tensorboard": ("tensorboard",),
     "report": ("plotly", "jinja2"),
 }

@@ -1,0 +1,46 @@
+"""Rows scaled to length 1, whatever their magnitude."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["in_range", "unit_length"]
+
+LARGEST, SMALLEST = 1e15, 1e-11
+"""Magnitudes whose squares, and sums of them, float32 holds, above the epsilon of `normalize`."""
+
+
+def in_range(rows: Tensor, dim: int = -1) -> Tensor:
+    """Divide rows by their largest magnitude where the squares of it leave the range of float32.
+
+    Args:
+        rows: Any float dtype from float32 on.
+        dim: Along which a row lies.
+
+    Returns:
+        Of the same shape and dtype. Rows that are within the range, zero or not finite keep their bits.
+    """
+    with torch.no_grad():
+        peak = torch.linalg.vector_norm(rows, ord=torch.inf, dim=dim, keepdim=True)
+        outside = (peak > LARGEST) | ((peak < SMALLEST) & (peak > 0.0))
+        scale = torch.where(outside & peak.isfinite(), peak, torch.ones_like(peak))
+    return rows / scale
+
+
+def unit_length(rows: Tensor, dim: int = -1) -> Tensor:
+    """Scale rows to length 1; `torch.nn.functional.normalize` gives zeros for rows of length 1e25.
+
+    Args:
+        rows: Any dtype.
+        dim: Along which a row lies.
+
+    Returns:
+        In float32, or float64 where the rows are. A row of zeros stays zero.
+
+    Example:
+        >>> unit_length(torch.tensor([[3e25, 4e25]]))
+        tensor([[0.6000, 0.8000]])
+    """
+    if rows.dtype not in (torch.float32, torch.float64):
+        rows = rows.float()
+    return F.normalize(in_range(rows, dim), dim=dim)
