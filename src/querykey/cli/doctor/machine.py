@@ -15,7 +15,7 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime"),
     "search": ("faiss",),
     "tensorboard": ("tensorboard",),
-    "report": ("plotly", "jinja2"),
+    "report": ("vl_convert", "jinja2"),
 }
 """Extra to the modules it brings."""
 
