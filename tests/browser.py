@@ -78,7 +78,7 @@ class Browser:
                 return said["result"]
 
     def open(self, path, *, width=1280, height=900, scheme="light", media=""):
-        """Open a file and wait until its charts are drawn."""
+        """Open a file and wait until it is loaded."""
         self.errors.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
@@ -88,11 +88,9 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", media=media, features=wish)
         self.call("Page.navigate", url=Path(path).absolute().as_uri())
         end = time.monotonic() + PATIENCE
-        charts = "document.getElementById('charts')"
-        there = f"document.readyState === 'complete' && {charts} !== null"
-        drawn = f"document.documentElement.dataset.drawn || {charts}.textContent === '{{}}'"
-        while not (self.run(there) and self.run(drawn)):
-            assert time.monotonic() < end, f"not drawn in {PATIENCE} s; {self.errors}"
+        address = json.dumps(Path(path).absolute().as_uri())
+        while not self.run(f"document.readyState === 'complete' && location.href === {address}"):
+            assert time.monotonic() < end, f"not loaded in {PATIENCE} s; {self.errors}"
             time.sleep(0.05)
 
     def run(self, expression):

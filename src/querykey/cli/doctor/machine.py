@@ -14,7 +14,7 @@ EXTRAS = {
     "text": ("sentence_transformers",),
     "export": ("onnx", "onnxruntime"),
     "tensorboard": ("tensorboard",),
-    "report": ("plotly", "jinja2"),
+    "report": ("vl_convert", "jinja2"),
 }
 """Extra to the modules it brings."""
 

@@ -1,23 +1,18 @@
 """The page: sections of runs and studies in one HTML file that needs nothing else.
 
-Plotly's script is stored packed and the browser unpacks it: a file of 2 MB in place of 5. Until it has
-drawn a chart, and on paper, and where scripts are off, the same chart stands there as SVG.
+Each chart is drawn twice as SVG, for a narrow and for a wide column. The page's style shows the one that
+fits, so that text is never scaled. A short script shows the numbers of the mark at the pointer.
 """
 
-import base64
-import gzip
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from querykey.errors import ConfigError, MissingExtraError, MissingPathError, SourceError
 from querykey.io.study_folder import is_study
-from querykey.reports.charts.plotly import as_plotly
-from querykey.reports.charts.spec import COLOURS, Chart
+from querykey.reports.charts.spec import Chart
 from querykey.reports.charts.svg import as_svg
 from querykey.reports.page.adapter import ADAPTER, RUN, adapter_section, read_described
 from querykey.reports.page.blocks import Charts, Section
@@ -25,6 +20,9 @@ from querykey.reports.page.pretraining import FORMAT, pretraining_section
 from querykey.reports.page.study import study_section
 
 __all__ = ["figures_of", "render", "sections_of"]
+
+NARROW, WIDE, ALONE = 316, 470, 700
+"""Pixels of a chart: on a telephone 390 px wide, in one of two columns, and in a column alone."""
 
 
 def sections_of(folders: Sequence[Path], *, features: str | None = None) -> list[Section]:
@@ -63,23 +61,27 @@ def render(sections: Sequence[Section], *, command: str) -> str:
         command: What was typed to make it.
 
     Returns:
-        HTML; the same for the same sections and versions of plotly and Jinja2.
+        HTML; the same for the same sections and versions of vl-convert and Jinja2.
 
     Raises:
-        MissingExtraError: If plotly or Jinja2 is not installed.
+        MissingExtraError: If vl-convert or Jinja2 is not installed.
     """
-    template, plotly = _template(), _packed_plotly()
+    template = _template()
     names = {id(chart): f"figure-{place}" for place, (_, chart) in enumerate(_charts(sections), start=1)}
-    data = {names[id(chart)]: _described(chart) for _, chart in _charts(sections)}
     answers = [answer for section in sections for answer in section.answers]
     counts = {word: sum(answer.word == word for answer in answers) for word in
               ("yes", "no", "can't tell", "not measured yet")}  # fmt: skip
     text = template.render(
-        sections=sections, names=names, svg=as_svg, key=id, command=command, plotly=plotly,
-        charts=_as_json(data), counts=[(word, count) for word, count in counts.items() if count],
-        asked=len(answers), colours=range(COLOURS),
+        sections=sections, names=names, drawings=_drawings, key=id, command=command, asked=len(answers),
+        counts=[(word, count) for word, count in counts.items() if count],
     )  # fmt: skip
     return re.sub(r"\n\s*\n+", "\n", text).strip() + "\n"
+
+
+def _drawings(chart: Chart, beside: int) -> str:
+    """A chart for a narrow and for a wide column, which is wider where no other chart stands beside it."""
+    widths = {"narrow": NARROW, "broad": WIDE if beside > 1 else ALONE}
+    return "".join(as_svg(chart, width=width, kind=f"drawing {kind}") for kind, width in widths.items())
 
 
 def figures_of(sections: Sequence[Section]) -> dict[str, str]:
@@ -147,27 +149,6 @@ def _charts(sections: Sequence[Section]) -> list[tuple[Section, Chart]]:
         (section, chart) for section in sections for block in section.blocks if isinstance(block, Charts)
         for chart in block.charts
     ]  # fmt: skip
-
-
-def _described(chart: Chart) -> dict[str, Any]:
-    sheet = getattr(chart, "sheet", "")
-    return as_plotly(chart) | ({"sheet": sheet} if sheet else {})
-
-
-def _as_json(data: Any) -> str:
-    """JSON that can stand in a script: nothing in it ends the script."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-@cache
-def _packed_plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtraError("plotly", extra="report", purpose="a report") from error
-    packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
-    return base64.b64encode(packed).decode()
 
 
 def _template() -> Any:
