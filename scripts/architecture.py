@@ -26,7 +26,7 @@ JOBS = {
     "data": "readers, augmentation", "export": "ONNX, safetensors", "dictionaries": "queue, bank, memory",
     "encoders": "backbones, heads, frozen", "lookup": "queries, keys, pairs", "distributed": "process group",
     "config": "TOML to settings", "io": "atomic writes, records", "optim": "optimisers, schedules",
-    "types": "array types", "errors": "QuerykeyError",
+    "runtime": "adapters in NumPy", "types": "array types", "errors": "QuerykeyError",
 }  # fmt: skip
 WIDTH, BOX_WIDTH, BOX_HEIGHT, ROW, MARGIN = 940, 190, 44, 92, 16
 
