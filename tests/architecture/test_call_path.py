@@ -6,7 +6,7 @@ import sys
 import pytest
 from architecture.source import ROOT
 
-MODULES_OF_A_STEP, MODULES_OF_A_RUN, FRAMES = 20, 58, 9
+MODULES_OF_A_STEP, MODULES_OF_A_RUN, FRAMES = 20, 61, 9
 BOTH_WAYS = ["querykey.lookup.lookup <-> querykey.lookup.own_key_pairs"]
 """A view of a lookup that its pairs make; every other pair is a callback that came back."""
 

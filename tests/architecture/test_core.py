@@ -19,7 +19,7 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
 """
-CORE = {"numpy", "safetensors", "typer", "rich", "pydantic"}
+CORE = {"filelock", "numpy", "safetensors", "typer", "rich", "pydantic"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 INSTALL = "pip install 'querykey[train]'"
 
@@ -119,7 +119,7 @@ def test_a_module_that_no_extra_brings_stays_what_it_is():
     assert missing_extra(ModuleNotFoundError("no name"), "x") is None
 
 
-def test_the_core_depends_on_five_packages():
+def test_the_core_depends_on_six_packages():
     names = {line.partition(">")[0] for line in PYPROJECT["project"]["dependencies"]}
     assert names == CORE
 

@@ -57,7 +57,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(number, warm):
     last = warm.log.read_text().splitlines()[-1]
     kept = latest_checkpoint(run / "checkpoints").step
     assert 2 <= kept < STEPS
-    assert last == f"note: stopped after step {kept}; go on with: querykey resume {run}"
+    assert last == f"note: stopped after step {kept}; continue with: querykey resume {run}"
     assert warm.run("resume", run, "--threads", 1) == 0
     assert_same_run(whole, run, steps=STEPS)
 

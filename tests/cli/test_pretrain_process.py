@@ -69,7 +69,7 @@ def test_ctrl_c_after_a_step_saves_the_state_and_resume_ends_the_run(tmp_path):
     assert "stopping after this step; once more stops at once" in err
     last = err.splitlines()[-1]
     assert last.startswith("note: stopped after step ")
-    assert last.endswith(f"go on with: querykey resume {run}")
+    assert last.endswith(f"continue with: querykey resume {run}")
     step = int(last.split("after step ")[1].split(";")[0])
     assert f"step-{step:09d}.json" in {path.name for path in (run / "checkpoints").iterdir()}
     assert not (run / "encoder.json").exists()

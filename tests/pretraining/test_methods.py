@@ -1,4 +1,4 @@
-"""Every method of pretraining as a whole: the same bits, stopped and gone on with, and what each refuses."""
+"""Every method of pretraining as a whole: the same bits, stopped and resumed, and what each refuses."""
 
 from pathlib import Path
 

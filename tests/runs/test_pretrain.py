@@ -1,4 +1,4 @@
-"""A pretraining as a whole: the same bits again, stopped and gone on with, in chunks, and when it breaks."""
+"""A pretraining as a whole: the same bits again, stopped and resumed, in chunks, and when it breaks."""
 
 import json
 import shutil

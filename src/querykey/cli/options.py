@@ -113,10 +113,15 @@ def reserve_output(out: Path, *, resumable: bool = False) -> None:
         OutputExistsError: If something is there already.
         OutputError: If it cannot be written, or another process is writing it.
     """
-    from querykey.distributed.process_group import current_process_group
+    from querykey.cli.torchrun import is_one_of_many
     from querykey.io.atomic import reserve
 
-    if current_process_group().is_main_process:
+    is_main = True
+    if is_one_of_many():  # alone it needs no torch
+        from querykey.distributed.process_group import current_process_group
+
+        is_main = current_process_group().is_main_process
+    if is_main:
         _RESERVED.get().enter_context(reserve(out, resumable=resumable))
 
 

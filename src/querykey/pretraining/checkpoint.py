@@ -1,4 +1,4 @@
-"""Checkpoints: tensors in safetensors, the rest in JSON, with checksums; whole or not there."""
+"""Checkpoints: tensors in safetensors, the rest in JSON, with checksums; complete or absent."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ class Checkpoint:
     Args:
         step: Steps taken.
         tensors: Everything that training changes.
-        about: What else a resumed run must know, as plain values.
+        about: Other values that a resumed run needs, for JSON.
         skipped: Newer checkpoints that were damaged, by name.
     """
 
@@ -73,21 +73,21 @@ class Checkpoint:
 def write_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor], about: dict[str, Any], *, keep: int = KEPT
 ) -> None:
-    """Write a checkpoint; older ones go, except for the last `keep`.
+    """Write a checkpoint, and remove all but the last `keep`.
 
-    The JSON file is written last and holds the checksums of the tensors and of itself, so a checkpoint
-    without it, or whose bytes differ, was never finished. Checkpoints of later steps go too: the run has
-    gone back behind them.
+    The JSON file is written last and contains the checksums of the tensors and of itself, so a checkpoint
+    without it, or with other bytes, was never finished. Checkpoints of later steps are removed too: the run
+    has restored an earlier one.
 
     Args:
         folder: Of all checkpoints of the run.
         step: Steps taken.
         tensors: On any device.
-        about: Plain values.
+        about: Values for JSON.
         keep: At least 1.
 
     Raises:
-        OutputError: If it cannot be written; those that are there stay.
+        OutputError: If it cannot be written; existing ones are kept.
     """
     make_folder(folder)
     name = f"step-{step:09d}"
@@ -106,7 +106,7 @@ def write_checkpoint(
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint:
-    """The newest checkpoint that is whole.
+    """The newest checkpoint that is not damaged.
 
     Args:
         folder: Of all checkpoints of the run.
@@ -120,7 +120,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint:
     """
     steps = _steps(folder)
     if not steps:
-        raise MissingPathError(f"{folder}: no checkpoint here, so there is nothing to go on from")
+        raise MissingPathError(f"{folder}: no checkpoint here, so there is nothing to resume")
     skipped: list[str] = []
     for step in steps:
         name = f"step-{step:09d}"
@@ -132,7 +132,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of an optimiser, flat: "number of the parameter.name" to its tensor.
+    """The state of an optimizer, flat: "index of the parameter.name" to its tensor.
 
     Args:
         optimizer: Its state must be tensors alone, as that of SGD, AdamW and LARS is.
@@ -149,7 +149,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer_(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
-    """Put `optimizer_tensors` back, in place; learning rates and other settings stay the optimiser's own.
+    """Restore `optimizer_tensors`, in place; learning rates and other settings of the optimizer are kept.
 
     Args:
         optimizer: Of the same parameters in the same order.

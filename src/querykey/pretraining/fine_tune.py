@@ -146,7 +146,7 @@ def fine_tune(
 ) -> FineTuned:
     """Train a copy of an encoder and a new linear layer on labelled images.
 
-    With pretrained weights this is fine-tuning; with a network that nobody has trained it is the
+    With pretrained weights this is fine-tuning; with an untrained network it is the
     supervised baseline, on the same labels with the same augmentation. Batch norm is in train mode.
 
     Args:

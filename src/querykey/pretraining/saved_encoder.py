@@ -43,7 +43,7 @@ LARGEST = 4096
 
 @dataclass(frozen=True, eq=False)
 class SavedEncoder:
-    """A pretrained encoder, and how images must look that it is shown.
+    """A pretrained encoder, and the preprocessing of its images.
 
     Args:
         encoder: Backbone and projection head, in eval mode.

@@ -417,11 +417,11 @@ def _device_name(device: torch.device) -> str:
 
 
 def _ignore(_: str) -> None:
-    """For a caller who wants no warnings."""
+    """The default of `notify`."""
 
 
 def _never() -> bool:
-    """For a run that nobody stops."""
+    """The default of `stop`."""
     return False
 
 

@@ -205,7 +205,7 @@ def defaults_of(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_capacity(method: Method, *, images: int, batch_size: int) -> int | None:
-    """How many rows a dictionary holds where nobody says.
+    """The number of rows of a dictionary if it is not given.
 
     Args:
         method: With a queue or a memory; None comes back for the others.

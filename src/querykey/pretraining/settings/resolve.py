@@ -1,4 +1,4 @@
-"""What settings of pretraining become for the images at hand, and the refusal of what cannot be meant."""
+"""Settings of a pretraining, resolved for the images at hand and validated."""
 
 import math
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ __all__ = ["resolve_settings"]
 def resolve_settings(
     settings: PretrainSettings, *, images: int, channels: int, side: int | None
 ) -> PretrainSettings:
-    """Fill in what was left open for these images; only what must be measured stays None or "auto".
+    """Fill in the settings that depend on the images; those that must be measured stay None or "auto".
 
     Args:
         settings: As given.
@@ -88,7 +88,7 @@ def resolve_settings(
 
 
 def _with_form(settings: PretrainSettings, images: int) -> Mapping[str, Any]:
-    """The loss's options, with the form that suits the size of its look-up where nobody has chosen one."""
+    """The loss's options, with the form that suits the size of its lookup if none is given."""
     if not takes_form(settings.loss):
         return settings.loss_options
     return {**settings.loss_options, "form": loss_form(settings, items=images)}

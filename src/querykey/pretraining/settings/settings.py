@@ -60,7 +60,7 @@ SMALL = 64
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings(DictionarySettings):
-    """Everything a run of pretraining is told; None is chosen by `resolve_settings` or measured.
+    """All settings of a pretraining; None is chosen by `resolve_settings` or measured.
 
     What belongs to dictionaries is in `DictionarySettings`. The defaults here are SimCLR's; `of` has
     those of each method.
