@@ -143,6 +143,7 @@ def test_the_learning_rate_follows_the_batch_and_half_a_cosine(monkeypatch):
 
 
 def test_from_the_first_layer_of_the_head():
+    torch.manual_seed(0)
     head = nn.Sequential(nn.Linear(8, 5), nn.ReLU())
     before = copy.deepcopy(head.state_dict())
     tuned = fine_tune(encoder(), labelled(), settings(), head_layers=head)

@@ -55,7 +55,7 @@ def compare(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Set RUNs beside each other: settings, final metrics and paired scores.
+    """Compare RUNs: settings, final metrics and paired scores.
 
     Scores need --on. After each mean stands how it compares with the first run: + above and - below
     it by more than the paired 95% interval, = within it.

@@ -14,7 +14,6 @@ from querykey.cli.console import escaped
 from querykey.cli.options import reserved_outputs
 from querykey.cli.torchrun import is_parting, tell
 from querykey.errors import DataWarning, QuerykeyError, is_out_of_memory, missing_extra
-from querykey.io.atomic import is_full_disk
 
 __all__ = [
     "Commands",
@@ -47,6 +46,8 @@ class Commands(TyperGroup):
                 raise _leave("error: out of memory; use fewer rows or a smaller batch", MISTAKE) from error
             if is_parting(error):
                 raise _leave("error: a process of this run has ended, and so all do", MISTAKE) from error
+            from querykey.io.atomic import is_full_disk
+
             if not is_full_disk(error):
                 raise
             name = getattr(error, "filename", None)

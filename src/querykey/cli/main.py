@@ -16,7 +16,7 @@ COMMANDS = {
     "embed": ("embed", "embed_source", "Turn SOURCE into features with a frozen MODEL."),
     "adapt": ("adapt", "adapt_features", "Fit an adapter to FEATURES."),
     "pretrain": ("pretrain", "pretrain_source", "Pretrain an encoder from images without labels."),
-    "resume": ("pretrain", "resume_run", "Go on with a pretraining, or train a finished one for longer."),
+    "resume": ("pretrain", "resume_run", "Resume a pretraining, or train a finished one for longer."),
     "evaluate": ("evaluate", "evaluate_on", "Measure a RUN beside its baselines."),
     "compare": ("compare", "compare", "Compare RUNs: settings, final metrics and paired scores."),
     "transform": ("transform", "transform_features", "Write the adapted rows of FEATURES."),

@@ -1,5 +1,6 @@
 """`querykey study`: the papers' questions, asked of the user's own data."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +125,7 @@ def _progress(name: str) -> "Iterator[Progress | None]":
 
         def told(done: int, count: int, cell: "Cell", fields: dict[str, Any]) -> None:
             scores = ", ".join(_score(*one) for one in list(fields["values"].items())[:2])
-            if tick is None:
+            if not sys.stderr.isatty():  # a cell takes minutes: each has its line
                 seconds = f"{fields['seconds']:.0f} s"
                 note(f"{done} of {count}: {cell.method}, seed {cell.seed}: {scores} ({seconds})")
             else:

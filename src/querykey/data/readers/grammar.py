@@ -44,7 +44,7 @@ MODEL: what turns items into vectors. It stays frozen.
   st:NAME-OR-FOLDER  st:all-MiniLM-L6-v2                 sentence-transformers
   MODULE:FACTORY     my_package.models:make_encoder      returns an nn.Module
   FILE.onnx          encoder.onnx
-  RUN                runs/first          output folder of `adapt` or `pretrain`
+  RUN                runs/first          a folder of `adapt` or `pretrain`
   Example: querykey embed photos/ --model timm:resnet18@w.pth --out features/
 
 FEATURES: the vectors of a source, as `querykey embed` writes them, or any
