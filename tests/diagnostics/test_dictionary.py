@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from querykey.diagnostics import dictionary as dictionary_health
 from querykey.diagnostics.dictionary import (
     KnowsIds,
+    dictionary_warnings,
     held_health,
     labels_of,
     lookup_health,
-    words_of,
 )
 from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
@@ -129,7 +129,7 @@ def test_an_empty_dictionary_leaves_out_what_needs_negatives():
     assert seen["candidates"] == 1
     assert not {"pretext", "chance", "gap", "negative_score", "false_negatives_id"} & seen.keys()
     assert "positive_score" in seen
-    assert words_of(seen) == {}
+    assert dictionary_warnings(seen) == {}
 
 
 @pytest.mark.parametrize(("same_id", "share"), [("negative", 1 / 8), ("masked", 0.0), ("positive", 0.0)])
@@ -212,8 +212,8 @@ START = {"knn": 0.36}
 
 
 def test_nothing_is_said_of_a_run_that_is_well():
-    assert words_of(WELL, drift={1: 0.0, 16: 0.4}, half_life=69.0, start=START, is_over=True) == {}
-    assert words_of({}) == {}
+    assert dictionary_warnings(WELL, drift={1: 0.0, 16: 0.4}, half_life=69.0, start=START, is_over=True) == {}
+    assert dictionary_warnings({}) == {}
 
 
 @pytest.mark.parametrize(
@@ -231,38 +231,38 @@ def test_nothing_is_said_of_a_run_that_is_well():
     ],
 )
 def test_what_is_off_is_said_alone_with_its_number(off, said):
-    (word,) = words_of(WELL | off, half_life=69.0, start=START, is_over=True).values()
+    (word,) = dictionary_warnings(WELL | off, half_life=69.0, start=START, is_over=True).values()
     assert said in word
     assert ": " in word
     assert not word.endswith(".")
 
 
 def test_a_momentum_is_named_whose_half_life_is_the_oldest_keys_age():
-    (word,) = words_of(WELL | {"age_max": 256.0}, half_life=69.0).values()
+    (word,) = dictionary_warnings(WELL | {"age_max": 256.0}, half_life=69.0).values()
     momentum = float(word.rpartition(" ")[2])
     assert math.log(0.5) / math.log(momentum) == pytest.approx(256, rel=0.05)
-    assert words_of(WELL | {"age_max": 256.0}) == {}
+    assert dictionary_warnings(WELL | {"age_max": 256.0}) == {}
 
 
 def test_drift_is_judged_by_how_far_items_are_apart_and_the_youngest_age_is_named():
-    (word,) = words_of(WELL, drift={64: 1.5, 1: 0.1, 16: 0.6}).values()
+    (word,) = dictionary_warnings(WELL, drift={64: 1.5, 1: 0.1, 16: 0.6}).values()
     assert word.startswith(
         "rows stored 16 steps ago have drifted by 0.60, and different items are 2.00 apart"
     )
     close = WELL | {"negative_score": 0.9}
-    assert words_of(close, drift={1: 0.04}) == {}
-    assert len(words_of(close, drift={1: 0.06})) == 1
+    assert dictionary_warnings(close, drift={1: 0.04}) == {}
+    assert len(dictionary_warnings(close, drift={1: 0.06})) == 1
 
 
 def test_a_solved_task_is_nothing_to_say_where_knn_rises_or_is_not_known():
     solved = WELL | {"pretext": 1.0}
-    assert words_of(solved, start=START) == {}
-    assert words_of({"pretext": 1.0, "chance": 0.1}, start=START) == {}
-    assert words_of(solved) == {}
+    assert dictionary_warnings(solved, start=START) == {}
+    assert dictionary_warnings({"pretext": 1.0, "chance": 0.1}, start=START) == {}
+    assert dictionary_warnings(solved) == {}
 
 
 def test_few_queries_are_not_called_chance_too_soon():
     few = {"queries": 32.0, "pretext": 3 / 32, "chance": 1 / 65, "gap": 1.0}
-    assert words_of(few) == {}
-    assert len(words_of(few | {"pretext": 1 / 32})) == 1
-    assert words_of({"queries": 2.0, "pretext": 0.0, "chance": 0.5, "gap": 1.0}) == {}
+    assert dictionary_warnings(few) == {}
+    assert len(dictionary_warnings(few | {"pretext": 1 / 32})) == 1
+    assert dictionary_warnings({"queries": 2.0, "pretext": 0.0, "chance": 0.5, "gap": 1.0}) == {}

@@ -11,7 +11,7 @@ from querykey.reports.page.page import figures_of, sections_of
 from querykey.reports.page.study import charts_of, study_section
 
 
-def words_of(section):
+def diagnose(section):
     return {answer.ask: answer.word for answer in section.answers}
 
 
@@ -21,7 +21,7 @@ def tables_of(section):
 
 def test_verdicts_are_of_what_is_measured(tmp_path):
     section = study_section(write_study(tmp_path / "s"))
-    assert words_of(section) == {
+    assert diagnose(section) == {
         "Is slow better than fast?": "yes", "Is still better than fast?": "not measured yet",
     }  # fmt: skip
     because = section.answers[0].because
@@ -191,7 +191,7 @@ def test_a_study_that_has_only_begun_is_shown(tmp_path):
     assert charts_of(section.blocks) == []
     assert section.summary == ["Not finished: 0 of 9 cells are measured."]
     (tmp_path / "s" / "records.jsonl").unlink()
-    assert words_of(study_section(tmp_path / "s"))["Is slow better than fast?"] == "not measured yet"
+    assert diagnose(study_section(tmp_path / "s"))["Is slow better than fast?"] == "not measured yet"
 
 
 def test_two_studies_of_one_name_have_figures_of_their_own(tmp_path):
@@ -223,7 +223,7 @@ def test_a_damaged_record_is_refused_and_a_half_written_last_one_left_out(tmp_pa
     folder = write_study(tmp_path / "s")
     whole = (folder / "records.jsonl").read_text()
     (folder / "records.jsonl").write_text(whole + '{"kind": "ce')
-    assert words_of(study_section(folder))["Is slow better than fast?"] == "yes"
+    assert diagnose(study_section(folder))["Is slow better than fast?"] == "yes"
     (folder / "records.jsonl").write_text("nonsense\n" + whole)
     with pytest.raises(StoreError, match="line 1 is no record"):
         study_section(folder)

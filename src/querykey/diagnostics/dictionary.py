@@ -1,4 +1,4 @@
-"""What a step's look-up and its dictionary show of themselves; `words_of` says where one is off."""
+"""What a step's look-up and its dictionary show of themselves; `dictionary_warnings` says where one is off."""
 
 import math
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from querykey.types import Ids, KeyIds, KeyLabels, Labels, Numbers, QueryIds, Qu
 
 __all__ = [
     "KnowsIds",
+    "dictionary_warnings",
     "held_health",
     "labels_of",
     "lookup_health",
-    "words_of",
 ]
 
 DRIFT_SHARE = 0.25
@@ -48,7 +48,7 @@ KNN_GAIN = 0.03
 """Two standard errors, about, of the difference between two scores on the same 1,000 images."""
 
 
-def words_of(
+def dictionary_warnings(
     seen: Mapping[str, float],
     *,
     drift: Mapping[int, float] | None = None,
@@ -75,7 +75,7 @@ def words_of(
         By the name of what is off, sentences without a full stop; none where all is well.
 
     Example:
-        >>> words_of({"gap": 3.0, "age_max": 200.0}, half_life=69.0)
+        >>> dictionary_warnings({"gap": 3.0, "age_max": 200.0}, half_life=69.0)
         {'age': 'the oldest keys are 200 steps old and the half-life of their encoder is 69: ...'}
     """
     words = {

@@ -9,7 +9,13 @@ import torch
 
 from querykey.data.pixels.pixels import Pixels
 from querykey.diagnostics.collapse import collapse_reason, monitor
-from querykey.diagnostics.dictionary import KnowsIds, held_health, labels_of, lookup_health, words_of
+from querykey.diagnostics.dictionary import (
+    KnowsIds,
+    dictionary_warnings,
+    held_health,
+    labels_of,
+    lookup_health,
+)
 from querykey.diagnostics.drift import drift_of, held_ages
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.encoders.projection import ViewEncoder
@@ -173,7 +179,7 @@ class TrainingRun:
         if step < EARLY:
             return {}
         drift = {int(name.removeprefix(DRIFT)): metrics[name] for name in metrics if name.startswith(DRIFT)}
-        return words_of(
+        return dictionary_warnings(
             metrics, drift=drift, half_life=key_half_life(self.settings), start=self.start,
             is_over=step == self.steps,
         )  # fmt: skip
