@@ -1,4 +1,4 @@
-"""What a step's look-up and its dictionary show of themselves; `dictionary_warnings` says where one is off."""
+"""What a step's look-up and its dictionary show of themselves, and `dictionary_warnings` where one is off."""
 
 import math
 from collections.abc import Mapping
