@@ -13,7 +13,7 @@ demo: $(VENV)/.ready-demo ## Adapt a frozen model to the documentation of Python
 	$(BIN)/querykey demo --out demo
 
 test: $(VENV)/.ready ## Run the tests, a worker a core.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 check: lint test ## All that CI asks: format, lint, types, layers, tests.
 

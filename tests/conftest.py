@@ -8,6 +8,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+LONG = ("adapter/test_fit.py", "adapter/test_processes.py", "pretraining/", "cli/", "runs/")
+"""Files that take minutes. A worker takes whole files: one of these at the end leaves the others idle."""
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; the order within a file stays."""
+
+    def place(item):
+        path = item.nodeid.removeprefix("tests/")
+        return next((i for i, start in enumerate(LONG) if path.startswith(start)), len(LONG))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(autouse=True)
 def _few_threads():
