@@ -116,7 +116,7 @@ class MissingExtraError(QuerykeyError, ImportError):
 
 
 EXTRAS = {
-    **dict.fromkeys(("torch", "sklearn", "scipy", "threadpoolctl", "datasets", "jaxtyping"), "train"),
+    **dict.fromkeys(("torch", "sklearn", "scipy", "datasets", "jaxtyping"), "train"),
     "pyarrow": "parquet",
 }
 """The extra that brings a package beyond the core, by the name that is imported."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from querykey.errors import DataError, RangeError, ShapeError
@@ -17,7 +18,8 @@ from querykey.evaluation.baselines import (
     truncated,
     whitened_pca,
 )
-from querykey.evaluation.linear_classifier import LinearClassifier, logistic_regression
+from querykey.evaluation.few_labels import labelled_unit_rows
+from querykey.evaluation.logistic_regression import LinearClassifier, logistic_regression
 
 
 def rows(count=60, width=8, seed=0):
@@ -161,18 +163,31 @@ def test_logistic_regression_of_two_classes():
     assert (model.predict(train) == labels + 3).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("folds", [None, 5])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_logistic_regression_chooses_its_penalty_by_rows_held_out(monkeypatch, seed):
+def test_logistic_regression_chooses_its_penalty_by_rows_held_out(folds, seed):
     """One good coordinate among 300 of noise, a third of the labels wrong: that wants a strong penalty."""
-    monkeypatch.setattr("querykey.evaluation.linear_classifier.STRENGTHS", (0.1, 1e5))
+    strengths = (0.1, 1e5)
     generator = torch.Generator().manual_seed(seed)
     truth = torch.arange(600) % 2
     noisy = torch.where(torch.rand(600, generator=generator) < 1 / 3, 1 - truth, truth)
     wide = torch.cat([12.0 * truth[:, None] - 6, torch.randn(600, 300, generator=generator)], dim=1)
-    assert logistic_regression(wide, noisy, seed=seed).strength == 0.1
+    chosen = logistic_regression(wide, noisy, strengths=strengths, folds=folds, seed=seed)
+    assert chosen.strength == 0.1
     # classes that lie along one line: the middle ones are found by weights that are large
     line = torch.cat([torch.linspace(0, 1, 600)[:, None], torch.ones(600, 1)], dim=1)
-    assert logistic_regression(line, torch.arange(600) // 100, seed=seed).strength == 1e5
+    bands = torch.arange(600) // 100
+    assert logistic_regression(line, bands, strengths=strengths, folds=folds, seed=seed).strength == 1e5
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_logistic_regression_is_scikit_learns_on_unit_rows(number):
+    train, labels = classes(number=number)
+    unit = normalize(train.double())
+    theirs = LogisticRegression(C=3.0, tol=1e-10, max_iter=5000).fit(unit, labels.numpy())
+    ours = logistic_regression(train, labels, strengths=(3.0,))
+    logits = torch.from_numpy(unit).float() @ ours.weight.T + ours.bias
+    np.testing.assert_allclose(logits.softmax(dim=1), theirs.predict_proba(unit), atol=2e-3)
 
 
 def test_logistic_regression_same_seed_same_bits_and_unlabelled_rows_do_not_count():
@@ -202,4 +217,4 @@ def test_bad_input_is_one_message():
     with pytest.raises(DataError, match="two classes, got one"):
         logistic_regression(rows(4), torch.tensor([1, 1, -1, 1]))
     with pytest.raises(ShapeError, match="5 rows and 3 labels"):
-        baselines.labelled(rows(5), torch.tensor([0, 1, 2]))
+        labelled_unit_rows(rows(5), torch.tensor([0, 1, 2]))

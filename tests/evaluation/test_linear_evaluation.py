@@ -9,10 +9,10 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError, ShapeError
-from querykey.evaluation import lbfgs
 from querykey.evaluation import linear_evaluation as linear_protocols
-from querykey.evaluation.lbfgs import LogisticProblem, l2_path, spectrum_of, standardisation
+from querykey.evaluation import logistic_regression as solver
 from querykey.evaluation.linear_evaluation import MOCO, SIMCLR, LinearDescent, descend, linear_evaluation
+from querykey.evaluation.logistic_regression import LogisticProblem, l2_path, spectrum_of, standardisation
 
 
 def clouds(count=300, width=8, classes=3, apart=1.0, seed=0):
@@ -40,7 +40,7 @@ def objective(rows, members, weight, bias, l2):
 @pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
 @pytest.mark.parametrize("block", [50, 4096])
 def test_the_optimum_is_that_of_scikit_learn(l2, block, monkeypatch):
-    monkeypatch.setattr(lbfgs, "BLOCK", block)
+    monkeypatch.setattr(solver, "BLOCK", block)
     rows, members = clouds()
     solution = problem_of(rows, members, 3).solve(l2)
     theirs = LogisticRegression(C=1 / (len(rows) * l2), tol=1e-10, max_iter=5000)
@@ -104,21 +104,21 @@ def test_more_columns_than_rows_and_columns_of_zeros():
 
 
 def test_too_few_iterations_are_said(monkeypatch):
-    monkeypatch.setattr(lbfgs, "MAX_ITERATIONS", 2)
+    monkeypatch.setattr(solver, "MAX_ITERATIONS", 2)
     assert not problem_of(*clouds(), 3).solve(1e-4).converged
     with pytest.raises(RangeError, match="l2 must be above 0, got 0"):
         problem_of(*clouds(), 3).solve(0.0)
 
 
 def test_standardising(monkeypatch):
-    monkeypatch.setattr(lbfgs, "BLOCK", 7)
+    monkeypatch.setattr(solver, "BLOCK", 7)
     rows = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * 3 + 100
-    mean, deviation = standardisation(rows)
+    mean, std = standardisation(rows)
     assert mean.tolist() == pytest.approx(rows.double().mean(0).tolist(), rel=1e-6)
-    assert deviation.tolist() == pytest.approx(rows.double().std(0, correction=0).tolist(), rel=1e-5)
+    assert std.tolist() == pytest.approx(rows.double().std(0, correction=0).tolist(), rel=1e-5)
     constant = torch.tensor([0.1, 1e6 + 0.1, 0.0]).repeat(50, 1)
-    mean, deviation = standardisation(constant)
-    assert deviation.tolist() == [1.0, 1.0, 1.0]
+    mean, std = standardisation(constant)
+    assert std.tolist() == [1.0, 1.0, 1.0]
     assert (constant - mean).abs().max() == 0
 
 
@@ -129,15 +129,15 @@ def test_the_path_goes_on_from_strong_to_weak_and_ends_after_a_clear_fall():
     rows = torch.cat([rows / rows.std(0), noise], dim=1)
     problem = problem_of(rows[:200], members[:200], 3)
     points, solutions = l2_path([(problem, rows[200:], members[200:])])
-    assert [point.l2 for point in points] == list(lbfgs.PATH[: len(points)])
+    assert [point.l2 for point in points] == list(solver.PATH[: len(points)])
     assert list(solutions) == [point.l2 for point in points]
-    assert len(points) < len(lbfgs.PATH)
+    assert len(points) < len(solver.PATH)
     best = max(point.accuracy for point in points)
     error = max(math.sqrt(best * (1 - best) / 200), 1 / 200)
     clear = points[-1].accuracy < best - 2 * error
     lowest = min(range(len(points)), key=lambda i: points[i].loss)
     highest = next(i for i, point in enumerate(points) if point.accuracy == best)
-    assert clear or len(points) - 1 - max(lowest, highest) == lbfgs.PATIENCE
+    assert clear or len(points) - 1 - max(lowest, highest) == solver.PATIENCE
     again = points[lowest]
     logits = solutions[again.l2].logits(rows[200:])
     assert again.accuracy == pytest.approx(float((logits.argmax(1) == members[200:]).float().mean()))
@@ -160,7 +160,7 @@ def test_a_result_says_what_was_right():
     mine = truth == 3
     assert result.per_class[30] == pytest.approx(float(result.correct[mine].mean()))
     assert (result.train_rows, result.classes, result.converged) == (240, 6, True)
-    assert result.l2 in lbfgs.PATH
+    assert result.l2 in solver.PATH
     best = max(point.accuracy for point in result.path)
     assert result.l2 == max(point.l2 for point in result.path if point.accuracy == best)
     record = json.loads(json.dumps(result.as_dict()))
@@ -216,11 +216,11 @@ def test_few_labels_are_the_chosen_rows(monkeypatch):
     kept = linear_protocols.choose_labelled(labels, fraction=0.1, seed=5)
     alone = linear_evaluation(train[kept], labels[kept], train, labels, seed=5)
     assert few.train_rows == len(kept) == 39
-    assert few.constants["partings"] == 5
+    assert few.constants["splits"] == 5
     assert few.constants["labels_fraction"] == 0.1
     assert few.top_1 == pytest.approx(alone.top_1, abs=0.03)
     monkeypatch.setattr(linear_protocols, "FEW_ROWS", 39)
-    assert linear_evaluation(train[kept], labels[kept], train, labels, seed=5).constants["partings"] == 1
+    assert linear_evaluation(train[kept], labels[kept], train, labels, seed=5).constants["splits"] == 1
 
 
 def test_one_row_a_class_has_nothing_to_choose_by():

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from querykey.errors import DataError, RangeError
-from querykey.evaluation.linear_classifier import distinct, labelled
+from querykey.evaluation.few_labels import count_classes, labelled_unit_rows
 from querykey.evaluation.ranking import is_finite
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.lookup.unit_length import unit_length
@@ -169,10 +169,10 @@ def lda(train: Rows, labels: Labels, dim: int) -> Projector:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     width = _check_dim(train, dim)
-    unit, known = labelled(train, labels)
+    unit, known = labelled_unit_rows(train, labels)
     if not _can_separate(labels):
         raise DataError("LDA needs two classes and more rows than classes; give more labelled rows")
-    most = min(dim, width, distinct(known) - 1)
+    most = min(dim, width, count_classes(known) - 1)
     model = LinearDiscriminantAnalysis(n_components=most)
     with warnings.catch_warnings():
         # features that repeat one another are no fault here: their direction is simply left out
@@ -186,7 +186,7 @@ def lda(train: Rows, labels: Labels, dim: int) -> Projector:
 
 def _can_separate(labels: Labels) -> bool:
     known = labels[labels != IGNORE_LABEL]
-    return 2 <= distinct(known) < len(known)
+    return 2 <= count_classes(known) < len(known)
 
 
 def _check_dim(train: Rows, dim: int) -> int:

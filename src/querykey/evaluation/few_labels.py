@@ -1,20 +1,40 @@
-"""Which rows keep their label when labels are few, and which of those are held out."""
+"""Labels: which rows have one, which keep theirs when labels are few, and which of those are held out."""
 
 import math
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from querykey.errors import DataError, RangeError
+from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup.lookup import IGNORE_LABEL
-from querykey.types import Labels, Numbers
+from querykey.lookup.unit_length import unit_length
+from querykey.types import Labels, Numbers, Rows
 
-__all__ = ["choose_labelled", "split_by_class"]
+__all__ = ["choose_labelled", "count_classes", "labelled_unit_rows", "split_by_class"]
 
 _CHOICE, _HELD_OUT = 11, 12
 """What a draw is for: with the seed, its key."""
+
+
+def count_classes(labels: Labels) -> int:
+    """How many classes there are among labels, -1 not counted."""
+    return len(set(labels.tolist()) - {IGNORE_LABEL})
+
+
+def labelled_unit_rows(
+    train: Rows, labels: Int64[Tensor, " labels"]
+) -> tuple[Float[Tensor, "labelled dim"], Int64[Tensor, " labelled"]]:
+    """The rows that have a label, float32 and of length 1, and their labels.
+
+    Raises:
+        ShapeError: If labels and rows differ in number.
+    """
+    if len(train) != len(labels):
+        raise ShapeError(f"there are {len(train)} rows and {len(labels)} labels; one each is needed")
+    is_labelled = labels != IGNORE_LABEL
+    return unit_length(train[is_labelled]).float(), labels[is_labelled]
 
 
 def choose_labelled(

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from querykey.errors import DataError, RangeError, ShapeError
-from querykey.evaluation import lbfgs
+from querykey.evaluation import logistic_regression as solver
 from querykey.evaluation.few_labels import choose_labelled, split_by_class
-from querykey.evaluation.lbfgs import (
+from querykey.evaluation.logistic_regression import (
     LogisticProblem,
     PathPoint,
     Solution,
@@ -50,7 +50,7 @@ class LinearDescent:
         schedule: "steps": a tenth after 60 and after 80 epochs. "cosine": to 0, step by step.
         momentum: Of the descent.
         weight_decay: None in both protocols.
-        start_deviation: Of the weights at the start; biases start at 0.
+        start_std: Of the weights at the start; biases start at 0.
     """
 
     base_learning_rate: float
@@ -61,7 +61,7 @@ class LinearDescent:
     schedule: Literal["steps", "cosine"]
     momentum: float = 0.9
     weight_decay: float = 0.0
-    start_deviation: float = 0.01
+    start_std: float = 0.01
 
     def resolved(self, rows: int) -> dict[str, Any]:
         """What a run on so many rows uses, for the record."""
@@ -93,7 +93,7 @@ SIMCLR = LinearDescent(
 
 
 def descend(
-    rows: Rows, members: Int64[Tensor, " rows"], classes: int, *, protocol: LinearDescent, seed: int
+    rows: Rows, targets: Int64[Tensor, " rows"], classes: int, *, protocol: LinearDescent, seed: int
 ) -> tuple[Float[Tensor, "classes dim"], Float[Tensor, " classes"]]:
     """Train by stochastic gradient descent on the mean cross-entropy of each batch.
 
@@ -102,7 +102,7 @@ def descend(
 
     Args:
         rows: [rows, dim], float32.
-        members: The class of each row, 0 to classes - 1.
+        targets: The class of each row, 0 to classes - 1.
         classes: How many.
         protocol: `MOCO`, `SIMCLR` or constants of your own.
         seed: Of the start and of the order, keyed by the epoch. The last, smaller batch takes part.
@@ -117,7 +117,7 @@ def descend(
     """
     chosen = protocol.resolved(len(rows))
     draw = torch.Generator().manual_seed(seed)
-    weight = protocol.start_deviation * torch.randn(classes, rows.shape[1], generator=draw)
+    weight = protocol.start_std * torch.randn(classes, rows.shape[1], generator=draw)
     bias = torch.zeros(classes)
     optimizer = torch.optim.SGD(
         [weight, bias],
@@ -132,10 +132,10 @@ def descend(
         for batch in torch.split(order, chosen["batch_size"]):
             share = _share(protocol, epoch, step / chosen["steps"])
             optimizer.param_groups[0]["lr"] = share * chosen["learning_rate"]
-            inputs, own = rows[batch], members[batch]
+            inputs, target = rows[batch], targets[batch]
             error = torch.addmm(bias, inputs, weight.T).softmax(dim=1)
-            error.scatter_add_(1, own[:, None], torch.full((len(own), 1), -1.0))
-            weight.grad, bias.grad = error.T @ inputs / len(own), error.mean(dim=0)
+            error.scatter_add_(1, target[:, None], torch.full((len(target), 1), -1.0))
+            weight.grad, bias.grad = error.T @ inputs / len(target), error.mean(dim=0)
             optimizer.step()
             step += 1
     return weight.detach(), bias.detach()
@@ -152,8 +152,8 @@ LinearProtocol = Literal["lbfgs", "moco", "simclr"]
 
 HELD_OUT = 0.2
 FEW_ROWS = 5000
-"""With fewer labelled rows, a fifth of them is too few to choose by: several partings are pooled."""
-PARTINGS = 5
+"""With fewer labelled rows, a fifth of them is too few to choose by: several splits are pooled."""
+SPLITS = 5
 CHOOSE_NUMBERS = 2**25
 """Numbers of features by which the penalty is chosen, at the most: 65,536 rows of 512."""
 DEFAULT_L2 = 0.01
@@ -171,7 +171,7 @@ class LinearResult:
         top_1: Share of the labelled test rows that get their class, from 0 to 1.
         top_5: Share whose class is among the five best; None with five classes or fewer.
         per_class: Class of the test rows to the share of its rows that get it.
-        correct: 0 or 1 per test row, NaN where its class isn't known: for intervals and paired
+        correct: 0 or 1 per test row, NaN where its class isn't labelled: for intervals and paired
             differences.
         train_rows: Labelled rows it was fitted on.
         classes: Classes among them.
@@ -209,7 +209,7 @@ class _Fitted(NamedTuple):
     weight: Float[Tensor, "classes width"]
     bias: Float[Tensor, " classes"]
     mean: Float[Tensor, " width"]
-    deviation: Float[Tensor, " width"]
+    std: Float[Tensor, " width"]
     converged: bool
     constants: dict[str, Any]
     l2: float | None = None
@@ -268,18 +268,18 @@ def linear_evaluation(
     _check(train, train_labels, test, test_labels)
     if protocol not in get_args(LinearProtocol):
         raise RangeError(f"protocol must be one of {', '.join(get_args(LinearProtocol))}; got {protocol}")
-    began = time.perf_counter()
-    known = (train_labels != IGNORE_LABEL).nonzero()[:, 0]
+    started_at = time.perf_counter()
+    labelled = (train_labels != IGNORE_LABEL).nonzero()[:, 0]
     if labels_fraction is not None:
-        known = choose_labelled(train_labels, fraction=labels_fraction, seed=seed)
-    classes, members = torch.unique(train_labels[known], return_inverse=True)
+        labelled = choose_labelled(train_labels, fraction=labels_fraction, seed=seed)
+    classes, targets = torch.unique(train_labels[labelled], return_inverse=True)
     if len(classes) < 2:
         raise DataError(f"a linear classifier needs two classes, got {len(classes)}; give more labelled rows")
-    rows = train[known].float()
+    rows = train[labelled].float()
     if protocol == "lbfgs":
-        fitted = _by_lbfgs(rows, members, len(classes), seed)
+        fitted = _by_lbfgs(rows, targets, len(classes), seed)
     else:
-        fitted = _by_descent(rows, members, len(classes), MOCO if protocol == "moco" else SIMCLR, seed)
+        fitted = _by_descent(rows, targets, len(classes), MOCO if protocol == "moco" else SIMCLR, seed)
     best = _best(fitted, test, classes)
     right = (best == test_labels[:, None]).float()
     correct = right[:, 0].masked_fill(test_labels == IGNORE_LABEL, torch.nan)
@@ -297,26 +297,26 @@ def linear_evaluation(
         l2=fitted.l2,
         path=fitted.path,
         converged=fitted.converged,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - started_at,
         constants=fitted.constants | {"seed": seed, "labels_fraction": labels_fraction},
     )
 
 
-def _by_lbfgs(rows: Tensor, members: Labels, classes: int, seed: int) -> _Fitted:
-    mean, deviation = standardisation(rows)
-    rows = rows.sub_(mean).div_(deviation)
+def _by_lbfgs(rows: Tensor, targets: Labels, classes: int, seed: int) -> _Fitted:
+    mean, std = standardisation(rows)
+    rows = rows.sub_(mean).div_(std)
     spectrum = spectrum_of(rows)
-    partings = 1 if len(rows) >= FEW_ROWS else PARTINGS
+    splits = 1 if len(rows) >= FEW_ROWS else SPLITS
     problems = []
-    for number in range(partings):
-        fitting, held = split_by_class(members, share=HELD_OUT, seed=PARTINGS * seed + number)
+    for number in range(splits):
+        fitting, held = split_by_class(targets, share=HELD_OUT, seed=SPLITS * seed + number)
         if len(held):
             # so many rows that the path is quick on wide ones, raw pixels above all; the order is a draw's
             most = max(FEW_ROWS, CHOOSE_NUMBERS // rows.shape[1])
             drawn = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed))
             fitting = fitting[drawn[:most]] if len(fitting) > most else fitting
-            problem = LogisticProblem(rows[fitting], members[fitting], classes, spectrum)
-            problems.append((problem, rows[held], members[held]))
+            problem = LogisticProblem(rows[fitting], targets[fitting], classes, spectrum)
+            problems.append((problem, rows[held], targets[held]))
     path: list[PathPoint] = []
     start: Solution | None = None
     l2 = DEFAULT_L2
@@ -324,26 +324,26 @@ def _by_lbfgs(rows: Tensor, members: Labels, classes: int, seed: int) -> _Fitted
         path, solutions = l2_path(problems)
         l2 = max(path, key=lambda point: (point.accuracy, point.l2)).l2
         start = solutions[l2]
-    solution = LogisticProblem(rows, members, classes, spectrum).solve(l2, start)
+    solution = LogisticProblem(rows, targets, classes, spectrum).solve(l2, start)
     constants = {
         "solver": "L-BFGS",
         "standardised": True,
         "held_out": HELD_OUT,
-        "partings": partings,
+        "splits": splits,
         "choose_numbers": CHOOSE_NUMBERS,
-        "l2_strongest": lbfgs.PATH[0],
-        "l2_weakest": lbfgs.PATH[-1],
-        "l2_points": len(lbfgs.PATH),
-        "gradient_tolerance": lbfgs.GRADIENT_TOLERANCE,
-        "path_tolerance": lbfgs.PATH_TOLERANCE,
-        "decrease_tolerance": lbfgs.DECREASE_TOLERANCE,
-        "max_iterations": lbfgs.MAX_ITERATIONS,
+        "l2_strongest": solver.PATH[0],
+        "l2_weakest": solver.PATH[-1],
+        "l2_points": len(solver.PATH),
+        "gradient_tolerance": solver.GRADIENT_TOLERANCE,
+        "path_tolerance": solver.PATH_TOLERANCE,
+        "decrease_tolerance": solver.DECREASE_TOLERANCE,
+        "max_iterations": solver.MAX_ITERATIONS,
     }
     return _Fitted(
         solution.weight.float(),
         solution.bias.float(),
         mean,
-        deviation,
+        std,
         solution.converged,
         constants,
         l2,
@@ -351,8 +351,8 @@ def _by_lbfgs(rows: Tensor, members: Labels, classes: int, seed: int) -> _Fitted
     )
 
 
-def _by_descent(rows: Tensor, members: Labels, classes: int, descent: LinearDescent, seed: int) -> _Fitted:
-    weight, bias = descend(rows, members, classes, protocol=descent, seed=seed)
+def _by_descent(rows: Tensor, targets: Labels, classes: int, descent: LinearDescent, seed: int) -> _Fitted:
+    weight, bias = descend(rows, targets, classes, protocol=descent, seed=seed)
     width = rows.shape[1]
     converged = is_finite(weight) and bool(bias.isfinite().all())
     constants = {"solver": "SGD", "standardised": False} | descent.resolved(len(rows))
@@ -364,7 +364,7 @@ def _best(fitted: _Fitted, test: Tensor, classes: Tensor) -> Int64[Tensor, "test
     count = TOP if len(classes) > TOP else 1
     parts = []
     for block in torch.split(test, BLOCK):
-        logits = torch.addmm(fitted.bias, (block.float() - fitted.mean) / fitted.deviation, fitted.weight.T)
+        logits = torch.addmm(fitted.bias, (block.float() - fitted.mean) / fitted.std, fitted.weight.T)
         parts.append(logits.topk(count, dim=1).indices)
     return classes[torch.cat(parts)]
 

@@ -9,6 +9,7 @@ import torch
 
 from querykey.errors import DataError, ShapeError
 from querykey.evaluation.baselines import fit_baselines
+from querykey.evaluation.few_labels import count_classes
 from querykey.evaluation.geometry import (
     alignment,
     class_alignment,
@@ -18,7 +19,7 @@ from querykey.evaluation.geometry import (
 )
 from querykey.evaluation.intervals import SAMPLES
 from querykey.evaluation.knn import knn_correct
-from querykey.evaluation.linear_classifier import distinct, logistic_regression
+from querykey.evaluation.logistic_regression import logistic_regression
 from querykey.evaluation.ranking import GradedPairs, Metric, is_finite, measure
 from querykey.evaluation.retrieval import (
     average_precision_at_r,
@@ -297,8 +298,8 @@ def evaluate(
         "baseline_dims": {name: baseline.dim for name, baseline in baselines.items()},
     }
     predictions: dict[str, Labels] = {}
-    if task.train_labels is not None and task.shares_classes and distinct(task.train_labels) > 1:
-        work = task.train_labels.numel() * task.test.shape[1] * distinct(task.train_labels)
+    if task.train_labels is not None and task.shares_classes and count_classes(task.train_labels) > 1:
+        work = task.train_labels.numel() * task.test.shape[1] * count_classes(task.train_labels)
         if work > constants.most_work:
             notes[CLASSIFIER] = (
                 f"left out: rows x width x classes is {work:.1e}, above {constants.most_work:.1e}"

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from querykey.errors import DataError, ShapeError
-from querykey.evaluation.linear_classifier import distinct
+from querykey.evaluation.few_labels import count_classes
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Ids, Rows
 
@@ -115,7 +115,7 @@ class Task:
         """Whether two test items are of one class."""
         if self.test_labels is None:
             return False
-        return distinct(self.test_labels) < int((self.test_labels != IGNORE_LABEL).sum())
+        return count_classes(self.test_labels) < int((self.test_labels != IGNORE_LABEL).sum())
 
     @property
     def shares_classes(self) -> bool:

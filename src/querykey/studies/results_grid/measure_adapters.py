@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.adapter.estimator import Adapter
 from querykey.adapter.settings import RECIPES, AdapterSettings
@@ -20,6 +19,7 @@ from querykey.encoders.frozen.encoder import load_encoder
 from querykey.errors import MissingPathError
 from querykey.evaluation import baselines
 from querykey.evaluation.few_labels import choose_labelled
+from querykey.evaluation.logistic_regression import logistic_regression
 from querykey.evaluation.protocol import KNN, Examination
 from querykey.evaluation.task import Protocol, Task, embed
 from querykey.features.embed import embed as embed_source
@@ -43,6 +43,9 @@ from querykey.studies.results_grid.adapters import (
 __all__ = ["RECORDS", "Work", "baseline", "cells_of", "features_of", "measure", "measure_tasks", "plan_of"]
 
 RECORDS, STORES = "records.jsonl", "features"
+
+LOGISTIC_STRENGTHS, LOGISTIC_FOLDS = (1.0, 10.0, 100.0), 5
+"""The penalties of logistic regression that are tried, and by how many folds."""
 
 Stores = dict[str, str]
 """Part of a data set to the folder of its features."""
@@ -163,9 +166,11 @@ def measure(cell: Cell) -> dict[str, Any]:
     if work.method.kind == CLASSIFIER:
         assert task.train is not None
         assert task.train_labels is not None
-        classes, strength = _logistic_regression(task.train, task.train_labels, task.test)
-        numbers = {KNN: run.correct(classes)}
-        fields["fit"] = {"C": strength}
+        model = logistic_regression(
+            task.train, task.train_labels, strengths=LOGISTIC_STRENGTHS, folds=LOGISTIC_FOLDS
+        )
+        numbers = {KNN: run.correct(model.predict(task.test))}
+        fields["fit"] = {"C": model.strength}
     elif work.method.kind == ADAPTER:
         adapter = Adapter(work.task.dim, **work.method.settings, random_state=cell.seed)
         with warnings.catch_warnings():
@@ -291,17 +296,6 @@ def _fit(adapter: Adapter, fitted_on: _FittedOn) -> None:
     else:
         assert fitted_on.queries is not None
         adapter.fit_pairs(fitted_on.queries, fitted_on.rows, pairs=fitted_on.pairs[:, :2].numpy())
-
-
-def _logistic_regression(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor, float]:
-    """scikit-learn's on unit rows, its C of 1, 10 and 100 by five folds: (classes of the test rows, C)."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-
-    unit, asked = (F.normalize(rows.float(), dim=1).numpy() for rows in (train, test))
-    search = GridSearchCV(LogisticRegression(max_iter=1000), {"C": [1.0, 10.0, 100.0]}, cv=5)
-    search.fit(unit, labels.numpy())
-    return torch.from_numpy(search.predict(asked)), float(search.best_params_["C"])
 
 
 def _tensor(rows: Any) -> Tensor:
