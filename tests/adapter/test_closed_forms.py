@@ -6,8 +6,14 @@ import torch
 from sklearn.covariance import EmpiricalCovariance
 from torch.nn import functional as F
 
-from querykey.adapter.closed_forms import discriminant, low_rank, pca, procrustes, ridge, soft_whitening
-from querykey.adapter.moments import class_moments, moments, pair_moments
+from querykey.adapter.closed_forms import (
+    discriminant,
+    low_rank,
+    procrustes,
+    ridge,
+    soft_whitening,
+)
+from querykey.evaluation.moments import class_moments, moments, pair_moments
 
 WIDTH = 12
 
@@ -68,7 +74,7 @@ def test_whole_whitening_leaves_no_direction_larger_than_another(rows):
 def test_no_power_is_centred_pca(rows):
     every = moments(rows)
     for dim in (3, WIDTH):
-        one, other = soft_whitening(every, dim, power=0.0), pca(every, dim, centred=True)
+        one, other = soft_whitening(every, dim, power=0.0), principal_components(every, dim, centred=True)
         torch.testing.assert_close(one.weight, other.weight)
         torch.testing.assert_close(one.bias, other.bias)
 

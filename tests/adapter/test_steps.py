@@ -5,8 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from querykey.adapter.batch import Batch, Chosen, union_of
-from querykey.adapter.closed_forms import pca
-from querykey.adapter.moments import moments
+from querykey.adapter.closed_forms import principal_components
 from querykey.adapter.steps import (
     Learner,
     adapter_step,
@@ -16,6 +15,7 @@ from querykey.adapter.steps import (
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.static import WholeSet
 from querykey.encoders.heads import FCLayer
+from querykey.evaluation.moments import moments
 from querykey.lookup import PairRule, look_up
 from querykey.lookup.top_k import top_k
 from querykey.losses.by_name import objective
@@ -36,7 +36,7 @@ def of(data, rows):
 
 def learner(rows, name="info_nce", dim=3, **options):
     fc = FCLayer(6, dim)
-    form = pca(moments(rows), dim, centred=False)
+    form = principal_components(moments(rows), dim, centred=False)
     fc.set_affine_(form.weight, form.bias)
     if name in ("info_nce", "score_distillation"):
         options = {"temperature": 0.1}

@@ -5,11 +5,11 @@ import torch
 from sklearn.decomposition import PCA
 from torch.nn import functional as F
 
-from querykey.adapter.closed_forms import Affine, pca
-from querykey.adapter.moments import moments, principal
+from querykey.adapter.closed_forms import Affine, principal_components
 from querykey.adapter.tasks import start_form
 from querykey.encoders.heads import FCLayer, orthogonal
 from querykey.errors import RangeError
+from querykey.evaluation.moments import moments, principal
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def rows():
 
 def test_the_centred_start_is_scikit_learns_pca(rows):
     layer = FCLayer(6, 3)
-    form = pca(moments(rows), 3, centred=True)
+    form = principal_components(moments(rows), 3, centred=True)
     layer.set_affine_(form.weight, form.bias)
     expected = torch.from_numpy(PCA(3).fit_transform(rows.double().numpy())).float()
     torch.testing.assert_close(layer.project(rows).abs(), expected.abs(), atol=1e-5, rtol=1e-4)
@@ -29,7 +29,7 @@ def test_the_centred_start_is_scikit_learns_pca(rows):
 def test_the_uncentred_start_keeps_dot_products_best(rows):
     """No other projection of this rank is nearer to the scores (Eckart and Young 1936)."""
     layer = FCLayer(6, 3)
-    form = pca(moments(rows), 3, centred=False)
+    form = principal_components(moments(rows), 3, centred=False)
     layer.set_affine_(form.weight, form.bias)
     left = (rows @ rows.T - layer.project(rows) @ layer.project(rows).T).norm()
     singular = torch.linalg.svdvals(rows.double())[3:]
@@ -37,7 +37,10 @@ def test_the_uncentred_start_keeps_dot_products_best(rows):
 
 
 def test_at_full_width_every_start_keeps_the_scores(rows):
-    forms = (pca(moments(rows), 6, centred=False), Affine(orthogonal(6, 6, seed=0), torch.zeros(6)))
+    forms = (
+        principal_components(moments(rows), 6, centred=False),
+        Affine(orthogonal(6, 6, seed=0), torch.zeros(6)),
+    )
     for form in forms:
         layer = FCLayer(6, 6)
         layer.set_affine_(form.weight, form.bias)
@@ -48,14 +51,14 @@ def test_at_full_width_every_start_keeps_the_scores(rows):
 def test_two_layers_start_as_one(kind, rows):
     one, other = FCLayer(6, 4), FCLayer(6, 4, kind=kind)
     for layer in (one, other):
-        form = pca(moments(rows), 4, centred=False)
+        form = principal_components(moments(rows), 4, centred=False)
         layer.set_affine_(form.weight, form.bias)
     assert torch.equal(one(rows), other(rows))
 
 
 def test_two_layers_learn_in_both(rows):
     layer = FCLayer(6, 4, kind="two_layer")
-    form = pca(moments(rows), 4, centred=False)
+    form = principal_components(moments(rows), 4, centred=False)
     layer.set_affine_(form.weight, form.bias)
     layer(rows)[:, 0].sum().backward()
     assert layer.out.weight.grad.abs().sum() > 0
@@ -70,7 +73,7 @@ def test_rows_come_out_with_length_one(rows):
 
 def test_moments_do_not_depend_on_the_blocks(rows, monkeypatch):
     whole = principal(moments(rows).covariance)
-    monkeypatch.setattr("querykey.adapter.moments.BLOCK", 7)
+    monkeypatch.setattr("querykey.evaluation.moments.BLOCK", 7)
     for a, b in zip(whole, principal(moments(rows).covariance), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -84,7 +87,7 @@ def test_trap_5_7_the_start_fits_when_dim_is_not_the_width(rows):
 
 
 def test_a_residual_layer_takes_a_closed_form_too(rows):
-    form = pca(moments(rows), 6, centred=True)
+    form = principal_components(moments(rows), 6, centred=True)
     one, other = FCLayer(6, 6), FCLayer(6, 6, kind="residual")
     for layer in (one, other):
         layer.set_affine_(form.weight, form.bias)

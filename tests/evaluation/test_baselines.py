@@ -42,6 +42,7 @@ def cosines(unit):
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     monkeypatch.setattr(baselines, "BLOCK", 7)
+    monkeypatch.setattr("querykey.evaluation.moments.BLOCK", 7)
 
 
 @pytest.mark.parametrize("whitened", [False, True])

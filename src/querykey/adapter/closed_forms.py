@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from querykey.adapter.moments import ClassMoments, Moments, PairMoments, principal
+from querykey.evaluation.moments import ClassMoments, Moments, PairMoments, principal, whitening_scales
 from querykey.lookup.unit_length import unit_length
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "discriminant",
     "identity",
     "low_rank",
-    "pca",
+    "principal_components",
     "procrustes",
     "ridge",
     "soft_whitening",
@@ -64,20 +64,18 @@ def identity(width: int) -> Affine:
     return Affine(torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
 
 
-def pca(of: Moments, dim: int, *, centred: bool) -> Affine:
-    """The `dim` axes of largest variance (centred), or along which rows are longest (not centred).
+def principal_components(of: Moments, dim: int, *, centred: bool) -> Affine:
+    """PCA: the `dim` axes of largest variance (centred), or along which rows are longest (not centred).
 
     Args:
         of: Moments of the rows.
         dim: From 1 to width.
-        centred: Whether the mean is taken off.
+        centred: Whether the mean is subtracted.
 
     Returns:
         An `Affine` with orthonormal rows, the largest entry of each positive.
     """
-    if centred:
-        return _scaled(of.spectrum[1][:dim], of.mean)
-    return _scaled(principal(of.second)[1][:dim], None)
+    return _scaled(of.principal_components(dim, centred=centred)[1], of.mean if centred else None)
 
 
 def soft_whitening(of: Moments, dim: int, *, power: float) -> Affine:
@@ -94,9 +92,8 @@ def soft_whitening(of: Moments, dim: int, *, power: float) -> Affine:
     Source:
         Su et al. 2021, arXiv:2103.15316 (whitening of sentence embeddings, p = 1).
     """
-    values, axes = of.spectrum
-    scale = values[:dim].clamp(min=FLOOR * max(float(values[0]), 1e-300)) ** (-power / 2)
-    return _scaled(scale[:, None] * axes[:dim], of.mean)
+    values, axes = of.principal_components(dim, centred=True)
+    return _scaled(whitening_scales(values, power=power, floor=FLOOR)[:, None] * axes, of.mean)
 
 
 def discriminant(

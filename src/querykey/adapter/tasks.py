@@ -18,18 +18,10 @@ from querykey.adapter.closed_forms import (
     discriminant,
     identity,
     low_rank,
-    pca,
+    principal_components,
     procrustes,
     ridge,
     soft_whitening,
-)
-from querykey.adapter.moments import (
-    ClassMoments,
-    Moments,
-    PairMoments,
-    class_moments,
-    moments,
-    pair_moments,
 )
 from querykey.adapter.relevance import Relevance, unit_rows
 from querykey.adapter.sampling import Course, course_of_items, course_of_pairs
@@ -55,6 +47,14 @@ from querykey.adapter.validation import (
 from querykey.distributed.process_group import ProcessGroup
 from querykey.encoders.heads import orthogonal
 from querykey.errors import ConfigError
+from querykey.evaluation.moments import (
+    ClassMoments,
+    Moments,
+    PairMoments,
+    class_moments,
+    moments,
+    pair_moments,
+)
 from querykey.types import FrozenRows, Labels, Numbers
 
 __all__ = [
@@ -117,9 +117,9 @@ class Held:
 def general_forms(dim: int, width: int) -> dict[str, Form]:
     """The forms that need rows alone; frozen rows are one at full width."""
     forms: dict[str, Form] = {"frozen": lambda _: identity(width)} if dim == width else {}
-    forms["pca"] = lambda of: pca(of.rows, dim, centred=True)
+    forms["pca"] = lambda of: principal_components(of.rows, dim, centred=True)
     if dim < width:  # at full width it is a rotation of the frozen rows
-        forms["pca_uncentred"] = lambda of: pca(of.rows, dim, centred=False)
+        forms["pca_uncentred"] = lambda of: principal_components(of.rows, dim, centred=False)
     for power in POWERS:
         forms[f"soft_whitening {power:g}"] = partial(_whitened, dim=dim, power=power)
     return forms
@@ -151,7 +151,7 @@ def start_form(start: str, dim: int, width: int, seed: int) -> dict[str, Form]:
         case _:
             centred = start == "pca_centred"
             name = "pca" if centred else "pca_uncentred"
-            return {name: lambda of: pca(of.rows, dim, centred=centred)}
+            return {name: lambda of: principal_components(of.rows, dim, centred=centred)}
 
 
 def _whitened(of: Statistics, dim: int, power: float) -> Affine:

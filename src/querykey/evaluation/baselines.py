@@ -14,6 +14,7 @@ from torch import Tensor
 
 from querykey.errors import DataError, RangeError
 from querykey.evaluation.few_labels import count_classes, labelled_unit_rows
+from querykey.evaluation.moments import Moments, moments, whitening_scales
 from querykey.evaluation.ranking import is_finite
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.lookup.unit_length import unit_length
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 BLOCK = 8192
+WHITENING_FLOOR = math.sqrt(torch.finfo(torch.float64).eps)
+"""Share of the largest variance. Smaller ones are rounding errors: 4 rows span 3 directions."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,14 +92,14 @@ def fit_baselines(
         ['frozen', 'truncated', 'pca', 'pca_uncentred', 'whitened_pca', 'random_projection']
     """
     width = _check_dim(train, dim)
-    moments = _moments(train)
+    of = moments(train)
     fitted = [Projector(name="frozen", dim=width)]
     if dim < width:
         fitted.append(truncated(width, dim))
-    fitted.append(_pca(*moments, dim, centred=True))
+    fitted.append(_pca(of, dim, centred=True))
     if dim < width:
-        fitted.append(_pca(*moments, dim, centred=False))
-    fitted.append(_pca(*moments, dim, centred=True, whitened=True))
+        fitted.append(_pca(of, dim, centred=False))
+    fitted.append(_pca(of, dim, centred=True, whitened=True))
     if dim < width:
         fitted.append(random_projection(width, dim, seed=seed))
     if labels is not None and _can_separate(labels):
@@ -123,7 +126,7 @@ def pca(train: Rows, dim: int, *, centred: bool = True) -> Projector:
         tensor(0.)
     """
     _check_dim(train, dim)
-    return _pca(*_moments(train), dim, centred=centred)
+    return _pca(moments(train), dim, centred=centred)
 
 
 def whitened_pca(train: Rows, dim: int) -> Projector:
@@ -133,7 +136,7 @@ def whitened_pca(train: Rows, dim: int) -> Projector:
         RangeError: If dim is outside 1 to width.
     """
     _check_dim(train, dim)
-    return _pca(*_moments(train), dim, centred=True, whitened=True)
+    return _pca(moments(train), dim, centred=True, whitened=True)
 
 
 def random_projection(width: int, dim: int, *, seed: int = 0) -> Projector:
@@ -199,28 +202,13 @@ def _check_dim(train: Rows, dim: int) -> int:
     return train.shape[1]
 
 
-def _moments(train: Rows) -> tuple[Tensor, Tensor]:
-    """(mean [width], second moment [width, width]) of unit rows, in float64 and in blocks."""
-    total = torch.zeros(train.shape[1], dtype=torch.float64)
-    products = torch.zeros(train.shape[1], train.shape[1], dtype=torch.float64)
-    for start in range(0, len(train), BLOCK):
-        unit = unit_length(train[start : start + BLOCK].double())
-        total += unit.sum(dim=0)
-        products += unit.T @ unit
-    return total / len(train), products / len(train)
-
-
-def _pca(mean: Tensor, second: Tensor, dim: int, *, centred: bool, whitened: bool = False) -> Projector:
-    spread = second - torch.outer(mean, mean) if centred else second
-    variance, directions = torch.linalg.eigh(spread)
-    variance, directions = variance.flip(0)[:dim], directions.flip(1)[:, :dim]
-    name = "whitened_pca" if whitened else "pca" if centred else "pca_uncentred"
+def _pca(of: Moments, dim: int, *, centred: bool, whitened: bool = False) -> Projector:
+    variance, axes = of.principal_components(dim, centred=centred)
     if whitened:
-        used = variance > math.sqrt(torch.finfo(torch.float64).eps) * variance[0].clamp(min=0)
-        directions = directions * torch.where(used, variance.clamp(min=1e-300).rsqrt(), 0.0)
+        axes = whitening_scales(variance, floor=WHITENING_FLOOR, drop=True)[:, None] * axes
     return Projector(
-        name=name,
+        name="whitened_pca" if whitened else "pca" if centred else "pca_uncentred",
         dim=dim,
-        matrix=directions.float().contiguous(),
-        mean=mean.float() if centred else None,
+        matrix=axes.T.float().contiguous(),
+        mean=of.mean.float() if centred else None,
     )

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from querykey.data.readers.open import read_source
 from querykey.errors import DamagedItemError, QuerykeyError
+from querykey.evaluation.moments import moments
 from querykey.features.features import Features
 from querykey.lookup.unit_length import unit_length
 from querykey.types import Rows
@@ -76,18 +77,14 @@ def maps_of(rows: Rows, name: str) -> list[Map]:
         >>> found.title, found.x
         ('frozen, PCA', 'first axis, 100% of the variance')
     """
-    unit = unit_length(rows).float().double()
-    centred = unit - unit.mean(dim=0)
-    variance, axes = torch.linalg.eigh(centred.T @ centred)
-    axes = axes[:, -2:].flip(1)
-    # an axis may point either way: its largest part is made positive
-    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
-    share = [*(variance.flip(0)[:2] / variance.sum().clamp(min=1e-12)).tolist(), 0.0]
+    unit, of = unit_length(rows).double(), moments(rows)
+    variance, axes = of.principal_components(2, centred=True)
+    share = [*(variance / of.covariance.trace().clamp(min=1e-12)).tolist(), 0.0]
     words = [
         f"{which} axis, {part:.0%} of the variance"
         for which, part in zip(("first", "second"), share, strict=False)
     ]
-    places = centred @ (axes * largest.sign())
+    places = (unit - of.mean) @ axes.T
     places = F.pad(places, (0, 2 - places.shape[1]))
     found = [Map(f"{name}, PCA", places, words[0], words[1])]
     if find_spec("umap") is not None and len(rows) > 15:

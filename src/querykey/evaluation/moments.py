@@ -1,4 +1,4 @@
-"""Moments of frozen rows: what every closed form is made of, in one pass and summed in a fixed order.
+"""Moments of frozen rows: what PCA, whitening and every other closed form are computed from, in one pass.
 
 Sums are float64 and run over blocks of a fixed size, so that the same rows give the same bits whatever the
 number of processes. They add up: the moments of a fold's training part are the total minus the fold's.
@@ -14,7 +14,16 @@ from torch import Tensor
 from querykey.lookup.unit_length import unit_length
 from querykey.types import FrozenRows, Keys, Labels, Numbers, Queries
 
-__all__ = ["ClassMoments", "Moments", "PairMoments", "class_moments", "moments", "pair_moments", "principal"]
+__all__ = [
+    "ClassMoments",
+    "Moments",
+    "PairMoments",
+    "class_moments",
+    "moments",
+    "pair_moments",
+    "principal",
+    "whitening_scales",
+]
 
 BLOCK = 8192
 
@@ -58,6 +67,26 @@ class Moments:
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues and axes of the covariance; see `principal`."""
         return principal(self.covariance)
+
+    @cached_property
+    def uncentred_spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and axes of the second moment; see `principal`."""
+        return principal(self.second)
+
+    def principal_components(
+        self, dim: int, *, centred: bool
+    ) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim width"]]:
+        """PCA: the `dim` axes along which rows vary most (centred), or are longest (not centred).
+
+        Args:
+            dim: From 1 to width.
+            centred: Whether the mean is subtracted first.
+
+        Returns:
+            (eigenvalues, largest first; orthonormal axes as rows, the largest entry of each positive).
+        """
+        values, axes = self.spectrum if centred else self.uncentred_spectrum
+        return values[:dim], axes[:dim]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +160,31 @@ def principal(second: Tensor) -> tuple[Tensor, Tensor]:
     axes = vectors.T.flip(0)
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     return values.flip(0).clamp(min=0), axes * torch.where(largest < 0, -1.0, 1.0)
+
+
+def whitening_scales(
+    values: Float[Tensor, " dim"], *, power: float = 1.0, floor: float, drop: bool = False
+) -> Float[Tensor, " dim"]:
+    r"""The factor of each principal axis in whitening, :math:`\lambda_i^{-p/2}`.
+
+    Args:
+        values: Eigenvalues, largest first.
+        power: p, from 0 (PCA) to 1 (variance 1 along each axis).
+        floor: The smallest eigenvalue that is divided by, as a share of the largest. Below it are
+            directions of rounding errors or of few rows, which whitening would amplify.
+        drop: Whether axes below the floor get 0. Otherwise they get the factor of the floor.
+
+    Returns:
+        One factor an axis, float64.
+
+    Example:
+        >>> values = torch.tensor([4.0, 1.0, 1e-9])
+        >>> whitening_scales(values, floor=1e-6, drop=True).tolist()
+        [0.5, 1.0, 0.0]
+    """
+    lowest = floor * max(float(values[0]), 1e-300)  # rows that are all alike have no variance at all
+    scales = values.clamp(min=lowest) ** (-power / 2)
+    return scales.masked_fill(values <= lowest, 0.0) if drop else scales
 
 
 def _blocks(rows: FrozenRows, which: Numbers | None = None) -> "list[slice] | list[Tensor]":
