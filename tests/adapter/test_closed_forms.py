@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from querykey.adapter.closed_forms import (
     discriminant,
     low_rank,
+    principal_components,
     procrustes,
     ridge,
     soft_whitening,
