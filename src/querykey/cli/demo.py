@@ -21,6 +21,8 @@ def demo(
     """
     prepare("cpu", threads, 0)
     from querykey.cli.console import line, progress, table
+    from querykey.cli.report import write_report
+    from querykey.errors import MissingExtraError
     from querykey.studies.demo import DIM, MODEL, demonstrate
 
     made = demonstrate(out, stage=progress)
@@ -48,6 +50,10 @@ def demo(
     line(f"The fit said of itself: {made.verdict}.")
     line(f"{out}/adapter: full width. {out}/compressed: {DIM} numbers.")
     line(f"{made.exported}: the same layer as the adapter's, for onnxruntime.")
+    try:
+        write_report([out / "adapter"], out / "report.html", features=str(out / "features" / "test"))
+    except MissingExtraError as error:
+        line(str(error))
     line(f"Took {made.seconds:.0f} s. Next:")
     search = f'querykey search {out}/adapter {out}/features/test --query "sort rows"'
     line(f"  {search}", whole=True)

@@ -56,7 +56,6 @@ class _Commands(Commands):
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     # the rich help costs a third of a second, more than the command itself
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

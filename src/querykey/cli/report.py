@@ -1,6 +1,7 @@
 """`querykey report`: runs and studies as one HTML page."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 
 from querykey.cli.options import reserve_output
 
-__all__ = ["report"]
+__all__ = ["report", "write_report"]
 
 
 def report(
@@ -31,13 +32,27 @@ def report(
     Verdicts, comparison with baselines, curves, a map of the embedding, and what queries find before
     and after. From records and stored embeddings alone: the same ones give the same bytes.
     """
+    reserve_output(out)
+    if figures is not None:
+        reserve_output(figures)
+    write_report(folders, out, figures=figures, features=features)
+
+
+def write_report(
+    folders: Sequence[Path], out: Path, *, figures: Path | None = None, features: str | None = None
+) -> None:
+    """Write the page, and say where it is.
+
+    Args:
+        folders: Of runs and of studies.
+        out: A new file.
+        figures: A new folder for the figures.
+        features: What a run is looked at with.
+    """
     from querykey.cli.console import line
     from querykey.io.atomic import new_file, new_folder
     from querykey.reports.page import figures_of, render, sections_of
 
-    reserve_output(out)
-    if figures is not None:
-        reserve_output(figures)
     sections = sections_of(folders, features=features)
     words = ["querykey", "report", *map(str, folders), "--out", str(out)]
     words += ["--figures", str(figures)] if figures is not None else []

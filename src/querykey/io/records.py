@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,9 @@ def versions(*packages: str) -> dict[str, str]:
     """
     from importlib.metadata import version
 
-    names = ("querykey", "torch", "numpy", *packages)
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    # the metadata of an editable installation may be of an older version
+    own = {"python": platform.python_version(), "querykey": sys.modules["querykey"].__version__}
+    return own | {name: version(name) for name in ("torch", "numpy", *packages)}
 
 
 def _write_whole(file: int, content: bytes) -> None:

@@ -18,7 +18,7 @@ from querykey.errors import DataError, MissingPathError, Notify
 from querykey.features.features import Features
 from querykey.io.atomic import new_folder, raises_store_error, reserve
 from querykey.io.records import Records, versions
-from querykey.runs.adapter_settings import AdaptRun, parse_run
+from querykey.runs.adapter_settings import AdaptRun, parse_recorded
 from querykey.runs.data import DataAt, open_features
 
 __all__ = ["Progress", "Run", "adapt", "estimator", "fit", "load_run", "told"]
@@ -218,7 +218,8 @@ def load_run(folder: str | Path) -> Run:
         return Run(folder, adapter)
     with raises_store_error(str(folder / RUN), "fit the run again"):
         said = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        run, about = parse_run(said["settings"], name=str(folder / RUN)), dict(said["features"])
+        run = parse_recorded(said["settings"], name=str(folder / RUN))
+        about = dict(said["features"])
         DataAt(**about["at"])
     return Run(folder, adapter, run, about)
 

@@ -29,7 +29,7 @@ from querykey.runs.adapter_tables import (
     Strict,
 )  # fmt: skip
 
-__all__ = ["AdaptRun", "describe_settings", "parse_run", "read_run"]
+__all__ = ["AdaptRun", "describe_settings", "parse_recorded", "parse_run", "read_run"]
 
 RENAMED = {"held_out": "validation_fraction", "patience": "n_iter_no_change"}
 """Settings of version 0.1 by their names of today."""
@@ -170,6 +170,22 @@ def parse_run(raw: Mapping[str, Any], *, name: str = "the settings") -> AdaptRun
         NCA(kind='nca', temperature=0.1)
     """
     return check(AdaptRun, raw, grammar=_GRAMMAR, name=name)
+
+
+def parse_recorded(raw: Mapping[str, Any], *, name: str) -> AdaptRun:
+    """Check the settings that a run.json holds; the names of version 0.1 are read without a warning.
+
+    Args:
+        raw: Settings as they were written.
+        name: What to call them in a message.
+
+    Returns:
+        The checked run.
+
+    Raises:
+        ConfigError: Naming every fault with its dotted key.
+    """
+    return parse_run({RENAMED.get(key, key): value for key, value in raw.items()}, name=name)
 
 
 def describe_settings() -> str:

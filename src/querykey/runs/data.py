@@ -1,16 +1,16 @@
 """Data as a command names them: a spec with its columns and split, opened as features or as a source."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from querykey.data.items import Source
 from querykey.data.readers.open import read_source
-from querykey.errors import ConfigError, DataError
+from querykey.errors import ConfigError, DataError, Notify, SourceError
 from querykey.features.features import Features, features_of_source, read_features
 from querykey.features.store import is_store
 
-__all__ = ["STORE_LABELS", "DataAt", "Opened", "open_data", "open_features"]
+__all__ = ["STORE_LABELS", "DataAt", "Opened", "open_data", "open_features", "unseen_part"]
 
 STORE_LABELS = "label"
 """What the labels of a feature store are called, whatever the column was called that they came from."""
@@ -108,6 +108,33 @@ def open_features(at: DataAt, *, verify: bool = False) -> Opened:
             f"{at.spec} has no labels; make the features again with querykey embed --label-column COLUMN"
         )
     return opened
+
+
+def unseen_part(on: DataAt, fitted_on: str, notify: Notify) -> DataAt:
+    """The test part of a source, where a run was fitted on its training part and no part is named.
+
+    Args:
+        on: What is to be measured on.
+        fitted_on: The fingerprint of the source that the run was fitted on.
+        notify: Told which part is taken.
+
+    Returns:
+        The part that is called test, else validation; `on` itself where it is another source, has no such
+        part, or its part was named.
+    """
+    if on.split is not None or is_store(Path(on.spec).expanduser()):
+        return on
+    for split in ("test", "validation"):
+        part = replace(on, split=split)
+        try:
+            part.source()
+        except SourceError:
+            continue
+        if on.source().fingerprint != fitted_on:
+            return on
+        notify(f"the run was fitted on {on.spec}; it is measured on its {split} part, --split {split}")
+        return part
+    return on
 
 
 def _check_store_options(at: DataAt) -> None:

@@ -18,7 +18,7 @@ from querykey.features.embed import features_key
 from querykey.features.features import Features
 from querykey.runs.adapt import Progress, Run, adapt, load_run, told
 from querykey.runs.adapter_settings import AdaptRun, parse_run
-from querykey.runs.data import DataAt, Opened, open_data, open_features
+from querykey.runs.data import DataAt, Opened, open_data, open_features, unseen_part
 from querykey.runs.load_encoder import encoder_of_features
 
 __all__ = [
@@ -66,10 +66,13 @@ def evaluate_run(
         DataError: If there is nothing to evaluate.
     """
     notify = notify or (lambda _: None)
+    train = _to_fit_baselines(run, notify)
+    if train is not None:
+        source = train.meta.get("source") or {}
+        on = unseen_part(on, source.get("fingerprint", run.features["key"]), notify)
     test, fingerprint = features_like_those_of(run, on, device=device, progress=progress, notify=notify)
     if test.labels is None and run.settings is not None and run.settings.task == "labels":
         notify(f"{on.spec} has no labels, so nothing is measured by class; name them with --label-column")
-    train = _to_fit_baselines(run, notify)
     if train is not None and fingerprint == run.features["key"]:
         notify(f"{on.spec} is what the run was fitted on; new data would rank it lower")
         task = task_of(test, None, on)

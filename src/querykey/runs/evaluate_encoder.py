@@ -23,7 +23,7 @@ from querykey.evaluation.linear_evaluation import LinearProtocol, linear_evaluat
 from querykey.evaluation.table import Table, tabulate
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.saved_encoder import SavedEncoder, encode_rows, read_encoder
-from querykey.runs.data import DataAt
+from querykey.runs.data import DataAt, unseen_part
 from querykey.runs.fine_tune import Labelled, fine_tuned
 from querykey.runs.pretrain_folder import RunFolder
 from querykey.types import PerQuery, Rows
@@ -87,6 +87,8 @@ def evaluate_encoder(
         raise ConfigError(
             f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head}"
         )
+    if train is None:
+        on = unseen_part(on, RunFolder.read(Path(folder)).fingerprint, notify)
     at = train or trained_on(folder, on)
     size = saved.settings.image_size or 224
     known, asked = label_pixels(at.source(), on.source(), size=size, notify=notify)

@@ -14,6 +14,7 @@ from querykey.encoders.frozen import encoder as frozen_models
 from querykey.encoders.frozen.encoder import FrozenEncoder
 from querykey.encoders.frozen.model import Kind, TorchModel, usable_device
 from querykey.errors import ConfigError, DamagedItemError, ModelMismatchError, SourceError
+from querykey.io.images import pillow
 from querykey.pretraining.saved_encoder import DESCRIPTION as ENCODER
 from querykey.pretraining.saved_encoder import SavedEncoder, read_encoder
 from querykey.runs.adapt import Run, load_run
@@ -111,14 +112,13 @@ def _pretrained(saved: SavedEncoder, name: str, device: str, prompt: str | None,
     """The backbone of a pretraining: h of images, prepared as in its evaluation."""
     if prompt is not None:
         raise ConfigError(f"{name} takes no prompt; prompts are for st: models, leave it out")
-    from PIL import Image
-
+    pictures, _ = pillow()
     size = saved.settings.image_size
     assert size is not None
     mode = "L" if saved.channels == 1 else "RGB"
     model = TorchModel(
         saved.encoder.backbone, kind="image", prepare=_Preparation(saved, size),
-        blank=lambda: Image.new(mode, (size, size)), identity=saved.identity, device=usable_device(device),
+        blank=lambda: pictures.new(mode, (size, size)), identity=saved.identity, device=usable_device(device),
     )  # fmt: skip
     return FrozenEncoder(model, spec=name, dtype=dtype)
 
@@ -155,9 +155,7 @@ class _AdaptedModel:
     def blank(self) -> Any:
         if self.kind == "text":
             return "a"
-        from PIL import Image
-
-        return Image.new("RGB", (32, 32))
+        return pillow()[0].new("RGB", (32, 32))
 
     def prepare(self, item: Any) -> Any:
         return item

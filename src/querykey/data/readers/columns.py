@@ -280,8 +280,9 @@ def _guess_items(table: Table, label_column: str | None, pair_column: str | None
     able = [name for name, type_ in table.types.items()
             if kind_of(type_) and name not in (label_column, pair_column)
             and name.lower() not in ID_COLUMNS]  # fmt: skip
-    if len(able) == 1:
-        return able[0]
+    vectors = [name for name in able if kind_of(table.types[name]) == "vector"]
+    if len(able) == 1 or len(vectors) == 1:
+        return (vectors or able)[0]
     error = "several columns that can be the items" if able else "no column of images, text or vectors"
     raise SourceError(f"{table.what} has {error}; say which with --column; {_listed(table)}")
 

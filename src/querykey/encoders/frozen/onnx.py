@@ -13,6 +13,7 @@ from querykey.encoders.frozen.fingerprint import combined_digest, file_digest
 from querykey.encoders.frozen.model import Kind, require_rows
 from querykey.encoders.frozen.preprocessing import ImagePreprocessing
 from querykey.errors import MissingExtraError, MissingPathError, SourceError
+from querykey.io.images import pillow
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,9 +50,7 @@ class OnnxModel:
     def blank(self) -> Any:
         if self._prepare is None:
             return np.zeros(self._input.shape[1], np.float32)
-        from PIL import Image
-
-        return Image.new("RGB", (self._prepare.width, self._prepare.height), "gray")
+        return pillow()[0].new("RGB", (self._prepare.width, self._prepare.height), "gray")
 
     def prepare(self, item: "Image.Image | Any") -> Tensor:
         if self._prepare is not None:
