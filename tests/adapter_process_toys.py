@@ -64,7 +64,7 @@ def fitted(kind):
         numbers = torch.arange(60)
         pairs = TrainingPairs(asked, numbers, numbers)
     made = fit_adapter(rows, AdapterSettings(**COMMON | settings), labels=labels, pairs=pairs)
-    seen = ("loss", "validation", "candidates", "negative_score", "false_negatives")
+    seen = ("loss", "validation", "candidates", "negative_score", "false_negatives_label")
     looks = [[look.get(name, 0.0) for name in seen] for look in made.history]
     winner = torch.tensor(list(made.report["candidate"].encode()))
     return made.fc.state_dict() | {"looks": torch.tensor(looks, dtype=torch.float64), "winner": winner}

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from querykey.adapter.diagnostics import collapse_reason
 from querykey.adapter.fit import fit_adapter
 from querykey.adapter.relevance import same_items
 from querykey.adapter.settings import AdapterSettings
@@ -37,24 +36,14 @@ def test_a_collapse_stops_the_run_with_its_reason_and_the_start_comes_back():
     assert bool(torch.isfinite(fitted.fc(x)).all())
 
 
-def test_reasons_to_stop():
-    assert collapse_reason({"loss": float("nan"), "effective_rank": 8.0}, 8.0) == (
-        "the loss is nan; lower the learning rate"
-    )
-    assert "effective rank 1.2, 9.0 before training" in (
-        collapse_reason({"loss": 1.0, "effective_rank": 1.2}, 9.0) or ""
-    )
-    assert collapse_reason({"loss": 1.0, "effective_rank": 6.0}, 9.0) is None
-
-
 def test_health_is_in_every_record_and_false_negatives_where_labels_allow():
     labels = torch.arange(120) % 4
     seen = fit_adapter(rows(120), AdapterSettings(dim=4, steps=25, batch_size=32), labels=labels).history
     wanted = {"step", "validation", "loss",  "positive_score", "negative_score", "gradient_norm",
-              "memory_fill",
-              "age_mean", "age_max", "effective_rank", "false_negatives"}  # fmt: skip
+              "fill",
+              "age_mean", "age_max", "effective_rank", "false_negatives_label"}  # fmt: skip
     assert all(wanted <= set(record) for record in seen)
-    assert all(record["memory_fill"] == 1.0 and record["false_negatives"] == 0.0 for record in seen)
+    assert all(record["fill"] == 1.0 and record["false_negatives_label"] == 0.0 for record in seen)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +65,8 @@ def test_a_small_memory_is_live_and_its_rows_grow_old():
     x, labels = rows(300), torch.arange(300) % 4
     settings = AdapterSettings(dim=4, steps=25, batch_size=32, capacity=96, prefill=False)
     seen = fit_adapter(x, settings, labels=labels).history
-    assert seen[0]["memory_fill"] == pytest.approx(1 / 3)
-    assert seen[3]["memory_fill"] == 1.0
+    assert seen[0]["fill"] == pytest.approx(1 / 3)
+    assert seen[3]["fill"] == 1.0
     assert seen[3]["age_max"] == 2
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from querykey.diagnostics import collapse as monitor_module
-from querykey.diagnostics.collapse import collapse_reason, mean_cosine, monitor, pretext_accuracy
+from querykey.diagnostics.collapse import check_collapse, mean_cosine, monitor, pretext_accuracy
 from querykey.errors import DataError, ShapeError
 from querykey.evaluation.geometry import alignment, effective_rank, uniformity
 
@@ -106,14 +106,14 @@ def test_rows_that_ask_can_be_named():
     """Row 0 would find itself in the bank if it stood there too; unlabelled rows neither ask nor vote."""
     labels = torch.tensor([0, 1, 1, 0, -1, -1])
     h = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [1.0, 0.0], [0.0, 1.0]])
-    seen = monitor(h, h, h, labels=labels, asking=torch.tensor([0, 2, 4]), loss=0.0)
+    seen = monitor(h, h, h, labels=labels, queries=torch.tensor([0, 2, 4]), loss=0.0)
     assert (seen["knn"], seen["knn_bank"], seen["knn_queries"], seen["knn_k"]) == (0.0, 2, 2, 2)
     swapped = labels[[1, 0, 3, 2, 4, 5]]
-    assert monitor(h, h, h, labels=swapped, asking=torch.tensor([0, 2]), loss=0.0)["knn"] == 0.0
+    assert monitor(h, h, h, labels=swapped, queries=torch.tensor([0, 2]), loss=0.0)["knn"] == 0.0
     alike = torch.tensor([0, 0, 1, 1, -1, -1])
-    assert monitor(h, h, h, labels=alike, asking=torch.tensor([0, 2]), loss=0.0)["knn"] == 1.0
-    assert "knn" not in monitor(h, h, h, labels=labels, asking=torch.tensor([4]), loss=0.0)
-    assert "knn" not in monitor(h, h, h, labels=labels, asking=torch.arange(6), loss=0.0)
+    assert monitor(h, h, h, labels=alike, queries=torch.tensor([0, 2]), loss=0.0)["knn"] == 1.0
+    assert "knn" not in monitor(h, h, h, labels=labels, queries=torch.tensor([4]), loss=0.0)
+    assert "knn" not in monitor(h, h, h, labels=labels, queries=torch.arange(6), loss=0.0)
 
 
 def test_rows_that_are_no_numbers_are_seen_and_not_raised():
@@ -122,40 +122,40 @@ def test_rows_that_are_no_numbers_are_seen_and_not_raised():
     assert math.isnan(seen["effective_rank_h"])
     assert math.isnan(seen["pretext"])
     assert "knn" not in seen
-    assert "NaN or infinite" in collapse_reason(seen)
+    assert "NaN or infinite" in check_collapse(seen)
 
 
 def test_a_healthy_run_has_no_reason_to_stop():
-    assert collapse_reason(monitor(rows(), rows(), rows(), loss=1.0)) is None
-    assert collapse_reason(monitor(rows(), rows(40, 1), rows(40, 1), loss=1.0)) is None
+    assert check_collapse(monitor(rows(), rows(), rows(), loss=1.0)) is None
+    assert check_collapse(monitor(rows(), rows(40, 1), rows(40, 1), loss=1.0)) is None
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_a_reason(loss):
-    assert f"the loss is {loss}" in collapse_reason(monitor(rows(), rows(), rows(), loss=loss))
+    assert f"the loss is {loss}" in check_collapse(monitor(rows(), rows(), rows(), loss=loss))
 
 
 def test_rows_that_point_one_way_are_a_reason():
     near = torch.ones(40, 6) + 0.05 * rows()
     seen = monitor(rows(), near, near, loss=1.0)
     assert 0.99 < seen["mean_cosine"] < 0.9999
-    assert "mean cosine" in collapse_reason(seen)
+    assert "mean cosine" in check_collapse(seen)
 
 
 def test_rows_along_one_line_are_a_reason():
     line = rows(40, 1) @ torch.ones(1, 6)
     seen = monitor(rows(), line, line, loss=1.0)
     assert seen["mean_cosine"] < 0.5
-    assert "effective rank is 1.00" in collapse_reason(seen)
+    assert "effective rank is 1.00" in check_collapse(seen)
 
 
 def test_what_was_so_from_the_start_is_no_collapse_short_of_one_point():
     near = torch.ones(40, 6) + 0.05 * rows()
     start = monitor(rows(), near, near, loss=1.0)
     healthy = monitor(rows(), rows(), rows(), loss=1.0)
-    assert collapse_reason(start, start) is None
-    assert collapse_reason(start, healthy) is not None
-    assert "1.0000" in collapse_reason(monitor(rows(), torch.ones(9, 2), torch.ones(9, 2), loss=1.0), start)
+    assert check_collapse(start, start) is None
+    assert check_collapse(start, healthy) is not None
+    assert "1.0000" in check_collapse(monitor(rows(), torch.ones(9, 2), torch.ones(9, 2), loss=1.0), start)
 
 
 def test_bad_input_is_one_message():
@@ -165,3 +165,18 @@ def test_bad_input_is_one_message():
         monitor(rows(), rows(1), rows(1), loss=1.0)
     with pytest.raises(DataError, match="at least 2 rows, got 1"):
         mean_cosine(rows(1))
+
+
+def test_rows_of_an_adapter_are_compared_with_those_before_training():
+    start = {"effective_rank": 9.0}
+    assert check_collapse({"loss": math.nan, "effective_rank": 8.0}, start) == (
+        "the loss is nan; lower the learning rate"
+    )
+    assert "effective rank 1.2, 9.0 before training" in check_collapse(
+        {"loss": 1.0, "effective_rank": 1.2}, start
+    )
+    assert "effective rank 1.9, 20.0" in check_collapse(
+        {"loss": 1.0, "effective_rank": 1.9}, {"effective_rank": 20.0}
+    )
+    assert check_collapse({"loss": 1.0, "effective_rank": 6.0}, start) is None
+    assert check_collapse({"loss": 1.0, "effective_rank": 1.2}, {"effective_rank": 2.0}) is None

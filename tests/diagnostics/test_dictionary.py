@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from querykey.diagnostics import dictionary as dictionary_health
+from querykey.diagnostics import dictionary as dictionary_metrics
 from querykey.diagnostics.dictionary import (
-    KnowsIds,
+    PairsWithIds,
+    dictionary_health,
     dictionary_warnings,
-    held_health,
-    labels_of,
+    item_labels,
     lookup_health,
 )
 from querykey.dictionaries.bank import MemoryBank
@@ -81,20 +81,20 @@ def test_every_figure_is_that_of_plain_loops_whole_or_in_blocks(
     draw = torch.Generator().manual_seed(seed)
     classes = torch.randint(-1, 3, (5,), generator=draw)
     ids = torch.tensor(query_ids), torch.tensor(key_ids)
-    labels = labels_of(ids[0], classes), labels_of(ids[1], classes)
+    labels = item_labels(ids[0], classes), item_labels(ids[1], classes)
     lookup = look_up(
         unit(len(ids[0]), 4, seed), unit(len(ids[1]), 4, seed + 9), query_ids=ids[0], key_ids=ids[1],
         query_labels=labels[0], key_labels=labels[1], rule=PairRule(positive=positive, same_id=same_id),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dictionary_health, "ELEMENTS", block * len(lookup))
+        patch.setattr(dictionary_metrics, "ELEMENTS", block * len(lookup))
         found = lookup_health(lookup, temperature=0.2, query_labels=labels[0], key_labels=labels[1])
     assert found == pytest.approx(by_loops(lookup, 0.2, *ids, *labels), abs=1e-5)
     assert "scores" not in lookup.__dict__ or block == 100
 
 
 def test_no_block_is_larger_than_it_may_be(monkeypatch):
-    monkeypatch.setattr(dictionary_health, "ELEMENTS", 12)
+    monkeypatch.setattr(dictionary_metrics, "ELEMENTS", 12)
     shown = []
     ids = torch.arange(5), torch.arange(3)
     lookup = look_up(unit(5, 4, 0), unit(3, 4, 1), query_ids=ids[0], key_ids=ids[1], rule=PairRule())
@@ -140,8 +140,8 @@ def test_own_keys_in_the_queue_are_counted_and_random_rows_are_nobodys(same_id, 
     )
     seen = lookup_health(
         lookup, temperature=0.1, query_ids=ids, key_ids=torch.cat([ids, held]),
-        query_labels=labels_of(ids, torch.arange(10) // 5),
-        key_labels=labels_of(torch.cat([ids, held]), torch.arange(10) // 5),
+        query_labels=item_labels(ids, torch.arange(10) // 5),
+        key_labels=item_labels(torch.cat([ids, held]), torch.arange(10) // 5),
     )  # fmt: skip
     assert seen["false_negatives_id"] == share
     assert seen["own_copies"] == (0.5 if share else 0.0)
@@ -151,14 +151,14 @@ def test_own_keys_in_the_queue_are_counted_and_random_rows_are_nobodys(same_id, 
 def test_pairs_that_know_their_ids_are_asked():
     ids = torch.tensor([5, 6, 6])
     pairs = look_up_views(unit(3, 2, 0), unit(3, 2, 1), ids=ids).pairs
-    assert isinstance(pairs, KnowsIds)
+    assert isinstance(pairs, PairsWithIds)
     assert pairs.key_ids.tolist() == [5, 6, 6, 5, 6, 6]
     assert TwoViewPairs(ids=ids).rows(2, 5).rows(1, 9).query_ids.tolist() == [5, 6]
     own = look_up_own_key(
         unit(3, 2, 0), unit(3, 2, 1), ids=ids, held_vectors=unit(2, 2, 2), held_ids=torch.tensor([6, -1]),
         same_id="negative",
     )  # fmt: skip
-    assert isinstance(own.pairs, KnowsIds)
+    assert isinstance(own.pairs, PairsWithIds)
     assert own.pairs.key_ids.tolist() == [5, 6, 6, 6, -1]
     assert own.rows(1, 3).pairs.query_ids.tolist() == [6, 6]
     assert lookup_health(own, temperature=1.0)["false_negatives_id"] == 2 / 6
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="labels of the keys are missing"):
         lookup_health(lookup, temperature=1.0, query_labels=torch.arange(4))
     with pytest.raises(RangeError, match="capacity"):
-        held_health(CrossBatchMemory(capacity=2, dim=1), 0)
+        dictionary_health(CrossBatchMemory(capacity=2, dim=1), 0)
 
 
 def fed(dictionary, batches):
@@ -195,12 +195,12 @@ def fed(dictionary, batches):
 def test_fill_and_age_are_those_of_rows_that_a_step_wrote(dictionary, expected):
     fed(dictionary, [[0, 1], [1, 2, 3]])
     capacity = len(dictionary.ids)
-    assert tuple(held_health(dictionary, capacity).values()) == pytest.approx(expected)
+    assert tuple(dictionary_health(dictionary, capacity).values()) == pytest.approx(expected)
 
 
 def test_a_dictionary_that_nobody_wrote_is_empty_and_new():
     for dictionary in (KeyQueue(capacity=3, dim=2, start="random"), MemoryBank(items=3, dim=2)):
-        assert held_health(dictionary, 3) == {"fill": 0.0, "age_mean": 0.0, "age_max": 0.0}
+        assert dictionary_health(dictionary, 3) == {"fill": 0.0, "age_mean": 0.0, "age_max": 0.0}
 
 
 WELL = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from querykey.diagnostics.drift import drift, drift_of, held_ages, undisturbed
+from querykey.diagnostics.drift import drift, drift_of, stored_ages, undisturbed
 from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.queue import KeyQueue
@@ -213,12 +213,12 @@ def test_what_cannot_be_meant_is_refused():
 
 def test_ages_worth_asking_for():
     encoder = Encoder().train()
-    assert held_ages(KeyQueue(capacity=9, dim=5), steps=0) == ()
-    assert held_ages(KeyQueue(capacity=9, dim=5, start="random"), steps=0) == ()
-    assert held_ages(fill(KeyQueue(capacity=9, dim=5, start="random"), encoder, 1), steps=1) == (1,)
-    assert held_ages(fill(KeyQueue(capacity=9, dim=5), encoder, 7), steps=7) == (1, 2, 3)
-    assert held_ages(fill(KeyQueue(capacity=10, dim=5), encoder, 7), steps=7) == (1, 2, 3)
-    assert held_ages(fill(KeyQueue(capacity=11, dim=5), encoder, 7), steps=7) == (1, 2, 4)
-    assert held_ages(fill(KeyQueue(capacity=40, dim=5), encoder, 7), steps=3) == (1, 2, 3)
+    assert stored_ages(KeyQueue(capacity=9, dim=5), steps=0) == ()
+    assert stored_ages(KeyQueue(capacity=9, dim=5, start="random"), steps=0) == ()
+    assert stored_ages(fill(KeyQueue(capacity=9, dim=5, start="random"), encoder, 1), steps=1) == (1,)
+    assert stored_ages(fill(KeyQueue(capacity=9, dim=5), encoder, 7), steps=7) == (1, 2, 3)
+    assert stored_ages(fill(KeyQueue(capacity=10, dim=5), encoder, 7), steps=7) == (1, 2, 3)
+    assert stored_ages(fill(KeyQueue(capacity=11, dim=5), encoder, 7), steps=7) == (1, 2, 4)
+    assert stored_ages(fill(KeyQueue(capacity=40, dim=5), encoder, 7), steps=3) == (1, 2, 3)
     bank = fill(MemoryBank(items=ITEMS, dim=5), encoder, 4, (0,))
-    assert held_ages(bank, steps=4) == (1, 2, 4)
+    assert stored_ages(bank, steps=4) == (1, 2, 4)

@@ -12,17 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.adapter.closed_forms import Affine
-from querykey.adapter.diagnostics import collapse_reason, health
 from querykey.adapter.sampling import Course
 from querykey.adapter.settings import AdapterSettings
+from querykey.adapter.steps import Step
 from querykey.adapter.verdict import Report
+from querykey.diagnostics.collapse import check_collapse
+from querykey.diagnostics.dictionary import dictionary_health
 from querykey.distributed.process_group import current_process_group
 from querykey.encoders.heads import FCLayer, orthogonal
 from querykey.evaluation.geometry import effective_rank
+from querykey.lookup.lookup import IGNORE_LABEL, Lookup
 from querykey.optim import warm_up_cosine
-from querykey.types import FrozenRows, Rows
+from querykey.types import FrozenRows, PairMask, Rows
 
-__all__ = ["CHECKS", "Fitted", "LowRankChange", "Record", "Training", "layer_at"]
+__all__ = ["CHECKS", "Fitted", "LowRankChange", "Record", "Training", "layer_at", "step_metrics"]
 
 CHECKS = 25
 """How often a run is scored."""
@@ -131,9 +134,8 @@ class Training:
 
     def __post_init__(self) -> None:
         self._rate = self.settings.learning_rate or 0.0
-        with torch.no_grad():
-            self._start_rank = effective_rank(self.fc(self.sample))
-        self._look()
+        self._start = self._row_metrics()
+        self._evaluate()
 
     def run(self, until: int, *, patience: int | None = None, keep: bool = True) -> "Training":
         """Take steps until so many are taken, scoring the layer now and then.
@@ -154,12 +156,12 @@ class Training:
             self.taken += 1
             if self.taken % every and self.taken not in (self.steps, until):
                 continue
-            seen = health(step, self.course.memory, self.course.capacity, self.fc, self.sample)
-            score = self._look()
-            self.history.append({"step": self.taken, "validation": score, **seen})
+            metrics = step_metrics(step, self.fc) | self._row_metrics()
+            score = self._evaluate()
+            self.history.append({"step": self.taken, "validation": score, **metrics})
             if self.record is not None:
                 self.record(self.history[-1])
-            if (reason := collapse_reason(seen, self._start_rank)) is not None:
+            if (reason := check_collapse(metrics, self._start)) is not None:
                 self.stopped = reason
                 warnings.warn(f"training stopped at step {self.taken}: {reason}", UserWarning, stacklevel=2)
             elif patience is not None and self._since_best() >= patience:
@@ -184,7 +186,14 @@ class Training:
         if step in self.states:
             self.fc.load_state_dict(self.states[step])
 
-    def _look(self) -> float:
+    @torch.no_grad()
+    def _row_metrics(self) -> dict[str, float]:
+        """Effective rank of the adapted sample, fill of the memory, and age of its rows in enqueues."""
+        rank = effective_rank(self.fc(self.sample))
+        metrics = dictionary_health(self.course.memory, max(1, self.course.capacity))
+        return metrics if math.isnan(rank) else metrics | {"effective_rank": rank}
+
+    def _evaluate(self) -> float:
         if self.ask is None:
             return math.nan
         with torch.no_grad():
@@ -204,3 +213,48 @@ class Training:
 
     def _since_best(self) -> int:
         return sum(step > self.best_step for step in self.scores)
+
+
+@torch.no_grad()
+def step_metrics(step: Step, fc: nn.Module) -> dict[str, float]:
+    """Metrics of a step, for the record.
+
+    Args:
+        step: The last step.
+        fc: The FC layer, after the step; its gradients are still there.
+
+    Returns:
+        loss; candidates: positives and negatives a query, mean; positive_score and negative_score, means;
+        gradient_norm; and, where labels are known, false_negatives_label: the share of the negatives, both of
+        known class, that are of one class. All of the look-up of all processes.
+    """
+    lookup, labels = step.lookup, step.labels
+    grads = [p.grad.norm() for p in fc.parameters() if p.grad is not None]
+    metrics = {
+        "loss": step.loss,
+        "candidates": _candidates(lookup),
+        "positive_score": _mean_score(lookup, lookup.positive),
+        "negative_score": _mean_score(lookup, lookup.negative),
+        "gradient_norm": float(torch.stack(grads).norm()) if grads else 0.0,
+    }
+    is_labelled = [one != IGNORE_LABEL for one in labels]
+    if bool(is_labelled[0].any()):
+        both = lookup.negative & is_labelled[0][:, None] & is_labelled[1][None, :]
+        same_class = both & (labels[0][:, None] == labels[1][None, :])
+        counts = torch.stack([same_class.sum(), both.sum()])
+        wrong, negatives = lookup.shard_group.sum(counts).tolist()
+        metrics["false_negatives_label"] = wrong / max(1, negatives)
+    return {name: value for name, value in metrics.items() if not math.isnan(value) or name == "loss"}
+
+
+def _candidates(lookup: Lookup) -> float:
+    """Positives and negatives a query, mean."""
+    counts = torch.stack([mask.sum() for mask in lookup.masks])
+    return float(lookup.shard_group.sum(counts).sum()) / max(1, len(lookup))
+
+
+def _mean_score(lookup: Lookup, mask: PairMask) -> float:
+    """Of the pairs of a mask; NaN where there is none."""
+    sums = torch.stack([lookup.scores[mask].sum(dtype=torch.float64), mask.sum(dtype=torch.float64)])
+    total, count = lookup.shard_group.sum(sums).tolist()
+    return total / count if count else math.nan

@@ -1,4 +1,4 @@
-"""What a pretraining run shows of itself while it runs, and the word that stops it."""
+"""Metrics of a pretraining run while it trains, and the check for collapse of any run."""
 
 import math
 from collections.abc import Mapping
@@ -14,17 +14,19 @@ from querykey.evaluation.knn import knn_correct
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Labels, Numbers, Rows
 
-__all__ = ["collapse_reason", "mean_cosine", "monitor", "pretext_accuracy"]
+__all__ = ["check_collapse", "mean_cosine", "monitor", "pretext_accuracy"]
 
 NEIGHBOURS = 20
 """Of a bank of thousands; the 200 of the papers vote in banks of all training rows."""
 TEMPERATURE = 0.1
 QUERY_SHARE = 0.25
 SCORE_ELEMENTS = 2**22
-"""Scores held at once: 16 MB, whatever the batch."""
+"""Scores in memory at once: 16 MB, whatever the batch."""
 
 LOWEST_RANK, HEALTHY_RANK = 1.5, 2.0
 HIGHEST_COSINE, HEALTHY_COSINE, ONE_POINT = 0.99, 0.97, 0.9999
+LEAST_START_RANK, LEAST_RANK_SHARE = 3.0, 0.1
+"""Of the rows of an adapter: a rank near 1 is no collapse of rows that had hardly more."""
 
 
 @torch.no_grad()
@@ -35,25 +37,25 @@ def monitor(
     *,
     loss: float,
     labels: Labels | None = None,
-    asking: Numbers | None = None,
+    queries: Numbers | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Signs of life of a pretraining run, for its record.
+    """Metrics of a pretraining run, for its record.
 
     Args:
-        h: Embeddings [rows, dim] in eval mode; those that ask are of images that training doesn't see.
+        h: Embeddings [rows, dim] in eval mode; the queries are images that training doesn't see.
         z_1: Projections [pairs, dim] of one view of some images.
         z_2: Of another view of the same images, in the same order.
         loss: Of the step, or a mean over steps.
         labels: Class of each row of h, -1 where unknown; None leaves out the kNN.
-        asking: Rows of h that the other rows classify; None: a quarter, by class.
+        queries: Rows of h that are classified by the other rows; None: a quarter, by class.
         seed: Of that quarter: the same at every call, or scores can't be compared.
 
     Returns:
         loss; effective_rank_h and effective_rank_z (of both views); alignment in [0, 4]; uniformity of
         one view, at most 0; mean_cosine of different images in [-1, 1]; pretext, see
-        `pretext_accuracy`; width_z. With labels also knn, the share of the rows asking that the
-        others classify, with knn_k, knn_temperature, knn_bank and knn_queries (labelled rows),
+        `pretext_accuracy`; width_z. With labels also knn, the accuracy of classifying the
+        queries by the other rows, with knn_k, knn_temperature, knn_bank and knn_queries (labelled rows),
         without which the number says nothing. A figure of rows that aren't finite is NaN.
 
     Raises:
@@ -61,16 +63,16 @@ def monitor(
         DataError: If there are fewer than two pairs.
 
     Example:
-        >>> seen = monitor(torch.eye(4), torch.eye(4), torch.eye(4), loss=1.0)
-        >>> round(seen["effective_rank_h"], 3), seen["pretext"], seen["alignment"]
+        >>> metrics = monitor(torch.eye(4), torch.eye(4), torch.eye(4), loss=1.0)
+        >>> round(metrics["effective_rank_h"], 3), metrics["pretext"], metrics["alignment"]
         (4.0, 1.0, 0.0)
     """
     _check(z_1, z_2)
-    seen = {"loss": loss, "width_z": float(z_1.shape[1])}
+    metrics = {"loss": loss, "width_z": float(z_1.shape[1])}
     names = ("effective_rank_z", "alignment", "uniformity", "mean_cosine", "pretext")
-    seen |= dict.fromkeys(names, math.nan)
+    metrics |= dict.fromkeys(names, math.nan)
     if z_1.isfinite().all() and z_2.isfinite().all():
-        seen |= {
+        metrics |= {
             "effective_rank_z": effective_rank(torch.cat([z_1, z_2]), unit=True),
             "alignment": alignment(z_1, z_2),
             "uniformity": uniformity(z_1),
@@ -78,19 +80,19 @@ def monitor(
             "pretext": pretext_accuracy(z_1, z_2),
         }
     is_finite = bool(h.isfinite().all())
-    seen["effective_rank_h"] = effective_rank(h) if is_finite else math.nan
+    metrics["effective_rank_h"] = effective_rank(h) if is_finite else math.nan
     if labels is not None and is_finite and bool((labels != IGNORE_LABEL).any()):
-        seen |= _knn(h, labels, asking, seed)
-    return seen
+        metrics |= _knn(h, labels, queries, seed)
+    return metrics
 
 
 def pretext_accuracy(z_1: Tensor, z_2: Tensor) -> float:
-    r"""The share of rows whose nearest other row, of both views together, is their own other view.
+    r"""The share of rows whose nearest other row, of both views together, is the same image.
 
     .. math:: \frac{1}{2B} \sum_i \Bigl[ s_{i\,p(i)} > \max_{k \ne i,\, p(i)} s_{ik} \Bigr]
 
-    A tie counts as not solved, so rows that are all one point score 0. Scores are cosines, walked in
-    blocks: no matrix [2B, 2B] is held.
+    A tie counts as not solved, so rows that are all one point score 0. Scores are cosines, computed in
+    blocks: no matrix [2B, 2B] is stored.
 
     Args:
         z_1: [pairs, dim].
@@ -101,7 +103,7 @@ def pretext_accuracy(z_1: Tensor, z_2: Tensor) -> float:
 
     Raises:
         ShapeError: If the views differ in shape.
-        DataError: If there are fewer than two pairs: one has nothing to be told apart from.
+        DataError: If there are fewer than two pairs: one has no negatives.
 
     Example:
         >>> pretext_accuracy(torch.eye(2), torch.tensor([[0.9, 0.1], [0.8, 0.2]]))
@@ -119,10 +121,10 @@ def pretext_accuracy(z_1: Tensor, z_2: Tensor) -> float:
         scores = unit[start : start + size] @ unit.T
         row = torch.arange(len(scores), device=scores.device)
         other = (start + row + pairs) % len(unit)
-        own = scores[row, other]
+        positive = scores[row, other]
         scores[row, other] = -torch.inf
         scores[row, start + row] = -torch.inf
-        solved += int((own > scores.max(dim=1).values).sum())
+        solved += int((positive > scores.max(dim=1).values).sum())
     return solved / len(unit)
 
 
@@ -151,46 +153,69 @@ def mean_cosine(rows: Rows) -> float:
     return float(apart) / (len(rows) * (len(rows) - 1))
 
 
-def collapse_reason(seen: Mapping[str, float], start: Mapping[str, float] | None = None) -> str | None:
-    """Why a run means nothing any more, in a sentence, or None.
+def check_collapse(metrics: Mapping[str, float], start: Mapping[str, float] | None = None) -> str | None:
+    """Whether a run has collapsed.
 
     Args:
-        seen: What `monitor` gave.
-        start: What it gave before the first step. Rows of an untrained network without batch norm lie
-            close together too: with this, what was so from the start is no reason, short of one point.
+        metrics: What `monitor` gave in pretraining. Of an adapter: loss, and effective_rank of the adapted
+            rows of a sample.
+        start: The same before the first step. An untrained network without batch norm gives rows that are
+            close together, too: what was so before training is no collapse, except for a single point. The
+            rank of an adapter is compared with the one before training.
 
     Returns:
-        The reason: a loss or projections that are no numbers, projections along one direction, or
-        all at one point.
+        What has collapsed and what to do, in a sentence; None if nothing has. Reasons are a loss or
+        projections that are not finite, rows along few directions, or all at one point.
 
     Example:
-        >>> collapse_reason(monitor(torch.eye(3), torch.ones(3, 2), torch.ones(3, 2), loss=1.0))
+        >>> check_collapse(monitor(torch.eye(3), torch.ones(3, 2), torch.ones(3, 2), loss=1.0))
         'the projections have collapsed: the mean cosine of different images is 1.0000; ...'
+        >>> check_collapse({"loss": 1.0, "effective_rank": 1.2}, {"effective_rank": 9.0})
+        'the rows have collapsed: effective rank 1.2, 9.0 before training; ...'
     """
-    if not math.isfinite(seen["loss"]):
-        return f"the loss is {seen['loss']}; lower the learning rate, or lengthen the warm-up"
-    cosine, rank = seen["mean_cosine"], seen["effective_rank_z"]
+    of_projections = "mean_cosine" in metrics
+    if not math.isfinite(metrics["loss"]):
+        lengthen = ", or lengthen the warm-up" if of_projections else ""
+        return f"the loss is {metrics['loss']}; lower the learning rate{lengthen}"
+    if of_projections:
+        return _collapsed_projections(metrics, start)
+    ranks = [each.get("effective_rank", math.nan) for each in (metrics, start or {})]
+    return _collapsed_rows(*ranks)
+
+
+def _collapsed_projections(metrics: Mapping[str, float], start: Mapping[str, float] | None) -> str | None:
+    cosine, rank = metrics["mean_cosine"], metrics["effective_rank_z"]
     if math.isnan(cosine):
         return "projections are NaN or infinite; lower the learning rate, or lengthen the warm-up"
-    lay_close = start is not None and not start["mean_cosine"] < HEALTHY_COSINE
+    were_close = start is not None and not start["mean_cosine"] < HEALTHY_COSINE
     advice = "lower the learning rate, raise the temperature, or put batch norm into the projection head"
-    if cosine > ONE_POINT or (cosine > HIGHEST_COSINE and not lay_close):
+    if cosine > ONE_POINT or (cosine > HIGHEST_COSINE and not were_close):
         return (
             f"the projections have collapsed: the mean cosine of different images is {cosine:.4f}; {advice}"
         )
-    was_flat = start is not None and not start["effective_rank_z"] >= HEALTHY_RANK
-    if rank < LOWEST_RANK and seen["width_z"] > 1 and not was_flat:
+    were_flat = start is not None and not start["effective_rank_z"] >= HEALTHY_RANK
+    if rank < LOWEST_RANK and metrics["width_z"] > 1 and not were_flat:
         return f"the projections have collapsed onto a line: their effective rank is {rank:.2f}; {advice}"
     return None
 
 
-def _knn(h: Tensor, labels: Tensor, asking: Tensor | None, seed: int) -> dict[str, float]:
-    if asking is None:
+def _collapsed_rows(rank: float, start_rank: float) -> str | None:
+    """Of an adapter. Its rank before training is that of its closed form; NaN is no collapse."""
+    if (rank < LOWEST_RANK and start_rank > LEAST_START_RANK) or rank < LEAST_RANK_SHARE * start_rank:
+        return (
+            f"the rows have collapsed: effective rank {rank:.1f}, {start_rank:.1f} before training; "
+            "lower the learning rate, or raise the temperature or the margin"
+        )
+    return None
+
+
+def _knn(h: Tensor, labels: Tensor, chosen: Tensor | None, seed: int) -> dict[str, float]:
+    if chosen is None:
         bank, queries = split_by_class(labels, share=QUERY_SHARE, seed=seed)
     else:
-        known = labels != IGNORE_LABEL
-        queries = asking[known[asking]]
-        bank = known.index_fill(0, asking, value=False).nonzero()[:, 0]
+        labelled = labels != IGNORE_LABEL
+        queries = chosen[labelled[chosen]]
+        bank = labelled.index_fill(0, chosen, value=False).nonzero()[:, 0]
     if not len(queries) or not len(bank):
         return {}
     k = min(NEIGHBOURS, len(bank))
@@ -210,4 +235,4 @@ def _check(z_1: Tensor, z_2: Tensor) -> None:
             f"the views' projections are {tuple(z_1.shape)} and {tuple(z_2.shape)}; need the same shape"
         )
     if len(z_1) < 2:
-        raise DataError(f"telling images apart needs at least 2 pairs of views, got {len(z_1)}")
+        raise DataError(f"the pretext task needs at least 2 pairs of views, got {len(z_1)}")

@@ -1,4 +1,4 @@
-"""What a step's look-up and its dictionary show of themselves, and `dictionary_warnings` where one is off."""
+"""Metrics of a look-up and of its dictionary, and `dictionary_warnings` where one is out of range."""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
+from querykey.dictionaries.protocol import Dictionary
 from querykey.errors import RangeError, ShapeError
 from querykey.lookup.lookup import IGNORE_LABEL, Block, Lookup
 from querykey.lookup.own_key_pairs import IGNORE_ID
@@ -16,10 +17,10 @@ from querykey.losses.info_nce import check_temperature
 from querykey.types import Ids, KeyIds, KeyLabels, Labels, Numbers, QueryIds, QueryLabels
 
 __all__ = [
-    "KnowsIds",
+    "PairsWithIds",
+    "dictionary_health",
     "dictionary_warnings",
-    "held_health",
-    "labels_of",
+    "item_labels",
     "lookup_health",
 ]
 
@@ -30,7 +31,8 @@ would be today is 0.75."""
 
 COPIES = 0.1
 """Old keys of the own item among a query's negatives: at this, one query in ten is pulled to its item and
-pushed from it at once. A share hides it: an item seen once an epoch has a share of 1 / items in any queue."""
+pushed from it at once. A share hides it: an item that comes once an epoch has a share of 1 / items in
+any queue."""
 
 OWN_ITEM_SHARE = 0.001
 """Of the negatives: more than of a data set of 1,000 items that is spread evenly over the queue."""
@@ -49,7 +51,7 @@ KNN_GAIN = 0.03
 
 
 def dictionary_warnings(
-    seen: Mapping[str, float],
+    metrics: Mapping[str, float],
     *,
     drift: Mapping[int, float] | None = None,
     half_life: float | None = None,
@@ -65,7 +67,7 @@ def dictionary_warnings(
     `KNN_GAIN`, or no more often than chance. Each number says at its place why it is that.
 
     Args:
-        seen: What `lookup_health`, `held_health` and the run's `monitor` gave; what is missing is not judged.
+        metrics: What `lookup_health`, `dictionary_health` and `monitor` gave; what is missing is not checked.
         drift: What `drift_of` gave: by age in steps.
         half_life: Of the momentum encoder in steps; None where there is none.
         start: What `monitor` gave before the first step, for its kNN.
@@ -79,19 +81,19 @@ def dictionary_warnings(
         {'age': 'the oldest keys are 200 steps old and the half-life of their encoder is 69: ...'}
     """
     words = {
-        "drift": _of_drift(seen, drift or {}),
-        "age": _of_age(seen, half_life),
-        "fill": _of_fill(seen) if is_over else None,
-        "own item": _of_own_item(seen),
-        "own class": _of_own_class(seen),
-        "gap": _of_gap(seen),
-        "pretext": _of_pretext(seen, start or {}),
+        "drift": _of_drift(metrics, drift or {}),
+        "age": _of_age(metrics, half_life),
+        "fill": _of_fill(metrics) if is_over else None,
+        "own item": _of_own_item(metrics),
+        "own class": _of_own_class(metrics),
+        "gap": _of_gap(metrics),
+        "pretext": _of_pretext(metrics, start or {}),
     }
     return {name: word for name, word in words.items() if word is not None}
 
 
-def _of_drift(seen: Mapping[str, float], drift: Mapping[int, float]) -> str | None:
-    apart = 2 - 2 * seen.get("negative_score", 0.0)
+def _of_drift(metrics: Mapping[str, float], drift: Mapping[int, float]) -> str | None:
+    apart = 2 - 2 * metrics.get("negative_score", 0.0)
     for age in sorted(drift):
         if drift[age] > DRIFT_SHARE * apart:
             return (
@@ -101,8 +103,8 @@ def _of_drift(seen: Mapping[str, float], drift: Mapping[int, float]) -> str | No
     return None
 
 
-def _of_age(seen: Mapping[str, float], half_life: float | None) -> str | None:
-    oldest = seen.get("age_max", 0.0)
+def _of_age(metrics: Mapping[str, float], half_life: float | None) -> str | None:
+    oldest = metrics.get("age_max", 0.0)
     if half_life is None or not oldest > half_life:
         return None
     return (
@@ -111,17 +113,17 @@ def _of_age(seen: Mapping[str, float], half_life: float | None) -> str | None:
     )
 
 
-def _of_fill(seen: Mapping[str, float]) -> str | None:
-    if not seen.get("fill", 1.0) < 1:
+def _of_fill(metrics: Mapping[str, float]) -> str | None:
+    if not metrics.get("fill", 1.0) < 1:
         return None
     return (
-        f"the dictionary was only {seen['fill']:.0%} full when the run ended: lower the capacity, or train "
-        "longer"
+        f"the dictionary was only {metrics['fill']:.0%} full when the run ended: lower the capacity, or "
+        "train longer"
     )
 
 
-def _of_own_item(seen: Mapping[str, float]) -> str | None:
-    share, copies = seen.get("false_negatives_id", 0.0), seen.get("own_copies", 0.0)
+def _of_own_item(metrics: Mapping[str, float]) -> str | None:
+    share, copies = metrics.get("false_negatives_id", 0.0), metrics.get("own_copies", 0.0)
     if not (share > OWN_ITEM_SHARE or copies > COPIES):
         return None
     return (
@@ -130,8 +132,8 @@ def _of_own_item(seen: Mapping[str, float]) -> str | None:
     )
 
 
-def _of_own_class(seen: Mapping[str, float]) -> str | None:
-    share = seen.get("false_negatives_label", 0.0)
+def _of_own_class(metrics: Mapping[str, float]) -> str | None:
+    share = metrics.get("false_negatives_label", 0.0)
     if not share > OWN_CLASS_SHARE:
         return None
     return (
@@ -140,8 +142,8 @@ def _of_own_class(seen: Mapping[str, float]) -> str | None:
     )
 
 
-def _of_gap(seen: Mapping[str, float]) -> str | None:
-    gap = seen.get("gap", math.inf)
+def _of_gap(metrics: Mapping[str, float]) -> str | None:
+    gap = metrics.get("gap", math.inf)
     if not gap < LEAST_GAP:
         return None
     return (
@@ -150,17 +152,17 @@ def _of_gap(seen: Mapping[str, float]) -> str | None:
     )
 
 
-def _of_pretext(seen: Mapping[str, float], start: Mapping[str, float]) -> str | None:
-    if "pretext" not in seen or "chance" not in seen:
+def _of_pretext(metrics: Mapping[str, float], start: Mapping[str, float]) -> str | None:
+    if "pretext" not in metrics or "chance" not in metrics:
         return None
-    solved, chance, queries = seen["pretext"], seen["chance"], max(1.0, seen.get("queries", 1.0))
+    solved, chance, queries = metrics["pretext"], metrics["chance"], max(1.0, metrics.get("queries", 1.0))
     by_chance = chance + 2 * math.sqrt(chance * (1 - chance) / queries) + 1 / queries
     if solved <= by_chance < 1:
         return (
             f"the pretext task is at chance: {solved:.2%} of the queries find their key, {chance:.2%} would "
             "by luck: take milder views, a higher learning rate, or a lower momentum of the key encoder"
         )
-    knn, before = seen.get("knn", math.nan), start.get("knn", math.nan)
+    knn, before = metrics.get("knn", math.nan), start.get("knn", math.nan)
     if solved >= SOLVED and knn - before < KNN_GAIN:
         return (
             f"the pretext task is solved ({solved:.1%} of the queries) while kNN is {knn:.3f}, and "
@@ -178,8 +180,8 @@ FAR = 1e30
 
 
 @runtime_checkable
-class KnowsIds(Protocol):
-    """Pairs that know which items their queries and keys are."""
+class PairsWithIds(Protocol):
+    """Pairs that have the item ids of their queries and keys."""
 
     @property
     def query_ids(self) -> QueryIds:
@@ -188,7 +190,7 @@ class KnowsIds(Protocol):
 
     @property
     def key_ids(self) -> KeyIds:
-        """Which item each key is; -1: nobody's."""
+        """Which item each key is; -1: of no item."""
         ...
 
 
@@ -202,15 +204,15 @@ def lookup_health(
     query_labels: QueryLabels | None = None,
     key_labels: KeyLabels | None = None,
 ) -> dict[str, float]:
-    r"""What the look-up that a step's loss came from shows.
+    r"""Metrics of the look-up of a step.
 
-    It is walked in blocks of keys: nothing of size [queries, keys] is held.
+    It is computed in blocks of keys: nothing of size [queries, keys] is stored.
 
     Args:
-        lookup: As `Seen` is shown it.
+        lookup: Detached, as `on_lookup` receives it.
         temperature: Of its loss, > 0.
         query_ids: Which item each query is; None: as its pairs say, where they know.
-        key_ids: Which item each key is, likewise; -1: nobody's.
+        key_ids: Which item each key is, likewise; -1: of no item.
         query_labels: Class of each query, -1 where unknown; None leaves out what needs classes.
         key_labels: Class of each key, likewise.
 
@@ -232,59 +234,59 @@ def lookup_health(
 
     Example:
         >>> from querykey.lookup.two_view_pairs import look_up_views
-        >>> seen = lookup_health(look_up_views(torch.eye(3), torch.eye(3)), temperature=0.5)
-        >>> seen["candidates"], seen["pretext"], round(seen["chance"], 3), seen["gap"]
+        >>> metrics = lookup_health(look_up_views(torch.eye(3), torch.eye(3)), temperature=0.5)
+        >>> metrics["candidates"], metrics["pretext"], round(metrics["chance"], 3), metrics["gap"]
         (5.0, 1.0, 0.2, 2.0)
 
     Source:
         pretext is the (K + 1)-way accuracy of He et al. 2019, arXiv:1911.05722, appendix A.9.
     """
     check_temperature("temperature", temperature)
-    if query_ids is None and key_ids is None and isinstance(lookup.pairs, KnowsIds):
+    if query_ids is None and key_ids is None and isinstance(lookup.pairs, PairsWithIds):
         query_ids, key_ids = lookup.pairs.query_ids, lookup.pairs.key_ids
     ids = _both("ids", lookup, query_ids, key_ids)
     labels = _both("labels", lookup, query_labels, key_labels)
     tally = _Tally(lookup)
     for block in lookup.blocks(max(1, ELEMENTS // max(1, len(lookup)))):
         tally.add(block, ids, labels)
-    seen = tally.figures()
+    metrics = tally.figures()
     if ids is not None:
-        seen["false_negatives_id"] = tally.own_item / tally.negatives if tally.negatives else math.nan
-        seen["own_copies"] = tally.own_item / max(1, len(lookup))
+        metrics["false_negatives_id"] = tally.own_item / tally.negatives if tally.negatives else math.nan
+        metrics["own_copies"] = tally.own_item / max(1, len(lookup))
     if labels is not None:
-        seen["false_negatives_label"] = tally.own_class / tally.known if tally.known else math.nan
-    if "positive_score" in seen:
-        seen["gap"] = (seen["positive_score"] - seen["negative_score"]) / temperature
-    return {name: value for name, value in seen.items() if not math.isnan(value)}
+        metrics["false_negatives_label"] = tally.own_class / tally.known if tally.known else math.nan
+    if "positive_score" in metrics:
+        metrics["gap"] = (metrics["positive_score"] - metrics["negative_score"]) / temperature
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def labels_of(ids: Ids, labels: Numbers) -> Labels:
+def item_labels(ids: Ids, labels: Numbers) -> Labels:
     """The class of each row, for `lookup_health`.
 
     Args:
-        ids: Which item each row is; -1: nobody's.
+        ids: Which item each row is; -1: of no item.
         labels: Class of each item, by its id; -1 where unknown.
 
     Returns:
-        [rows]; -1 for what is nobody's.
+        [rows]; -1 for rows of no item.
 
     Example:
-        >>> labels_of(torch.tensor([2, -1, 0]), torch.tensor([7, 8, 9])).tolist()
+        >>> item_labels(torch.tensor([2, -1, 0]), torch.tensor([7, 8, 9])).tolist()
         [9, -1, 7]
     """
     found: Tensor = labels.to(ids.device)[ids.clamp(min=0)].masked_fill(ids == IGNORE_ID, IGNORE_LABEL)
     return found
 
 
-def held_health(dictionary: CrossBatchMemory | MemoryBank, capacity: int) -> dict[str, float]:
+def dictionary_health(dictionary: Dictionary | MemoryBank, capacity: int) -> dict[str, float]:
     """How full a dictionary is and how old its rows are.
 
     Args:
-        dictionary: A queue, a bank or a cross-batch memory.
-        capacity: Rows it holds when full, at least 1.
+        dictionary: A queue, a bank, a cross-batch memory, or rows that do not age.
+        capacity: Rows it stores when full, at least 1.
 
     Returns:
-        fill: share of the capacity that a step has written; random first rows are none of it. age_mean and
+        fill: share of the capacity that a step has written; random initial rows do not count. age_mean and
         age_max of those rows: writes since, one a step; 0 where there is none.
 
     Raises:
@@ -295,13 +297,14 @@ def held_health(dictionary: CrossBatchMemory | MemoryBank, capacity: int) -> dic
         >>> memory = CrossBatchMemory(capacity=4, dim=1)
         >>> for item in range(2):
         ...     memory.enqueue(torch.ones(1, 1), torch.tensor([item]))
-        >>> held_health(memory, 4)
+        >>> dictionary_health(memory, 4)
         {'fill': 0.5, 'age_mean': 0.5, 'age_max': 1.0}
     """
     if capacity < 1:
         raise RangeError(f"capacity must be at least 1, got {capacity}")
-    is_written = dictionary.written[: len(dictionary)] > 0
-    age = dictionary.age()[is_written].float()
+    age = dictionary.age().float()
+    if isinstance(dictionary, CrossBatchMemory | MemoryBank):
+        age = age[dictionary.written[: len(dictionary)] > 0]
     return {
         "fill": len(age) / capacity,
         "age_mean": float(age.mean()) if len(age) else 0.0,

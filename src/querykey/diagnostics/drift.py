@@ -12,7 +12,7 @@ from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.types import Ids, Rows
 
-__all__ = ["TwoViews", "WalksViews", "drift", "drift_of", "held_ages", "undisturbed"]
+__all__ = ["TwoViews", "WalksViews", "drift", "drift_of", "stored_ages", "undisturbed"]
 
 
 @runtime_checkable
@@ -146,7 +146,7 @@ def drift_of(
         step: Steps taken. The encoder has had so many updates.
         views: Which view of a pair the rows are of, 0 or 1, in the order in which they were put in:
             (1,) of MoCo's, (1, 0) where it is symmetric, (0,) of one view a step.
-        ages: In steps, >= 1: 1 is the step taken last. See `held_ages`.
+        ages: In steps, >= 1: 1 is the step taken last. See `stored_ages`.
         lost: The items of which no view can be made any more, asked for after each walk.
 
     Returns:
@@ -179,7 +179,7 @@ def drift_of(
     return found
 
 
-def held_ages(dictionary: CrossBatchMemory | MemoryBank, *, steps: int) -> tuple[int, ...]:
+def stored_ages(dictionary: CrossBatchMemory | MemoryBank, *, steps: int) -> tuple[int, ...]:
     """Ages worth asking `drift_of` for: the newest, the oldest of which half is held, and one between.
 
     Args:
@@ -195,7 +195,7 @@ def held_ages(dictionary: CrossBatchMemory | MemoryBank, *, steps: int) -> tuple
         >>> memory = CrossBatchMemory(capacity=10, dim=1)
         >>> for step in range(9):
         ...     memory.enqueue(torch.ones(2, 1), torch.arange(2))
-        >>> held_ages(memory, steps=9)
+        >>> stored_ages(memory, steps=9)
         (1, 3, 5)
     """
     age = dictionary.age() + 1

@@ -8,15 +8,15 @@ from typing import Any, Literal
 import torch
 
 from querykey.data.pixels.pixels import Pixels
-from querykey.diagnostics.collapse import collapse_reason, monitor
+from querykey.diagnostics.collapse import check_collapse, monitor
 from querykey.diagnostics.dictionary import (
-    KnowsIds,
+    PairsWithIds,
+    dictionary_health,
     dictionary_warnings,
-    held_health,
-    labels_of,
+    item_labels,
     lookup_health,
 )
-from querykey.diagnostics.drift import drift_of, held_ages
+from querykey.diagnostics.drift import drift_of, stored_ages
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.encoders.projection import ViewEncoder
 from querykey.errors import DataError, RangeError
@@ -102,7 +102,7 @@ class TrainingRun:
             h = processes.all_gather_with_grad(h.to(self.learner.device), len(sample)).cpu()
         metrics = monitor(
             h, output.view_1.cpu(), output.view_2.cpu(), labels=self.split_data.labels,
-            asking=self.split_data.asking, loss=output.loss,
+            queries=self.split_data.asking, loss=output.loss,
         )  # fmt: skip
         return processes.broadcast_object(metrics)
 
@@ -137,10 +137,10 @@ class TrainingRun:
         """
         labels, pairs = self.split_data.train_labels, lookup.pairs
         classes: dict[str, Labels] = {}
-        if labels is not None and isinstance(pairs, KnowsIds):
+        if labels is not None and isinstance(pairs, PairsWithIds):
             classes = {
-                "query_labels": labels_of(pairs.query_ids, labels),
-                "key_labels": labels_of(pairs.key_ids, labels),
+                "query_labels": item_labels(pairs.query_ids, labels),
+                "key_labels": item_labels(pairs.key_ids, labels),
             }
         metrics = lookup_health(lookup, temperature=float(self.learner.temperature()), **classes)
         if self.settings.sharded and "candidates" in metrics:
@@ -159,11 +159,11 @@ class TrainingRun:
         view = 1 if "key_encoder" in learner.parts else 0
         drift = drift_of(
             dictionary, self.images, learner.encode_stored, module=learner.encodes_stored, step=step,
-            views=(1, 0) if self.settings.symmetric else (view,), ages=held_ages(dictionary, steps=since),
+            views=(1, 0) if self.settings.symmetric else (view,), ages=stored_ages(dictionary, steps=since),
             lost=self.images.lost,
         )  # fmt: skip
         capacity = self.settings.capacity or len(dictionary)
-        health = held_health(dictionary, capacity)
+        health = dictionary_health(dictionary, capacity)
         return health | {f"{DRIFT}{age}": value for age, value in drift.items()}
 
     def warnings(self, metrics: Mapping[str, float], *, step: int) -> dict[str, str]:
@@ -186,7 +186,7 @@ class TrainingRun:
 
     def check_collapse(self, metrics: dict[str, float]) -> str | None:
         """Why the embeddings have collapsed; None if they have not."""
-        return collapse_reason(metrics, dict(self.start) or None)
+        return check_collapse(metrics, dict(self.start) or None)
 
     def saved_encoder(self, report: dict[str, Any]) -> SavedEncoder:
         """A copy of the encoder as it is now, for a folder."""

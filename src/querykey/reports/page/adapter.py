@@ -132,12 +132,15 @@ FALSE = "False negatives among the negatives"
 CURVES = (
     ("Loss", "loss, nats where it is a likelihood", {"loss": "loss"}),
     ("Scores of pairs", "mean cosine", {"positive_score": "positives", "negative_score": "negatives"}),
-    ("Memory", "share of the capacity", {"memory_fill": "filled"}),
+    ("Memory", "share of the capacity", {"fill": "filled"}),
     ("Age of the stored rows", "enqueues ago", {"age_mean": "mean", "age_max": "oldest"}),
     ("Effective rank", "directions in use", {"effective_rank": "adapted rows"}),
-    (FALSE, "share", {"false_negatives": "own class"}),
+    (FALSE, "share", {"false_negatives_label": "own class"}),
     ("Gradient", "norm", {"gradient_norm": "gradient"}),
 )
+
+RENAMED = {"memory_fill": "fill", "false_negatives": "false_negatives_label"}
+"""Metrics of version 0.1, and their names now."""
 
 CHANCE = "chance"
 """A field that others are compared with."""
@@ -224,7 +227,7 @@ def _section(
     folder: Path, sheet: str, described: Mapping[str, Any], records: Sequence[Record],
     found: Mapping[str, dict[str, Any]], seen: "Gathered",
 ) -> Section:  # fmt: skip
-    steps = [record for record in records if record["kind"] == "step"]
+    steps = [_renamed(record) for record in records if record["kind"] == "step"]
     report, resolved = described.get("report") or {}, described.get("resolved") or {}
     answers = [answer for one in found.values() for answer in judged(one)]
     own = None if answers else gathered_answer(seen)
@@ -280,6 +283,10 @@ def _verdict(report: Mapping[str, Any]) -> str:
     return f"Of rows held out of training, {report['guard']} went from {start} to {best}: {helped}."
 
 
+def _renamed(record: Record) -> Record:
+    return {RENAMED.get(name, name): value for name, value in record.items()}
+
+
 def _health(steps: Sequence[Record], report: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[Block]:
     if not steps:
         return []
@@ -288,7 +295,7 @@ def _health(steps: Sequence[Record], report: Mapping[str, Any], resolved: Mappin
         key = "guard"
     wanted = [("Validation", measure, {key: "rows held out"}), *CURVES[:1]]
     stays = not any(step.get("age_max") for step in steps)
-    health = [one for one in CURVES[1:] if not (stays and set(one[2]) & {"memory_fill", "age_max"})]
+    health = [one for one in CURVES[1:] if not (stays and set(one[2]) & {"fill", "age_max"})]
     drawn = curves(steps, wanted) + _candidates(steps) + curves(steps, health)
     stopped = report.get("stopped")
     text = (
