@@ -68,20 +68,20 @@ def test_trap_5_6_memory_is_bounded_by_k_and_not_by_classes_or_the_bank(monkeypa
     labels[100:] = labels[torch.randint(0, 100, (200,), generator=generator)]
     queries = torch.randn(50, 4, generator=generator)
     whole = knn_predict(bank, labels, queries, k=20)
-    monkeypatch.setattr(knn_module, "VOTE_ELEMENTS", 3 * 20)
+    monkeypatch.setattr(knn_module, "VOTE_ELEMENTS", 3 * 21)
     assert torch.equal(knn_predict(bank, labels, queries, k=20), whole)
     largest = []
     votes_of = knn_module._votes
 
-    def watched(scores, members, temperature):
-        columns, votes = votes_of(scores, members, temperature)
-        largest.append((scores.numel(), votes.numel()))
-        return columns, votes
+    def watched(scores, members, temperature, *counted):
+        found = votes_of(scores, members, temperature, *counted)
+        largest.append((scores.numel(), found[1].numel()))
+        return found
 
     monkeypatch.setattr(knn_module, "_votes", watched)
     knn_predict(bank, labels, queries, k=20)
     assert len(largest) >= 17
-    assert max(max(pair) for pair in largest) == 3 * 20
+    assert max(max(pair) for pair in largest) == 3 * 21
 
 
 @settings(max_examples=40, deadline=None)
@@ -103,6 +103,38 @@ def test_rough_scores_elect_what_the_exact_ones_do(seed, k, classes, temperature
     assert torch.equal(knn_predict(bank, labels, queries, k=k, temperature=temperature), exact)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    k=st.integers(1, 40),
+    classes=st.sampled_from([2, 5, 60]),
+    temperature=st.sampled_from([1e-4, 0.1, 10.0]),
+    spread=st.sampled_from([1.0, 1e-2, 1e-4]),
+)
+def test_rounded_scores_elect_what_the_exact_ones_do(seed, k, classes, temperature, spread):
+    """bfloat16 proposes and float32 settles; rows closer than either tells."""
+    draw = torch.Generator().manual_seed(seed)
+    centre = torch.randn(1, 6, generator=draw)
+    bank = centre + spread * torch.randn(200, 6, generator=draw)
+    queries = centre + spread * torch.randn(15, 6, generator=draw)
+    labels = torch.randint(0, classes, (200,), generator=draw)
+    scores, index = knn_module.nearest(queries, bank, k)
+    exact = knn_module._elect(scores, labels[index], temperature)
+    found, settled = knn_module._elected(queries, bank, labels, k, temperature, torch.bfloat16)
+    assert torch.equal(found, exact)
+    assert 0.0 <= settled <= 1.0
+
+
+def test_rounded_scores_settle_clear_votes():
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 32, generator=draw)
+    labels = torch.randint(0, 4, (600,), generator=draw)
+    rows = centres[labels] + 0.5 * torch.randn(600, 32, generator=draw)
+    found, settled = knn_module._elected(rows[:300], rows[300:], labels[300:], 30, 0.1, torch.bfloat16)
+    assert settled > 0.9
+    assert torch.equal(found, labels[:300])
+
+
 def test_only_queries_in_doubt_are_settled(monkeypatch):
     draw = torch.Generator().manual_seed(0)
     bank, queries = torch.randn(500, 8, generator=draw), torch.randn(100, 8, generator=draw)
@@ -120,11 +152,12 @@ def test_only_queries_in_doubt_are_settled(monkeypatch):
 @pytest.mark.parametrize("share", [0.0, 0.9, 1.1])
 def test_doubt_begins_where_rounding_could_turn_the_vote(share):
     """Two classes whose votes differ by a little more, or less, than two scores' rounding."""
-    scores = torch.tensor([[1.0, 1.0 - share * 2 * knn_module.TIE, 0.5]])
+    error = torch.tensor([4e-6])
+    scores = torch.tensor([[1.0, 1.0 - share * 2 * 4e-6, 0.5]])
     members = torch.tensor([[0, 1, 1]])
-    _, is_sure = knn_module._elect_roughly(scores, members, 2, 0.01)
+    _, is_sure = knn_module._elect_roughly(scores, members, 2, 0.01, error)
     assert bool(is_sure) == (share > 1)
-    _, is_sure = knn_module._elect_roughly(scores, members * 0, 1, 0.01)
+    _, is_sure = knn_module._elect_roughly(scores, members * 0, 1, 0.01, error)
     assert bool(is_sure) == (share > 1)
 
 

@@ -78,16 +78,109 @@ def test_rough_cosines_are_the_best_ones_within_the_rounding(key_block, monkeypa
     monkeypatch.setattr(module, "QUERY_BLOCK", 70)
     generator = torch.Generator().manual_seed(0)
     queries, keys = 9 * torch.randn(13, 8, generator=generator), torch.randn(501, 8, generator=generator)
-    scores, index = rough_cosines(queries, keys, 6)
+    scores, index, _error = rough_cosines(queries, keys, 6)
     assert index.tolist() == by_hand(queries, keys, 6)
     exact = torch.nn.functional.cosine_similarity(queries[:, None].double(), keys[index].double(), dim=2)
     assert (scores - exact).abs().max() < module.TIE
-    everything, _ = rough_cosines(queries, keys, 501)
+    everything, _, _ = rough_cosines(queries, keys, 501)
     assert (everything.diff(dim=1) <= 0).all()
 
 
 def test_rough_cosines_need_a_count_that_there_is():
-    assert [len(part) for part in rough_cosines(torch.empty(0, 2), torch.eye(2), 1)] == [0, 0]
+    assert [len(part) for part in rough_cosines(torch.empty(0, 2), torch.eye(2), 1)] == [0, 0, 0]
     for count in (0, 3):
         with pytest.raises(RangeError, match=f"from 1 to the 2 keys, got {count}"):
             rough_cosines(torch.ones(1, 2), torch.eye(2), count)
+
+
+@pytest.fixture
+def rounded(monkeypatch):
+    """Products that propose are in bfloat16, whatever is faster here, and blocks are small."""
+    monkeypatch.setattr(module, "fast_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr(module, "MANY_QUERIES", 1)
+    monkeypatch.setattr(module, "KEY_BLOCK", 64)
+    monkeypatch.setattr(module, "QUERY_BLOCK", 5)
+
+
+@pytest.mark.usefixtures("rounded")
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 10**6),
+    k=st.integers(1, 40),
+    spread=st.sampled_from([1.0, 1e-2, 1e-3, 1e-5, 0.0]),
+    score=st.sampled_from(["cosine", "dot"]),
+)
+def test_rounded_proposals_give_the_exact_list_among_planted_near_ties(seed, k, spread, score):
+    """Keys differ from each other by more, and by less, than bfloat16 and float32 can tell."""
+    draw = torch.Generator().manual_seed(seed)
+    centre = torch.randn(1, 12, generator=draw)
+    keys = centre + spread * torch.randn(300, 12, generator=draw)
+    queries = torch.cat([centre + 0.1 * torch.randn(9, 12, generator=draw), torch.zeros(1, 12)])
+    # rows of length 1 are rounded to float32, so the truth is the sorted sum of their products
+    every = torch.arange(300).expand(10, -1)
+    exact = module.exact_scores(queries, keys, every, score).float()
+    order = exact.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert nearest(queries, keys, k, score=score)[1].tolist() == order.tolist()
+
+
+@pytest.mark.usefixtures("rounded")
+@pytest.mark.parametrize("score", ["cosine", "dot"])
+@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e19, 1e25])
+def test_rounding_is_bounded_whatever_the_magnitude(magnitude, score):
+    generator = torch.Generator().manual_seed(4)
+    queries, keys = torch.randn(20, 16, generator=generator), torch.randn(400, 16, generator=generator)
+    found = nearest(queries, keys, 7, score=score)[1]
+    scaled = keys * magnitude if score == "dot" and magnitude == 1e19 else keys
+    # a dot product of rows of 1e25 is beyond float32; their cosine is not
+    queries = queries * (magnitude if score == "cosine" else 1.0)
+    assert nearest(queries, scaled, 7, score=score)[1].tolist() == found.tolist()
+
+
+@pytest.mark.parametrize("score", ["cosine", "dot"])
+def test_the_bound_holds_for_every_proposal_and_for_all_that_is_left_out(score):
+    """Lengths from 1/50 to 50, and rows whose rounding errors all point the same way."""
+    draw = torch.Generator().manual_seed(2)
+    queries, keys = torch.randn(40, 32, generator=draw), torch.randn(500, 32, generator=draw)
+    queries[:20] = 1 + 2**-8 * 0.99  # bfloat16 takes the most from these
+    keys[:100] = (1 + 2**-8 * 0.99) * torch.rand(100, 1, generator=draw)
+    if score == "dot":
+        keys = keys * torch.logspace(-1.7, 1.7, 500)[:, None]
+    else:
+        queries, keys = (torch.nn.functional.normalize(rows, dim=1) for rows in (queries, keys))
+    scores, index, error = module._propose(queries, keys, 30, score, torch.bfloat16)
+    truth = queries.double() @ keys.double().T
+    assert ((scores - truth.gather(1, index)).abs() <= error[:, None]).all()
+    left_out = truth.scatter(1, index, -torch.inf).amax(dim=1)
+    assert (left_out <= scores[:, -1] + error).all()
+    assert (error < 0.02 * keys.norm(dim=1).max() * queries.norm(dim=1)).all()  # and it is of use
+
+
+def test_where_rounding_settles_little_float32_proposes(monkeypatch, rounded):
+    """Near-equal rows: the first block tells, and the others are not multiplied twice."""
+    asked = []
+    propose = module._propose
+    monkeypatch.setattr(
+        module,
+        "_propose",
+        lambda q, keys, count, score, dtype: (
+            asked.append((len(q), dtype)) or propose(q, keys, count, score, dtype)
+        ),
+    )
+    rows = torch.ones(300, 8) + 1e-4 * torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    nearest(rows[:50], rows, 3)
+    assert asked == [(5, torch.bfloat16), (5, torch.float32), (45, torch.float32)]
+    asked.clear()
+    spread = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    nearest(spread[:50], spread, 3)
+    assert [dtype for _, dtype in asked][-1] == torch.bfloat16 or asked[-1][0] < 20
+
+
+def test_the_dtype_of_proposals_is_measured(monkeypatch):
+    module.fast_dtype.cache_clear()
+    seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
+    monkeypatch.setattr(module, "_product_seconds", lambda rows, keys: seconds[rows.dtype])
+    assert module.fast_dtype() == torch.bfloat16
+    module.fast_dtype.cache_clear()
+    seconds[torch.bfloat16] = 0.9
+    assert module.fast_dtype() == torch.float32
+    module.fast_dtype.cache_clear()

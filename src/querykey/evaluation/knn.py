@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup.lookup import IGNORE_LABEL
-from querykey.lookup.nearest import TIE, nearest, rough_cosines
+from querykey.lookup.nearest import LEAST_SETTLED, nearest, proposal_dtype, rough_cosines
 from querykey.types import Keys, Neighbours, PerQuery, Queries, QueryLabels, TopScores
 
 __all__ = ["knn_correct", "knn_predict"]
@@ -15,6 +15,8 @@ __all__ = ["knn_correct", "knn_predict"]
 AnyLabels = Int64[Tensor, " ..."]
 """One a row; the number is checked, with a message, and not by the type."""
 
+FIRST_QUERIES = 1024
+"""Queries that tell whether scores of bfloat16 settle most of the votes."""
 VOTE_ELEMENTS = 2**22
 """Neighbours that vote at once: 16 MB of votes at most, whatever the number of classes."""
 EPSILON = torch.finfo(torch.float32).eps
@@ -28,8 +30,9 @@ def knn_predict(
     .. math:: \arg\max_c \sum_{j \in \text{nearest } k} [y_j = c] \, \exp(s_j / \tau)
 
     Classes are those of the bank; no matrix of rows x classes and none of queries x bank is held. Votes are
-    counted by the scores of float32 products first; where the rounding of a score, or of the last place
-    among the k, could elect another class, the exact neighbours of `nearest` vote again.
+    counted by the scores of fast products first: bfloat16 where this machine has it, then float32. Where the
+    rounding of a score, or of the last place among the k, could elect another class, the exact neighbours of
+    `nearest` vote again, so the class is that of the equation.
 
     Args:
         bank: [keys, dim], scored by cosine.
@@ -69,18 +72,13 @@ def knn_predict(
         return bank_labels[:0]
     classes: Tensor
     classes, members = torch.unique(bank_labels, return_inverse=True)
-    scores, index = rough_cosines(queries, bank, min(k + 1, len(bank)))
-    size = max(1, VOTE_ELEMENTS // k)
-    parts = [
-        _elect_roughly(scores[i : i + size], members[index[i : i + size]], k, temperature)
-        for i in range(0, len(queries), size)
-    ]
-    elected = torch.cat([elected for elected, _ in parts])
-    unsure = (~torch.cat([is_sure for _, is_sure in parts])).nonzero()[:, 0]
-    for start in range(0, len(unsure), size):
-        some = unsure[start : start + size]
-        scores, index = nearest(queries[some], bank, k)
-        elected[some] = _elect(scores, members[index], temperature)
+    elected = torch.empty(len(queries), dtype=torch.int64)
+    dtype, start = proposal_dtype(queries, bank), 0
+    while start < len(queries):
+        at = slice(start, start + (FIRST_QUERIES if start == 0 and dtype != torch.float32 else len(queries)))
+        elected[at], settled = _elected(queries[at], bank, members, k, temperature, dtype)
+        dtype = dtype if settled > LEAST_SETTLED else torch.float32
+        start = at.stop
     return classes[elected]
 
 
@@ -123,6 +121,34 @@ def knn_correct(
     return (predicted == labels).float().masked_fill(labels == IGNORE_LABEL, torch.nan)
 
 
+def _elected(
+    queries: Tensor, bank: Tensor, members: Tensor, k: int, temperature: float, dtype: torch.dtype
+) -> tuple[Tensor, float]:
+    """(class per query, share of queries whose votes are settled by scores in `dtype`).
+
+    The others vote again by scores of float32, and then by the exact neighbours.
+    """
+    # rows that were not chosen tell what rounding may have left out
+    count = k + 1 if dtype == torch.float32 else 2 * k + 1
+    scores, index, error = rough_cosines(queries, bank, min(count, len(bank)), dtype=dtype)
+    size = max(1, VOTE_ELEMENTS // count)
+    parts = [
+        _elect_roughly(scores[at], members[index[at]], k, temperature, error[at])
+        for at in (slice(i, i + size) for i in range(0, len(queries), size))
+    ]
+    elected, is_sure = torch.cat([one for one, _ in parts]), torch.cat([sure for _, sure in parts])
+    unsure = (~is_sure).nonzero()[:, 0]
+    settled = 1.0 - len(unsure) / len(queries)
+    if len(unsure) and dtype != torch.float32:
+        elected[unsure], _ = _elected(queries[unsure], bank, members, k, temperature, torch.float32)
+        return elected, settled
+    for start in range(0, len(unsure), size):
+        some = unsure[start : start + size]
+        scores, index = nearest(queries[some], bank, k)
+        elected[some] = _elect(scores, members[index], temperature)
+    return elected, settled
+
+
 def _elect(scores: TopScores, members: Neighbours, temperature: float) -> QueryLabels:
     """The class with most votes; of equals, the one with the nearest row."""
     columns, votes = _votes(scores, members, temperature)
@@ -130,33 +156,51 @@ def _elect(scores: TopScores, members: Neighbours, temperature: float) -> QueryL
     return members.gather(1, winner)[:, 0]
 
 
-def _elect_roughly(scores: Tensor, members: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """(class, whether exact scores could not elect another) by scores within `TIE` of the truth.
+def _elect_roughly(
+    scores: Tensor, members: Tensor, k: int, temperature: float, error: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(class, whether exact scores could not elect another) by scores within `error` of the truth.
 
-    There is one neighbour more than k, where the bank has one: it tells whether the k nearest could be
-    others. If so, each of the k that could be left out is counted as lost by the first class and as won
-    by the second.
+    The k best are followed by some that were not chosen, where the bank has them. Members of the k that
+    rounding could have put before one of these vote for nobody. Each other class is given as many votes as
+    it has rows that could take their places; any number, if rows that are not listed could.
     """
     last, best = scores[:, k - 1], scores[:, 0]
-    lost = torch.zeros(len(scores), dtype=torch.float64)
-    if scores.shape[1] > k:
-        could_go = (scores[:, :k] <= last[:, None] + 2 * TIE).sum(dim=1)
-        most = torch.exp((last + 4 * TIE - best).double() / temperature)
-        lost = torch.where(scores[:, k] >= last - 2 * TIE, could_go * most, lost)
-    columns, votes = _votes(scores[:, :k], members[:, :k], temperature)
-    first, second = F.pad(votes, (0, 1)).topk(2, dim=1).values.double().T
-    winner = votes.gather(1, columns).argmax(dim=1, keepdim=True)
-    rounding = torch.tensor(TIE / temperature, dtype=torch.float64).exp() * (1 + k * EPSILON)
-    is_sure = first / rounding - lost > second * rounding + lost
-    return members.gather(1, winner)[:, 0], is_sure
+    reach = 2 * error
+    is_certain = (scores > (last + reach)[:, None]) & (torch.arange(scores.shape[1]) < k)
+    could_belong = (scores >= (last - reach)[:, None]) & ~is_certain
+    is_settled = ~could_belong[:, k:].any(dim=1)  # the k are the k, in whatever order
+    is_certain[:, :k] |= is_settled[:, None]
+    places = (k - is_certain.sum(dim=1)).double()
+    most = torch.exp((last + 2 * reach - best).double() / temperature)
+    columns, votes, many = _votes(scores, members, temperature, is_certain, could_belong)
+    is_listed = scores[:, -1] < last - reach
+    many = torch.where(is_listed[:, None], many.double(), torch.inf).minimum(places[:, None])
+    first, winner = votes.double().max(dim=1, keepdim=True)
+    rounding = (torch.exp(error.double() / temperature) * (1 + k * EPSILON))[:, None]
+    others = (votes * rounding + many * most[:, None]).scatter(1, winner, 0.0).amax(dim=1)
+    unlisted = torch.where(is_listed, 0.0, places * most)
+    at = (columns == winner).long().argmax(dim=1, keepdim=True)
+    is_sure = (first / rounding)[:, 0] > torch.maximum(others, unlisted)
+    return members.gather(1, at)[:, 0], is_sure
 
 
-def _votes(scores: TopScores, members: Neighbours, temperature: float) -> tuple[Neighbours, Tensor]:
-    """(the column of each neighbour's class, the votes of each column [queries, at most k])."""
+def _votes(
+    scores: TopScores, members: Neighbours, temperature: float, *counted: Tensor
+) -> tuple[Tensor, ...]:
+    """(the column of each neighbour's class, the votes of each column [queries, at most k]).
+
+    With `counted`, masks of the neighbours: the votes of the first alone, and how many the second has.
+    """
     weights = torch.exp((scores - scores[:, :1]) / temperature)
     width = int(members.max()) + 1
     if width > members.shape[1]:  # many classes: a query's own ones, numbered anew
         ordered, order = members.sort(dim=1)
         numbers = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0)).cumsum(dim=1)
         members, width = torch.empty_like(members).scatter_(1, order, numbers), members.shape[1]
-    return members, torch.zeros(len(scores), width).scatter_add_(1, members, weights)
+    empty = torch.zeros(len(scores), width)
+    if not counted:
+        return members, empty.scatter_add_(1, members, weights)
+    certain, possible = counted
+    votes = empty.scatter_add(1, members, weights.masked_fill(~certain, 0.0))
+    return members, votes, empty.scatter_add_(1, members, possible.float())

@@ -3,11 +3,17 @@
 A block's scores are rounded differently by every matrix product, so they only propose: a few more
 candidates than asked for. These are scored again, row by row in float64, and sorted by score and
 then by index. Where a key left out could tie with the last one kept, the query is scanned whole.
-So block sizes and threads change the time, never the list. A key that holds NaN or infinity is never
-found, and a query that does finds nothing.
+So block sizes, threads and the precision of the product change the time, never the list. A key that holds
+NaN or infinity is never found, and a query that does finds nothing.
+
+Products propose in bfloat16 where that is measured to be faster: a query is settled if its k-th exact score
+is above the best score left out by more than the rounding could have moved it, a bound from the lengths
+of the rows and of what rounding took from them. The other queries are walked again in float32.
 """
 
+import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,7 +22,7 @@ from torch.nn import functional as F
 from querykey.errors import RangeError
 from querykey.lookup.lookup import Score
 from querykey.lookup.unit_length import in_range, unit_length
-from querykey.types import KeyIds, Keys, Neighbours, Queries, QueryIds, TopScores
+from querykey.types import KeyIds, Keys, Neighbours, PerQuery, Queries, QueryIds, TopScores
 
 __all__ = ["TIE", "best_first", "best_of_blocks", "nearest", "rough_cosines", "settle"]
 
@@ -24,6 +30,16 @@ SLACK = 8
 """Candidates beyond k: fewer near-ties than this at rank k, and no query is scanned whole."""
 QUERY_BLOCK = 1024
 KEY_BLOCK = 4096
+QUERIES_AT_ONCE = 2**15
+"""Queries that share a prepared block of keys; 12 bytes are held for each of their candidates."""
+MANY_QUERIES = 64
+"""Fewer, and rounding the keys takes longer than the product saves."""
+GROUP = 16
+"""Columns whose maximum tells if any matters; the fastest of 16, 32 and 64 for 28 and 201 keys."""
+LEAST_SETTLED = 0.5
+"""Where bfloat16 settles fewer queries, float32 proposes for the rest: near-equal rows."""
+WORTH_ROUNDING = 0.7
+PRODUCTS_TIMED = 3
 TIE = 4e-6
 """How far float32 scores of unit rows may be from the truth; two closer than this may be tied."""
 
@@ -66,25 +82,36 @@ def nearest(
         own = _own_columns(query_ids, key_ids)
     if len(queries) == 0:
         return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
-    blocks = [slice(i, i + QUERY_BLOCK) for i in range(0, len(queries), QUERY_BLOCK)]
-    found = [_nearest_of(queries[b], keys, k, own[b], score=score) for b in blocks]
+    dtype = proposal_dtype(queries, keys)
+    found, start = [], 0
+    while start < len(queries):
+        # the first block tells whether rounding leaves enough settled on these rows
+        at = slice(start, start + (QUERIES_AT_ONCE if start or dtype == torch.float32 else QUERY_BLOCK))
+        *part, settled = _nearest_of(queries[at], keys, k, own[at], score, dtype)
+        found.append(part)
+        dtype = dtype if settled > LEAST_SETTLED else torch.float32
+        start = at.stop
     return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found])
 
 
-def rough_cosines(queries: Queries, keys: Keys, count: int) -> tuple[TopScores, Neighbours]:
+def rough_cosines(
+    queries: Queries, keys: Keys, count: int, *, dtype: torch.dtype = torch.float32
+) -> tuple[TopScores, Neighbours, PerQuery]:
     """The best cosines of each query as a matrix product rounds them: proposals that nobody has settled.
 
-    For whoever can bound what a difference of `TIE` in each score does to their result, and settles the few
+    For whoever can bound what a small difference in each score does to their result, and settles the few
     queries where it matters: several times faster than `nearest` where many keys are wanted.
 
     Args:
         queries: [queries, dim], any float dtype.
-        keys: [keys, dim], any float dtype; may be memory-mapped, and is read once, block by block.
+        keys: [keys, dim], any float dtype; may be memory-mapped, and is read block by block.
         count: Keys wanted per query, from 1 to the number of keys.
+        dtype: What the rows are rounded to before their product, float32 or bfloat16.
 
     Returns:
-        (scores [queries, count] float32, indices [queries, count] int64), best first. A score is within
-        `TIE` of the truth; ties are in no certain order.
+        (scores [queries, count] float32, indices [queries, count] int64, error [queries]). Best first; ties
+        are in no certain order. The scores are within `error` of the truth, and no key left out is above the
+        last of them by more: `TIE` in float32.
 
     Raises:
         RangeError: If count is outside 1 to the number of keys.
@@ -95,49 +122,169 @@ def rough_cosines(queries: Queries, keys: Keys, count: int) -> tuple[TopScores, 
     """
     if not 1 <= count <= len(keys):
         raise RangeError(f"count must be from 1 to the {len(keys)} keys, got {count}")
-    # torch's top-k is fast where a row has 64 times as many columns
-    size = max(KEY_BLOCK, 64 * count)
-    rows = max(1, QUERY_BLOCK * KEY_BLOCK // size)
-    unit = unit_length(queries).float()
+    if not len(queries):
+        return torch.empty(0, count), torch.empty(0, count, dtype=torch.int64), torch.empty(0)
+    return _propose(unit_length(queries).float(), keys, count, "cosine", dtype)
+
+
+def proposal_dtype(queries: Queries, keys: Keys) -> torch.dtype:
+    """What rows are rounded to for products that only propose: `fast_dtype` where there is much to score."""
+    is_large = len(queries) >= MANY_QUERIES and len(keys) >= KEY_BLOCK
+    return fast_dtype() if is_large and queries.device.type == "cpu" else torch.float32
+
+
+@lru_cache(maxsize=1)
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where this machine multiplies it clearly faster than float32, else float32.
+
+    Measured once a process, in some milliseconds. What is returned by `nearest` and `knn_predict` has the
+    same bits either way.
+    """
+    rows, keys = torch.ones(256, 384), torch.ones(2048, 384)
+    seconds = {
+        dtype: _product_seconds(rows.to(dtype), keys.to(dtype)) for dtype in (torch.float32, torch.bfloat16)
+    }
+    is_faster = seconds[torch.bfloat16] < WORTH_ROUNDING * seconds[torch.float32]
+    return torch.bfloat16 if is_faster else torch.float32
+
+
+def _product_seconds(rows: Tensor, keys: Tensor) -> float:
+    """The shortest of some products, after one that loads the kernel."""
+    taken = []
+    for _ in range(PRODUCTS_TIMED + 1):
+        start = time.perf_counter()
+        rows @ keys.T
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:])
+
+
+def _propose(
+    queries: Tensor, keys: Tensor, count: int, score: Score, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(scores [queries, at most count], indices, error [queries]) of products in `dtype`.
+
+    Queries are ready: of length 1 for cosine. A block of keys is prepared once for all queries.
+    """
+    rounded = queries.to(dtype)
     best: dict[int, tuple[Tensor, Tensor]] = {}
-    for start in range(0, len(keys), size):
-        block, lost = _unit_keys(keys[start : start + size])
-        index = torch.arange(start, start + len(block))[None, :]
-        for first in range(0, len(unit), rows):
-            found = [(_without(unit[first : first + rows] @ block.T, lost), index)]
-            best[first] = best_of_blocks([best[first], *found] if start else found, count)
-    if not best:
-        return torch.empty(0, count), torch.empty(0, count, dtype=torch.int64)
-    return torch.cat([s for s, _ in best.values()]), torch.cat([i for _, i in best.values()])
+    longest = farthest = 0.0
+    centre = torch.zeros(queries.shape[1])
+    for start in range(0, len(keys), KEY_BLOCK):
+        block, lost = _ready_keys(keys[start : start + KEY_BLOCK], score)
+        if dtype != torch.float32:
+            # What all keys have in common adds the same to all of a query's scores: the shorter rows that are
+            # left lose less to rounding.
+            centre = centre if start else block[~lost].mean(dim=0).nan_to_num()
+            block = block - centre
+        rounded_block = block.to(dtype)
+        if dtype != torch.float32:
+            longest = max(longest, _longest(block))
+            farthest = max(farthest, _longest(block - rounded_block.float()))
+        for first in range(0, len(queries), QUERY_BLOCK):
+            scores = _without(rounded[first : first + QUERY_BLOCK] @ rounded_block.T, lost)
+            best[first] = _merge(best.get(first), scores, start, count)
+    parts = [_ordered(*one) for one in best.values()]
+    scores, index = torch.cat([s for s, _ in parts]), torch.cat([i for _, i in parts])
+    if dtype == torch.float32:
+        scale = torch.ones(()) if score == "cosine" else queries.norm(dim=1) * _longest(keys)
+        return scores, index, (TIE * scale).expand(len(queries))
+    lengths, residuals = queries.norm(dim=1), (queries - rounded.float()).norm(dim=1)
+    # Cauchy-Schwarz for what rounding took from query and key
+    error = residuals * longest + lengths * farthest + residuals * farthest
+    # The score itself is rounded too. Of a key left out, only a score up to the last one kept matters: the
+    # true score that a rounded one may stand for rises with it.
+    highest = scores.abs().masked_fill(scores == -torch.inf, 0.0).amax(dim=1)
+    error = error + torch.finfo(dtype).eps / 2 * (highest + error) + TIE * lengths * (longest + centre.norm())
+    return scores + queries @ centre[:, None], index, error
 
 
-def best_of_blocks(blocks: Iterable[tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:
-    """Merge the best `count` columns out of blocks of (scores, indices), both [queries, columns].
+def best_of_blocks(blocks: Iterable[Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """Merge the best `count` columns out of consecutive blocks of scores [queries, columns].
 
     Returns:
-        (scores, indices) [queries, at most count], best first; ties in no certain order.
+        (scores float32, indices) [queries, at most count], best first; ties in no certain order.
     """
     best: tuple[Tensor, Tensor] | None = None
-    for scores, index in blocks:
-        top, at = scores.topk(min(count, scores.shape[1]), dim=1)
-        index = index.expand(len(scores), -1).gather(1, at)  # noqa: PLW2901 - the block's own names
-        if best is not None:
-            merged = torch.cat([best[0], top], dim=1)
-            top, at = merged.topk(min(count, merged.shape[1]), dim=1)
-            index = torch.cat([best[1], index], dim=1).gather(1, at)  # noqa: PLW2901
-        best = top, index
+    start = 0
+    for scores in blocks:
+        best = _merge(best, scores, start, count)
+        start += scores.shape[1]
     if best is None:
         raise RangeError("there are no keys to look among; at least one is needed")
-    return best
+    return _ordered(*best)
+
+
+def _merge(
+    best: tuple[Tensor, Tensor] | None, scores: Tensor, start: int, count: int
+) -> tuple[Tensor, Tensor]:
+    """The best columns so far and those of one more block, whose first column is number `start`.
+
+    Once `count` columns are stored, only what exceeds the lowest of them matters. The maxima of groups of
+    columns, one pass at the speed of memory, say where that is; a top-k of the whole block takes many passes.
+    """
+    columns = scores.shape[1]
+    if best is not None and best[0].shape[1] == count and columns % GROUP == 0 and scores.is_contiguous():
+        above = _above(scores, best[0].amin(dim=1, keepdim=True))
+        if above is not None:
+            return _join(best, *above, start, count)
+    top, at = scores.topk(min(count, columns), dim=1, sorted=False)
+    top, at = top.float(), at + start
+    if best is not None:
+        merged = torch.cat([best[0], top], dim=1)
+        top, order = merged.topk(min(count, merged.shape[1]), dim=1, sorted=False)
+        at = torch.cat([best[1], at], dim=1).gather(1, order)
+    return top, at
+
+
+def _ordered(scores: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted once, at the end: sorting some hundreds after each block took longer than finding them."""
+    scores, order = scores.sort(dim=1, descending=True)
+    return scores, index.gather(1, order)
+
+
+def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(rows, columns, scores) of all above the row's floor, sorted by row; None if over a quarter is.
+
+    A group is every n-th column, so that its maximum is taken over whole vectors of neighbouring columns.
+    """
+    rows, columns = scores.shape
+    groups = columns // GROUP
+    # exact: a floor is one of the scores of an earlier block, so it has their dtype
+    floor = floor.to(scores.dtype)
+    found = (scores.view(rows, GROUP, groups).amax(dim=1) > floor).view(-1).nonzero()[:, 0]
+    if 4 * len(found) < rows * groups:
+        row = found // groups
+        members = (row * columns + found % groups)[:, None] + torch.arange(0, columns, groups)
+        at = members[scores.view(-1)[members] > floor[row]]
+    else:
+        at = (scores > floor).view(-1).nonzero()[:, 0]
+    if 4 * len(at) > scores.numel():
+        return None
+    return at // columns, at % columns, scores.view(-1)[at].float()
+
+
+def _join(
+    best: tuple[Tensor, Tensor], row: Tensor, column: Tensor, values: Tensor, start: int, count: int
+) -> tuple[Tensor, Tensor]:
+    """Add single scores, sorted by row, to the best columns of each row."""
+    if not len(row):
+        return best
+    many = torch.bincount(row, minlength=len(best[0]))
+    place = torch.arange(len(row)) - (many.cumsum(0) - many)[row]
+    width = int(many.max())
+    scores = torch.full((len(many), width), -torch.inf).index_put_((row, place), values)
+    index = torch.zeros(len(many), width, dtype=torch.int64).index_put_((row, place), column + start)
+    top, order = torch.cat([best[0], scores], dim=1).topk(count, dim=1, sorted=False)
+    return top, torch.cat([best[1], index], dim=1).gather(1, order)
 
 
 def settle(
     proposed: tuple[Tensor, Tensor],
     k: int,
     floor: Tensor,
+    error: Tensor,
     exact: Callable[[Tensor, Tensor], Tensor],
     scan: Callable[[int], Tensor],
-    scale: float = 1.0,
 ) -> tuple[TopScores, Neighbours]:
     """Turn proposals into the exact list: scored again, sorted by score, then by index.
 
@@ -145,26 +292,37 @@ def settle(
         proposed: (scores, indices) [queries, candidates] of `best_of_blocks`; -inf is not eligible.
         k: Keys wanted per query.
         floor: A score that nothing left out of the proposals exceeds [queries].
+        error: How far float32 scores of a query may be from the truth [queries].
         exact: (query rows [n], candidates [n, c]) to their scores in float64 [n, c].
         scan: A query's row to the float32 scores of all keys, -inf where not eligible.
-        scale: The largest length of a query times that of a key; 1 for cosine.
 
     Returns:
         (scores [queries, k] float32, indices [queries, k]), padded with -inf and -1.
     """
-    rough, index = proposed
-    rows = torch.arange(len(rough))
-    scores = exact(rows, index).float().masked_fill(rough == -torch.inf, -torch.inf)
-    top, best = best_first(scores, index, k)
+    top, best, unsure = _rescore(proposed, k, floor, error, exact)
     # A key that was left out may score within rounding of the k-th; without the full scan of such queries,
-    # the result would depend on the block size and the engine.
-    unsure = (floor > -torch.inf) & (top[:, -1] - floor <= TIE * scale)
-    for row in unsure.nonzero()[:, 0].tolist():
+    # the result would depend on the block size.
+    for row in (unsure & (floor > -torch.inf)).nonzero()[:, 0].tolist():
         everything = scan(row)
-        near = ((everything >= top[row, -1] - TIE * scale) & (everything > -torch.inf)).nonzero().T
-        settled = exact(rows[row : row + 1], near).float()
+        near = ((everything >= top[row, -1] - error[row]) & (everything > -torch.inf)).nonzero().T
+        settled = exact(torch.tensor([row]), near).float()
         top[row], best[row] = (part[0] for part in best_first(settled, near, k))
     return top, best.masked_fill(top == -torch.inf, -1)
+
+
+def _rescore(
+    proposed: tuple[Tensor, Tensor],
+    k: int,
+    floor: Tensor,
+    error: Tensor,
+    exact: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(exact scores of the best k proposals, indices, whether a key left out could belong to them)."""
+    rough, index = proposed
+    scores = exact(torch.arange(len(rough)), index).float().masked_fill(rough == -torch.inf, -torch.inf)
+    top, best = best_first(scores, index, k)
+    # not "<=": a bound that is NaN, of magnitudes that the dtype cannot hold, settles nothing
+    return top, best, (floor != -torch.inf) & ~(top[:, -1] - floor > error)
 
 
 def best_first(scores: Tensor, index: Tensor, k: int) -> tuple[TopScores, Neighbours]:
@@ -185,26 +343,50 @@ def best_first(scores: Tensor, index: Tensor, k: int) -> tuple[TopScores, Neighb
     return F.pad(scores, (0, missing), value=-torch.inf)[:, :k], F.pad(index, (0, missing), value=-1)[:, :k]
 
 
-def _nearest_of(queries: Tensor, keys: Tensor, k: int, own: Tensor, *, score: Score) -> tuple[Tensor, Tensor]:
-    """The exact list of one block of queries; `own` are the columns that are left out, or -1."""
+def _nearest_of(
+    queries: Tensor, keys: Tensor, k: int, own: Tensor, score: Score, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, float]:
+    """(scores, indices, share settled by the first proposals); `own` are columns that are left out, or -1."""
     queries = in_range(queries).float() if score == "cosine" else queries.float()
-    count = k + SLACK + own.shape[1]
-    rough, index = best_of_blocks(_product_blocks(queries, keys, score), count)
-    if bool((unusable := _not_finite(queries)).any()):
-        rough = rough.masked_fill(unusable[:, None], -torch.inf)
-    floor = rough[:, -1] if index.shape[1] < len(keys) else torch.full((len(queries),), -torch.inf)
-    rough = rough.masked_fill((index[:, :, None] == own[:, None, :]).any(2), -torch.inf)
+    ready = unit_length(queries) if score == "cosine" else queries
+    count = k + (max(SLACK, k) if dtype == torch.bfloat16 else SLACK) + own.shape[1]
+    proposed = _propose(ready, keys, count, score, dtype)
+    unusable = _not_finite(queries)
+    parts, open_rows = [], []
+    for start in range(0, len(queries), QUERY_BLOCK):
+        at = slice(start, start + QUERY_BLOCK)
+        rough, index, error = (one[at] for one in proposed)
+        rough = rough.masked_fill(unusable[at, None], -torch.inf)
+        floor = rough[:, -1] if index.shape[1] < len(keys) else torch.full((len(rough),), -torch.inf)
+        rough = rough.masked_fill((index[:, :, None] == own[at, None, :]).any(2), -torch.inf)
+        exact, scan = _scorers(queries[at], keys, own[at], score)
+        if dtype == torch.float32:
+            parts.append(settle((rough, index), k, floor, error, exact, scan))
+        else:
+            top, best, unsure = _rescore((rough, index), k, floor, error, exact)
+            parts.append((top, best.masked_fill(top == -torch.inf, -1)))
+            open_rows.append(start + unsure.nonzero()[:, 0])
+    scores, found = torch.cat([s for s, _ in parts]), torch.cat([i for _, i in parts])
+    if not open_rows or not len(rows := torch.cat(open_rows)):
+        return scores, found, 1.0
+    scores[rows], found[rows], _ = _nearest_of(queries[rows], keys, k, own[rows], score, torch.float32)
+    return scores, found, 1.0 - len(rows) / len(queries)
+
+
+def _scorers(
+    queries: Tensor, keys: Tensor, own: Tensor, score: Score
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[int], Tensor]]:
+    """The `exact` and `scan` of `settle` for a block of queries."""
 
     def exact(rows: Tensor, candidates: Tensor) -> Tensor:
         return exact_scores(queries[rows], keys, candidates, score)
 
     def scan(row: int) -> Tensor:
-        every = torch.cat([s for s, _ in _product_blocks(queries[row : row + 1], keys, score)], dim=1)[0]
+        every = torch.cat(list(_product_blocks(queries[row : row + 1], keys, score)), dim=1)[0]
         every[own[row][own[row] >= 0]] = -torch.inf
         return every
 
-    scale = 1.0 if score == "cosine" else float(queries.norm(dim=1).max()) * _longest(keys)
-    return settle((rough, index), k, floor, exact, scan, scale)
+    return exact, scan
 
 
 def exact_scores(queries: Tensor, keys: Tensor, candidates: Tensor, score: Score) -> Tensor:
@@ -217,23 +399,22 @@ def exact_scores(queries: Tensor, keys: Tensor, candidates: Tensor, score: Score
     return chosen.mul_(queries[:, None, :]).sum(dim=2, dtype=torch.float64)
 
 
-def _product_blocks(queries: Tensor, keys: Tensor, score: Score) -> Iterable[tuple[Tensor, Tensor]]:
+def _product_blocks(queries: Tensor, keys: Tensor, score: Score) -> Iterable[Tensor]:
     ready = unit_length(queries) if score == "cosine" else queries
     for start in range(0, len(keys), KEY_BLOCK):
-        block = keys[start : start + KEY_BLOCK]
-        block, lost = _unit_keys(block) if score == "cosine" else (block.float(), _not_finite(block))
-        yield _without(ready @ block.T, lost), torch.arange(start, start + len(block))[None, :]
+        block, lost = _ready_keys(keys[start : start + KEY_BLOCK], score)
+        yield _without(ready @ block.T, lost)
 
 
-def _unit_keys(block: Tensor) -> tuple[Tensor, Tensor]:
-    return unit_length(block).float(), _not_finite(block)
+def _ready_keys(block: Tensor, score: Score) -> tuple[Tensor, Tensor]:
+    """(keys in float32, of length 1 for cosine; which of them are not finite)."""
+    return (unit_length(block) if score == "cosine" else block).float(), _not_finite(block)
 
 
 def _not_finite(rows: Tensor) -> Tensor:
     """Which rows hold NaN or infinity [rows]."""
     rows = rows if rows.dtype == torch.float64 else rows.float()
-    peak: Tensor = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1)
-    return ~peak.isfinite()
+    return ~(rows.amax(dim=1).isfinite() & rows.amin(dim=1).isfinite())
 
 
 def _without(scores: Tensor, lost: Tensor) -> Tensor:
@@ -251,6 +432,6 @@ def _own_columns(query_ids: QueryIds, key_ids: KeyIds) -> Tensor:
 
 
 def _longest(keys: Tensor) -> float:
-    return max(
-        float(keys[i : i + KEY_BLOCK].float().norm(dim=1).max()) for i in range(0, len(keys), KEY_BLOCK)
-    )
+    """The largest length of a finite row."""
+    blocks = (keys[i : i + KEY_BLOCK].float() for i in range(0, len(keys), KEY_BLOCK))
+    return max(float(block.norm(dim=1).nan_to_num(0.0, 0.0).max()) for block in blocks)

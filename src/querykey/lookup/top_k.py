@@ -82,11 +82,9 @@ def _top_k(lookup: Lookup, k: int, mode: _AnyMode) -> tuple[TopScores, Neighbour
     if len(lookup.keys) == 0:
         return torch.full((len(lookup), k), -torch.inf), torch.full((len(lookup), k), -1)
 
-    def eligible(some: Lookup, below: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def eligible(some: Lookup, below: Tensor) -> Iterator[Tensor]:
         for block in some.blocks(KEY_BLOCK):
-            wanted = _wanted(block, mode, below)
-            index = torch.arange(block.start, block.start + wanted.shape[1])
-            yield (sign * block.scores).masked_fill(~wanted, -torch.inf), index[None, :]
+            yield (sign * block.scores).masked_fill(~_wanted(block, mode, below), -torch.inf)
 
     def exact(rows: Tensor, candidates: Tensor) -> Tensor:
         found = sign * exact_scores(lookup.queries[rows].float(), lookup.keys, candidates, lookup.score)
@@ -94,13 +92,11 @@ def _top_k(lookup: Lookup, k: int, mode: _AnyMode) -> tuple[TopScores, Neighbour
 
     def scan(row: int) -> Tensor:
         below = ceiling[row : row + 1]
-        return torch.cat([scores for scores, _ in eligible(lookup.rows(row, row + 1), below)], dim=1)[
-            0
-        ].float()
+        return torch.cat(list(eligible(lookup.rows(row, row + 1), below)), dim=1)[0].float()
 
     scores, index = best_of_blocks(eligible(lookup, ceiling), k + SLACK)
-    scale = float(scores.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0))
-    return settle((scores.float(), index), k, scores[:, -1].float(), exact, scan, scale)
+    error = TIE * scores.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0).expand(len(scores))
+    return settle((scores, index), k, scores[:, -1], error, exact, scan)
 
 
 def _wanted(block: Block, mode: _AnyMode, below: Tensor) -> PairMask:
