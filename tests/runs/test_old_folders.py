@@ -1,0 +1,60 @@
+"""Folders that version 0.1 wrote are read, resumed and reported."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from querykey import load_encoder, resume
+from querykey.cli.main import app
+from querykey.pretraining.saved_encoder import read_encoder
+from querykey.runs.pretrain_folder import RunFolder
+from typer.testing import CliRunner
+
+OLD = Path(__file__).parents[1] / "fixtures" / "pretraining-0.1"
+"""photos: 24 images; run: stopped after 3 of 6 steps; finished: never stopped; rows.npy: h of 4 images."""
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A copy that may be written to."""
+    return shutil.copytree(OLD, tmp_path / "old")
+
+
+def first_images():
+    return sorted((OLD / "photos").rglob("*.png"), key=lambda file: file.name)[:4]
+
+
+def test_a_finished_pretraining_of_version_0_1_gives_the_same_rows():
+    encoder = read_encoder(OLD / "finished").encoder
+    pixels = np.stack([np.asarray(Image.open(file)) for file in first_images()])[:, None] / 255.0
+    with torch.no_grad():
+        h, _ = encoder(torch.from_numpy(pixels).float())
+    np.testing.assert_allclose(h, np.load(OLD / "rows.npy"), atol=1e-6)
+    shown = load_encoder(OLD / "finished").encode([Image.open(file) for file in first_images()])
+    assert shown.shape == h.shape
+
+
+def test_a_pretraining_that_version_0_1_began_is_resumed_to_the_same_weights(old):
+    done = resume(old / "run", old / "photos")
+    assert done.is_finished
+    whole = read_encoder(OLD / "finished").encoder.state_dict()
+    for name, value in done.encoder.encoder.state_dict().items():
+        torch.testing.assert_close(value, whole[name], atol=1e-5, rtol=1e-4)
+    assert RunFolder.read(old / "run").is_finished
+
+
+def test_a_finished_pretraining_of_version_0_1_is_trained_for_longer(old):
+    done = resume(old / "finished", old / "photos", epochs=4.0)
+    assert (done.is_finished, done.settings.steps) == (True, 8)
+
+
+def test_the_report_of_a_pretraining_of_version_0_1_has_a_command_that_repeats_it(old):
+    told = CliRunner().invoke(app, ["report", str(old / "finished"), "--out", str(old / "page.html")])
+    assert told.exit_code == 0, told.output
+    page = (old / "page.html").read_text()
+    for setting in ("key_encoder.momentum=0.9", "views.crop_scale=[0.5, 1.0]", "dictionary.capacity=12"):
+        assert setting in page
