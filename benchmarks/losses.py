@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.lookup import Lookup, PairRule, look_up
-from querykey.lookup.own_key_pairs import look_up_own_key
+from querykey.lookup.lookup import look_up_own_key
 from querykey.losses import info_nce, is_streamed, nt_xent, score_distillation
 
 IMAGES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)

@@ -40,12 +40,12 @@ __all__ = [
     "OutputExistsError",
     "QuerykeyError",
     "RangeError",
+    "SecondDerivativeError",
     "ShapeError",
     "SourceError",
     "StoreError",
     "is_out_of_memory",
     "missing_extra",
-    "refuse_second_derivative",
     "require_train",
 ]
 
@@ -79,6 +79,21 @@ class DataWarning(UserWarning):
 
 class ConfigError(QuerykeyError, ValueError):
     """A run file or a setting has a fault."""
+
+
+class SecondDerivativeError(ConfigError):
+    """A backward pass with `create_graph=True` through a function that has no second derivative.
+
+    Raised where gradients are enabled in a backward pass: torch's `once_differentiable` is not enough. If the
+    incoming gradient needs none, as that of a sum, it returns gradients without a graph, and a Hessian-vector
+    product lacks a term without an error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "create_graph=True asks for second derivatives, which querykey's losses, gathers and batch norm "
+            "do not have; leave create_graph out, or write the loss with torch operations on the rows"
+        )
 
 
 class SourceError(QuerykeyError, ValueError):
@@ -200,21 +215,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torchs):
         return True
     return isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in _MEMORY_WORDS)
-
-
-def refuse_second_derivative() -> None:
-    """Raise where a backward pass is itself to be differentiated: called first in a backward that can't be.
-
-    `once_differentiable` is not enough: where the incoming gradient needs none, as that of a sum does, it
-    returns gradients without a graph, and a Hessian-vector product would lack a term without a word.
-
-    Raises:
-        ConfigError: If the backward pass runs with `create_graph=True`.
-    """
-    import torch
-
-    if torch.is_grad_enabled():
-        raise ConfigError(
-            "create_graph=True asks for second derivatives, which querykey's losses, gathers and batch norm "
-            "do not have; leave create_graph out, or write the loss with torch operations on the rows"
-        )

@@ -21,7 +21,7 @@ from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.queue import KeyQueue
 from querykey.errors import RangeError, ShapeError
 from querykey.lookup import Lookup, PairRule, look_up
-from querykey.lookup.own_key_pairs import look_up_own_key
+from querykey.lookup.lookup import look_up_own_key
 from querykey.lookup.two_view_pairs import TwoViewPairs, look_up_views
 
 

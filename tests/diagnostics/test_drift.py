@@ -11,7 +11,7 @@ from querykey.diagnostics.drift import drift, drift_of, stored_ages, undisturbed
 from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.queue import KeyQueue
-from querykey.encoders.norm.batchnorm import SplitBatchNorm1d
+from querykey.encoders.norm.split import SplitBatchNorm1d
 from querykey.errors import DataError, RangeError, ShapeError
 
 ITEMS, BATCH = 12, 3

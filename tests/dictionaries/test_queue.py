@@ -8,7 +8,7 @@ import torch
 from querykey.data.batches import UniformBatches
 from querykey.dictionaries.queue import KeyQueue, stale_copies
 from querykey.errors import ConfigError, RangeError
-from querykey.lookup.own_key_pairs import look_up_own_key
+from querykey.lookup.lookup import look_up_own_key
 from querykey.losses.info_nce import info_nce
 
 

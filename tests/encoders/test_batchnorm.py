@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from querykey.encoders.norm.batchnorm import SplitBatchNorm1d, SplitBatchNorm2d, convert_batch_norm
+from querykey.encoders.norm.batchnorm import convert_batch_norm
+from querykey.encoders.norm.split import SplitBatchNorm1d, SplitBatchNorm2d
 from querykey.encoders.norm.sync_batchnorm import GlobalBatchNorm
 from querykey.errors import ConfigError, RangeError, ShapeError
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from querykey.encoders.norm.batchnorm import SplitBatchNorm1d
-from querykey.encoders.norm.shuffle import encode_shuffled, spread_order
+from querykey.encoders.norm.split import SplitBatchNorm1d, encode_shuffled, spread_order
 from querykey.errors import ConfigError, RangeError, ShapeError
 
 ROWS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -90,7 +89,7 @@ PROCESS = """
 import json, sys
 import torch
 from torch import distributed
-from querykey.encoders.norm.shuffle import encode_shuffled
+from querykey.encoders.norm.split import encode_shuffled
 from querykey.errors import ShapeError
 from querykey.distributed.process_group import current_process_group
 

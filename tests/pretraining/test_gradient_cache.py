@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from querykey.encoders.backbones import make_backbone
-from querykey.encoders.norm.batchnorm import SplitBatchNorm2d
+from querykey.encoders.norm.split import SplitBatchNorm2d
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
 from querykey.errors import ConfigError, ShapeError
 from querykey.pretraining.chunked.gradient_cache import cached_backward, checkpointed_blocks

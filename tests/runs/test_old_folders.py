@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from querykey import load_encoder, resume
 from querykey.cli.main import app
 from querykey.pretraining.saved_encoder import read_encoder
 from querykey.runs.pretrain_folder import RunFolder
-from typer.testing import CliRunner
 
 OLD = Path(__file__).parents[1] / "fixtures" / "pretraining-0.1"
 """photos: 24 images; run: stopped after 3 of 6 steps; finished: never stopped; rows.npy: h of 4 images."""

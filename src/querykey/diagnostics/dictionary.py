@@ -11,8 +11,7 @@ from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.protocol import Dictionary
 from querykey.errors import RangeError, ShapeError
-from querykey.lookup.lookup import IGNORE_LABEL, Block, Lookup
-from querykey.lookup.own_key_pairs import IGNORE_ID
+from querykey.lookup.lookup import IGNORE_ID, IGNORE_LABEL, Block, Lookup
 from querykey.losses.info_nce import check_temperature
 from querykey.types import Ids, KeyIds, KeyLabels, Labels, Numbers, QueryIds, QueryLabels
 

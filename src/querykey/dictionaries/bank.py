@@ -5,8 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.dictionaries.protocol import Held
-from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from querykey.distributed.sharding import gather_rows, shard
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, gather_rows, shard
 from querykey.errors import RangeError, ShapeError
 from querykey.types import Ids, Numbers, Rows
 

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from querykey.dictionaries.protocol import Held
-from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from querykey.distributed.sharding import gather_rows, shard, shard_size
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, gather_rows, shard, shard_size
 from querykey.errors import RangeError, ShapeError
 from querykey.types import Ids, Labels, Numbers, Rows
 

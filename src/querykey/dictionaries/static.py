@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from querykey.dictionaries.protocol import Held
-from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from querykey.distributed.sharding import gather_rows
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, gather_rows
 from querykey.types import Ids, Labels, Numbers, Rows
 
 __all__ = [

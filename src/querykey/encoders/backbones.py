@@ -53,7 +53,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: ImageRows) -> Rows:
         """Images [images, channels, height, width] to h [images, dim]."""
-        return require_rows(self.network(images), len(images), self.spec)
+        h: Tensor = self.network(images)  # one row an image: `make_backbone` has checked it
+        return h
 
     def start_(self, images: Tensor) -> None:
         """Let a network that knows how start from what these images look like; others keep their weights.

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from querykey.data.fingerprint import Fingerprint
-from querykey.data.items import Chosen, Source
+from querykey.data.items import Chosen, Fingerprint, Source
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
 from querykey.encoders.frozen.batch_size import BatchPlan
 from querykey.encoders.frozen.encoder import FrozenEncoder

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.distributed.process_group import ProcessGroup
-from querykey.errors import ConfigError, ShapeError, refuse_second_derivative
+from querykey.errors import ConfigError, SecondDerivativeError, ShapeError
 from querykey.lookup.lookup import Lookup
 from querykey.types import PairMask, PerQuery, Scores
 
@@ -139,7 +139,8 @@ class _Weighed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        refuse_second_derivative()
+        if torch.is_grad_enabled():
+            raise SecondDerivativeError
         (weights,) = ctx.saved_tensors
         return gradient[:, None] * weights, None, None
 

@@ -72,7 +72,7 @@ def decoupled(
         raise RangeError(
             f"sigma must be > 0 and finite, or None for equal weights, got {sigma}; 0.5 is usual"
         )
-    if takes_streamed(lookup, form):
+    if form != "plain" and takes_streamed(lookup, form):
         return _streamed(lookup, temperature, sigma)
     scores, is_positive, is_negative = read(lookup)
     logits = scores / temperature

@@ -81,7 +81,7 @@ def score_distillation(
     if target_temperature is not None:
         check_temperature("target_temperature", target_temperature)
     require_same_size(lookup, target)
-    if takes_streamed(lookup, form):
+    if form != "plain" and takes_streamed(lookup, form):
         with torch.no_grad():
             queries, keys = rows_of(target)
             divisor = target_temperature or temperature

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from querykey.errors import refuse_second_derivative
+from querykey.errors import SecondDerivativeError
 from querykey.lookup.lookup import Lookup, Pairs
 from querykey.lookup.unit_length import unit_length
 from querykey.losses._pair_weights import FAR, NOTHING, as_numbers, penalty
@@ -237,7 +237,8 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        refuse_second_derivative()
+        if torch.is_grad_enabled():
+            raise SecondDerivativeError
         slope, *rest = ctx.saved_tensors
         to_queries = gradient[:, None] * slope if ctx.needs_input_grad[0] else None
         to_keys = None

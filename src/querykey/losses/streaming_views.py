@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from querykey.errors import refuse_second_derivative
+from querykey.errors import SecondDerivativeError
 from querykey.lookup.lookup import Lookup
 from querykey.lookup.two_view_pairs import TwoViewPairs
 from querykey.lookup.unit_length import unit_length
@@ -149,7 +149,8 @@ class _Negatives(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        refuse_second_derivative()
+        if torch.is_grad_enabled():
+            raise SecondDerivativeError
         (rows,) = ctx.saved_tensors
         tiles = ctx.tiles
         ordered = rows[tiles.order]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from querykey.errors import RangeError, refuse_second_derivative
+from querykey.errors import RangeError, SecondDerivativeError
 
 __all__ = ["LearnedTemperature"]
 
@@ -66,7 +66,8 @@ class _AtMost(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        refuse_second_derivative()
+        if torch.is_grad_enabled():
+            raise SecondDerivativeError
         (number,) = ctx.saved_tensors
         passes = (number < ctx.bound) | (gradient > 0)
         return gradient * passes, None

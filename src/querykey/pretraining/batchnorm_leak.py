@@ -13,7 +13,7 @@ from querykey.data.augment.rng import keyed_bits
 from querykey.dictionaries.queue import KeyQueue
 from querykey.encoders.momentum import MomentumEncoder
 from querykey.encoders.norm.batchnorm import BatchNormKind, convert_batch_norm
-from querykey.encoders.norm.shuffle import spread_order
+from querykey.encoders.norm.split import spread_order
 from querykey.encoders.small_cnn import SmallCNN
 from querykey.errors import ConfigError, RangeError
 from querykey.lookup.lookup import DensePairs, Lookup

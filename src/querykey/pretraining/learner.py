@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from querykey.dictionaries.bank import MemoryBank
 from querykey.dictionaries.cross_batch import CrossBatchMemory
-from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from querykey.distributed.sharding import gather_full
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, gather_full
 from querykey.encoders.momentum import momentum_at
 from querykey.encoders.projection import ViewEncoder
 from querykey.errors import CollapseError

@@ -7,8 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from querykey.data.fingerprint import fingerprint_files
-from querykey.data.items import RowNumbers, Source
+from querykey.data.items import RowNumbers, Source, fingerprint_files
 from querykey.data.labels import NO_NAMES, number_labels
 from querykey.data.readers.grammar import Wanted, nearest_words
 from querykey.data.readers.mapped import Arrays, open_arrays

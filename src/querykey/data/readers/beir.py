@@ -9,14 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from querykey.data.fingerprint import fingerprint_files
-from querykey.data.items import Items, Source
+from querykey.data.items import Items, Source, fingerprint_files
 from querykey.data.readers.columns import Table
 from querykey.data.readers.grammar import Wanted, choose_split
 from querykey.data.readers.tables import table_of_text
 from querykey.errors import DataError, DataWarning, SourceError
 
-__all__ = ["is_beir", "read_beir"]
+__all__ = ["read_beir"]
 
 
 class _Documents(Items):
@@ -43,11 +42,6 @@ class _Queries(Items):
 
     def _read(self, row: int) -> str:
         return str(self._texts[int(self._rows[row])] or "")
-
-
-def is_beir(folder: Path) -> bool:
-    """Whether a folder is a BEIR collection: it has a corpus.jsonl."""
-    return (folder / "corpus.jsonl").is_file()
 
 
 def read_beir(folder: Path, *, name: str, wanted: Wanted) -> Source:

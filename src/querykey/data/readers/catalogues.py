@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from querykey.data.fingerprint import Fingerprint
-from querykey.data.items import Items, RowNumbers, Source
+from querykey.data.items import Fingerprint, Items, RowNumbers, Source
 from querykey.data.labels import NO_NAMES, number_labels
 from querykey.data.readers.columns import ArrowTable
 from querykey.data.readers.grammar import Wanted, choose_split, nearest_words

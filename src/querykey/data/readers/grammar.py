@@ -8,12 +8,25 @@ from pathlib import Path
 
 from querykey.errors import SourceError
 
-__all__ = ["SCHEMES", "SOURCES_HELP", "Wanted", "choose_split", "nearest_words", "scheme_of", "split_of"]
+__all__ = [
+    "IDX_IMAGES",
+    "SCHEMES",
+    "SOURCES_HELP",
+    "Wanted",
+    "choose_split",
+    "is_beir",
+    "is_idx_images",
+    "nearest_words",
+    "scheme_of",
+    "split_of",
+]
 
 SCHEMES = ("hf", "torchvision", "sklearn")
 """What may stand before the colon of a source; anything else is a path."""
 
 MODEL_SCHEMES = ("timm", "st")
+
+IDX_IMAGES = re.compile(r"(?P<stem>.*?)-?images[-.]idx3-ubyte(\.gz)?", re.IGNORECASE)
 
 SOURCES_HELP = """\
 SOURCE: what you have. A path, or a name after a scheme.
@@ -176,3 +189,13 @@ def choose_split(asked: str | None, there: Sequence[str | None], what: str) -> s
         raise SourceError(f"{what} has no splits, and {asked!r} was asked for; leave --split out")
     known = [name for name in names if name is not None]
     raise SourceError(f"{what} has no split {asked!r}{nearest_words(asked, known)}; its splits: {listed}")
+
+
+def is_beir(folder: Path) -> bool:
+    """Whether a folder is a BEIR collection: it has a corpus.jsonl."""
+    return (folder / "corpus.jsonl").is_file()
+
+
+def is_idx_images(name: str) -> bool:
+    """Whether a file is one of IDX images by its name, such as train-images-idx3-ubyte.gz."""
+    return IDX_IMAGES.fullmatch(name) is not None

@@ -1,7 +1,6 @@
 """IDX files, the format of MNIST and its family."""
 
 import gzip
-import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from querykey.data.fingerprint import fingerprint_files
-from querykey.data.items import Items, RowNumbers, Source
+from querykey.data.items import Items, RowNumbers, Source, fingerprint_files
 from querykey.data.labels import NO_NAMES, number_labels
-from querykey.data.readers.grammar import Wanted, choose_split, split_of
+from querykey.data.readers.grammar import IDX_IMAGES, Wanted, choose_split, is_idx_images, split_of
 from querykey.errors import SourceError
 from querykey.io.images import image_of_array
 
-__all__ = ["ArrayImages", "is_idx_images", "read_idx"]
-
-_IMAGES = re.compile(r"(?P<stem>.*?)-?images[-.]idx3-ubyte(\.gz)?", re.IGNORECASE)
+__all__ = ["ArrayImages", "read_idx"]
 
 
 class ArrayImages(Items):
@@ -32,11 +28,6 @@ class ArrayImages(Items):
 
     def _read(self, row: int) -> Any:
         return image_of_array(self.pixels[row])
-
-
-def is_idx_images(name: str) -> bool:
-    """Whether a file is one of IDX images by its name, such as train-images-idx3-ubyte.gz."""
-    return _IMAGES.fullmatch(name) is not None
 
 
 def read_idx(path: Path, *, name: str, wanted: Wanted) -> Source:
@@ -101,7 +92,7 @@ def _unpacked(name: str) -> str:
 
 def _split_of_file(plain: str) -> str | None:
     """The last word before "images" tells: emnist-letters-train-images-idx3-ubyte."""
-    match = _IMAGES.fullmatch(plain)
+    match = IDX_IMAGES.fullmatch(plain)
     return split_of(match["stem"].rpartition("-")[2]) if match else None
 
 

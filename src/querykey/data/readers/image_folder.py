@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from querykey.data.fingerprint import Fingerprint
-from querykey.data.items import Source
+from querykey.data.items import Fingerprint, Source
 from querykey.data.labels import NO_NAMES, number_labels
 from querykey.data.readers.grammar import Wanted, choose_split, split_of
 from querykey.data.readers.images import IMAGE_SUFFIXES, PHOTOGRAPHS, EncodedImages, is_image

@@ -9,10 +9,18 @@ from pathlib import Path
 from querykey.data.items import Source
 from querykey.data.labels import common_labels
 from querykey.data.readers.arrays import read_arrays, require_finite_rows
-from querykey.data.readers.beir import is_beir, read_beir
+from querykey.data.readers.beir import read_beir
 from querykey.data.readers.catalogues import read_hub, read_sklearn, read_torchvision
-from querykey.data.readers.grammar import SOURCES_HELP, Wanted, nearest_words, scheme_of, split_of
-from querykey.data.readers.idx import is_idx_images, read_idx
+from querykey.data.readers.grammar import (
+    SOURCES_HELP,
+    Wanted,
+    is_beir,
+    is_idx_images,
+    nearest_words,
+    scheme_of,
+    split_of,
+)
+from querykey.data.readers.idx import read_idx
 from querykey.data.readers.image_folder import count_images, listed_names, read_image_folder
 from querykey.data.readers.images import is_image
 from querykey.data.readers.mapped import ARRAY_SUFFIXES

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from querykey.data.fingerprint import fingerprint_files
-from querykey.data.items import Items, Kind, Source
+from querykey.data.items import Items, Kind, Source, fingerprint_files
 from querykey.data.labels import NO_NAMES, number_labels
 from querykey.data.readers.grammar import Wanted, choose_split, nearest_words
 from querykey.data.readers.images import EncodedImages, is_image

@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from querykey.data.fingerprint import Fingerprint
-from querykey.data.items import Chosen, Items, Kind, RowNumbers, Source
+from querykey.data.items import Chosen, Fingerprint, Items, Kind, RowNumbers, Source
 from querykey.data.labels import NO_NAMES, number_labels
 from querykey.data.readers.columns import (
     ID_COLUMNS,

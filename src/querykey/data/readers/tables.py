@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from querykey.data.fingerprint import Fingerprint
-from querykey.data.items import Items, Source
+from querykey.data.items import Fingerprint, Items, Source
 from querykey.data.readers.columns import ArrowTable, class_names_of, types_of
 from querykey.data.readers.dialects import Dialect, compression_of, find_dialect
 from querykey.data.readers.grammar import Wanted, choose_split

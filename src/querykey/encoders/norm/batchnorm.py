@@ -3,102 +3,16 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from querykey.distributed.process_group import current_process_group
+from querykey.encoders.norm.split import BatchNorm, SplitBatchNorm1d, SplitBatchNorm2d, at_least_one_group
 from querykey.encoders.norm.sync_batchnorm import GlobalBatchNorm
-from querykey.errors import ConfigError, RangeError, ShapeError
+from querykey.errors import ConfigError
 
-__all__ = ["BatchNormKind", "SplitBatchNorm1d", "SplitBatchNorm2d", "convert_batch_norm"]
+__all__ = ["BatchNormKind", "convert_batch_norm"]
 
 BatchNormKind = Literal["device", "global", "layer", "split"]
-
-_Norm = nn.BatchNorm1d | nn.BatchNorm2d
-
-
-def _split(norm: _Norm, rows: Tensor, groups: int) -> Tensor:
-    """Batch norm with the statistics of each group of consecutive rows, in train mode."""
-    if len(rows) % groups:
-        raise ShapeError(
-            f"split batch norm has {groups} groups, and {len(rows)} rows do not split into so many of one "
-            "size; drop the smaller last batch, or take another number of groups"
-        )
-    if rows[0, 0].numel() * len(rows) == groups:
-        raise ShapeError(
-            f"split batch norm with {groups} groups has one value a channel and group in {len(rows)} rows; "
-            "two are needed: take fewer groups or a larger batch"
-        )
-    means = rows.new_zeros(groups, norm.num_features, dtype=_dtype_of_statistics(norm, rows))
-    variances = torch.zeros_like(means)
-    normalised = [
-        F.batch_norm(part, mean, variance, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
-        for part, mean, variance in zip(rows.chunk(groups), means, variances, strict=True)
-    ]
-    if norm.running_mean is not None and norm.running_var is not None:
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        part = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-        norm.running_mean.lerp_(means.mean(dim=0), part)
-        norm.running_var.lerp_(variances.mean(dim=0), part)
-    return torch.cat(normalised)
-
-
-def _dtype_of_statistics(norm: _Norm, rows: Tensor) -> torch.dtype:
-    return rows.dtype if norm.running_mean is None else norm.running_mean.dtype
-
-
-class SplitBatchNorm1d(nn.BatchNorm1d):
-    """Batch norm over sub-batches of consecutive rows, as if each were on a device of its own.
-
-    In eval mode it is plain batch norm; the running statistics are moved by the mean over the
-    sub-batches.
-
-    Args:
-        num_features: Channels.
-        groups: Sub-batches of one size, >= 1; 1 is plain batch norm.
-        options: Those of torch.nn.BatchNorm1d.
-
-    Raises:
-        RangeError: If groups is below 1.
-        ShapeError: At a forward in train mode, if the rows do not split into so many of one size.
-
-    Example:
-        >>> rows = torch.tensor([[0.0], [2.0], [10.0], [14.0]])
-        >>> SplitBatchNorm1d(1, groups=2)(rows).T.round().tolist()
-        [[-1.0, 1.0, -1.0, 1.0]]
-    """
-
-    def __init__(self, num_features: int, *, groups: int, **options: Any) -> None:
-        super().__init__(num_features, **options)
-        self.groups = _at_least_one(groups)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- torch's name
-        self._check_input_dim(input)
-        return _split(self, input, self.groups) if self.training else super().forward(input)
-
-
-class SplitBatchNorm2d(nn.BatchNorm2d):
-    """`SplitBatchNorm1d` for maps [images, channels, height, width].
-
-    Args:
-        num_features: Channels.
-        groups: Sub-batches of one size, >= 1; 1 is plain batch norm.
-        options: Those of torch.nn.BatchNorm2d.
-
-    Raises:
-        RangeError: If groups is below 1.
-        ShapeError: At a forward in train mode, if the images do not split into so many of one size.
-    """
-
-    def __init__(self, num_features: int, *, groups: int, **options: Any) -> None:
-        super().__init__(num_features, **options)
-        self.groups = _at_least_one(groups)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- torch's name
-        self._check_input_dim(input)
-        return _split(self, input, self.groups) if self.training else super().forward(input)
 
 
 def convert_batch_norm(module: nn.Module, kind: BatchNormKind, *, groups: int | None = None) -> nn.Module:
@@ -144,7 +58,7 @@ def convert_batch_norm(module: nn.Module, kind: BatchNormKind, *, groups: int | 
         case "layer":
             return _replaced(module, _layer_norm)
         case "split":
-            count = _at_least_one(groups or 0)
+            count = at_least_one_group(groups or 0)
             return _replaced(module, lambda norm: _split_norm(norm, count))
         case _:
             raise ConfigError(
@@ -152,54 +66,48 @@ def convert_batch_norm(module: nn.Module, kind: BatchNormKind, *, groups: int | 
             )
 
 
-def _at_least_one(groups: int) -> int:
-    if groups < 1:
-        raise RangeError(f"groups of split batch norm must be >= 1, got {groups}")
-    return groups
-
-
 def _require_plain(module: nn.Module) -> None:
     for name, norm in module.named_modules():
-        if isinstance(norm, _Norm) and type(norm) not in _PLAIN:
+        if isinstance(norm, BatchNorm) and type(norm) not in _PLAIN:
             raise ConfigError(
                 f"{name or 'the module'} is a {type(norm).__name__}, which does more than batch norm; "
                 "only torch's own can be replaced: leave batch norm at device, or take another network"
             )
 
 
-def _replaced(module: nn.Module, make: Callable[[_Norm], nn.Module]) -> nn.Module:
+def _replaced(module: nn.Module, make: Callable[[BatchNorm], nn.Module]) -> nn.Module:
     _require_plain(module)
-    if isinstance(module, _Norm):
+    if isinstance(module, BatchNorm):
         return make(module)
     for name, child in list(module.named_modules()):
         for key, inner in list(child.named_children()):
-            if isinstance(inner, _Norm):
+            if isinstance(inner, BatchNorm):
                 setattr(module.get_submodule(name), key, make(inner))
     return module
 
 
-def _layer_norm(norm: _Norm) -> nn.Module:
+def _layer_norm(norm: BatchNorm) -> nn.Module:
     layer = nn.GroupNorm(1, norm.num_features, eps=norm.eps, affine=norm.affine)
     return _with_parameters(layer, norm)
 
 
-def _split_norm(norm: _Norm, groups: int) -> nn.Module:
+def _split_norm(norm: BatchNorm, groups: int) -> nn.Module:
     kind = SplitBatchNorm1d if isinstance(norm, nn.BatchNorm1d) else SplitBatchNorm2d
     return _with_parameters(kind(norm.num_features, groups=groups, **_options(norm)), norm)
 
 
-def _global_norm(norm: _Norm) -> nn.Module:
+def _global_norm(norm: BatchNorm) -> nn.Module:
     return _with_parameters(GlobalBatchNorm(norm.num_features, **_options(norm)), norm)
 
 
-def _options(norm: _Norm) -> dict[str, Any]:
+def _options(norm: BatchNorm) -> dict[str, Any]:
     return {
         "eps": norm.eps, "momentum": norm.momentum, "affine": norm.affine,
         "track_running_stats": norm.track_running_stats,
     }  # fmt: skip
 
 
-def _with_parameters(new: nn.Module, norm: _Norm) -> nn.Module:
+def _with_parameters(new: nn.Module, norm: BatchNorm) -> nn.Module:
     for name, _ in list(new.named_buffers()):
         setattr(new, name, getattr(norm, name))
     new.register_parameter("weight", norm.weight)

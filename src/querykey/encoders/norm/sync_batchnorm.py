@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
-from querykey.errors import ShapeError, refuse_second_derivative
+from querykey.errors import SecondDerivativeError, ShapeError
 
 __all__ = [
     "GlobalBatchNorm",
@@ -224,7 +224,8 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative()
+        if torch.is_grad_enabled():
+            raise SecondDerivativeError
         rows, weight = ctx.saved_tensors
         statistics: Statistics = ctx.statistics
         mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from querykey.encoders.norm.batchnorm import SplitBatchNorm1d, SplitBatchNorm2d
+from querykey.encoders.norm.split import SplitBatchNorm1d, SplitBatchNorm2d
 from querykey.errors import ConfigError, ShapeError
 from querykey.pretraining.chunked.replay import BatchNormReplay
 from querykey.pretraining.chunked.tape import generator_states

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from querykey.encoders.norm.shuffle import in_order, shuffled
+from querykey.encoders.norm.split import in_order, shuffled
 from querykey.errors import ConfigError, ShapeError
 from querykey.lookup.lookup import PairRule, look_up
 from querykey.pretraining.chunked.gradient_cache import checkpointed_blocks

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from querykey.dictionaries.bank import MemoryBank
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import RangeError
-from querykey.lookup.lookup import Lookup, PairRule, look_up
-from querykey.lookup.own_key_pairs import look_up_own_key
+from querykey.lookup.lookup import Lookup, PairRule, look_up, look_up_own_key
 from querykey.losses.by_name import ViewLoss
 from querykey.losses.nce import nce, nce_normaliser
 from querykey.pretraining.methods.step import StepContext, StepOutput, ViewPair

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from querykey.dictionaries.queue import KeyQueue
 from querykey.encoders.momentum import MomentumEncoder
 from querykey.errors import RangeError
-from querykey.lookup.lookup import PairRule, look_up
-from querykey.lookup.own_key_pairs import SameId, look_up_own_key
+from querykey.lookup.lookup import PairRule, SameId, look_up, look_up_own_key
 from querykey.pretraining.methods.step import StepContext, StepOutput, ViewPair
 
 __all__ = ["MoCo", "MoCoV3", "moco_step", "moco_v3_step"]

@@ -15,7 +15,7 @@ from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.encoders.backbones import load_backbone_weights, make_backbone
 from querykey.encoders.momentum import MomentumEncoder
 from querykey.encoders.norm.batchnorm import convert_batch_norm
-from querykey.encoders.norm.shuffle import key_order
+from querykey.encoders.norm.split import key_order
 from querykey.encoders.projection import ProjectionHead, ViewEncoder
 from querykey.errors import ConfigError, RangeError
 from querykey.losses.by_name import ViewLoss, view_objective

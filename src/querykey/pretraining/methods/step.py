@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from querykey.encoders.norm.shuffle import in_order, shuffled
+from querykey.encoders.norm.split import in_order, shuffled
 from querykey.errors import CollapseError
 from querykey.lookup.lookup import Lookup
 from querykey.losses.by_name import ViewLoss

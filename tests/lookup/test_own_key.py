@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from querykey.errors import ConfigError, ShapeError
-from querykey.lookup.lookup import Pairs
-from querykey.lookup.own_key_pairs import OwnKeyPairs, look_up_own_key
+from querykey.lookup.lookup import OwnKeyPairs, Pairs, look_up_own_key
 from querykey.losses.info_nce import info_nce
 
 SAME = ("masked", "positive", "negative")

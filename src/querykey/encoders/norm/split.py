@@ -1,15 +1,117 @@
-"""Shuffling batch norm: keys are encoded in another order than the queries, and put back."""
+"""Split batch norm, and keys that are encoded in another order so that its groups give nothing away.
+
+A query and its key that are normalised by the same statistics can be matched by these alone. Split batch norm
+has the statistics of sub-batches on one device, as several devices would have. Shuffled keys are normalised
+in other sub-batches than their queries and put back in order.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError, RangeError, ShapeError
 from querykey.types import Rows
 
-__all__ = ["encode_shuffled", "in_order", "key_order", "shuffled", "spread_order"]
+__all__ = [
+    "BatchNorm",
+    "SplitBatchNorm1d",
+    "SplitBatchNorm2d",
+    "at_least_one_group",
+    "encode_shuffled",
+    "in_order",
+    "key_order",
+    "shuffled",
+    "spread_order",
+]
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+def _split(norm: BatchNorm, rows: Tensor, groups: int) -> Tensor:
+    """Batch norm with the statistics of each group of consecutive rows, in train mode."""
+    if len(rows) % groups:
+        raise ShapeError(
+            f"split batch norm has {groups} groups, and {len(rows)} rows do not split into so many of one "
+            "size; drop the smaller last batch, or take another number of groups"
+        )
+    if rows[0, 0].numel() * len(rows) == groups:
+        raise ShapeError(
+            f"split batch norm with {groups} groups has one value a channel and group in {len(rows)} rows; "
+            "two are needed: take fewer groups or a larger batch"
+        )
+    means = rows.new_zeros(groups, norm.num_features, dtype=_dtype_of_statistics(norm, rows))
+    variances = torch.zeros_like(means)
+    normalised = [
+        F.batch_norm(part, mean, variance, norm.weight, norm.bias, training=True, momentum=1.0, eps=norm.eps)
+        for part, mean, variance in zip(rows.chunk(groups), means, variances, strict=True)
+    ]
+    if norm.running_mean is not None and norm.running_var is not None:
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        part = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        norm.running_mean.lerp_(means.mean(dim=0), part)
+        norm.running_var.lerp_(variances.mean(dim=0), part)
+    return torch.cat(normalised)
+
+
+def _dtype_of_statistics(norm: BatchNorm, rows: Tensor) -> torch.dtype:
+    return rows.dtype if norm.running_mean is None else norm.running_mean.dtype
+
+
+class SplitBatchNorm1d(nn.BatchNorm1d):
+    """Batch norm over sub-batches of consecutive rows, as if each were on a device of its own.
+
+    In eval mode it is plain batch norm; the running statistics are moved by the mean over the
+    sub-batches.
+
+    Args:
+        num_features: Channels.
+        groups: Sub-batches of one size, >= 1; 1 is plain batch norm.
+        options: Those of torch.nn.BatchNorm1d.
+
+    Raises:
+        RangeError: If groups is below 1.
+        ShapeError: At a forward in train mode, if the rows do not split into so many of one size.
+
+    Example:
+        >>> rows = torch.tensor([[0.0], [2.0], [10.0], [14.0]])
+        >>> SplitBatchNorm1d(1, groups=2)(rows).T.round().tolist()
+        [[-1.0, 1.0, -1.0, 1.0]]
+    """
+
+    def __init__(self, num_features: int, *, groups: int, **options: Any) -> None:
+        super().__init__(num_features, **options)
+        self.groups = at_least_one_group(groups)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- torch's name
+        self._check_input_dim(input)
+        return _split(self, input, self.groups) if self.training else super().forward(input)
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """`SplitBatchNorm1d` for maps [images, channels, height, width].
+
+    Args:
+        num_features: Channels.
+        groups: Sub-batches of one size, >= 1; 1 is plain batch norm.
+        options: Those of torch.nn.BatchNorm2d.
+
+    Raises:
+        RangeError: If groups is below 1.
+        ShapeError: At a forward in train mode, if the images do not split into so many of one size.
+    """
+
+    def __init__(self, num_features: int, *, groups: int, **options: Any) -> None:
+        super().__init__(num_features, **options)
+        self.groups = at_least_one_group(groups)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- torch's name
+        self._check_input_dim(input)
+        return _split(self, input, self.groups) if self.training else super().forward(input)
 
 
 def encode_shuffled(
@@ -174,3 +276,14 @@ def _require_permutation(permutation: Tensor, total: int) -> None:
         raise RangeError(
             f"what was given as a permutation of {total} images does not have each of 0 to {total - 1} once"
         )
+
+
+def at_least_one_group(groups: int) -> int:
+    """The number of groups.
+
+    Raises:
+        RangeError: If it is below 1.
+    """
+    if groups < 1:
+        raise RangeError(f"groups of split batch norm must be >= 1, got {groups}")
+    return groups
