@@ -36,6 +36,7 @@ lint: $(VENV)/.ready ## Check format, lint, types and layers.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 
 dist: $(VENV)/.ready-release ## Build wheel and sdist, check them, and use the wheel in empty environments.

@@ -14,10 +14,13 @@ from timing import Row, in_turns, median_ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from querykey.adapter.closed_forms import principal_components
 from querykey.adapter.sampling import course_of_items
 from querykey.adapter.settings import AdapterSettings, resolve
+from querykey.adapter.training import layer_at
 from querykey.data.batches import UniformBatches
 from querykey.encoders.heads import FCLayer
+from querykey.evaluation.moments import moments
 
 ROWS, WIDTH, DIM, CLASSES, BATCH = 7_500, 1280, 256, 77, 128
 STEPS, REPEATS = 10, 9
@@ -49,14 +52,18 @@ def rows_and_labels() -> tuple[Tensor, Tensor]:
     return F.normalize(centres[labels] + torch.randn(ROWS, WIDTH, generator=draw), dim=1), labels
 
 
+def pca_layer(rows: Tensor, settings: AdapterSettings) -> FCLayer:
+    """The start of a fit: PCA without centring."""
+    return layer_at(principal_components(moments(rows), DIM, centred=False), settings)
+
+
 def our_steps(rows: Tensor, labels: Tensor, chosen: dict[str, Any]) -> Callable[[], None]:
     """The course that `fit_adapter` takes with these settings."""
     settings = AdapterSettings(
         **{"sampled": 0, "positives": 0, "negatives": 0, "dim": DIM, "batch_size": BATCH, **chosen}
     )
     settings = resolve(settings, task="labels", items=ROWS, width=WIDTH)
-    fc = FCLayer(WIDTH, DIM)
-    fc.start_("pca", rows)
+    fc = pca_layer(rows, settings)
     course, numbers = course_of_items(fc, settings, rows, torch.arange(ROWS), labels), itertools.count()
 
     def steps() -> None:
@@ -73,9 +80,7 @@ def their_steps(rows: Tensor, labels: Tensor) -> Callable[[], None]:
 
     layer = nn.Linear(WIDTH, DIM)
     with torch.no_grad():
-        start = FCLayer(WIDTH, DIM)
-        start.start_("pca", rows)
-        layer.weight.copy_(start.weight)
+        layer.weight.copy_(principal_components(moments(rows), DIM, centred=False).weight)
         layer.bias.zero_()
     loss = CrossBatchMemory(MultiSimilarityLoss(), DIM, memory_size=ROWS, miner=MultiSimilarityMiner())
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)

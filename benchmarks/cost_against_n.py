@@ -22,10 +22,12 @@ import numpy as np
 import torch
 from timing import Row
 
+from querykey.adapter.closed_forms import principal_components
 from querykey.adapter.fit import fit_adapter
 from querykey.adapter.sampling import course_of_items
 from querykey.adapter.settings import AdapterSettings, resolve
-from querykey.encoders.heads import FCLayer
+from querykey.adapter.training import layer_at
+from querykey.evaluation.moments import moments
 
 SIZES = (10_000, 100_000, 1_000_000)
 WIDTH, CAPACITY, CLASSES, FIT_STEPS = 384, 5_000, 50, 2
@@ -78,8 +80,8 @@ def serve(path: str, rows: int) -> None:
         fit_adapter(vectors, settings, labels=labels)
         seconds = time.perf_counter() - began
         settings = resolve(settings, task="labels", items=rows, width=WIDTH)
-        fc = FCLayer(WIDTH, 64)
-        fc.start_("identity", vectors[:CAPACITY])
+        start = principal_components(moments(vectors, torch.arange(CAPACITY)), 64, centred=False)
+        fc = layer_at(start, settings)
         course = course_of_items(fc, settings, vectors, torch.arange(rows), labels)
         numbers = itertools.count()
         for _ in range(STEPS):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from cost_against_n import HighestMemory, anonymous_mb
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from querykey.lookup import Lookup, PairRule, look_up
 from querykey.lookup.lookup import look_up_own_key
 from querykey.losses import info_nce, is_streamed, nt_xent, score_distillation
+from querykey.losses.streaming import Form
 
 IMAGES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 WIDTH, TEMPERATURE, SIDE = 128, 0.1, 2048
@@ -76,6 +78,7 @@ def beside_lightly(images: int) -> list[Row]:
     """One size of the table."""
     square, out = torch.randn(SIDE, SIDE), torch.empty(SIDE, SIDE)
     named = {name: loss for name, loss in losses(views(images)).items() if fits(name, images)}
+    runs: dict[str, Callable[[], Any]]
     runs = {name: partial(lambda loss: loss().backward(), loss) for name, loss in named.items()}
     runs["product"] = lambda: torch.mm(square, square, out=out)
     seconds = in_turns(runs, 7 if images <= 1024 else 3 if images <= 8192 else 1)
@@ -116,14 +119,14 @@ def with_targets(rows: list[Row]) -> list[Row]:
     ]  # fmt: skip
 
 
-def other_look_ups() -> dict[str, Callable[[str], Tensor]]:
+def other_look_ups() -> dict[str, Callable[[Form], Tensor]]:
     """Of other methods, around the size from which on they are streamed: a mean, in a form."""
     draw = torch.Generator().manual_seed(0)
 
     def unit(rows: int) -> Tensor:
         return F.normalize(torch.randn(rows, WIDTH, generator=draw), dim=1)
 
-    def queue(held: int) -> Callable[[str], Tensor]:
+    def queue(held: int) -> Callable[[Form], Tensor]:
         queries, keys, rows = unit(256).requires_grad_(), unit(256), unit(held)
         made = partial(
             look_up_own_key, queries, keys, ids=torch.arange(256), held_vectors=rows,
@@ -131,19 +134,19 @@ def other_look_ups() -> dict[str, Callable[[str], Tensor]]:
         )  # fmt: skip
         return lambda form: info_nce(made(), temperature=TEMPERATURE, form=form).mean()
 
-    def pairs(images: int) -> Callable[[str], Tensor]:
+    def pairs(images: int) -> Callable[[Form], Tensor]:
         sides, ids = [unit(images).requires_grad_() for _ in range(2)], torch.arange(images)
         rule = PairRule(same_id="positive")
         made = partial(look_up, *sides, query_ids=ids, key_ids=ids, rule=rule)
         return lambda form: info_nce(made(), temperature=TEMPERATURE, form=form).mean()
 
-    def frozen(held: int) -> Callable[[str], Tensor]:
+    def frozen(held: int) -> Callable[[Form], Tensor]:
         wide, wide_keys, queries, keys = unit(128), unit(held), unit(128).requires_grad_(), unit(held)
         keys.requires_grad_()
 
         def made(rows: Tensor, among: Tensor) -> Lookup:
-            ids = {"query_ids": torch.arange(128), "key_ids": torch.arange(held)}
-            return look_up(rows, among, rule=PairRule(), **ids)
+            ids, key_ids = torch.arange(128), torch.arange(held)
+            return look_up(rows, among, rule=PairRule(), query_ids=ids, key_ids=key_ids)
 
         return lambda form: score_distillation(
             made(queries, keys), made(wide, wide_keys), temperature=TEMPERATURE, form=form
@@ -164,10 +167,9 @@ def plain_by_streamed() -> list[Row]:
     """Which form is faster."""
     rows = []
     for name, loss in other_look_ups().items():
-        runs = {
-            form: partial(lambda loss, form: loss(form).backward(), loss, form)
-            for form in ("plain", "streamed")
-        }
+        forms: tuple[Form, ...] = ("plain", "streamed")
+        runs: dict[str, Callable[[], Any]]
+        runs = {form: partial(lambda loss, form: loss(form).backward(), loss, form) for form in forms}
         seconds = in_turns(runs, 5)
         figures = {f"{form}_s": round(statistics.median(taken), 4) for form, taken in seconds.items()}
         ratio = median_ratio(seconds["plain"], seconds["streamed"])

@@ -33,6 +33,7 @@ def measure() -> list[Row]:
     """A row a method and network."""
     source, rows = some_images(), []
     for network, settings in NETWORKS.items():
+        steps: dict[str, Callable[[], None]]
         steps = {method: stepper(source, method, settings) for method in COMPARED[network]}
         taken = in_turns(steps, TURNS)
         images = STEPS * settings["batch_size"]

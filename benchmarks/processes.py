@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from timing import Row
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from querykey.distributed.process_group import ProcessGroup, current_process_group
 from querykey.pretraining.learner import Learner
@@ -51,7 +52,7 @@ def measure() -> list[Row]:
     rows = []
     for count in COUNTS:
         with tempfile.TemporaryDirectory() as folder:
-            multiprocessing.spawn(_take, (count, folder), nprocs=count)
+            spawn(_take, (count, folder), nprocs=count)
             found = torch.load(Path(folder, "sent.pt"), weights_only=True)
         for name, (sent, weights, statistics) in found.items():
             _, _, of_z, views = METHODS[name]
