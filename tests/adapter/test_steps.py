@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from querykey.adapter.batch import Batch, Chosen, union_of
+from querykey.adapter.batch import Batch, SelectedSlots, candidates_of
 from querykey.adapter.closed_forms import principal_components
 from querykey.adapter.steps import (
-    Learner,
+    AdapterLearner,
     adapter_step,
     distillation_step,
     projections_step,
@@ -40,7 +40,7 @@ def learner(rows, name="info_nce", dim=3, **options):
     fc.set_affine_(form.weight, form.bias)
     if name in ("info_nce", "score_distillation"):
         options = {"temperature": 0.1}
-    return Learner(fc, objective(name, **options), torch.optim.SGD(fc.parameters(), lr=0.1))
+    return AdapterLearner(fc, objective(name, **options), torch.optim.SGD(fc.parameters(), lr=0.1))
 
 
 def hardest(k):
@@ -51,7 +51,7 @@ def hardest(k):
             query_labels=batch.labels, key_labels=held.labels, rule=PairRule(positive="label"),
             score="cosine",
         )  # fmt: skip
-        return Chosen(top_k(found, k, "hard_negative"), NONE)
+        return SelectedSlots(top_k(found, k, "hard_negative"), NONE)
 
     return choose
 
@@ -60,16 +60,18 @@ def test_a_union_holds_each_item_once_and_knows_whose_it_is(data):
     memory = CrossBatchMemory(capacity=5, dim=6)
     memory.enqueue(*of(data, [7, 8, 7, 9, 1]))
     batch = of(data, [1, 2])
-    union = union_of(batch, memory, Chosen(torch.tensor([[0, 1], [2, -1]]), torch.tensor([3, 4])))
-    assert union.ids.tolist() == [1, 2, 7, 8, 9]
-    assert torch.equal(union.vectors, data.vectors[union.ids])
-    assert torch.equal(union.labels, data.labels[union.ids])
-    assert union.chosen.int().tolist() == [[1, 0, 1, 1, 1], [1, 0, 1, 0, 1]]
-    assert union.mine.int().tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 1]]
+    candidates = candidates_of(
+        batch, memory, SelectedSlots(torch.tensor([[0, 1], [2, -1]]), torch.tensor([3, 4]))
+    )
+    assert candidates.ids.tolist() == [1, 2, 7, 8, 9]
+    assert torch.equal(candidates.vectors, data.vectors[candidates.ids])
+    assert torch.equal(candidates.labels, data.labels[candidates.ids])
+    assert candidates.selected.int().tolist() == [[1, 0, 1, 1, 1], [1, 0, 1, 0, 1]]
+    assert candidates.candidate_mask.int().tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 1]]
 
 
 def by_hand(fc, data, memory_ids, batch_ids, k):
-    """Loops: enqueue, k hardest negatives by frozen score, FC on the union, InfoNCE over its pairs."""
+    """Loops: enqueue, k hardest negatives by frozen score, FC on the candidates, InfoNCE over its pairs."""
     x, y = data.vectors.double(), data.labels
     weight = fc.weight.detach().double().requires_grad_()
 
@@ -82,10 +84,10 @@ def by_hand(fc, data, memory_ids, batch_ids, k):
     for i in batch_ids:
         negatives = [j for j in memory_ids if y[j] != y[i]]
         chosen[i] = sorted(negatives, key=lambda j: -float(x[i] @ x[j]))[:k]
-    union = set(batch_ids) | {j for i in batch_ids for j in chosen[i]}
+    candidates = set(batch_ids) | {j for i in batch_ids for j in chosen[i]}
     for i in batch_ids:
-        positives = [j for j in union if y[j] == y[i] and j != i]
-        negatives = [j for j in union if y[j] != y[i] and (j in chosen[i] or j in batch_ids)]
+        positives = [j for j in candidates if y[j] == y[i] and j != i]
+        negatives = [j for j in candidates if y[j] != y[i] and (j in chosen[i] or j in batch_ids)]
         if not positives:
             continue
         count += 1
@@ -116,7 +118,7 @@ def test_trap_2_1_the_batch_is_enqueued_before_it_is_looked_up(data):
 
     def choose(batch, memory):
         seen.append(memory.read().ids.tolist())
-        return Chosen(torch.empty(len(batch.ids), 0, dtype=torch.int64), NONE)
+        return SelectedSlots(torch.empty(len(batch.ids), 0, dtype=torch.int64), NONE)
 
     adapter_step(learner(data.vectors), of(data, [3, 8, 4]), CrossBatchMemory(capacity=5, dim=6), choose)
     assert seen == [[3, 8, 4]]
@@ -133,13 +135,13 @@ def test_gradient_through_the_queries_alone(data):
     moved = taught.fc.weight.detach() - before
 
     twin = learner(data.vectors)
-    union = union_of(batch, whole, hardest(2)(batch, whole))
-    keys = twin.fc(union.vectors).detach()
+    candidates = candidates_of(batch, whole, hardest(2)(batch, whole))
+    keys = twin.fc(candidates.vectors).detach()
     lookup = look_up(
-        twin.fc(batch.vectors), keys, query_ids=batch.ids, key_ids=union.ids, query_labels=batch.labels,
-        key_labels=union.labels, rule=PairRule(positive="label"),
+        twin.fc(batch.vectors), keys, query_ids=batch.ids, key_ids=candidates.ids, query_labels=batch.labels,
+        key_labels=candidates.labels, rule=PairRule(positive="label"),
     )  # fmt: skip
-    lookup = lookup.with_pairs(lookup.positive, lookup.negative & union.mine)
+    lookup = lookup.with_pairs(lookup.positive, lookup.negative & candidates.candidate_mask)
     (twin.objective.loss(lookup).sum() / lookup.positive.any(1).sum()).backward()
     torch.testing.assert_close(moved, -0.1 * twin.fc.weight.grad, atol=1e-6, rtol=1e-4)
 
@@ -164,7 +166,7 @@ def test_the_papers_l1_reads_its_own_top_k_alone(data):
             sum(abs(float(data.vectors[i] @ data.vectors[j] - z[i] @ z[j])) for j in own[i].tolist()) / 2
             for i in range(3)
         ]
-    taken = adapter_step(taught, batch, WholeSet(data.vectors), lambda *_: Chosen(own, NONE))
+    taken = adapter_step(taught, batch, WholeSet(data.vectors), lambda *_: SelectedSlots(own, NONE))
     assert taken.loss == pytest.approx(sum(expected) / 3, rel=1e-4)
 
 

@@ -175,7 +175,7 @@ def null_candidates(count, queries, seed):
 
 @pytest.mark.parametrize("queries", [120, 400])
 def test_the_best_of_fifteen_that_are_worth_nothing_is_rarely_better(queries):
-    """Selection and interval on the same rows would say "better" in 10 to 18% of the cases."""
+    """SelectedSlots and interval on the same rows would say "better" in 10 to 18% of the cases."""
     chooses, judges = halves(queries, seed=0)
     verdicts = [
         choose(null_candidates(15, queries, seed), "start", chooses=chooses, judges=judges).verdict

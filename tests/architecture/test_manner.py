@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import defaultdict
 
 import pytest
 from architecture.source import MODULES, ROOT, SOURCE, module_name, parse
@@ -110,3 +111,74 @@ def test_a_public_function_says_what_it_takes_and_gives(function):
         assert "Args:" in doc
     if function.returns is not None and ast.unparse(function.returns) != "None":
         assert "Returns:" in doc or "Yields:" in doc
+
+
+SAME_NAME = {"main"}
+"""Names that are an interface: a program starts at its `main`."""
+TO_RENAME = {
+    "Answer",
+    "Arm",
+    "Comparison",
+    "InBatch",
+    "Recipe",
+    "Table",
+    "Work",
+    "cells_of",
+    "judged",
+    "kind_of",
+    "load_encoder",
+    "measure",
+    "report",
+    "spread",
+    "table",
+    "tell",
+    "verdict_of",
+}
+"""What is left to rename. Only shorter."""
+
+
+def definitions():
+    """Name of each class and public function to the modules that define it."""
+    found = defaultdict(list)
+    for path in MODULES:
+        for node in parse(path).body:
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if isinstance(node, ast.ClassDef) or (is_function and not node.name.startswith("_")):
+                found[node.name].append(module_name(path))
+    return found
+
+
+def test_a_name_has_one_definition():
+    """A reader who searches for a class or a public function finds one."""
+    twice = {name: homes for name, homes in definitions().items() if len(homes) > 1}
+    assert {name: homes for name, homes in twice.items() if name not in SAME_NAME | TO_RENAME} == {}
+
+
+SKIP = "# fmt: " + "skip"
+TABLES = (ast.List, ast.Tuple, ast.Dict, ast.Set)
+LEFT = {"cli", "data", "features", "io", "pretraining", "reports", "runs", "runtime", "studies", "errors"}
+"""Packages that still lay out other statements by hand. Only shorter."""
+
+
+def is_table(statement):
+    """Whether a statement assigns or returns rows of data: a literal, or a call that has three or more."""
+    if not isinstance(statement, ast.Assign | ast.AnnAssign | ast.Return):
+        return False
+    value = statement.value
+    given = [*value.args, *(word.value for word in value.keywords)] if isinstance(value, ast.Call) else []
+    rows = [
+        len(one.keys if isinstance(one, ast.Dict) else one.elts) for one in given if isinstance(one, TABLES)
+    ]
+    return isinstance(value, TABLES) or max(rows, default=0) >= 3
+
+
+@each_module
+def test_only_tables_are_laid_out_by_hand(path):
+    if path.relative_to(SOURCE).with_suffix("").parts[0] in LEFT:
+        return
+    statements = [node for node in ast.walk(parse(path)) if isinstance(node, ast.stmt)]
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if SKIP in line:
+            around = [node for node in statements if node.lineno <= number <= node.end_lineno]
+            innermost = max(around, key=lambda node: (node.lineno, -node.end_lineno))
+            assert is_table(innermost), f"{path}:{number}: ruff format lays this out"

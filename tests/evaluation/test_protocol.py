@@ -9,7 +9,7 @@ from querykey.errors import DataError, RangeError, ShapeError
 from querykey.evaluation.intervals import paired_difference
 from querykey.evaluation.protocol import Examination, evaluate, evaluate_embeddings
 from querykey.evaluation.table import tabulate
-from querykey.evaluation.task import Embedded, Protocol, Task, embed
+from querykey.evaluation.task import Embedded, Protocol, Task, embed_task
 
 
 def blobs(count, seed, width=6, classes=5):
@@ -39,7 +39,7 @@ def worse(rows):
 
 def test_labels_are_asked_about_classes_and_neighbours():
     task = label_task()
-    table = evaluate(task, {"ours": embed(task, worse)}, dim=3)
+    table = evaluate(task, {"ours": embed_task(task, worse)}, dim=3)
     assert table.metrics == ("R@1", "R@5", "R@10", "MAP@R", "R-prec", "kNN", "overlap@10")
     assert list(table.cells) == [
         "frozen", "truncated", "pca", "pca_uncentred", "whitened_pca", "random_projection", "lda", "ours",
@@ -52,7 +52,7 @@ def test_labels_are_asked_about_classes_and_neighbours():
 
 def test_each_cell_is_the_mean_and_the_paired_difference_of_its_queries():
     task = label_task()
-    table = evaluate(task, {"ours": embed(task, worse)}, dim=3)
+    table = evaluate(task, {"ours": embed_task(task, worse)}, dim=3)
     ours, frozen = (table.per_query[name]["R@1"] for name in ("ours", "frozen"))
     cell = table.cells["ours"]["R@1"]
     assert cell.value.mean == pytest.approx(float(ours.mean()))
@@ -66,7 +66,7 @@ def test_each_cell_is_the_mean_and_the_paired_difference_of_its_queries():
 
 def test_pairs_are_asked_about_documents():
     task = pair_task()
-    table = evaluate(task, {"ours": embed(task, worse)}, dim=3)
+    table = evaluate(task, {"ours": embed_task(task, worse)}, dim=3)
     assert table.metrics == ("NDCG@10", "recall@10", "MRR@10", "overlap@10")
     assert table.cells["ours"]["NDCG@10"].queries == 11
     assert table.protocol["nothing_to_find"] == {"NDCG@10": 1, "recall@10": 1, "MRR@10": 1}
@@ -75,7 +75,7 @@ def test_pairs_are_asked_about_documents():
 
 def test_an_adapter_of_queries_alone_leaves_documents_as_they_are():
     task = pair_task()
-    given = embed(task, lambda rows: rows, lambda rows: -rows)
+    given = embed_task(task, lambda rows: rows, lambda rows: -rows)
     assert torch.equal(given.test, task.test)
     assert torch.equal(given.queries, -task.queries)
 
@@ -218,7 +218,7 @@ def test_methods_are_made_one_after_the_other():
     def maker(name):
         def make():
             made.append(name)
-            return embed(task, worse)
+            return embed_task(task, worse)
 
         return make
 
@@ -228,7 +228,7 @@ def test_methods_are_made_one_after_the_other():
 
 def test_overview_and_detail_fit_80_columns():
     task = label_task()
-    table = evaluate(task, {"adapter": embed(task, worse)}, dim=3)
+    table = evaluate(task, {"adapter": embed_task(task, worse)}, dim=3)
     for lines in (table.overview(), table.detail("R@1")):
         widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
         assert {len(row) for row in lines} == {len(lines[0])}
@@ -265,7 +265,7 @@ def test_bad_input_is_one_message():
     with pytest.raises(RangeError, match="width 6, got 7"):
         evaluate(task, {}, dim=7)
     with pytest.raises(DataError, match="can't be named 'pca'"):
-        evaluate(task, {"pca": embed(task, worse)}, dim=3)
+        evaluate(task, {"pca": embed_task(task, worse)}, dim=3)
     with pytest.raises(ShapeError, match="ours has 59 test rows, the task 60"):
         evaluate_embeddings(task, {"ours": Embedded(test=task.test[:59])})
     with pytest.raises(ShapeError, match="ours has no queries, but the task has 12"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.evaluation import ranking as ranking_module
-from querykey.evaluation.ranking import GradedPairs, Ranking, measure, rankings
+from querykey.evaluation.ranking import GradedPairs, Ranking, measure_rankings, rankings
 from querykey.evaluation.retrieval import (
     average_precision_at_r,
     hit_at,
@@ -66,7 +66,7 @@ def same(ours, theirs):
 def test_label_metrics_are_those_of_the_loops(seed, count, classes):
     items = rows(count, 3, seed)
     labels = torch.randint(-1, classes, (count,), generator=torch.Generator().manual_seed(seed + 1))
-    ours = measure(by_label(items, labels), METRICS, depth=3)
+    ours = measure_rankings(by_label(items, labels), METRICS, depth=3)
     for name, metric in BY_HAND.items():
         theirs = []
         for i in range(count):
@@ -87,7 +87,7 @@ def test_graded_metrics_are_those_of_the_loops(seed, queries, keys, pairs):
     )
     asked, items = rows(queries, 3, seed), rows(keys, 3, seed + 1)
     lookup = Lookup(asked, items, GradedPairs(triples, queries, keys), "cosine")
-    ours = measure(lookup, METRICS, depth=3)
+    ours = measure_rankings(lookup, METRICS, depth=3)
     for name, metric in BY_HAND.items():
         theirs = []
         for i in range(queries):
@@ -105,20 +105,20 @@ def test_blocks_change_nothing(monkeypatch, query_block, key_block):
     items = torch.randn(40, 5, generator=generator)[torch.randint(0, 20, (40,), generator=generator)]
     labels = torch.randint(-1, 6, (40,), generator=generator)
     triples = torch.randint(0, 40, (90, 3), generator=generator) % torch.tensor([40, 40, 4])
-    whole = measure(by_label(items, labels), METRICS, depth=3)
-    graded = measure(Lookup(items, items, GradedPairs(triples, 40, 40), "cosine"), METRICS, depth=3)
+    whole = measure_rankings(by_label(items, labels), METRICS, depth=3)
+    graded = measure_rankings(Lookup(items, items, GradedPairs(triples, 40, 40), "cosine"), METRICS, depth=3)
     monkeypatch.setattr(ranking_module, "QUERY_BLOCK", query_block)
     monkeypatch.setattr(ranking_module, "KEY_BLOCK", key_block)
-    for name, values in measure(by_label(items, labels), METRICS, depth=3).items():
+    for name, values in measure_rankings(by_label(items, labels), METRICS, depth=3).items():
         assert torch.equal(values.nan_to_num(-1), whole[name].nan_to_num(-1)), name
-    parts = measure(Lookup(items, items, GradedPairs(triples, 40, 40), "cosine"), METRICS, depth=3)
+    parts = measure_rankings(Lookup(items, items, GradedPairs(triples, 40, 40), "cosine"), METRICS, depth=3)
     for name, values in parts.items():
         assert torch.equal(values.nan_to_num(-1), graded[name].nan_to_num(-1)), name
 
 
 def test_a_query_with_nothing_to_find_is_nan_and_others_are_not():
     items = torch.eye(3)
-    found = measure(by_label(items, torch.tensor([5, 5, 6])), METRICS, depth=3)
+    found = measure_rankings(by_label(items, torch.tensor([5, 5, 6])), METRICS, depth=3)
     for values in found.values():
         assert values.isnan().tolist() == [False, False, True]
 
@@ -126,7 +126,7 @@ def test_a_query_with_nothing_to_find_is_nan_and_others_are_not():
 def test_unlabelled_items_are_neither_asked_nor_found():
     """The unlabelled twin is nearest, but nobody knows whether it is right."""
     items = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]])
-    found = measure(by_label(items, torch.tensor([2, -1, 2])), {"hit@1": METRICS["hit@1"]})["hit@1"]
+    found = measure_rankings(by_label(items, torch.tensor([2, -1, 2])), {"hit@1": METRICS["hit@1"]})["hit@1"]
     assert found.nan_to_num(-1).tolist() == [1.0, -1.0, 1.0]
 
 
@@ -137,7 +137,7 @@ def test_an_old_copy_of_the_same_item_is_not_a_find():
         items, items, query_ids=ids, key_ids=ids, query_labels=labels, key_labels=labels,
         rule=PairRule(positive="label"), score="cosine",
     )  # fmt: skip
-    assert measure(lookup, {"hit": METRICS["hit@1"]})["hit"][:2].tolist() == [0.0, 0.0]
+    assert measure_rankings(lookup, {"hit": METRICS["hit@1"]})["hit"][:2].tolist() == [0.0, 0.0]
 
 
 def test_ties_go_to_the_lower_index_even_between_plus_and_minus_zero():
@@ -146,7 +146,9 @@ def test_ties_go_to_the_lower_index_even_between_plus_and_minus_zero():
     queries = torch.tensor([[1e-30], [-1e-30]])
     for first in range(3):
         pairs = GradedPairs(torch.tensor([[0, first, 1], [1, first, 1]]), queries=2, keys=3)
-        found = measure(Lookup(queries, keys, pairs), {"mrr": partial(reciprocal_rank, k=3)}, depth=3)
+        found = measure_rankings(
+            Lookup(queries, keys, pairs), {"mrr": partial(reciprocal_rank, k=3)}, depth=3
+        )
         same(found["mrr"], [1 / (first + 1)] * 2)
 
 
@@ -154,7 +156,7 @@ def test_negative_scores_are_ranked_too():
     queries, keys = torch.tensor([[1.0]]), torch.tensor([[-3.0], [-1.0], [-2.0]])
     for place, key in enumerate([1, 2, 0], start=1):
         pairs = GradedPairs(torch.tensor([[0, key, 1]]), queries=1, keys=3)
-        same(measure(Lookup(queries, keys, pairs), {"mrr": reciprocal_rank})["mrr"], [1 / place])
+        same(measure_rankings(Lookup(queries, keys, pairs), {"mrr": reciprocal_rank})["mrr"], [1 / place])
 
 
 def test_trap_5_11_half_precision_rows_make_no_ties():
@@ -162,7 +164,7 @@ def test_trap_5_11_half_precision_rows_make_no_ties():
     queries = torch.tensor([[1.0, 2**-5]], dtype=torch.bfloat16)
     keys = torch.tensor([[1.0, 0.0], [1.0, 2**-6]], dtype=torch.bfloat16)
     pairs = GradedPairs(torch.tensor([[0, 1, 1]]), queries=1, keys=2)
-    assert measure(Lookup(queries, keys, pairs), {"hit": METRICS["hit@1"]})["hit"].tolist() == [1.0]
+    assert measure_rankings(Lookup(queries, keys, pairs), {"hit": METRICS["hit@1"]})["hit"].tolist() == [1.0]
 
 
 def test_map_at_r_looks_deeper_than_ten():
@@ -172,7 +174,7 @@ def test_map_at_r_looks_deeper_than_ten():
     )
     items[:25, 0] += 10
     labels = (torch.arange(50) >= 25).long()
-    found = measure(by_label(items, labels), METRICS, depth=3)
+    found = measure_rankings(by_label(items, labels), METRICS, depth=3)
     assert found["R-prec"][:25].tolist() == [1.0] * 25
     assert found["MAP@R"][:25].tolist() == pytest.approx([1.0] * 25)
     assert found["MAP@R"][25:].mean() < 1
@@ -182,7 +184,7 @@ def test_gain_is_linear_as_in_trec_eval():
     """With gains of 2^g - 1 this would be 0.7098."""
     pairs = GradedPairs(torch.tensor([[0, 1, 3], [0, 0, 1]]), queries=1, keys=2)
     lookup = Lookup(torch.tensor([[1.0, 0.5]]), torch.eye(2), pairs)
-    assert measure(lookup, {"n": partial(ndcg_at, k=2)}, depth=2)["n"].item() == pytest.approx(
+    assert measure_rankings(lookup, {"n": partial(ndcg_at, k=2)}, depth=2)["n"].item() == pytest.approx(
         0.7967, abs=1e-4
     )
 

@@ -7,7 +7,7 @@ import pytest
 from querykey.adapter.checkpoint import read_saved
 from querykey.encoders.heads import FCLayer
 from querykey.export import Origin, export_safetensors
-from querykey.export.model_card import front_matter, limits, measured
+from querykey.export.model_card import front_matter, limits, results_section
 
 REPORT = {
     "measure": "log p(own class)", "verdict": "better", "reference": "pca", "start": -0.5, "best": -0.25,
@@ -37,20 +37,22 @@ def test_a_path_is_no_base_model(model):
 
 
 def test_what_was_measured_stands_with_its_intervals():
-    text = measured(REPORT)
+    text = results_section(REPORT)
     assert "Verdict of the fit: better." in text
     assert "| log p(own class) | -0.2500 | -0.5000 | +0.2500 [+0.1250, +0.3750] | 1,797 |" in text
     assert "| R@1 | 0.9000 | 0.8000 | +0.1000 [+0.0500, +0.1500] | 900 |" in text
 
 
 def test_why_nothing_was_checked_is_said():
-    assert "- new classes: not validated" in measured(REPORT | {"checked": {"new classes": "not validated"}})
+    assert "- new classes: not validated" in results_section(
+        REPORT | {"checked": {"new classes": "not validated"}}
+    )
 
 
 def test_a_report_of_version_0_1_names_its_measure():
     from architecture.source import ROOT
 
-    text = measured(read_saved(ROOT / "tests/fixtures/adapter-0.1").report)
+    text = results_section(read_saved(ROOT / "tests/fixtures/adapter-0.1").report)
     assert "| Recall@1 | 0.8340 | 0.8340 |" in text
 
 

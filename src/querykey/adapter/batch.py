@@ -1,4 +1,4 @@
-"""The rows that a fit sees."""
+"""The rows of a training step: its batch, and the candidates selected from the memory."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,10 +13,10 @@ from querykey.types import FrozenRows, Ids, Labels, Numbers, Rows
 
 __all__ = [
     "Batch",
-    "Chosen",
+    "Candidates",
     "Pool",
-    "Union",
-    "union_of",
+    "SelectedSlots",
+    "candidates_of",
 ]
 
 
@@ -28,61 +28,63 @@ class Batch(NamedTuple):
     labels: Labels
 
 
-class Chosen(NamedTuple):
+class SelectedSlots(NamedTuple):
     """Slots of the memory that take part in a step."""
 
-    own: Tensor
+    per_query: Tensor
     """For each query alone [queries, k], -1 where there are fewer."""
     shared: Tensor
     """For all queries [rows]."""
 
 
-class Union(NamedTuple):
+class Candidates(NamedTuple):
     """The batch and the rows selected for it, each item once; the batch comes first."""
 
     vectors: Rows
     ids: Ids
     labels: Labels
-    chosen: Tensor
-    """Which rows take part for each query [queries, rows]."""
+    selected: Tensor
+    """Which rows were selected for each query [queries, rows]."""
     batch_size: int
 
     @property
-    def mine(self) -> Tensor:
-        """Which rows count for each query: the batch's, and those chosen for it [queries, rows]."""
-        mine = self.chosen.clone()
-        mine[:, : self.batch_size] = True
-        return mine
+    def candidate_mask(self) -> Tensor:
+        """Which rows are candidates of each query: the batch's, and those selected for it [queries, rows]."""
+        mask = self.selected.clone()
+        mask[:, : self.batch_size] = True
+        return mask
 
 
 @torch.no_grad()
-def union_of(batch: Batch, memory: Dictionary, chosen: Chosen) -> Union:
-    """The batch's rows and the chosen ones of the memory, each item once.
+def candidates_of(batch: Batch, memory: Dictionary, selection: SelectedSlots) -> Candidates:
+    """The batch's rows and the selected ones of the memory, each item once.
 
     Args:
         batch: Comes first, in its order.
-        memory: Where the others are; those that another process holds are sent.
-        chosen: Slots of the memory, the same on every process.
+        memory: Where the others are; rows that another process stores are sent.
+        selection: Slots of the memory, the same on every process.
 
     Returns:
-        The `Union`; an item that is in the batch is not taken from the memory again.
+        The `Candidates`; an item of the batch is not read from the memory again.
     """
-    queries = len(chosen.own)
-    rows = torch.arange(queries)[:, None].expand_as(chosen.own)[chosen.own >= 0]
-    slots = torch.cat([chosen.own[chosen.own >= 0], chosen.shared])
+    queries = len(selection.per_query)
+    rows = torch.arange(queries)[:, None].expand_as(selection.per_query)[selection.per_query >= 0]
+    slots = torch.cat([selection.per_query[selection.per_query >= 0], selection.shared])
     in_batch, at = _find(batch.ids, memory.ids[slots])
     ids, place = torch.unique(memory.ids[slots[~in_batch]], return_inverse=True)
-    slot = torch.empty_like(ids).scatter_(0, place, slots[~in_batch])  # any of an item's slots
+    slot = torch.empty_like(ids).scatter_(
+        0, place, slots[~in_batch]
+    )  # an item may have several slots; any of them has its row
     at[~in_batch] = len(batch.ids) + place
 
-    chosen_by = torch.zeros(queries, len(batch.ids) + len(ids), dtype=torch.bool)
-    chosen_by[rows, at[: len(rows)]] = True
-    chosen_by[:, at[len(rows) :]] = True
-    return Union(
+    selected_by = torch.zeros(queries, len(batch.ids) + len(ids), dtype=torch.bool)
+    selected_by[rows, at[: len(rows)]] = True
+    selected_by[:, at[len(rows) :]] = True
+    return Candidates(
         torch.cat([batch.vectors, memory.rows(slot).to(batch.vectors.dtype)]),
         torch.cat([batch.ids, ids]),
         torch.cat([batch.labels, memory.labels[slot]]),
-        chosen_by,
+        selected_by,
         len(batch.ids),
     )
 

@@ -139,6 +139,10 @@ def _read(folder: Path, described: dict[str, Any]) -> SavedAdapter:
     fc.eval().requires_grad_(False)
     names = described.get("feature_names")
     return SavedAdapter(
-        fc, settings, dict(described["report"]), str(described["model_key"]),
-        list(described.get("candidates", [])), None if names is None else list(names),
-    )  # fmt: skip
+        fc,
+        settings,
+        dict(described["report"]),
+        str(described["model_key"]),
+        list(described.get("candidates", [])),
+        None if names is None else list(names),
+    )

@@ -20,7 +20,7 @@ from querykey.adapter.ambient import in_own_state
 from querykey.adapter.checkpoint import SavedAdapter, read_saved, write_saved
 from querykey.adapter.fit import Begin, Fitted, Record, Report, fit_adapter
 from querykey.adapter.relevance import unit_rows
-from querykey.adapter.rows import labels_of, rows_of, rows_with_direction
+from querykey.adapter.rows import check_rows, labels_of, rows_with_direction
 from querykey.adapter.settings import AdapterSettings, Target
 from querykey.adapter.split import distinct_pairs, numbered_pairs
 from querykey.adapter.tasks import Judge
@@ -158,10 +158,15 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @in_own_state
     def fit(
-        self, X: ArrayLike | Tensor | Features, y: ArrayLike | None = None, *,
-        queries: ArrayLike | Tensor | Features | Judge | None = None, pairs: ArrayLike | None = None,
-        record: Record | None = None, begin: Begin | None = None,
-    ) -> "Adapter":  # fmt: skip
+        self,
+        X: ArrayLike | Tensor | Features,
+        y: ArrayLike | None = None,
+        *,
+        queries: ArrayLike | Tensor | Features | Judge | None = None,
+        pairs: ArrayLike | None = None,
+        record: Record | None = None,
+        begin: Begin | None = None,
+    ) -> "Adapter":
         """Fit without labels (keep the neighbourhoods) or with (specialise).
 
         Rows alone can't tell which target is worth keeping. Queries can: real ones enter the moments and
@@ -183,7 +188,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             RangeError: If a setting is outside its range.
         """
         with self._unchanged_by_errors():
-            vectors = rows_of(self, X, reset=True)
+            vectors = check_rows(self, X, reset=True)
             labels = None if y is None else labels_of(y, len(vectors))
             judge = self._judge(queries, pairs, len(vectors), has_labels=y is not None)
             if (kept := rows_with_direction(vectors)) is not None:
@@ -191,16 +196,25 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                     judge = replace(judge, pairs=_renumbered(judge.pairs, kept))
                 vectors, labels = vectors[kept], None if labels is None else labels[kept]
             fitted = fit_adapter(
-                vectors, self._settings(), labels=labels, judge=judge, record=record,
+                vectors,
+                self._settings(),
+                labels=labels,
+                judge=judge,
+                record=record,
                 begin=self._told(begin),
-            )  # fmt: skip
+            )
             return self._keep(fitted, X)
 
     @in_own_state
     def fit_pairs(
-        self, Q: ArrayLike | Tensor | Features, D: ArrayLike | Tensor | Features, *,
-        pairs: ArrayLike | None = None, record: Record | None = None, begin: Begin | None = None,
-    ) -> "Adapter":  # fmt: skip
+        self,
+        Q: ArrayLike | Tensor | Features,
+        D: ArrayLike | Tensor | Features,
+        *,
+        pairs: ArrayLike | None = None,
+        record: Record | None = None,
+        begin: Begin | None = None,
+    ) -> "Adapter":
         """Fit on queries and documents that belong together.
 
         Equal and near-equal rows count as one query or one document, so that no query meets its
@@ -220,7 +234,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             ShapeError: If the widths differ, or the rows where no pairs are given.
         """
         with self._unchanged_by_errors():
-            documents, queries = rows_of(self, D, reset=True), rows_of(self, Q, reset=False)
+            documents, queries = check_rows(self, D, reset=True), check_rows(self, Q, reset=False)
             for name, given in (("Q", queries), ("D", documents)):
                 require_finite_rows(given, what=name)
             documents, training = distinct_pairs(queries, documents, pairs)
@@ -270,7 +284,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             DataError: If no row's class is there twice.
         """
         check_is_fitted(self)
-        frozen = rows_of(self, X, reset=False)
+        frozen = check_rows(self, X, reset=False)
         rows, ids, k = self._adapted(frozen), torch.arange(len(frozen)), min(OVERLAP, len(frozen) - 1)
         if y is None:
             now, then = (nearest(r, r, k, query_ids=ids, key_ids=ids)[1] for r in (rows, frozen))
@@ -296,9 +310,13 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         names = getattr(self, "feature_names_in_", None)
         return SavedAdapter(
-            self.fc_, self.settings_, dict(self.report_), self.model_key_, self.candidates_,
+            self.fc_,
+            self.settings_,
+            dict(self.report_),
+            self.model_key_,
+            self.candidates_,
             None if names is None else [str(name) for name in names],
-        )  # fmt: skip
+        )
 
     @classmethod
     @in_own_state
@@ -364,7 +382,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
         if isinstance(queries, Judge):
             return queries
-        asked = rows_of(self, queries, reset=False)
+        asked = check_rows(self, queries, reset=False)
         if pairs is None:
             return Judge(asked)
         return Judge(asked, numbered_pairs(pairs, len(asked), rows))
@@ -413,7 +431,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 f"the adapter was fitted on features of model {self.model_key_[:12]} and these are of "
                 f"{theirs[:12]}; embed with the same model, or pass any_model=True"
             )
-        rows = move(rows_of(self, X, reset=False))
+        rows = move(check_rows(self, X, reset=False))
         return rows if isinstance(X, Tensor) else rows.numpy()
 
 

@@ -16,13 +16,13 @@ from querykey.features.features import Features
 from querykey.lookup.unit_length import in_range
 from querykey.types import FrozenRows
 
-__all__ = ["labels_of", "rows_of", "rows_with_direction"]
+__all__ = ["check_rows", "labels_of", "rows_with_direction"]
 
 MOST_ZERO = 0.05
 """Share of rows without a direction that are left out; more is an error."""
 
 
-def rows_of(estimator: Any, X: ArrayLike | Tensor | Features, *, reset: bool) -> Tensor:
+def check_rows(estimator: Any, X: ArrayLike | Tensor | Features, *, reset: bool) -> Tensor:
     """Rows as a tensor, checked; an array by scikit-learn's own rules.
 
     Args:

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from querykey.adapter.batch import Batch, Chosen, Pool
+from querykey.adapter.batch import Batch, Pool, SelectedSlots
 from querykey.adapter.relevance import Relevance, RelevantPairs
 from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.split import TrainingPairs
 from querykey.adapter.steps import (
     ID_RULE,
     LABEL_RULE,
+    AdapterLearner,
     Choose,
-    Learner,
     Step,
     adapter_step,
     distillation_step,
@@ -50,13 +50,19 @@ class Course:
     take: Callable[[int], Step]
     memory: Dictionary
     capacity: int
-    learner: Learner
+    learner: AdapterLearner
 
 
 def course_of_items(
-    fc: nn.Module, settings: AdapterSettings, vectors: FrozenRows, train: Numbers, labels: Labels | None,
-    *, target: Callable[[Tensor], Tensor] | None = None, processes: ProcessGroup = SINGLE_PROCESS,
-) -> Course:  # fmt: skip
+    fc: nn.Module,
+    settings: AdapterSettings,
+    vectors: FrozenRows,
+    train: Numbers,
+    labels: Labels | None,
+    *,
+    target: Callable[[Tensor], Tensor] | None = None,
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> Course:
     """Steps over items, with labels or without.
 
     Args:
@@ -113,9 +119,14 @@ def course_of_items(
 
 
 def course_of_pairs(
-    fc: nn.Module, settings: AdapterSettings, documents: FrozenRows, train: Numbers, pairs: TrainingPairs,
-    *, processes: ProcessGroup = SINGLE_PROCESS,
-) -> Course:  # fmt: skip
+    fc: nn.Module,
+    settings: AdapterSettings,
+    documents: FrozenRows,
+    train: Numbers,
+    pairs: TrainingPairs,
+    *,
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> Course:
     """Steps over (query, document) pairs; documents without a pair are negatives.
 
     Args:
@@ -143,9 +154,12 @@ def course_of_pairs(
     def live(batch: Batch, memory: Dictionary) -> Tensor:
         held = memory.read()
         found = Lookup(
-            batch.vectors, held.vectors, RelevantPairs(relevance, batch.ids, held.ids), "cosine",
+            batch.vectors,
+            held.vectors,
+            RelevantPairs(relevance, batch.ids, held.ids),
+            "cosine",
             shard_group=memory.processes,
-        )  # fmt: skip
+        )
         return top_k(found, settings.negatives or 0, "hard_negative")
 
     top = _shared_out(live, processes)
@@ -171,7 +185,9 @@ def _remembering(target: Callable[[Tensor], Tensor], held: Tensor) -> Callable[[
     return lambda rows: kept if rows is held else target(rows)
 
 
-def _learner(fc: nn.Module, settings: AdapterSettings, rule: PairRule, processes: ProcessGroup) -> Learner:
+def _learner(
+    fc: nn.Module, settings: AdapterSettings, rule: PairRule, processes: ProcessGroup
+) -> AdapterLearner:
     assert settings.loss is not None
     assert settings.learning_rate is not None
     trained = [parameter for parameter in fc.parameters() if parameter.requires_grad]
@@ -187,16 +203,24 @@ def _learner(fc: nn.Module, settings: AdapterSettings, rule: PairRule, processes
 
     if settings.weight_decay:
         optimizer.register_step_pre_hook(decay)
-    return Learner(
-        fc, objective(settings.loss, **settings.loss_options), optimizer, rule,
-        both_sides=settings.both_sides, processes=processes,
-    )  # fmt: skip
+    return AdapterLearner(
+        fc,
+        objective(settings.loss, **settings.loss_options),
+        optimizer,
+        rule,
+        both_sides=settings.both_sides,
+        processes=processes,
+    )
 
 
 def _memory(
-    pool: Pool, settings: AdapterSettings, shard_group: ProcessGroup, *, whole: bool,
+    pool: Pool,
+    settings: AdapterSettings,
+    shard_group: ProcessGroup,
+    *,
+    whole: bool,
     project: Callable[[Tensor], Tensor] | None,
-) -> Dictionary:  # fmt: skip
+) -> Dictionary:
     """The dictionary, filled before step 0 where the settings say so."""
     if settings.memory == "in_batch":
         return InBatch()
@@ -224,11 +248,11 @@ _Top = Callable[[Batch, Dictionary], Tensor]
 def _with_sample(top: _Top, sampled: int, key: tuple[int, int]) -> Choose:
     """Each query's top-k, and a random sample of the memory for all of them, keyed by seed and step."""
 
-    def choose(batch: Batch, memory: Dictionary) -> Chosen:
+    def choose(batch: Batch, memory: Dictionary) -> SelectedSlots:
         rows = len(memory)
         draw = np.random.default_rng([2, *key])
         drawn = draw.choice(rows, min(sampled, rows), replace=False, shuffle=False)
-        return Chosen(top(batch, memory), torch.from_numpy(drawn.astype(np.int64)))
+        return SelectedSlots(top(batch, memory), torch.from_numpy(drawn.astype(np.int64)))
 
     return choose
 

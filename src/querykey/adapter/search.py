@@ -18,9 +18,9 @@ from querykey.adapter.selection import (
     Difference,
     Scored,
     at_best_temperature,
+    candidate_records,
     choose,
     difference,
-    differences,
     halves,
 )
 from querykey.adapter.settings import AdapterSettings, Recipe
@@ -28,17 +28,17 @@ from querykey.adapter.split import Fold
 from querykey.adapter.tasks import (
     DEFAULT_POWER,
     Form,
-    Held,
+    HeldOutFold,
     LabelTask,
     PairTask,
     RowTask,
     Statistics,
     TaskData,
-    named,
+    select_forms,
     start_form,
 )
 from querykey.adapter.training import Fitted, LowRankChange, Record, Training, layer_at
-from querykey.adapter.verdict import Report
+from querykey.adapter.verdict import Report, unvalidated_report
 from querykey.distributed.process_group import current_process_group
 from querykey.encoders.heads import FCLayer
 
@@ -93,7 +93,7 @@ class Search:
         self.width = self.task.sample.shape[1]
         self.processes = current_process_group()
         self.found: dict[str, _Candidate] = {}
-        self.statistics: dict[Held, Statistics] = {}
+        self.statistics: dict[HeldOutFold, Statistics] = {}
         self.notes: list[str] = []
         self.steps_taken, self.told, self.stopped = 0, False, ""
         self.raced, self.history = list[dict[str, Any]](), list[dict[str, Any]]()
@@ -115,8 +115,9 @@ class Search:
         reference, checked = self._reference(), dict[str, Any]()
         refuse = {
             one.name: "training found nothing better than its start"
-            for one in self.found.values() if one.trainings and one.best_step == 0
-        }  # fmt: skip
+            for one in self.found.values()
+            if one.trainings and one.best_step == 0
+        }
         while True:
             choice = self._choose(reference, refuse)
             if choice.winner == reference:
@@ -127,9 +128,12 @@ class Search:
             refuse[choice.winner] = reason
         fc, settings = self._refitted(choice.winner)
         return Fitted(
-            fc.eval().requires_grad_(False), settings, self._report(choice, checked), self.history,
-            self._records(reference, choice),
-        )  # fmt: skip
+            fc.eval().requires_grad_(False),
+            settings,
+            self._report(choice, checked),
+            self.history,
+            self._records(reference, choice.refused),
+        )
 
     def _closed_forms(self) -> None:
         forms = self.task.forms()
@@ -137,7 +141,7 @@ class Search:
             start = start_form(self.settings.start, self.dim, self.width, self.seed)
             references = ("frozen",) if self.dim == self.width else ("pca", "pca_uncentred")
             forms = {name: form for name, form in forms.items() if name in references} | start
-        forms = named(forms, self.settings.candidates)
+        forms = select_forms(forms, self.settings.candidates)
         if isinstance(self.task, RowTask):
             self._aim(self.task)
         for name, form in forms.items():
@@ -159,7 +163,7 @@ class Search:
         self.found[candidate.name] = candidate
         self.say(f"{candidate.name:<24} {self._mean(candidate):8.4f}  {candidate.seconds:6.1f} s")
 
-    def _form(self, form: Form, held: Held) -> Affine:
+    def _form(self, form: Form, held: HeldOutFold) -> Affine:
         if held not in self.statistics:
             self.statistics[held] = self.task.statistics(held.fold)
         return form(self.statistics[held])
@@ -224,7 +228,7 @@ class Search:
                     self._record_raced(number, training)
         self._finish(best, every[best], start)
 
-    def _start(self, number: int, start: str, held: Held, first: int) -> Training:
+    def _start(self, number: int, start: str, held: HeldOutFold, first: int) -> Training:
         """A run of a recipe on one fold, from a closed form; `first` is the place of its first query."""
         recipe, settings = self.recipes[number]
         form = self.found[start].form
@@ -236,17 +240,18 @@ class Search:
             self.processes.broadcast_(fc.state_dict().values())
         if not self.told:
             self.told = True
-            self.say(
-                describe_fit_memory(
-                    settings, items=self.task.trained_on(None), width=self.width,
-                    processes=self.processes.world_size,
-                )
-            )  # fmt: skip
+            items, world_size = self.task.trained_on(None), self.processes.world_size
+            self.say(describe_fit_memory(settings, items=items, width=self.width, processes=world_size))
         return Training(
-            fc, settings, self._planned(), self.task.course(fc, settings, held.fold, self.processes),
+            fc,
+            settings,
+            self._planned(),
+            self.task.course(fc, settings, held.fold, self.processes),
             lambda layer: self.task.question.ask(layer, asked),
-            self.chooses[first : first + len(asked.numbers)], self.task.sample, self.record,
-        )  # fmt: skip
+            self.chooses[first : first + len(asked.numbers)],
+            self.task.sample,
+            self.record,
+        )
 
     def _run(self, training: Training, until: int, patience: int | None = None) -> None:
         taken, began = training.taken, time.monotonic()
@@ -292,11 +297,15 @@ class Search:
             at_best_temperature(scores[:count], seed=self.seed)
             for scores in (training.scores[training.best_step], reference.scores)
         )
-        self.raced.append({
-            "name": f"trained {self.recipes[number][0].name}", "score": float(ours.mean()),
-            "seconds": round(training.seconds, 2), "refused": f"lost the race after {training.taken} steps",
-            "difference": difference(ours - theirs, seed=self.seed).as_dict(),
-        })  # fmt: skip
+        self.raced.append(
+            {
+                "name": f"trained {self.recipes[number][0].name}",
+                "score": float(ours.mean()),
+                "seconds": round(training.seconds, 2),
+                "refused": f"lost the race after {training.taken} steps",
+                "difference": difference(ours - theirs, seed=self.seed).as_dict(),
+            }
+        )
 
     def _reference(self) -> str:
         """The frozen rows at full width, else the better PCA of the width."""
@@ -334,7 +343,7 @@ class Search:
         judge = self.task.judge if isinstance(self.task, RowTask) else None
         return judge is not None and (judge.pairs is not None or self.dim < self.width)
 
-    def _layer(self, candidate: _Candidate, held: Held, place: int) -> nn.Module | Affine:
+    def _layer(self, candidate: _Candidate, held: HeldOutFold, place: int) -> nn.Module | Affine:
         if candidate.form is not None:
             return self._form(candidate.form, held)
         candidate.trainings[place].restore(candidate.best_step)
@@ -395,7 +404,7 @@ class Search:
             values.append(at_best_temperature(every, seed=self.seed))
         return difference(values[0] - values[1], groups=task.groups(folds), seed=self.seed)
 
-    def _trained_without(self, candidate: _Candidate, held: Held) -> nn.Module:
+    def _trained_without(self, candidate: _Candidate, held: HeldOutFold) -> nn.Module:
         training = self._start(candidate.recipe, candidate.start, held, 0)
         training.ask = training.record = None
         self._run(training, candidate.best_step)
@@ -411,7 +420,7 @@ class Search:
         if candidate.best_step == 0 or (isinstance(self.task, RowTask) and self.task.judge is not None):
             return self._plain(candidate.trainings[0].fc, settings), settings
         nothing = torch.empty(0, dtype=torch.int64)
-        whole = Held(Fold(nothing, nothing), self.task.folds[0].asked)
+        whole = HeldOutFold(Fold(nothing, nothing), self.task.folds[0].asked)
         self.statistics[whole] = self.task.statistics(None)
         if isinstance(self.task, RowTask):
             self.task.aim(self.task.power)
@@ -445,19 +454,12 @@ class Search:
         fc: nn.Module = layer_at(form(statistics), settings)
         steps = settings.steps or 0
         if steps:
-            training = Training(
-                fc, settings, steps, self.task.course(fc, settings, None, self.processes), None, None,
-                self.task.sample, self.record,
-            )  # fmt: skip
+            course = self.task.course(fc, settings, None, self.processes)
+            training = Training(fc, settings, steps, course, None, None, self.task.sample, self.record)
             self._run(training, steps)
             self.history, self.stopped = training.history, training.stopped or "all steps taken"
-        report = Report(
-            measure=None, verdict="not validated", candidate=name if not steps else f"trained, from {name}",
-            reference=None, difference=None, queries_needed=None, checked={}, start=None, best=None,
-            best_step=steps, steps_taken=self.steps_taken, stopped=self.stopped or "nothing was trained",
-            selection="", folds=0, refused={},
-            notes=["nothing could be held out, so nothing is known of new rows"],
-        )  # fmt: skip
+        stopped = self.stopped or "nothing was trained"
+        report = unvalidated_report(name, steps, steps_taken=self.steps_taken, stopped=stopped)
         return Fitted(fc.eval().requires_grad_(False), settings, report, self.history)  # type: ignore[arg-type]
 
     def _report(self, choice: Choice, checked: dict[str, Any]) -> Report:
@@ -475,7 +477,8 @@ class Search:
             queries_needed=apart.needed if apart is not None and choice.verdict == "no evidence" else None,
             selection=(
                 "the same queries chose: the interval repeats the selection"
-                if torch.equal(self.chooses, self.judges) else f"{choice.selected_on:,} other queries chose"
+                if torch.equal(self.chooses, self.judges)
+                else f"{choice.selected_on:,} other queries chose"
             ),
             folds=len(self.task.folds),
             checked=checked,
@@ -484,15 +487,9 @@ class Search:
             steps_taken=self.steps_taken,
             stopped=self.stopped or "nothing was trained",
             notes=self.notes,
-        )  # fmt: skip
+        )
 
-    def _records(self, reference: str, choice: Choice) -> list[dict[str, Any]]:
-        start = self._scored(self.found[reference])
+    def _records(self, reference: str, refused: dict[str, str]) -> list[dict[str, Any]]:
         scored = [self._scored(one) for one in self.found.values()]
-        apart = differences([one.values - start.values for one in scored], seed=self.seed)
-        out = [
-            {"name": one.name, "score": float(one.values.mean()), "seconds": round(one.seconds, 2),
-             "difference": found.as_dict(), "refused": choice.refused.get(one.name)}
-            for one, found in zip(scored, apart, strict=True)
-        ]  # fmt: skip
-        return out + self.raced
+        start = self._scored(self.found[reference])
+        return candidate_records(scored, start, refused, seed=self.seed) + self.raced

@@ -1,6 +1,6 @@
 """Which candidate is returned, and what may be said of it: numbers of held-out queries in, a verdict out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +12,17 @@ from torch import Tensor
 
 from querykey.types import PerQuery
 
-__all__ = ["FEW", "Choice", "Difference", "Scored", "Verdict", "at_best_temperature", "choose", "halves"]
+__all__ = [
+    "FEW",
+    "Choice",
+    "Difference",
+    "Scored",
+    "Verdict",
+    "at_best_temperature",
+    "candidate_records",
+    "choose",
+    "halves",
+]
 
 Verdict = Literal["better", "no evidence", "start kept", "not validated"]
 
@@ -167,10 +177,14 @@ def differences(
         low, high = np.percentile(drawn, [2.5, 97.5])
         found.append(
             Difference(
-                float(values.mean()), float(low), float(high), len(values), float(drawn.std()),
+                float(values.mean()),
+                float(low),
+                float(high),
+                len(values),
+                float(drawn.std()),
                 float((drawn > 0).mean()),
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -227,9 +241,13 @@ def _selected(best: Scored, others: Sequence[Scored], start: Scored, judges: Ten
     alone = difference((best.values - start.values)[judges], seed=seed)
     low, high = np.percentile(largest, [2.5, 97.5])
     return Difference(
-        alone.mean, alone.mean - float(high), alone.mean - min(0.0, float(low)), alone.queries,
-        alone.error, alone.likely,
-    )  # fmt: skip
+        alone.mean,
+        alone.mean - float(high),
+        alone.mean - min(0.0, float(low)),
+        alone.queries,
+        alone.error,
+        alone.likely,
+    )
 
 
 def _draws(values: Tensor, groups: Tensor | None, seed: int) -> NDArray[np.float64]:
@@ -247,3 +265,30 @@ def _draws(values: Tensor, groups: Tensor | None, seed: int) -> NDArray[np.float
         ).astype(np.float64)
         out.append((times @ sums) / np.maximum(times @ counts, 1)[:, None])
     return np.concatenate(out)
+
+
+def candidate_records(
+    scored: Sequence[Scored], reference: Scored, refused: Mapping[str, str], *, seed: int
+) -> list[dict[str, Any]]:
+    """A record for each candidate: its score, its difference from the reference, and why it was refused.
+
+    Args:
+        scored: The candidates.
+        reference: What they are compared with.
+        refused: Name to reason.
+        seed: Of the bootstrap.
+
+    Returns:
+        JSON values, in the order of the candidates.
+    """
+    apart = differences([one.values - reference.values for one in scored], seed=seed)
+    return [
+        {
+            "name": one.name,
+            "score": float(one.values.mean()),
+            "seconds": round(one.seconds, 2),
+            "difference": found.as_dict(),
+            "refused": refused.get(one.name),
+        }
+        for one, found in zip(scored, apart, strict=True)
+    ]

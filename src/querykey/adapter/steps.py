@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from querykey.adapter.batch import Batch, Chosen, Union, union_of
+from querykey.adapter.batch import Batch, Candidates, SelectedSlots, candidates_of
 from querykey.adapter.relevance import Relevance
 from querykey.dictionaries.protocol import Dictionary
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -19,8 +19,8 @@ from querykey.losses.by_name import Objective
 from querykey.types import Rows
 
 __all__ = [
+    "AdapterLearner",
     "Choose",
-    "Learner",
     "Step",
     "adapter_step",
     "distillation_step",
@@ -32,21 +32,21 @@ ID_RULE = PairRule(positive="id", same_id="masked")
 LABEL_RULE = PairRule(positive="label", same_id="masked")
 
 
-Choose = Callable[[Batch, Dictionary], Chosen]
-"""(batch, memory) to the slots that take part, by frozen, gradient-free scores or by chance."""
+Choose = Callable[[Batch, Dictionary], SelectedSlots]
+"""(batch, memory) to the selected slots, by frozen, gradient-free scores or at random."""
 
 
 class Step(NamedTuple):
-    """What a step has seen, for the record."""
+    """The loss and the look-up of a step, for the record."""
 
     loss: float
     lookup: Lookup
     labels: tuple[Tensor, Tensor]
-    """Of the look-up's queries and keys, -1 where not known."""
+    """Of the look-up's queries and keys, -1 where unlabelled."""
 
 
 @dataclass
-class Learner:
+class AdapterLearner:
     """What is trained, by what, and under which rule.
 
     Args:
@@ -56,9 +56,9 @@ class Learner:
         rule: Which pairs count.
         both_sides: Whether the gradient goes through the keys too, or through the queries alone.
         moves_documents: False leaves (query, document) keys as the frozen model gave them.
-        processes: Each computes the loss of its own part of the queries, or of its share of the keys where
-            a memory that is sharded is looked up whole. Batch and selection are the same on all, and keys
-            are made by each: one layer is cheaper than sending its rows around.
+        processes: Each rank computes the loss of its part of the queries or, where a sharded memory is looked
+            up as a whole, the part of the loss of its keys. Batch and selection are the same on all ranks.
+            Each projects all keys itself: one layer costs less than sending its rows.
         target: Makes the rows whose scores are kept; None: the frozen rows themselves.
     """
 
@@ -72,7 +72,7 @@ class Learner:
     target: Callable[[Tensor], Tensor] | None = None
 
     def wanted(self, vectors: Rows) -> Tensor:
-        """Rows whose scores are to be kept: the frozen ones, or what the target makes of them."""
+        """Rows whose scores are to be preserved: the frozen ones, or their images under the target."""
         return vectors if self.target is None else self.target(vectors)
 
     def keys(self, vectors: Rows) -> Tensor:
@@ -85,11 +85,11 @@ class Learner:
         """This process's share of the mean loss over the queries that have a valid term."""
         takes_part = (lookup.positive if target is None else target.negative).any(dim=1)
         looked_up = [lookup] if target is None else [lookup, target]
-        if lookup.shard_group.world_size > 1:  # of all queries the share of the cost that is in the own keys
+        if lookup.shard_group.world_size > 1:  # this rank's part of the loss of all queries: that of its keys
             takes_part = lookup.shard_group.sum(takes_part.int()) > 0
         elif self.processes.world_size > 1:
-            own = self.processes.local_slice(len(lookup))
-            looked_up = [one.rows(own.start, own.stop) for one in looked_up]
+            local = self.processes.local_slice(len(lookup))
+            looked_up = [one.rows(local.start, local.stop) for one in looked_up]
         losses = self.objective.loss(*looked_up)
         return losses.sum() / takes_part.sum().clamp(min=1)
 
@@ -103,7 +103,7 @@ class Learner:
         return Step(float(self.processes.sum(mean)), lookup, labels)
 
 
-def adapter_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Choose) -> Step:
+def adapter_step(learner: AdapterLearner, batch: Batch, memory: Dictionary, choose: Choose) -> Step:
     """One step over a memory of frozen features.
 
     Args:
@@ -119,22 +119,22 @@ def adapter_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Cho
         Zhang et al. 2025, arXiv:2510.12474 (S-XBM).
     """
     memory.enqueue(batch.vectors, batch.ids, batch.labels)
-    union = union_of(batch, memory, choose(batch, memory))
+    candidates = candidates_of(batch, memory, choose(batch, memory))
 
-    labels = batch.labels, union.labels
-    keys = learner.keys(union.vectors)
+    labels = batch.labels, candidates.labels
+    keys = learner.keys(candidates.vectors)
     queries = keys[: len(batch.ids)] if learner.both_sides else learner.fc(batch.vectors)
 
-    lookup = _look_up_union(queries, keys, batch, union, learner.rule)
+    lookup = _look_up_candidates(queries, keys, batch, candidates, learner.rule)
     frozen = None
     if learner.objective.keeps_scores:
-        frozen = _look_up_union(
-            learner.wanted(batch.vectors), learner.wanted(union.vectors), batch, union, ID_RULE
+        frozen = _look_up_candidates(
+            learner.wanted(batch.vectors), learner.wanted(candidates.vectors), batch, candidates, ID_RULE
         )
     return learner.descend(learner.mean(lookup, frozen), lookup=lookup, labels=labels)
 
 
-def distillation_step(learner: Learner, batch: Batch, memory: Dictionary) -> Step:
+def distillation_step(learner: AdapterLearner, batch: Batch, memory: Dictionary) -> Step:
     """One step that keeps the frozen scores of the batch with the whole memory.
 
     Args:
@@ -146,12 +146,12 @@ def distillation_step(learner: Learner, batch: Batch, memory: Dictionary) -> Ste
         The loss and the look-up it came from.
     """
     memory.enqueue(batch.vectors, batch.ids, batch.labels)
-    held = memory.read()
-    vectors, labels = held.vectors, (batch.labels, held.labels)
+    stored = memory.read()
+    vectors, labels = stored.vectors, (batch.labels, stored.labels)
 
     lookup, frozen = (
         look_up(
-            queries, keys, query_ids=batch.ids, key_ids=held.ids, rule=ID_RULE, shard_group=memory.processes
+            queries, keys, query_ids=batch.ids, key_ids=stored.ids, rule=ID_RULE, shard_group=memory.processes
         )
         for queries, keys in (
             (learner.fc(batch.vectors), learner.keys(vectors)),
@@ -161,7 +161,7 @@ def distillation_step(learner: Learner, batch: Batch, memory: Dictionary) -> Ste
     return learner.descend(learner.mean(lookup, frozen), lookup=lookup, labels=labels)
 
 
-def projections_step(learner: Learner, batch: Batch, memory: Dictionary, choose: Choose) -> Step:
+def projections_step(learner: AdapterLearner, batch: Batch, memory: Dictionary, choose: Choose) -> Step:
     """One step over a memory of projections, which grow stale: the original cross-batch memory.
 
     Args:
@@ -179,16 +179,16 @@ def projections_step(learner: Learner, batch: Batch, memory: Dictionary, choose:
     queries = learner.fc(batch.vectors)
     projected = Batch(queries.detach(), batch.ids, batch.labels)
     memory.enqueue(*projected)
-    union = union_of(projected, memory, choose(projected, memory))
+    candidates = candidates_of(projected, memory, choose(projected, memory))
 
-    labels = batch.labels, union.labels
-    keys = torch.cat([queries, union.vectors[len(batch.ids) :]])  # the batch's own rows with gradient
-    lookup = _look_up_union(queries, keys, batch, union, learner.rule)
+    labels = batch.labels, candidates.labels
+    keys = torch.cat([queries, candidates.vectors[len(batch.ids) :]])  # the batch's own rows with gradient
+    lookup = _look_up_candidates(queries, keys, batch, candidates, learner.rule)
     return learner.descend(learner.mean(lookup), lookup=lookup, labels=labels)
 
 
 def pairs_step(
-    learner: Learner,
+    learner: AdapterLearner,
     queries: Batch,
     documents: Batch,
     memory: Dictionary,
@@ -212,30 +212,32 @@ def pairs_step(
         Radford et al. 2021, arXiv:2103.00020, fig. 3 (both ways).
     """
     memory.enqueue(documents.vectors, documents.ids, documents.labels)
-    union = union_of(documents, memory, choose(queries, memory))
+    candidates = candidates_of(documents, memory, choose(queries, memory))
 
-    labels = queries.labels, union.labels
-    keys = learner.keys(union.vectors) if learner.moves_documents else union.vectors
-    asked = learner.fc(queries.vectors)
-    relevant = relevance.pairs(queries.ids, union.ids).positive
-    lookup = Lookup(asked, keys, DensePairs(relevant, ~relevant & union.mine))
+    labels = queries.labels, candidates.labels
+    keys = learner.keys(candidates.vectors) if learner.moves_documents else candidates.vectors
+    projected = learner.fc(queries.vectors)
+    relevant = relevance.pairs(queries.ids, candidates.ids).positive
+    lookup = Lookup(projected, keys, DensePairs(relevant, ~relevant & candidates.candidate_mask))
 
-    own = relevant[:, : len(documents.ids)].T
-    back = Lookup(keys[: len(documents.ids)], asked, DensePairs(own, ~own))
+    relevant_back = relevant[:, : len(documents.ids)].T
+    back = Lookup(keys[: len(documents.ids)], projected, DensePairs(relevant_back, ~relevant_back))
     losses = [learner.mean(side) for side in (lookup, back)]
     return learner.descend(*losses, lookup=lookup, labels=labels)
 
 
-def _look_up_union(queries: Tensor, keys: Tensor, batch: Batch, union: Union, rule: PairRule) -> Lookup:
-    """A look-up in the union: all positives, and of the negatives those that are the query's own."""
+def _look_up_candidates(
+    queries: Tensor, keys: Tensor, batch: Batch, candidates: Candidates, rule: PairRule
+) -> Lookup:
+    """A look-up in the candidates: all positives, and of the negatives those of the query's candidates."""
     lookup = look_up(
         queries,
         keys,
         query_ids=batch.ids,
-        key_ids=union.ids,
+        key_ids=candidates.ids,
         query_labels=batch.labels,
-        key_labels=union.labels,
+        key_labels=candidates.labels,
         rule=rule,
     )
-    mine = union.chosen if rule is ID_RULE else union.mine
-    return lookup.with_pairs(lookup.positive, lookup.negative & mine)
+    mask = candidates.selected if rule is ID_RULE else candidates.candidate_mask
+    return lookup.with_pairs(lookup.positive, lookup.negative & mask)

@@ -36,8 +36,8 @@ from querykey.adapter.split import (
 )
 from querykey.adapter.validation import (
     MOST_KEYS,
-    Asked,
     DistillationQuestion,
+    HeldOutQueries,
     LabelQuestion,
     PairQuestion,
     Question,
@@ -59,14 +59,14 @@ from querykey.types import FrozenRows, Labels, Numbers
 
 __all__ = [
     "Form",
-    "Held",
+    "HeldOutFold",
     "Judge",
     "LabelTask",
     "PairTask",
     "RowTask",
     "Statistics",
     "TaskData",
-    "named",
+    "select_forms",
     "start_form",
 ]
 
@@ -102,7 +102,7 @@ Form = Callable[[Statistics], Affine]
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class HeldOutFold:
     """A fold with its queries made ready.
 
     Args:
@@ -111,7 +111,7 @@ class Held:
     """
 
     fold: Fold
-    asked: Asked
+    asked: HeldOutQueries
 
 
 def general_forms(dim: int, width: int) -> dict[str, Form]:
@@ -125,7 +125,7 @@ def general_forms(dim: int, width: int) -> dict[str, Form]:
     return forms
 
 
-def named(forms: dict[str, Form], wanted: object) -> dict[str, Form]:
+def select_forms(forms: dict[str, Form], wanted: object) -> dict[str, Form]:
     """The forms that were asked for, by name or by family; all of them otherwise."""
     if not isinstance(wanted, tuple):
         return forms
@@ -191,11 +191,11 @@ class LabelTask:
         self.sample = unit_rows(vectors, held[:1000])
         self._total: Statistics | None = None
 
-    def _ready(self, fold: Fold) -> Held:
+    def _ready(self, fold: Fold) -> HeldOutFold:
         places = torch.searchsorted(self.keys, fold.asked)
-        return Held(fold, self.question.prepare(places, copies_of(self.question.rows, places)))
+        return HeldOutFold(fold, self.question.prepare(places, copies_of(self.question.rows, places)))
 
-    def groups(self, held: list[Held]) -> Tensor:
+    def groups(self, held: list[HeldOutFold]) -> Tensor:
         """Class of each query that is asked."""
         return torch.cat([self.question.labels[one.asked.numbers] for one in held])
 
@@ -265,8 +265,8 @@ class PairTask:
         self.question = _pair_question(
             pairs.queries, documents, self.relevance, asked, settings.seed, moves=settings.side == "both"
         )
-        self.folds = [Held(fold, self.question.prepare(fold.asked)) for fold in folds]
-        self.new: list[Held] = []
+        self.folds = [HeldOutFold(fold, self.question.prepare(fold.asked)) for fold in folds]
+        self.new: list[HeldOutFold] = []
         self.sample = unit_rows(pairs.queries, (asked if len(asked) else answered)[:1000])
         self._documents: Moments | None = None
 
@@ -356,14 +356,14 @@ class RowTask:
 
     def __init__(self, vectors: FrozenRows, settings: AdapterSettings, judge: Judge | None) -> None:
         self.vectors, self.settings, self.judge = vectors, settings, judge
-        self.new: list[Held] = []
+        self.new: list[HeldOutFold] = []
         self.power: str = settings.target or "soft_whitened"
         share, seed = settings.validation_fraction, settings.seed
         nothing = torch.empty(0, dtype=torch.int64)
         self._target: Affine | None = None
         self._total: Moments | None = None
         self.question: Question
-        self.folds: list[Held] = []
+        self.folds: list[HeldOutFold] = []
         every = torch.arange(len(vectors))
         self.sample = unit_rows(vectors, every[:1000])
         if judge is not None and judge.pairs is not None:
@@ -375,7 +375,7 @@ class RowTask:
             question = _pair_question(judge.queries, vectors, relevance, asked, seed, moves=True)
             self.question = question
             if len(asked) >= 2:
-                self.folds = [Held(Fold(asked, asked), question.prepare(asked))]
+                self.folds = [HeldOutFold(Fold(asked, asked), question.prepare(asked))]
             return
         folds = row_fold(vectors, share=share, seed=seed, most=ASKED_ROWS)
         keys = _some_keys(every, torch.cat([nothing, *(fold.asked for fold in folds)]), seed)
@@ -385,7 +385,9 @@ class RowTask:
             asked = asked[_draw(len(asked), min(2 * ASKED_ROWS, len(asked) // 2), seed)]
             queries, none = unit_rows(judge.queries), torch.full((len(asked), 0), -1)
             self.question = DistillationQuestion(queries, rows, self.target(None), temperature)
-            self.folds = [Held(Fold(asked, asked), Asked(asked, none, none))] if len(asked) > 1 else []
+            self.folds = (
+                [HeldOutFold(Fold(asked, asked), HeldOutQueries(asked, none, none))] if len(asked) > 1 else []
+            )
             return
         self.question = DistillationQuestion(
             rows, rows, self.target(folds[0] if folds else None), temperature
@@ -395,7 +397,7 @@ class RowTask:
             copies = copies_of(rows, places)
             most = max(len(one) for one in copies)
             excluded = torch.stack([torch.cat([one, one.new_full((most - len(one),), -1)]) for one in copies])
-            self.folds.append(Held(fold, Asked(places, places[:, None], excluded)))
+            self.folds.append(HeldOutFold(fold, HeldOutQueries(places, places[:, None], excluded)))
         if folds:
             self.sample = unit_rows(vectors, folds[0].asked)
 

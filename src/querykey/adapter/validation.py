@@ -19,8 +19,8 @@ from querykey.types import FrozenRows, Keys, Labels, Numbers, PerQuery, Queries,
 
 __all__ = [
     "TEMPERATURES",
-    "Asked",
     "DistillationQuestion",
+    "HeldOutQueries",
     "LabelQuestion",
     "PairQuestion",
     "Question",
@@ -144,7 +144,7 @@ def _scores(queries: Tensor, keys: Tensor, excluded: Tensor) -> Tensor:
     return scores
 
 
-class Asked(NamedTuple):
+class HeldOutQueries(NamedTuple):
     """Queries that are asked, with what is right for them and what they must not find."""
 
     numbers: Numbers
@@ -165,7 +165,7 @@ class LabelQuestion:
     labels: Labels
     name: str = "log p(own class)"
 
-    def prepare(self, numbers: Numbers, copies: "list[Tensor]") -> Asked:
+    def prepare(self, numbers: Numbers, copies: "list[Tensor]") -> HeldOutQueries:
         """What is right for some rows, and who are their copies.
 
         Args:
@@ -184,13 +184,15 @@ class LabelQuestion:
             members = order[start:stop]
             rights.append(members[~torch.isin(members, own)])
         kept = [place for place, right in enumerate(rights) if len(right)]
-        return Asked(numbers[kept], _padded([rights[i] for i in kept]), _padded([copies[i] for i in kept]))
+        return HeldOutQueries(
+            numbers[kept], _padded([rights[i] for i in kept]), _padded([copies[i] for i in kept])
+        )
 
-    def ask(self, transform: Transform, asked: Asked) -> Tensor:
+    def ask(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
         keys = in_blocks(transform, self.rows)
         return log_probability(keys[asked.numbers], keys, asked.right, asked.excluded)
 
-    def ranks(self, transform: Transform, asked: Asked) -> dict[str, PerQuery]:
+    def ranks(self, transform: Transform, asked: HeldOutQueries) -> dict[str, PerQuery]:
         keys = in_blocks(transform, self.rows)
         found = ranks(keys[asked.numbers], keys, asked.right, asked.excluded)
         return {name: found[name] for name in ("R@1", "MAP@R")}
@@ -213,19 +215,19 @@ class PairQuestion:
     moves_documents: bool
     name: str = "log p(right document)"
 
-    def prepare(self, numbers: Numbers) -> Asked:
+    def prepare(self, numbers: Numbers) -> HeldOutQueries:
         """What is right for some queries; each must have a document."""
         rights = [self.relevance.documents_of(int(number)) for number in numbers]
-        return Asked(numbers, _padded(rights), torch.full((len(numbers), 0), -1))
+        return HeldOutQueries(numbers, _padded(rights), torch.full((len(numbers), 0), -1))
 
-    def ask(self, transform: Transform, asked: Asked) -> Tensor:
+    def ask(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
         return log_probability(*self._rows(transform, asked), asked.right, asked.excluded)
 
-    def ranks(self, transform: Transform, asked: Asked) -> dict[str, PerQuery]:
+    def ranks(self, transform: Transform, asked: HeldOutQueries) -> dict[str, PerQuery]:
         found = ranks(*self._rows(transform, asked), asked.right, asked.excluded)
         return {name: found[name] for name in ("MRR", "R@1")}
 
-    def _rows(self, transform: Transform, asked: Asked) -> tuple[Tensor, Tensor]:
+    def _rows(self, transform: Transform, asked: HeldOutQueries) -> tuple[Tensor, Tensor]:
         documents = in_blocks(transform, self.documents) if self.moves_documents else self.documents
         return in_blocks(transform, self.queries[asked.numbers]), documents
 
@@ -247,7 +249,7 @@ class DistillationQuestion:
     temperature: float
     name: str = "scores of the target kept (-KL)"
 
-    def ask(self, transform: Transform, asked: Asked) -> Tensor:
+    def ask(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
         keys, wanted = in_blocks(transform, self.keys), self._wanted
         queries, size, out = in_blocks(transform, self.queries[asked.numbers]), self._size, []
         for start in range(0, len(queries), size):
@@ -259,7 +261,7 @@ class DistillationQuestion:
             out.append(-(there.exp() * gap).sum(dim=1))
         return torch.cat(out)[:, None] if out else torch.empty(0, 1)
 
-    def ranks(self, transform: Transform, asked: Asked) -> dict[str, PerQuery]:
+    def ranks(self, transform: Transform, asked: HeldOutQueries) -> dict[str, PerQuery]:
         """The share of the ten keys that the frozen rows score highest which is still among the ten."""
         keys, queries = in_blocks(transform, self.keys), in_blocks(transform, self.queries[asked.numbers])
         kept, k = [], min(10, len(self.keys) - 1)

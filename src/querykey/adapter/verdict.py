@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Report", "sentence", "summary"]
+__all__ = ["Report", "sentence", "summary", "unvalidated_report"]
 
 
 class Report(dict[str, Any]):
@@ -15,9 +15,42 @@ class Report(dict[str, Any]):
             raise KeyError(name)
         warnings.warn(
             'report_["helped"] will go in the next version; use report_["verdict"] == "better"',
-            FutureWarning, stacklevel=2,
-        )  # fmt: skip
+            FutureWarning,
+            stacklevel=2,
+        )
         return self.get("verdict") == "better"
+
+
+def unvalidated_report(candidate: str, steps: int, *, steps_taken: int, stopped: str) -> Report:
+    """The report of a fit for which no rows could be held out.
+
+    Args:
+        candidate: The closed form that is returned, or that training started from.
+        steps: Planned; 0 if the closed form itself is returned.
+        steps_taken: Fewer, if training stopped early.
+        stopped: Why training ended.
+
+    Returns:
+        A report without scores.
+    """
+    return Report(
+        measure=None,
+        verdict="not validated",
+        candidate=f"trained, from {candidate}" if steps else candidate,
+        reference=None,
+        difference=None,
+        queries_needed=None,
+        checked={},
+        start=None,
+        best=None,
+        best_step=steps,
+        steps_taken=steps_taken,
+        stopped=stopped,
+        selection="",
+        folds=0,
+        refused={},
+        notes=["nothing could be held out, so nothing is known of new rows"],
+    )
 
 
 def summary(report: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> list[str]:

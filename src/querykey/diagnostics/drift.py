@@ -12,11 +12,11 @@ from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.types import Ids, Rows
 
-__all__ = ["TwoViews", "WalksViews", "drift", "drift_of", "stored_ages", "undisturbed"]
+__all__ = ["ViewBatch", "ViewSource", "drift", "drift_of", "stored_ages", "undisturbed"]
 
 
 @runtime_checkable
-class TwoViews(Protocol):
+class ViewBatch(Protocol):
     """Two views of a batch of images."""
 
     @property
@@ -36,10 +36,10 @@ class TwoViews(Protocol):
 
 
 @runtime_checkable
-class WalksViews(Protocol):
+class ViewSource(Protocol):
     """The views of every step, the same however often they are made: `TrainingImages`."""
 
-    def walk(self, start: int, stop: int) -> Iterator[TwoViews]:
+    def walk(self, start: int, stop: int) -> Iterator[ViewBatch]:
         """Those of steps start to stop."""
         ...
 
@@ -120,7 +120,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 def drift_of(
     dictionary: CrossBatchMemory | MemoryBank,
-    images: WalksViews,
+    images: ViewSource,
     encode: Callable[[Tensor, int], Rows],
     *,
     module: nn.Module,

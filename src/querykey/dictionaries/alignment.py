@@ -120,9 +120,12 @@ class MomentAlignment(nn.Module):
         spread = self.variance.where(self.mean_doubt < UNKNOWN / 2, variance).clamp(min=NARROW**2)
         _follow(self.mean, self.mean_doubt, mean, noise=spread / len(batch), moved=self.drift**2 * spread)
         _follow(
-            self.variance, self.variance_doubt, variance,
-            noise=2.0 * spread**2 / (len(batch) - 1), moved=(2.0 * self.drift * spread) ** 2,
-        )  # fmt: skip
+            self.variance,
+            self.variance_doubt,
+            variance,
+            noise=2.0 * spread**2 / (len(batch) - 1),
+            moved=(2.0 * self.drift * spread) ** 2,
+        )
 
 
 def _follow(believed: Tensor, doubt: Tensor, measured: Tensor, *, noise: Tensor, moved: Tensor) -> None:

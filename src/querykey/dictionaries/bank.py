@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from querykey.dictionaries.protocol import Held
+from querykey.dictionaries.protocol import MemoryRows
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, gather_rows, shard
 from querykey.errors import RangeError, ShapeError
 from querykey.types import Ids, Numbers, Rows
@@ -82,14 +82,14 @@ class MemoryBank(nn.Module):
         """Items, from the start."""
         return len(self.ids)
 
-    def read(self) -> Held:
+    def read(self) -> MemoryRows:
         """All rows, slot i with id i, unlabelled: those of this process.
 
         Views, not copies. A loss that is computed from them must run backward before the next
         `write`; torch refuses it afterwards.
         """
         own = slice(self.processes.rank, None, self.processes.world_size)
-        return Held(self.vectors, self.ids[own], self.labels[own])
+        return MemoryRows(self.vectors, self.ids[own], self.labels[own])
 
     def rows(self, ids: Ids) -> Rows:
         """The stored rows of these items, whichever process holds them.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from querykey.dictionaries.protocol import Held
+from querykey.dictionaries.protocol import MemoryRows
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, gather_rows, shard, shard_size
 from querykey.errors import RangeError, ShapeError
 from querykey.types import Ids, Labels, Numbers, Rows
@@ -72,14 +72,16 @@ class CrossBatchMemory(nn.Module):
         """Rows held now."""
         return self._filled
 
-    def read(self) -> Held:
+    def read(self) -> MemoryRows:
         """The rows held now, in slot order: those of this process.
 
         Views, not copies: nothing of the memory is cloned in a step. A loss that is computed from
         them must run backward before the next `enqueue`; torch refuses it afterwards.
         """
         own = slice(self.processes.rank, self._filled, self.processes.world_size)
-        return Held(self.vectors[: shard_size(self._filled, self.processes)], self.ids[own], self.labels[own])
+        return MemoryRows(
+            self.vectors[: shard_size(self._filled, self.processes)], self.ids[own], self.labels[own]
+        )
 
     def rows(self, slots: Numbers) -> Rows:
         """The rows of some slots, whichever process holds them.

@@ -7,10 +7,10 @@ from torch import Tensor
 from querykey.distributed.process_group import ProcessGroup
 from querykey.types import Ids, Labels, Numbers, Rows
 
-__all__ = ["Dictionary", "Held"]
+__all__ = ["Dictionary", "MemoryRows"]
 
 
-class Held(NamedTuple):
+class MemoryRows(NamedTuple):
     """Rows of a dictionary, each with its item id and its label (-1: unlabelled)."""
 
     vectors: Rows
@@ -41,7 +41,7 @@ class Dictionary(Protocol):
         """Slots that are filled, of all processes."""
         ...
 
-    def read(self) -> Held:
+    def read(self) -> MemoryRows:
         """The rows that this process holds, in the order of their slots."""
         ...
 

@@ -47,9 +47,14 @@ class KeyQueue(CrossBatchMemory):
     """
 
     def __init__(
-        self, *, capacity: int, dim: int, start: QueueStart = "empty", seed: int = 0,
+        self,
+        *,
+        capacity: int,
+        dim: int,
+        start: QueueStart = "empty",
+        seed: int = 0,
         processes: ProcessGroup = SINGLE_PROCESS,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(capacity=capacity, dim=dim, processes=processes)
         if start not in ("empty", "random"):
             raise ConfigError(f"a queue starts empty or random; got {start!r}")

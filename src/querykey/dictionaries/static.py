@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from querykey.dictionaries.protocol import Held
+from querykey.dictionaries.protocol import MemoryRows
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, gather_rows
 from querykey.types import Ids, Labels, Numbers, Rows
 
@@ -27,7 +27,7 @@ class InBatch:
     processes = SINGLE_PROCESS
 
     def __init__(self) -> None:
-        self._held = Held(
+        self._held = MemoryRows(
             torch.empty(0, 0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
         )
 
@@ -35,7 +35,7 @@ class InBatch:
         """Rows held now."""
         return len(self._held.ids)
 
-    def read(self) -> Held:
+    def read(self) -> MemoryRows:
         """The rows of the last `enqueue`."""
         return self._held
 
@@ -59,7 +59,7 @@ class InBatch:
 
     def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
         """Hold these rows in place of the last ones."""
-        self._held = Held(vectors.detach(), ids, torch.full_like(ids, -1) if labels is None else labels)
+        self._held = MemoryRows(vectors.detach(), ids, torch.full_like(ids, -1) if labels is None else labels)
 
 
 class WholeSet:
@@ -87,13 +87,13 @@ class WholeSet:
         self.labels = torch.full((len(vectors),), -1) if labels is None else labels
         self.ids, self.processes = torch.arange(len(self.labels)), processes
         own = slice(processes.rank, None, processes.world_size)
-        self._held = Held(vectors, self.ids[own], self.labels[own])
+        self._held = MemoryRows(vectors, self.ids[own], self.labels[own])
 
     def __len__(self) -> int:
         """Items held, from the start."""
         return len(self.ids)
 
-    def read(self) -> Held:
+    def read(self) -> MemoryRows:
         """All items, or this process's share of them."""
         return self._held
 

@@ -20,7 +20,7 @@ from querykey.evaluation.geometry import (
 from querykey.evaluation.intervals import SAMPLES
 from querykey.evaluation.knn import knn_correct
 from querykey.evaluation.logistic_regression import logistic_regression
-from querykey.evaluation.ranking import GradedPairs, Metric, is_finite, measure
+from querykey.evaluation.ranking import GradedPairs, Metric, is_finite, measure_rankings
 from querykey.evaluation.retrieval import (
     average_precision_at_r,
     hit_at,
@@ -30,7 +30,7 @@ from querykey.evaluation.retrieval import (
     reciprocal_rank,
 )
 from querykey.evaluation.table import OVERLAP, OVERLAP_K, Table, tabulate
-from querykey.evaluation.task import CLASSIFIER, Embedded, Maker, Protocol, Task, embed
+from querykey.evaluation.task import CLASSIFIER, Embedded, Maker, Protocol, Task, embed_task
 from querykey.io.records import versions
 from querykey.lookup.lookup import IGNORE_LABEL, Lookup, PairRule, look_up
 from querykey.lookup.nearest import nearest
@@ -108,9 +108,9 @@ class Examination:
         if self.task.kind == "pairs":
             assert rows.queries is not None
             lookup = Lookup(rows.queries[self.asked], rows.test, self.graded, "cosine")
-            numbers = measure(lookup, PAIR_METRICS)
+            numbers = measure_rankings(lookup, PAIR_METRICS)
         elif self.task.kind == "labels":
-            numbers = measure(self._among_the_others(rows), LABEL_METRICS)
+            numbers = measure_rankings(self._among_the_others(rows), LABEL_METRICS)
             if self.task.shares_classes and rows.train is not None:
                 numbers[KNN] = self._knn(rows)
         numbers[OVERLAP] = neighbour_overlap(self._neighbours(rows), self.frozen_neighbours)
@@ -200,19 +200,28 @@ class Examination:
         ids, labels = self.task.ids, self.task.test_labels
         assert labels is not None
         return look_up(
-            rows.test[self.asked], rows.test, query_ids=ids[self.asked], key_ids=ids,
-            query_labels=labels[self.asked], key_labels=labels,
-            rule=PairRule(positive="label"), score="cosine",
-        )  # fmt: skip
+            rows.test[self.asked],
+            rows.test,
+            query_ids=ids[self.asked],
+            key_ids=ids,
+            query_labels=labels[self.asked],
+            key_labels=labels,
+            rule=PairRule(positive="label"),
+            score="cosine",
+        )
 
     def _knn(self, rows: Embedded) -> PerQuery:
         assert rows.train is not None
         assert self.task.train_labels is not None
         assert self.task.test_labels is not None
         return knn_correct(
-            rows.train, self.task.train_labels, rows.test[self.asked], self.task.test_labels[self.asked],
-            k=self.protocol.knn_k, temperature=self.protocol.knn_temperature,
-        )  # fmt: skip
+            rows.train,
+            self.task.train_labels,
+            rows.test[self.asked],
+            self.task.test_labels[self.asked],
+            k=self.protocol.knn_k,
+            temperature=self.protocol.knn_temperature,
+        )
 
     def _check(self, name: str, rows: Embedded) -> None:
         for side, ours, asked in (
@@ -263,7 +272,7 @@ def evaluate(
 
     Args:
         task: What is evaluated.
-        methods: Name to its rows, for example `{"adapter": embed(task, transform)}`, or to a function
+        methods: Name to its rows, for example `{"adapter": embed_task(task, transform)}`, or to a function
             that makes them.
         dim: Width of the baselines, at most that of the features.
         protocol: The constants; None for the defaults.
@@ -279,7 +288,7 @@ def evaluate(
     Example:
         >>> import torch
         >>> task = Task(test=torch.eye(6))
-        >>> table = evaluate(task, {"ours": embed(task, lambda rows: rows[:, :3])}, dim=3)
+        >>> table = evaluate(task, {"ours": embed_task(task, lambda rows: rows[:, :3])}, dim=3)
         >>> table.metrics, "ours" in table.cells
         (('overlap@10',), True)
     """
@@ -290,7 +299,7 @@ def evaluate(
         if name in baselines or name == CLASSIFIER:
             raise DataError(f"a method can't be named {name!r}, which is a baseline; choose another name")
     rows: dict[str, Maker] = {
-        name: partial(embed, task, baseline.transform) for name, baseline in baselines.items()
+        name: partial(embed_task, task, baseline.transform) for name, baseline in baselines.items()
     }
     rows["frozen"] = Embedded(test=task.test, train=task.train, queries=task.queries)
     notes: dict[str, Any] = {

@@ -17,7 +17,7 @@ from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup.lookup import Block, Lookup, Pairs
 from querykey.types import PairMask, PerQuery, Scores
 
-__all__ = ["GradedPairs", "Metric", "Ranking", "is_finite", "measure", "rankings"]
+__all__ = ["GradedPairs", "Metric", "Ranking", "is_finite", "measure_rankings", "rankings"]
 
 QUERY_BLOCK = 1024
 KEY_BLOCK = 4096
@@ -113,7 +113,9 @@ class Ranking:
 Metric = Callable[[Ranking], PerQuery]
 
 
-def measure(lookup: Lookup, metrics: Mapping[str, Metric], *, depth: int = 10) -> dict[str, PerQuery]:
+def measure_rankings(
+    lookup: Lookup, metrics: Mapping[str, Metric], *, depth: int = 10
+) -> dict[str, PerQuery]:
     """Rank once and take every metric from it; memory doesn't grow with queries x keys.
 
     Args:
@@ -132,7 +134,8 @@ def measure(lookup: Lookup, metrics: Mapping[str, Metric], *, depth: int = 10) -
         >>> from querykey.evaluation.retrieval import hit_at
         >>> pairs = GradedPairs(torch.tensor([[0, 1, 1]]), queries=1, keys=2)
         >>> lookup = Lookup(torch.tensor([[1.0, 0.0]]), torch.eye(2), pairs)
-        >>> measure(lookup, {"hit@1": lambda r: hit_at(r, 1), "hit@2": lambda r: hit_at(r, 2)}, depth=2)
+        >>> metrics = {"hit@1": lambda r: hit_at(r, 1), "hit@2": lambda r: hit_at(r, 2)}
+        >>> measure_rankings(lookup, metrics, depth=2)
         {'hit@1': tensor([0.]), 'hit@2': tensor([1.])}
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in metrics}

@@ -1,6 +1,6 @@
 """Retrieval metrics: one number a query from its ranking, NaN where it has nothing to find.
 
-Each takes a `Ranking`; `measure` walks a look-up once and gives them all.
+Each takes a `Ranking`; `measure_rankings` walks a look-up once and gives them all.
 """
 
 import torch

@@ -9,7 +9,7 @@ from querykey.errors import DataError
 from querykey.evaluation.intervals import Interval, bootstrap_columns
 from querykey.types import PerQuery
 
-__all__ = ["Cell", "Table", "tabulate"]
+__all__ = ["Table", "TableCell", "tabulate"]
 
 OVERLAP_K = 10
 OVERLAP = f"overlap@{OVERLAP_K}"
@@ -17,7 +17,7 @@ OVERLAP = f"overlap@{OVERLAP_K}"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One method under one metric.
 
     Args:
@@ -51,7 +51,7 @@ class Table:
         protocol: Every constant and count that the numbers depend on.
     """
 
-    cells: dict[str, dict[str, Cell]]
+    cells: dict[str, dict[str, TableCell]]
     figures: dict[str, dict[str, float]]
     per_query: dict[str, dict[str, PerQuery]]
     references: tuple[str, ...]
@@ -78,10 +78,12 @@ class Table:
         out = {"protocol": self.protocol, "references": list(self.references), "methods": methods}
         if per_query:
             out["per_query"] = {
-                name: {metric: [None if math.isnan(v) else v for v in values.tolist()]
-                       for metric, values in row.items()}
+                name: {
+                    metric: [None if math.isnan(v) else v for v in values.tolist()]
+                    for metric, values in row.items()
+                }
                 for name, row in self.per_query.items()
-            }  # fmt: skip
+            }
         return out
 
     def overview(self) -> list[tuple[str, ...]]:
@@ -115,7 +117,7 @@ class Table:
             rows.append((name, _number(cell.value.mean), _between(cell.value), *differences))
         return rows
 
-    def _short(self, cell: Cell) -> str:
+    def _short(self, cell: TableCell) -> str:
         # a blank keeps each reference's sign in its place
         signs = "".join(_sign(cell.against.get(name)) for name in self.references[:2])
         return (_number(cell.value.mean) + signs).rstrip()
@@ -148,7 +150,7 @@ def tabulate(
         >>> table.overview()[2]
         ('ours', '', '1.00+')
     """
-    cells: dict[str, dict[str, Cell]] = {name: {} for name in per_query}
+    cells: dict[str, dict[str, TableCell]] = {name: {} for name in per_query}
     for metric in dict.fromkeys(metric for row in per_query.values() for metric in row):
         values = {name: row[metric] for name, row in per_query.items() if metric in row}
         values = {name: column for name, column in values.items() if not column.isnan().all()}
@@ -161,7 +163,7 @@ def tabulate(
         differences = dict(zip(pairs, intervals[len(values) :], strict=True))
         for (name, column), interval in zip(values.items(), intervals, strict=False):
             against = {r: differences[name, r] for r in compared if r != name}
-            cells[name][metric] = Cell(interval, against, int((~column.isnan()).sum()))
+            cells[name][metric] = TableCell(interval, against, int((~column.isnan()).sum()))
     return Table(
         cells=cells,
         figures={name: dict(row) for name, row in figures.items()},

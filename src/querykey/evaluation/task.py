@@ -14,7 +14,7 @@ from querykey.evaluation.few_labels import count_classes
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.types import Ids, Rows
 
-__all__ = ["CLASSIFIER", "Embedded", "Maker", "Protocol", "Task", "Transform", "embed"]
+__all__ = ["CLASSIFIER", "Embedded", "Maker", "Protocol", "Task", "Transform", "embed_task"]
 
 Transform = Callable[[Tensor], Tensor]
 """Frozen rows [rows, width] to rows [rows, dim]."""
@@ -130,7 +130,7 @@ Maker = Embedded | Callable[[], Embedded]
 """Rows, or a function that makes them when their turn comes: then one method's are held at a time."""
 
 
-def embed(task: Task, items: Transform, queries: Transform | None = None) -> Embedded:
+def embed_task(task: Task, items: Transform, queries: Transform | None = None) -> Embedded:
     """Embed a task's frozen rows.
 
     Args:

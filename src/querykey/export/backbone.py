@@ -116,10 +116,15 @@ def export_backbone_onnx(backbone: Backbone, out: str | Path, *, origin: Backbon
     with new_folder(out) as tmp_path:
         try:
             torch.onnx.export(
-                whole, (images,), str(tmp_path / GRAPH), input_names=["images"], output_names=["h"],
-                dynamic_shapes={"images": {0: torch.export.Dim("rows", min=1)}}, external_data=False,
+                whole,
+                (images,),
+                str(tmp_path / GRAPH),
+                input_names=["images"],
+                output_names=["h"],
+                dynamic_shapes={"images": {0: torch.export.Dim("rows", min=1)}},
+                external_data=False,
                 verbose=False,
-            )  # fmt: skip
+            )
         except Exception as error:  # torch's exporter raises its own kinds
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ExportError(f"{backbone.spec} cannot be written as ONNX: {first}") from error

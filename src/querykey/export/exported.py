@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from querykey.encoders.heads import FCLayer
 from querykey.errors import ExportError
-from querykey.export.model_card import front_matter, limits, measured
+from querykey.export.model_card import front_matter, limits, results_section
 from querykey.types import FrozenRows, Rows
 
 __all__ = [
@@ -192,7 +192,7 @@ def write_readme(folder: Path, title: str, use: str, fc: FCLayer, origin: Origin
 
 ## Measured
 
-{measured(origin.report)}
+{results_section(origin.report)}
 
 ## Limits
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["front_matter", "limits", "measured"]
+__all__ = ["front_matter", "limits", "results_section"]
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _TAGS = {
@@ -48,7 +48,7 @@ def front_matter(library: str, *, model: str, data_key: str) -> str:
     return "\n".join([*lines, "---"])
 
 
-def measured(report: Mapping[str, Any]) -> str:
+def results_section(report: Mapping[str, Any]) -> str:
     """What the fit measured on validation queries, as a table.
 
     Args:
@@ -75,10 +75,13 @@ def measured(report: Mapping[str, Any]) -> str:
         rows.insert(0, _row(measure, report.get("best"), report.get("start"), report.get("difference")))
     if rows:
         lines += [
-            "", f"| measure | adapter | {reference} | difference [95% interval] | queries |",
-            "|---|---:|---:|---:|---:|", *rows, "",
+            "",
+            f"| measure | adapter | {reference} | difference [95% interval] | queries |",
+            "|---|---:|---:|---:|---:|",
+            *rows,
+            "",
             "Measured on validation queries of the data of the fit; an interval without 0 is a difference.",
-        ]  # fmt: skip
+        ]
     return "\n".join(lines)
 
 

@@ -109,10 +109,13 @@ class _Graph:
         helper.set_model_props(
             model,
             {
-                "model_key": origin.model_key, "model": origin.model, "side": origin.side,
-                "kind": fc.kind, "re_index": origin.re_index,
+                "model_key": origin.model_key,
+                "model": origin.model,
+                "side": origin.side,
+                "kind": fc.kind,
+                "re_index": origin.re_index,
             },
-        )  # fmt: skip
+        )
         self._onnx.checker.check_model(model, full_check=True)
         return model
 

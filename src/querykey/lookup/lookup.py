@@ -348,9 +348,11 @@ def look_up(
             f"queries are {queries.shape[1]} wide and keys {keys.shape[1]}; they must be the same"
         )
     for name, ids, rows in (
-        ("query_ids", query_ids, queries), ("key_ids", key_ids, keys),
-        ("query_labels", query_labels, queries), ("key_labels", key_labels, keys),
-    ):  # fmt: skip
+        ("query_ids", query_ids, queries),
+        ("key_ids", key_ids, keys),
+        ("query_labels", query_labels, queries),
+        ("key_labels", key_labels, keys),
+    ):
         if ids is not None and len(ids) != len(rows):
             raise ShapeError(f"{name} has {len(ids)} entries for {len(rows)} rows; one for each is needed")
     if rule.positive == "label" and (query_labels is None or key_labels is None):

@@ -23,7 +23,7 @@ NOTHING = -80.0
 """The lowest exponent taken: exp(-80) is nothing beside 1, and below it `exp` is 10 to 25 times slower."""
 
 
-def read(lookup: Lookup, *, merges: bool = False) -> tuple[Scores, PairMask, PairMask]:
+def scores_and_masks(lookup: Lookup, *, merges: bool = False) -> tuple[Scores, PairMask, PairMask]:
     """Scores, positive and negative pairs; one column or more.
 
     Where there are no keys, as in a memory that is still
@@ -125,7 +125,7 @@ def read_target(lookup: Lookup, target: Lookup) -> tuple[Scores, PairMask]:
         ShapeError: If they are not.
     """
     require_same_size(lookup, target)
-    scores, positive, negative = read(target, merges=True)
+    scores, positive, negative = scores_and_masks(target, merges=True)
     return scores.detach(), positive | negative
 
 

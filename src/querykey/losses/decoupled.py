@@ -7,7 +7,7 @@ from torch import Tensor
 
 from querykey.errors import RangeError
 from querykey.lookup.lookup import Lookup
-from querykey.losses._pair_weights import NOTHING, as_numbers, penalty, read, softmax, weigh
+from querykey.losses._pair_weights import NOTHING, as_numbers, penalty, scores_and_masks, softmax, weigh
 from querykey.losses.info_nce import check_temperature
 from querykey.losses.streaming import Form, takes_streamed
 from querykey.losses.streaming_blocks import Positives, log_mean_of_positives, softmax_of_blocks
@@ -74,7 +74,7 @@ def decoupled(
         )
     if form != "plain" and takes_streamed(lookup, form):
         return _streamed(lookup, temperature, sigma)
-    scores, is_positive, is_negative = read(lookup)
+    scores, is_positive, is_negative = scores_and_masks(lookup)
     logits = scores / temperature
     with torch.no_grad():
         positive = as_numbers(is_positive, scores.dtype)

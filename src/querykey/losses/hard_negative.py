@@ -7,7 +7,7 @@ from torch import Tensor
 
 from querykey.errors import RangeError
 from querykey.lookup.lookup import Lookup
-from querykey.losses._pair_weights import as_numbers, penalty, read, softmax, weigh
+from querykey.losses._pair_weights import as_numbers, penalty, scores_and_masks, softmax, weigh
 from querykey.losses.info_nce import check_temperature
 from querykey.types import PerQuery
 
@@ -108,7 +108,7 @@ def hard_negative(
         )
     if not 0.0 <= beta < math.inf:
         raise RangeError(f"beta must be >= 0 and finite, got {beta}; 1 is usual")
-    scores, is_positive, is_negative = read(lookup)
+    scores, is_positive, is_negative = scores_and_masks(lookup)
     logits = scores / temperature
     floor = -1.0 / temperature
     with torch.no_grad():

@@ -9,7 +9,7 @@ from querykey.errors import RangeError, ShapeError
 from querykey.lookup.lookup import Lookup
 from querykey.lookup.two_view_pairs import look_up_views
 from querykey.lookup.unit_length import unit_length
-from querykey.losses._pair_weights import as_numbers, read, softmax, weigh
+from querykey.losses._pair_weights import as_numbers, scores_and_masks, softmax, weigh
 from querykey.losses.streaming import Form, takes_streamed
 from querykey.losses.streaming_blocks import Positives, softmax_of_blocks
 from querykey.losses.streaming_views import two_views
@@ -70,7 +70,7 @@ def info_nce(lookup: Lookup, *, temperature: float | Tensor, form: Form = "auto"
         if views is not None:
             return torch.log1p(views.negatives * (-views.positive).exp())
         return softmax_of_blocks(lookup, temperature, Positives(lookup.pairs))
-    scores, is_positive, is_negative = read(lookup)
+    scores, is_positive, is_negative = scores_and_masks(lookup)
     logits = scores / temperature
     with torch.no_grad():
         positive = as_numbers(is_positive, scores.dtype)
@@ -122,7 +122,7 @@ def nca(lookup: Lookup, *, temperature: float | Tensor) -> PerQuery:
         over a memory: Wu et al. 2018, arXiv:1808.04699, eq. 4 to 6.
     """
     check_temperature("temperature", temperature)
-    scores, is_positive, is_negative = read(lookup)
+    scores, is_positive, is_negative = scores_and_masks(lookup)
     logits = scores / temperature
     with torch.no_grad():
         top, log_total, weights = softmax(logits, as_numbers(is_positive | is_negative, scores.dtype))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.lookup.lookup import Lookup
-from querykey.losses._pair_weights import FAR, as_numbers, penalty, read, weigh
+from querykey.losses._pair_weights import FAR, as_numbers, penalty, scores_and_masks, weigh
 from querykey.losses.info_nce import check_temperature
 from querykey.types import PairMask, PerQuery, Scores
 
@@ -56,7 +56,7 @@ def nt_logistic(
         mean, from whichever keys the look-up calls negative: with `look_up_views` both views.
     """
     check_temperature("temperature", temperature)
-    scores, is_positive, is_negative = read(lookup)
+    scores, is_positive, is_negative = scores_and_masks(lookup)
     logits = scores / temperature
     with torch.no_grad():
         positive, negative = (as_numbers(mask, scores.dtype) for mask in (is_positive, is_negative))

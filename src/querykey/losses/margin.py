@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from querykey.errors import RangeError
 from querykey.lookup.lookup import Lookup
-from querykey.losses._pair_weights import FAR, as_numbers, penalty, read, weigh
+from querykey.losses._pair_weights import FAR, as_numbers, penalty, scores_and_masks, weigh
 from querykey.types import PairMask, PerQuery, Scores
 
 __all__ = [
@@ -177,7 +177,7 @@ def contrastive(
     positive_margin = usual_positive if positive_margin is None else positive_margin
     negative_margin = usual_negative if negative_margin is None else negative_margin
     _check_margins(distance, positive_margin, negative_margin)
-    scores, is_positive, is_negative = read(lookup, merges=True)
+    scores, is_positive, is_negative = scores_and_masks(lookup, merges=True)
     with torch.no_grad():
         positive, negative = as_numbers(is_positive, scores.dtype), as_numbers(is_negative, scores.dtype)
         match distance:
@@ -251,7 +251,7 @@ def triplet(
         raise RangeError(
             f"margin must be {lowest} with {mining} triplets, got {margin}; 0.05 to 0.2 is usual"
         )
-    scores, positive, negative = read(lookup)
+    scores, positive, negative = scores_and_masks(lookup)
     match mining:
         case "hard":
             near = (scores + penalty(as_numbers(negative, scores.dtype))).amax(dim=1)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import RangeError, ShapeError
 from querykey.lookup.lookup import Lookup
-from querykey.losses._pair_weights import as_numbers, penalty, read, weigh
+from querykey.losses._pair_weights import as_numbers, penalty, scores_and_masks, weigh
 from querykey.losses.info_nce import check_temperature
 from querykey.types import PerQuery
 
@@ -67,7 +67,7 @@ def nce(
     _check_normaliser(normaliser)
     if noise_items < 1:
         raise RangeError(f"noise_items must be at least 1, got {noise_items}; it is the number of items")
-    scores, is_positive, is_negative = read(lookup)
+    scores, is_positive, is_negative = scores_and_masks(lookup)
     logits = scores / temperature
     with torch.no_grad():
         positive, negative = (as_numbers(mask, scores.dtype) for mask in (is_positive, is_negative))
@@ -126,7 +126,7 @@ def nce_normaliser(
     check_temperature("temperature", temperature)
     if items < 1:
         raise RangeError(f"items must be at least 1, got {items}; it is the number of items")
-    scores, positive, negative = read(lookup)  # with its graph: the look-up keeps it for the loss
+    scores, positive, negative = scores_and_masks(lookup)  # with its graph: the look-up keeps it for the loss
     with torch.no_grad():
         takes_part = as_numbers(positive | negative, scores.dtype)
         logits = (scores / temperature).add_(penalty(takes_part))

@@ -6,9 +6,9 @@ from torch import Tensor
 from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import (
     as_numbers,
-    read,
     read_target,
     require_same_size,
+    scores_and_masks,
     softmax,
     softmax_of_all,
     weigh,
@@ -16,7 +16,7 @@ from querykey.losses._pair_weights import (
 from querykey.losses.info_nce import check_temperature
 from querykey.losses.margin import soft_triplets
 from querykey.losses.streaming import Form, takes_streamed
-from querykey.losses.streaming_blocks import Target, rows_of, softmax_of_blocks
+from querykey.losses.streaming_blocks import Target, dot_product_rows, softmax_of_blocks
 from querykey.types import PerQuery
 
 __all__ = ["rank_loss", "score_difference", "score_distillation"]
@@ -83,11 +83,11 @@ def score_distillation(
     require_same_size(lookup, target)
     if form != "plain" and takes_streamed(lookup, form):
         with torch.no_grad():
-            queries, keys = rows_of(target)
+            queries, keys = dot_product_rows(target)
             divisor = target_temperature or temperature
             frozen_logits = Lookup(queries / divisor, keys, target.pairs)
         return softmax_of_blocks(lookup, temperature, Target(frozen_logits))
-    scores, _, _ = read(lookup, merges=True)
+    scores, _, _ = scores_and_masks(lookup, merges=True)
     logits, shard_group = scores / temperature, lookup.shard_group
     with torch.no_grad():
         frozen, pairs = read_target(lookup, target)
@@ -133,7 +133,7 @@ def score_difference(lookup: Lookup, target: Lookup) -> PerQuery:
         Zhang et al. 2025, "SMEC", arXiv:2510.12474, eq. 7, where the selected pairs are the
         top-k of the frozen scores. On its own it can end below the PCA it starts from.
     """
-    scores, _, _ = read(lookup)
+    scores, _, _ = scores_and_masks(lookup)
     with torch.no_grad():
         frozen, pairs = read_target(lookup, target)
         share = as_numbers(pairs, scores.dtype)
@@ -167,4 +167,4 @@ def rank_loss(lookup: Lookup) -> PerQuery:
     Source:
         Zhang et al. 2025, "SMEC", arXiv:2510.12474, eq. 8.
     """
-    return soft_triplets(*read(lookup), margin=0.0)
+    return soft_triplets(*scores_and_masks(lookup), margin=0.0)

@@ -24,9 +24,9 @@ __all__ = [
     "Piece",
     "Positives",
     "Target",
+    "dot_product_rows",
     "keys_of",
     "log_mean_of_positives",
-    "rows_of",
     "softmax_of_blocks",
 ]
 
@@ -164,12 +164,12 @@ def softmax_of_blocks(lookup: Lookup, temperature: float | Tensor, terms: Positi
         the keys: Rabe and Staats 2021, arXiv:2112.05682, section 2.
     """
     with torch.autocast(lookup.queries.device.type, enabled=False):
-        queries, keys = rows_of(lookup)
+        queries, keys = dot_product_rows(lookup)
         value: Tensor = _Streamed.apply(queries / temperature, keys, terms)
     return value
 
 
-def rows_of(lookup: Lookup) -> tuple[Tensor, Tensor]:
+def dot_product_rows(lookup: Lookup) -> tuple[Tensor, Tensor]:
     """Queries in float32 at least and keys, of which the scores are dot products."""
     queries = lookup.queries.float() if lookup.queries.element_size() < 4 else lookup.queries
     if lookup.score == "dot":
@@ -196,7 +196,7 @@ def log_mean_of_positives(lookup: Lookup, sigma: float) -> Tensor:
         One number.
     """
     whole = lookup if lookup.whole is None else lookup.whole
-    queries, keys = rows_of(whole)
+    queries, keys = dot_product_rows(whole)
     sums, count = [], queries.new_zeros(())
     for _, part in _parts(Lookup(queries, keys, whole.pairs)):
         for _, scores, is_positive, _ in part.blocks(KEYS):

@@ -6,7 +6,7 @@ import torch
 
 from querykey.errors import RangeError
 from querykey.lookup.lookup import Lookup
-from querykey.losses._pair_weights import FAR, NOTHING, as_numbers, penalty, read, softmax, weigh
+from querykey.losses._pair_weights import FAR, NOTHING, as_numbers, penalty, scores_and_masks, softmax, weigh
 from querykey.types import PerQuery
 
 __all__ = ["circle", "multi_similarity"]
@@ -60,7 +60,7 @@ def multi_similarity(
     _require_positive(alpha=alpha, beta=beta)
     if epsilon is not None and not epsilon >= 0.0:
         raise RangeError(f"epsilon must be >= 0, got {epsilon}; give None to keep all pairs")
-    scores, positive, negative = read(lookup)
+    scores, positive, negative = scores_and_masks(lookup)
     with torch.no_grad():
         near = scores + penalty(as_numbers(negative, scores.dtype))  # -FAR where not a negative
         far = scores - penalty(as_numbers(positive, scores.dtype))  # FAR where not a positive
@@ -124,7 +124,7 @@ def circle(lookup: Lookup, *, margin: float = 0.4, gamma: float = 80.0) -> PerQu
     if not 0.0 < margin < 1.0:
         raise RangeError(f"margin must be above 0 and below 1, got {margin}; 0.4 is usual for retrieval")
     _require_positive(gamma=gamma)
-    scores, positive, negative = read(lookup)
+    scores, positive, negative = scores_and_masks(lookup)
     with torch.no_grad():
         push = (scores + margin).clamp_(min=0.0).mul_(gamma)
         pull = (1.0 + margin - scores).clamp_(min=0.0).mul_(gamma)

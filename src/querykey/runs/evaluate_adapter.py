@@ -12,7 +12,7 @@ from querykey.data.labels import common_labels
 from querykey.errors import DataError, ModelMismatchError, Notify, QuerykeyError, ShapeError
 from querykey.evaluation.protocol import evaluate
 from querykey.evaluation.table import Table
-from querykey.evaluation.task import Embedded, Protocol, Task, embed
+from querykey.evaluation.task import Embedded, Protocol, Task, embed_task
 from querykey.features.embed import embed as embed_source
 from querykey.features.embed import features_key
 from querykey.features.features import Features
@@ -248,7 +248,7 @@ def rows_of(adapter: Adapter, task: Task) -> Embedded:
         assert isinstance(out, Tensor)
         return out
 
-    return embed(task, items, queries)
+    return embed_task(task, items, queries)
 
 
 def _to_fit_baselines(run: Run, notify: Notify) -> Features | None:

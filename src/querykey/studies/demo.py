@@ -23,7 +23,7 @@ from querykey.encoders.frozen.encoder import FrozenEncoder, load_encoder
 from querykey.errors import MissingExtraError
 from querykey.evaluation.protocol import evaluate
 from querykey.evaluation.table import Table
-from querykey.evaluation.task import Task, embed
+from querykey.evaluation.task import Task, embed_task
 from querykey.export import Origin, export_onnx
 from querykey.features.embed import embed as embed_source
 from querykey.features.features import Features
@@ -273,7 +273,7 @@ def _measure(train: Features, test: Features, runs: dict[str, Run]) -> Table:
     assert test.queries is not None
     task = Task(test=test.vectors, train=train.vectors, queries=test.queries.vectors, pairs=test.pairs)
     names = {"compressed": "ours, 64", "adapter": "ours, 384"}
-    methods = {names[name]: embed(task, partial(_adapted, run)) for name, run in runs.items()}
+    methods = {names[name]: embed_task(task, partial(_adapted, run)) for name, run in runs.items()}
     return evaluate(task, methods, dim=DIM)
 
 

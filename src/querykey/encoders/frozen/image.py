@@ -82,9 +82,13 @@ def load_timm(name: str, *, device: torch.device) -> TorchModel:
     )
     _, height, width = config["input_size"]
     return TorchModel(
-        model, kind="image", prepare=prepare, blank=lambda: _gray(height, width),
-        identity=identity, device=device,
-    )  # fmt: skip
+        model,
+        kind="image",
+        prepare=prepare,
+        blank=lambda: _gray(height, width),
+        identity=identity,
+        device=device,
+    )
 
 
 def load_factory(spec: str, *, device: torch.device) -> TorchModel:

@@ -12,9 +12,9 @@ from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, cur
 from querykey.errors import SecondDerivativeError, ShapeError
 
 __all__ = [
+    "BatchStatistics",
     "GlobalBatchNorm",
     "Shared",
-    "Statistics",
     "global_batch_norm",
     "joined",
     "move_running",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-class Statistics(NamedTuple):
+class BatchStatistics(NamedTuple):
     """Rows times places, mean and biased variance a channel in float64, and the dtype to compute in."""
 
     values: int
@@ -35,25 +35,25 @@ class Statistics(NamedTuple):
 
 
 def normalised(
-    rows: Tensor, statistics: Statistics, weight: Tensor | None, bias: Tensor | None, eps: float
+    rows: Tensor, statistics: BatchStatistics, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """Some rows by the statistics of all; scale and shift pass gradients, the statistics do not."""
     mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))
     return F.batch_norm(rows, mean, variance, weight, bias, training=False, eps=eps)
 
 
-def statistics_of(rows: Tensor) -> Statistics:
+def statistics_of(rows: Tensor) -> BatchStatistics:
     """Of some rows."""
     count = rows.numel() // rows.shape[1]
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     mean, variance = torch.zeros(2, rows.shape[1], dtype=dtype, device=rows.device).unbind()
     if count == 1:  # the unbiased variance that torch gives would be 0 / 0
-        return Statistics(1, rows.reshape(-1).double(), variance.double(), dtype)
+        return BatchStatistics(1, rows.reshape(-1).double(), variance.double(), dtype)
     torch.batch_norm_update_stats(rows.to(mean.dtype), mean, variance, 1.0)  # gives the unbiased one
-    return Statistics(count, mean.double(), variance.double() * (count - 1) / count, dtype)
+    return BatchStatistics(count, mean.double(), variance.double() * (count - 1) / count, dtype)
 
 
-def joined(parts: Sequence[Statistics], processes: ProcessGroup = SINGLE_PROCESS) -> Statistics:
+def joined(parts: Sequence[BatchStatistics], processes: ProcessGroup = SINGLE_PROCESS) -> BatchStatistics:
     """The statistics of all parts of a batch: of this process, in their order, and then of all processes.
 
     Args:
@@ -81,11 +81,11 @@ def joined(parts: Sequence[Statistics], processes: ProcessGroup = SINGLE_PROCESS
         variance = (square - mean**2).clamp_(min=0)
     if count < 2:
         raise ShapeError("batch norm in train mode needs more than one value a channel; give a larger batch")
-    return Statistics(count, mean, variance, parts[0].dtype)
+    return BatchStatistics(count, mean, variance, parts[0].dtype)
 
 
 @torch.no_grad()
-def move_running(running: tuple[Tensor, Tensor] | None, share: float, statistics: Statistics) -> None:
+def move_running(running: tuple[Tensor, Tensor] | None, share: float, statistics: BatchStatistics) -> None:
     """Move running mean and variance in place, as torch does: with the unbiased variance."""
     if running is None:
         return
@@ -103,7 +103,7 @@ class Shared(NamedTuple):
 
 
 def shared_gradient(
-    statistics: Statistics,
+    statistics: BatchStatistics,
     weight: Tensor,
     eps: float,
     own: tuple[Tensor, Tensor],
@@ -195,9 +195,16 @@ def global_batch_norm(
     """
     if has_torch_function((input,)):  # for the recorder of pretraining/chunked this is a single call
         called: Tensor = handle_torch_function(
-            global_batch_norm, (input,), input, running_mean, running_var, weight, bias,
-            momentum=momentum, eps=eps,
-        )  # fmt: skip
+            global_batch_norm,
+            (input,),
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            momentum=momentum,
+            eps=eps,
+        )
         return called
     processes = current_process_group()
     if processes.world_size == 1:
@@ -215,9 +222,14 @@ def global_batch_norm(
 class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
-        statistics: Statistics, processes: ProcessGroup,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        statistics: BatchStatistics,
+        processes: ProcessGroup,
+    ) -> Tensor:
         ctx.save_for_backward(rows, weight)
         ctx.eps, ctx.statistics, ctx.processes, ctx.has_bias = eps, statistics, processes, bias is not None
         return normalised(rows, statistics, weight, bias, eps)
@@ -227,7 +239,7 @@ class _Normalised(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise SecondDerivativeError
         rows, weight = ctx.saved_tensors
-        statistics: Statistics = ctx.statistics
+        statistics: BatchStatistics = ctx.statistics
         mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))
         # with constant statistics: gives the sums of this process's rows, and the row term to correct
         known = torch.ones_like(mean) if weight is None else weight

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from querykey.encoders.norm.sync_batchnorm import (
+    BatchStatistics,
     Shared,
-    Statistics,
     joined,
     move_running,
     normalised,
@@ -42,12 +42,12 @@ __all__ = [
 ]
 
 
-def move(norm: Norm, statistics: Statistics) -> None:
+def move(norm: Norm, statistics: BatchStatistics) -> None:
     """Move the running statistics in place, as torch does."""
     move_running(norm.running, norm.momentum, statistics)
 
 
-def leaves(norm: Norm, statistics: Statistics) -> tuple[Tensor, Tensor]:
+def leaves(norm: Norm, statistics: BatchStatistics) -> tuple[Tensor, Tensor]:
     """Leaves for scale and shift: their gradients are the sums over rows that batch norm's gradient needs."""
     blank = torch.zeros_like(statistics.mean, dtype=statistics.dtype)
     weight = blank + 1 if norm.weight is None else norm.weight.detach().clone()
@@ -55,7 +55,7 @@ def leaves(norm: Norm, statistics: Statistics) -> tuple[Tensor, Tensor]:
     return weight.requires_grad_(), bias.requires_grad_()
 
 
-def shared_by_rows(norm: Norm, statistics: Statistics, affine: tuple[Tensor, Tensor]) -> Shared:
+def shared_by_rows(norm: Norm, statistics: BatchStatistics, affine: tuple[Tensor, Tensor]) -> Shared:
     """The term of the gradient that the rows of all chunks have in common.
 
     Args:
@@ -94,7 +94,7 @@ class _Chunk:
         tensors: _Tensors,
         start: int,
         stop: int,
-        statistics: dict[int, Statistics],
+        statistics: dict[int, BatchStatistics],
         affine: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """From the live set before a call to the live set before a later one, in place."""
@@ -178,7 +178,7 @@ class BatchNormReplay:
         self.end = len(tape.calls)
         self.cuts = choose_cuts(tape)
         self.recomputed = not_saved(tape, self.cuts)
-        self.statistics: dict[int, Statistics] = {}
+        self.statistics: dict[int, BatchStatistics] = {}
         for each in tapes.values():
             require_separate(each, [*self.norms, *self.cuts])
 
@@ -266,7 +266,7 @@ def _differentiate(
     chunk: _Chunk,
     start: int,
     stop: int,
-    statistics: dict[int, Statistics],
+    statistics: dict[int, BatchStatistics],
     affine: tuple[Tensor, Tensor] | None,
     shared: tuple[int, Shared] | None,
 ) -> None:

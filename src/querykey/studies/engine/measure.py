@@ -9,7 +9,7 @@ from torch import Tensor
 
 from querykey.adapter.estimator import Adapter
 from querykey.evaluation.protocol import Examination
-from querykey.evaluation.task import Protocol, embed
+from querykey.evaluation.task import Protocol, embed_task
 from querykey.io.records import versions
 from querykey.pretraining.batchnorm_leak import probe_leakage
 from querykey.studies.engine.features import StudyFeatures
@@ -52,11 +52,11 @@ def measure_adapter(cell: Cell) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it is in the report, which the record keeps
             adapter.fit(fitted_on, task.train_labels)
-        embedded = embed(task, lambda rows: _tensor(adapter.transform(rows)))
+        embedded = embed_task(task, lambda rows: _tensor(adapter.transform(rows)))
         about = {"settings": adapter.settings_.as_dict(), "run": {"end": _numbers(adapter.report_)}}
     else:
         name, dim = work.arm.settings["projection"], work.arm.settings.get("dim", 0)
-        embedded = embed(task, baseline(name, fitted_on, task.train_labels, dim).transform)
+        embedded = embed_task(task, baseline(name, fitted_on, task.train_labels, dim).transform)
     found = examined.per_query(cell.method, embedded)
     values = {name: _counted(numbers) for name, numbers in found.items()}
     score = "R@1" if task.queries is None else "NDCG@10"

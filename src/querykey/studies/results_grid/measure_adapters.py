@@ -21,7 +21,7 @@ from querykey.evaluation import baselines
 from querykey.evaluation.few_labels import choose_labelled
 from querykey.evaluation.logistic_regression import logistic_regression
 from querykey.evaluation.protocol import KNN, Examination
-from querykey.evaluation.task import Protocol, Task, embed
+from querykey.evaluation.task import Protocol, Task, embed_task
 from querykey.features.embed import embed as embed_source
 from querykey.features.features import Features, read_features
 from querykey.io.atomic import new_folder
@@ -177,7 +177,7 @@ def measure(cell: Cell) -> dict[str, Any]:
             # whatever a fit warns of is in its report, which the record keeps
             warnings.simplefilter("ignore", UserWarning)
             _fit(adapter, fitted_on)
-        embedded = embed(
+        embedded = embed_task(
             task, lambda rows: _tensor(adapter.transform_documents(rows)),
             lambda rows: _tensor(adapter.transform(rows)),
         )  # fmt: skip
@@ -186,7 +186,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         fields["settings"] = adapter.settings_.as_dict()
     else:
         projector = baseline(work.method.name, fitted_on.rows, fitted_on.labels, work.task.dim)
-        numbers = run.per_query(cell.method, embed(task, projector.transform))
+        numbers = run.per_query(cell.method, embed_task(task, projector.transform))
         fields["fit"] = {"dim": projector.dim}
     return fields | {
         "values": {name: compact(numbers[name].tolist()) for name in work.task.metrics if name in numbers}
