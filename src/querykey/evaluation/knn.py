@@ -1,4 +1,4 @@
-"""Classify by the nearest rows of a bank."""
+"""Weighted kNN: classify queries by the nearest rows of a bank."""
 
 import torch
 from jaxtyping import Int64
@@ -16,7 +16,7 @@ AnyLabels = Int64[Tensor, " ..."]
 """One a row; the number is checked, with a message, and not by the type."""
 
 FIRST_QUERIES = 1024
-"""Queries that tell whether scores of bfloat16 settle most of the votes."""
+"""Queries on which it is measured whether scores in bfloat16 settle most of the votes."""
 VOTE_ELEMENTS = 2**22
 """Neighbours that vote at once: 16 MB of votes at most, whatever the number of classes."""
 EPSILON = torch.finfo(torch.float32).eps
@@ -25,11 +25,11 @@ EPSILON = torch.finfo(torch.float32).eps
 def knn_predict(
     bank: Keys, bank_labels: AnyLabels, queries: Queries, *, k: int = 10, temperature: float = 0.1
 ) -> QueryLabels:
-    r"""Give each query the class that its k nearest bank rows vote for, the near ones louder.
+    r"""Give each query the class that its k nearest bank rows vote for, weighted by similarity.
 
     .. math:: \arg\max_c \sum_{j \in \text{nearest } k} [y_j = c] \, \exp(s_j / \tau)
 
-    Classes are those of the bank; no matrix of rows x classes and none of queries x bank is held. Votes are
+    Classes are those of the bank; no matrix of rows x classes and none of queries x bank is stored. Votes are
     counted by the scores of fast products first: bfloat16 where this machine has it, then float32. Where the
     rounding of a score, or of the last place among the k, could elect another class, the exact neighbours of
     `nearest` vote again, so the class is that of the equation.
@@ -40,7 +40,7 @@ def knn_predict(
         queries: [queries, dim].
         k: Neighbours that vote, at least 1; at most the bank's labelled rows do.
         temperature: :math:`\tau > 0`, dimensionless. 0.1 and 0.07 are in use and give other
-            numbers, so it belongs in the record.
+            scores, so it belongs in the record.
 
     Returns:
         A class per query [queries]. Of classes with equal votes, the one with the nearest row.
@@ -128,7 +128,7 @@ def _elected(
 
     The others vote again by scores of float32, and then by the exact neighbours.
     """
-    # rows that were not chosen tell what rounding may have left out
+    # some rows beyond the k show whether rounding may have excluded one of the true k
     count = k + 1 if dtype == torch.float32 else 2 * k + 1
     scores, index, error = rough_cosines(queries, bank, min(count, len(bank)), dtype=dtype)
     size = max(1, VOTE_ELEMENTS // count)
@@ -152,6 +152,7 @@ def _elected(
 def _elect(scores: TopScores, members: Neighbours, temperature: float) -> QueryLabels:
     """The class with most votes; of equals, the one with the nearest row."""
     columns, votes = _votes(scores, members, temperature)
+    # votes in the order of the neighbours: argmax takes the first of equals, the class of the nearest row
     winner = votes.gather(1, columns).argmax(dim=1, keepdim=True)
     return members.gather(1, winner)[:, 0]
 
@@ -162,25 +163,28 @@ def _elect_roughly(
     """(class, whether exact scores could not elect another) by scores within `error` of the truth.
 
     The k best are followed by some that were not chosen, where the bank has them. Members of the k that
-    rounding could have put before one of these vote for nobody. Each other class is given as many votes as
+    rounding could have put before one of these do not vote. Each other class is given as many votes as
     it has rows that could take their places; any number, if rows that are not listed could.
     """
     last, best = scores[:, k - 1], scores[:, 0]
-    reach = 2 * error
+    reach = 2 * error  # two scores may each be wrong by `error`, in opposite directions
     is_certain = (scores > (last + reach)[:, None]) & (torch.arange(scores.shape[1]) < k)
     could_belong = (scores >= (last - reach)[:, None]) & ~is_certain
     is_settled = ~could_belong[:, k:].any(dim=1)  # the k are the k, in whatever order
     is_certain[:, :k] |= is_settled[:, None]
+    # places among the k that are open, and the largest vote that a row in one of them can have
     places = (k - is_certain.sum(dim=1)).double()
     most = torch.exp((last + 2 * reach - best).double() / temperature)
     columns, votes, many = _votes(scores, members, temperature, is_certain, could_belong)
     is_listed = scores[:, -1] < last - reach
     many = torch.where(is_listed[:, None], many.double(), torch.inf).minimum(places[:, None])
     first, winner = votes.double().max(dim=1, keepdim=True)
+    # an error in the score is a factor of the vote; EPSILON covers the sum of k float32 votes
     rounding = (torch.exp(error.double() / temperature) * (1 + k * EPSILON))[:, None]
     others = (votes * rounding + many * most[:, None]).scatter(1, winner, 0.0).amax(dim=1)
     unlisted = torch.where(is_listed, 0.0, places * most)
     at = (columns == winner).long().argmax(dim=1, keepdim=True)
+    # sure: the winner's smallest possible votes beat the largest possible votes of any other class
     is_sure = (first / rounding)[:, 0] > torch.maximum(others, unlisted)
     return members.gather(1, at)[:, 0], is_sure
 
@@ -192,9 +196,11 @@ def _votes(
 
     With `counted`, masks of the neighbours: the votes of the first alone, and how many the second has.
     """
+    # relative to the best score the largest vote is 1: exp(1 / 0.01) itself is beyond float32
     weights = torch.exp((scores - scores[:, :1]) / temperature)
     width = int(members.max()) + 1
-    if width > members.shape[1]:  # many classes: a query's own ones, numbered anew
+    if width > members.shape[1]:
+        # k neighbours have at most k classes: renumbered, votes are [queries, k] whatever the classes
         ordered, order = members.sort(dim=1)
         numbers = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0)).cumsum(dim=1)
         members, width = torch.empty_like(members).scatter_(1, order, numbers), members.shape[1]

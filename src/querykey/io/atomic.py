@@ -1,6 +1,7 @@
 """Outputs are whole or not there: one way to write, and one rule for scratch names.
 
-An output is written into a scratch folder beside it (`querykey.io.scratch`) and renamed into place. Files
+An output is written into a scratch folder beside it (`querykey.io.scratch`) and renamed into place: a rename
+is atomic only within one file system, so a folder in /tmp would not do. Files
 inside a folder that querykey owns are replaced one at a time with `write_aside`.
 """
 
@@ -108,6 +109,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         try:
             tmp_path.mkdir(parents=True)
             yield tmp_path
+            # The order matters: contents reach the disk before the name does, or a crash could leave the name
+            # with empty files; the parent is synced last, or a crash could lose the name again.
             _finish(claim, tmp_path)
             _make_room(path)
             tmp_path.rename(path)
@@ -223,6 +226,7 @@ def write_aside(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
                 stream.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
+            # Python's buffer, then the system's: renamed before that, the file could be empty after a crash
             stream.flush()
             os.fsync(stream.fileno())
         tmp_path.replace(path)
@@ -290,7 +294,7 @@ def file_lock(file: Path) -> Iterator[None]:
 
 @contextmanager
 def raises_store_error(what: str, remedy: str) -> Iterator[None]:
-    """Read a file that may be a stranger's: whatever goes wrong inside is one StoreError.
+    """Read a file that may be a stranger's: whatever is raised inside becomes one StoreError.
 
     Args:
         what: The file or folder.
@@ -348,6 +352,8 @@ def replace_dir(claim: Claim, new: Path) -> None:
     old = claim.folder / "replaced"
     try:
         _finish(claim, new)
+        # No system call replaces a folder that has files: for a moment the output has neither name. The old
+        # one lies in the scratch folder then, and comes back if the second rename fails.
         if os.path.lexists(claim.target):
             claim.target.rename(old)
         try:

@@ -1,4 +1,4 @@
-"""The exact best keys of each query, walked in blocks, with ties broken the same way every time.
+"""The exact best keys of each query, computed in blocks, with ties broken the same way every time.
 
 A block's scores are rounded differently by every matrix product, so they only propose: a few more
 candidates than asked for. These are scored again, row by row in float64, and sorted by score and
@@ -31,7 +31,7 @@ SLACK = 8
 QUERY_BLOCK = 1024
 KEY_BLOCK = 4096
 QUERIES_AT_ONCE = 2**15
-"""Queries that share a prepared block of keys; 12 bytes are held for each of their candidates."""
+"""Queries that share a prepared block of keys; 12 bytes are stored for each of their candidates."""
 MANY_QUERIES = 64
 """Fewer, and rounding the keys takes longer than the product saves."""
 GROUP = 16
@@ -97,7 +97,7 @@ def nearest(
 def rough_cosines(
     queries: Queries, keys: Keys, count: int, *, dtype: torch.dtype = torch.float32
 ) -> tuple[TopScores, Neighbours, PerQuery]:
-    """The best cosines of each query as a matrix product rounds them: proposals that nobody has settled.
+    """The best cosines of each query as a matrix product rounds them: proposals, not settled.
 
     For whoever can bound what a small difference in each score does to their result, and settles the few
     queries where it matters: several times faster than `nearest` where many keys are wanted.

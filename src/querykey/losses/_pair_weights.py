@@ -17,22 +17,22 @@ from querykey.lookup.lookup import Lookup
 from querykey.types import PairMask, PerQuery, Scores
 
 FAR = 1e30
-"""Stands for infinity, so that a row where no pair takes part gives numbers, not NaN."""
+"""Stands for infinity: for a row where no pair takes part, inf - inf would be NaN, and 1e30 - 1e30 is 0."""
 
 NOTHING = -80.0
-"""The lowest exponent taken: exp(-80) is nothing beside 1, and below it `exp` is 10 to 25 times slower."""
+"""The lowest exponent: exp(-80) is negligible beside 1. From about -87 on the result is subnormal, and
+`exp` is 10 to 25 times slower."""
 
 
 def scores_and_masks(lookup: Lookup, *, merges: bool = False) -> tuple[Scores, PairMask, PairMask]:
-    """Scores, positive and negative pairs; one column or more.
+    """Scores and the masks of positive and negative pairs, with at least one column.
 
-    Where there are no keys, as in a memory that is still
-    empty, one key stands in that is neither positive nor negative to anything: a row has a
-    maximum, and the loss is 0.
+    A look-up without keys, as in a memory that is still empty, gets one key that is neither positive nor
+    negative. The maximum over a row is then defined, and the loss is 0.
 
     Args:
-        lookup: Of one process's share of the keys only where the loss `merges`.
-        merges: Whether what the shares cost adds up.
+        lookup: Its keys may be sharded only where the loss `merges`.
+        merges: Whether the losses over the shards of keys sum to the loss over all keys.
 
     Raises:
         ConfigError: If the keys are sharded over processes and the loss needs all of them.
@@ -50,12 +50,13 @@ def scores_and_masks(lookup: Lookup, *, merges: bool = False) -> tuple[Scores, P
 
 
 def as_numbers(mask: PairMask, dtype: torch.dtype) -> Scores:
-    """1.0 where the mask holds and 0.0 elsewhere."""
+    """1.0 where the mask is True and 0.0 elsewhere."""
+    # PyTorch stores a bool as a byte of 0 or 1, so the view copies nothing
     return mask.view(torch.uint8).to(dtype)
 
 
 def penalty(weights: Scores) -> Scores:
-    """0 where the weight is 1 and -FAR where it is 0: added to a logit, it takes the pair out."""
+    """0 where the weight is 1 and -FAR where it is 0: added to a logit, it excludes the pair."""
     return weights.sub(1.0).mul_(FAR)
 
 
@@ -78,42 +79,46 @@ class Softmax(NamedTuple):
 def softmax(logits: Scores, takes_part: Scores) -> Softmax:
     """Softmax over the pairs whose number in `takes_part` is 1; nothing over those at 0."""
     shifted = logits + penalty(takes_part)
+    # relative to the maximum no exponent is above 0, so nothing overflows at any temperature
     top = shifted.amax(dim=1, keepdim=True)
+    # the clamp lifts excluded pairs to exp(-80); the product with the mask makes them exactly 0
     shifted.sub_(top).clamp_(min=NOTHING).exp_().mul_(takes_part)
     # The largest term is 1, so a sum below 1 means that no pair takes part: without the clamp 0 / 0 is NaN.
     total = shifted.sum(dim=1, keepdim=True).clamp_(min=1.0)
     return Softmax(top, total.log(), shifted.div_(total))
 
 
-def softmax_of_all(own: Softmax, processes: ProcessGroup) -> Softmax:
-    """The softmax over the keys of all processes, where each has that over its share.
+def softmax_of_all(local: Softmax, processes: ProcessGroup) -> Softmax:
+    """The softmax over the keys of all ranks, from the softmax over this rank's shard of them.
 
     Args:
-        own: Over this process's share; its probabilities are overwritten.
+        local: Over this rank's keys; its probabilities are overwritten.
         processes: Over which the keys are sharded.
 
     Returns:
-        Top and total of all keys, probabilities of the own ones.
+        Maximum and total over all keys, probabilities of this rank's keys.
     """
     if processes.world_size == 1:
-        return own
-    log_sums = processes.all_gather_with_grad(own.log_sum[None], processes.world_size)
+        return local
+    # one number a query and rank is sent, not its scores: log-sum-exp of log-sum-exps is that of all keys
+    log_sums = processes.all_gather_with_grad(local.log_sum[None], processes.world_size)
     top = log_sums.amax(dim=0)
     log_total = (log_sums - top).clamp_(min=NOTHING).exp_().sum(dim=0).log_()
-    share = (own.log_sum - top - log_total).exp_()
-    return Softmax(top[:, None], log_total[:, None], own.probability.mul_(share[:, None]))
+    # the probability that falls on this rank's keys; 0 for a rank without a pair, whose log-sum is -FAR
+    share = (local.log_sum - top - log_total).exp_()
+    return Softmax(top[:, None], log_total[:, None], local.probability.mul_(share[:, None]))
 
 
 def require_same_size(lookup: Lookup, target: Lookup) -> None:
-    """See that a target is of the same queries and keys.
+    """Check that a target has the same queries and keys.
 
     Raises:
         ShapeError: If it is not.
     """
-    mine, theirs = (len(lookup), len(lookup.keys)), (len(target), len(target.keys))
-    if mine != theirs:
+    ours, theirs = (len(lookup), len(lookup.keys)), (len(target), len(target.keys))
+    if ours != theirs:
         raise ShapeError(
-            f"the look-up is {mine[0]} x {mine[1]} (queries x keys), its target {theirs[0]} x {theirs[1]}; "
+            f"the look-up is {ours[0]} x {ours[1]} (queries x keys), its target {theirs[0]} x {theirs[1]}; "
             "look the same queries up among the same keys for both"
         )
 
@@ -139,6 +144,7 @@ class _Weighed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        # the weights are numbers without a graph: a second derivative through them would be silently 0
         if torch.is_grad_enabled():
             raise SecondDerivativeError
         (weights,) = ctx.saved_tensors
@@ -148,11 +154,11 @@ class _Weighed(torch.autograd.Function):
 def weigh(scores: Scores, value: PerQuery, weights: Scores) -> PerQuery:
     """A loss whose derivative by each score is known: the weight of the pair.
 
-    Every loss on pairs is a weighting of pairs; where the weights fall out of computing the
-    value, backward is one multiplication and no step in between is kept.
+    Every loss on pairs is a weighting of pairs. Where computing the value gives the weights too, backward is
+    one multiplication, and no intermediate matrix is saved for it.
 
     Args:
-        scores: What the gradient goes to.
+        scores: What receives the gradient.
         value: The loss, computed without gradient.
         weights: Its derivative by each score.
     """

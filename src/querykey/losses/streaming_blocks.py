@@ -1,9 +1,10 @@
 """Softmax losses over more pairs than a matrix can hold: the same numbers, a block of keys at a time.
 
-What a softmax loss needs of a query's keys is a sum of exponentials and, for the query's gradient,
-the keys' mean under it. Both can be carried from block to block: where a higher score turns up,
-what was summed before is scaled down. So one walk gives the value and the gradient of the
-queries, and no matrix [queries, keys] exists; the keys' own gradient takes a second walk backward.
+A softmax loss needs two things of a query's keys: the sum of the exponentials of their logits and, for the
+query's gradient, the mean of the keys under the softmax. Both are accumulated from block to block ("online
+softmax"): if a block has a higher maximum, the sums so far are scaled down to it. So one pass gives the loss
+and the gradient of the queries, and no matrix [queries, keys] exists. The gradient of the keys takes a second
+pass in backward, which computes each block of scores again instead of storing it.
 """
 
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ __all__ = [
 ]
 
 FEW = 50
-"""Where fewer than one pair of so many is positive, positives are taken one by one."""
+"""Where fewer than one pair in so many is positive, positives are gathered one by one: a product with a
+matrix that is nearly all 0 costs more."""
 
 
 class Piece(NamedTuple):
@@ -51,7 +53,7 @@ class Piece(NamedTuple):
     pulled: Tensor
     """A column: the pull times how far each logit is above what it is pulled to."""
     level: Tensor
-    """A column, which never falls from block to block."""
+    """A column: the maximum that exponentials are relative to. It never falls from block to block."""
 
 
 def keys_of(lookup: Lookup, start: int, count: int) -> Tensor:
@@ -102,7 +104,7 @@ class Positives:
         """Of numbers that are 1 where a pair is positive and 0 elsewhere."""
         if self.weight is not None:
             factor, less = self.weight
-            # Not to be taken from another pair, whose exponential may be beyond all numbers.
+            # Pairs that are not positive are excluded before `exp`: theirs may overflow, and inf * 0 is NaN.
             above = (logits * factor).sub_(less).add_((pull - 1.0) * FAR).clamp_(min=NOTHING).exp_()
             pull *= above.neg_().add_(2.0)
 
@@ -178,7 +180,7 @@ def dot_product_rows(lookup: Lookup) -> tuple[Tensor, Tensor]:
 
 
 def _parts(lookup: Lookup) -> Iterator[tuple[slice, Lookup]]:
-    """The queries that are walked together, part by part; one part at least."""
+    """The queries that are processed together, part by part; at least one part."""
     for start in range(0, max(1, len(lookup)), ROWS):
         rows = slice(start, min(start + ROWS, len(lookup)))
         yield rows, lookup.rows(rows.start, rows.stop)
@@ -207,7 +209,7 @@ def log_mean_of_positives(lookup: Lookup, sigma: float) -> Tensor:
 
 
 class _Walked(NamedTuple):
-    """What one walk over all keys gives of some queries, each a column."""
+    """Results of one pass over all keys for some queries, each a column."""
 
     value: Tensor
     log_sum: Tensor
@@ -215,9 +217,9 @@ class _Walked(NamedTuple):
     level: Tensor
     """Of the pull."""
     share: Tensor
-    """What the pull is multiplied by, 0 where the query costs nothing."""
+    """What the pull is multiplied by, 0 where the loss of the query is 0."""
     slope: Tensor
-    """The value's derivative by the query [queries, dim]; empty if it was not asked for."""
+    """The value's derivative by the query [queries, dim]; empty if it is not needed."""
 
 
 class _Streamed(torch.autograd.Function):
@@ -262,6 +264,7 @@ def _walk(lookup: Lookup, terms: Positives | Target, *, with_slope: bool) -> _Wa
     mean, wanted = (queries.new_zeros(queries.shape if with_slope else (0, 0)) for _ in range(2))
     for piece in terms.walk(lookup, KEYS, level):
         keys = keys_of(lookup, piece.start, piece.logits.shape[1])
+        # sums so far are relative to the old maximum; these factors make them relative to the new one
         lift = (level - piece.level).clamp_(min=NOTHING).exp_()
         level = piece.level
         count.mul_(lift).add_(piece.divisor)
@@ -269,6 +272,7 @@ def _walk(lookup: Lookup, terms: Positives | Target, *, with_slope: bool) -> _Wa
 
         numbers = as_numbers(piece.takes_part, queries.dtype)
         shifted = piece.logits.add_(penalty(numbers))
+        # two maxima: `top` of the pairs that take part, `level` of the pull, since a target has other scores
         higher = torch.maximum(top, shifted.amax(dim=1, keepdim=True))
         shifted.sub_(higher).clamp_(min=NOTHING).exp_().mul_(numbers)
         fade = top.sub_(higher).clamp_(min=NOTHING).exp_()
@@ -283,7 +287,7 @@ def _walk(lookup: Lookup, terms: Positives | Target, *, with_slope: bool) -> _Wa
                 rows, columns = piece.places
                 wanted.index_add_(0, rows, keys[columns] * piece.pull[:, None])
     counts = ((count > 0) & (total > 0)).to(queries.dtype)
-    share = counts / count.clamp(min=1.0)  # 0 only without positives, whose cost is 0: no division by 0
+    share = counts / count.clamp(min=1.0)  # a count is 0 only where the loss is 0: no division by 0
     log_total = total.clamp_(min=1.0).log()
     # Subtract the maxima from each other first: the loss near 0 is the difference of two large numbers,
     # and adding either to a small logarithm would round its digits away.
@@ -305,7 +309,8 @@ def _push_keys(
     share: Tensor,
     gradient: Tensor,
 ) -> None:
-    """Add these queries' part of the keys' gradient."""
+    """Add these queries' part of the gradient of key a: sum over i of (softmax_ia - share_i pull_ia) q_i."""
+    # the saved log-sum makes each block of the softmax by itself: this pass needs no running maximum
     pushing, pulling = lookup.queries * (gradient * share.sign()), lookup.queries * (gradient * share)
     for piece in terms.walk(lookup, KEYS, level):
         numbers = as_numbers(piece.takes_part, to_keys.dtype)

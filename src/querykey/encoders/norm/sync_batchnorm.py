@@ -1,4 +1,9 @@
-"""Batch norm over the rows of all processes, with the gradient that goes through its statistics."""
+"""Global batch norm: statistics over the rows of all processes, and the gradient through them.
+
+In train mode each output depends on every row of the batch through mean and variance. So backward, too, needs
+sums over all processes: `shared_gradient` is that part. Forward and backward each take one all_reduce of two
+numbers a channel, whatever the number of rows.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,7 +31,7 @@ __all__ = [
 
 
 class BatchStatistics(NamedTuple):
-    """Rows times places, mean and biased variance a channel in float64, and the dtype to compute in."""
+    """Values a channel (rows x positions), mean and biased variance in float64, the dtype to compute in."""
 
     values: int
     mean: Tensor
@@ -37,19 +42,22 @@ class BatchStatistics(NamedTuple):
 def normalised(
     rows: Tensor, statistics: BatchStatistics, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """Some rows by the statistics of all; scale and shift pass gradients, the statistics do not."""
+    """Normalise some rows by the statistics of all; gradients reach scale and shift, not the statistics."""
+    # eval mode of torch's kernel: it takes mean and variance as they are given
     mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))
     return F.batch_norm(rows, mean, variance, weight, bias, training=False, eps=eps)
 
 
 def statistics_of(rows: Tensor) -> BatchStatistics:
-    """Of some rows."""
+    """Statistics of some rows."""
     count = rows.numel() // rows.shape[1]
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     mean, variance = torch.zeros(2, rows.shape[1], dtype=dtype, device=rows.device).unbind()
     if count == 1:  # the unbiased variance that torch gives would be 0 / 0
         return BatchStatistics(1, rows.reshape(-1).double(), variance.double(), dtype)
-    torch.batch_norm_update_stats(rows.to(mean.dtype), mean, variance, 1.0)  # gives the unbiased one
+    torch.batch_norm_update_stats(
+        rows.to(mean.dtype), mean, variance, 1.0
+    )  # momentum 1: overwrites; gives the unbiased one
     return BatchStatistics(count, mean.double(), variance.double() * (count - 1) / count, dtype)
 
 
@@ -58,7 +66,7 @@ def joined(parts: Sequence[BatchStatistics], processes: ProcessGroup = SINGLE_PR
 
     Args:
         parts: Those of this process, at least one.
-        processes: All that have some.
+        processes: All that have rows of the batch.
 
     Returns:
         The same on every process.
@@ -106,7 +114,7 @@ def shared_gradient(
     statistics: BatchStatistics,
     weight: Tensor,
     eps: float,
-    own: tuple[Tensor, Tensor],
+    local: tuple[Tensor, Tensor],
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Shared:
     r"""The term of the gradient that all rows have in common.
@@ -118,15 +126,16 @@ def shared_gradient(
         statistics: Of the whole batch.
         weight: Scale, gamma.
         eps: Added to the variance.
-        own: :math:`\sum dy\, \hat x` and :math:`\sum dy` over this process's rows.
-        processes: All that have some.
+        local: :math:`\sum dy\, \hat x` and :math:`\sum dy` over this process's rows.
+        processes: All that have rows of the batch.
 
     Returns:
         What to subtract from the gradient of each row.
     """
-    scale, shift = processes.sum(torch.stack(own).double())
+    scale, shift = processes.sum(torch.stack(local).double())
     inverse = (statistics.variance + eps).rsqrt()
     outer = weight.detach().double() * inverse / statistics.values
+    # x-hat = inverse * (row - mean), so the term is linear in the row itself: x-hat need not be stored
     slope = outer * inverse * scale
     return Shared(slope, outer * shift - slope * statistics.mean)
 
@@ -141,13 +150,13 @@ def subtract_shared(gradient: Tensor, rows: Tensor, shared: Shared) -> None:
 class GlobalBatchNorm(nn.SyncBatchNorm):
     """Batch norm whose statistics in train mode are those of the rows of all processes.
 
-    torch's SyncBatchNorm, which it is on accelerators, refuses the CPU. There this computes the same, and
-    on both the chunks of a batch may wait for those of other processes. In eval mode, and on one
-    process, it is plain batch norm. All processes must run it as often and in the same order,
-    forward and backward; they may have other numbers of rows, at least one each.
+    On accelerators it is torch's SyncBatchNorm, which does not run on the CPU. There this class computes the
+    same. In eval mode, and on one process, it is plain batch norm. Every forward and backward is a collective
+    operation: all processes must call it equally often and in the same order, or they wait for each other for
+    ever. Numbers of rows may differ, with at least one row each.
 
-    The gradients of scale and shift are those of the process's own rows, as the gradients of all other
-    weights are: they are summed over the processes with them.
+    The gradients of scale and shift are those of the local rows, like the gradients of all other weights.
+    They are summed over the processes together with those.
 
     Source:
         Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020,
