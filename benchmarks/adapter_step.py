@@ -60,7 +60,15 @@ def pca_layer(rows: Tensor, settings: AdapterSettings) -> FCLayer:
 def our_steps(rows: Tensor, labels: Tensor, chosen: dict[str, Any]) -> Callable[[], None]:
     """The course that `fit_adapter` takes with these settings."""
     settings = AdapterSettings(
-        **{"sampled": 0, "positives": 0, "negatives": 0, "dim": DIM, "batch_size": BATCH, **chosen}
+        **{
+            "sampled": 0,
+            "positives": 0,
+            "negatives": 0,
+            "dim": DIM,
+            "batch_size": BATCH,
+            "learning_rate": 1e-3,
+            **chosen,
+        }
     )
     settings = resolve(settings, task="labels", items=ROWS, width=WIDTH)
     fc = pca_layer(rows, settings)

@@ -74,7 +74,13 @@ def serve(path: str, rows: int) -> None:
         vectors = torch.from_numpy(np.load(path, mmap_mode="c")[:rows])
         labels = torch.arange(rows) % CLASSES
         settings = AdapterSettings(
-            loss="info_nce", capacity=CAPACITY, negatives=8, sampled=0, positives=0, steps=FIT_STEPS
+            loss="info_nce",
+            capacity=CAPACITY,
+            negatives=8,
+            sampled=0,
+            positives=0,
+            steps=FIT_STEPS,
+            learning_rate=1e-3,
         )
         began = time.perf_counter()
         fit_adapter(vectors, settings, labels=labels)
