@@ -24,12 +24,12 @@ from torch.nn import functional as F
 
 from querykey.lookup import Lookup, PairRule, look_up
 from querykey.lookup.lookup import look_up_own_key
-from querykey.losses import info_nce, is_streamed, nt_xent, score_distillation
+from querykey.losses import info_nce, is_chunked, nt_xent, score_distillation
 from querykey.losses.streaming import Form
 
 IMAGES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 WIDTH, TEMPERATURE, SIDE = 128, 0.1, 2048
-BYTES_A_SCORE = {"plain": 26, "lightly": 18}
+BYTES_A_SCORE = {"dense": 26, "lightly": 18}
 MOST_BYTES = 6e9
 FASTER, LEAST_MEMORY, MOST_MB, LEAST_RATE, MOST_GROWTH = 4.0, 0.25, 400.0, 0.4, 2.2
 
@@ -44,8 +44,8 @@ def views(images: int) -> list[Tensor]:
 def losses(rows: list[Tensor]) -> dict[str, Callable[[], Tensor]]:
     """Each computes a mean."""
     return {
-        "streamed": lambda: nt_xent(*rows, temperature=TEMPERATURE, form="streamed").mean(),
-        "plain": lambda: nt_xent(*rows, temperature=TEMPERATURE, form="plain").mean(),
+        "chunked": lambda: nt_xent(*rows, temperature=TEMPERATURE, form="chunked").mean(),
+        "dense": lambda: nt_xent(*rows, temperature=TEMPERATURE, form="dense").mean(),
         "lightly": partial(NTXentLoss(temperature=TEMPERATURE), *rows),
     }
 
@@ -83,14 +83,14 @@ def beside_lightly(images: int) -> list[Row]:
     runs["product"] = lambda: torch.mm(square, square, out=out)
     seconds = in_turns(runs, 7 if images <= 1024 else 3 if images <= 8192 else 1)
     memory = {name: megabytes(name, images) for name in named}
-    ours = "streamed" if is_streamed(2 * images, 2 * images, of_views=True) else "plain"
+    ours = "chunked" if is_chunked(2 * images, 2 * images, of_views=True) else "dense"
     counted = 6 * (2 * images) ** 2 * WIDTH / (2 * SIDE**3)
     figures = {f"{name}_s": round(statistics.median(taken), 4) for name, taken in seconds.items()}
     figures |= {f"{name}_mb": round(mb, 1) for name, mb in memory.items()}
     of = f"NT-Xent, 2 x {images:,} views ({ours})"
     rate = counted * median_ratio(seconds["product"], seconds[ours])
     rows = [Row(f"{of}: rate by the machine's own product", rate, "", None, figures)]
-    for peer in ("plain", "lightly"):
+    for peer in ("dense", "lightly"):
         if peer in named and peer != ours:
             faster = median_ratio(seconds[peer], seconds[ours])
             rows.append(Row(f"{of}: {peer} seconds by ours", faster, "", None, {}))
@@ -100,9 +100,9 @@ def beside_lightly(images: int) -> list[Row]:
 
 def with_targets(rows: list[Row]) -> list[Row]:
     """What was asked for, of two sizes and of the growth of memory."""
-    found = {row.what.replace(" (streamed)", ""): row for row in rows}
+    found = {row.what.replace(" (chunked)", ""): row for row in rows}
     rates = {n: found[f"NT-Xent, 2 x {n:,} views: rate by the machine's own product"] for n in IMAGES[-2:]}
-    mb = {images: row.figures["streamed_mb"] for images, row in rates.items()}
+    mb = {images: row.figures["chunked_mb"] for images, row in rates.items()}
     faster = found["NT-Xent, 2 x 4,096 views: lightly seconds by ours"]
     memory = found["NT-Xent, 2 x 4,096 views: our MB by lightly"]
     rate = rates[16384]
@@ -120,7 +120,7 @@ def with_targets(rows: list[Row]) -> list[Row]:
 
 
 def other_look_ups() -> dict[str, Callable[[Form], Tensor]]:
-    """Of other methods, around the size from which on they are streamed: a mean, in a form."""
+    """Of other methods, around the size from which on they are chunked: a mean, in a form."""
     draw = torch.Generator().manual_seed(0)
 
     def unit(rows: int) -> Tensor:
@@ -163,23 +163,23 @@ def other_look_ups() -> dict[str, Callable[[Form], Tensor]]:
     }
 
 
-def plain_by_streamed() -> list[Row]:
+def dense_by_chunked() -> list[Row]:
     """Which form is faster."""
     rows = []
     for name, loss in other_look_ups().items():
-        forms: tuple[Form, ...] = ("plain", "streamed")
+        forms: tuple[Form, ...] = ("dense", "chunked")
         runs: dict[str, Callable[[], Any]]
         runs = {form: partial(lambda loss, form: loss(form).backward(), loss, form) for form in forms}
         seconds = in_turns(runs, 5)
         figures = {f"{form}_s": round(statistics.median(taken), 4) for form, taken in seconds.items()}
-        ratio = median_ratio(seconds["plain"], seconds["streamed"])
-        rows.append(Row(f"{name}: plain seconds by streamed", ratio, "", None, figures))
+        ratio = median_ratio(seconds["dense"], seconds["chunked"])
+        rows.append(Row(f"{name}: dense seconds by chunked", ratio, "", None, figures))
     return rows
 
 
 def measure() -> list[Row]:
     """The table of losses."""
-    return with_targets([row for images in IMAGES for row in beside_lightly(images)]) + plain_by_streamed()
+    return with_targets([row for images in IMAGES for row in beside_lightly(images)]) + dense_by_chunked()
 
 
 if __name__ == "__main__":

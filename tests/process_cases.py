@@ -45,7 +45,7 @@ class Case:
 
 
 SPLIT = {"batch_size": 8, "batch_norm": "split", "batch_norm_groups": 4}
-STREAMED, PLAIN = {"loss_options": {"form": "streamed"}}, {"loss_options": {"form": "plain"}}
+CHUNKED, DENSE = {"loss_options": {"form": "chunked"}}, {"loss_options": {"form": "dense"}}
 SLOW = {"learning_rate": 0.02}  # what is rounded in one step is not yet much larger after three
 DEVICE = {"batch_size": 8, "batch_norm": "device"}
 CASES = {
@@ -59,12 +59,12 @@ CASES = {
     "simclr, chunks": Case("simclr", {"chunks": 3}),
     "simclr, chunks beside one": Case("simclr", {"chunks": 2}, {"chunks": 1}),
     "simclr, checkpointing": Case("simclr", {"checkpointing": True}),
-    "simclr, streamed": Case("simclr", STREAMED, PLAIN),
+    "simclr, chunked": Case("simclr", CHUNKED, DENSE),
     "simclr, own norms": Case("simclr", DEVICE, {"batch_norm": "split"}),
     "moco": Case("moco", {**SPLIT, "capacity": 20}),
     "moco, own norms": Case("moco", {**DEVICE, "capacity": 20}, {"batch_norm": "split"}),
     "moco, float32": Case("moco", {**SPLIT, **SLOW, "capacity": 20}, dtype=torch.float32),
-    "moco, streamed": Case("moco", {**SPLIT, **STREAMED, "capacity": 20}, PLAIN),
+    "moco, chunked": Case("moco", {**SPLIT, **CHUNKED, "capacity": 20}, DENSE),
     "moco, symmetric": Case(
         "moco",
         {**SPLIT, "symmetric": True, "start": "random", "learned_temperature": True, "capacity": 30},
@@ -76,7 +76,7 @@ CASES = {
     "memory-bank": Case("memory-bank"),
     "memory-bank, info_nce": Case("memory-bank", {"contrast": "info_nce", "negatives": 7}),
     "memory-bank, nce": Case("memory-bank", {"contrast": "nce", "negatives": 7, "proximal": 0.3}),
-    "memory-bank, streamed": Case("memory-bank", STREAMED, PLAIN),
+    "memory-bank, chunked": Case("memory-bank", CHUNKED, DENSE),
     "memory-bank, chunks": Case("memory-bank", {"chunks": 2, "learned_temperature": True}),
     "end-to-end": Case("end-to-end", {"symmetric": False}),
     "end-to-end, shared": Case("end-to-end", {"separate": False, "symmetric": True}),
@@ -88,7 +88,7 @@ CASES = {
          "learned_temperature": True},
     ),
     "moco-v2, sharded": Case(
-        "moco-v2", {**STREAMED, "capacity": 25, "same_id": "negative", "sharded": True}, PLAIN
+        "moco-v2", {**CHUNKED, "capacity": 25, "same_id": "negative", "sharded": True}, DENSE
     ),
     "memory-bank, sharded": Case("memory-bank", {"proximal": 0.3, "sharded": True}),
     "memory-bank, sharded nce": Case("memory-bank", {"contrast": "nce", "negatives": 7, "sharded": True}),

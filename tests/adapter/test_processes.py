@@ -44,7 +44,7 @@ def test_a_loss_that_does_not_merge_refuses_a_share():
     ("given", "words"),
     [
         ({"memory": "in_batch"}, "no rows to shard"),
-        ({"loss_options": {"form": "streamed"}}, "the loss is plain"),
+        ({"loss_options": {"form": "chunked"}}, "the loss is dense"),
     ],
 )
 def test_what_a_sharded_memory_cannot_do_is_refused(given, words):
@@ -56,4 +56,4 @@ def test_a_share_is_what_is_told_of_the_memory():
     settings = resolve(AdapterSettings(sharded=True), task="unlabelled", items=10**6, width=512)
     settings = replace(settings, capacity=10**6)
     words = describe_fit_memory(settings, items=10**6, width=512, processes=8)
-    assert words == "memory: loss about 396 MiB (plain, 128 x 125,000 scores), features 244 MiB"
+    assert words == "memory: loss about 396 MiB (dense, 128 x 125,000 scores), features 244 MiB"

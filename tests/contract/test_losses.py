@@ -39,7 +39,7 @@ class Case:
     is_monotone: bool = True  # much better scores never cost more
     is_alone: bool = True  # a query's cost does not depend on the other queries
     pulls: bool = True  # no positive is pushed away and no negative pulled
-    is_streamed: bool = False  # holds no matrix of its scores
+    is_chunked: bool = False  # holds no matrix of its scores
 
 
 def labelled(
@@ -71,17 +71,17 @@ def contrastive(name: str, distance: Any, oracle: Any, **margins: float) -> Case
 def in_both_forms(
     name: str, loss: Any, oracle: Any, *, flags: dict[str, Any] | None = None, **options: Any
 ) -> list[Case]:
-    """A loss that is there plain and streamed; the oracle is given the whole row."""
+    """A loss that is there dense and chunked; the oracle is given the whole row."""
     name, _, kind = name.partition(", ")
     return [
         Case(
             ", ".join(filter(None, (name, kind, form))),
             lambda lookup, target, form=form: loss(lookup, target, form=form, **options),
             lambda row: oracle(row, **options),
-            is_streamed=form == "streamed",
+            is_chunked=form == "chunked",
             **(flags or {}),
         )
-        for form in ("plain", "streamed")
+        for form in ("dense", "chunked")
     ]
 
 
@@ -165,7 +165,7 @@ def case(request):
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    """What is streamed is cut in parts and blocks here too."""
+    """What is chunked is cut in parts and blocks here too."""
     monkeypatch.setattr(streaming_blocks, "ROWS", 3)
     monkeypatch.setattr(streaming_blocks, "KEYS", 4)
 
@@ -328,12 +328,12 @@ def test_finite_at_the_ends_of_the_scale(case, dtype, sign):
 
 EXTREMES = [
     pytest.param(lambda l, _: losses.info_nce(l, temperature=0.01), id="info_nce"),
-    pytest.param(lambda l, _: losses.info_nce(l, temperature=0.01, form="streamed"), id="info_nce, streamed"),
+    pytest.param(lambda l, _: losses.info_nce(l, temperature=0.01, form="chunked"), id="info_nce, chunked"),
     pytest.param(lambda l, _: losses.nce(l, temperature=0.01, normaliser=1e30, noise_items=9), id="nce"),
     pytest.param(lambda l, _: losses.decoupled(l, temperature=0.01, sigma=0.01), id="decoupled"),
     pytest.param(
-        lambda l, _: losses.decoupled(l, temperature=0.01, sigma=0.01, form="streamed"),
-        id="decoupled, streamed",
+        lambda l, _: losses.decoupled(l, temperature=0.01, sigma=0.01, form="chunked"),
+        id="decoupled, chunked",
     ),
     pytest.param(lambda l, _: losses.hard_negative(l, temperature=0.01, beta=5.0), id="hard_negative"),
     pytest.param(lambda l, _: losses.nt_logistic(l, temperature=0.01), id="nt_logistic"),
@@ -341,8 +341,8 @@ EXTREMES = [
     pytest.param(lambda l, _: losses.circle(l, margin=0.25, gamma=256.0), id="circle"),
     pytest.param(lambda l, t: losses.score_distillation(l, t, temperature=0.01), id="score_distillation"),
     pytest.param(
-        lambda l, t: losses.score_distillation(l, t, temperature=0.01, form="streamed"),
-        id="score_distillation, streamed",
+        lambda l, t: losses.score_distillation(l, t, temperature=0.01, form="chunked"),
+        id="score_distillation, chunked",
     ),
 ]
 
@@ -494,7 +494,7 @@ class LargestTensor(TorchDispatchMode):
 def test_trap_5_5_no_matrix_of_positive_pairs_by_negative_pairs(case, monkeypatch):
     """64 queries, 8,192 keys, 100 classes: such a matrix has 10.9 GB, a row-wise one 2.1 MB.
 
-    What is streamed has none of queries by keys either: not of scores, and not of masks.
+    What is chunked has none of queries by keys either: not of scores, and not of masks.
     """
     monkeypatch.setattr(streaming_blocks, "ROWS", 64)
     monkeypatch.setattr(streaming_blocks, "KEYS", 1024)
@@ -507,7 +507,7 @@ def test_trap_5_5_no_matrix_of_positive_pairs_by_negative_pairs(case, monkeypatc
     )  # fmt: skip
     with LargestTensor() as largest:
         case.cost(lookup, lookup).sum().backward()
-    if case.is_streamed:
+    if case.is_chunked:
         assert largest.bytes < 64 * 8192
     else:
         assert 64 * 8192 * 4 <= largest.bytes <= 64 * 8192 * 8
@@ -525,7 +525,7 @@ def test_trap_5_11_exponentials_do_not_overflow_in_half_precision(case):
     torch.testing.assert_close(cost.double(), same.cost(case), rtol=1e-5, atol=1e-6)
 
 
-NOT_OF_A_LOOKUP_ALONE = {"nt_xent", "nce_normaliser", "is_streamed", "LearnedTemperature"}
+NOT_OF_A_LOOKUP_ALONE = {"nt_xent", "nce_normaliser", "is_chunked", "LearnedTemperature"}
 
 
 def test_every_public_loss_is_asked():

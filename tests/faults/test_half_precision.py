@@ -25,7 +25,7 @@ def looked_up(queries, keys):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_dense_and_chunked_forms_agree_on_half_rows(dtype):
     lookup = looked_up(rows(20, 0, dtype), rows(400, 1, dtype))
-    dense, chunked = (info_nce(lookup, temperature=0.05, form=form) for form in ("plain", "streamed"))
+    dense, chunked = (info_nce(lookup, temperature=0.05, form=form) for form in ("dense", "chunked"))
     torch.testing.assert_close(dense, chunked, rtol=1e-5, atol=1e-5)
 
 
@@ -33,7 +33,7 @@ def test_dense_and_chunked_forms_agree_under_autocast():
     lookup, target = looked_up(rows(20, 0), rows(400, 1)), looked_up(rows(20, 2), rows(400, 1))
     wanted = score_distillation(lookup, target, temperature=0.05)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for form in ("plain", "streamed"):
+        for form in ("dense", "chunked"):
             again = looked_up(rows(20, 0), rows(400, 1)), looked_up(rows(20, 2), rows(400, 1))
             found = score_distillation(*again, temperature=0.05, form=form)
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

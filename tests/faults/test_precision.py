@@ -18,7 +18,7 @@ ROWS = torch.randn(32, 16, generator=GENERATOR)
 MINE = torch.eye(32, dtype=torch.bool)
 
 
-@pytest.mark.parametrize("form", ["plain", "streamed"])
+@pytest.mark.parametrize("form", ["dense", "chunked"])
 def test_second_derivatives_are_refused(form):
     rows = ROWS.clone().requires_grad_()
     for loss in (
@@ -33,7 +33,7 @@ def test_second_derivatives_are_refused(form):
 def test_both_forms_are_computed_in_float32(dtype):
     half = torch.nn.functional.normalize(ROWS, dim=1).to(dtype)
     lookup = Lookup(half, half, DensePairs(MINE, ~MINE))
-    forms = [info_nce(lookup, temperature=0.05, form=form) for form in ("plain", "streamed")]
+    forms = [info_nce(lookup, temperature=0.05, form=form) for form in ("dense", "chunked")]
     torch.testing.assert_close(*forms)
     whole = Lookup(half.float(), half.float(), DensePairs(MINE, ~MINE))
     expected = [

@@ -12,7 +12,7 @@ from querykey.losses.temperature import LearnedTemperature
 NUMBERS = torch.arange(12)
 LOSSES = {
     "info_nce": lambda lookup: losses.info_nce(lookup, temperature=0.1),
-    "info_nce, streamed": lambda lookup: losses.info_nce(lookup, temperature=0.1, form="streamed"),
+    "info_nce, chunked": lambda lookup: losses.info_nce(lookup, temperature=0.1, form="chunked"),
     "nca": lambda lookup: losses.nca(lookup, temperature=0.1),
     "triplet": losses.triplet,
     "multi_similarity": losses.multi_similarity,

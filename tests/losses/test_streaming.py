@@ -1,4 +1,4 @@
-"""Losses in blocks: value, gradients and memory, beside the plain form."""
+"""Losses in blocks: value, gradients and memory, beside the dense form."""
 
 import inspect
 
@@ -12,12 +12,12 @@ from querykey.lookup import DensePairs, Lookup, PairRule, look_up
 from querykey.losses import (
     decoupled,
     info_nce,
-    is_streamed,
+    is_chunked,
     score_distillation,
     streaming,
     streaming_blocks,
 )
-from querykey.losses.streaming import takes_streamed
+from querykey.losses.streaming import takes_chunked
 
 
 @pytest.fixture(
@@ -63,7 +63,7 @@ LOSSES = pytest.mark.parametrize("loss", [info_nce, decoupled, weighted, distill
 def test_gives_the_value_and_the_gradients_of_the_plain_form(loss, score):
     """Of queries, of keys and of a learned temperature, in float64, each query weighed differently."""
     pairs, out = masks(8, 11), []
-    for form in ("plain", "streamed"):
+    for form in ("dense", "chunked"):
         leaves = rows(8) * 1.5, rows(11, seed=1) * 0.7, torch.tensor(0.2, dtype=torch.float64)
         queries, keys, temperature = (leaf.requires_grad_() for leaf in leaves)
         value = loss(Lookup(queries, keys, pairs, score), temperature=temperature, form=form)
@@ -76,12 +76,12 @@ def test_gives_the_value_and_the_gradients_of_the_plain_form(loss, score):
 
 @pytest.mark.parametrize("loss", [info_nce, decoupled, distilled])
 def test_gradient_is_the_derivative(loss, monkeypatch):
-    """The weights of the weighted form carry none; it is held to its plain form alone."""
+    """The weights of the weighted form carry none; it is held to its dense form alone."""
     of(monkeypatch, 3, 2)
     pairs, temperature = masks(5, 7, seed=1), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     leaves = rows(5).requires_grad_(), rows(7, seed=1).requires_grad_(), temperature
     assert torch.autograd.gradcheck(
-        lambda q, k, t: loss(Lookup(q, k, pairs, "cosine"), temperature=t, form="streamed"), leaves
+        lambda q, k, t: loss(Lookup(q, k, pairs, "cosine"), temperature=t, form="chunked"), leaves
     )
 
 
@@ -91,12 +91,12 @@ def test_what_carries_no_gradient_gets_none(loss, moves, monkeypatch):
     of(monkeypatch, 3, 4)
     queries, keys = rows(8).requires_grad_(moves[0]), rows(11, seed=1).requires_grad_(moves[1])
     lookup = Lookup(queries, keys, masks(8, 11))
-    streamed, plain = (loss(lookup, temperature=0.1, form=form) for form in ("streamed", "plain"))
-    assert streamed.requires_grad == any(moves)
-    torch.testing.assert_close(streamed, plain)
+    chunked, dense = (loss(lookup, temperature=0.1, form=form) for form in ("chunked", "dense"))
+    assert chunked.requires_grad == any(moves)
+    torch.testing.assert_close(chunked, dense)
     for leaf, does_move in zip((queries, keys), moves, strict=True):
         if does_move:
-            ours, theirs = (torch.autograd.grad(cost.sum(), leaf)[0] for cost in (streamed, plain))
+            ours, theirs = (torch.autograd.grad(cost.sum(), leaf)[0] for cost in (chunked, dense))
             torch.testing.assert_close(ours, theirs)
 
 
@@ -118,13 +118,13 @@ def test_float32_is_no_further_from_float64_than_the_plain_form(loss, temperatur
     """Root mean square over the queries; twice, for the order of a sum is a matter of luck."""
     of(monkeypatch, 40, 256)
     found = []
-    for form, dtype in (("plain", torch.float64), ("plain", torch.float32), ("streamed", torch.float32)):
+    for form, dtype in (("dense", torch.float64), ("dense", torch.float32), ("chunked", torch.float32)):
         lookup = a_bank_of(4000, 64, dtype)
         value = loss(lookup, temperature=temperature, form=form)
         value.sum().backward()
         found.append((value.detach().double(), lookup.queries.grad.double()))
-    exact, plain, streamed = found
-    for right, theirs, ours in zip(exact, plain, streamed, strict=True):
+    exact, dense, chunked = found
+    for right, theirs, ours in zip(exact, dense, chunked, strict=True):
         faults = [(one - right).square().mean().sqrt() for one in (ours, theirs)]
         assert faults[0] <= 2 * faults[1] + 1e-9
 
@@ -135,7 +135,7 @@ def test_a_loss_near_0_keeps_its_digits(monkeypatch):
     lookup = look_up(
         keys[:2], keys, query_ids=torch.arange(2), key_ids=torch.arange(4), rule=PairRule(same_id="positive")
     )
-    cost = info_nce(lookup, temperature=0.07, form="streamed")
+    cost = info_nce(lookup, temperature=0.07, form="chunked")
     assert cost[0].item() == pytest.approx(3 * 2.718281828 ** (-1 / 0.07), rel=0.1)
 
 
@@ -144,7 +144,7 @@ def test_a_higher_score_far_down_the_walk_takes_over(monkeypatch):
     of(monkeypatch, 1, 1)
     scores = torch.tensor([[-1.0, -1.0, -1.0, 1.0]], requires_grad=True)
     positive = torch.tensor([[True, False, False, False]])
-    cost = info_nce(Lookup.from_scores(scores, positive, ~positive), temperature=0.02, form="streamed")
+    cost = info_nce(Lookup.from_scores(scores, positive, ~positive), temperature=0.02, form="chunked")
     assert cost.tolist() == [100.0]
     cost.sum().backward()
     torch.testing.assert_close(scores.grad, torch.tensor([[-50.0, 0.0, 0.0, 50.0]]))
@@ -157,7 +157,7 @@ def test_a_surer_target_far_down_the_walk_takes_over(monkeypatch):
     scores = torch.zeros(1, 3, requires_grad=True)
     target = Lookup.from_scores(torch.tensor([[-1.0, -0.9, 1.0]]), everything, ~everything)
     lookup = Lookup.from_scores(scores, everything, ~everything)
-    cost = score_distillation(lookup, target, temperature=0.02, form="streamed")
+    cost = score_distillation(lookup, target, temperature=0.02, form="chunked")
     torch.testing.assert_close(cost, torch.tensor([3.0]).log())
     cost.sum().backward()
     torch.testing.assert_close(scores.grad, torch.tensor([[1 / 3, 1 / 3, -2 / 3]]) / 0.02)
@@ -168,10 +168,10 @@ def test_rows_in_half_precision_are_scored_in_float32(loss):
     """And keys of another dtype than the queries are taken as they are."""
     queries, keys = rows(8, dtype=torch.bfloat16), rows(11, seed=1, dtype=torch.bfloat16)
     pairs = masks(8, 11)
-    exact = loss(Lookup(queries.double(), keys.double(), pairs), temperature=0.1, form="plain")
+    exact = loss(Lookup(queries.double(), keys.double(), pairs), temperature=0.1, form="dense")
     for kept in (keys.requires_grad_(), keys.detach().float().requires_grad_()):
         leaf = queries.clone().requires_grad_()
-        cost = loss(Lookup(leaf, kept, pairs), temperature=0.1, form="streamed")
+        cost = loss(Lookup(leaf, kept, pairs), temperature=0.1, form="chunked")
         assert cost.dtype == torch.float32
         torch.testing.assert_close(cost.double(), exact, rtol=1e-5, atol=1e-5)
         cost.sum().backward()
@@ -182,7 +182,7 @@ def test_float32_keys_of_float64_queries_get_their_gradient():
     queries, keys = rows(8).requires_grad_(), rows(11, seed=1, dtype=torch.float32).requires_grad_()
     ours, theirs = (
         torch.autograd.grad(info_nce(lookup, temperature=0.1, form=form).sum(), keys)[0]
-        for form in ("streamed", "plain")
+        for form in ("chunked", "dense")
         for lookup in [Lookup(queries, keys, masks(8, 11))]
     )
     assert ours.dtype == torch.float32
@@ -191,9 +191,9 @@ def test_float32_keys_of_float64_queries_get_their_gradient():
 
 def test_autocast_does_not_reach_it():
     lookup = a_bank_of(50, 8, torch.float32)
-    outside = info_nce(lookup, temperature=0.1, form="streamed")
+    outside = info_nce(lookup, temperature=0.1, form="chunked")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = info_nce(lookup, temperature=0.1, form="streamed")
+        inside = info_nce(lookup, temperature=0.1, form="chunked")
     assert torch.equal(inside, outside)
 
 
@@ -205,7 +205,7 @@ def test_no_matrix_of_queries_by_keys_exists(loss, moves_keys, monkeypatch):
     found = a_bank_of(2000, 64, torch.float32, dim=4)
     lookup = Lookup(found.queries, found.keys.requires_grad_(moves_keys), found.pairs)
     with Held() as held:
-        loss(lookup, temperature=0.1, form="streamed").sum().backward()
+        loss(lookup, temperature=0.1, form="chunked").sum().backward()
     of_keys, of_a_block = 2000 * 6 * 8, 32 * 100 * 8
     assert held.largest <= max(of_keys, of_a_block) < 64 * 2000
 
@@ -214,25 +214,32 @@ def test_keys_that_changed_before_backward_are_refused():
     """They are scored again backward, and must be what they were."""
     queries, keys = rows(8).requires_grad_(), rows(11, seed=1).requires_grad_()
     changing = keys * 1.0
-    cost = info_nce(Lookup(queries, changing, masks(8, 11)), temperature=0.1, form="streamed")
+    cost = info_nce(Lookup(queries, changing, masks(8, 11)), temperature=0.1, form="chunked")
     changing.mul_(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         cost.sum().backward()
 
 
 def test_the_size_of_a_look_up_chooses_the_form(monkeypatch):
-    """By itself it is plain where scores fit the cache, and never holds them where they do not."""
+    """By itself it is dense where scores fit the cache, and never holds them where they do not."""
     monkeypatch.setattr(streaming, "PAIRS", 100 * 100)
     for side in (99, 100):
         of(monkeypatch, 16, 16)
         lookup = a_bank_of(side, side, torch.float32, dim=2)
         with Held() as held:
             info_nce(lookup, temperature=0.1)
-        assert (held.largest < 4 * side * side) == is_streamed(side, side) == (side == 100)
+        assert (held.largest < 4 * side * side) == is_chunked(side, side) == (side == 100)
 
 
 def test_a_form_that_is_not_known_is_refused():
     with pytest.raises(ConfigError) as error:
         # Unwrapped: the type checks that the test-suite turns on would speak first.
-        inspect.unwrap(takes_streamed)(Lookup(rows(3), rows(4), masks(3, 4)), "tiled")
-    assert str(error.value) == "form must be one of auto, plain, streamed; got 'tiled'"
+        inspect.unwrap(takes_chunked)(Lookup(rows(3), rows(4), masks(3, 4)), "tiled")
+    assert str(error.value) == "form must be one of auto, dense, chunked; got 'tiled'"
+
+
+@pytest.mark.parametrize(("old", "is_chunked"), [("plain", False), ("streamed", True)])
+def test_the_names_of_version_0_1_warn_and_mean_the_same(old, is_chunked):
+    lookup = Lookup(rows(3), rows(4), masks(3, 4))
+    with pytest.warns(FutureWarning, match=f"form='{old}' is named '(dense|chunked)' now"):
+        assert inspect.unwrap(takes_chunked)(lookup, old) == is_chunked

@@ -1,4 +1,4 @@
-"""Plain or streamed: chosen once, before the first step, by the size of a look-up, and written down."""
+"""Dense or chunked: chosen once, before the first step, by the size of a look-up, and written down."""
 
 import json
 import re
@@ -39,19 +39,19 @@ def _measured_at_once(monkeypatch):
     monkeypatch.setattr(autotune, "STEADY_TRIALS", 1)
 
 
-@pytest.mark.parametrize(("way", "form"), [*((way, "streamed") for way in WAYS), ("simclr", "plain")])
+@pytest.mark.parametrize(("way", "form"), [*((way, "chunked") for way in WAYS), ("simclr", "dense")])
 def test_a_run_computes_its_loss_in_the_form_that_it_wrote_down(way, form, tmp_path, monkeypatch):
     """For the largest look-up of its steps, of which the plan before the first step knows the size."""
     seen = []
     for name in ("info_nce", "decoupled"):
         module = sys.modules[f"querykey.losses.{name}"]
 
-        def watched(lookup, form, known=streaming.takes_streamed):
+        def watched(lookup, form, known=streaming.takes_chunked):
             seen.append((len(lookup), len(lookup.keys), form))
             return known(lookup, form)
 
-        monkeypatch.setattr(module, "takes_streamed", watched)
-    if form == "streamed":
+        monkeypatch.setattr(module, "takes_chunked", watched)
+    if form == "chunked":
         monkeypatch.setattr(streaming, "PAIRS", 1)
         monkeypatch.setattr(streaming, "PAIRS_OF_VIEWS", 1)
     method = way.partition(",")[0]
@@ -69,14 +69,14 @@ def resolved(**given):
 @pytest.mark.parametrize(
     ("given", "form"),
     [
-        ({"method": "simclr", "batch_size": 256}, "plain"),
-        ({"method": "simclr", "batch_size": 4096}, "streamed"),
-        ({"method": "simclr", "batch_size": 4096, "loss_options": {"form": "plain"}}, "plain"),
-        ({"method": "simclr", "batch_size": 4, "loss_options": {"form": "streamed"}}, "streamed"),
-        ({"method": "moco", "capacity": 4096}, "plain"),
-        ({"method": "moco", "capacity": 65536}, "streamed"),
-        ({"method": "memory-bank"}, "streamed"),
-        ({"method": "memory-bank", "contrast": "info_nce"}, "plain"),
+        ({"method": "simclr", "batch_size": 256}, "dense"),
+        ({"method": "simclr", "batch_size": 4096}, "chunked"),
+        ({"method": "simclr", "batch_size": 4096, "loss_options": {"form": "dense"}}, "dense"),
+        ({"method": "simclr", "batch_size": 4, "loss_options": {"form": "chunked"}}, "chunked"),
+        ({"method": "moco", "capacity": 4096}, "dense"),
+        ({"method": "moco", "capacity": 65536}, "chunked"),
+        ({"method": "memory-bank"}, "chunked"),
+        ({"method": "memory-bank", "contrast": "info_nce"}, "dense"),
         ({"method": "xbm"}, None),
         ({"method": "simclr", "loss": "nt_logistic"}, None),
     ],
@@ -99,19 +99,19 @@ def test_a_run_of_before_has_no_form_and_goes_by_size():
     [
         (
             {"method": "simclr", "batch_size": 256},
-            "memory: loss about 6 MiB (plain, 512 x 512 scores)",
+            "memory: loss about 6 MiB (dense, 512 x 512 scores)",
         ),
         (
             {"method": "simclr", "batch_size": 16384},
-            "memory: loss about 109 MiB (streamed, 32,768 x 32,768 scores)",
+            "memory: loss about 109 MiB (chunked, 32,768 x 32,768 scores)",
         ),
         (
             {"method": "moco", "capacity": 65536},
-            "memory: loss about 109 MiB (streamed, 256 x 65,792 scores), dictionary 32 MiB",
+            "memory: loss about 109 MiB (chunked, 256 x 65,792 scores), dictionary 32 MiB",
         ),
         (
             {"method": "memory-bank"},
-            "memory: loss about 86 MiB (streamed, 256 x 50,000 scores), dictionary 24 MiB",
+            "memory: loss about 86 MiB (chunked, 256 x 50,000 scores), dictionary 24 MiB",
         ),
     ],
 )
@@ -178,7 +178,7 @@ def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels,
 
 
 def test_a_form_that_was_asked_for_is_told_of_a_fit():
-    settings = AdapterSettings(loss="info_nce", loss_options={"form": "streamed"}, dim=256)
+    settings = AdapterSettings(loss="info_nce", loss_options={"form": "chunked"}, dim=256)
     resolved = resolve(settings, task="labels", items=20_000, width=512)
     words = describe_fit_memory(resolved, items=20_000, width=512)
-    assert words == "memory: loss about 13 MiB (streamed, 128 x 2,176 scores), features 39 MiB"
+    assert words == "memory: loss about 13 MiB (chunked, 128 x 2,176 scores), features 39 MiB"

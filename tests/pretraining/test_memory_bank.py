@@ -59,8 +59,8 @@ def test_five_steps_are_the_papers(contrast, proximal):
 
 
 @pytest.mark.parametrize("contrast", ["softmax", "info_nce"])
-def test_streamed_it_is_the_same_step(contrast):
-    whole, walked = steps(contrast, form="plain"), steps(contrast, form="streamed")
+def test_chunked_it_is_the_same_step(contrast):
+    whole, walked = steps(contrast, form="dense"), steps(contrast, form="chunked")
     for one, other in zip(whole[0], walked[0], strict=True):
         assert other.loss == pytest.approx(one.loss, rel=1e-12)
     torch.testing.assert_close(walked[1].weight, whole[1].weight)

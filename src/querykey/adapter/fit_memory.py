@@ -22,7 +22,7 @@ def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int, pr
         >>> from querykey.adapter.settings import resolve
         >>> settings = resolve(AdapterSettings(), task="unlabelled", items=50_000, width=384)
         >>> describe_fit_memory(settings, items=50_000, width=384)
-        'memory: loss about 43 MiB (streamed, 128 x 50,000 scores), features 73 MiB'
+        'memory: loss about 43 MiB (chunked, 128 x 50,000 scores), features 73 MiB'
     """
     queries = settings.batch_size
     held = 0 if settings.memory == "in_batch" else min(settings.capacity, items)
@@ -33,9 +33,9 @@ def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int, pr
     else:
         own = settings.neighbours if settings.loss == "score_difference" else settings.negatives or 0
         keys = queries + min(held, queries * (own + (settings.positives or 0)) + (settings.sampled or 0))
-    given: Form = "plain" if is_dealt else settings.loss_options.get("form", "auto")
+    given: Form = "dense" if is_dealt else settings.loss_options.get("form", "auto")
     can_stream = settings.loss in ("info_nce", "score_distillation")
-    form = chosen_form(given, queries, keys) if can_stream else "plain"
+    form = chosen_form(given, queries, keys) if can_stream else "dense"
     size = loss_bytes(queries, keys, settings.dim or width, form)
     return (
         f"memory: loss about {max(1, size >> 20):,} MiB ({form}, {queries:,} x {keys:,} scores), "

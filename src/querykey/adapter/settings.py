@@ -237,5 +237,5 @@ def _check(settings: AdapterSettings, task: Task, width: int) -> None:
 def _check_sharded(settings: AdapterSettings, task: Task) -> None:
     if settings.memory == "in_batch":
         raise ConfigError('memory="in_batch" has no rows to shard; leave out sharded, or the memory')
-    if task == "unlabelled" and settings.loss_options.get("form") == "streamed":
-        raise ConfigError('over a sharded memory the loss is plain, of a share; leave out form="streamed"')
+    if task == "unlabelled" and settings.loss_options.get("form") in ("chunked", "streamed"):
+        raise ConfigError('over a sharded memory the loss is dense, of a share; leave out form="chunked"')

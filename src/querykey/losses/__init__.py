@@ -11,7 +11,7 @@ from querykey.losses.logistic import nt_logistic
 from querykey.losses.margin import contrastive, triplet
 from querykey.losses.nce import nce, nce_normaliser
 from querykey.losses.preserving import rank_loss, score_difference, score_distillation
-from querykey.losses.streaming import is_streamed
+from querykey.losses.streaming import is_chunked
 from querykey.losses.temperature import LearnedTemperature
 from querykey.losses.weighting import circle, multi_similarity
 
@@ -23,7 +23,7 @@ __all__ = [
     "decoupled",
     "hard_negative",
     "info_nce",
-    "is_streamed",
+    "is_chunked",
     "multi_similarity",
     "nca",
     "nce",

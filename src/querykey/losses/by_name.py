@@ -179,7 +179,7 @@ def takes_temperature(name: LossName) -> bool:
 
 
 def takes_form(name: LossName) -> bool:
-    """Whether a loss can be streamed.
+    """Whether a loss can be chunked.
 
     Args:
         name: A key of `LOSSES`.

@@ -9,7 +9,7 @@ from querykey.errors import RangeError
 from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import NOTHING, as_numbers, penalty, scores_and_masks, softmax, weigh
 from querykey.losses.info_nce import check_temperature
-from querykey.losses.streaming import Form, takes_streamed
+from querykey.losses.streaming import Form, takes_chunked
 from querykey.losses.streaming_blocks import Positives, log_mean_of_positives, softmax_of_blocks
 from querykey.losses.streaming_views import two_views
 from querykey.types import PerQuery
@@ -42,7 +42,7 @@ def decoupled(
             gradient.
         sigma: :math:`\sigma > 0`, in the unit of the scores, the width of the weights; 0.5 in DCLW.
             None for weights of 1.
-        form: "plain", "streamed" or "auto", as for `info_nce`.
+        form: "dense", "chunked" or "auto", as for `info_nce`.
 
     Returns:
         Nats per query [queries], not reduced, and possibly negative. A query with no positive or
@@ -72,8 +72,8 @@ def decoupled(
         raise RangeError(
             f"sigma must be > 0 and finite, or None for equal weights, got {sigma}; 0.5 is usual"
         )
-    if form != "plain" and takes_streamed(lookup, form):
-        return _streamed(lookup, temperature, sigma)
+    if takes_chunked(lookup, form):
+        return _chunked(lookup, temperature, sigma)
     scores, is_positive, is_negative = scores_and_masks(lookup)
     logits = scores / temperature
     with torch.no_grad():
@@ -90,7 +90,7 @@ def decoupled(
     return weigh(logits, value[:, 0], weights)
 
 
-def _streamed(lookup: Lookup, temperature: float | Tensor, sigma: float | None) -> PerQuery:
+def _chunked(lookup: Lookup, temperature: float | Tensor, sigma: float | None) -> PerQuery:
     views = two_views(lookup, temperature)
     if views is None:
         weight = (

@@ -10,7 +10,7 @@ from querykey.lookup.lookup import Lookup
 from querykey.lookup.two_view_pairs import look_up_views
 from querykey.lookup.unit_length import unit_length
 from querykey.losses._pair_weights import as_numbers, scores_and_masks, softmax, weigh
-from querykey.losses.streaming import Form, takes_streamed
+from querykey.losses.streaming import Form, takes_chunked
 from querykey.losses.streaming_blocks import Positives, softmax_of_blocks
 from querykey.losses.streaming_views import two_views
 from querykey.types import Ids, PerQuery, Rows
@@ -39,8 +39,8 @@ def info_nce(lookup: Lookup, *, temperature: float | Tensor, form: Form = "auto"
         temperature: :math:`\tau > 0`, dimensionless. Small values weigh the hardest
             negatives most: MoCo uses 0.07, SimCLR 0.1 to 0.5. A tensor of one number gets
             a gradient; keep it positive by learning its logarithm.
-        form: "plain" holds all scores at once. "streamed" walks them, with memory that grows with
-            queries plus keys, and is faster where they are many. "auto" goes by `is_streamed`.
+        form: "dense" holds all scores at once. "chunked" walks them, with memory that grows with
+            queries plus keys, and is faster where they are many. "auto" goes by `is_chunked`.
 
     Returns:
         Nats per query [queries], not reduced. A query with no positive costs exactly 0 and
@@ -65,7 +65,7 @@ def info_nce(lookup: Lookup, *, temperature: float | Tensor, form: Form = "auto"
         multiplies by temperature / 0.07; the paper does not, and neither do we.
     """
     check_temperature("temperature", temperature)
-    if form != "plain" and takes_streamed(lookup, form):
+    if takes_chunked(lookup, form):
         views = two_views(lookup, temperature)
         if views is not None:
             return torch.log1p(views.negatives * (-views.positive).exp())
@@ -179,7 +179,7 @@ def nt_xent(
             leave the sum. None: each image its own.
         normalised: False takes the rows as they are, so that scores are dot products: the
             ablation of SimCLR's Table 5, at temperatures of 10 and 100.
-        form: "plain", "streamed" or "auto", as for `info_nce`. Streamed, each score is computed once
+        form: "dense", "chunked" or "auto", as for `info_nce`. Chunked, each score is computed once
             for both of its rows, and none is kept.
 
     Returns:

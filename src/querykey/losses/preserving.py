@@ -15,7 +15,7 @@ from querykey.losses._pair_weights import (
 )
 from querykey.losses.info_nce import check_temperature
 from querykey.losses.margin import soft_triplets
-from querykey.losses.streaming import Form, takes_streamed
+from querykey.losses.streaming import Form, takes_chunked
 from querykey.losses.streaming_blocks import Target, dot_product_rows, softmax_of_blocks
 from querykey.types import PerQuery
 
@@ -49,8 +49,8 @@ def score_distillation(
         temperature: :math:`\tau > 0`, dimensionless; a tensor of one number gets a gradient,
             through the trained scores alone. The adapter starts from 0.05.
         target_temperature: :math:`\tau_t > 0`; the same as temperature where not given.
-        form: "plain", "streamed" or "auto", as for `info_nce`; of keys that are sharded over processes
-            always plain.
+        form: "dense", "chunked" or "auto", as for `info_nce`; of keys that are sharded over processes
+            always dense.
 
     Returns:
         Nats per query [queries], not reduced, at least 0 up to rounding. A query of which no
@@ -81,7 +81,7 @@ def score_distillation(
     if target_temperature is not None:
         check_temperature("target_temperature", target_temperature)
     require_same_size(lookup, target)
-    if form != "plain" and takes_streamed(lookup, form):
+    if takes_chunked(lookup, form):
         with torch.no_grad():
             queries, keys = dot_product_rows(target)
             divisor = target_temperature or temperature

@@ -167,7 +167,7 @@ def softmax_of_blocks(lookup: Lookup, temperature: float | Tensor, terms: Positi
     """
     with torch.autocast(lookup.queries.device.type, enabled=False):
         queries, keys = dot_product_rows(lookup)
-        value: Tensor = _Streamed.apply(queries / temperature, keys, terms)
+        value: Tensor = _Chunked.apply(queries / temperature, keys, terms)
     return value
 
 
@@ -222,7 +222,7 @@ class _Walked(NamedTuple):
     """The value's derivative by the query [queries, dim]; empty if it is not needed."""
 
 
-class _Streamed(torch.autograd.Function):
+class _Chunked(torch.autograd.Function):
     """Of logits that are dot products."""
 
     @staticmethod

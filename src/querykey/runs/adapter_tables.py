@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat
+
+from querykey.losses.streaming import current_form
 
 __all__ = [
     "LARGEST", "NCA", "AtLeastTwo", "AutoLoss", "Circle", "Contrastive", "Count", "CrossBatch",
@@ -10,7 +12,7 @@ __all__ = [
     "Positive", "ScoreDifference", "ScoreDistillation", "Selection", "Strict", "Triplet",
 ]  # fmt: skip
 
-Form = Literal["auto", "plain", "streamed"]
+Form = Annotated[Literal["auto", "dense", "chunked"], BeforeValidator(current_form)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 LARGEST = 2**31 - 1

@@ -92,10 +92,10 @@ def loss_form(settings: PretrainSettings, *, items: int) -> Form:
         items: Images trained on.
 
     Returns:
-        "plain" or "streamed"; plain where the loss has no other.
+        "dense" or "chunked"; dense where the loss has no other.
     """
     if not takes_form(settings.loss):
-        return "plain"
+        return "dense"
     given: Form = settings.loss_options.get("form", "auto")
     size = look_up_size(settings, items=items)
     return chosen_form(given, *size, of_views=settings.method == "simclr")

@@ -10,6 +10,7 @@ from querykey.encoders.norm.batchnorm import BatchNormKind
 from querykey.encoders.projection import HeadKind, LastNorm
 from querykey.errors import ConfigError
 from querykey.losses.by_name import LossName, current_name
+from querykey.losses.streaming import current_form
 from querykey.pretraining.settings.methods import PRESETS, DictionarySettings, Method, defaults_of
 
 __all__ = ["LENGTHS", "OPTIMIZERS", "OptimizerName", "PretrainSettings", "Recipe", "asked_settings"]
@@ -189,6 +190,11 @@ class PretrainSettings(DictionarySettings):
         read = {name: value for name, value in values.items() if name in known}
         if "loss" in read:
             read["loss"] = current_name(read["loss"], warn=False)
+        if options := read.get("loss_options"):
+            read["loss_options"] = {
+                key: current_form(value, warn=False) if key == "form" else value
+                for key, value in options.items()
+            }
         return cls(**read)
 
     def make_views(self, channels: int) -> Views:
