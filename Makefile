@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check dist studies-smoke soak bench results studies lint format
+.PHONY: help demo test check docs dist studies-smoke soak bench results studies lint format
 .NOTPARALLEL:
 
 help: ## Say what there is.
@@ -38,6 +38,11 @@ lint: $(VENV)/.ready ## Check format, lint, types and layers.
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.ready $(VENV)/.ready-docs ## Build the site into build/site; run its code blocks and the notebooks.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/pages/all_pages.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --nbmake --rootdir examples/notebooks -c /dev/null examples/notebooks
 
 dist: $(VENV)/.ready-release ## Build wheel and sdist, check them, and use the wheel in empty environments.
 	rm -rf dist

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,16 @@ def machine() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "load_at_start": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: installed(name) for name in PACKAGES},
     }
+
+
+def installed(package: str) -> str:
+    """The version of a package; most benchmarks need one peer alone."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def show(rows: list[Row], about: dict[str, Any]) -> None:

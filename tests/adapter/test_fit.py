@@ -257,3 +257,11 @@ def test_noise_is_rarely_called_better():
     found = ast.literal_eval(re.search(r"\{.*?\}", done.stdout)[0])
     assert sum(found.values()) == 40
     assert found.get("better", 0) <= 4
+
+
+@pytest.mark.parametrize("dim", [4, 6])
+def test_one_closed_form_alone_is_returned_without_labels(dim):
+    rows = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+    name = "frozen" if dim == 6 else "pca_uncentred"
+    adapter = Adapter(dim=dim, steps=0, candidates=name).fit(rows)
+    assert adapter.report_["candidate"] == name

@@ -10,22 +10,7 @@ import pytest
 from architecture.source import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-README = (ROOT / "README.md").read_text()
-DOCUMENTED = [
-    text
-    for page in sorted((ROOT / "docs").glob("*.md"))
-    for language, _, text in BLOCK.findall(page.read_text())
-    if language == "python"
-]
-PYTHON_BLOCKS = [block for block in BLOCK.findall(README) if block[0] == "python"]
-SHELL_LINES = [
-    line
-    for language, _, text in BLOCK.findall(README)
-    if language in ("sh", "bash", "console")
-    for line in text.splitlines()
-    if line.lstrip("$ ").startswith("querykey ")
-]
+README = ROOT / "README.md"
 
 
 def run(command, cwd):
@@ -42,20 +27,25 @@ def test_an_example_runs(path, tmp_path):
     run([sys.executable, str(path)], tmp_path)
 
 
-@pytest.mark.parametrize("block", range(len(PYTHON_BLOCKS)))
-def test_a_python_block_of_the_readme_runs(block, tmp_path):
+def test_the_python_blocks_of_the_readme_run(tmp_path):
     """Blocks go on from one another, as a reader types them."""
-    code = "\n".join(text for _, _, text in PYTHON_BLOCKS[: block + 1])
-    run([sys.executable, "-c", code], tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    run([sys.executable, "-c", "\n".join(blocks)], tmp_path)
 
 
-@pytest.mark.parametrize("block", range(len(DOCUMENTED)))
-def test_a_python_block_of_the_docs_runs(block, tmp_path):
-    run([sys.executable, "-c", DOCUMENTED[block]], tmp_path)
+def commands():
+    """Every line of the README and the docs that calls querykey with names in place, indented ones too."""
+    for page in (README, *sorted((ROOT / "docs").rglob("*.md"))):
+        text = page.read_text()
+        blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        lines = "".join(blocks).splitlines() + re.findall(r"^ {4}(querykey .*)$", text, re.MULTILINE)
+        for line in lines:
+            if line.startswith("querykey ") and not re.search(r" --(help|version)|[A-Z]{3}|[|\[\\]", line):
+                yield pytest.param(line, id=f"{page.stem}: {line}")
 
 
-@pytest.mark.parametrize("line", SHELL_LINES)
-def test_a_command_of_the_readme_has_options_that_exist(line, tmp_path):
+@pytest.mark.parametrize("line", dict.fromkeys(commands()))
+def test_a_command_of_the_pages_has_options_that_exist(line):
     """The data of its examples are the reader's own, so the grammar of the line is what can be tested."""
     import shlex
 
@@ -63,7 +53,7 @@ def test_a_command_of_the_readme_has_options_that_exist(line, tmp_path):
 
     from querykey.cli.main import app
 
-    name, *arguments = shlex.split(line.lstrip("$ "), comments=True)[1:]
+    name, *arguments = shlex.split(line, comments=True)[1:]
     command = get_command(app).get_command(None, name)
     assert command is not None, f"no command {name}"
     command.make_context(name, arguments)

@@ -7,8 +7,8 @@ from architecture.source import ROOT
 
 PAGES = sorted(
     page
-    for folder in (ROOT, ROOT / "docs", ROOT / "docs" / "adr", ROOT / "studies")
-    for page in folder.glob("*.md")
+    for pages in (ROOT.glob("*.md"), (ROOT / "docs").rglob("*.md"), (ROOT / "studies").glob("*.md"))
+    for page in pages
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

@@ -336,6 +336,8 @@ class Search:
         if self.dim == self.width and name not in self.found:
             names = {"soft_whitened": f"soft_whitening {DEFAULT_POWER:g}", "centred": "pca"}
             name = names.get(name, name)
+        if name not in self.found:  # the user left it out of the candidates
+            name = max(self.found.values(), key=self._mean).name
         return Choice(name, reference, "not validated", None, {}, choice.selected_on)
 
     def _judged(self) -> bool:
