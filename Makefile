@@ -26,11 +26,11 @@ soak: $(VENV)/.ready ## Kill, starve and fuzz for up to 20 minutes.
 bench: $(VENV)/.ready-bench ## Measure speed and memory beside the peers.
 	$(BIN)/python benchmarks/run.py
 
-results: $(VENV)/.ready-results ## Run the grid of studies and write docs/results.md; continues where it stopped.
-	$(BIN)/python scripts/results.py
+results: $(VENV)/.ready-results ## Run the studies of docs/results.md and write it; continues where it stopped.
+	$(BIN)/python scripts/studies.py results
 
 studies: $(VENV)/.ready-results ## Run the papers' studies and write studies/README.md; continues where it stopped.
-	$(BIN)/python scripts/studies.py
+	$(BIN)/python scripts/studies.py papers
 
 lint: $(VENV)/.ready ## Check format, lint, types and layers.
 	$(BIN)/ruff format --check .

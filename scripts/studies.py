@@ -1,109 +1,141 @@
-"""Run every study on the project's data into `studies/`, then write its README.md.
+"""Run the project's own studies, then write their report.
 
-    python scripts/studies.py [--only momentum] [--data DIR] [--report]
+    python scripts/studies.py results    # into results/, then docs/results.md
+    python scripts/studies.py papers     # into studies/, then studies/README.md
 
-A cell that has a record is not measured again, so a run that was stopped continues.
+`--only NAME` runs some of them, `--report` measures nothing. A cell that has a record is not measured again,
+so the same command resumes a run that was stopped.
 """
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from querykey.errors import MissingPathError
 from querykey.io.program import exit_code, say
+from querykey.reports.markdown.results import write_results
 from querykey.reports.markdown.studies import write_studies
-from querykey.runs.data import DataAt
 from querykey.studies.catalogue import STUDIES
-from querykey.studies.engine.features import StudyFeatures
-from querykey.studies.engine.grid import tell
-from querykey.studies.engine.images import StudyImages
+from querykey.studies.catalogue.results_adapters import RESULTS_ADAPTERS
+from querykey.studies.catalogue.results_pretraining import RESULTS_PRETRAINING
+from querykey.studies.data_sets import (
+    BANKING,
+    CIFAR10,
+    CRANFIELD,
+    OMNIGLOT,
+    OMNIGLOT_IMAGES,
+    FrozenDataSet,
+    Images,
+)
+from querykey.studies.engine.data import StudyFeatures, StudyImages
+from querykey.studies.engine.grid import print_progress
 from querykey.studies.engine.run import run_study
-from querykey.studies.results_grid.adapters import BANKING, CRANFIELD, OMNIGLOT, DataSet
-from querykey.studies.results_grid.measure_adapters import features_of
+from querykey.studies.engine.study import Study
 
 FROZEN = (OMNIGLOT, BANKING, CRANFIELD)
-OTHER_CLASSES = ("memory-ratio", "drift")
-"""Studies that need classes to ask for which are not trained on."""
+NEW_CLASSES = ("memory-ratio", "drift")
+"""Studies whose test classes are not those of the training."""
 
 
 class Planned(NamedTuple):
-    """A study and what it is asked of.
+    """A study with its data.
 
     Args:
-        folder: Its name below `studies/`.
-        study: Name of the study.
-        data: Data set: a folder of images, or one that the study of adapters embeds.
+        folder: Name of its folder.
+        study: The study.
+        data: Its data set.
     """
 
     folder: str
-    study: str
-    data: str | DataSet
+    study: Study
+    data: Images | FrozenDataSet
 
 
-def planned() -> tuple[Planned, ...]:
-    """All studies, those of images in the catalogue's order first, each with its data."""
+def planned(part: str) -> tuple[Planned, ...]:
+    """The studies of a part, in the order of its report.
+
+    Args:
+        part: "results" or "papers".
+
+    Returns:
+        Studies with their data.
+    """
+    if part == "results":
+        of_images = [Planned(f"pretraining/{_slug(s.name)}", s, data) for data, s in RESULTS_PRETRAINING]
+        return (*of_images, *(Planned(f"adapters/{_slug(s.name)}", s, data) for data, s in RESULTS_ADAPTERS))
     of_images = [
-        Planned(name, name, "omniglot" if name in OTHER_CLASSES else "cifar10")
+        Planned(name, study, OMNIGLOT_IMAGES if name in NEW_CLASSES else CIFAR10)
         for name, study in STUDIES.items() if study.needs == "images"
     ]  # fmt: skip
     of_features = [
-        Planned(f"{name}-{data.name}", name, data)
+        Planned(f"{name}-{data.name}", study, data)
         for name, study in STUDIES.items() if study.needs == "features" for data in FROZEN
     ]  # fmt: skip
     return (*of_images, *of_features)
 
 
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.replace(",0", "0"))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it as the command line says.
+    """Run the script.
 
     Args:
-        arguments: Without the program's name; None for those of the process.
+        arguments: Without the program's name; None: those of the process.
 
     Returns:
-        Exit code, as `exit_code` says.
+        Exit code, see `exit_code`.
     """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    names = [one.folder for one in planned()]
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of real data")
-    parser.add_argument("--out", type=Path, default=Path("studies"), help="where the studies go")
-    parser.add_argument("--features", type=Path, default=Path("results/features"), help="of frozen models")
-    parser.add_argument("--only", action="append", choices=names, help="this one alone; can be repeated")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), choices=range(1, 65), help="processes")
+    parser.add_argument("part", choices=["results", "papers"], help="which studies")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the data folder")
+    parser.add_argument("--out", type=Path, help="folder of the studies (default: results or studies)")
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="report of the results")
+    parser.add_argument("--features", type=Path, default=Path("results/features"), help="feature stores")
     parser.add_argument(
-        "--report", action="store_true", help="write README.md and its figures, measure nothing"
+        "--only", action="append", metavar="NAME", help="run these, as in 'adapters/hwu64*'; repeatable"
     )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), choices=range(1, 65), help="processes")
+    parser.add_argument("--report", action="store_true", help="write the report, measure nothing")
     given = parser.parse_args(arguments)
-    wanted = [one for one in planned() if given.only is None or one.folder in given.only]
-    return exit_code(lambda: _run_all(wanted, given))
+    studies = planned(given.part)
+    for name in given.only or ():
+        if not any(fnmatch(one.folder, name) for one in studies):
+            names = ", ".join(one.folder for one in studies)
+            parser.error(f"argument --only: there is no study {name!r}; choose from {names}")
+    return exit_code(lambda: _run_all(studies, given))
 
 
-def _run_all(wanted: Sequence[Planned], given: argparse.Namespace) -> None:
+def _run_all(studies: Sequence[Planned], given: argparse.Namespace) -> None:
+    out = given.out or Path("results" if given.part == "results" else "studies")
+    wanted = [one for one in studies if any(fnmatch(one.folder, name) for name in given.only or "*")]
+
+    @cache
+    def opened(data: Images | FrozenDataSet) -> StudyImages | StudyFeatures:
+        if isinstance(data, Images):
+            return data.open(given.data)
+        return data.open(given.data, given.features, say)
+
     for one in () if given.report else wanted:
-        _run(one, given)
-    write_studies(given.out)
-
-
-def _run(one: Planned, given: argparse.Namespace) -> None:
-    say(f"{one.folder}:")
-    data = _data(one.data, given)
-    run_study(STUDIES[one.study], data, given.out / one.folder, jobs=given.jobs, progress=tell, notify=say)
-
-
-def _data(data: str | DataSet, given: argparse.Namespace) -> StudyImages | StudyFeatures:
-    if isinstance(data, str):
-        if not (given.data / data).exists():
-            raise MissingPathError(
-                f"{given.data / data} is not there: give the folder of the data with --data DIR, or leave "
-                "its studies out with --only"
-            )
-        return StudyImages.of_splits(str(given.data / data), "train", "test")
-    stores = {part: DataAt(at) for part, at in features_of(data, given.data, given.features, say).items()}
-    if data.parts["train"] == data.parts["test"]:  # documents that their own queries search
-        return StudyFeatures(train=stores["train"])
-    return StudyFeatures(train=stores["train"], test=stores["test"])
+        say(f"{one.folder}:")
+        run_study(
+            one.study,
+            opened(one.data),
+            out / one.folder,
+            jobs=given.jobs,
+            progress=print_progress,
+            notify=say,
+        )
+    if given.part == "results":
+        write_results([out / one.folder for one in studies], given.page)
+    else:
+        write_studies(out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ def shortened(monkeypatch):
     from querykey.studies.engine import run
 
     study = STUDIES["depth-and-width"]
-    monkeypatch.setitem(STUDIES, study.name, replace(study, arms=study.arms[:3:2], asked=study.asked[:1]))
+    monkeypatch.setitem(
+        STUDIES, study.name, replace(study, arms=study.arms[:3:2], questions=study.questions[:1])
+    )
     scores = {"width 16": 0.5, "width 64": 0.6}
 
     def measure(cell):
@@ -57,7 +59,7 @@ def test_a_study_ends_with_its_arms_and_verdicts(querykey, images, tmp_path, sho
         assert words in said.flat
     again = querykey(*command)
     assert again.out == said.out
-    assert "goes on as it was planned" in again.err
+    assert "is resumed as it was planned" in again.err
     assert len(read(tmp_path / "width" / "records.jsonl")) == 6
 
 

@@ -1,7 +1,8 @@
-"""The study of adapters: cells are done once, records alone make the report, rules are as written."""
+"""Studies of docs/results.md: cells are measured once, the report is made of records alone, rules are as
+written."""
 
+import json
 import math
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,37 +12,64 @@ from pathlib import Path
 import pytest
 import torch
 
-from querykey.errors import DataError, MissingPathError
-from querykey.evaluation.intervals import Interval, paired_difference
+from querykey.adapter.settings import AdapterSettings
+from querykey.errors import DataError
+from querykey.evaluation.intervals import paired_difference
 from querykey.features.features import Features, write_features
 from querykey.io.records import Records, read
-from querykey.reports.comparison import comparisons, intervals, verdict
+from querykey.io.study_folder import StoredStudy, cells_of, open_study, read_study
 from querykey.reports.markdown.results import report, write_results
-from querykey.studies.engine.grid import Cell, compact, run_grid, write_plan
-from querykey.studies.results_grid.adapters import TASKS, DataSet, Method, Part, Question, StudyTask
-from querykey.studies.results_grid.measure_adapters import cells_of, features_of, measure, plan_of
+from querykey.reports.verdicts import answers, intervals, paired_columns, per_query, verdict
+from querykey.runs.data import DataAt
+from querykey.studies.catalogue.results_adapters import RESULTS_ADAPTERS
+from querykey.studies.engine.data import StudyFeatures
+from querykey.studies.engine.grid import Cell, compact, run_grid
+from querykey.studies.engine.measure import measure
+from querykey.studies.engine.run import _arms_of, _cells, plan_study, run_study
+from querykey.studies.engine.study import Arm, Figure, Question, Study
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "results.py"
-QUICK = {"steps": 4, "batch_size": 16}
-TOY = StudyTask(
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "studies.py"
+QUICK = {"dim": 3, "steps": 4, "batch_size": 16}
+
+
+TRAIN_KEY = "8fb35df51873ace24505739f848fa8b5a612b20579b300befa5ef0d56d6ea407"
+TEST_KEY = "d79421ae3c1d62f89c95dd3b4ef2b4c25a780fb7f7cc4f2cf92be75e2827ed7a"
+"""Of the features of banking77, which are not in the repository."""
+
+
+def projected(name, label):
+    return Arm(name=name, label=label, kind="baseline", seeds=1, settings={"projection": name, "dim": 3})
+
+
+ADAPTER = Arm(name="adapter", label="**adapter**", kind="adapter", settings=QUICK, seeds=2)
+TOY = Study(
     name="toy",
     title="toy: four classes, 6 to 3",
-    data=DataSet(name="toy", model="none", parts={"train": Part(path="t"), "test": Part(path="t")}),
-    dim=3,
-    role="toy",
-    metrics=("kNN", "R@1"),
-    methods=(
-        Method(name="frozen", label="frozen", kind="baseline", seeds=1),
-        Method(name="pca", label="PCA", kind="baseline", seeds=1),
-        Method(name="logistic_regression", label="logistic", kind="classifier", seeds=1),
-        Method(name="adapter", label="**adapter**", settings=QUICK),
-        Method(name="no_memory", label="no memory", settings=QUICK | {"memory": "in_batch"}, seeds=1),
+    asks="Is it better?",
+    source="this library",
+    caveat="Role of the measured part: none.",
+    measured="kNN, R@1",
+    needs="features",
+    arms=(
+        projected("frozen", "frozen"),
+        projected("pca", "PCA"),
+        Arm(name="logistic_regression", label="logistic", kind="classifier", seeds=1, settings={"dim": 3}),
+        ADAPTER,
+        replace(
+            ADAPTER, name="no_memory", settings=QUICK | {"memory": "in_batch"}, label="no memory", seeds=1
+        ),
     ),
     references=("frozen", "pca"),
     questions=(
-        Question(ask="Is it above?", metric="R@1", ours="adapter", theirs="frozen", claim=True),
-        Question(ask="Is memory better?", metric="R@1", ours="adapter", theirs="no_memory"),
+        Question(
+            ask="Is it above?", ours=("adapter", "R@1"), theirs=("frozen", "R@1"), is_claim=True, min_seeds=1
+        ),
+        Question(ask="Is memory better?", ours=("adapter", "R@1"), theirs=("no_memory", "R@1"), min_seeds=1),
     ),
+    figures=(Figure(kind="bars", title="toy", measures=("kNN", "R@1")),),
+    knn=(20, 0.07),
+    identity="fit",
 )
 
 
@@ -56,10 +84,10 @@ def features(rows, seed, labels=True):
 
 
 @pytest.fixture
-def stores(tmp_path):
+def data(tmp_path):
     write_features(features(60, 0), tmp_path / "train")
     write_features(features(24, 1), tmp_path / "test")
-    return {"train": str(tmp_path / "train"), "test": str(tmp_path / "test")}
+    return StudyFeatures(train=DataAt(str(tmp_path / "train")), test=DataAt(str(tmp_path / "test")))
 
 
 def counted(measured):
@@ -113,130 +141,181 @@ def test_several_jobs_measure_every_cell_once(tmp_path):
     assert sorted((r["seed"], r["values"]) for r in records.read()) == [(seed, [seed]) for seed in range(5)]
 
 
-def test_the_key_of_a_cell_covers_settings_seed_features_and_protocol(stores, tmp_path):
-    def key(task=TOY, seeds=1, where=stores):
-        return cells_of(task, where, seeds=seeds)["adapter"][-1].key
+def cells(study, data):
+    """All cells of a study, without measuring any."""
+    described = json.loads(json.dumps(plan_study(study, data)))
+    return {(cell.method, cell.seed): cell for cell in _cells(described, _arms_of(described), data)}
 
-    def method(**settings):
-        return replace(TOY, methods=(Method(name="adapter", label="", settings=settings),))
+
+def test_the_key_of_a_cell_covers_settings_seed_features_and_protocol(data, tmp_path):
+    def key(study=TOY, where=data, seed=0):
+        return cells(study, where)["adapter", seed].key
+
+    def adapter(**changes):
+        return replace(TOY, arms=(replace(ADAPTER, **changes),), questions=())
 
     write_features(features(60, 7), tmp_path / "other")
     keys = [
-        key(), key(seeds=2), key(replace(TOY, dim=2)), key(replace(TOY, knn=(5, 0.07))),
-        key(method(**QUICK, capacity=64)), key(where=stores | {"train": str(tmp_path / "other")}),
+        key(), key(seed=1), key(replace(TOY, knn=(5, 0.07))), key(adapter(settings=QUICK | {"dim": 2})),
+        key(adapter(settings=QUICK | {"capacity": 64})), key(adapter(labels_a_class=1)),
+        key(where=replace(data, train=DataAt(str(tmp_path / "other")))),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
-    assert key(method(**QUICK)) == key()  # whatever else is in the table
+    assert key(adapter()) == key()  # whatever else is in the table
 
 
-def test_only_what_is_trained_has_several_seeds(stores):
-    cells = cells_of(TOY, stores, seeds=3)
-    assert {name: [c.seed for c in own] for name, own in cells.items()} == {
-        "frozen": [0], "pca": [0], "logistic_regression": [0], "adapter": [0, 1, 2], "no_memory": [0],
-    }  # fmt: skip
+def test_records_that_exist_are_read_under_the_same_keys():
+    study = next(study for _, study in RESULTS_ADAPTERS if study.name == "banking77 256")
+    described = read_study(ROOT / "results" / "adapters" / "banking77-256")
+
+    class Keys(StudyFeatures):
+        def keys(self):
+            return {"train": TRAIN_KEY, "test": TEST_KEY}
+
+    found = _cells(described, list(study.arms), Keys(train=DataAt("x")))
+    records = read(ROOT / "results" / "adapters" / "banking77-256" / "records.jsonl")
+    assert {(r["method"], r["seed"]): r["key"] for r in records} == {(c.method, c.seed): c.key for c in found}
 
 
-def test_numbers_are_those_of_a_plain_count(stores):
-    found = measure(cells_of(TOY, stores, seeds=1)["frozen"][0])["values"]["R@1"]
+def test_numbers_are_those_of_a_plain_count(data, tmp_path):
+    found = measure(cells(TOY, data)["frozen", 0])
     test = features(24, 1)
     unit = torch.nn.functional.normalize(test.vectors, dim=1)
     scores = (unit @ unit.T).fill_diagonal_(-2)
-    assert found == (test.labels[scores.argmax(dim=1)] == test.labels).int().tolist()
-
-
-def test_documents_are_asked_by_their_queries(tmp_path):
-    documents, queries = features(30, 3, labels=False), features(5, 4, labels=False)
-    pairs = torch.tensor([[q, 2 * q, 1 + q % 2] for q in range(5)])
-    write_features(replace(documents, queries=queries, pairs=pairs), tmp_path / "d")
-    task = replace(TOY, metrics=("NDCG@10",), methods=(TOY.methods[1], TOY.methods[3]))
-    stores = {part: str(tmp_path / "d") for part in ("train", "test")}
-    for own in cells_of(task, stores, seeds=1).values():
-        fields = measure(own[0])
-        assert len(fields["values"]["NDCG@10"]) == 5
-    assert fields["settings"]["loss"] == "score_distillation"  # queries and pairs are not fitted on
+    right = (test.labels[scores.argmax(dim=1)] == test.labels).int().tolist()
+    assert found["queries"]["R@1"] == right
+    assert found["values"]["R@1"] == [sum(right), 24]
 
 
 @pytest.fixture
-def measured(stores, tmp_path):
-    records, cells = Records(tmp_path / "r.jsonl"), cells_of(TOY, stores, seeds=2)
-    write_plan(records, 0, TOY.name, plan_of(TOY, cells))
-    run_grid([c for own in cells.values() for c in own], records, measure)
-    return records
+def documents(tmp_path):
+    rows, queries = features(30, 3, labels=False), features(5, 4, labels=False)
+    pairs = torch.tensor([[q, 2 * q, 1 + q % 2] for q in range(5)])
+    write_features(replace(rows, queries=queries, pairs=pairs), tmp_path / "d")
+    at = DataAt(str(tmp_path / "d"))
+    return StudyFeatures(train=at, test=at)
+
+
+def test_documents_are_searched_by_their_queries(documents, tmp_path):
+    figures = (Figure(kind="bars", title="toy", measures=("NDCG@10",)),)
+    study = replace(TOY, arms=(TOY.arms[1], ADAPTER), questions=(), figures=figures)
+    for cell in cells(study, documents).values():
+        fields = measure(cell)
+        assert len(fields["queries"]["NDCG@10"]) == 5
+    assert fields["settings"]["loss"] == "score_distillation"  # queries and pairs are not fitted on
+
+
+def test_pairs_and_labels_are_drawn_anew_for_each_seed(documents, data):
+    _, some = documents.draw(seed=0, labels_a_class=None, pairs=3)
+    _, others = documents.draw(seed=1, labels_a_class=None, pairs=3)
+    assert len(some.pairs) == len(others.pairs) == 3
+    assert not torch.equal(some.pairs, others.pairs)
+    assert len(documents.draw(seed=0, labels_a_class=None, pairs=0)[1].pairs) == 5
+    assert documents.draw(seed=0, labels_a_class=None, pairs=None)[1].pairs is None
+    task, train = data.draw(seed=0, labels_a_class=2, pairs=None)
+    assert sorted(task.train_labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert int((train.labels >= 0).sum()) == 8
+    assert len(train.rows) == 60
+    assert not torch.equal(train.labels, data.draw(seed=1, labels_a_class=2, pairs=None)[1].labels)
+
+
+def test_documents_and_labelled_rows_do_not_go_together(documents, data):
+    with pytest.raises(DataError, match="two of one kind"):
+        replace(documents, test=data.test).task()
+
+
+@pytest.fixture
+def measured(data, tmp_path):
+    return run_study(TOY, data, tmp_path / "study").folder
 
 
 def test_the_report_is_made_of_the_records_alone_and_the_same_every_time(measured, tmp_path):
     out = tmp_path / "docs" / "results.md"
-    folder = tmp_path / "results"
-    folder.mkdir()
-    shutil.copy(measured.path, folder / "records.jsonl")
-    code = [str(SCRIPT), "report", "--records", str(folder), "--out", str(out)]
-    subprocess.run([sys.executable, *code], check=True)
+    write_results([measured, tmp_path / "not there"], out)
     first = out.read_bytes()
-    write_results(measured.path, out)
-    assert out.read_bytes() == first == report(measured.read()).encode()
+    assert report([open_study(measured)]).encode() == first
     text = first.decode()
     assert "## toy: four classes, 6 to 3" in text
     assert "| **adapter** |" in text
+    assert "Role of the measured part: none." in text
     assert "-0.000 " not in text
     assert "-0.000," not in text
     assert "not measured yet" not in text
 
 
+def test_the_report_of_the_repository_is_that_of_its_records(tmp_path):
+    page = tmp_path / "results.md"
+    subprocess.run(
+        [sys.executable, str(SCRIPT), "results", "--report", "--page", str(page)], check=True, cwd=ROOT
+    )
+    assert page.read_bytes() == (ROOT / "docs" / "results.md").read_bytes()
+
+
 def test_what_is_not_measured_yet_is_said(measured):
-    records = [record for record in measured.read() if record.get("method") != "adapter"]
-    text = report(records)
+    records = [record for record in read(measured / "records.jsonl") if record["method"] != "adapter"]
+    described = read_study(measured)
+    text = report([StoredStudy("toy", described, cells_of(described, records))])
     assert "4 of 6 cells are done" in text
     assert text.count("not measured yet") == 2
 
 
-def test_the_last_plan_counts_even_if_it_was_there_before(measured, stores):
-    once, twice = (plan_of(TOY, cells_of(TOY, stores, seeds=seeds)) for seeds in (1, 2))
-    for plan in (once, twice, twice, once):
-        write_plan(measured, 0, TOY.name, plan)
-    assert [r["revision"] for r in measured.read() if r["kind"] == "plan"] == [1, 2, 3, 4]
-    assert comparisons(measured.read())[0].planned == 5
-
-
-def comparison_of(cells, *kinds):
-    """A comparison of methods a, b, ... with cells (method, seed, values)."""
-    records = [
-        {"kind": "cell", "key": f"{m}{s}", "method": m, "seed": s, "seconds": 10.0 + s, "values": {"R@1": v}}
-        for m, s, v in cells
-    ]
-    methods = [
-        {"name": name, "label": name, "kind": kind, "keys": [f"{m}{s}" for m, s, _ in cells if m == name]}
+def comparison_of(records, *kinds, **question):
+    """A study of arms a and b with cells (arm, seed, numbers per query)."""
+    arms = [
+        {"name": name, "label": name, "kind": kind, "seeds": 3}
         for name, kind in zip("ab", kinds, strict=True)
     ]
-    return comparisons([{"kind": "plan", "task": "t", "place": 0, "methods": methods}, *records])[0]
+    asked = {"ask": "a above b?", "ours": ["a", "R@1"], "theirs": ["b", "R@1"], "published": "", **question}
+    cells = [
+        {"kind": "cell", "key": f"{m}{s}", "method": m, "seed": s, "values": {}, "queries": {"R@1": v}}
+        for m, s, v in records
+    ]
+    described = {"arms": arms, "asked": [asked]}
+    return StoredStudy("t", described, cells_of(described, cells))
+
+
+SIDES = ("a", "R@1"), ("b", "R@1")
 
 
 def test_queries_are_averaged_over_seeds_before_they_are_compared():
     found = comparison_of(
         [("a", 0, [1, 0, 1]), ("a", 1, [0, 0, 1]), ("b", 0, [0, 0, 1])], "adapter", "baseline"
     )  # fmt: skip
-    assert found.values("a", "R@1") == [0.5, 0, 1]
-    assert found.apart("a", "b", "R@1") == [0.5, 0, 0]
-    assert found.spread("a", "R@1") == (1 / 3, 2 / 3)
-    assert found.spread("b", "R@1") is None
-    assert found.seconds("a") == 11.0
+    assert per_query(found.cells, *SIDES[0]) == [0.5, 0, 1]
+    assert paired_columns(found, *SIDES) == ([0.5, 0, 1], [0, 0, 1], 2)
 
 
-def test_two_trained_methods_are_compared_on_the_seeds_of_both():
+def test_two_trained_arms_are_compared_on_the_seeds_of_both():
     cells = [("a", 0, [1, 0]), ("a", 1, [0, 0]), ("b", 0, [0, 0])]
-    assert comparison_of(cells, "adapter", "adapter").apart("a", "b", "R@1") == [1, 0]
+    assert paired_columns(comparison_of(cells, "adapter", "adapter"), *SIDES) == ([1, 0], [0, 0], 1)
 
 
 def test_a_query_that_does_not_count_counts_in_no_difference():
-    found = comparison_of([("a", 0, [None, 1]), ("b", 0, [1, 0])], "baseline", "baseline")
-    apart = found.apart("a", "b", "R@1")
-    assert math.isnan(apart[0])
-    assert apart[1] == 1
+    cells = [("a", 0, [None, 1]), ("a", 1, [None, 1]), ("b", 0, [1, 0])]
+    (found,) = answers(comparison_of(cells, "adapter", "baseline"))
+    assert (found.word, found.difference.queries, found.difference.mean) == ("yes", 1, 1.0)
+    assert math.isnan(per_query(comparison_of(cells, "adapter", "baseline").cells, *SIDES[0])[0])
+
+
+def test_one_seed_is_enough_only_where_the_question_says_so():
+    cells = [("a", 0, [1, 1]), ("b", 0, [0, 0])]
+    assert answers(comparison_of(cells, "adapter", "baseline"))[0].word == "can't tell"
+    assert answers(comparison_of(cells, "adapter", "baseline", min_seeds=1))[0].word == "yes"
 
 
 def test_numbers_of_different_queries_are_refused():
     found = comparison_of([("a", 0, [1]), ("b", 0, [1, 0])], "baseline", "baseline")
     with pytest.raises(DataError, match="different queries"):
-        found.apart("a", "b", "R@1")
+        answers(found)
+
+
+def test_records_of_version_0_1_are_read():
+    record = {"kind": "cell", "key": "k", "method": "a", "seed": 0, "values": {"R@1": [1, None, 0.5]},
+              "fit": {"seconds": 3.0}}  # fmt: skip
+    cell = cells_of({"arms": [{"name": "a"}]}, [record])["a"][0]
+    assert cell["queries"]["R@1"] == [1, None, 0.5]
+    assert cell["values"]["R@1"] == [1.5, 2]
+    assert cell["run"]["end"]["seconds"] == 3.0
 
 
 def test_intervals_are_those_of_the_evaluation():
@@ -259,29 +338,32 @@ def test_intervals_are_those_of_the_evaluation():
     ],
 )
 def test_a_verdict_follows_its_rule(rule, low, mean, high, answer):
-    assert verdict(rule, Interval(mean, low, high)) == answer
+    assert verdict(low, mean, high, rule) == answer
 
 
 def test_numbers_are_kept_short():
     assert compact([1.0, 0.0, 2 / 3, math.nan]) == [1, 0, 0.6667, None]
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
-def test_a_task_asks_of_methods_and_metrics_that_it_has(task):
-    names = [method.name for method in task.methods]
+@pytest.mark.parametrize("study", [study for _, study in RESULTS_ADAPTERS], ids=lambda study: study.name)
+def test_a_study_asks_of_arms_and_metrics_that_it_has(study):
+    names = [arm.name for arm in study.arms]
     assert len(set(names)) == len(names)
-    assert set(task.references) <= set(names)
-    for question in task.questions:
-        assert {question.ours, question.theirs} <= set(names)
-        assert question.metric in task.metrics
+    assert set(study.references) <= set(names)
+    for question in study.questions:
+        assert {question.ours[0], question.theirs[0]} <= set(names)
+        assert question.ours[1] == question.theirs[1]
+        assert question.ours[1] in study.figures[0].measures
+    for arm in study.arms:
+        assert arm.kind != "adapter" or AdapterSettings(**arm.settings)
 
 
 def test_data_that_are_not_there_are_one_message(tmp_path):
-    with pytest.raises(MissingPathError, match="--data DIR"):
-        features_of(TOY.data, tmp_path, tmp_path, lambda _: None)
-    given = [str(SCRIPT), "--data", str(tmp_path / "nowhere"), "--records", str(tmp_path / "r")]
-    for part in ("adapters", "pretraining"):
-        command = [sys.executable, *given, part, "--out", str(tmp_path / "o.md")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    for name, part in (("adapters/banking77-256", "banking77"), ("pretraining/minutes", "cifar10")):
+        given = ["results", "--only", name, "--data", str(tmp_path), "--out", str(tmp_path / "r")]
+        command = [sys.executable, str(SCRIPT), *given, "--page", str(tmp_path / "o.md")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 2
+        assert str(tmp_path / part) in done.stderr.splitlines()[-1]
+        assert "--data DIR" in done.stderr
     assert not (tmp_path / "o.md").exists()

@@ -14,18 +14,17 @@ from querykey.adapter.settings import AdapterSettings
 from querykey.errors import ConfigError, DataError, OutputExistsError, SourceError
 from querykey.features.features import Features, write_features
 from querykey.io.records import read
-from querykey.io.study_folder import cells_of, measures_of
+from querykey.io.study_folder import measures_of, open_study
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import asked_settings
-from querykey.reports.study_tables import arms_rows, verdict_rows
+from querykey.reports.verdicts import answers, arms_rows
 from querykey.runs.data import DataAt
 from querykey.runs.pretrain import pretrain
 from querykey.studies.catalogue import STUDIES
 from querykey.studies.engine import measure_encoders, run
 from querykey.studies.engine import run as running
-from querykey.studies.engine.features import StudyFeatures
-from querykey.studies.engine.images import StudyImages, spread
-from querykey.studies.engine.measure_encoders import _drifts
+from querykey.studies.engine.data import StudyFeatures, StudyImages, evenly_spaced
+from querykey.studies.engine.measure_encoders import drift_ends
 from querykey.studies.engine.run import images_within, run_study
 from querykey.studies.engine.study import Arm
 
@@ -73,7 +72,7 @@ def features(tmp_path):
 def test_a_study_is_about_arms_and_measures_that_it_has(study):
     arms = {arm.name: arm for arm in study.arms}
     assert len(arms) == len(study.arms)
-    for asked in study.asked:
+    for asked in study.questions:
         for name, measure in (asked.ours, asked.theirs):
             assert measure in MEASURES[arms[name].kind]
             assert arms[name].seeds >= 3
@@ -98,7 +97,7 @@ def test_a_study_is_about_arms_and_measures_that_it_has(study):
 @pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.name)
 def test_every_study_runs_to_its_verdicts(study, images, features, tmp_path):
     data = images if study.needs == "images" else features
-    claimed = {name for asked in study.asked for name, _ in (asked.ours, asked.theirs)}
+    claimed = {name for asked in study.questions for name, _ in (asked.ours, asked.theirs)}
     # what is not asked about differs from what is by a number alone
     study = replace(study, arms=tuple(a for a in study.arms if a.name in claimed or a == study.arms[-1]))
     done = run_study(study, data, tmp_path / "study", is_trial=True)
@@ -111,12 +110,12 @@ def test_every_study_runs_to_its_verdicts(study, images, features, tmp_path):
     for record in records:  # what no question and no figure is about takes no time
         could = {"kNN h", "linear h", "kNN z", "linear z"} & set(measures_of(described))
         assert kinds[record["method"]] != "pretrained" or set(record["values"]) == could
-    cells = cells_of(described, records)
-    measures, rows = arms_rows(described, cells)
+    stored = open_study(done.folder)
+    measures, rows = arms_rows(stored)
     assert measures
     assert all(any(row[1:-1]) and row[-1] == "1" for row in rows)
-    verdicts = verdict_rows(described, cells)
-    there = [one.ask for one in study.asked if {one.ours[0], one.theirs[0]} <= asked]
+    verdicts = answers(stored)
+    there = [one.ask for one in study.questions if {one.ours[0], one.theirs[0]} <= asked]
     assert [one[0] for one in verdicts] == there != []
     assert {one[1] for one in verdicts} == {"can't tell"}  # of one seed
 
@@ -182,7 +181,7 @@ def test_a_fifth_is_held_out_where_no_test_images_are_named(images, folder):
     assert list(StudyImages(train=DataAt(str(folder))).training().ids) == list(training.ids)
     whole = {str(one) for one in folder.glob("*/*.png")}
     assert len({str(folder / name) for name in training.ids} & whole) == 80
-    assert images.describe()["fingerprint"] != replace(images, most=10).describe()["fingerprint"]
+    assert images.describe()["fingerprint"] != replace(images, max_rows=10).describe()["fingerprint"]
 
 
 def test_images_that_no_study_can_take_are_refused(tmp_path):
@@ -265,7 +264,7 @@ def test_what_needs_labels_is_left_out_of_documents_and_the_other_way_round(tmp_
 
 def test_cells_that_are_asked_for_other_things_share_a_run(images, tmp_path, monkeypatch):
     few = [replace(arm, epochs=1) for arm in STUDIES["few-labels"].arms[:2]]
-    study, taken = replace(STUDIES["few-labels"], arms=tuple(few), asked=()), []
+    study, taken = replace(STUDIES["few-labels"], arms=tuple(few), questions=()), []
 
     def counted(*given, **settings):
         taken.append(settings["seed"])
@@ -282,12 +281,12 @@ def test_cells_that_are_asked_for_other_things_share_a_run(images, tmp_path, mon
 
 
 def test_rows_of_a_trial_are_of_all_classes(features):
-    task = replace(features, most=20).task()
+    task = replace(features, max_rows=20).task()
     assert len(task.train) == len(task.test) == 20
     assert len(task.train_labels.unique()) >= 8  # of 10
-    sorted_by_class = replace(features, test=features.train, most=20).task()
+    sorted_by_class = replace(features, test=features.train, max_rows=20).task()
     assert sorted_by_class.test_labels.tolist() == [label for label in range(10) for _ in range(2)]
-    assert spread(7, 100).tolist() == list(range(7))
+    assert evenly_spaced(7, 100).tolist() == list(range(7))
 
 
 def test_features_that_nothing_can_be_asked_of_are_refused(tmp_path):
@@ -320,5 +319,5 @@ def test_a_memory_is_as_large_as_its_share_of_the_images(images, tmp_path, monke
 
 def test_drift_is_that_of_the_oldest_rows_early_and_late():
     looks = [{"step": 0}, *({"step": n, "drift_1": 9.0, f"drift_{10 + n}": float(n)} for n in range(1, 9))]
-    assert _drifts(looks) == {"drift, first quarter": 1.5, "drift, last quarter": 7.5}
-    assert _drifts(looks[:1]) == {}
+    assert drift_ends(looks) == {"drift, first quarter": 1.5, "drift, last quarter": 7.5}
+    assert drift_ends(looks[:1]) == {}

@@ -11,8 +11,8 @@ import typer
 from querykey.cli.options import Column, LabelColumn, Split, prepare
 
 if TYPE_CHECKING:
-    from querykey.studies.engine.grid import Cell
-    from querykey.studies.engine.run import Progress, StudyRun
+    from querykey.studies.engine.grid import Cell, Progress
+    from querykey.studies.engine.run import StudyRun
     from querykey.studies.engine.study import Study
 
 __all__ = ["study"]
@@ -78,8 +78,7 @@ def study(
 
     from querykey.cli.console import note
     from querykey.runs.data import DataAt
-    from querykey.studies.engine.features import StudyFeatures
-    from querykey.studies.engine.images import StudyImages
+    from querykey.studies.engine.data import StudyFeatures, StudyImages
     from querykey.studies.engine.run import run_study
 
     train = DataAt(data, column=column, label_column=label_column, split=split)
@@ -142,20 +141,20 @@ def _score(measure: str, value: list[int]) -> str:
 def _tell(done: "StudyRun") -> None:
     """The arms and the verdicts."""
     from querykey.cli.console import line, table
-    from querykey.io.study_folder import cells_of, records_of
-    from querykey.reports.study_tables import arms_rows, verdict_rows
+    from querykey.io.study_folder import open_study
+    from querykey.reports.verdicts import answers, arms_rows
 
-    described = done.described
-    cells = cells_of(described, records_of(done.folder).read())
+    stored = open_study(done.folder)
+    described = stored.described
     line(described["asks"])
     line(f"{described['measured']}; {described['source']}")
     line()
-    measures, rows = arms_rows(described, cells)
+    measures, rows = arms_rows(stored)
     table(["", *measures, "seeds"], rows)
-    for ask, verdict, words, published in verdict_rows(described, cells):
-        line(ask)
-        line(f"  {verdict}" + (f": {words}" if words else ""))
-        line(f"  published: {published}")
+    for one in answers(stored):
+        line(one.ask)
+        line(f"  {one.word}" + (f": {one.because}" if one.because else ""))
+        line(f"  published: {one.published}")
     line()
     if described["is_trial"]:
         line("a trial: that it ran is all it says")

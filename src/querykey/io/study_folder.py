@@ -1,24 +1,44 @@
-"""The folder of a study: what is planned in `study.json`, what is measured in `records.jsonl`."""
+"""The folder of a study: its plan in `study.json`, its results in `records.jsonl`."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from querykey.errors import MissingPathError, StoreError
 from querykey.io.atomic import new_folder, raises_store_error
 from querykey.io.records import Record, Records
 
 __all__ = [
-    "cells_of", "is_study", "measures_of", "read_study", "records_of", "shown_measures", "write_study",
+    "Cells", "StoredStudy", "cells_of", "is_study", "measures_of", "open_study", "raises_study_error",
+    "read_study", "records_of", "shown_measures", "write_study",
 ]  # fmt: skip
 
 DESCRIPTION, RECORDS = "study.json", "records.jsonl"
 FORMAT, VERSION = "querykey study", 1
 
+Cells = Mapping[str, Mapping[int, Record]]
+"""Name of an arm to seed to the record of its cell."""
+
+
+class StoredStudy(NamedTuple):
+    """A study as far as it is measured.
+
+    Args:
+        name: Of its folder.
+        described: Content of study.json.
+        cells: The cells that are measured.
+    """
+
+    name: str
+    described: dict[str, Any]
+    cells: Cells
+
 
 def is_study(folder: Path) -> bool:
-    """Whether a study left this folder.
+    """Whether a folder holds a study.
 
     Args:
         folder: Any path.
@@ -30,29 +50,29 @@ def is_study(folder: Path) -> bool:
 
 
 def write_study(folder: Path, described: Mapping[str, Any]) -> None:
-    """Begin a study.
+    """Write the plan of a new study.
 
     Args:
-        folder: Must not be there yet.
-        described: What is planned, as JSON.
+        folder: Must not exist.
+        described: The plan, as JSON.
 
     Raises:
         OutputExistsError: If something is there.
         OutputError: If it cannot be written.
     """
-    said = {"format": FORMAT, "version": VERSION, **described}
+    whole = {"format": FORMAT, "version": VERSION, **described}
     with new_folder(folder) as tmp_path:
-        (tmp_path / DESCRIPTION).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        (tmp_path / DESCRIPTION).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
 def read_study(folder: Path) -> dict[str, Any]:
-    """What is planned.
+    """Read the plan.
 
     Args:
         folder: Of a study.
 
     Returns:
-        What study.json says.
+        Content of study.json.
 
     Raises:
         MissingPathError: If there is no study.
@@ -71,10 +91,10 @@ def read_study(folder: Path) -> dict[str, Any]:
 
 
 def shown_measures(study: Mapping[str, Any]) -> list[str]:
-    """What the figures of a study show of each arm; curves show what was seen on the way.
+    """The measures that the figures of a study show, except curves, which show metrics during training.
 
     Args:
-        study: What study.json says.
+        study: Content of study.json.
 
     Returns:
         Measures, each once.
@@ -84,10 +104,10 @@ def shown_measures(study: Mapping[str, Any]) -> list[str]:
 
 
 def measures_of(study: Mapping[str, Any]) -> list[str]:
-    """What the figures of a study show and its questions are about: no cell need measure more.
+    """The measures that the figures and the questions of a study need.
 
     Args:
-        study: What study.json says.
+        study: Content of study.json.
 
     Returns:
         Measures, each once.
@@ -98,12 +118,12 @@ def measures_of(study: Mapping[str, Any]) -> list[str]:
         >>> measures_of({"figures": [figure], "asked": [asked]})
         ['kNN h', 'linear h']
     """
-    asked = (measure for one in study.get("asked", []) for _, measure in (one["ours"], one["theirs"]))
-    return list(dict.fromkeys((*shown_measures(study), *asked)))
+    compared = (measure for one in study.get("asked", []) for _, measure in (one["ours"], one["theirs"]))
+    return list(dict.fromkeys((*shown_measures(study), *compared)))
 
 
 def records_of(folder: Path) -> Records:
-    """What is measured, to be read and to be added to.
+    """The records of a study.
 
     Args:
         folder: Of a study.
@@ -111,18 +131,55 @@ def records_of(folder: Path) -> Records:
     return Records(folder / RECORDS)
 
 
-def cells_of(study: Mapping[str, Any], records: Sequence[Record]) -> dict[str, dict[int, Record]]:
-    """The last record of each arm and seed; arms that the study does not name are left out.
+def open_study(folder: Path) -> StoredStudy:
+    """Read a study with its results.
 
     Args:
-        study: What study.json says.
+        folder: Of a study.
+
+    Returns:
+        The study as far as it is measured.
+
+    Raises:
+        MissingPathError: If there is no study.
+        StoreError: If one of its files is damaged.
+    """
+    described, records = read_study(folder), records_of(folder).read()
+    with raises_study_error(folder):
+        return StoredStudy(folder.name, described, cells_of(described, records))
+
+
+def raises_study_error(folder: Path) -> AbstractContextManager[None]:
+    """A context in which a record that lacks something is a damaged file of the study.
+
+    Args:
+        folder: Of the study.
+    """
+    return raises_store_error(str(folder), "run the study again, or give back its files as they were written")
+
+
+def cells_of(study: Mapping[str, Any], records: Sequence[Record]) -> dict[str, dict[int, Record]]:
+    """The last record of each arm and seed; arms and seeds that are not in the plan are left out.
+
+    Args:
+        study: Content of study.json.
         records: Of its folder.
 
     Returns:
-        Arms in the study's order, seeds ascending; none that nothing is measured of.
+        Arms in the study's order, seeds ascending; arms without a measured cell are left out.
     """
     cells: dict[str, dict[int, Record]] = {str(arm["name"]): {} for arm in study["arms"]}
+    seeds = {str(arm["name"]): arm.get("seeds", math.inf) for arm in study["arms"]}
     for record in records:
-        if record["kind"] == "cell" and record["method"] in cells:
-            cells[record["method"]][int(record["seed"])] = record
-    return {name: dict(sorted(seeds.items())) for name, seeds in cells.items() if seeds}
+        if record["kind"] == "cell" and record["seed"] < seeds.get(record["method"], 0):
+            cells[record["method"]][int(record["seed"])] = _as_now(record)
+    return {name: dict(sorted(found.items())) for name, found in cells.items() if found}
+
+
+def _as_now(record: Record) -> Record:
+    """A record of docs/results.md by version 0.1: its values were per query, and "fit" held the run."""
+    if "fit" not in record:
+        return record
+    counted = {name: [v for v in column if v is not None] for name, column in record["values"].items()}
+    values = {name: [sum(column), len(column)] for name, column in counted.items()}
+    return record | {"queries": record["values"], "values": values, "run": {"end": record["fit"]}}

@@ -1,64 +1,338 @@
-"""Records of a study of pretraining -> cells of a table: shares, intervals, verdicts."""
+"""Cells of a study -> means, paired differences with intervals, verdicts, and rows of tables."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from querykey.errors import DataError
 from querykey.io.records import Record
+from querykey.io.study_folder import Cells, StoredStudy, shown_measures
+
+if TYPE_CHECKING:
+    from querykey.evaluation.intervals import Interval
 
 __all__ = [
-    "Arm",
-    "Cells",
-    "Spread",
+    "Difference",
+    "Verdict",
     "Word",
+    "answers",
+    "arms_rows",
     "arms_table",
-    "asked_table",
-    "judged",
-    "measured",
+    "averaged",
+    "intervals",
+    "is_trained",
+    "mean_and_range",
     "over_seeds",
-    "pair",
-    "share_of",
-    "spread",
+    "paired",
+    "paired_columns",
+    "per_query",
+    "scores",
     "table",
-    "verdict_of",
+    "verdict",
     "wilson",
 ]
 
-FEWEST_SEEDS = 3
 Z = 1.959964
-"""Of a 95% interval."""
-
-Cells = Mapping[str, Mapping[int, Record]]
-"""Arm to seed to its cell."""
-
+"""Normal quantile of a 95% interval."""
+MIN_SEEDS = 2
+UNTRAINED = ("baseline", "classifier")
+"""Kinds of arms without a seed of their own."""
 
 Word = Literal["yes", "no", "can't tell", "not measured yet"]
 """A verdict."""
+Column = Sequence[float | int | None]
+"""One number per query; None where the query does not count."""
 
 
-class Arm(NamedTuple):
-    """One way to pretrain, as it was planned."""
+class Difference(NamedTuple):
+    """A paired difference with its 95% interval.
 
-    name: str
-    label: str
-    group: str
-
-
-class Spread(NamedTuple):
-    """A mean over seeds with its 95% interval: of the t distribution, where it is not said otherwise."""
+    Args:
+        mean: Ours minus theirs.
+        low: Lower end of the interval; -inf where there is none.
+        high: Upper end; inf where there is none.
+        seeds: Number of seeds.
+        ours: Mean of the one.
+        theirs: Mean of the other.
+        queries: Number of queries, where the interval is over queries.
+    """
 
     mean: float
     low: float
     high: float
     seeds: int
+    ours: float
+    theirs: float
+    queries: int | None = None
+
+    @property
+    def means(self) -> str:
+        """Both means in words."""
+        return f"{self.ours:.3f} against {self.theirs:.3f}"
+
+    @property
+    def interval(self) -> str:
+        """The difference with its interval, queries and seeds."""
+        if math.isinf(self.low):
+            return f"{_signed(self.mean)}, one seed"
+        counted = "" if self.queries is None else f", {self.queries:,} queries"
+        ends = f"[{_signed(self.low)}, {_signed(self.high)}]"
+        return f"{_signed(self.mean)} {ends}{counted}, {self.seeds} seed{'s' * (self.seeds != 1)}"
 
 
-def wilson(right: int, asked: int) -> tuple[float, float]:
-    """The 95% interval of a share.
+class Verdict(NamedTuple):
+    """A question with its verdict.
 
     Args:
-        right: How many were right.
-        asked: Of how many, at least 1.
+        ask: The question.
+        word: The verdict.
+        difference: The numbers it rests on; None where they are not measured yet.
+        published: The paper's answer, or "".
+    """
+
+    ask: str
+    word: Word
+    difference: Difference | None
+    published: str
+
+    @property
+    def because(self) -> str:
+        """The numbers in words."""
+        return "" if self.difference is None else f"{self.difference.means}: {self.difference.interval}"
+
+
+def verdict(low: float, mean: float, high: float, rule: str = "above") -> Literal["yes", "no", "can't tell"]:
+    """The verdict on a paired difference, by a rule that was fixed before it was measured.
+
+    Args:
+        low: Lower end of its interval.
+        mean: The difference.
+        high: Upper end of its interval.
+        rule: "above": yes where the interval lies above 0. "at or above": yes where the mean is at least 0.
+            "not below": yes where the interval does not lie below 0.
+
+    Returns:
+        "yes"; "no" where the interval lies below 0; else "can't tell".
+
+    Example:
+        >>> verdict(0.01, 0.03, 0.05), verdict(-0.01, 0.01, 0.03), verdict(-0.01, 0.01, 0.03, "not below")
+        ('yes', "can't tell", 'yes')
+    """
+    if high < 0:
+        return "no"
+    is_yes = {"above": low > 0, "at or above": mean >= 0, "not below": True}
+    return "yes" if is_yes[rule] else "can't tell"
+
+
+def answers(study: StoredStudy) -> list[Verdict]:
+    """The questions of a study with their verdicts.
+
+    Args:
+        study: As far as it is measured.
+
+    Returns:
+        One per question, in their order. The interval is over queries where cells have numbers per query,
+        else over seeds.
+
+    Raises:
+        DataError: If cells have numbers of different queries, or none of them counts.
+    """
+    return [
+        Verdict(str(one["ask"]), *_answer(study, one), str(one.get("published") or ""))
+        for one in study.described.get("asked", [])
+    ]
+
+
+def _answer(study: StoredStudy, question: Mapping[str, Any]) -> tuple[Word, Difference | None]:
+    found = _difference(study, question)
+    if found is None:
+        return "not measured yet", None
+    if found.seeds < question.get("min_seeds", MIN_SEEDS):
+        return "can't tell", found._replace(low=-math.inf, high=math.inf)
+    return verdict(found.low, found.mean, found.high, question.get("rule", "above")), found
+
+
+def _difference(study: StoredStudy, question: Mapping[str, Any]) -> Difference | None:
+    ours, theirs = question["ours"], question["theirs"]
+    columns = paired_columns(study, ours, theirs)
+    if columns is None:
+        return paired(scores(study.cells, *ours), scores(study.cells, *theirs))
+    mine, other, seeds = columns
+    apart = _minus(mine, other, f"{ours[0]} and {theirs[0]}")
+    counted = [place for place, value in enumerate(apart) if not math.isnan(value)]
+    (found,) = intervals([apart], level=1 - 0.05 / question.get("comparisons", 1))
+    assert found is not None
+    means = [math.fsum(column[place] for place in counted) / len(counted) for column in (mine, other)]
+    return Difference(found.mean, found.low, found.high, seeds, means[0], means[1], len(counted))
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """The difference of two scores over the seeds that both have, with the interval of the t distribution.
+
+    Args:
+        ours: Seed to score.
+        theirs: Seed to score.
+
+    Returns:
+        The difference; with one seed its interval is infinite. None without a common seed.
+
+    Example:
+        >>> paired({0: 0.5, 1: 0.6}, {0: 0.4}).interval
+        '+0.100, one seed'
+    """
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        return None
+    apart = over_seeds([ours[seed] - theirs[seed] for seed in seeds])
+    means = [sum(side[seed] for seed in seeds) / len(seeds) for side in (ours, theirs)]
+    return Difference(*apart, len(seeds), means[0], means[1])
+
+
+def paired_columns(
+    study: StoredStudy, ours: Sequence[str], theirs: Sequence[str]
+) -> tuple[list[float], list[float], int] | None:
+    """Numbers per query of two arms, each averaged over seeds.
+
+    Two trained arms are compared on the seeds that both have. An arm without training has no seed of its own,
+    so it is averaged over all draws of its data.
+
+    Args:
+        study: As far as it is measured.
+        ours: (arm, measure).
+        theirs: (arm, measure).
+
+    Returns:
+        (ours, theirs, number of seeds); None where a side has no numbers per query.
+
+    Raises:
+        DataError: If cells have numbers of different queries.
+    """
+    mine, other = (_columns(study.cells, *side) for side in (ours, theirs))
+    if not mine or not other:
+        return None
+    if is_trained(study, ours[0]) and is_trained(study, theirs[0]):
+        seeds = sorted(set(mine) & set(other))
+        if not seeds:
+            return None
+        mine, other = ({seed: side[seed] for seed in seeds} for side in (mine, other))
+    count = min((len(side) for side, (arm, _) in ((mine, ours), (other, theirs)) if is_trained(study, arm)),
+                default=max(len(mine), len(other)))  # fmt: skip
+    return averaged([*mine.values()], ours[0]), averaged([*other.values()], theirs[0]), count
+
+
+def per_query(cells: Cells, arm: str, measure: str) -> list[float] | None:
+    """Numbers per query, averaged over seeds.
+
+    Args:
+        cells: What is measured.
+        arm: Its name.
+        measure: Its name.
+
+    Returns:
+        NaN where a query does not count; None where there are no numbers per query.
+    """
+    columns = _columns(cells, arm, measure)
+    return averaged([*columns.values()], arm) if columns else None
+
+
+def is_trained(study: StoredStudy, arm: str) -> bool:
+    """Whether an arm is trained, so that its seed counts."""
+    kinds = {one["name"]: one.get("kind") for one in study.described["arms"]}
+    return kinds[arm] not in UNTRAINED
+
+
+def _columns(cells: Cells, arm: str, measure: str) -> dict[int, Column]:
+    found = {seed: cell.get("queries", {}).get(measure) for seed, cell in cells.get(arm, {}).items()}
+    return {seed: column for seed, column in found.items() if column}
+
+
+def averaged(columns: Sequence[Column], name: str) -> list[float]:
+    """Numbers per query, averaged over seeds.
+
+    Args:
+        columns: One per seed, at least one.
+        name: Of the arm, for the message.
+
+    Returns:
+        NaN where a query does not count in one of them.
+
+    Raises:
+        DataError: If they are of different queries.
+
+    Example:
+        >>> averaged([[1.0, 0.0], [0.0, None]], "a")
+        [0.5, nan]
+    """
+    _check_same_queries(columns, f"cells of {name}")
+    return [
+        math.fsum(one for one in numbers if one is not None) / (math.nan if None in numbers else len(numbers))
+        for numbers in zip(*columns, strict=True)
+    ]
+
+
+def _minus(ours: Sequence[float], theirs: Sequence[float], names: str) -> list[float]:
+    _check_same_queries([ours, theirs], names)
+    return [a - b for a, b in zip(ours, theirs, strict=True)]
+
+
+def _check_same_queries(columns: Sequence[Column], names: str) -> None:
+    if len({len(column) for column in columns}) > 1:
+        raise DataError(f"{names} have numbers of different queries; measure them again")
+
+
+def intervals(columns: Sequence[list[float] | None], *, level: float = 0.95) -> "list[Interval | None]":
+    """The mean of each column with its bootstrap interval over queries.
+
+    Args:
+        columns: One number per query each, of the same queries; None gives None.
+        level: Of the interval.
+
+    Returns:
+        One per column.
+    """
+    # torch is slow to load, and importing this module should not wait for it
+    import torch
+
+    from querykey.evaluation.intervals import bootstrap_columns
+
+    given = [torch.tensor(column, dtype=torch.float64) for column in columns if column is not None]
+    found = iter(bootstrap_columns(given, level=level))
+    return [None if column is None else next(found) for column in columns]
+
+
+def scores(cells: Cells, arm: str, measure: str) -> dict[int, float]:
+    """The score of an arm, or the last value of a metric of its training.
+
+    Args:
+        cells: What is measured.
+        arm: Its name.
+        measure: Its name.
+
+    Returns:
+        Seed to number; seeds without such a number are left out.
+    """
+    found = {}
+    for seed, cell in cells.get(arm, {}).items():
+        metrics = cell.get("run", {}).get("end", {})
+        if measure in cell["values"]:
+            found[seed] = _share(cell, measure)
+        elif measure in metrics:
+            found[seed] = float(metrics[measure])
+    return found
+
+
+def _share(cell: Record, measure: str) -> float:
+    """A score: [sum, count] as the mean, one number as it is."""
+    value = cell["values"][measure]
+    return float(value) if isinstance(value, int | float) else float(value[0]) / float(value[1])
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """The 95% interval of a proportion.
+
+    Args:
+        right: Number of successes.
+        count: Number of trials, at least 1.
 
     Returns:
         (low, high).
@@ -70,187 +344,102 @@ def wilson(right: int, asked: int) -> tuple[float, float]:
     Source:
         Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    share, square = right / asked, Z * Z
-    middle = share + square / (2 * asked)
-    spread = Z * math.sqrt(share * (1 - share) / asked + square / (4 * asked * asked))
-    return (middle - spread) / (1 + square / asked), (middle + spread) / (1 + square / asked)
+    share, square = right / count, Z * Z
+    middle = share + square / (2 * count)
+    half = Z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    return (middle - half) / (1 + square / count), (middle + half) / (1 + square / count)
 
 
-def over_seeds(values: Sequence[float]) -> Spread:
-    """The mean of a few numbers with its 95% interval.
+def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of a few numbers with the 95% interval of the t distribution.
 
     Args:
-        values: One a seed; with fewer than two the interval has no end.
+        values: One per seed, at least one.
 
     Returns:
-        The mean and its interval.
+        (mean, low, high); with one number the interval is infinite.
 
     Example:
         >>> [round(x, 2) for x in over_seeds([1.0, 2.0, 3.0])]
-        [2.0, -0.48, 4.48, 3]
+        [2.0, -0.48, 4.48]
     """
     count = len(values)
     mean = sum(values) / count
     if count < 2:
-        return Spread(mean, -math.inf, math.inf, count)
+        return mean, -math.inf, math.inf
     from scipy.stats import t
 
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
-    return Spread(mean, mean - half, mean + half, count)
+    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(t.ppf(0.975, count - 1)) * std / math.sqrt(count)
+    return mean, mean - half, mean + half
 
 
-def asked_table(questions: Sequence[dict[str, Any]], cells: Cells) -> str:
-    """Questions with their verdicts.
+def arms_rows(study: StoredStudy) -> tuple[list[str], list[list[str]]]:
+    """The measures that a study's figures show, a row per arm.
 
     Args:
-        questions: As they were planned.
-        cells: What is measured.
+        study: As far as it is measured.
 
     Returns:
-        Markdown; empty where there is no question.
+        (measures, rows of label, means over seeds and number of seeds).
     """
+    measures = shown_measures(study.described)
     rows = []
-    for asked in questions:
-        ours, theirs = (measured(cells, *asked[side]) for side in ("ours", "theirs"))
-        seeds = sorted(set(ours) & set(theirs))
-        if len(seeds) < FEWEST_SEEDS:
-            rows.append([asked["ask"], "", "", "not measured yet", asked["published"]])
-            continue
-        apart = over_seeds([ours[seed] - theirs[seed] for seed in seeds])
-        compared = f"{_mean(ours, seeds)} against {_mean(theirs, seeds)}"
-        words = f"{apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}], {apart.seeds} seeds"
-        rows.append([asked["ask"], compared, words, f"**{_verdict(apart)}**", asked["published"]])
-    return table(["question", "means", "difference [95%]", "verdict", "published"], rows) if rows else ""
+    for arm in study.described["arms"]:
+        found = [scores(study.cells, arm["name"], measure) for measure in measures]
+        means = [f"{sum(values.values()) / len(values):.3f}" if values else "" for values in found]
+        rows.append([arm["label"], *means, str(len(study.cells.get(arm["name"], {})))])
+    return measures, rows
 
 
-def verdict_of(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[Word, str]:
-    """Whether one thing is above another, over the seeds that both have.
+def arms_table(study: StoredStudy, measures: Sequence[str]) -> str:
+    """Each measured arm's mean over seeds, lowest and highest.
 
     Args:
-        ours: A score by seed.
-        theirs: Likewise.
-
-    Returns:
-        (verdict, the numbers it is read from): "can't tell" with one seed, which has no interval.
-
-    Example:
-        >>> verdict_of({0: 0.5, 1: 0.6}, {0: 0.4})
-        ("can't tell", '0.500 against 0.400: +0.100, one seed')
-    """
-    seeds = sorted(set(ours) & set(theirs))
-    if not seeds:
-        return "not measured yet", ""
-    apart = over_seeds([ours[seed] - theirs[seed] for seed in seeds])
-    mine, other = (sum(side[seed] for seed in seeds) / len(seeds) for side in (ours, theirs))
-    return judged(mine, other, apart)
-
-
-def judged(ours: float, theirs: float, apart: Spread, *, queries: int | None = None) -> tuple[Word, str]:
-    """The rule: yes above 0, no below it, can't tell otherwise and with one seed.
-
-    Args:
-        ours: Mean of the one.
-        theirs: Mean of the other.
-        apart: Their paired difference.
-        queries: Of how many, where the interval is over them.
-
-    Returns:
-        (verdict, the numbers it is read from).
-
-    Example:
-        >>> judged(0.53, 0.5, Spread(0.03, 0.01, 0.05, 3), queries=100)
-        ('yes', '0.530 against 0.500: +0.030 [+0.010, +0.050], 100 queries, 3 seeds')
-        >>> judged(0.46, 0.5, Spread(-0.04, -0.08, -0.0003, 3))
-        ('no', '0.460 against 0.500: -0.040 [-0.080, -0.0003], 3 seeds')
-    """
-    mean, low, high = map(_signed, apart[:3])
-    words = f"{ours:.3f} against {theirs:.3f}: {mean}"
-    if apart.seeds < 2:
-        return "can't tell", f"{words}, one seed"
-    asked = "" if queries is None else f", {queries:,} queries"
-    return _verdict(apart), f"{words} [{low}, {high}]{asked}, {apart.seeds} seeds"
-
-
-def _signed(value: float) -> str:
-    """Three decimals, or four where three would hide on which side of 0 it lies; never -0.000."""
-    digits = 4 if round(value, 3) == 0 != round(value, 4) else 3
-    return f"{round(value, digits) + 0.0:+.{digits}f}"
-
-
-def arms_table(arms: Sequence[Arm], cells: Cells, measures: Sequence[str]) -> str:
-    """Each arm's mean over seeds, lowest and highest.
-
-    Args:
-        arms: In their order.
-        cells: What is measured.
+        study: As far as it is measured.
         measures: Columns.
 
     Returns:
         Markdown.
     """
     rows = [
-        [arm.label, *(spread(measured(cells, arm.name, measure)) for measure in measures)] for arm in arms
+        [arm["label"], *(mean_and_range(scores(study.cells, arm["name"], measure)) for measure in measures)]
+        for arm in study.described["arms"]
+        if arm["name"] in study.cells
     ]
     return table(["mean over seeds (lowest to highest)", *measures], rows)
 
 
-def measured(cells: Cells, arm: str, measure: str) -> dict[int, float]:
-    """What one arm scored.
-
-    Args:
-        cells: What is measured.
-        arm: Its name.
-        measure: Of its scores, or of what the monitors saw last.
-
-    Returns:
-        By seed; without those that have no such number.
-    """
-    found = {}
-    for seed, cell in cells.get(arm, {}).items():
-        seen = cell.get("run", {}).get("end", {})
-        if measure in cell["values"]:
-            found[seed] = share_of(cell, measure)
-        elif measure in seen:
-            found[seed] = float(seen[measure])
-    return found
-
-
-def share_of(cell: Record, measure: str) -> float:
-    """A score: counts of right and asked as their share, one number as it is."""
-    value = cell["values"][measure]
-    return float(value) if isinstance(value, int | float) else float(value[0]) / float(value[1])
-
-
-def pair(cell: Record, what: str) -> list[str]:
-    """Accuracy by kNN and of a linear classifier of one kind of rows, with intervals."""
-    words = []
-    for measure in (f"kNN {what}", f"linear {what}"):
-        right, asked = cell["values"][measure]
-        low, high = wilson(right, asked)
-        words.append(f"{right / asked:.3f} [{low:.3f}, {high:.3f}]")
-    return words
-
-
-def spread(values: Mapping[int, float]) -> str:
-    """Mean, lowest and highest; empty of nothing."""
+def mean_and_range(values: Mapping[int, float]) -> str:
+    """Mean, lowest and highest; "" without values."""
     if not values:
         return ""
     mean = sum(values.values()) / len(values)
     return f"{mean:.3f} ({min(values.values()):.3f} to {max(values.values()):.3f})"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown."""
-    marks = ["---"] * len(head)
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, left: Sequence[str] | None = None) -> str:
+    """A table in Markdown.
+
+    Args:
+        head: One per column.
+        rows: Cells.
+        left: Columns aligned to the left, where the others are aligned to the right; None: no alignment.
+
+    Returns:
+        Markdown.
+
+    Example:
+        >>> print(table(["a", "b"], [["x", 1]], left=["a"]), end="")
+        | a | b |
+        | --- | ---: |
+        | x | 1 |
+    """
+    marks = ["---" if left is None or name in left else "---:" for name in head]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in [head, marks, *rows]) + "\n"
 
 
-def _verdict(apart: Spread) -> Literal["yes", "no", "can't tell"]:
-    if apart.low > 0:
-        return "yes"
-    return "no" if apart.high < 0 else "can't tell"
-
-
-def _mean(values: Mapping[int, float], seeds: Sequence[int]) -> str:
-    return f"{sum(values[seed] for seed in seeds) / len(seeds):.3f}"
+def _signed(value: float) -> str:
+    """Three decimals, or four where three would hide the sign of the number; never -0.000."""
+    digits = 4 if round(value, 3) == 0 != round(value, 4) else 3
+    return f"{round(value, digits) + 0.0:+.{digits}f}"

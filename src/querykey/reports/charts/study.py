@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from querykey.errors import StoreError
+from querykey.io.study_folder import Cells
 from querykey.reports.charts.spec import Bars, Chart, HeatMap, Line, Lines, short
-from querykey.reports.verdicts import Cells, measured
+from querykey.reports.verdicts import scores
 
 __all__ = ["figure", "looks_charts"]
 
@@ -129,7 +130,7 @@ def _look_line(label: str, runs: Sequence[Sequence[Mapping[str, Any]]], name: st
 
 def _three(cells: Cells, arm: str, measure: str) -> Three | None:
     """Mean, lowest and highest over seeds."""
-    values = [*measured(cells, arm, measure).values()]
+    values = [*scores(cells, arm, measure).values()]
     return (sum(values) / len(values), min(values), max(values)) if values else None
 
 

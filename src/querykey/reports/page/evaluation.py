@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from querykey.reports.charts.spec import Bars
-from querykey.reports.page.blocks import Answer, Block, Charts, Heading, Prose, Table, Word, number, signed
+from querykey.reports.page.blocks import Answer, Block, Charts, Heading, Prose, Table, number, signed
+from querykey.reports.verdicts import verdict
 
 __all__ = ["evaluation_blocks", "evaluations", "judged"]
 
@@ -83,8 +84,7 @@ def verdict_of(ask: str, metric: str, ours: float, theirs: float, apart: Mapping
         'R@1 0.600 against 0.500: +0.100 [+0.050, +0.150]'
     """
     words = f"{metric} {number(ours)} against {number(theirs)}: {_apart(apart)}"
-    word: Word = "yes" if apart["low"] > 0 else "no" if apart["high"] < 0 else "can't tell"
-    return Answer(ask, word, words)
+    return Answer(ask, verdict(apart["low"], apart["mean"], apart["high"]), words)
 
 
 def evaluation_blocks(name: str, found: Mapping[str, Any]) -> list[Block]:

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from querykey.io.atomic import raises_store_error
-from querykey.io.study_folder import cells_of, measures_of, read_study, records_of
+from querykey.io.study_folder import Cells, StoredStudy, measures_of, open_study, raises_study_error
 from querykey.reports.charts.spec import Chart
 from querykey.reports.charts.study import figure, looks_charts
 from querykey.reports.page.blocks import (
@@ -22,8 +21,7 @@ from querykey.reports.page.blocks import (
     settings_table,
 )
 from querykey.reports.page.reproduce import study_command
-from querykey.reports.study_tables import verdict_rows
-from querykey.reports.verdicts import Cells, measured
+from querykey.reports.verdicts import answers, scores
 
 __all__ = ["study_section"]
 
@@ -49,20 +47,21 @@ def study_section(folder: Path) -> Section:
         MissingPathError: If there is no study.json.
         StoreError: If one of the files is damaged.
     """
-    study, records = read_study(folder), records_of(folder).read()
-    with raises_store_error(str(folder), "run the study again, or give back its files as they were written"):
-        return _section(study, cells_of(study, records))
+    study = open_study(folder)
+    with raises_study_error(folder):
+        return _section(study)
 
 
-def _section(study: dict[str, Any], cells: Cells) -> Section:
-    answers = [Answer(*verdict) for verdict in verdict_rows(study, cells)]
+def _section(stored: StoredStudy) -> Section:
+    study, cells = stored.described, stored.cells
+    verdicts = [Answer(one.ask, one.word, one.because, one.published) for one in answers(stored)]
     arms, figures = study["arms"], study.get("figures", [])
     drawn = [chart for one in figures if (chart := figure(one, arms, cells)) is not None]
     blocks: list[Block] = [Prose(f"{study['source']}. Measured here: {study['measured']}.", is_quiet=True)]
     unfinished = _unfinished(study, cells)
     blocks += [Prose(words) for words in unfinished]
-    if answers:
-        blocks += [Heading("Verdicts"), *answers, Prose(RULE, is_quiet=True)]
+    if verdicts:
+        blocks += [Heading("Verdicts"), *verdicts, Prose(RULE, is_quiet=True)]
     blocks += [Charts([chart]) for chart in drawn]
     blocks += _numbers(study, cells, measures_of(study))
     looks = looks_charts(arms, cells)
@@ -72,7 +71,7 @@ def _section(study: dict[str, Any], cells: Cells) -> Section:
     blocks += _repeat(study, cells)
     return Section(
         str(study["name"]), str(study["title"]), str(study["asks"]),
-        unfinished[:1], blocks, answers=answers,
+        unfinished[:1], blocks, answers=verdicts,
     )  # fmt: skip
 
 
@@ -96,7 +95,7 @@ def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) ->
     """Own numbers, and the published ones beside them where an arm has the same name."""
     rows = []
     for arm in study["arms"]:
-        found = [measured(cells, arm["name"], measure) for measure in measures]
+        found = [scores(cells, arm["name"], measure) for measure in measures]
         if any(found):
             seeds = sorted({seed for values in found for seed in values})
             rows.append([str(arm["label"]), *map(_spread, found), str(len(seeds))])
@@ -107,7 +106,7 @@ def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) ->
     published = study.get("published")
     if published and published.get("rows"):
         own = {
-            str(arm[word]): measured(cells, arm["name"], measures[0])
+            str(arm[word]): scores(cells, arm["name"], measures[0])
             for arm in study["arms"] for word in ("name", "label") if measures
         }  # fmt: skip
         beside = [[str(row[0]), ", ".join(map(str, row[1:])), _spread(own.get(str(row[0]), {}))]

@@ -2,8 +2,7 @@
 
 from typing import Any, Literal
 
-from querykey.studies.engine.measure import SCORE
-from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import SCORE, Arm, Figure, Published, Study, compare
 
 __all__ = ["ADAPTER"]
 
@@ -54,10 +53,6 @@ def _differs(name: str, *, seeds: int = 3, needs: Needs | None = None, **setting
     )  # fmt: skip
 
 
-def _asked(ask: str, ours: str, theirs: str, published: str = "not asked") -> Asked:
-    return Asked(ask=ask, ours=(ours, SCORE), theirs=(theirs, SCORE), published=published)
-
-
 _DEFAULT = f"adapter, {_DIM}"
 
 ADAPTER = Study(
@@ -93,24 +88,26 @@ ADAPTER = Study(
         *(_differs(f"loss {name}", needs="labels", loss=name, seeds=1) for name in _LOSSES),
         _differs(f"{_PAPERS}, 32 neighbours", needs="documents", loss="score_difference", neighbours=32),
     ),
-    asked=(
-        _asked("Is an adapter better than PCA, at 64 dimensions?", _DEFAULT, "PCA, 64"),
-        _asked("Is an adapter better than PCA, at 16 dimensions?", "adapter, 16", "PCA, 16"),
-        _asked("Is an adapter better than the first coordinates, at 64 dimensions?", _DEFAULT,
-               _BASELINES["truncated"], "yes, by 5 points at 128 to 512 dimensions"),
-        _asked("Is an adapter of 64 dimensions better than the frozen rows?", _DEFAULT, "frozen",
-               "yes, at a sixth of the width, by 3 points"),
-        _asked("Is a memory better than the batch alone?", _DEFAULT, "the batch alone",
-               "yes, on other data (S-XBM)"),
-        _asked("Is the whole data set in the memory better than 512 rows?", _DEFAULT, "memory of 512 rows"),
-        _asked("Is a memory of features better than one of projections?", _DEFAULT, "memory of projections",
-               "yes: projections halve R@1 (another study)"),
-        _asked("Are the hardest rows alone better than drawn rows?", "32 hardest negatives, none drawn",
-               "no hardest rows", "yes, on other data (S-XBM)"),
-        _asked("Is a start from PCA better than an orthogonal one?", _DEFAULT, "orthogonal start"),
-        _asked("Is distillation better than the paper's L1, at 64 dimensions?", _DEFAULT,
-               f"{_PAPERS}, {_DIM}"),
-        _asked("Is the paper's L1 better than PCA, at 64 dimensions?", f"{_PAPERS}, {_DIM}", "PCA, 64"),
+    questions=(
+        compare("Is an adapter better than PCA, at 64 dimensions?", _DEFAULT, "PCA, 64", SCORE),
+        compare("Is an adapter better than PCA, at 16 dimensions?", "adapter, 16", "PCA, 16", SCORE),
+        compare("Is an adapter better than the first coordinates, at 64 dimensions?", _DEFAULT,
+                _BASELINES["truncated"], SCORE, "yes, by 5 points at 128 to 512 dimensions"),
+        compare("Is an adapter of 64 dimensions better than the frozen rows?", _DEFAULT, "frozen", SCORE,
+                "yes, at a sixth of the width, by 3 points"),
+        compare("Is a memory better than the batch alone?", _DEFAULT, "the batch alone", SCORE,
+                "yes, on other data (S-XBM)"),
+        compare("Is the whole data set in the memory better than 512 rows?", _DEFAULT, "memory of 512 rows",
+                SCORE),
+        compare("Is a memory of features better than one of projections?", _DEFAULT, "memory of projections",
+                SCORE, "yes: projections halve R@1 (another study)"),
+        compare("Are the hardest rows alone better than drawn rows?", "32 hardest negatives, none drawn",
+                "no hardest rows", SCORE, "yes, on other data (S-XBM)"),
+        compare("Is a start from PCA better than an orthogonal one?", _DEFAULT, "orthogonal start", SCORE),
+        compare("Is distillation better than the paper's L1, at 64 dimensions?", _DEFAULT,
+                f"{_PAPERS}, {_DIM}", SCORE),
+        compare("Is the paper's L1 better than PCA, at 64 dimensions?", f"{_PAPERS}, {_DIM}", "PCA, 64",
+                SCORE),
     ),
     figures=(
         Figure(kind="lines", title="Retrieval against the width", measures=(SCORE,),

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.engine.measure import LEAK
-from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import LEAK, Arm, Figure, Published, Study, compare
 
 __all__ = ["BATCH_NORM", "DICTIONARY_SIZE", "MOMENTUM"]
 
@@ -32,15 +31,15 @@ MOMENTUM = Study(
     "run: 69 steps at 0.99, 693 at 0.999, 6,931 at 0.9999. A run of minutes moves the best momentum "
     "down, and 0.9999 keeps its first keys to the end.",
     arms=tuple(_momentum(value) for value in (0.0, 0.9, 0.99, 0.999, 0.9999)),
-    asked=(
-        Asked(ask="Is 0.99 better than 0?", ours=("momentum 0.99", "kNN h"), theirs=("momentum 0", "kNN h"),
-              published="yes: 0 does not converge (sec. 4.1)"),
-        Asked(ask="Is 0.99 better than 0.9?", ours=("momentum 0.99", "kNN h"),
-              theirs=("momentum 0.9", "kNN h"), published="yes, by 3 points (sec. 4.1)"),
-        Asked(ask="Is 0.999 better than 0.99?", ours=("momentum 0.999", "kNN h"),
-              theirs=("momentum 0.99", "kNN h"), published="yes, by 1 point in 200 epochs (sec. 4.1)"),
-        Asked(ask="Is 0.9999 worse than 0.99?", ours=("momentum 0.99", "kNN h"),
-              theirs=("momentum 0.9999", "kNN h"), published="no: better by 1 point (sec. 4.1)"),
+    questions=(
+        compare("Is 0.99 better than 0?", "momentum 0.99", "momentum 0", "kNN h",
+                "yes: 0 does not converge (sec. 4.1)"),
+        compare("Is 0.99 better than 0.9?", "momentum 0.99", "momentum 0.9", "kNN h",
+                "yes, by 3 points (sec. 4.1)"),
+        compare("Is 0.999 better than 0.99?", "momentum 0.999", "momentum 0.99", "kNN h",
+                "yes, by 1 point in 200 epochs (sec. 4.1)"),
+        compare("Is 0.9999 worse than 0.99?", "momentum 0.99", "momentum 0.9999", "kNN h",
+                "no: better by 1 point (sec. 4.1)"),
     ),
     figures=(
         Figure(kind="lines", title="kNN of h against the momentum", measures=("kNN h", "linear h"),
@@ -79,15 +78,15 @@ DICTIONARY_SIZE = Study(
         *(_keys("end-to-end", "end-to-end", count, seeds=seeds, batch_size=count)
           for count, seeds in ((256, 3), (1024, 1))),
     ),
-    asked=(
-        Asked(ask="Are 4,096 keys better than 64?", ours=("MoCo, 4096", "kNN h"),
-              theirs=("MoCo, 64", "kNN h"), published="yes, more keys are better (fig. 3)"),
-        Asked(ask="Are 4,096 keys better than 256?", ours=("MoCo, 4096", "kNN h"),
-              theirs=("MoCo, 256", "kNN h"), published="yes, by 4 points (fig. 3)"),
-        Asked(ask="Is MoCo better than a memory bank, at 4,096 keys?", ours=("MoCo, 4096", "kNN h"),
-              theirs=("memory bank, 4096", "kNN h"), published="yes, by 2.5 points (fig. 3)"),
-        Asked(ask="Is MoCo better than end-to-end, at 256 keys?", ours=("MoCo, 256", "kNN h"),
-              theirs=("end-to-end, 256", "kNN h"), published="no: as good (fig. 3)"),
+    questions=(
+        compare("Are 4,096 keys better than 64?", "MoCo, 4096", "MoCo, 64", "kNN h",
+                "yes, more keys are better (fig. 3)"),
+        compare("Are 4,096 keys better than 256?", "MoCo, 4096", "MoCo, 256", "kNN h",
+                "yes, by 4 points (fig. 3)"),
+        compare("Is MoCo better than a memory bank, at 4,096 keys?", "MoCo, 4096", "memory bank, 4096",
+                "kNN h", "yes, by 2.5 points (fig. 3)"),
+        compare("Is MoCo better than end-to-end, at 256 keys?", "MoCo, 256", "end-to-end, 256", "kNN h",
+                "no: as good (fig. 3)"),
     ),
     figures=(
         Figure(kind="lines", title="kNN of h against the number of keys", measures=("kNN h",),
@@ -128,17 +127,15 @@ BATCH_NORM = Study(
             )
         ),
     ),
-    asked=(
-        Asked(ask="Is shuffling better than not?", ours=("shuffled", "kNN h"),
-              theirs=("not shuffled", "kNN h"), published="yes, by 4 points in 800 epochs (notebook)"),
-        Asked(ask="Is the pretext task solved more often without shuffling?",
-              ours=("not shuffled", "pretext"), theirs=("shuffled", "pretext"),
-              published="yes, almost always (app. A.9)"),
-        Asked(ask="On noise, where nothing but statistics is shared: is the own key found without shuffling?",
-              ours=("noise, not shuffled", LEAK), theirs=("noise, shuffled", LEAK),
-              published="yes, as the pretext task shows (app. A.9)"),
-        Asked(ask="Is shuffling better than the statistics of the whole batch?", ours=("shuffled", "kNN h"),
-              theirs=("whole batch", "kNN h"), published="not asked"),
+    questions=(
+        compare("Is shuffling better than not?", "shuffled", "not shuffled", "kNN h",
+                "yes, by 4 points in 800 epochs (notebook)"),
+        compare("Is the pretext task solved more often without shuffling?", "not shuffled", "shuffled",
+                "pretext", "yes, almost always (app. A.9)"),
+        compare("On noise, where nothing but statistics is shared: is the own key found without shuffling?",
+                "noise, not shuffled", "noise, shuffled", LEAK, "yes, as the pretext task shows (app. A.9)"),
+        compare("Is shuffling better than the statistics of the whole batch?", "shuffled", "whole batch",
+                "kNN h"),
     ),
     figures=(
         Figure(kind="bars", title="Pretext task, kNN, and own keys found in noise",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import Arm, Figure, Published, Question, Study, compare
 
 __all__ = ["H_AGAINST_Z", "PROJECTION_HEAD"]
 
@@ -32,14 +32,13 @@ PROJECTION_HEAD = Study(
     caveat="What an MLP has over a linear head shows after many epochs; a first few can tell a head from "
     "none.",
     arms=(_head("none", None), *(_head(kind, dim) for kind in ("linear", "mlp") for dim in _DIMS)),
-    asked=(
-        Asked(ask="Is an MLP head better than none?", ours=("mlp, 128", "linear h"),
-              theirs=("none", "linear h"), published="yes, by more than 10 points (fig. 8)"),
-        Asked(ask="Is an MLP head better than a linear one?", ours=("mlp, 128", "linear h"),
-              theirs=("linear, 128", "linear h"), published="yes, by 3 points (fig. 8)"),
-        Asked(ask="Is a linear head better than none?", ours=("linear, 128", "linear h"),
-              theirs=("none", "linear h"), published="yes (fig. 8)"),
-        Asked(ask="Is h better than g(h)?", ours=("mlp, 128", "linear h"), theirs=("mlp, 128", "linear z"),
+    questions=(
+        compare("Is an MLP head better than none?", "mlp, 128", "none", "linear h",
+                "yes, by more than 10 points (fig. 8)"),
+        compare("Is an MLP head better than a linear one?", "mlp, 128", "linear, 128", "linear h",
+                "yes, by 3 points (fig. 8)"),
+        compare("Is a linear head better than none?", "linear, 128", "none", "linear h", "yes (fig. 8)"),
+        Question(ask="Is h better than g(h)?", ours=("mlp, 128", "linear h"), theirs=("mlp, 128", "linear z"),
               published="yes, by more than 10 points (sec. 4.2)"),
     ),
     figures=(
@@ -76,8 +75,8 @@ H_AGAINST_Z = Study(
             ("default", "default views", {}),
         )
     ),
-    asked=tuple(
-        Asked(ask=f"Does h know more of {what} than g(h)?", ours=("all", f"{what} h"),
+    questions=tuple(
+        Question(ask=f"Does h know more of {what} than g(h)?", ours=("all", f"{what} h"),
               theirs=("all", f"{what} z"), published=published)
         for what, published in zip(
             _TRANSFORMATIONS,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import Arm, Figure, Published, Study, compare
 
 __all__ = ["LOSSES", "TEMPERATURE"]
 
@@ -37,13 +37,13 @@ TEMPERATURE = Study(
         *(_temperature(value, normalised=True) for value in (0.05, 0.1, 0.2, 0.5, 1.0)),
         *(_temperature(value, normalised=False) for value in (1.0, 10.0, 100.0)),
     ),
-    asked=(
-        Asked(ask="Is 0.2 better than 0.05?", ours=("normalised, 0.2", "linear h"),
-              theirs=("normalised, 0.05", "linear h"), published="yes: 0.1 better by 5 points (table 5)"),
-        Asked(ask="Is 0.2 better than 1?", ours=("normalised, 0.2", "linear h"),
-              theirs=("normalised, 1", "linear h"), published="yes: 0.1 better by 6 points (table 5)"),
-        Asked(ask="Are normalised projections better?", ours=("normalised, 0.2", "linear h"),
-              theirs=("not normalised, 10", "linear h"), published="yes, by 7 points (table 5)"),
+    questions=(
+        compare("Is 0.2 better than 0.05?", "normalised, 0.2", "normalised, 0.05", "linear h",
+                "yes: 0.1 better by 5 points (table 5)"),
+        compare("Is 0.2 better than 1?", "normalised, 0.2", "normalised, 1", "linear h",
+                "yes: 0.1 better by 6 points (table 5)"),
+        compare("Are normalised projections better?", "normalised, 0.2", "not normalised, 10", "linear h",
+                "yes, by 7 points (table 5)"),
     ),
     figures=(
         Figure(kind="lines", title="Linear accuracy of h against the temperature", measures=("linear h",),
@@ -82,13 +82,13 @@ LOSSES = Study(
         _loss("HCL", "hard_negative", seeds=1),
         _loss("debiased", "debiased", seeds=1),
     ),
-    asked=(
-        Asked(ask="Is NT-Xent better than NT-logistic?", ours=("NT-Xent", "linear h"),
-              theirs=("NT-logistic", "linear h"), published="yes, by 12 points (table 4)"),
-        Asked(ask="Is NT-Xent better than a margin?", ours=("NT-Xent", "linear h"),
-              theirs=("margin", "linear h"), published="yes, by 13 points (table 4)"),
-        Asked(ask="Is DCL better than NT-Xent at batch 256?", ours=("DCL", "linear h"),
-              theirs=("NT-Xent", "linear h"), published="yes, by 2 points (DCL's code, 100 epochs)"),
+    questions=(
+        compare("Is NT-Xent better than NT-logistic?", "NT-Xent", "NT-logistic", "linear h",
+                "yes, by 12 points (table 4)"),
+        compare("Is NT-Xent better than a margin?", "NT-Xent", "margin", "linear h",
+                "yes, by 13 points (table 4)"),
+        compare("Is DCL better than NT-Xent at batch 256?", "DCL", "NT-Xent", "linear h",
+                "yes, by 2 points (DCL's code, 100 epochs)"),
     ),
     figures=(
         Figure(kind="bars", title="Linear accuracy and kNN of h", measures=("linear h", "kNN h"),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import Arm, Figure, Published, Question, Study, compare
 
 __all__ = ["DRIFT", "MEMORY_RATIO"]
 
@@ -34,11 +34,11 @@ MEMORY_RATIO = Study(
     caveat="It needs labels, many classes, and other classes to be asked for: ten classes leave nothing to "
     "find. The network is small and starts from nothing; the paper's was trained on ImageNet.",
     arms=tuple(_ratio(share) for share in (0.0, 0.01, 0.05, 0.25, 1.0)),
-    asked=(
-        Asked(ask="Is a memory of 5% of the images better than none?", ours=("5% of the images", "R@1 z"),
-              theirs=("no memory", "R@1 z"), published="yes, by 12 to 22 points (table 1)"),
-        Asked(ask="Is a memory of all images better than one of 5%?", ours=("100% of the images", "R@1 z"),
-              theirs=("5% of the images", "R@1 z"), published="no: it levels off (fig. 1)"),
+    questions=(
+        compare("Is a memory of 5% of the images better than none?", "5% of the images", "no memory", "R@1 z",
+                "yes, by 12 to 22 points (table 1)"),
+        compare("Is a memory of all images better than one of 5%?", "100% of the images", "5% of the images",
+                "R@1 z", "no: it levels off (fig. 1)"),
     ),
     figures=(
         Figure(kind="lines", title="R@1 against the memory", measures=("R@1 z", "R@1 h"),
@@ -69,15 +69,13 @@ DRIFT = Study(
     "nothing in common. The learning rate falls along a cosine, so that late steps are small ones "
     "too.",
     arms=(_rate(0.04, "usual rate"), _rate(0.2, "five times the rate")),
-    asked=(
-        Asked(ask="Have old rows drifted farther in the first quarter of the run than in the last?",
+    questions=(
+        Question(ask="Have old rows drifted farther in the first quarter of the run than in the last?",
               ours=("usual rate", "drift, first quarter"), theirs=("usual rate", "drift, last quarter"),
               published="yes (fig. 3)"),
-        Asked(ask="Do rows drift farther at five times the rate?",
-              ours=("five times the rate", "drift, first quarter"),
-              theirs=("usual rate", "drift, first quarter"), published="not asked"),
-        Asked(ask="Is the usual rate better?", ours=("usual rate", "R@1 z"),
-              theirs=("five times the rate", "R@1 z"), published="not asked"),
+        compare("Do rows drift farther at five times the rate?", "five times the rate", "usual rate",
+                "drift, first quarter"),
+        compare("Is the usual rate better?", "usual rate", "five times the rate", "R@1 z"),
     ),
     figures=(
         Figure(kind="curves", title="Drift of the oldest rows", measures=("drift_",), x="steps taken",

@@ -1,6 +1,6 @@
 """How long, in how large batches, how large a network, and how few labels."""
 
-from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import Arm, Figure, Published, Question, Study, compare
 
 __all__ = ["BATCH_AND_EPOCHS", "FEW_LABELS", "WIDTH"]
 
@@ -38,16 +38,13 @@ BATCH_AND_EPOCHS = Study(
         *(_batch(size, rule, 1) for rule in ("linear", "square_root") for size in _BATCHES),
         *(_batch(size, "linear", 2) for size in _BATCHES),
     ),
-    asked=(
-        Asked(ask="Is a batch of 1,024 better than one of 64, linear rule?",
-              ours=("linear, 1024, 1", "linear h"), theirs=("linear, 64, 1", "linear h"),
-              published="yes: large batches are better at 100 epochs (fig. 9)"),
-        Asked(ask="Is the square-root rule better for a batch of 64?",
-              ours=("square root, 64, 1", "linear h"), theirs=("linear, 64, 1", "linear h"),
-              published="yes, by 5 points at batch 256 (table B.1)"),
-        Asked(ask="Is a batch of 64 better than one of 1,024, if it is trained twice as long?",
-              ours=("linear, 64, 2", "linear h"), theirs=("linear, 1024, 1", "linear h"),
-              published="yes: long training makes up for small batches (fig. 9)"),
+    questions=(
+        compare("Is a batch of 1,024 better than one of 64, linear rule?", "linear, 1024, 1", "linear, 64, 1",
+                "linear h", "yes: large batches are better at 100 epochs (fig. 9)"),
+        compare("Is the square-root rule better for a batch of 64?", "square root, 64, 1", "linear, 64, 1",
+                "linear h", "yes, by 5 points at batch 256 (table B.1)"),
+        compare("Is a batch of 64 better than one of 1,024, if it is trained twice as long?", "linear, 64, 2",
+                "linear, 1024, 1", "linear h", "yes: long training makes up for small batches (fig. 9)"),
     ),
     figures=(
         Figure(kind="lines", title="Linear accuracy of h against the batch", measures=("linear h",),
@@ -79,14 +76,13 @@ WIDTH = Study(
         Arm(name="width 32, deeper", label="small_cnn:32x2", x=32.0, line="two convolutions",
             settings={"backbone": "small_cnn:32x2"}),
     ),
-    asked=(
-        Asked(ask="Is width 64 better than 16?", ours=("width 64", "linear h"),
-              theirs=("width 16", "linear h"), published="yes: larger is better (fig. 7)"),
-        Asked(ask="Is width 64 better than 32?", ours=("width 64", "linear h"),
-              theirs=("width 32", "linear h"), published="yes, twice the width by 5 points (fig. 7)"),
-        Asked(ask="Are two convolutions in a block better than one, at width 32?",
-              ours=("width 32, deeper", "linear h"), theirs=("width 32", "linear h"),
-              published="yes: deeper is better (fig. 7)"),
+    questions=(
+        compare("Is width 64 better than 16?", "width 64", "width 16", "linear h",
+                "yes: larger is better (fig. 7)"),
+        compare("Is width 64 better than 32?", "width 64", "width 32", "linear h",
+                "yes, twice the width by 5 points (fig. 7)"),
+        compare("Are two convolutions in a block better than one, at width 32?", "width 32, deeper",
+                "width 32", "linear h", "yes: deeper is better (fig. 7)"),
     ),
     figures=(
         Figure(kind="lines", title="Accuracy against width and depth", measures=("linear h", "kNN h"),
@@ -113,8 +109,8 @@ FEW_LABELS = Study(
             kind="few labels", labels_a_class=count)
         for count in _LABELS
     ),
-    asked=tuple(
-        Asked(ask=f"With {count} a class, is a linear classifier of h better than supervised training?",
+    questions=tuple(
+        Question(ask=f"With {count} a class, is a linear classifier of h better than supervised training?",
               ours=(f"{count} a class", "linear h"), theirs=(f"{count} a class", "supervised"),
               published="yes at 13 a class (table 7, 1%)" if count < 100 else
               "yes at 128 a class (table 7, 10%)")

@@ -3,7 +3,7 @@
 from itertools import combinations_with_replacement
 from typing import Any
 
-from querykey.studies.engine.study import Arm, Asked, Figure, Published, Study
+from querykey.studies.engine.study import Arm, Figure, Published, Study, compare
 
 __all__ = ["AUGMENTATION_MATRIX", "COLOUR_STRENGTH"]
 
@@ -57,13 +57,13 @@ AUGMENTATION_MATRIX = Study(
     "colour with crops. Nothing is flipped. Changes are made in one order, so that a pair stands in both "
     "halves of the matrix.",
     arms=tuple(_pair(*pair) for pair in combinations_with_replacement(_CHANGES, 2)),
-    asked=(
-        Asked(ask="Is crop with colour better than crop alone?", ours=("crop and colour", "linear h"),
-              theirs=("crop", "linear h"), published="yes, by 23 points (fig. 5)"),
-        Asked(ask="Is crop with colour better than colour alone?", ours=("crop and colour", "linear h"),
-              theirs=("colour", "linear h"), published="yes, by 37 points (fig. 5)"),
-        Asked(ask="Is crop with colour better than crop with cutout?", ours=("crop and colour", "linear h"),
-              theirs=("crop and cutout", "linear h"), published="yes, by 22 points (fig. 5)"),
+    questions=(
+        compare("Is crop with colour better than crop alone?", "crop and colour", "crop", "linear h",
+                "yes, by 23 points (fig. 5)"),
+        compare("Is crop with colour better than colour alone?", "crop and colour", "colour", "linear h",
+                "yes, by 37 points (fig. 5)"),
+        compare("Is crop with colour better than crop with cutout?", "crop and colour", "crop and cutout",
+                "linear h", "yes, by 22 points (fig. 5)"),
     ),
     figures=(
         Figure(kind="heat map", title="Linear accuracy of h", measures=("linear h",), x="second change",
@@ -99,13 +99,13 @@ COLOUR_STRENGTH = Study(
         *(_strength(f"strength {x:g}", f"{x:g}", x, strength=x) for x in (0.125, 0.25, 0.5, 1.0)),
         _strength("strength 1 and blur", "1 and blur", None, blur=0.5),
     ),
-    asked=(
-        Asked(ask="Is strength 1 better than 1/8?", ours=("strength 1", "linear h"),
-              theirs=("strength 0.125", "linear h"), published="yes, by 4 points (table 1)"),
-        Asked(ask="Is strength 1 better than 1/2?", ours=("strength 1", "linear h"),
-              theirs=("strength 0.5", "linear h"), published="yes, by half a point (table 1)"),
-        Asked(ask="Is blur worth having?", ours=("strength 1 and blur", "linear h"),
-              theirs=("strength 1", "linear h"), published="yes, by 1 point (table 1)"),
+    questions=(
+        compare("Is strength 1 better than 1/8?", "strength 1", "strength 0.125", "linear h",
+                "yes, by 4 points (table 1)"),
+        compare("Is strength 1 better than 1/2?", "strength 1", "strength 0.5", "linear h",
+                "yes, by half a point (table 1)"),
+        compare("Is blur worth having?", "strength 1 and blur", "strength 1", "linear h",
+                "yes, by 1 point (table 1)"),
     ),
     figures=(
         Figure(kind="lines", title="Accuracy against the strength of the jitter",

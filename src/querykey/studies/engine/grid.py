@@ -1,39 +1,60 @@
-"""A grid of cells: each is done once, a killed grid goes on, and every cell is a record."""
+"""A grid of cells: each is measured once and is a record; a grid that was killed can be resumed."""
 
 import hashlib
 import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from querykey.io.program import say
 from querykey.io.records import Records
+from querykey.studies.engine.data import StudyFeatures, StudyImages
+from querykey.studies.engine.study import Arm
 
-__all__ = ["CELL", "FORMAT", "Cell", "Measure", "compact", "done_keys", "run_grid", "tell", "write_plan"]
+__all__ = ["CELL", "FORMAT", "Cell", "Measure", "Progress", "Work", "compact", "print_progress", "run_grid"]
 
 FORMAT = 1
-"""Of a cell's record: another format, and every cell is measured again."""
-CELL, PLAN = "cell", "plan"
+"""Of a cell's record. It is part of the key: with another format every cell is measured again."""
+CELL = "cell"
 DECIMALS = 4
 
 Measure = Callable[["Cell"], dict[str, Any]]
-Told = Callable[[int, int, "Cell", dict[str, Any]], None]
+Progress = Callable[[int, int, "Cell", dict[str, Any]], None]
+"""Called after each cell with (cells measured now, cells to measure now, cell, fields of its record)."""
+
+
+class Work(NamedTuple):
+    """What is needed to measure a cell, in any process.
+
+    Args:
+        arm: With its settings as planned.
+        data: Training and test data.
+        threads: Of torch.
+        measures: What its study asks for or draws; None: all that the arm's kind can measure.
+        knn: k and temperature of kNN on features.
+    """
+
+    arm: Arm
+    data: StudyImages | StudyFeatures
+    threads: int
+    measures: Collection[str] | None = None
+    knn: tuple[int, float] = (10, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One method on one task with one seed.
+    """One arm of a study with one seed.
 
     Args:
-        task: Name of the task.
-        method: Name of the method.
-        seed: Of the method.
-        identity: All that the numbers depend on, as JSON: settings, protocol, keys of the features.
-        work: What `Measure` needs besides; it can be sent to another process.
+        task: Name of the study.
+        method: Name of the arm.
+        seed: Random seed.
+        identity: Everything the numbers depend on, as JSON.
+        work: What `Measure` needs; it can be sent to another process.
     """
 
     task: str
@@ -44,95 +65,65 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The sha256 of what the cell is, whatever it is called.
+        """The sha256 of study, seed and identity; the arm's name is not part of it.
 
         Example:
             >>> one = Cell(task="t", method="a", seed=0, identity={"dim": 2})
             >>> one.key == Cell(task="t", method="b", seed=0, identity={"dim": 2}).key
             True
         """
-        what = {"format": FORMAT, "task": self.task, "seed": self.seed, "identity": self.identity}
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        whole = {"format": FORMAT, "task": self.task, "seed": self.seed, "identity": self.identity}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def run_grid(
-    cells: Sequence[Cell], records: Records, measure: Measure, *, jobs: int = 1, told: Told | None = None
-) -> int:
+    cells: Sequence[Cell], records: Records, measure: Measure, *, jobs: int = 1,
+    progress: Progress | None = None,
+) -> int:  # fmt: skip
     """Measure the cells that have no record yet, in their order, and append a record for each.
 
     Args:
-        cells: What is wanted; two of one key are one cell.
-        records: Where they are kept.
-        measure: Gives a cell's fields; with several jobs, a function of a module.
-        jobs: Processes, at least 1.
-        told: Called with (done, in all, cell, fields) after each.
+        cells: All cells; two with one key are one cell.
+        records: Of the grid.
+        measure: Returns the fields of a cell's record; with several jobs, a module-level function.
+        jobs: Number of processes, at least 1.
+        progress: Called after each cell.
 
     Returns:
-        How many were measured now.
+        Number of cells measured now.
     """
-    missing = list({cell.key: cell for cell in reversed(cells)}.values())[::-1]
-    there = done_keys(records)
-    missing = [cell for cell in missing if cell.key not in there]
-    for count, (cell, fields) in enumerate(_measured(missing, measure, jobs), start=1):
+    done = {record["key"] for record in records.read() if record["kind"] == CELL}
+    missing = [cell for cell in {cell.key: cell for cell in reversed(cells)}.values() if cell.key not in done]
+    for count, (cell, fields) in enumerate(_measured(missing[::-1], measure, jobs), start=1):
         records.append(CELL, key=cell.key, task=cell.task, method=cell.method, seed=cell.seed, **fields)
-        if told is not None:
-            told(count, len(missing), cell, fields)
+        if progress is not None:
+            progress(count, len(missing), cell, fields)
     return len(missing)
 
 
-def done_keys(records: Records) -> set[str]:
-    """Keys of the cells that are done.
-
-    Args:
-        records: Of a grid.
-
-    Returns:
-        The keys.
-    """
-    return {record["key"] for record in records.read() if record["kind"] == CELL}
-
-
-def write_plan(records: Records, place: int, task: str, fields: dict[str, Any]) -> None:
-    """Keep what a task is and which cells belong to it, if it is not what was planned last.
-
-    Args:
-        records: Of the grid.
-        place: Where the task stands in the report.
-        task: Its name.
-        fields: Methods with the keys of their cells, questions, protocol.
-    """
-    plans = [record for record in records.read() if record["kind"] == PLAN and record["task"] == task]
-    body = {"place": place, "task": task, **json.loads(json.dumps(fields))}
-    last = (
-        {name: value for name, value in plans[-1].items() if name not in ("kind", "revision")}
-        if plans
-        else {}
-    )
-    if body != last:
-        records.append(PLAN, revision=len(plans) + 1, **body)
-
-
-def tell(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
-    """Say in a line what a cell scored, where its scores are [sum, asked].
+def print_progress(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
+    """Print a line with the scores of a cell.
 
     Args:
         done: Cells measured now.
         count: Cells to measure now.
-        cell: The one.
+        cell: The cell.
         fields: Its record.
     """
-    means = (f"{name} {right / asked:.4f}" for name, (right, asked) in fields["values"].items() if asked)
+    means = (
+        f"{name} {total / queries:.4f}" for name, (total, queries) in fields["values"].items() if queries
+    )
     say(f"[{done}/{count}] {cell.method}, seed {cell.seed}: {', '.join(means)}, {fields['seconds']:.0f} s")
 
 
 def compact(values: Iterable[float]) -> list[float | int | None]:
-    """Numbers of queries in few characters: four decimals, whole numbers as such, NaN as None.
+    """Numbers per query in few characters: four decimals, integers as such, NaN as None.
 
     Args:
-        values: One number a query.
+        values: One number per query.
 
     Returns:
-        As many.
+        The same number of values.
 
     Example:
         >>> compact([1.0, 0.333333, float("nan")])
@@ -143,17 +134,17 @@ def compact(values: Iterable[float]) -> list[float | int | None]:
 
 
 def _measured(cells: Sequence[Cell], measure: Measure, jobs: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Cells with their fields, as they are done; never more of them begun than there are jobs."""
+    """Cells with their fields, in order of completion; no more cells are submitted than there are jobs."""
     if jobs == 1 or len(cells) < 2:
         yield from ((cell, measure(cell)) for cell in cells)
         return
     # a forked child would share the locks of the parent's threads
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(jobs, len(cells)), mp_context=context, initializer=_end_with_parent)
-    coming, running = iter(cells), dict[Future[dict[str, Any]], Cell]()
+    waiting, running = iter(cells), dict[Future[dict[str, Any]], Cell]()
     try:
         while True:
-            while len(running) < jobs and (cell := next(coming, None)) is not None:
+            while len(running) < jobs and (cell := next(waiting, None)) is not None:
                 running[pool.submit(measure, cell)] = cell
             if not running:
                 return
@@ -164,13 +155,13 @@ def _measured(cells: Sequence[Cell], measure: Measure, jobs: int) -> Iterator[tu
 
 
 def _end_with_parent() -> None:
-    """See to it that a worker ends when its grid is killed, in the middle of a cell too."""
-    grid = multiprocessing.parent_process()
-    if grid is None:
+    """End a worker when the grid's process is killed, even in the middle of a cell."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
         raise RuntimeError("a worker of a grid has a parent")
 
-    def watch() -> None:
-        grid.join()
+    def exit_with_parent() -> None:
+        parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -1,110 +1,167 @@
-"""How a cell of a study of adapters is measured: fit, transform, search."""
+"""How a cell is measured: adapters and baselines on features, batch-norm leaks, encoders."""
 
 import time
 import warnings
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
 
 from querykey.adapter.estimator import Adapter
-from querykey.evaluation.protocol import Examination
+from querykey.evaluation import baselines
+from querykey.evaluation.logistic_regression import logistic_regression
+from querykey.evaluation.protocol import KNN, Examination
 from querykey.evaluation.task import Protocol, embed_task
 from querykey.io.records import versions
 from querykey.pretraining.batchnorm_leak import probe_leakage
-from querykey.studies.engine.features import StudyFeatures
-from querykey.studies.engine.grid import Cell, compact
+from querykey.runs.evaluate_adapter import rows_of
+from querykey.studies.engine.data import FitRows, StudyFeatures
+from querykey.studies.engine.grid import Cell, Work, compact
 from querykey.studies.engine.measure_encoders import measure_encoder
-from querykey.studies.engine.work import Work
-from querykey.studies.results_grid.measure_adapters import baseline
+from querykey.studies.engine.study import LEAK, SCORE
 
-__all__ = [
-    "LEAK",
-    "SCORE",
-    "measure",
-    "measure_adapter",
-]
+__all__ = ["baseline", "measure", "measure_features", "protocol_of"]
 
-SCORE = "retrieval"
-"""R@1 of test rows with labels, NDCG@10 of queries among documents."""
-
-
-def measure_adapter(cell: Cell) -> dict[str, Any]:
-    """Fit what a cell says, and score it.
-
-    Args:
-        cell: With a `Work` whose data are features.
-
-    Returns:
-        Measure to [sum, asked], of the score one number a query, what the fit said of itself, seconds,
-        versions.
-    """
-    work: Work = cell.work
-    began = time.monotonic()
-    torch.set_num_threads(work.threads)
-    assert isinstance(work.data, StudyFeatures)
-    task = work.data.task()
-    examined = Examination(task, Protocol())
-    fitted_on = task.test if task.train is None else task.train
-    about: dict[str, Any] = {"run": {}}
-    if work.arm.kind == "adapter":
-        adapter = Adapter(**work.arm.settings, random_state=cell.seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it is in the report, which the record keeps
-            adapter.fit(fitted_on, task.train_labels)
-        embedded = embed_task(task, lambda rows: _tensor(adapter.transform(rows)))
-        about = {"settings": adapter.settings_.as_dict(), "run": {"end": _numbers(adapter.report_)}}
-    else:
-        name, dim = work.arm.settings["projection"], work.arm.settings.get("dim", 0)
-        embedded = embed_task(task, baseline(name, fitted_on, task.train_labels, dim).transform)
-    found = examined.per_query(cell.method, embedded)
-    values = {name: _counted(numbers) for name, numbers in found.items()}
-    score = "R@1" if task.queries is None else "NDCG@10"
-    values[SCORE] = values[score]
-    about["queries"] = {SCORE: compact(found[score].tolist())}
-    seconds = time.monotonic() - began
-    return {"values": values, **about, "seconds": seconds, "versions": versions("scikit-learn")}
-
-
-def _counted(numbers: Tensor) -> list[float | int]:
-    asked = ~numbers.isnan()
-    return [round(float(numbers[asked].double().sum()), 4), int(asked.sum())]
-
-
-def _numbers(report: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in report.items() if isinstance(value, int | float)}
-
-
-def _tensor(rows: Any) -> Tensor:
-    return torch.as_tensor(rows)
-
-
-LEAK = "own key in noise"
+LOGISTIC_STRENGTHS, LOGISTIC_FOLDS = (1.0, 10.0, 100.0), 5
+"""Candidates for the C of logistic regression, and folds of the cross-validation that chooses it."""
 
 
 def measure(cell: Cell) -> dict[str, Any]:
-    """Measure a cell, whatever its arm is.
+    """Measure a cell of any kind.
 
     Args:
         cell: With a `Work`.
 
     Returns:
-        Its record but for the key.
+        Fields of its record: values (measure to [sum, count]), run (metrics of the training), seconds,
+        versions, and per kind: settings, queries (measure to one number per query).
     """
-    match cell.work.arm.kind:
-        case "adapter" | "baseline":
-            return measure_adapter(cell)
-        case "leak":
-            return _measure_leak(cell)
-        case _:
-            return measure_encoder(cell)
-
-
-def _measure_leak(cell: Cell) -> dict[str, Any]:
-    """How often a query finds its key among noise, by batch statistics alone."""
-    work, began = cell.work, time.monotonic()
+    work: Work = cell.work
     torch.set_num_threads(work.threads)
-    found = probe_leakage(**work.arm.settings, seed=cell.seed)
+    start = time.monotonic()
+    match work.arm.kind:
+        case "adapter" | "baseline" | "classifier":
+            fields = measure_features(work, cell.seed)
+        case "leak":
+            fields = _measure_leak(work, cell.seed)
+        case (
+            "pretrained"
+            | "kNN of pretrained"
+            | "pixels"
+            | "few labels"
+            | "linear of few labels"
+            | "retrieval"
+            | "probes"
+        ):
+            fields = measure_encoder(work, cell.seed)
+        case never:
+            assert_never(never)
+    installed = versions("scikit-learn") if isinstance(work.data, StudyFeatures) else versions()
+    return fields | {"seconds": time.monotonic() - start, "versions": installed}
+
+
+def measure_features(work: Work, seed: int) -> dict[str, Any]:
+    """Fit an adapter, a baseline or a classifier on features, and score it.
+
+    Args:
+        work: Its data are features.
+        seed: Of the fit, and of the draw of labels or pairs.
+
+    Returns:
+        values, queries, run and settings, as `measure` describes them.
+    """
+    assert isinstance(work.data, StudyFeatures)
+    arm = work.arm
+    task, train = work.data.draw(seed=seed, labels_a_class=arm.labels_a_class, pairs=arm.pairs)
+    examination = Examination(task, protocol_of(work.knn))
+    fields: dict[str, Any] = {"run": {}}
+    numbers: dict[str, Tensor]
+    if arm.kind == "classifier":
+        assert task.train is not None
+        assert task.train_labels is not None
+        model = logistic_regression(
+            task.train, task.train_labels, strengths=LOGISTIC_STRENGTHS, folds=LOGISTIC_FOLDS
+        )
+        numbers = {KNN: examination.correct(model.predict(task.test))}
+        fields["run"] = {"end": {"C": model.strength}}
+    elif arm.kind == "adapter":
+        adapter = Adapter(**arm.settings, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # they are in the report, which the record stores
+            _fit(adapter, train)
+        numbers = examination.per_query(arm.name, rows_of(adapter, task))
+        end = {name: float(v) for name, v in adapter.report_.items() if isinstance(v, int | float)}
+        fields = {"settings": adapter.settings_.as_dict(), "run": {"end": end}}
+    else:
+        projector = baseline(arm.settings["projection"], train, arm.settings.get("dim", 0))
+        numbers = examination.per_query(arm.name, embed_task(task, projector.transform))
+    if arm.kind != "classifier":
+        numbers[SCORE] = numbers["R@1" if task.queries is None else "NDCG@10"]
+    wanted = numbers if work.measures is None else {m: numbers[m] for m in work.measures if m in numbers}
+    queries = {name: compact(values.tolist()) for name, values in wanted.items()}
+    return {"values": {name: _sum_and_count(values) for name, values in numbers.items()}, **fields,
+            "queries": queries}  # fmt: skip
+
+
+def protocol_of(knn: tuple[int, float]) -> Protocol:
+    """The constants of an evaluation.
+
+    Args:
+        knn: k and temperature.
+
+    Returns:
+        The protocol.
+    """
+    return Protocol(knn_k=knn[0], knn_temperature=knn[1])
+
+
+def baseline(name: str, train: FitRows, dim: int) -> baselines.Projector:
+    """Fit a baseline by its name.
+
+    Args:
+        name: "frozen", "truncated", "pca", "pca_uncentred", "whitened_pca", "random_projection" or "lda".
+        train: What it is fitted on; "lda" needs labels.
+        dim: Width of its output; "frozen" keeps that of the rows.
+
+    Returns:
+        The projection.
+
+    Raises:
+        KeyError: If there is none of that name.
+    """
+    width = train.rows.shape[1]
+    match name:
+        case "frozen":
+            return baselines.Projector(name=name, dim=width)
+        case "truncated":
+            return baselines.truncated(width, dim)
+        case "pca" | "pca_uncentred":
+            return baselines.pca(train.rows, dim, centred=name == "pca")
+        case "whitened_pca":
+            return baselines.whitened_pca(train.rows, dim)
+        case "random_projection":
+            return baselines.random_projection(width, dim)
+        case "lda":
+            assert train.labels is not None
+            return baselines.lda(train.rows, train.labels, dim)
+        case _:
+            raise KeyError(name)
+
+
+def _fit(adapter: Adapter, train: FitRows) -> None:
+    if train.pairs is None:
+        adapter.fit(train.rows, train.labels)
+    else:
+        assert train.queries is not None
+        adapter.fit_pairs(train.queries, train.rows, pairs=train.pairs[:, :2].numpy())
+
+
+def _sum_and_count(numbers: Tensor) -> list[float | int]:
+    counted = ~numbers.isnan()
+    return [round(float(numbers[counted].double().sum()), 4), int(counted.sum())]
+
+
+def _measure_leak(work: Work, seed: int) -> dict[str, Any]:
+    found = probe_leakage(**work.arm.settings, seed=seed)
     values = {LEAK: [round(found.accuracy * found.asked), found.asked]}
-    seconds = time.monotonic() - began
-    return {"values": values, "run": {"chance": found.chance}, "seconds": seconds, "versions": versions()}
+    return {"values": values, "run": {"chance": found.chance}}

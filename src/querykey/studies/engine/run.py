@@ -1,49 +1,63 @@
-"""How long the cells of a study may be, for all of them to fit into a time."""
+"""Plans the cells of a study within a budget, measures them, and resumes where it was stopped."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from querykey.adapter.settings import RECIPES, AdapterSettings
 from querykey.errors import ConfigError, Notify
 from querykey.io.atomic import file_lock, raises_store_error, reserve
-from querykey.io.study_folder import is_study, measures_of, read_study, records_of, write_study
+from querykey.io.study_folder import (
+    is_study,
+    measures_of,
+    read_study,
+    records_of,
+    shown_measures,
+    write_study,
+)
 from querykey.pretraining.run import TrainingRun
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import asked_settings
 from querykey.runs.pretrain import pretrain
-from querykey.studies.engine.features import StudyFeatures
-from querykey.studies.engine.grid import Cell, run_grid
-from querykey.studies.engine.images import StudyImages
-from querykey.studies.engine.measure import measure
+from querykey.studies.engine.data import StudyFeatures, StudyImages
+from querykey.studies.engine.grid import Cell, Progress, Work, run_grid
+from querykey.studies.engine.measure import measure, protocol_of
 from querykey.studies.engine.study import Arm, Study
-from querykey.studies.engine.work import Work
 
-__all__ = [
-    "Budget",
-    "Progress",
-    "StudyRun",
-    "images_within",
-    "run_study",
-    "settings_here",
-]
+__all__ = ["FIXED", "Budget", "StudyRun", "identity_of", "images_within", "plan_study", "run_study"]
 
-LEAST_STEPS = 20
-"""Below that a cell says nothing."""
+FIXED: dict[str, Any] = {"layout": "channels_last", "precision": "float32"}
+"""Settings of all arms that `pretrain` would otherwise choose by timing, on a machine that may be busy."""
+MIN_STEPS = 20
+"""Fewer steps of an arm are refused."""
+LOCK = "study.lock"
+TRIAL_ROWS, TRIAL_STEPS = 80, 2
+TRIAL: dict[str, Any] = {
+    "backbone": "small_cnn:4", "batch_size": 16, "steps": TRIAL_STEPS, "looks": 1, "held_out": 8,
+}  # fmt: skip
+"""Settings of a trial run, which override those of the arms: a small network, small batches."""
+IDENTITY = ("name", "kind", "settings", "threads", "labels_a_class", "epochs")
+"""Fields of an arm that its numbers depend on."""
+BATCH = 256
+"""Batch size, where an arm gives none."""
+UNTRAINED = ("leak", "pixels")
+"""Kinds of arms on images that train no encoder on them."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What an arm is given.
+    """The length of the runs of a study.
 
     Args:
-        images: That it sees.
-        words: How that came about, a sentence.
-        minutes: For the whole grid; None: as long as it takes.
-        step_seconds: Of a step of the first arm, as measured.
-        scoring_seconds: Of what each cell takes besides its steps.
+        images: Training images that each arm sees.
+        words: A sentence about it.
+        minutes: For the whole grid; None: no limit.
+        step_seconds: Seconds of a step of the first arm, as measured.
+        scoring_seconds: Seconds of a cell besides its steps.
     """
 
     images: int = 0
@@ -53,13 +67,8 @@ class Budget:
     scoring_seconds: float | None = None
 
 
-class _Measured(Exception):  # noqa: N818 - no fault: it ends a run that has said what was asked
+class _Stop(Exception):  # noqa: N818 - no error: ends a run once it is calibrated
     pass
-
-
-def settings_here() -> dict[str, Any]:
-    """What all arms share, so that nothing of a cell is measured on a machine that may be busy."""
-    return {"layout": "channels_last", "precision": "float32"}
 
 
 def images_within(
@@ -70,33 +79,33 @@ def images_within(
     jobs: int,
     measures: Collection[str] | None = None,
 ) -> Budget:
-    """Measure the first arm, and share a time out over the grid.
+    """Measure the first arm, and divide a time among the cells of the grid.
 
-    A cell's steps are taken to cost what the first arm's cost an image; arms of dearer networks take longer.
+    Assumes that an image costs the same in all arms; arms with larger networks take longer.
 
     Args:
         arms: With their seeds.
-        images: Of the study.
+        images: Data of the study.
         seconds: For the whole grid.
-        jobs: Cells at once.
-        measures: As `Work` has them.
+        jobs: Cells that run at once.
+        measures: See `Work`.
 
     Returns:
         The budget.
 
     Raises:
-        ConfigError: If the time is too short for every cell to be more than a trial.
+        ConfigError: If the time is too short.
     """
     first = arms[0]
     batch, step = _step_seconds(first, images)
-    short = replace(first, settings={**settings_here(), **first.settings, "steps": 1, "looks": 0})
-    seen = measure(Cell(task="", method="", seed=0, identity={}, work=Work(short, images, 1, measures)))
-    trained = [arm for arm in arms if arm.kind != "leak"]  # which takes seconds
+    short = replace(first, settings={**FIXED, **first.settings, "steps": 1, "looks": 0})
+    measured = measure(Cell(task="", method="", seed=0, identity={}, work=Work(short, images, 1, measures)))
+    trained = [arm for arm in arms if arm.kind != "leak"]  # a leak takes seconds
     cells, units = sum(arm.seeds for arm in trained), sum(arm.seeds * arm.images for arm in trained)
-    fixed = float(seen["seconds"])
+    fixed = float(measured["seconds"])
     share = (seconds * jobs - cells * fixed) / (units * step)
-    if share < LEAST_STEPS:
-        needed = math.ceil((cells * fixed + LEAST_STEPS * units * step) / jobs / 60)
+    if share < MIN_STEPS:
+        needed = math.ceil((cells * fixed + MIN_STEPS * units * step) / jobs / 60)
         raise ConfigError(
             f"{seconds / 60:g} minutes are too short for {cells} cells that take {fixed:.0f} s each besides "
             f"their steps; {needed} are the least: raise --minutes, or lower --seeds"
@@ -110,42 +119,28 @@ def images_within(
 
 
 def _step_seconds(arm: Arm, images: StudyImages) -> tuple[int, float]:
-    """Images of a step and its seconds, on as many threads as a cell has."""
+    """(batch size, seconds of a step), on the threads of a cell."""
     found: list[TrainingRun] = []
 
     def on_fit_start(run: TrainingRun) -> None:
         found.append(run)
-        raise _Measured
+        raise _Stop
 
-    with suppress(_Measured):
-        pretrain(images.training(), on_fit_start=on_fit_start, minutes=1.0, **settings_here() | arm.settings)
+    with suppress(_Stop):
+        pretrain(images.training(), on_fit_start=on_fit_start, minutes=1.0, **FIXED | arm.settings)
     (run,) = found
     assert run.calibration is not None
     return run.settings.batch_size, run.calibration.seconds
 
 
-LOCK = "study.lock"
-TRIAL_ROWS, TRIAL_STEPS = 80, 2
-TRIAL: dict[str, Any] = {
-    "backbone": "small_cnn:4", "batch_size": 16, "steps": TRIAL_STEPS, "looks": 1, "held_out": 8,
-}  # fmt: skip
-"""Of a trial run, in the place of what the arms say: a network and batches that take no time."""
-IDENTITY = ("name", "kind", "settings", "threads", "labels_a_class", "epochs")
-"""Of an arm: what its numbers depend on."""
-BATCH = 256
-"""Images a step, where an arm says nothing."""
-
-Progress = Callable[[int, int, Cell, dict[str, Any]], None]
-
-
 @dataclass(frozen=True)
 class StudyRun:
-    """A study as it was planned.
+    """A study with its plan.
 
     Args:
         folder: With `study.json` and `records.jsonl`.
-        described: What `study.json` says.
-        cells: All of them.
+        described: Content of `study.json`.
+        cells: All cells.
     """
 
     folder: Path
@@ -167,22 +162,22 @@ def run_study(
 ) -> StudyRun:
     """Measure the cells of a study that have no record yet.
 
-    What was planned first stays: steps, seeds and data are in `study.json`, and a study that goes on takes
-    them from there.
+    The plan is made once: steps, seeds and data are in `study.json`, and a resumed study reads them from
+    there.
 
     Args:
-        study: Which.
-        data: On what.
-        out: Its folder: a new one, or that of the same study, which goes on.
-        seeds: At most so many; None: as many as each arm has.
-        minutes: Time for the whole grid, from which the length of each cell follows; None: the study's own.
-        is_trial: Whether a few steps on a few images are enough: to see that all works, not to learn.
-        jobs: Cells at once, each in its own process with one thread.
-        progress: Called after each cell with (cells done now, cells to do now, cell, its record).
-        notify: Called with what is worth knowing.
+        study: The study.
+        data: Its data.
+        out: Its folder: a new one, or that of the same study, which is resumed.
+        seeds: Number of seeds, at most; None: that of each arm.
+        minutes: For the whole grid; determines the length of each cell. None: the study's own length.
+        is_trial: Whether to train a few steps on a few rows, to test that everything works.
+        jobs: Cells that run at once, each in its own process with one thread.
+        progress: Called after each cell.
+        notify: Called with messages for the user.
 
     Returns:
-        The study.
+        The study with its plan.
 
     Raises:
         ConfigError: If `out` holds another study, or this one on other data; or the time is too short.
@@ -191,78 +186,158 @@ def run_study(
     """
     folder, notify = Path(out), notify or (lambda _: None)
     if is_trial:
-        data = replace(data, most=TRIAL_ROWS)
+        data = replace(data, max_rows=TRIAL_ROWS)
     with ExitStack() as lock:
         if is_study(folder):
             lock.enter_context(file_lock(folder / LOCK))
-            described = _planned_before(folder, study, data)
-            notify(f"{folder} goes on as it was planned")
+            described = _read_plan(folder, study, data)
+            notify(f"{folder} is resumed as it was planned")
         else:
             with reserve(folder):
-                described, budget = _plan(
+                described = plan_study(
                     study, data, seeds=seeds, minutes=minutes, is_trial=is_trial, jobs=jobs
                 )
                 write_study(folder, described)
                 lock.enter_context(file_lock(folder / LOCK))
-            notify(budget.words)
+            notify(described["budget"]["words"])
         cells = _cells(described, _arms_of(described), data)
-        run_grid(cells, records_of(folder), measure, jobs=jobs, told=progress)
+        # an arm that uses all cores runs alone
+        alone = [cell for cell in cells if cell.work.arm.threads == 0]
+        others = [cell for cell in cells if cell.work.arm.threads]
+        for some, count in ((alone, 1), (others, jobs)):
+            run_grid(some, records_of(folder), measure, jobs=count, progress=progress)
     return StudyRun(folder, described, cells)
 
 
-def _planned_before(folder: Path, study: Study, data: StudyImages | StudyFeatures) -> dict[str, Any]:
-    """What study.json says, if it is of this study and these data."""
+def plan_study(
+    study: Study,
+    data: StudyImages | StudyFeatures,
+    *,
+    seeds: int | None = None,
+    minutes: float | None = None,
+    is_trial: bool = False,
+    jobs: int = 1,
+) -> dict[str, Any]:
+    """The plan of a study, as `study.json` stores it.
+
+    Args:
+        study: The study.
+        data: Its data.
+        seeds: See `run_study`, as for the others.
+        minutes: For the whole grid.
+        is_trial: Whether it is a trial run.
+        jobs: Cells that run at once.
+
+    Returns:
+        Question, arms with resolved lengths, data, budget, figures.
+
+    Raises:
+        ConfigError: If the data lack something that an arm needs; or the time is too short.
+        DataError: If the images have no labels.
+    """
+    about = data.describe()
+    arms = [replace(arm, seeds=min(arm.seeds, seeds or arm.seeds)) for arm in study.arms]
+    if isinstance(data, StudyImages):
+        arms = [_with_capacity(arm, about["trained_on"]) for arm in arms]
+        _check_settings(arms, about)
+        arms, budget = _plan_pretraining(study, arms, data, minutes=minutes, is_trial=is_trial, jobs=jobs)
+    else:
+        if minutes is not None:
+            raise ConfigError("fits of adapters end by themselves, in seconds each; leave out --minutes")
+        arms, budget = _plan_fits(arms, data, about, is_trial=is_trial)
+    return _description(study, arms, about, budget, is_trial=is_trial)
+
+
+def identity_of(described: dict[str, Any], arm: Arm, data: StudyImages | StudyFeatures) -> dict[str, Any]:
+    """Everything that the numbers of an arm depend on: another identity is another cell.
+
+    The studies behind docs/results.md have two identities of their own, under which their records were
+    written. "data set": the data by name and splits, not by fingerprint. "fit": the resolved settings of an
+    adapter with the recipes that fill what they leave open, so that a changed default is measured again.
+
+    Args:
+        described: Content of `study.json`.
+        arm: One of its arms.
+        data: Data of the study.
+
+    Returns:
+        The identity, as JSON.
+    """
+    about = described["data"]
+    match described.get("identity", "plan"):
+        case "data set":
+            splits = [about["train"]["split"], about["test"]["split"]]
+            return {
+                "kind": arm.kind, "data": about["name"], "splits": splits, "settings": arm.settings,
+                "threads": _threads(arm),
+            }  # fmt: skip
+        case "fit":
+            assert isinstance(data, StudyFeatures)
+            identity = {
+                "dim": arm.settings["dim"], "metrics": shown_measures(described), "features": data.keys(),
+                "protocol": asdict(protocol_of(tuple(described["knn"]))), "per_class": arm.labels_a_class,
+                "pairs": arm.pairs, "kind": arm.kind,
+            }  # fmt: skip
+            if arm.kind != "adapter":
+                return identity | {"name": arm.name}
+            settings = AdapterSettings(**arm.settings).as_dict()
+            settings.pop("seed")
+            recipes = {kind: [recipe._asdict() for recipe in some] for kind, some in RECIPES.items()}
+            return identity | {"settings": settings, "recipes": recipes, "threads": _threads(arm)}
+        case _:
+            identity = {name: getattr(arm, name) for name in IDENTITY} | {"data": about["fingerprint"]}
+            return identity if arm.pairs is None else identity | {"pairs": arm.pairs}
+
+
+def _threads(arm: Arm) -> int:
+    return arm.threads or os.cpu_count() or 1
+
+
+def _read_plan(folder: Path, study: Study, data: StudyImages | StudyFeatures) -> dict[str, Any]:
+    """Content of study.json, if it is of this study and of these data."""
     described = read_study(folder)
     with raises_store_error(f"{folder}: the plan of the study", "give a new folder with --out"):
-        begun, on = str(described["name"]), dict(described["data"])
+        name, planned_on = str(described["name"]), dict(described["data"])
         _arms_of(described)
-    _require_same(folder, study, data.describe(), begun=begun, on=on)
+    if name != study.name:
+        raise ConfigError(f"{folder} holds the study {name}, not {study.name}; give a new folder with --out")
+    # None: planned by version 0.1, which kept no fingerprint in the plan of docs/results.md
+    if planned_on.get("fingerprint") not in (None, data.describe()["fingerprint"]):
+        raise ConfigError(
+            f"{folder}: the study was planned on {planned_on.get('name')}, and the data are not the same "
+            "now; give those, with the same options, or a new folder with --out"
+        )
     return described
 
 
 def _arms_of(described: dict[str, Any]) -> list[Arm]:
-    """The arms that study.json describes."""
-    return [Arm(**arm | {"data": tuple(arm["data"])}) for arm in described["arms"]]
+    """The arms in study.json; older files have fields that are no longer used."""
+    names = {field.name for field in fields(Arm)}
+    return [Arm(**{name: value for name, value in arm.items() if name in names}) for arm in described["arms"]]
 
 
-def _plan(
-    study: Study, data: StudyImages | StudyFeatures, *, seeds: int | None, minutes: float | None,
-    is_trial: bool, jobs: int,
-) -> tuple[dict[str, Any], Budget]:  # fmt: skip
-    """What study.json says of a new study."""
-    about = data.describe()
-    arms = [replace(arm, seeds=min(arm.seeds, seeds or arm.seeds)) for arm in study.arms]
-    if isinstance(data, StudyImages):
-        arms = [_with_memory(arm, about["trained_on"]) for arm in arms]
-        _require_possible(arms, about)
-        arms, budget = _planned(study, arms, data, minutes=minutes, is_trial=is_trial, jobs=jobs)
-    else:
-        if minutes is not None:
-            raise ConfigError("fits of adapters end by themselves, in seconds each; leave out --minutes")
-        arms, budget = _fits(arms, data, about, is_trial=is_trial)
-    return _description(study, arms, about, budget, is_trial=is_trial), budget
-
-
-def _require_possible(arms: list[Arm], about: dict[str, Any]) -> None:
-    """See that the images have what every arm needs, such as colours, before anything is written."""
+def _check_settings(arms: list[Arm], about: dict[str, Any]) -> None:
+    """Raise ConfigError if an arm needs something that the images lack, such as colours."""
     for arm in arms:
-        if arm.kind != "leak":
-            given = {**arm.settings, "steps": 1}
-            asked = asked_settings(given.pop("method", None), None, given)
-            settings = resolve_settings(
-                asked, images=about["trained_on"], channels=about["channels"], side=about["side"]
-            )
-            settings.make_second_views(about["channels"])
+        if arm.kind in UNTRAINED:
+            continue
+        given = {name: value for name, value in arm.settings.items() if name != "minutes"} | {"steps": 1}
+        asked = asked_settings(given.pop("method", None), None, given)
+        settings = resolve_settings(
+            asked, images=about["trained_on"], channels=about["channels"], side=about["side"]
+        )
+        settings.make_second_views(about["channels"])
 
 
-def _fits(
+def _plan_fits(
     arms: list[Arm], features: StudyFeatures, about: dict[str, Any], *, is_trial: bool
 ) -> tuple[list[Arm], Budget]:
-    """Adapters and projections that the features are wide enough for, and have what they need."""
+    """Arms on features: those that need no more dimensions, labels or documents than there are."""
     has = "documents" if features.task().queries is not None else "labels"
     arms = [arm for arm in arms if arm.settings.get("dim", 0) <= about["width"] and arm.needs in (None, has)]
     if not is_trial:
-        return arms, Budget(words=f"{sum(arm.seeds for arm in arms)} fits, each until its guard sees no gain")
+        fits = sum(arm.seeds for arm in arms)
+        return arms, Budget(words=f"{fits} fits, each until early stopping ends it")
     short = [
         replace(
             arm, seeds=1, settings=arm.settings | ({"steps": TRIAL_STEPS} if arm.kind == "adapter" else {})
@@ -272,98 +347,91 @@ def _fits(
     return short, Budget(words=f"a trial: {TRIAL_STEPS} steps on {TRIAL_ROWS} rows, one seed")
 
 
-def _planned(
+def _plan_pretraining(
     study: Study, arms: list[Arm], images: StudyImages, *, minutes: float | None, is_trial: bool, jobs: int
 ) -> tuple[list[Arm], Budget]:
-    """The arms with their steps, and how they came about."""
+    """Arms on images, with the number of their steps."""
     if is_trial:
         return [_shortened(arm) for arm in arms], Budget(
             words=f"a trial: {TRIAL_STEPS} steps on {TRIAL_ROWS} images, one seed"
         )
+    if minutes is None and not study.images:
+        return arms, Budget(words="every arm has a length of its own")
     if minutes is None:
         budget = Budget(images=study.images, words=f"every arm sees {study.images:,} images")
     else:
-        measures = measures_of(asdict(study))
+        measures = measures_of(_as_json(study))
         budget = images_within(arms, images, seconds=60 * minutes, jobs=jobs, measures=measures)
-    return [replace(arm, settings=_lengthened(arm, budget)) for arm in arms], budget
+    return [replace(arm, settings=_with_steps(arm, budget)) for arm in arms], budget
 
 
 def _shortened(arm: Arm) -> Arm:
-    """An arm of a trial."""
+    """An arm of a trial run."""
     if arm.kind == "leak":
         return replace(arm, seeds=1, settings={**arm.settings, "steps": TRIAL_STEPS, "tests": TRIAL_STEPS})
     few = None if arm.labels_a_class is None else min(arm.labels_a_class, 2)
-    settings = settings_here() | arm.settings | TRIAL
+    settings = {name: value for name, value in (FIXED | arm.settings | TRIAL).items() if name != "minutes"}
     return replace(arm, seeds=1, settings=settings, labels_a_class=few, epochs=1)
 
 
-def _with_memory(arm: Arm, count: int) -> Arm:
-    """With the capacity that its share of the images comes to."""
+def _with_capacity(arm: Arm, count: int) -> Arm:
+    """An arm with a memory ratio gets the capacity for this number of images, at least a batch."""
     if arm.memory_ratio is None:
         return arm
-    least = int(arm.settings.get("batch_size", BATCH))
-    memory: dict[str, float] = {"capacity": max(least, round(arm.memory_ratio * count))}
+    batch = int(arm.settings.get("batch_size", BATCH))
+    memory: dict[str, float] = {"capacity": max(batch, round(arm.memory_ratio * count))}
     if arm.memory_ratio == 0:
         memory |= {"memory_weight": 0.0}
     return replace(arm, settings={**arm.settings, **memory})
 
 
-def _lengthened(arm: Arm, budget: Budget) -> dict[str, Any]:
-    """An arm's settings with as many steps as its batches need for the images it sees."""
-    if arm.kind == "leak":  # noise, of a length of its own
+def _with_steps(arm: Arm, budget: Budget) -> dict[str, Any]:
+    """Settings of an arm, with the steps its batch size needs for the images of the budget."""
+    if arm.kind in UNTRAINED:
         return arm.settings
     batch = arm.settings.get("batch_size", BATCH)
     steps = max(1, round(budget.images * arm.images / batch))
-    return {**settings_here(), "looks": 2, "steps": steps, **arm.settings}
+    return {**FIXED, "looks": 2, "steps": steps, **arm.settings}
 
 
 def _cells(described: dict[str, Any], arms: list[Arm], data: StudyImages | StudyFeatures) -> list[Cell]:
-    """Seed by seed: what was measured of every arm can be read before anything is measured twice."""
-    last, measures = max(arm.seeds for arm in arms), measures_of(described)
-    fingerprint = described["data"]["fingerprint"]
+    """Seed by seed, so that all arms have a result before any arm is repeated."""
+    measures, knn = measures_of(described), described.get("knn", (10, 0.1))
+    identities = {arm.name: identity_of(described, arm, data) for arm in arms}
     return [
         Cell(
-            task=described["name"], method=arm.name, seed=seed,
-            work=Work(arm, data, arm.threads, measures),
-            identity={name: getattr(arm, name) for name in IDENTITY} | {"data": fingerprint},
+            task=described["name"], method=arm.name, seed=seed, identity=identities[arm.name],
+            work=Work(arm, data, _threads(arm), measures, tuple(knn)),
         )
-        for seed in range(last)
+        for seed in range(max(arm.seeds for arm in arms))
         for arm in arms
         if seed < arm.seeds
     ]  # fmt: skip
 
 
-def _description(
-    study: Study, arms: list[Arm], about: dict[str, Any], budget: Budget, *, is_trial: bool
-) -> dict[str, Any]:
-    steps = {arm.settings["steps"] for arm in arms if "steps" in arm.settings}
-    length = (
-        ""
-        if not steps
-        else f", {min(steps):,} steps"
-        if len(steps) == 1
-        else (f", {min(steps):,} to {max(steps):,} steps")
-    )
-    names = {arm.name for arm in arms}
-    asked = [one for one in study.asked if {one.ours[0], one.theirs[0]} <= names]
+def _as_json(study: Study) -> dict[str, Any]:
+    """The parts of a study that do not depend on its data, with the keys of study.json."""
+    published = study.published
     return {
         "name": study.name, "title": study.title, "asks": study.asks,
-        "source": study.source, "caveat": study.caveat, "is_trial": is_trial,
-        "measured": f"{study.measured}, {about['name']}{length}",
-        "published": {"what": study.published.what, "rows": [list(row) for row in study.published.rows]},
-        "data": about, "budget": asdict(budget),
-        "arms": [asdict(arm) for arm in arms],
-        "asked": [asdict(one) for one in asked], "figures": [asdict(one) for one in study.figures],
+        "source": study.source, "caveat": study.caveat, "needs": study.needs,
+        "published": published and {"what": published.what, "rows": [list(row) for row in published.rows]},
+        "asked": [asdict(one) for one in study.questions], "figures": [asdict(one) for one in study.figures],
+        "references": list(study.references), "knn": list(study.knn), "identity": study.identity,
     }  # fmt: skip
 
 
-def _require_same(
-    folder: Path, study: Study, about: dict[str, Any], *, begun: str, on: dict[str, Any]
-) -> None:
-    if begun != study.name:
-        raise ConfigError(f"{folder} holds the study {begun}, not {study.name}; give a new folder with --out")
-    if on.get("fingerprint") != about["fingerprint"]:
-        raise ConfigError(
-            f"{folder}: the study was begun on {on.get('name')}, and the data are not the same now; give "
-            "those, with the same options, or a new folder with --out"
-        )
+def _description(
+    study: Study, arms: list[Arm], about: dict[str, Any], budget: Budget, *, is_trial: bool
+) -> dict[str, Any]:
+    steps = sorted({arm.settings["steps"] for arm in arms if "steps" in arm.settings})
+    length = ""
+    if steps:
+        ends = dict.fromkeys((steps[0], steps[-1]))
+        length = f", {' to '.join(f'{count:,}' for count in ends)} steps"
+    names, described = {arm.name for arm in arms}, _as_json(study)
+    described["asked"] = [one for one in described["asked"] if {one["ours"][0], one["theirs"][0]} <= names]
+    return described | {
+        "is_trial": is_trial, "measured": f"{study.measured}, {about['name']}{length}", "data": about,
+        "budget": asdict(budget), "arms": [asdict(arm) for arm in arms],
+    }  # fmt: skip

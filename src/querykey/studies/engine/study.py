@@ -1,47 +1,62 @@
-"""What a study is: a question, a grid of arms, and the rule by which the answer is read."""
+"""What a study is: a question, a grid of configurations (arms), and the rule that gives the verdict."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Arm", "Asked", "Figure", "Kind", "Published", "Study"]
+__all__ = [
+    "LEAK", "SCORE", "Arm", "Figure", "Identity", "Kind", "Published", "Question", "Rule", "Study", "compare",
+]  # fmt: skip
+
+SCORE = "retrieval"
+"""A measure of arms on features: R@1 of test rows with labels, NDCG@10 of queries among documents."""
+LEAK = "own key in noise"
+"""The measure of leaks: share of queries that find their own key among noise, through batch statistics
+alone."""
 
 Kind = Literal[
     "pretrained", "kNN of pretrained", "pixels", "few labels", "linear of few labels", "retrieval", "probes",
-    "adapter", "baseline", "leak",
+    "adapter", "baseline", "classifier", "leak",
 ]  # fmt: skip
-"""What is done with an arm."""
+"""How an arm is trained and scored."""
+Rule = Literal["above", "at or above", "not below"]
+"""When the verdict is yes: the 95% interval of the paired difference lies above 0, its mean is at least 0, or
+the interval does not lie below 0."""
+Identity = Literal["plan", "data set", "fit"]
+"""What the key of a cell's record covers, see `querykey.studies.engine.run.identity_of`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way to pretrain.
+    """One configuration of a study.
 
     Args:
         name: In records.
         label: In tables and figures.
         group: The table or figure it belongs to, where a report has several.
-        kind: What is done.
-        data: Data set and splits, where the study names them.
-        settings: Of the pretraining, where they are not the defaults.
-        images: The images it sees, as a share of what every arm of its study sees.
-        seeds: How many, at the most.
-        threads: Of torch; 0: all cores, and nothing else runs meanwhile.
-        scores_untrained: Whether the encoder is also scored as it was before the first step.
-        x: Where it stands in a figure of lines.
-        line: On which of them.
-        row: Of a heat map.
-        column: Likewise.
-        memory_ratio: Of a cross-batch memory, its rows as a share of the training images; 0: no memory.
-        labels_a_class: With few labels, how many; None: 1% of them.
-        epochs: Of the supervised training beside it; None: those of the evaluation.
-        needs: What features must have for it, where not all will do; it is left out of others.
+        kind: How it is trained and scored.
+        settings: Of `pretrain` or `Adapter`, where they differ from the defaults. Of a baseline: "projection"
+            and "dim". Of a leak: arguments of `probe_leakage`.
+        images: Training images it sees, relative to the other arms of its study.
+        seeds: Number of seeds, at most.
+        threads: Of torch; 0: all cores, and no other cell runs meanwhile.
+        scores_untrained: Whether the encoder is also scored before the first step.
+        x: Its place on the x axis of a line chart.
+        line: The line of that chart it belongs to.
+        row: Its row in a heat map.
+        column: Its column in a heat map.
+        memory_ratio: Capacity of the cross-batch memory as a share of the training images; 0: no memory.
+        labels_a_class: Number of labelled items per class, drawn anew for each seed; None: all of an adapter,
+            1% of an encoder.
+        pairs: Number of (query, document) pairs an adapter is fitted on, drawn anew for each seed; 0: all;
+            None: documents only, without queries.
+        epochs: Of the supervised baseline; None: those of the evaluation.
+        needs: What features must have; with other features the arm is left out.
     """
 
     name: str
     label: str
     group: str = ""
     kind: Kind = "pretrained"
-    data: tuple[str, str, str] = ("cifar10", "train", "test")
     settings: dict[str, Any] = field(default_factory=dict)
     images: float = 1.0
     seeds: int = 3
@@ -53,39 +68,63 @@ class Arm:
     column: str | None = None
     memory_ratio: float | None = None
     labels_a_class: int | None = None
+    pairs: int | None = None
     epochs: int | None = None
     needs: Literal["labels", "documents"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A question about two arms, or about two measures of one arm.
+class Question:
+    """A question about two arms, or about two measures of one arm, with the rule for its verdict.
 
-    The rule of all: yes where the 95% interval of the paired difference lies above 0, no where it lies below,
-    can't tell otherwise. It is over seeds, of adapters over queries.
+    The interval of the paired difference is over queries where both arms have numbers per query, else over
+    seeds.
 
     Args:
-        ask: In words.
+        ask: The question.
         ours: (arm, measure).
         theirs: (arm, measure).
-        published: What the papers report, with its source.
-        group: The table it belongs to.
+        published: The papers' answer with its source; it begins with "yes" or "no" where there is one.
+        rule: When the verdict is yes. It is no where the interval lies below 0, and can't tell otherwise.
+        is_claim: Whether the project claims a yes.
+        comparisons: Number of questions asked together under "not below"; the interval's level is
+            1 - 0.05 / comparisons (Bonferroni).
+        min_seeds: With fewer seeds the verdict is "can't tell".
     """
 
     ask: str
     ours: tuple[str, str]
     theirs: tuple[str, str]
-    published: str
-    group: str = "questions"
+    published: str = ""
+    rule: Rule = "above"
+    is_claim: bool = False
+    comparisons: int = 1
+    min_seeds: int = 2
+
+
+def compare(ask: str, ours: str, theirs: str, measure: str, published: str = "not asked") -> Question:
+    """A question whether one arm scores higher than another.
+
+    Args:
+        ask: The question.
+        ours: Name of an arm.
+        theirs: Name of an arm.
+        measure: The score.
+        published: The papers' answer with its source.
+
+    Returns:
+        The question.
+    """
+    return Question(ask=ask, ours=(ours, measure), theirs=(theirs, measure), published=published)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Numbers of a paper.
+    """Results of a paper.
 
     Args:
-        what: What they are, with data and network.
-        rows: (what, number), in the paper's own words and digits.
+        what: The measure, with data set and network.
+        rows: (configuration, result), as the paper writes them.
     """
 
     what: str
@@ -94,19 +133,19 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """How arms are drawn.
+    """A chart of the arms.
 
     Args:
-        kind: "lines": x against a measure, a line for each `line` of the arms. "bars": one an arm and
-            measure. "heat map": row by column; a pair that is in one half of it alone stands in both.
-            "curves": what the monitors saw over the steps, a line an arm; `measures` are theirs, and of
-            one that ends in "_" the highest number counts: of `drift_` the oldest rows.
-        title: In words.
-        measures: Which numbers.
-        x: Title of the axis, with its unit.
-        y: Likewise.
-        log_x: Whether x is drawn by its logarithm.
-        group: Of arms; empty: all of them.
+        kind: "lines": x against a measure, a line for each `line` of the arms. "bars": a bar for each arm and
+            measure. "heat map": row by column; if only one half is planned, it is mirrored. "curves": metrics
+            over the training steps, a line for each arm; a measure that ends in "_" stands for the metric of
+            that prefix with the largest number, such as `drift_` for the drift of the oldest rows.
+        title: Of the chart.
+        measures: What is drawn.
+        x: Title of the x axis, with its unit.
+        y: Title of the y axis, with its unit.
+        log_x: Whether x is logarithmic.
+        group: Of the arms drawn; empty: all arms.
     """
 
     kind: Literal["lines", "bars", "heat map", "curves"]
@@ -120,32 +159,39 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A question with all that answers it, fixed before it runs.
+    """A question with the experiments that answer it, fixed before the first run.
 
     Args:
-        name: As the command takes it.
-        title: A line.
-        asks: The question, a sentence.
-        source: Paper, figure or table.
-        published: What it reports.
-        caveat: What a small run can and can't show.
-        arms: The grid.
-        asked: The questions that the verdict is of.
-        figures: How the result is drawn.
+        name: On the command line, and in records.
+        title: One line.
+        asks: The question, one sentence.
+        source: Paper, and figure or table.
+        caveat: What a small run can and cannot show.
+        arms: The configurations.
+        questions: Each gets a verdict.
+        figures: Charts of the results.
         measured: What the numbers are.
-        images: That every arm sees in a run of full length, where no budget is given.
-        needs: What it is asked of: images to pretrain from, or features of a frozen model.
+        published: The paper's results; None: there are none.
+        images: Training images each arm sees if no time is given; 0: the arms' settings say how long they
+            train.
+        needs: Images to pretrain on, or features of a frozen model.
+        references: Arms that tables compare all others with.
+        knn: k and temperature of kNN on features.
+        identity: What the key of a cell's record covers.
     """
 
     name: str
     title: str
     asks: str
     source: str
-    published: Published
     caveat: str
     arms: tuple[Arm, ...]
-    asked: tuple[Asked, ...]
+    questions: tuple[Question, ...]
     figures: tuple[Figure, ...]
     measured: str
+    published: Published | None = None
     images: int = 0
     needs: Literal["images", "features"] = "images"
+    references: tuple[str, ...] = ()
+    knn: tuple[int, float] = (10, 0.1)
+    identity: Identity = "plan"
