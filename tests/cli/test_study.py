@@ -33,7 +33,7 @@ def shortened(monkeypatch):
             "seconds": 1.0,
         }
 
-    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(run, "measure_cell", measure)
     return study.name
 
 

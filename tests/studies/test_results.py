@@ -18,13 +18,13 @@ from querykey.evaluation.intervals import paired_difference
 from querykey.features.features import Features, write_features
 from querykey.io.records import Records, read
 from querykey.io.study_folder import StoredStudy, cells_of, open_study, read_study
-from querykey.reports.markdown.results import report, write_results
+from querykey.reports.markdown.results import results_report, write_results
 from querykey.reports.verdicts import answers, intervals, paired_columns, per_query, verdict
 from querykey.runs.data import DataAt
 from querykey.studies.catalogue.results_adapters import RESULTS_ADAPTERS
 from querykey.studies.engine.data import StudyFeatures
 from querykey.studies.engine.grid import Cell, compact, run_grid
-from querykey.studies.engine.measure import measure
+from querykey.studies.engine.measure import measure_cell
 from querykey.studies.engine.run import _arms_of, _cells, plan_study, run_study
 from querykey.studies.engine.study import Arm, Figure, Question, Study
 
@@ -178,7 +178,7 @@ def test_records_that_exist_are_read_under_the_same_keys():
 
 
 def test_numbers_are_those_of_a_plain_count(data, tmp_path):
-    found = measure(cells(TOY, data)["frozen", 0])
+    found = measure_cell(cells(TOY, data)["frozen", 0])
     test = features(24, 1)
     unit = torch.nn.functional.normalize(test.vectors, dim=1)
     scores = (unit @ unit.T).fill_diagonal_(-2)
@@ -200,7 +200,7 @@ def test_documents_are_searched_by_their_queries(documents, tmp_path):
     figures = (Figure(kind="bars", title="toy", measures=("NDCG@10",)),)
     study = replace(TOY, arms=(TOY.arms[1], ADAPTER), questions=(), figures=figures)
     for cell in cells(study, documents).values():
-        fields = measure(cell)
+        fields = measure_cell(cell)
         assert len(fields["queries"]["NDCG@10"]) == 5
     assert fields["settings"]["loss"] == "score_distillation"  # queries and pairs are not fitted on
 
@@ -233,7 +233,7 @@ def test_the_report_is_made_of_the_records_alone_and_the_same_every_time(measure
     out = tmp_path / "docs" / "results.md"
     write_results([measured, tmp_path / "not there"], out)
     first = out.read_bytes()
-    assert report([open_study(measured)]).encode() == first
+    assert results_report([open_study(measured)]).encode() == first
     text = first.decode()
     assert "## toy: four classes, 6 to 3" in text
     assert "| **adapter** |" in text
@@ -254,7 +254,7 @@ def test_the_report_of_the_repository_is_that_of_its_records(tmp_path):
 def test_what_is_not_measured_yet_is_said(measured):
     records = [record for record in read(measured / "records.jsonl") if record["method"] != "adapter"]
     described = read_study(measured)
-    text = report([StoredStudy("toy", described, cells_of(described, records))])
+    text = results_report([StoredStudy("toy", described, cells_of(described, records))])
     assert "4 of 6 cells are done" in text
     assert text.count("not measured yet") == 2
 

@@ -130,7 +130,7 @@ def test_a_study_that_was_stopped_goes_on_as_it_was_planned(images, tmp_path, mo
             raise KeyboardInterrupt
         return {"values": {"kNN h": [len(took), 10]}, "run": {}, "seconds": 1.0}
 
-    monkeypatch.setattr(running, "measure", measured)
+    monkeypatch.setattr(running, "measure_cell", measured)
     with pytest.raises(KeyboardInterrupt):
         run_study(study, images, out, seeds=2)
     planned = (out / "study.json").read_bytes()
@@ -144,7 +144,7 @@ def test_a_study_that_was_stopped_goes_on_as_it_was_planned(images, tmp_path, mo
 
 
 def test_a_folder_is_of_one_study_on_one_set_of_images(images, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
+    monkeypatch.setattr(running, "measure_cell", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
     run_study(STUDIES["momentum"], images, tmp_path / "study")
     with pytest.raises(ConfigError, match="holds the study momentum, not losses"):
         run_study(STUDIES["losses"], images, tmp_path / "study")
@@ -156,7 +156,7 @@ def test_a_folder_is_of_one_study_on_one_set_of_images(images, folder, tmp_path,
 
 
 def test_every_arm_sees_equal_images(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
+    monkeypatch.setattr(running, "measure_cell", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
     done = run_study(STUDIES["batch-and-epochs"], images, tmp_path / "study")
     for arm in done.described["arms"]:
         seen = arm["settings"]["steps"] * arm["settings"]["batch_size"]
@@ -165,7 +165,7 @@ def test_every_arm_sees_equal_images(images, tmp_path, monkeypatch):
 
 def test_what_is_kept_of_a_study_names_its_data_as_they_were_named(folder, tmp_path, monkeypatch):
     """So a study can be shown to others: no path of this machine is in it."""
-    monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
+    monkeypatch.setattr(running, "measure_cell", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
     monkeypatch.chdir(folder.parent)
     data = StudyImages(train=DataAt(folder.name), test=DataAt(f"{folder.name}/../{folder.name}"))
     done = run_study(STUDIES["momentum"], data, tmp_path / "study")
@@ -202,7 +202,7 @@ def test_images_that_no_study_can_take_are_refused(tmp_path):
 
 def test_a_time_is_shared_out_over_the_grid(images, monkeypatch):
     monkeypatch.setattr(run, "_step_seconds", lambda *_: (256, 0.5))
-    monkeypatch.setattr(run, "measure", lambda _: {"seconds": 60.0})
+    monkeypatch.setattr(run, "measure_cell", lambda _: {"seconds": 60.0})
     arms = [Arm(name="a", label="a", seeds=3), Arm(name="b", label="b", seeds=1, images=3.0)]
     found = images_within(arms, images, seconds=1000.0, jobs=2)
     # 2,000 s of work less 4 times 60 s, for (3 + 3) times as many steps of half a second
@@ -239,7 +239,7 @@ def test_an_adapter_study_fits_as_the_estimator_does(features, tmp_path):
 
 
 def test_what_needs_labels_is_left_out_of_documents_and_the_other_way_round(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
+    monkeypatch.setattr(running, "measure_cell", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
     vectors = torch.randn(30, 70, generator=torch.Generator().manual_seed(0))
     numbers = [str(number) for number in range(30)]
     rows = Features(vectors, numbers, None, (), numbers, "")
@@ -305,7 +305,7 @@ def test_a_budget_is_nothing_for_adapters(features, tmp_path):
 
 
 def test_a_memory_is_as_large_as_its_share_of_the_images(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "measure", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
+    monkeypatch.setattr(running, "measure_cell", lambda _: {"values": {}, "run": {}, "seconds": 0.0})
     plan = run_study(STUDIES["memory-ratio"], images, tmp_path / "study").described["arms"]
     found = {arm["memory_ratio"]: arm["settings"] for arm in plan}
     assert [found[share]["capacity"] for share in (0.05, 0.25, 1.0)] == [

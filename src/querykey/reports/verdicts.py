@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from querykey.evaluation.intervals import Interval
 
 __all__ = [
-    "Difference",
+    "PairedDifference",
     "Verdict",
     "Word",
     "answers",
@@ -21,13 +21,13 @@ __all__ = [
     "averaged",
     "intervals",
     "is_trained",
+    "markdown_table",
     "mean_and_range",
     "over_seeds",
     "paired",
     "paired_columns",
     "per_query",
     "scores",
-    "table",
     "verdict",
     "wilson",
 ]
@@ -44,7 +44,7 @@ Column = Sequence[float | int | None]
 """One number per query; None where the query does not count."""
 
 
-class Difference(NamedTuple):
+class PairedDifference(NamedTuple):
     """A paired difference with its 95% interval.
 
     Args:
@@ -92,7 +92,7 @@ class Verdict(NamedTuple):
 
     ask: str
     word: Word
-    difference: Difference | None
+    difference: PairedDifference | None
     published: str
 
     @property
@@ -143,7 +143,7 @@ def answers(study: StoredStudy) -> list[Verdict]:
     ]
 
 
-def _answer(study: StoredStudy, question: Mapping[str, Any]) -> tuple[Word, Difference | None]:
+def _answer(study: StoredStudy, question: Mapping[str, Any]) -> tuple[Word, PairedDifference | None]:
     found = _difference(study, question)
     if found is None:
         return "not measured yet", None
@@ -152,7 +152,7 @@ def _answer(study: StoredStudy, question: Mapping[str, Any]) -> tuple[Word, Diff
     return verdict(found.low, found.mean, found.high, question.get("rule", "above")), found
 
 
-def _difference(study: StoredStudy, question: Mapping[str, Any]) -> Difference | None:
+def _difference(study: StoredStudy, question: Mapping[str, Any]) -> PairedDifference | None:
     ours, theirs = question["ours"], question["theirs"]
     columns = paired_columns(study, ours, theirs)
     if columns is None:
@@ -163,10 +163,10 @@ def _difference(study: StoredStudy, question: Mapping[str, Any]) -> Difference |
     (found,) = intervals([apart], level=1 - 0.05 / question.get("comparisons", 1))
     assert found is not None
     means = [math.fsum(column[place] for place in counted) / len(counted) for column in (mine, other)]
-    return Difference(found.mean, found.low, found.high, seeds, means[0], means[1], len(counted))
+    return PairedDifference(found.mean, found.low, found.high, seeds, means[0], means[1], len(counted))
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> PairedDifference | None:
     """The difference of two scores over the seeds that both have, with the interval of the t distribution.
 
     Args:
@@ -185,7 +185,7 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference
         return None
     apart = over_seeds([ours[seed] - theirs[seed] for seed in seeds])
     means = [sum(side[seed] for seed in seeds) / len(seeds) for side in (ours, theirs)]
-    return Difference(*apart, len(seeds), means[0], means[1])
+    return PairedDifference(*apart, len(seeds), means[0], means[1])
 
 
 def paired_columns(
@@ -407,7 +407,7 @@ def arms_table(study: StoredStudy, measures: Sequence[str]) -> str:
         for arm in study.described["arms"]
         if arm["name"] in study.cells
     ]
-    return table(["mean over seeds (lowest to highest)", *measures], rows)
+    return markdown_table(["mean over seeds (lowest to highest)", *measures], rows)
 
 
 def mean_and_range(values: Mapping[int, float]) -> str:
@@ -418,7 +418,9 @@ def mean_and_range(values: Mapping[int, float]) -> str:
     return f"{mean:.3f} ({min(values.values()):.3f} to {max(values.values()):.3f})"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, left: Sequence[str] | None = None) -> str:
+def markdown_table(
+    head: Sequence[str], rows: Sequence[Sequence[Any]], *, left: Sequence[str] | None = None
+) -> str:
     """A table in Markdown.
 
     Args:
@@ -430,7 +432,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, left: Sequence[
         Markdown.
 
     Example:
-        >>> print(table(["a", "b"], [["x", 1]], left=["a"]), end="")
+        >>> print(markdown_table(["a", "b"], [["x", 1]], left=["a"]), end="")
         | a | b |
         | --- | ---: |
         | x | 1 |

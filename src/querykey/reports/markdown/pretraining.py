@@ -6,7 +6,7 @@ from typing import Any
 
 from querykey.io.records import Record
 from querykey.io.study_folder import StoredStudy
-from querykey.reports.verdicts import answers, arms_table, mean_and_range, scores, table, wilson
+from querykey.reports.verdicts import answers, arms_table, markdown_table, mean_and_range, scores, wilson
 
 __all__ = ["pretraining_report"]
 
@@ -112,7 +112,7 @@ def _minutes(study: StoredStudy) -> str:
         )  # fmt: skip
     head = ["", "kNN of h", "linear of h", "kNN of g(h)", "linear of g(h)", "epochs", "images/s",
             "decoding and views", "minutes taken"]  # fmt: skip
-    return MINUTES + "\n" + table(head, rows)
+    return MINUTES + "\n" + markdown_table(head, rows)
 
 
 def _knn_and_linear(cell: Record, rows: str) -> list[str]:
@@ -131,7 +131,7 @@ def _answers_table(studies: Sequence[StoredStudy]) -> str:
         word = one.word if one.difference is None else f"**{one.word}**"
         numbers = ("", "") if one.difference is None else (one.difference.means, one.difference.interval)
         rows.append([one.ask, *numbers, word, one.published])
-    return table(["question", "means", "difference [95%]", "verdict", "published"], rows)
+    return markdown_table(["question", "means", "difference [95%]", "verdict", "published"], rows)
 
 
 def _questions(study: StoredStudy, few: Sequence[StoredStudy]) -> str:
@@ -154,7 +154,7 @@ def _few_labels(study: StoredStudy) -> str:
         if arm in study.cells
     ]  # fmt: skip
     text = FEW_LABELS.format(seeds=len(next(iter(study.cells.values()))), steps=steps, more=more)
-    return text + "\n" + table(["", "accuracy over seeds (lowest to highest)"], rows)
+    return text + "\n" + markdown_table(["", "accuracy over seeds (lowest to highest)"], rows)
 
 
 def _methods(ten: StoredStudy | None, three: StoredStudy | None) -> str:
@@ -172,7 +172,7 @@ def _methods(ten: StoredStudy | None, three: StoredStudy | None) -> str:
                 f"{cell['settings']['epochs']:.1f}", _megabytes(cell),
             ])  # fmt: skip
         head = [f"{SECONDS / 60:g} minutes", "kNN of h", "linear of h", "images/s", "epochs", "memory"]
-        parts.append(table(head, rows))
+        parts.append(markdown_table(head, rows))
     if three:
         parts += [THREE_MINUTES, arms_table(three, ("kNN h", "kNN untrained"))]
     return "\n".join(parts)
@@ -217,7 +217,7 @@ def _drifts(cells: Sequence[Record]) -> str:
         return ""
     rows = [[f"{step:,}", *(_mean(by_step[step].get(age, [])) for age in ages)] for step in sorted(by_step)]
     head = ["steps taken", *(f"{age:,} steps old" if age > 1 else "1 step old" for age in ages)]
-    return DRIFT + "\n" + table(head, rows)
+    return DRIFT + "\n" + markdown_table(head, rows)
 
 
 def _mean(values: Sequence[float]) -> str:

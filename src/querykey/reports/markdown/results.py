@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from querykey.io.atomic import new_file
 from querykey.io.study_folder import StoredStudy, is_study, open_study, shown_measures
 from querykey.reports.markdown.pretraining import pretraining_report
-from querykey.reports.verdicts import answers, intervals, paired_columns, per_query, scores, table
+from querykey.reports.verdicts import answers, intervals, markdown_table, paired_columns, per_query, scores
 
 if TYPE_CHECKING:
     from querykey.evaluation.intervals import Interval
-    from querykey.reports.verdicts import Difference
+    from querykey.reports.verdicts import PairedDifference
 
-__all__ = ["report", "write_results"]
+__all__ = ["results_report", "write_results"]
 
 INTRODUCTION = """# Results
 
@@ -57,7 +57,7 @@ TEXT = ("method", "task", "question", "compared", "rule", "verdict", "frozen mod
 """Columns of text, aligned to the left."""
 
 
-def report(studies: Sequence[StoredStudy]) -> str:
+def results_report(studies: Sequence[StoredStudy]) -> str:
     """The whole text.
 
     Args:
@@ -83,7 +83,7 @@ def write_results(folders: Sequence[Path], out: Path) -> None:
         folders: Of the studies, in the order of the report; those that do not exist are left out.
         out: The Markdown file, replaced as a whole.
     """
-    text = report([open_study(folder) for folder in folders if is_study(folder)])
+    text = results_report([open_study(folder) for folder in folders if is_study(folder)])
     with new_file(out, overwrite=True) as tmp_path:
         tmp_path.write_text(text, encoding="utf-8")
 
@@ -180,7 +180,7 @@ def _protocol(studies: Sequence[StoredStudy]) -> str:
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return table(head, rows, left=TEXT) if rows else "Nothing is measured yet.\n"
+    return markdown_table(head, rows, left=TEXT) if rows else "Nothing is measured yet.\n"
 
 
 def _mean(interval: "Interval | None") -> str:
@@ -193,7 +193,7 @@ def _number(value: float) -> str:
     return f"{round(value, 3) + 0.0:.3f}"  # never -0.000
 
 
-def _signed(found: "Interval | Difference | None") -> str:
+def _signed(found: "Interval | PairedDifference | None") -> str:
     """A difference with its interval, bold where that excludes 0."""
     if found is None:
         return ""

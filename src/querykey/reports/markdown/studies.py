@@ -11,7 +11,7 @@ from querykey.io.study_folder import StoredStudy, is_study, open_study, raises_s
 from querykey.reports.charts.spec import Chart
 from querykey.reports.charts.study import figure
 from querykey.reports.charts.svg import as_svg
-from querykey.reports.verdicts import Verdict, Word, answers, table
+from querykey.reports.verdicts import Verdict, Word, answers, markdown_table
 
 __all__ = ["Claim", "claim", "studies_report", "write_studies"]
 
@@ -115,7 +115,7 @@ def _claims(found: Sequence[_Evaluated]) -> str:
          claim(one.word, one.published)]
         for each in found for one in each.verdicts
     ]  # fmt: skip
-    return table(["study", "question", "verdict", "claim of the paper"], rows)
+    return markdown_table(["study", "question", "verdict", "claim of the paper"], rows)
 
 
 def _section(one: _Evaluated) -> str:
@@ -127,7 +127,7 @@ def _section(one: _Evaluated) -> str:
     lines = [
         f"## {one.study.name}\n", f"**{study['asks']}** {study['title']}: {study['source']}.{missing}\n",
         f"Measured: {study['measured']}.\n",
-        table(
+        markdown_table(
             ["question", "verdict", "difference [95%]", "published"],
             [[each.ask, f"**{each.word}**", each.because, each.published] for each in one.verdicts],
         ),

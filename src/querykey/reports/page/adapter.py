@@ -11,7 +11,6 @@ from querykey.io.atomic import raises_store_error
 from querykey.io.records import Record, read
 from querykey.reports.charts.spec import Chart, Line, Lines
 from querykey.reports.page.blocks import (
-    Answer,
     Block,
     Charts,
     Code,
@@ -19,6 +18,7 @@ from querykey.reports.page.blocks import (
     Heading,
     Prose,
     Section,
+    VerdictBlock,
     candidates_chart,
     made_with,
     number,
@@ -257,7 +257,7 @@ def _section(
     )  # fmt: skip
 
 
-def _rule(answers: Sequence[Answer]) -> list[Block]:
+def _rule(answers: Sequence[VerdictBlock]) -> list[Block]:
     if not answers:
         return []
     return [Prose(

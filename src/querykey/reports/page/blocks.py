@@ -10,7 +10,6 @@ from querykey.reports.charts.spec import Chart, Line, Lines
 from querykey.reports.verdicts import Word
 
 __all__ = [
-    "Answer",
     "Block",
     "Charts",
     "Code",
@@ -19,7 +18,8 @@ __all__ = [
     "Prose",
     "Section",
     "Settings",
-    "Table",
+    "TableBlock",
+    "VerdictBlock",
     "Word",
     "candidates_chart",
     "made_with",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Answer:
+class VerdictBlock:
     """A question with its verdict.
 
     Args:
@@ -65,7 +65,7 @@ class Prose:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableBlock:
     """A table.
 
     Args:
@@ -121,7 +121,7 @@ class Gallery:
     kind: str = "gallery"
 
 
-Block = Answer | Heading | Prose | Table | Settings | Charts | Code | Gallery
+Block = VerdictBlock | Heading | Prose | TableBlock | Settings | Charts | Code | Gallery
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Section:
     summary: Sequence[str]
     blocks: Sequence[Block]
     sheets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    answers: Sequence[Answer] = ()
+    answers: Sequence[VerdictBlock] = ()
 
 
 def number(value: float) -> str:

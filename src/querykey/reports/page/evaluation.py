@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from querykey.reports.charts.spec import Bars
-from querykey.reports.page.blocks import Answer, Block, Charts, Heading, Prose, Table, number, signed
+from querykey.reports.page.blocks import (
+    Block,
+    Charts,
+    Heading,
+    Prose,
+    TableBlock,
+    VerdictBlock,
+    number,
+    signed,
+)
 from querykey.reports.verdicts import verdict
 
 __all__ = ["evaluation_blocks", "evaluations", "judged"]
@@ -39,7 +48,7 @@ def evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def judged(found: Mapping[str, Any]) -> list[Answer]:
+def judged(found: Mapping[str, Any]) -> list[VerdictBlock]:
     """Whether the run is better than what it is compared with, under the first metric.
 
     Args:
@@ -65,7 +74,7 @@ def judged(found: Mapping[str, Any]) -> list[Answer]:
     return answers
 
 
-def verdict_of(ask: str, metric: str, ours: float, theirs: float, apart: Mapping[str, float]) -> Answer:
+def verdict_of(ask: str, metric: str, ours: float, theirs: float, apart: Mapping[str, float]) -> VerdictBlock:
     """A question about a paired difference over queries, with its verdict.
 
     Args:
@@ -84,7 +93,7 @@ def verdict_of(ask: str, metric: str, ours: float, theirs: float, apart: Mapping
         'R@1 0.600 against 0.500: +0.100 [+0.050, +0.150]'
     """
     words = f"{metric} {number(ours)} against {number(theirs)}: {_apart(apart)}"
-    return Answer(ask, verdict(apart["low"], apart["mean"], apart["high"]), words)
+    return VerdictBlock(ask, verdict(apart["low"], apart["mean"], apart["high"]), words)
 
 
 def evaluation_blocks(name: str, found: Mapping[str, Any]) -> list[Block]:
@@ -123,21 +132,21 @@ def evaluation_blocks(name: str, found: Mapping[str, Any]) -> list[Block]:
     return blocks
 
 
-def _means(methods: Mapping[str, Any], metrics: Sequence[str]) -> Table:
+def _means(methods: Mapping[str, Any], metrics: Sequence[str]) -> TableBlock:
     rows = []
     for name, row in methods.items():
         dim = row.get("figures", {}).get("dim")
         cells = [NAMES.get(name, name), "" if dim is None else f"{dim:.0f}"]
         rows.append([*cells, *(_mean(_cell(row, metric)) for metric in metrics)])
-    return Table(["method", "dim", *metrics], rows, "All methods, all metrics", _strong(methods))
+    return TableBlock(["method", "dim", *metrics], rows, "All methods, all metrics", _strong(methods))
 
 
-def _differences(methods: Mapping[str, Any], metric: str, references: Sequence[str]) -> Table:
+def _differences(methods: Mapping[str, Any], metric: str, references: Sequence[str]) -> TableBlock:
     cells = {name: _cell(row, metric).get("against", {}) for name, row in methods.items()}
     against = [r for r in references if any(r in cell for cell in cells.values())]
     rows = [[NAMES.get(name, name), *(_apart(cell.get(r)) for r in against)] for name, cell in cells.items()]
     head = ["method", *(f"minus {NAMES.get(r, r)} [95%]" for r in against)]
-    return Table(head, rows, f"{metric}: paired differences", _strong(methods))
+    return TableBlock(head, rows, f"{metric}: paired differences", _strong(methods))
 
 
 def _strong(methods: Mapping[str, Any]) -> list[int]:

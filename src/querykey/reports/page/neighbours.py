@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from querykey.reports.charts.spec import Points, short
-from querykey.reports.page.blocks import Answer, Block, Charts, Heading, Prose, Table, number, signed
+from querykey.reports.page.blocks import (
+    Block,
+    Charts,
+    Heading,
+    Prose,
+    TableBlock,
+    VerdictBlock,
+    number,
+    signed,
+)
 from querykey.reports.page.evaluation import verdict_of
 from querykey.reports.page.gallery import class_name, label_of, preview_of
 
@@ -18,7 +27,7 @@ CLASSES = 6
 """Coloured on a map: the largest; more colours cannot be told apart."""
 
 
-def gathered_answer(seen: "Gathered") -> Answer | None:
+def gathered_answer(seen: "Gathered") -> VerdictBlock | None:
     """Whether the adapted rows find more than the frozen ones.
 
     Args:
@@ -68,7 +77,7 @@ def compared_blocks(seen: "Gathered") -> list[Block]:
     what = "each query among the items" if seen.found.kind == "pairs" else "each item among the others"
     caption = f"{seen.found.asked:,} queries, {what}; intervals: bootstrap over queries"
     title = "Before and after" if len(seen.sides) > 1 else "What neighbours tell"
-    blocks: list[Block] = [Heading(title), Table(head, rows, caption)]
+    blocks: list[Block] = [Heading(title), TableBlock(head, rows, caption)]
     if seen.is_fitted_on:
         blocks.append(Prose(
             "These are the rows that the adapter was fitted on, so it does better here than on new ones; "

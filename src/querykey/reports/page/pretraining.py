@@ -10,14 +10,14 @@ from querykey.io.records import Record, read
 from querykey.reports.charts.spec import Chart, Line, Lines, short, thinned
 from querykey.reports.page.adapter import FALSE, METRICS, RUN, curves, read_described
 from querykey.reports.page.blocks import (
-    Answer,
     Block,
     Charts,
     Code,
     Heading,
     Prose,
     Section,
-    Table,
+    TableBlock,
+    VerdictBlock,
     Word,
     candidates_chart,
     made_with,
@@ -107,7 +107,7 @@ def _section(
     return Section(sheet, folder.name, about, summary, blocks, sheets, answers)
 
 
-def _online(looks: Sequence[Record]) -> list[Answer]:
+def _online(looks: Sequence[Record]) -> list[VerdictBlock]:
     """Whether the online kNN is better than before the first step."""
     asked = [look for look in looks if isinstance(look.get("knn"), float) and look.get("knn_queries")]
     if len(asked) < 2 or asked[0]["step"] != 0:
@@ -120,7 +120,7 @@ def _online(looks: Sequence[Record]) -> list[Answer]:
         f"{number(first['knn'])} [{number(before[0])}, {number(before[1])}] before; {count:,} images"
     )
     word: Word = "yes" if after[0] > before[1] else "no" if after[1] < before[0] else "can't tell"
-    return [Answer("Is h better than that of the untrained encoder?", word, words)]
+    return [VerdictBlock("Is h better than that of the untrained encoder?", word, words)]
 
 
 def _curves(steps: Sequence[Record], looks: Sequence[Record]) -> list[Block]:
@@ -176,7 +176,7 @@ def _end(looks: Sequence[Record]) -> list[Block]:
     names = [name for name in last if name not in ("kind", "step") and isinstance(last[name], int | float)]
     rows = [[name, _known(first.get(name)), _known(last[name])] for name in sorted(names)]
     head = ["monitor", f"step {first['step']:,}", f"step {last['step']:,}"]
-    return [Heading("Health"), Table(head, rows, "What the monitors saw first and last")]
+    return [Heading("Health"), TableBlock(head, rows, "What the monitors saw first and last")]
 
 
 def _known(value: Any) -> str:

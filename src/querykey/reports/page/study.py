@@ -8,14 +8,14 @@ from querykey.io.study_folder import Cells, StoredStudy, measures_of, open_study
 from querykey.reports.charts.spec import Chart
 from querykey.reports.charts.study import figure, looks_charts
 from querykey.reports.page.blocks import (
-    Answer,
     Block,
     Charts,
     Code,
     Heading,
     Prose,
     Section,
-    Table,
+    TableBlock,
+    VerdictBlock,
     made_with,
     number,
     settings_table,
@@ -54,7 +54,7 @@ def study_section(folder: Path) -> Section:
 
 def _section(stored: StoredStudy) -> Section:
     study, cells = stored.described, stored.cells
-    verdicts = [Answer(one.ask, one.word, one.because, one.published) for one in answers(stored)]
+    verdicts = [VerdictBlock(one.ask, one.word, one.because, one.published) for one in answers(stored)]
     arms, figures = study["arms"], study.get("figures", [])
     drawn = [chart for one in figures if (chart := figure(one, arms, cells)) is not None]
     blocks: list[Block] = [Prose(f"{study['source']}. Measured here: {study['measured']}.", is_quiet=True)]
@@ -102,7 +102,7 @@ def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) ->
     blocks: list[Block] = [Heading("Numbers")]
     if rows and not all(arm.get("row") for arm in study["arms"]):  # a heat map shows them all
         caption = "Mean over seeds, lowest to highest in brackets"
-        blocks.append(Table(["arm", *measures, "seeds"], rows, caption))
+        blocks.append(TableBlock(["arm", *measures, "seeds"], rows, caption))
     published = study.get("published")
     if published and published.get("rows"):
         own = {
@@ -114,7 +114,7 @@ def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) ->
         head = ["published", str(published["what"]), f"here, {measures[0]}" if measures else "here"]
         if not any(row[2] for row in beside):
             head, beside = head[:2], [row[:2] for row in beside]
-        blocks.append(Table(head, beside, "The published numbers: another scale, so compare the order"))
+        blocks.append(TableBlock(head, beside, "The published numbers: another scale, so compare the order"))
     return blocks
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from querykey.studies.engine.study import SCORE, Arm, Figure, Published, Study, compare
+from querykey.studies.engine.study import SCORE, Arm, Figure, Published, Study, exceeds
 
 __all__ = ["ADAPTER"]
 
@@ -89,24 +89,24 @@ ADAPTER = Study(
         _differs(f"{_PAPERS}, 32 neighbours", needs="documents", loss="score_difference", neighbours=32),
     ),
     questions=(
-        compare("Is an adapter better than PCA, at 64 dimensions?", _DEFAULT, "PCA, 64", SCORE),
-        compare("Is an adapter better than PCA, at 16 dimensions?", "adapter, 16", "PCA, 16", SCORE),
-        compare("Is an adapter better than the first coordinates, at 64 dimensions?", _DEFAULT,
+        exceeds("Is an adapter better than PCA, at 64 dimensions?", _DEFAULT, "PCA, 64", SCORE),
+        exceeds("Is an adapter better than PCA, at 16 dimensions?", "adapter, 16", "PCA, 16", SCORE),
+        exceeds("Is an adapter better than the first coordinates, at 64 dimensions?", _DEFAULT,
                 _BASELINES["truncated"], SCORE, "yes, by 5 points at 128 to 512 dimensions"),
-        compare("Is an adapter of 64 dimensions better than the frozen rows?", _DEFAULT, "frozen", SCORE,
+        exceeds("Is an adapter of 64 dimensions better than the frozen rows?", _DEFAULT, "frozen", SCORE,
                 "yes, at a sixth of the width, by 3 points"),
-        compare("Is a memory better than the batch alone?", _DEFAULT, "the batch alone", SCORE,
+        exceeds("Is a memory better than the batch alone?", _DEFAULT, "the batch alone", SCORE,
                 "yes, on other data (S-XBM)"),
-        compare("Is the whole data set in the memory better than 512 rows?", _DEFAULT, "memory of 512 rows",
+        exceeds("Is the whole data set in the memory better than 512 rows?", _DEFAULT, "memory of 512 rows",
                 SCORE),
-        compare("Is a memory of features better than one of projections?", _DEFAULT, "memory of projections",
+        exceeds("Is a memory of features better than one of projections?", _DEFAULT, "memory of projections",
                 SCORE, "yes: projections halve R@1 (another study)"),
-        compare("Are the hardest rows alone better than drawn rows?", "32 hardest negatives, none drawn",
+        exceeds("Are the hardest rows alone better than drawn rows?", "32 hardest negatives, none drawn",
                 "no hardest rows", SCORE, "yes, on other data (S-XBM)"),
-        compare("Is a start from PCA better than an orthogonal one?", _DEFAULT, "orthogonal start", SCORE),
-        compare("Is distillation better than the paper's L1, at 64 dimensions?", _DEFAULT,
+        exceeds("Is a start from PCA better than an orthogonal one?", _DEFAULT, "orthogonal start", SCORE),
+        exceeds("Is distillation better than the paper's L1, at 64 dimensions?", _DEFAULT,
                 f"{_PAPERS}, {_DIM}", SCORE),
-        compare("Is the paper's L1 better than PCA, at 64 dimensions?", f"{_PAPERS}, {_DIM}", "PCA, 64",
+        exceeds("Is the paper's L1 better than PCA, at 64 dimensions?", f"{_PAPERS}, {_DIM}", "PCA, 64",
                 SCORE),
     ),
     figures=(

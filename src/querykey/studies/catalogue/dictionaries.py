@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.engine.study import LEAK, Arm, Figure, Published, Study, compare
+from querykey.studies.engine.study import LEAK, Arm, Figure, Published, Study, exceeds
 
 __all__ = ["BATCH_NORM", "DICTIONARY_SIZE", "MOMENTUM"]
 
@@ -32,13 +32,13 @@ MOMENTUM = Study(
     "down, and 0.9999 keeps its first keys to the end.",
     arms=tuple(_momentum(value) for value in (0.0, 0.9, 0.99, 0.999, 0.9999)),
     questions=(
-        compare("Is 0.99 better than 0?", "momentum 0.99", "momentum 0", "kNN h",
+        exceeds("Is 0.99 better than 0?", "momentum 0.99", "momentum 0", "kNN h",
                 "yes: 0 does not converge (sec. 4.1)"),
-        compare("Is 0.99 better than 0.9?", "momentum 0.99", "momentum 0.9", "kNN h",
+        exceeds("Is 0.99 better than 0.9?", "momentum 0.99", "momentum 0.9", "kNN h",
                 "yes, by 3 points (sec. 4.1)"),
-        compare("Is 0.999 better than 0.99?", "momentum 0.999", "momentum 0.99", "kNN h",
+        exceeds("Is 0.999 better than 0.99?", "momentum 0.999", "momentum 0.99", "kNN h",
                 "yes, by 1 point in 200 epochs (sec. 4.1)"),
-        compare("Is 0.9999 worse than 0.99?", "momentum 0.99", "momentum 0.9999", "kNN h",
+        exceeds("Is 0.9999 worse than 0.99?", "momentum 0.99", "momentum 0.9999", "kNN h",
                 "no: better by 1 point (sec. 4.1)"),
     ),
     figures=(
@@ -79,13 +79,13 @@ DICTIONARY_SIZE = Study(
           for count, seeds in ((256, 3), (1024, 1))),
     ),
     questions=(
-        compare("Are 4,096 keys better than 64?", "MoCo, 4096", "MoCo, 64", "kNN h",
+        exceeds("Are 4,096 keys better than 64?", "MoCo, 4096", "MoCo, 64", "kNN h",
                 "yes, more keys are better (fig. 3)"),
-        compare("Are 4,096 keys better than 256?", "MoCo, 4096", "MoCo, 256", "kNN h",
+        exceeds("Are 4,096 keys better than 256?", "MoCo, 4096", "MoCo, 256", "kNN h",
                 "yes, by 4 points (fig. 3)"),
-        compare("Is MoCo better than a memory bank, at 4,096 keys?", "MoCo, 4096", "memory bank, 4096",
+        exceeds("Is MoCo better than a memory bank, at 4,096 keys?", "MoCo, 4096", "memory bank, 4096",
                 "kNN h", "yes, by 2.5 points (fig. 3)"),
-        compare("Is MoCo better than end-to-end, at 256 keys?", "MoCo, 256", "end-to-end, 256", "kNN h",
+        exceeds("Is MoCo better than end-to-end, at 256 keys?", "MoCo, 256", "end-to-end, 256", "kNN h",
                 "no: as good (fig. 3)"),
     ),
     figures=(
@@ -128,13 +128,13 @@ BATCH_NORM = Study(
         ),
     ),
     questions=(
-        compare("Is shuffling better than not?", "shuffled", "not shuffled", "kNN h",
+        exceeds("Is shuffling better than not?", "shuffled", "not shuffled", "kNN h",
                 "yes, by 4 points in 800 epochs (notebook)"),
-        compare("Is the pretext task solved more often without shuffling?", "not shuffled", "shuffled",
+        exceeds("Is the pretext task solved more often without shuffling?", "not shuffled", "shuffled",
                 "pretext", "yes, almost always (app. A.9)"),
-        compare("On noise, where nothing but statistics is shared: is the own key found without shuffling?",
+        exceeds("On noise, where nothing but statistics is shared: is the own key found without shuffling?",
                 "noise, not shuffled", "noise, shuffled", LEAK, "yes, as the pretext task shows (app. A.9)"),
-        compare("Is shuffling better than the statistics of the whole batch?", "shuffled", "whole batch",
+        exceeds("Is shuffling better than the statistics of the whole batch?", "shuffled", "whole batch",
                 "kNN h"),
     ),
     figures=(

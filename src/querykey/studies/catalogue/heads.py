@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.engine.study import Arm, Figure, Published, Question, Study, compare
+from querykey.studies.engine.study import Arm, Figure, Published, Question, Study, exceeds
 
 __all__ = ["H_AGAINST_Z", "PROJECTION_HEAD"]
 
@@ -33,11 +33,11 @@ PROJECTION_HEAD = Study(
     "none.",
     arms=(_head("none", None), *(_head(kind, dim) for kind in ("linear", "mlp") for dim in _DIMS)),
     questions=(
-        compare("Is an MLP head better than none?", "mlp, 128", "none", "linear h",
+        exceeds("Is an MLP head better than none?", "mlp, 128", "none", "linear h",
                 "yes, by more than 10 points (fig. 8)"),
-        compare("Is an MLP head better than a linear one?", "mlp, 128", "linear, 128", "linear h",
+        exceeds("Is an MLP head better than a linear one?", "mlp, 128", "linear, 128", "linear h",
                 "yes, by 3 points (fig. 8)"),
-        compare("Is a linear head better than none?", "linear, 128", "none", "linear h", "yes (fig. 8)"),
+        exceeds("Is a linear head better than none?", "linear, 128", "none", "linear h", "yes (fig. 8)"),
         Question(ask="Is h better than g(h)?", ours=("mlp, 128", "linear h"), theirs=("mlp, 128", "linear z"),
               published="yes, by more than 10 points (sec. 4.2)"),
     ),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.engine.study import Arm, Figure, Published, Study, compare
+from querykey.studies.engine.study import Arm, Figure, Published, Study, exceeds
 
 __all__ = ["LOSSES", "TEMPERATURE"]
 
@@ -38,11 +38,11 @@ TEMPERATURE = Study(
         *(_temperature(value, normalised=False) for value in (1.0, 10.0, 100.0)),
     ),
     questions=(
-        compare("Is 0.2 better than 0.05?", "normalised, 0.2", "normalised, 0.05", "linear h",
+        exceeds("Is 0.2 better than 0.05?", "normalised, 0.2", "normalised, 0.05", "linear h",
                 "yes: 0.1 better by 5 points (table 5)"),
-        compare("Is 0.2 better than 1?", "normalised, 0.2", "normalised, 1", "linear h",
+        exceeds("Is 0.2 better than 1?", "normalised, 0.2", "normalised, 1", "linear h",
                 "yes: 0.1 better by 6 points (table 5)"),
-        compare("Are normalised projections better?", "normalised, 0.2", "not normalised, 10", "linear h",
+        exceeds("Are normalised projections better?", "normalised, 0.2", "not normalised, 10", "linear h",
                 "yes, by 7 points (table 5)"),
     ),
     figures=(
@@ -83,11 +83,11 @@ LOSSES = Study(
         _loss("debiased", "debiased", seeds=1),
     ),
     questions=(
-        compare("Is NT-Xent better than NT-logistic?", "NT-Xent", "NT-logistic", "linear h",
+        exceeds("Is NT-Xent better than NT-logistic?", "NT-Xent", "NT-logistic", "linear h",
                 "yes, by 12 points (table 4)"),
-        compare("Is NT-Xent better than a margin?", "NT-Xent", "margin", "linear h",
+        exceeds("Is NT-Xent better than a margin?", "NT-Xent", "margin", "linear h",
                 "yes, by 13 points (table 4)"),
-        compare("Is DCL better than NT-Xent at batch 256?", "DCL", "NT-Xent", "linear h",
+        exceeds("Is DCL better than NT-Xent at batch 256?", "DCL", "NT-Xent", "linear h",
                 "yes, by 2 points (DCL's code, 100 epochs)"),
     ),
     figures=(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from querykey.studies.engine.study import Arm, Figure, Published, Question, Study, compare
+from querykey.studies.engine.study import Arm, Figure, Published, Question, Study, exceeds
 
 __all__ = ["DRIFT", "MEMORY_RATIO"]
 
@@ -35,9 +35,9 @@ MEMORY_RATIO = Study(
     "find. The network is small and starts from nothing; the paper's was trained on ImageNet.",
     arms=tuple(_ratio(share) for share in (0.0, 0.01, 0.05, 0.25, 1.0)),
     questions=(
-        compare("Is a memory of 5% of the images better than none?", "5% of the images", "no memory", "R@1 z",
+        exceeds("Is a memory of 5% of the images better than none?", "5% of the images", "no memory", "R@1 z",
                 "yes, by 12 to 22 points (table 1)"),
-        compare("Is a memory of all images better than one of 5%?", "100% of the images", "5% of the images",
+        exceeds("Is a memory of all images better than one of 5%?", "100% of the images", "5% of the images",
                 "R@1 z", "no: it levels off (fig. 1)"),
     ),
     figures=(
@@ -73,9 +73,9 @@ DRIFT = Study(
         Question(ask="Have old rows drifted farther in the first quarter of the run than in the last?",
               ours=("usual rate", "drift, first quarter"), theirs=("usual rate", "drift, last quarter"),
               published="yes (fig. 3)"),
-        compare("Do rows drift farther at five times the rate?", "five times the rate", "usual rate",
+        exceeds("Do rows drift farther at five times the rate?", "five times the rate", "usual rate",
                 "drift, first quarter"),
-        compare("Is the usual rate better?", "usual rate", "five times the rate", "R@1 z"),
+        exceeds("Is the usual rate better?", "usual rate", "five times the rate", "R@1 z"),
     ),
     figures=(
         Figure(kind="curves", title="Drift of the oldest rows", measures=("drift_",), x="steps taken",

@@ -4,7 +4,7 @@ from typing import Any
 
 from querykey.studies.data_sets import CIFAR10, FASHION, OMNIGLOT_IMAGES, Images
 from querykey.studies.engine.run import FIXED
-from querykey.studies.engine.study import Arm, Figure, Kind, Question, Study, compare
+from querykey.studies.engine.study import Arm, Figure, Kind, Question, Study, exceeds
 
 __all__ = ["RESULTS_PRETRAINING", "STEPS_IN_TEN_MINUTES"]
 
@@ -116,17 +116,17 @@ RESULTS_PRETRAINING: tuple[tuple[Images, Study], ...] = (
         (
             Question(ask="Is h better than g(h)?", ours=("simclr", "linear h"), theirs=("simclr", "linear z"),
                      published="yes, by more than 10 points (SimCLR, sec. 4.2)"),
-            compare("Is an MLP head better than none?", "simclr", "head none", "linear h",
+            exceeds("Is an MLP head better than none?", "simclr", "head none", "linear h",
                     "yes, by more than 10 points (SimCLR, fig. 8)"),
-            compare("Is an MLP head better than a linear one?", "simclr", "head linear", "linear h",
+            exceeds("Is an MLP head better than a linear one?", "simclr", "head linear", "linear h",
                     "yes, by 3 points (SimCLR, fig. 8)"),
-            compare("Is a linear head better than none?", "head linear", "head none", "linear h",
+            exceeds("Is a linear head better than none?", "head linear", "head none", "linear h",
                     "yes (SimCLR, fig. 8)"),
-            compare("Is normalised z better than unnormalised?", "simclr", "not normalised", "linear h",
+            exceeds("Is normalised z better than unnormalised?", "simclr", "not normalised", "linear h",
                     "yes, by 7 points (SimCLR, table 5)"),
-            compare("Is DCL better than NT-Xent at batch 32?", "decoupled 32", "batch 32", "kNN h",
+            exceeds("Is DCL better than NT-Xent at batch 32?", "decoupled 32", "batch 32", "kNN h",
                     "yes, by 6 points (DCL's code, 100 epochs)"),
-            compare("Is DCL better than NT-Xent at batch 256?", "decoupled", "simclr", "kNN h",
+            exceeds("Is DCL better than NT-Xent at batch 256?", "decoupled", "simclr", "kNN h",
                     "yes, by 2 points (DCL's code, 100 epochs)"),
         ),
         measured=_ACCURACY, measures=("kNN h", "linear h", "kNN z", "linear z"),
@@ -166,21 +166,21 @@ RESULTS_PRETRAINING: tuple[tuple[Images, Study], ...] = (
             _moco("not shuffled", "not shuffled", shuffle=False),
         ),
         (
-            compare("Is momentum 0.99 better than 0?", "moco", "momentum 0", "kNN h",
+            exceeds("Is momentum 0.99 better than 0?", "moco", "momentum 0", "kNN h",
                     "yes: 0 does not converge (MoCo, sec. 4.1)"),
-            compare("Is momentum 0.99 better than 0.9?", "moco", "momentum 0.9", "kNN h",
+            exceeds("Is momentum 0.99 better than 0.9?", "moco", "momentum 0.9", "kNN h",
                     "yes, by 3 points (MoCo, sec. 4.1)"),
-            compare("Is momentum 0.99 better than 0.999?", "moco", "momentum 0.999", "kNN h",
+            exceeds("Is momentum 0.99 better than 0.999?", "moco", "momentum 0.999", "kNN h",
                     "no: 0.999 is better by 1 point in 200 epochs (MoCo, sec. 4.1)"),
-            compare("Are 4,096 keys better than 64?", "moco", "capacity 64", "kNN h",
+            exceeds("Are 4,096 keys better than 64?", "moco", "capacity 64", "kNN h",
                     "yes, more keys are better (MoCo, fig. 3)"),
-            compare("Are 4,096 keys better than 256?", "moco", "capacity 256", "kNN h",
+            exceeds("Are 4,096 keys better than 256?", "moco", "capacity 256", "kNN h",
                     "yes, by 4 points (MoCo, fig. 3)"),
-            compare("Are 4,096 keys better than 1,024?", "moco", "capacity 1024", "kNN h",
+            exceeds("Are 4,096 keys better than 1,024?", "moco", "capacity 1024", "kNN h",
                     "yes, by 2 points (MoCo, fig. 3)"),
-            compare("Is shuffling better than not?", "moco", "not shuffled", "kNN h",
+            exceeds("Is shuffling better than not?", "moco", "not shuffled", "kNN h",
                     "yes: by 4 points in 800 epochs (MoCo's CIFAR notebook)"),
-            compare("Is the pretext task solved more often without shuffling?", "not shuffled", "moco",
+            exceeds("Is the pretext task solved more often without shuffling?", "not shuffled", "moco",
                     "pretext", "yes, almost always (MoCo, app. A.9)"),
         ),
         measured=_ACCURACY, measures=("kNN h", "linear h", "pretext"),
@@ -192,7 +192,7 @@ RESULTS_PRETRAINING: tuple[tuple[Images, Study], ...] = (
             _omniglot("no memory", "batch 16 alone", memory_weight=0.0),
         ),
         (
-            compare("Does a memory help at batch 16, in other alphabets?", "xbm", "no memory", "R@1 z",
+            exceeds("Does a memory help at batch 16, in other alphabets?", "xbm", "no memory", "R@1 z",
                     "yes, by 12 to 22 points (XBM, other data)"),
         ),
         measured="R@1", measures=("R@1 z", "R@1 h"),

@@ -1,6 +1,6 @@
 """How long, in how large batches, how large a network, and how few labels."""
 
-from querykey.studies.engine.study import Arm, Figure, Published, Question, Study, compare
+from querykey.studies.engine.study import Arm, Figure, Published, Question, Study, exceeds
 
 __all__ = ["BATCH_AND_EPOCHS", "FEW_LABELS", "WIDTH"]
 
@@ -39,11 +39,11 @@ BATCH_AND_EPOCHS = Study(
         *(_batch(size, "linear", 2) for size in _BATCHES),
     ),
     questions=(
-        compare("Is a batch of 1,024 better than one of 64, linear rule?", "linear, 1024, 1", "linear, 64, 1",
+        exceeds("Is a batch of 1,024 better than one of 64, linear rule?", "linear, 1024, 1", "linear, 64, 1",
                 "linear h", "yes: large batches are better at 100 epochs (fig. 9)"),
-        compare("Is the square-root rule better for a batch of 64?", "square root, 64, 1", "linear, 64, 1",
+        exceeds("Is the square-root rule better for a batch of 64?", "square root, 64, 1", "linear, 64, 1",
                 "linear h", "yes, by 5 points at batch 256 (table B.1)"),
-        compare("Is a batch of 64 better than one of 1,024, if it is trained twice as long?", "linear, 64, 2",
+        exceeds("Is a batch of 64 better than one of 1,024, if it is trained twice as long?", "linear, 64, 2",
                 "linear, 1024, 1", "linear h", "yes: long training makes up for small batches (fig. 9)"),
     ),
     figures=(
@@ -77,11 +77,11 @@ WIDTH = Study(
             settings={"backbone": "small_cnn:32x2"}),
     ),
     questions=(
-        compare("Is width 64 better than 16?", "width 64", "width 16", "linear h",
+        exceeds("Is width 64 better than 16?", "width 64", "width 16", "linear h",
                 "yes: larger is better (fig. 7)"),
-        compare("Is width 64 better than 32?", "width 64", "width 32", "linear h",
+        exceeds("Is width 64 better than 32?", "width 64", "width 32", "linear h",
                 "yes, twice the width by 5 points (fig. 7)"),
-        compare("Are two convolutions in a block better than one, at width 32?", "width 32, deeper",
+        exceeds("Are two convolutions in a block better than one, at width 32?", "width 32, deeper",
                 "width 32", "linear h", "yes: deeper is better (fig. 7)"),
     ),
     figures=(

@@ -3,7 +3,7 @@
 from itertools import combinations_with_replacement
 from typing import Any
 
-from querykey.studies.engine.study import Arm, Figure, Published, Study, compare
+from querykey.studies.engine.study import Arm, Figure, Published, Study, exceeds
 
 __all__ = ["AUGMENTATION_MATRIX", "COLOUR_STRENGTH"]
 
@@ -58,11 +58,11 @@ AUGMENTATION_MATRIX = Study(
     "halves of the matrix.",
     arms=tuple(_pair(*pair) for pair in combinations_with_replacement(_CHANGES, 2)),
     questions=(
-        compare("Is crop with colour better than crop alone?", "crop and colour", "crop", "linear h",
+        exceeds("Is crop with colour better than crop alone?", "crop and colour", "crop", "linear h",
                 "yes, by 23 points (fig. 5)"),
-        compare("Is crop with colour better than colour alone?", "crop and colour", "colour", "linear h",
+        exceeds("Is crop with colour better than colour alone?", "crop and colour", "colour", "linear h",
                 "yes, by 37 points (fig. 5)"),
-        compare("Is crop with colour better than crop with cutout?", "crop and colour", "crop and cutout",
+        exceeds("Is crop with colour better than crop with cutout?", "crop and colour", "crop and cutout",
                 "linear h", "yes, by 22 points (fig. 5)"),
     ),
     figures=(
@@ -100,11 +100,11 @@ COLOUR_STRENGTH = Study(
         _strength("strength 1 and blur", "1 and blur", None, blur=0.5),
     ),
     questions=(
-        compare("Is strength 1 better than 1/8?", "strength 1", "strength 0.125", "linear h",
+        exceeds("Is strength 1 better than 1/8?", "strength 1", "strength 0.125", "linear h",
                 "yes, by 4 points (table 1)"),
-        compare("Is strength 1 better than 1/2?", "strength 1", "strength 0.5", "linear h",
+        exceeds("Is strength 1 better than 1/2?", "strength 1", "strength 0.5", "linear h",
                 "yes, by half a point (table 1)"),
-        compare("Is blur worth having?", "strength 1 and blur", "strength 1", "linear h",
+        exceeds("Is blur worth having?", "strength 1 and blur", "strength 1", "linear h",
                 "yes, by 1 point (table 1)"),
     ),
     figures=(

@@ -20,13 +20,13 @@ from querykey.studies.engine.grid import Cell, Work, compact
 from querykey.studies.engine.measure_encoders import measure_encoder
 from querykey.studies.engine.study import LEAK, SCORE
 
-__all__ = ["baseline", "measure", "measure_features", "protocol_of"]
+__all__ = ["baseline", "measure_cell", "measure_features", "protocol_of"]
 
 LOGISTIC_STRENGTHS, LOGISTIC_FOLDS = (1.0, 10.0, 100.0), 5
 """Candidates for the C of logistic regression, and folds of the cross-validation that chooses it."""
 
 
-def measure(cell: Cell) -> dict[str, Any]:
+def measure_cell(cell: Cell) -> dict[str, Any]:
     """Measure a cell of any kind.
 
     Args:
@@ -68,7 +68,7 @@ def measure_features(work: Work, seed: int) -> dict[str, Any]:
         seed: Of the fit, and of the draw of labels or pairs.
 
     Returns:
-        values, queries, run and settings, as `measure` describes them.
+        values, queries, run and settings, as `measure_cell` describes them.
     """
     assert isinstance(work.data, StudyFeatures)
     arm = work.arm

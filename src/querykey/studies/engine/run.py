@@ -25,7 +25,7 @@ from querykey.pretraining.settings.settings import asked_settings
 from querykey.runs.pretrain import pretrain
 from querykey.studies.engine.data import StudyFeatures, StudyImages
 from querykey.studies.engine.grid import Cell, Progress, Work, run_grid
-from querykey.studies.engine.measure import measure, protocol_of
+from querykey.studies.engine.measure import measure_cell, protocol_of
 from querykey.studies.engine.study import Arm, Study
 
 __all__ = ["FIXED", "Budget", "StudyRun", "identity_of", "images_within", "plan_study", "run_study"]
@@ -99,7 +99,9 @@ def images_within(
     first = arms[0]
     batch, step = _step_seconds(first, images)
     short = replace(first, settings={**FIXED, **first.settings, "steps": 1, "looks": 0})
-    measured = measure(Cell(task="", method="", seed=0, identity={}, work=Work(short, images, 1, measures)))
+    measured = measure_cell(
+        Cell(task="", method="", seed=0, identity={}, work=Work(short, images, 1, measures))
+    )
     trained = [arm for arm in arms if arm.kind != "leak"]  # a leak takes seconds
     cells, units = sum(arm.seeds for arm in trained), sum(arm.seeds * arm.images for arm in trained)
     fixed = float(measured["seconds"])
@@ -205,7 +207,7 @@ def run_study(
         alone = [cell for cell in cells if cell.work.arm.threads == 0]
         others = [cell for cell in cells if cell.work.arm.threads]
         for some, count in ((alone, 1), (others, jobs)):
-            run_grid(some, records_of(folder), measure, jobs=count, progress=progress)
+            run_grid(some, records_of(folder), measure_cell, jobs=count, progress=progress)
     return StudyRun(folder, described, cells)
 
 

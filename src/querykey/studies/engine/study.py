@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = [
-    "LEAK", "SCORE", "Arm", "Figure", "Identity", "Kind", "Published", "Question", "Rule", "Study", "compare",
+    "LEAK", "SCORE", "Arm", "Figure", "Identity", "Kind", "Published", "Question", "Rule", "Study", "exceeds",
 ]  # fmt: skip
 
 SCORE = "retrieval"
@@ -102,7 +102,7 @@ class Question:
     min_seeds: int = 2
 
 
-def compare(ask: str, ours: str, theirs: str, measure: str, published: str = "not asked") -> Question:
+def exceeds(ask: str, ours: str, theirs: str, measure: str, published: str = "not asked") -> Question:
     """A question whether one arm scores higher than another.
 
     Args:
