@@ -101,10 +101,11 @@ def test_what_is_on_it(page, adapter):
     text = text_of(page)
     for words in (
         "Is slow better than fast?", "0.610 against 0.500", "Published: yes, by 3 points",
-        "Not finished: 6 of 9", "Is the adapter better than the frozen features?", "Beside every baseline",
+        "Not finished: 6 of 9", "Is the adapter better than the frozen features?",
+        "Comparison with baselines",
         "whitened PCA", "Before and after", "What changed most", "The worst failures",
-        "What the memory served", "false negative", "Health of the run", "What the loss chooses from",
-        "querykey adapt", "The run as it was resolved", "apple and", "Map: adapted, PCA",
+        "Top-k rows of the memory", "false negative", "Training", "Candidates of the loss",
+        "querykey adapt", "Resolved settings", "apple and", "Map: adapted, PCA",
         "moco pretraining of small_cnn:8", "querykey pretrain", "Effective rank", "Drift of the stored keys",
         "Age of the keys", "log of the candidates", "querykey report",
     ):  # fmt: skip
@@ -127,7 +128,7 @@ def test_a_pretraining_with_features_has_neighbours_too(querykey, pretraining, t
     said = querykey("report", pretraining / "moco", "--features", pretraining / "h", "--out", out)
     assert said.code == 0, said.err
     text = text_of(out)
-    assert "What neighbours tell" in text
+    assert "Retrieval" in text
     assert "Map: h, PCA" in out.read_text()
     assert "What changed most" not in text
 
@@ -138,8 +139,8 @@ def test_features_that_are_given_are_the_ones_that_are_shown(querykey, labelled_
     text = text_of(out)
     assert f"on {data / 'test.npz'}?" in text
     assert "90 queries" in text
-    assert "fitted on, so it does better here" not in text
-    assert "Not measured yet. This measures it" in text
+    assert "was fitted on these rows, so it scores higher" not in text
+    assert "Not measured yet. This command measures it" in text
 
 
 def refused(querykey, *arguments):
@@ -161,7 +162,7 @@ def test_mistakes_are_one_message_and_leave_nothing(querykey, labelled_run, data
         querykey, labelled_run, "--out", out, "--figures", page.parent / "figures"
     )
     two = refused(querykey, labelled_run, labelled_run, "--features", data / "test.npz", "--out", out)
-    assert "--features is for a report of one run; there are 2" in two
+    assert "--features is for a report of one run; 2 are given" in two
     assert not [*tmp_path.iterdir()]
 
 
@@ -198,7 +199,7 @@ def test_an_adapter_that_was_saved_alone_needs_features(querykey, labelled_run, 
     assert words in refused(querykey, tmp_path / "saved", "--out", tmp_path / "a.html")
     out = tmp_path / "b.html"
     assert querykey("report", tmp_path / "saved", "--features", data / "test.npz", "--out", out).code == 0
-    assert "The folder holds no report of its training." in text_of(out)
+    assert "The folder has no report of its training." in text_of(out)
 
 
 def test_a_pretraining_that_has_only_begun_is_shown(querykey, pretraining, tmp_path):
@@ -210,7 +211,7 @@ def test_a_pretraining_that_has_only_begun_is_shown(querykey, pretraining, tmp_p
     steps = [line for line in lines if '"step": 4' not in line and '"step": 3' not in line]
     (run / "metrics.jsonl").write_text("".join(steps) + '{"kind": "st')
     assert querykey("report", run, "--out", tmp_path / "a.html").code == 0
-    assert "Not finished: 2 of 4 steps are taken." in text_of(tmp_path / "a.html")
+    assert "Not finished: 2 of 4 steps are done." in text_of(tmp_path / "a.html")
     (run / "metrics.jsonl").unlink()
     assert querykey("report", run, "--out", tmp_path / "b.html").code == 0
     assert "Nothing is recorded yet." in text_of(tmp_path / "b.html")

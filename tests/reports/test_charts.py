@@ -40,7 +40,7 @@ CHARTS = {
     "points": Points(
         title="t", x="first", y="second", groups={"cat": [0, 2], "others": [1]},
         places=[(0.0, 1.0), (1.0, 0.0), (0.5, 0.5)], words=["one", HOSTILE, "three"],
-        pictures=[0, -1, 1], sheet="s",
+        pictures=[0, -1, 1], sprite="s",
     ),
     "one point": Points(title="t", x="x", y="y", groups={"items": [0]}, places=[(0.0, 0.0)], words=["one"]),
 }  # fmt: skip

@@ -98,7 +98,7 @@ def test_bars_of_h_and_z_stand_beside_each_other_where_several_things_are_asked(
 def test_curves_on_the_way_have_the_candidates_beside_the_loss(tmp_path):
     charts = charts_of(study_section(write_study(tmp_path / "s")).blocks)
     loss, candidates, knn = charts[2:]
-    assert (loss.y, candidates.y) == ("loss", "candidates a query")
+    assert (loss.y, candidates.y) == ("loss", "candidates per query")
     assert list(loss.lines[0].x) == [10, 20], "before the first step there is no loss"
     assert list(knn.lines[0].y) == pytest.approx([0.3, 0.45, 0.55])
 
@@ -208,7 +208,7 @@ def test_two_studies_of_one_name_have_figures_of_their_own(tmp_path):
         (lambda s: json.dumps(s | {"format": "other"}), "this is not what a study wrote"),
         (lambda s: json.dumps(s | {"version": 2}), "written as version 2; this querykey reads 1"),
         (lambda s: json.dumps({k: v for k, v in s.items() if k != "arms"}), "is damaged"),
-        (lambda s: json.dumps(s | {"figures": [{"kind": "pie", "measures": []}]}), "'pie' is not known"),
+        (lambda s: json.dumps(s | {"figures": [{"kind": "pie", "measures": []}]}), "unknown kind of figure 'pie'"),
         (lambda s: json.dumps(s | {"asked": [{"ask": "?"}]}), "is damaged"),
     ],
 )  # fmt: skip
@@ -235,7 +235,7 @@ def test_a_damaged_record_is_refused_and_a_half_written_last_one_left_out(tmp_pa
 def test_a_trial_says_so_first(tmp_path):
     section = study_section(write_study(tmp_path / "s", described=study(is_trial=True)))
     assert section.summary == [
-        "A trial: a few steps on a few rows, to see that all works. Its numbers say nothing."
+        "A trial run: a few steps on a few rows, to test that everything works. Its numbers mean nothing."
     ]
 
 

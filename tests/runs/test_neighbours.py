@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from querykey.features.features import Features, features_from_array
 from querykey.runs.neighbours import Side, drawn, look_among
-from querykey.runs.projections import maps_of, sheet_of
+from querykey.runs.projections import make_sprite, maps_of
 from querykey.runs.report_data import _served
 
 
@@ -147,23 +147,23 @@ def image_features(tmp_path):
     return Features(plain.vectors, plain.ids, None, (), plain.previews, "", meta=about)
 
 
-def test_pictures_stand_on_one_sheet_where_the_items_say(image_features):
+def test_pictures_stand_on_one_sprite_where_the_items_say(image_features):
     from PIL import Image
 
-    sheet = sheet_of(image_features, [2, 0, 2])
-    assert sheet == sheet_of(image_features, [0, 2])
-    picture = Image.open(io.BytesIO(base64.b64decode(sheet.uri.partition(",")[2]))).convert("RGB")
-    assert picture.size == (sheet.columns * sheet.size, sheet.rows * sheet.size)
+    sprite = make_sprite(image_features, [2, 0, 2])
+    assert sprite == make_sprite(image_features, [0, 2])
+    picture = Image.open(io.BytesIO(base64.b64decode(sprite.uri.partition(",")[2]))).convert("RGB")
+    assert picture.size == (sprite.columns * sprite.size, sprite.rows * sprite.size)
     for item, strongest in ((0, 0), (2, 2)):
-        row, column = divmod(sheet.place[item], sheet.columns)
-        middle = picture.getpixel((int((column + 0.5) * sheet.size), int((row + 0.5) * sheet.size)))
+        row, column = divmod(sprite.place[item], sprite.columns)
+        middle = picture.getpixel((int((column + 0.5) * sprite.size), int((row + 0.5) * sprite.size)))
         assert middle.index(max(middle)) == strongest
 
 
 def test_images_that_have_changed_are_not_shown(image_features, tmp_path):
     (tmp_path / "images" / "a" / "one.png").write_bytes((tmp_path / "images" / "b" / "one.png").read_bytes())
-    assert sheet_of(image_features, [0]) is None
-    assert sheet_of(features_from_array(rows(3, 0)), [0]) is None
+    assert make_sprite(image_features, [0]) is None
+    assert make_sprite(features_from_array(rows(3, 0)), [0]) is None
 
 
 def test_what_the_memory_served_by_plain_loops():

@@ -19,7 +19,7 @@ from querykey.features.features import Features
 from querykey.lookup.unit_length import unit_length
 from querykey.types import Rows
 
-__all__ = ["Map", "Sheet", "maps_of", "sheet_of"]
+__all__ = ["Map", "Sprite", "make_sprite", "maps_of"]
 
 PICTURE = 44
 """Pixels of a side of a picture: what a list of neighbours has room for on a phone."""
@@ -44,7 +44,7 @@ class Map(NamedTuple):
     y: str
 
 
-class Sheet(NamedTuple):
+class Sprite(NamedTuple):
     """Pictures of items in one image.
 
     Args:
@@ -101,7 +101,7 @@ def _umap(unit: Tensor) -> Tensor:
     return torch.from_numpy(places).double()
 
 
-def sheet_of(features: Features, items: Sequence[int]) -> Sheet | None:
+def make_sprite(features: Features, items: Sequence[int]) -> Sprite | None:
     """The pictures of some items, where the features are of images and these are still there.
 
     Args:
@@ -109,7 +109,7 @@ def sheet_of(features: Features, items: Sequence[int]) -> Sheet | None:
         items: Their numbers.
 
     Returns:
-        The sheet; None for texts and vectors, or where the images are gone or have changed.
+        The sprite; None for texts and vectors, or where the images are gone or have changed.
     """
     images = _images(features)
     if images is None:
@@ -119,7 +119,7 @@ def sheet_of(features: Features, items: Sequence[int]) -> Sheet | None:
     wanted = sorted(set(items))
     columns = max(1, math.ceil(math.sqrt(len(wanted))))
     rows = max(1, math.ceil(len(wanted) / columns))
-    sheet = Image.new("RGB", (columns * PICTURE, rows * PICTURE), "white")
+    sprite = Image.new("RGB", (columns * PICTURE, rows * PICTURE), "white")
     place = {}
     for number, item in enumerate(wanted):
         try:
@@ -129,12 +129,12 @@ def sheet_of(features: Features, items: Sequence[int]) -> Sheet | None:
         picture.thumbnail((PICTURE, PICTURE))
         left = (number % columns) * PICTURE + (PICTURE - picture.width) // 2
         top = (number // columns) * PICTURE + (PICTURE - picture.height) // 2
-        sheet.paste(picture, (left, top))
+        sprite.paste(picture, (left, top))
         place[item] = number
     file = io.BytesIO()
-    sheet.save(file, "WEBP", quality=QUALITY)
+    sprite.save(file, "WEBP", quality=QUALITY)
     uri = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-    return Sheet(uri, columns, rows, PICTURE, place)
+    return Sprite(uri, columns, rows, PICTURE, place)
 
 
 class _Pictures:

@@ -14,7 +14,7 @@ from querykey.runs.adapt import Run, load_run
 from querykey.runs.data import DataAt, open_features
 from querykey.runs.evaluate_adapter import require_like_those_of, training_features
 from querykey.runs.neighbours import SHOWN_K, Answer, Looked, Neighbourhood, Side, drawn, look_among
-from querykey.runs.projections import Map, Sheet, maps_of, sheet_of
+from querykey.runs.projections import Map, Sprite, make_sprite, maps_of
 
 __all__ = ["Gathered", "Served", "gather_adapter", "gather_encoder"]
 
@@ -57,10 +57,10 @@ class Gathered:
         found: What queries find among them.
         mapped: Numbers of the items on the maps.
         maps: Of each side.
-        sheet: Pictures; None where the items have none.
+        sprite: Pictures; None where the items have none.
         served: Of the training features; None where they are not there.
         fitted_on: The training features, which `served` is about.
-        served_sheet: Pictures of what was served.
+        served_sprite: Pictures of what was served.
     """
 
     features: Features
@@ -70,10 +70,10 @@ class Gathered:
     found: Neighbourhood
     mapped: Sequence[int]
     maps: Sequence[Map]
-    sheet: Sheet | None
+    sprite: Sprite | None
     served: Served | None = None
     fitted_on: Features | None = None
-    served_sheet: Sheet | None = None
+    served_sprite: Sprite | None = None
 
 
 def gather_adapter(folder: Path, features: str | None = None) -> Gathered:
@@ -118,8 +118,8 @@ def gather_adapter(folder: Path, features: str | None = None) -> Gathered:
     pictured = {answer.item for one in served.shown for answer in one.found[0]}
     if run.settings is None or not run.settings.pairs:
         pictured |= {one.query for one in served.shown}
-    sheet = sheet_of(fitted_on, sorted(pictured))
-    return replace(seen, served=served, fitted_on=fitted_on, served_sheet=sheet)
+    sprite = make_sprite(fitted_on, sorted(pictured))
+    return replace(seen, served=served, fitted_on=fitted_on, served_sprite=sprite)
 
 
 def gather_encoder(folder: Path, features: str) -> Gathered:
@@ -157,9 +157,9 @@ def _gathered(features: Features, spec: str, sides: Sequence[Side], *, is_fitted
     seen = {answer.item for one in (*found.changed, *found.failures) for side in one.found for answer in side}
     if found.kind != "pairs":
         seen |= {one.query for one in (*found.changed, *found.failures)}
-    sheet = sheet_of(features, [*seen, *mapped.tolist()])
+    sprite = make_sprite(features, [*seen, *mapped.tolist()])
     return Gathered(
-        features, spec, is_fitted_on, [side.name for side in sides], found, mapped.tolist(), maps, sheet
+        features, spec, is_fitted_on, [side.name for side in sides], found, mapped.tolist(), maps, sprite
     )
 
 

@@ -1,1 +1,1 @@
-"""Questions put to a grid of runs."""
+"""Studies: ablations as grids of runs, with verdicts."""

@@ -1,4 +1,4 @@
-"""What a chart shows, before anyone draws it: the page's and the file's are of the same numbers."""
+"""The content of charts, independent of rendering: pages and files show the same numbers."""
 
 import math
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ __all__ = [
 ]
 
 COLOURS = 7
-"""Colours that a reader who is colour-blind tells apart; the page and the file name them c0 to c6."""
+"""Number of colours, distinguishable with colour blindness; they are called c0 to c6."""
 
 MOST_POINTS = 300
-"""Of a line: more than a screen shows."""
+"""Of a line: more than a screen can show."""
 MOST_NAMED = 8
-"""Places of an axis that are written below it each."""
+"""Most tick labels of an axis on which every value has one."""
 
 Place = float | str
-"""Where a point stands on the x axis: a number, or a name."""
+"""Position on the x axis: a number, or a category."""
 
 _CIVIDIS = (
     "00224e",
@@ -51,11 +51,11 @@ class Line:
 
     Args:
         name: In the legend.
-        x: Where its points stand.
-        y: As many numbers.
-        low: Lower ends of whiskers, as many, or none.
+        x: Positions of its points.
+        y: Values, one per point.
+        low: Lower ends of whiskers, one per point, or none.
         high: Upper ends.
-        is_reference: Whether it is drawn thin and broken: what the others are compared with.
+        is_reference: Whether it is drawn thin and dashed, as a reference for the others.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Lines:
         x: Title of the x axis, with its unit.
         y: Title of the y axis, with its unit.
         lines: At least one.
-        log_x: Whether x is logarithmic, where every x is above 0.
+        log_x: Whether x is logarithmic, if every x is above 0.
         from_zero: Whether the y axis shows 0.
         note: A sentence below, or "".
     """
@@ -91,14 +91,14 @@ class Lines:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """Bars with whiskers, a group a label.
+    """Bars with whiskers, a group per label.
 
     Args:
         title: What it shows.
-        x: What is measured, with its unit.
-        labels: One a group, from the top.
-        groups: Name of a measure to (value, low, high) of each label; None where there is none.
-        strong: Labels whose bars have a colour, where the others are grey; all where empty.
+        x: The measure, with its unit.
+        labels: One per group, from the top.
+        groups: Name of a measure to (value, low, high) of each label; None without a value.
+        strong: Labels whose bars are coloured while the others are grey; empty: all are coloured.
         note: A sentence below, or "".
     """
 
@@ -120,9 +120,9 @@ class HeatMap:
         y: What the rows are.
         columns: Names.
         rows: Names, from the top.
-        values: [rows][columns]; None where there is none.
-        apart: How many of the last columns stand apart: means of the others.
-        unit: What the numbers are.
+        values: [rows][columns]; None without a value.
+        apart: Number of last columns that are separated by a line: means of the others.
+        unit: Of the values.
         note: A sentence below, or "".
     """
 
@@ -147,9 +147,9 @@ class Points:
         y: Title of the y axis.
         groups: Name to the numbers of its points.
         places: (x, y) of each point.
-        words: What is said of each point.
-        pictures: Place of each point's picture in the run's sheet of pictures; none where there is no sheet.
-        sheet: Name of that sheet.
+        words: Description of each point.
+        pictures: Place of each point's picture in the sprite; empty without a sprite.
+        sprite: Name of the sprite of pictures, or "".
         note: A sentence below, or "".
     """
 
@@ -160,7 +160,7 @@ class Points:
     places: Sequence[tuple[float, float]]
     words: Sequence[str]
     pictures: Sequence[int] = ()
-    sheet: str = ""
+    sprite: str = ""
     note: str = ""
 
 
@@ -168,13 +168,13 @@ Chart = Lines | Bars | HeatMap | Points
 
 
 def are_places(chart: Lines) -> list[str] | None:
-    """The names along the x axis, in order of appearance; None where x is a scale of numbers.
+    """The categories of the x axis, in order of appearance; None if x is numeric.
 
     Args:
         chart: Lines.
 
     Returns:
-        Names, also where a logarithmic axis is asked for and a number has no place on it.
+        Categories, also for numbers on a logarithmic axis of which one is not above 0.
 
     Example:
         >>> one = Line("a", [0.0, 0.9, 0.99], [1.0, 2.0, 3.0])
@@ -191,13 +191,13 @@ def are_places(chart: Lines) -> list[str] | None:
 
 
 def named_places(chart: Lines) -> list[float]:
-    """The places of a logarithmic axis, where they are few enough to be written below it themselves.
+    """The values of a logarithmic axis, if they are few enough for a tick label each.
 
     Args:
         chart: Lines over numbers above 0.
 
     Returns:
-        Rising; empty where there are more than eight, and where x is not logarithmic.
+        Ascending; empty with more than eight values, or if x is not logarithmic.
 
     Example:
         >>> one = Line("a", [64.0, 256.0, 1024.0], [1.0, 2.0, 3.0])
@@ -209,19 +209,19 @@ def named_places(chart: Lines) -> list[float]:
 
 
 def place_name(x: Place) -> str:
-    """A place on an axis as text."""
+    """A position on an axis as text."""
     return x if isinstance(x, str) else f"{x:g}"
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """A long curve as means of equal stretches.
+    """A long curve as means of equal segments.
 
     Args:
-        x: Rising.
-        y: As many.
+        x: Ascending.
+        y: Values, one per x.
 
     Returns:
-        At most `MOST_POINTS` points; each stands at the last x of its stretch.
+        At most `MOST_POINTS` points, each at the last x of its segment.
 
     Example:
         >>> xs, ys = thinned([float(step) for step in range(1, 901)], [1.0] * 900)
@@ -234,15 +234,15 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[f
 
 
 def short(value: float, digits: int = 5) -> float:
-    """A number with so many digits that count: what the eye sees, and the same on every machine."""
+    """A number rounded to significant digits, so that drawings are equal on every machine."""
     return float(f"{value:.{digits}g}") + 0.0 if math.isfinite(value) else value
 
 
 def shade(share: float) -> str:
-    """The colour of a share from 0 to 1 on a scale that rises in lightness for every eye.
+    """The colour of a number on the cividis scale, whose lightness increases for every kind of vision.
 
     Args:
-        share: From 0 to 1; what is beyond is taken for the end.
+        share: From 0 to 1; clipped.
 
     Returns:
         "#rrggbb".
@@ -262,7 +262,7 @@ def shade(share: float) -> str:
 
 
 def contrasting(colour: str) -> str:
-    """Black or white, whichever is read better on a colour: always at least 4.5 to 1.
+    """Black or white, whichever has more contrast with a colour: at least 4.5 to 1.
 
     Args:
         colour: "#rrggbb".

@@ -1,4 +1,4 @@
-"""Cells of a study -> its figures: lines, bars, heat maps, and curves on the way."""
+"""Charts of a study: lines, bars, heat maps, and curves of metrics during training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,36 +8,36 @@ from querykey.io.study_folder import Cells
 from querykey.reports.charts.spec import Bars, Chart, HeatMap, Line, Lines, short
 from querykey.reports.verdicts import scores
 
-__all__ = ["figure", "looks_charts"]
+__all__ = ["figure", "training_charts"]
 
 Arms = Sequence[Mapping[str, Any]]
 Three = tuple[float, float, float]
 
-LOOKED = (
-    ("loss", "Loss on the way", "loss"),
-    ("candidates", "What the loss chooses from", "candidates a query"),
-    ("knn", "What it is good for", "online kNN, share right"),
+DURING = (
+    ("loss", "Loss during training", "loss"),
+    ("candidates", "Candidates of the loss", "candidates per query"),
+    ("knn", "Online kNN", "accuracy"),
 )
-"""Of a cell's looks: the loss means little without the number of candidates beside it."""
+"""Metrics during training. The loss depends on the number of candidates, so both are shown."""
 
 ONE_SEED = "One seed each"
 MOST_ARMS = 7
-"""Curves that can be told apart."""
+"""Most curves in a chart: more cannot be distinguished."""
 
 
 def figure(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
-    """A figure that a study asks for.
+    """A figure of a study.
 
     Args:
         wanted: Its kind, title, measures and axes.
-        arms: Where each arm stands in it.
-        cells: What is measured.
+        arms: With their places in it.
+        cells: The measured cells.
 
     Returns:
-        The chart; None while nothing of it is measured.
+        The chart; None if nothing of it is measured.
 
     Raises:
-        StoreError: If it is of a kind that is not known.
+        StoreError: If its kind is unknown.
     """
     arms = [arm for arm in arms if wanted.get("group") in ("", None, arm.get("group"))]
     match wanted["kind"]:
@@ -50,53 +50,52 @@ def figure(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
         case "curves":
             return _curves(wanted, arms, cells)
         case other:
-            raise StoreError(
-                f"a figure of kind {other!r} is not known; there are lines, bars, heat map and curves"
-            )
+            raise StoreError(f"unknown kind of figure {other!r}; known are lines, bars, heat map and curves")
 
 
-def looks_charts(arms: Arms, cells: Cells) -> list[Chart]:
-    """What the monitors saw on the way, a line an arm: the mean of its seeds.
+def training_charts(arms: Arms, cells: Cells) -> list[Chart]:
+    """Metrics during training, a line per arm: the mean over its seeds.
 
     Args:
-        arms: All.
-        cells: What is measured.
+        arms: All arms.
+        cells: The measured cells.
 
     Returns:
-        Charts of those of `LOOKED` that cells have; none where they have no looks, or too many arms have.
+        Charts of those of `DURING` that cells have; none without evaluations during training, or with too
+        many arms.
     """
-    looked = _looked(arms, cells)
-    if not looked or len(looked) > MOST_ARMS:
+    histories = _histories(arms, cells)
+    if not histories or len(histories) > MOST_ARMS:
         return []
     charts: list[Chart] = []
-    for name, title, y in LOOKED:
+    for name, title, y in DURING:
         lines = [
-            line for label, runs in looked.items() if (line := _look_line(label, runs, name)) is not None
+            line for label, runs in histories.items() if (line := _mean_line(label, runs, name)) is not None
         ]
         if lines:
             charts.append(
-                Lines(title=title, x="steps taken", y=y, lines=lines, from_zero=name == "candidates")
+                Lines(title=title, x="training step", y=y, lines=lines, from_zero=name == "candidates")
             )
     return charts
 
 
-def _looked(arms: Arms, cells: Cells) -> dict[str, list[Sequence[Mapping[str, Any]]]]:
-    """Label of each arm that was looked at on the way to the looks of its seeds."""
-    looked = {
+def _histories(arms: Arms, cells: Cells) -> dict[str, list[Sequence[Mapping[str, Any]]]]:
+    """Label of each arm to the evaluations during training of its seeds; arms without them are left out."""
+    histories = {
         str(arm["label"]): [cell["run"]["looks"] for cell in cells.get(arm["name"], {}).values()
                             if len((cell.get("run") or {}).get("looks") or []) > 1]
         for arm in arms
     }  # fmt: skip
-    return {label: runs for label, runs in looked.items() if runs}
+    return {label: runs for label, runs in histories.items() if runs}
 
 
 def _curves(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
     lines = []
     for measure in wanted["measures"]:
-        for label, runs in _looked(arms, cells).items():
+        for label, runs in _histories(arms, cells).items():
             name = f"{label}, {measure}" if len(wanted["measures"]) > 1 else label
-            given = [[_with_highest(look, measure) for look in looks] for looks in runs]
-            if (line := _look_line(name, given, measure)) is not None:
+            given = [[_with_largest(metrics, measure) for metrics in history] for history in runs]
+            if (line := _mean_line(name, given, measure)) is not None:
                 lines.append(line)
     if not lines:
         return None
@@ -106,20 +105,20 @@ def _curves(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None
     )  # fmt: skip
 
 
-def _with_highest(look: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
-    """A look that has, by its name alone, the measure of the highest number."""
-    numbers = [int(name.removeprefix(measure)) for name in look
+def _with_largest(metrics: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
+    """Metrics, with that of the largest number under the prefix alone, for a measure that ends in "_"."""
+    numbers = [int(name.removeprefix(measure)) for name in metrics
                if measure.endswith("_") and name.startswith(measure)]  # fmt: skip
-    return {**look, measure: look[f"{measure}{max(numbers)}"]} if numbers else look
+    return {**metrics, measure: metrics[f"{measure}{max(numbers)}"]} if numbers else metrics
 
 
-def _look_line(label: str, runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> Line | None:
+def _mean_line(label: str, runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> Line | None:
     at: dict[int, list[float]] = {}
-    for looks in runs:
-        for look in looks:
-            # before the first step there is no loss
-            if isinstance(look.get(name), int | float) and not (name == "loss" and look["step"] == 0):
-                at.setdefault(int(look["step"]), []).append(float(look[name]))
+    for history in runs:
+        for metrics in history:
+            # there is no loss before the first step
+            if isinstance(metrics.get(name), int | float) and not (name == "loss" and metrics["step"] == 0):
+                at.setdefault(int(metrics["step"]), []).append(float(metrics[name]))
     steps = sorted(at)
     return (
         Line(label, [float(step) for step in steps], [short(sum(at[s]) / len(at[s])) for s in steps])
@@ -152,20 +151,20 @@ def _lines(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
     lines, several = [], len({arm.get("line") for arm in arms if arm.get("x") is not None}) > 1
     for measure in measures:
         for name in dict.fromkeys(arm.get("line") for arm in arms):
-            own = [arm for arm in arms if arm.get("line") == name and arm.get("x") is not None]
-            are_numbers = all(isinstance(arm["x"], int | float) for arm in own)
+            points = [arm for arm in arms if arm.get("line") == name and arm.get("x") is not None]
+            are_numbers = all(isinstance(arm["x"], int | float) for arm in points)
             if are_numbers:
-                own = sorted(own, key=lambda arm: float(arm["x"]))
+                points = sorted(points, key=lambda arm: float(arm["x"]))
             found = [
                 (float(arm["x"]) if are_numbers else str(arm["x"]), three)
-                for arm in own if (three := _three(cells, arm["name"], measure))
+                for arm in points if (three := _three(cells, arm["name"], measure))
             ]  # fmt: skip
             if found:
                 both = (name if several or len(measures) == 1 else "", measure if len(measures) > 1 else "")
-                words = " ".join(str(word) for word in both if word)
+                label = " ".join(str(part) for part in both if part)
                 xs = [x for x, _ in found]
                 mean, low, high = ([three[i] for _, three in found] for i in range(3))
-                lines.append(Line(words or measure, xs, mean, low, high))
+                lines.append(Line(label or measure, xs, mean, low, high))
     if not lines:
         return None
     return Lines(
@@ -175,34 +174,34 @@ def _lines(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
 
 
 def _bars(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
-    about, bars = _things(wanted["measures"])
+    about, bars = _grouped(wanted["measures"])
     places = [(number, arm) for number in range(len(about)) for arm in arms]
     groups = {
         name: [_three(cells, arm["name"], measures[number]) for number, arm in places]
         for name, measures in bars.items()
     }
-    there = [row for row in range(len(places)) if any(values[row] for values in groups.values())]
-    if not there:
+    measured = [row for row in range(len(places)) if any(values[row] for values in groups.values())]
+    if not measured:
         return None
     labels = [", ".join(filter(None, (about[number], str(arm["label"])))) for number, arm in places]
     return Bars(
-        title=wanted["title"], x=wanted["y"], labels=[labels[row] for row in there],
-        groups={name: [values[row] for row in there] for name, values in groups.items()},
+        title=wanted["title"], x=wanted["y"], labels=[labels[row] for row in measured],
+        groups={name: [values[row] for row in measured] for name, values in groups.items()},
         note=_note(cells, arms),
     )  # fmt: skip
 
 
-def _things(measures: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """What measures are about, and the bars at each place: h and z where several things are asked of both."""
-    asked = [measure.rpartition(" ") for measure in measures]
-    things, rows = list(dict.fromkeys(thing for thing, _, _ in asked)), {row for *_, row in asked}
-    if len(things) > 1 and rows == {"h", "z"} and len(measures) == 2 * len(things):
-        return things, {row: [f"{thing} {row}" for thing in things] for row in ("h", "z")}
+def _grouped(measures: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """(groups, measure of each group per bar): h and z side by side, if every group has both."""
+    parts = [measure.rpartition(" ") for measure in measures]
+    groups, rows = list(dict.fromkeys(group for group, _, _ in parts)), {row for *_, row in parts}
+    if len(groups) > 1 and rows == {"h", "z"} and len(measures) == 2 * len(groups):
+        return groups, {row: [f"{group} {row}" for group in groups] for row in ("h", "z")}
     return [""], {measure: [measure] for measure in measures}
 
 
 def _heat_map(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
-    """Means over seeds; the mean of each row's cells in a column of its own."""
+    """Means over seeds, and the mean of each row in an extra column."""
     placed = [arm for arm in arms if arm.get("row") is not None and arm.get("column") is not None]
     rows = [str(r) for r in dict.fromkeys(arm["row"] for arm in placed)]
     columns = [str(c) for c in dict.fromkeys(arm["column"] for arm in placed)]
@@ -213,11 +212,13 @@ def _heat_map(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | No
         return None
     planned = {(str(arm["row"]), str(arm["column"])) for arm in placed}
     if not any((column, row) in planned for row, column in planned if row != column):
-        at |= {(column, row): mean for (row, column), mean in at.items()}  # of one half: a pair has no order
+        at |= {
+            (column, row): mean for (row, column), mean in at.items()
+        }  # only one half is planned: pairs have no order
     values: list[list[float | None]] = [[at.get((row, column)) for column in columns] for row in rows]
     for row in values:
-        known = [value for value in row if value is not None]
-        row.append(sum(known) / len(known) if known else None)
+        measured = [value for value in row if value is not None]
+        row.append(sum(measured) / len(measured) if measured else None)
     return HeatMap(
         title=wanted["title"], x=wanted["x"], y=wanted["y"], columns=[*columns, "mean"], rows=rows,
         values=values, apart=1, unit=measure, note=f"{_seeds(cells, placed)}.",

@@ -1,4 +1,4 @@
-"""Charts as SVG: Vega renders a specification once, without a browser; what is left out is what Vega adds."""
+"""Charts as SVG: Vega renders a specification without a browser, and superfluous attributes are removed."""
 
 import re
 from functools import cache
@@ -19,7 +19,7 @@ LIGHT = {
     "c0": "#0067a5", "c1": "#c45100", "c2": "#007a58", "c3": "#a1498b", "c4": "#3f8fc4", "c5": "#a87400",
     "c6": "#5c5c66",
 }  # fmt: skip
-"""The colours of a file, which stands on white paper; a page has them as properties of its style."""
+"""The colours of a file, on white; on a page they are CSS properties."""
 
 _EMPTY = re.compile(
     r'<path class="(?:foreground|background)"[^>]*?(?: display="none"| d="M0,0h0v0h0Z")[^>]*/>|<g></g>'
@@ -39,15 +39,15 @@ def as_svg(chart: Chart, *, width: int = FILE_WIDTH, is_file: bool = False, kind
     """Draw a chart.
 
     Args:
-        chart: What it shows.
+        chart: Its content.
         width: In pixels, with axes and legend.
-        is_file: Whether it stands alone, with title, paper and colours; on a page they are the page's.
+        is_file: Whether it is a file, with title, background and colours; on a page the page has them.
         kind: Class of the element, or "".
 
     Returns:
-        An svg element, as an image that its title describes. The same chart gives the same text with the same
-        version of vl-convert. Each mark has an aria-label with its numbers; on a map with pictures also a
-        data-place, the picture's place in the sprite.
+        An svg element of role img, with the title as its label. The same chart gives the same text with the
+        same version of vl-convert. Each mark has an aria-label with its numbers; on a map with pictures also
+        a data-place, the place of the picture in the sprite.
 
     Raises:
         MissingExtraError: If vl-convert is not installed.

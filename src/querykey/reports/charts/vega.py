@@ -1,7 +1,7 @@
-"""Charts as Vega-Lite specifications: the one description that pages and files are rendered from.
+"""Charts as Vega-Lite specifications, from which pages and files are rendered.
 
-Colours are properties of the page, `var(--c0)`, and pass through Vega as they are. Every mark that a
-pointer may find has a description, which becomes its aria-label.
+Colours are CSS properties of the page such as `var(--c0)`, which Vega leaves as they are. Every mark under
+the pointer has a description, which becomes its aria-label.
 """
 
 import math
@@ -29,21 +29,21 @@ __all__ = ["FONT", "vega_lite"]
 Json = dict[str, Any]
 
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
-"""The first is packaged with vl-convert, which measures text with it; the next two are as wide."""
+"""vl-convert contains the first and measures text with it; the next two are equally wide."""
 SHAPES = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-left")
 LETTER = 6.6
-"""Pixels of an average letter at 12 px, to choose the columns of a legend and the angle of labels."""
+"""Average width of a letter at 12 px, for the columns of a legend and the angle of labels."""
 MOST_MARKED = 60
-"""Points of a line that are drawn as marks, and that a pointer finds on a longer line."""
+"""Most points of a line drawn as marks; on a longer line so many respond to the pointer."""
 
 
 def vega_lite(chart: Chart, *, width: int, with_title: bool = False) -> Json:
     """The Vega-Lite specification of a chart.
 
     Args:
-        chart: What it shows.
+        chart: Its content.
         width: Of the drawing with its axes, in pixels.
-        with_title: Whether the title and the paper are drawn: of a file that stands alone.
+        with_title: Whether title and background are drawn, for a file.
 
     Returns:
         JSON of the schema Vega-Lite 6. The same chart gives the same JSON.
@@ -107,7 +107,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _legend(names: Sequence[str], width: int) -> Json | None:
-    """Names beside each other, as many a row as there is room for; None for one name."""
+    """A legend with as many names per row as fit; None for one name."""
     if len(names) < 2:
         return None
     limit = min(260, width - 60)
@@ -116,7 +116,7 @@ def _legend(names: Sequence[str], width: int) -> Json | None:
 
 
 def _named(names: Sequence[str], colours: Sequence[str], shapes: Sequence[str], legend: Json | None) -> Json:
-    """Channels that tell names apart by colour and by shape; equal scales share one legend."""
+    """Colour and shape channels for names; equal scales share one legend."""
     return {
         channel: {
             "field": "name", "type": "nominal", "legend": legend,

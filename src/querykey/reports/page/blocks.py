@@ -1,4 +1,4 @@
-"""What a section of the page is made of; the template knows how each is shown."""
+"""The blocks of a section of the page; the template renders each kind."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,8 +36,8 @@ class VerdictBlock:
     Args:
         ask: The question.
         word: The verdict.
-        because: The numbers that it rests on.
-        published: What others have reported, or "".
+        because: The numbers it rests on.
+        published: The published answer, or "".
     """
 
     ask: str
@@ -49,7 +49,7 @@ class VerdictBlock:
 
 @dataclass(frozen=True)
 class Heading:
-    """The title of what follows."""
+    """A heading."""
 
     text: str
     kind: str = "heading"
@@ -57,7 +57,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Prose:
-    """A paragraph; a quiet one is smaller."""
+    """A paragraph, in small print if `is_quiet`."""
 
     text: str
     is_quiet: bool = False
@@ -69,10 +69,10 @@ class TableBlock:
     """A table.
 
     Args:
-        head: One a column.
+        head: One per column.
         rows: Cells as text.
-        caption: Above it, or "".
-        strong: Rows that stand out, counted from 0.
+        caption: Above the table, or "".
+        strong: Indices of emphasised rows.
     """
 
     head: Sequence[str]
@@ -84,7 +84,7 @@ class TableBlock:
 
 @dataclass(frozen=True)
 class Settings:
-    """Names with values, small and close together."""
+    """Names with values, in small print."""
 
     caption: str
     rows: Sequence[Sequence[str]]
@@ -93,7 +93,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts beside each other, where there is room."""
+    """Charts, side by side where there is room."""
 
     charts: Sequence[Chart]
     kind: str = "charts"
@@ -101,7 +101,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class Code:
-    """What can be typed."""
+    """A command line."""
 
     text: str
     kind: str = "code"
@@ -109,15 +109,15 @@ class Code:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Queries, each with lists of what was found.
+    """Queries, each with lists of answers.
 
     Args:
-        looked: As the template takes them: query, words, and named lists of answers.
-        sheet: Name of the sheet of pictures, or "".
+        queries: As the template needs them: query, note, and named lists of answers.
+        sprite: Name of the sprite of pictures, or "".
     """
 
-    looked: Sequence[dict[str, Any]]
-    sheet: str = ""
+    queries: Sequence[dict[str, Any]]
+    sprite: str = ""
     kind: str = "gallery"
 
 
@@ -129,13 +129,13 @@ class Section:
     """One run or one study.
 
     Args:
-        name: Short; in the names of figures.
-        title: Its heading.
-        about: What it is, in a few words.
-        summary: Plain sentences for the top of the page.
-        blocks: In their order.
-        sheets: Name of a sheet of pictures to its uri, columns, rows and size of a picture in pixels.
-        answers: What was asked.
+        name: Short; part of the file names of figures.
+        title: Heading.
+        about: One line below the heading.
+        summary: Sentences for the top of the page.
+        blocks: In order.
+        sprites: Name of a sprite of pictures to its uri, columns, rows and size of a picture in pixels.
+        answers: Its verdicts.
     """
 
     name: str
@@ -143,18 +143,18 @@ class Section:
     about: str
     summary: Sequence[str]
     blocks: Sequence[Block]
-    sheets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sprites: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: Sequence[VerdictBlock] = ()
 
 
 def number(value: float) -> str:
-    """A number as people write it.
+    """A number with a fitting number of digits.
 
     Args:
         value: Any.
 
     Returns:
-        Three decimals below 10, none from 1,000 on.
+        Three decimals below 10, none for 1,000 and more.
 
     Example:
         >>> number(0.61234), number(12.3), number(50000.0), number(0.0002)
@@ -181,10 +181,10 @@ def signed(value: float) -> str:
 
 
 def made_with(described: Mapping[str, Any]) -> str:
-    """The versions that a record names, in words.
+    """The versions in a record, as text.
 
     Args:
-        described: With "versions", or without.
+        described: The record; "versions" may be missing.
 
     Example:
         >>> made_with({"versions": {"torch": "2.9", "numpy": "2.0"}})
@@ -194,26 +194,26 @@ def made_with(described: Mapping[str, Any]) -> str:
 
 
 def candidates_chart(line: Line) -> Lines:
-    """How many rows the loss chose from, to stand beside the loss.
+    """Number of candidates per query, which the loss depends on.
 
     Args:
-        line: Candidates of a query over the steps.
+        line: Candidates per query over the steps.
     """
     return Lines(
-        title="What the loss chooses from", x="steps taken", y="candidates a query", lines=[line],
+        title="Candidates of the loss", x="training step", y="candidates per query", lines=[line],
         from_zero=True,
     )  # fmt: skip
 
 
 def settings_table(caption: str, settings: dict[str, Any]) -> Settings:
-    """Settings by name, each with its value; tables in them are laid flat.
+    """Settings with dotted names and their values.
 
     Args:
-        caption: Above it.
+        caption: Above the table.
         settings: As JSON.
 
     Returns:
-        They, sorted by name.
+        The table, sorted by name.
 
     Example:
         >>> settings_table("", {"loss": {"kind": "nca"}, "dim": None, "steps": 5}).rows

@@ -1,4 +1,4 @@
-"""What `querykey evaluate --out` left in a run's folder -> comparison with every baseline."""
+"""Blocks on the evaluations that `querykey evaluate --out` wrote into a run's folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from querykey.reports.verdicts import verdict
 __all__ = ["evaluation_blocks", "evaluations", "judged"]
 
 OURS = ("adapter", "h")
-"""What is judged: the row of an adapter's evaluation, or of a pretraining's."""
+"""The method that gets a verdict: of an adapter's evaluation, or of a pretraining's."""
 NAMES = {
     "no_memory": "no memory", "pca": "PCA", "pca_uncentred": "PCA, uncentred", "whitened_pca": "whitened PCA",
     "lda": "LDA", "random_projection": "random projection",
@@ -35,21 +35,21 @@ def evaluations(folder: Path) -> dict[str, dict[str, Any]]:
         folder: Of a run.
 
     Returns:
-        File name to what it holds; JSON files that are none are passed over.
+        File name to content; other JSON files are skipped.
     """
     found = {}
     for file in sorted(folder.glob("*.json")):
         try:
-            said = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(said, dict) and {"protocol", "references", "methods"} <= set(said):
-            found[file.name] = said
+        if isinstance(content, dict) and {"protocol", "references", "methods"} <= set(content):
+            found[file.name] = content
     return found
 
 
 def judged(found: Mapping[str, Any]) -> list[VerdictBlock]:
-    """Whether the run is better than what it is compared with, under the first metric.
+    """Whether the run is better than each reference, by the first metric.
 
     Args:
         found: An evaluation.
@@ -109,24 +109,24 @@ def evaluation_blocks(name: str, found: Mapping[str, Any]) -> list[Block]:
     methods, about = found["methods"], found["protocol"]
     metrics = list(dict.fromkeys(m for row in methods.values() for m in row["metrics"]))
     on = (about.get("on") or {}).get("spec")
-    asked = f"{about['asked']:,} queries" if isinstance(about.get("asked"), int) else "queries"
+    counted = f"{about['asked']:,} queries" if isinstance(about.get("asked"), int) else "queries"
     where = f" on {on}" if on else ""
     blocks: list[Block] = [
-        Heading("Beside every baseline"),
+        Heading("Comparison with baselines"),
         Prose(
-            f"From {name}: {asked}{where}. Intervals are 95% bootstrap intervals over queries; a difference "
-            "is paired, query by query."
+            f"From {name}: {counted}{where}. Intervals are 95% bootstrap intervals over queries; differences "
+            "are paired, query by query."
         ),
     ]
     if not metrics:
-        return [*blocks, Prose("It measured nothing that could be compared.")]
+        return [*blocks, Prose("It has no metric to compare.")]
     first = metrics[0]
     shown = [(method, row["metrics"][first]) for method, row in methods.items() if first in row["metrics"]]
     blocks.append(Charts([Bars(
-        title=f"{first} beside the baselines", x=first, labels=[NAMES.get(m, m) for m, _ in shown],
+        title=f"{first} of all methods", x=first, labels=[NAMES.get(m, m) for m, _ in shown],
         groups={first: [(c["mean"], c["low"], c["high"]) for _, c in shown]},
         strong=OURS,
-        note="Whiskers are 95% intervals over queries; the paired differences below tell more.",
+        note="Whiskers are 95% intervals over queries; the paired differences below are more precise.",
     )]))  # fmt: skip
     blocks += [_means(methods, metrics), _differences(methods, first, found["references"])]
     return blocks

@@ -1,4 +1,4 @@
-"""What stored embeddings show -> blocks: comparison and maps."""
+"""Blocks on stored embeddings: comparison of sides, and maps."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,44 +27,45 @@ CLASSES = 6
 """Coloured on a map: the largest; more colours cannot be told apart."""
 
 
-def gathered_answer(seen: "Gathered") -> VerdictBlock | None:
-    """Whether the adapted rows find more than the frozen ones.
+def gathered_answer(gathered: "Gathered") -> VerdictBlock | None:
+    """Whether retrieval with the adapted rows is better than with the frozen ones.
 
     Args:
-        seen: What features show.
+        gathered: Results on the features.
 
     Returns:
-        The verdict; None where nothing says what is right, or there is one side.
+        The verdict; None without labels or pairs, or with one side only.
     """
-    if not seen.found.compared or seen.found.compared[0].difference is None:
+    if not gathered.found.compared or gathered.found.compared[0].difference is None:
         return None
-    first = seen.found.compared[0]
+    first = gathered.found.compared[0]
     before, after = first.sides[0].mean, first.sides[-1].mean
-    where = "on the rows it was fitted on" if seen.is_fitted_on else f"on {seen.spec}"
+    where = "on the rows it was fitted on" if gathered.is_fitted_on else f"on {gathered.spec}"
     assert first.difference is not None
     return verdict_of(
-        f"Do the adapted rows find more than the frozen ones, {where}?", first.name, after, before,
-        first.difference.as_dict(),
+        f"Is retrieval with the adapted rows better than with the frozen ones, {where}?", first.name, after,
+        before, first.difference.as_dict(),
     )  # fmt: skip
 
 
-def compared_blocks(seen: "Gathered") -> list[Block]:
+def compared_blocks(gathered: "Gathered") -> list[Block]:
     """The metrics of each side, with intervals.
 
     Args:
-        seen: What features show.
+        gathered: Results on the features.
 
     Returns:
         Blocks; none where nothing was measured.
     """
-    compared = seen.found.compared
+    compared = gathered.found.compared
     if not compared:
         return []
-    if seen.found.kind == "neighbours":
+    if gathered.found.kind == "neighbours":
         kept = compared[0].sides[0]
         words = (
-            f"Nothing says which answer is right, so this is how much stayed: of a row's ten nearest frozen "
-            f"rows, {kept.mean:.0%} [{kept.low:.0%}, {kept.high:.0%}] are still among its ten nearest."
+            f"Without labels or pairs there are no scores, only the overlap: of the ten nearest frozen rows "
+            f"of a row, {kept.mean:.0%} [{kept.low:.0%}, {kept.high:.0%}] are among its ten nearest adapted "
+            "rows."
         )
         return [Heading("Before and after"), Prose(words)]
     rows = []
@@ -73,50 +74,56 @@ def compared_blocks(seen: "Gathered") -> list[Block]:
         d = one.difference
         apart = [] if d is None else [f"{signed(d.mean)} [{signed(d.low)}, {signed(d.high)}]"]
         rows.append([one.name, *sides, *apart])
-    head = ["metric [95%]", *seen.sides, *(["difference [95%]"] if len(seen.sides) > 1 else [])]
-    what = "each query among the items" if seen.found.kind == "pairs" else "each item among the others"
-    caption = f"{seen.found.asked:,} queries, {what}; intervals: bootstrap over queries"
-    title = "Before and after" if len(seen.sides) > 1 else "What neighbours tell"
+    head = ["metric [95%]", *gathered.sides, *(["difference [95%]"] if len(gathered.sides) > 1 else [])]
+    what = "each query among the items" if gathered.found.kind == "pairs" else "each item among the others"
+    caption = f"{gathered.found.asked:,} queries, {what}; intervals: bootstrap over queries"
+    title = "Before and after" if len(gathered.sides) > 1 else "Retrieval"
     blocks: list[Block] = [Heading(title), TableBlock(head, rows, caption)]
-    if seen.is_fitted_on:
+    if gathered.is_fitted_on:
         blocks.append(Prose(
-            "These are the rows that the adapter was fitted on, so it does better here than on new ones; "
-            "give others with --features, or measure with querykey evaluate.", is_quiet=True,
+            "The adapter was fitted on these rows, so it scores higher here than on new ones; give others "
+            "with --features, or measure with querykey evaluate.", is_quiet=True,
         ))  # fmt: skip
     return blocks
 
 
-def map_blocks(seen: "Gathered", sheet: str) -> list[Block]:
-    """Maps of the embeddings beside each other.
+def map_blocks(gathered: "Gathered", sprite: str) -> list[Block]:
+    """Maps of the embeddings, side by side.
 
     Args:
-        seen: What features show.
-        sheet: Name of the sheet of pictures.
+        gathered: Results on the features.
+        sprite: Name of the sprite of pictures.
 
     Returns:
         Blocks.
     """
-    words = [_words(seen.features, item) for item in seen.mapped]
-    groups = _groups(seen.features, seen.mapped)
-    pictures = [] if seen.sheet is None else [seen.sheet.place.get(item, -1) for item in seen.mapped]
+    words = [_words(gathered.features, item) for item in gathered.mapped]
+    groups = _groups(gathered.features, gathered.mapped)
+    pictures = (
+        [] if gathered.sprite is None else [gathered.sprite.place.get(item, -1) for item in gathered.mapped]
+    )
     charts = []
-    for one in seen.maps:
+    for one in gathered.maps:
         size = float(one.places.abs().max()) or 1.0
         places = [(short(x / size, 4), short(y / size, 4)) for x, y in one.places.tolist()]
         charts.append(Points(
             title=f"Map: {one.title}", x=one.x, y=one.y, groups=groups, places=places, words=words,
-            pictures=pictures, sheet=sheet if pictures else "",
+            pictures=pictures, sprite=sprite if pictures else "",
         ))  # fmt: skip
-    which = "all" if len(seen.mapped) == len(seen.features) else f"{len(seen.mapped):,} drawn of"
+    which = (
+        "all"
+        if len(gathered.mapped) == len(gathered.features)
+        else f"{len(gathered.mapped):,} random ones of"
+    )
     text = (
-        f"{which} {len(seen.features):,} items. A map keeps what two axes can keep: far apart on it is far "
-        "apart, close together may not be close."
+        f"{which} {len(gathered.features):,} items. A map has two of many dimensions: distant points are "
+        "distant, near points may not be near."
     )
     return [Heading("The embedding as a map"), Prose(text[0].upper() + text[1:]), Charts(charts)]
 
 
 def _groups(features: "Features", mapped: Sequence[int]) -> dict[str, Sequence[int]]:
-    """Points by class: the largest classes, and all others last."""
+    """Points by class: the largest classes, and the others together as the last group."""
     if features.labels is None:
         return {"items": list(range(len(mapped)))}
     by_class: dict[int, list[int]] = {}

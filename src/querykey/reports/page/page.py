@@ -1,7 +1,7 @@
-"""The page: sections of runs and studies in one HTML file that needs nothing else.
+"""The page: sections of runs and studies in one self-contained HTML file.
 
-Each chart is drawn twice as SVG, for a narrow and for a wide column. The page's style shows the one that
-fits, so that text is never scaled. A short script shows the numbers of the mark at the pointer.
+Each chart is rendered twice as SVG, for a narrow and for a wide column. CSS shows the one that fits, so that
+text is never scaled. A short script shows the numbers of the mark under the pointer.
 """
 
 import re
@@ -22,30 +22,28 @@ from querykey.reports.page.study import study_section
 __all__ = ["figures_of", "render", "sections_of"]
 
 NARROW, WIDE, ALONE = 316, 470, 700
-"""Pixels of a chart: on a telephone 390 px wide, in one of two columns, and in a column alone."""
+"""Width of a chart in pixels: on a phone 390 px wide, in one of two columns, in a single column."""
 
 
 def sections_of(folders: Sequence[Path], *, features: str | None = None) -> list[Section]:
     """Read runs and studies.
 
     Args:
-        folders: Of adapters, of pretrainings and of studies.
-        features: What the one run among them is looked at with; None: what an adapter was fitted on.
+        folders: Of adapters, pretraining runs and studies.
+        features: Features on which the only run among them is shown; None: those an adapter was fitted on.
 
     Returns:
-        A section each, in the order given, each with a name of its own.
+        One section per folder, in their order, with unique names.
 
     Raises:
-        MissingPathError: If a folder is not there, or the features of an adapter are not.
+        MissingPathError: If a folder or the features of an adapter do not exist.
         SourceError: If a folder is neither a run nor a study.
         StoreError: If a file in it is damaged.
-        ConfigError: If features are given and there is not one run that they could be of.
+        ConfigError: If features are given, and there is not exactly one run.
     """
     runs = [folder for folder in folders if not is_study(folder)]
     if features is not None and len(runs) != 1:
-        raise ConfigError(
-            f"--features is for a report of one run; there are {len(runs)} among what was given"
-        )
+        raise ConfigError(f"--features is for a report of one run; {len(runs)} are given")
     readers = [_reader(folder, features) for folder in folders]
     sections: list[Section] = []
     for read in readers:
@@ -58,7 +56,7 @@ def render(sections: Sequence[Section], *, command: str) -> str:
 
     Args:
         sections: At least one.
-        command: What was typed to make it.
+        command: Command line that made it.
 
     Returns:
         HTML; the same for the same sections and versions of vl-convert and Jinja2.
@@ -79,7 +77,7 @@ def render(sections: Sequence[Section], *, command: str) -> str:
 
 
 def _drawings(chart: Chart, beside: int) -> str:
-    """A chart for a narrow and for a wide column, which is wider where no other chart stands beside it."""
+    """A chart for a narrow and for a wide column; a chart without a neighbour is wider."""
     widths = {"narrow": NARROW, "broad": WIDE if beside > 1 else ALONE}
     return "".join(as_svg(chart, width=width, kind=f"drawing {kind}") for kind, width in widths.items())
 
@@ -91,7 +89,7 @@ def figures_of(sections: Sequence[Section]) -> dict[str, str]:
         sections: Of a page.
 
     Returns:
-        File name to its text: the section's name and the chart's number in it.
+        File name (the section's name and the chart's number) to SVG.
     """
     figures: dict[str, str] = {}
     counts: dict[str, int] = {}
@@ -102,12 +100,12 @@ def figures_of(sections: Sequence[Section]) -> dict[str, str]:
 
 
 def _reader(folder: Path, features: str | None) -> Callable[[set[str]], Section]:
-    """What reads a folder, given the names that are taken.
+    """A function from the names in use to the section of a folder.
 
-    Only its kind is looked at here, so that no long work begins before a mistake is told.
+    It only checks the kind of the folder, so that errors are raised before any long computation.
     """
     if is_study(folder):
-        return lambda taken: _renamed(study_section(folder), taken)
+        return lambda used: _renamed(study_section(folder), used)
     if (folder / ADAPTER).is_file():
 
         def gather_adapter() -> Any:
@@ -115,7 +113,7 @@ def _reader(folder: Path, features: str | None) -> Callable[[set[str]], Section]
 
             return gather(folder, features)
 
-        return lambda taken: adapter_section(folder, gather_adapter, name=_free(folder.name, taken))
+        return lambda used: adapter_section(folder, gather_adapter, name=_free(folder.name, used))
     if (folder / RUN).is_file() and read_described(folder / RUN).get("format") == FORMAT:
 
         def gather_encoder() -> Any:
@@ -125,7 +123,7 @@ def _reader(folder: Path, features: str | None) -> Callable[[set[str]], Section]
             return gather(folder, features)
 
         given = None if features is None else gather_encoder
-        return lambda taken: pretraining_section(folder, given, name=_free(folder.name, taken))
+        return lambda used: pretraining_section(folder, given, name=_free(folder.name, used))
     if not folder.exists():
         raise MissingPathError(f"there is nothing at {folder}; give the folder of a run or of a study")
     raise SourceError(
@@ -134,14 +132,14 @@ def _reader(folder: Path, features: str | None) -> Callable[[set[str]], Section]
     )
 
 
-def _renamed(section: Section, taken: set[str]) -> Section:
-    return replace(section, name=_free(section.name, taken))
+def _renamed(section: Section, used: set[str]) -> Section:
+    return replace(section, name=_free(section.name, used))
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """A name that can stand in an id and in a file's name, and that no section has."""
+def _free(name: str, used: set[str]) -> str:
+    """A name that is valid as an id and as a file name, and not in use."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "section"
-    return next(one for one in (slug, *(f"{slug}-{n}" for n in range(2, len(taken) + 3))) if one not in taken)
+    return next(one for one in (slug, *(f"{slug}-{n}" for n in range(2, len(used) + 3))) if one not in used)
 
 
 def _charts(sections: Sequence[Section]) -> list[tuple[Section, Chart]]:

@@ -1,4 +1,4 @@
-"""The command line that makes a run again, from what its run.json says."""
+"""The command line that reproduces a run, from its run.json."""
 
 import json
 import shlex
@@ -12,7 +12,7 @@ __all__ = ["adapt_command", "pretrain_command", "study_command"]
 
 LENGTHS = ("minutes", "epochs", "steps")
 MEASURED = ("steps", "precision", "layout")
-"""What a pretraining chose by measuring: a second run is to choose the same."""
+"""Settings that a pretraining run chose by timing; the command fixes them."""
 
 
 def adapt_command(described: Mapping[str, Any]) -> str:
@@ -22,7 +22,7 @@ def adapt_command(described: Mapping[str, Any]) -> str:
         described: run.json of an adapter.
 
     Returns:
-        `querykey adapt ...`, with what differs from the defaults.
+        `querykey adapt ...`, with the settings that differ from the defaults.
 
     Example:
         >>> print(adapt_command({"settings": {"dim": 8}, "features": {"at": {"spec": "F"}}, "threads": 2}))
@@ -30,14 +30,14 @@ def adapt_command(described: Mapping[str, Any]) -> str:
     """
     from querykey.runs.adapter_settings import parse_run
 
-    default, said = parse_run({}).model_dump(mode="json"), described["settings"]
+    default, given = parse_run({}).model_dump(mode="json"), described["settings"]
     at = described["features"].get("at") or {"spec": "FEATURES"}
     words = ["querykey", "adapt", at["spec"], "--out", "NEW-FOLDER"]
     words += _options(at, ("column", "pair_column", "split"))
-    words += _options(said, ("dim", "labels", "side", "seed"), default)
-    words += ["--pairs"] if said.get("pairs") else []
+    words += _options(given, ("dim", "labels", "side", "seed"), default)
+    words += ["--pairs"] if given.get("pairs") else []
     own = {"dim", "labels", "side", "seed", "pairs"}
-    flat, usual = dotted(said), dotted(default)
+    flat, usual = dotted(given), dotted(default)
     words += _settings(
         {k: v for k, v in flat.items() if k not in own and v is not None and v != usual.get(k)}
     )
@@ -51,7 +51,7 @@ def pretrain_command(described: Mapping[str, Any]) -> str:
         described: run.json of a pretraining.
 
     Returns:
-        `querykey pretrain ...`: what was asked for, and what was measured then.
+        `querykey pretrain ...`, with the settings that were given, and those that were chosen by timing.
     """
     from querykey.pretraining.settings.settings import PretrainSettings
 
@@ -69,13 +69,13 @@ def pretrain_command(described: Mapping[str, Any]) -> str:
 
 
 def study_command(described: Mapping[str, Any]) -> str:
-    """The command that asks the same of the same data.
+    """The command that runs the same study on the same data.
 
     Args:
         described: study.json.
 
     Returns:
-        `querykey study ...`; its length is measured anew, so that another machine takes other steps.
+        `querykey study ...`; with `--minutes` another machine may run another number of steps.
 
     Example:
         >>> train = {"spec": "photos", "split": "train"}
@@ -101,7 +101,7 @@ def study_command(described: Mapping[str, Any]) -> str:
 
 
 def _dotted() -> dict[str, str]:
-    """A setting's name to the key that says it, asked of the run file's own reading of each key."""
+    """Setting to its dotted key in a run file, found by reading a run file with each key."""
     from pydantic import BaseModel
 
     from querykey.runs.pretrain_settings import PretrainRun
@@ -112,14 +112,14 @@ def _dotted() -> dict[str, str]:
         if not isinstance(model, BaseModel):
             continue
         for key in type(model).model_fields:
-            # 0 stands for any value: only where it goes is looked at
+            # the value does not matter, only the setting it arrives in
             inside: dict[str, Any] = {key: 0}
             whole: dict[str, Any] = {table: type(model).model_construct(**inside)}
             run = PretrainRun.model_construct(**whole)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                (said,) = run.as_settings().items()
-            names[next(iter(dotted(dict([said]))))] = f"{table}.{key}"
+                (given,) = run.as_settings().items()
+            names[next(iter(dotted(dict([given]))))] = f"{table}.{key}"
     return names
 
 

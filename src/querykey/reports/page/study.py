@@ -1,4 +1,4 @@
-"""A study's folder -> its section: questions with verdicts, figures, the published numbers beside its own."""
+"""The section of a study: questions with verdicts, figures, and the published numbers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from querykey.io.study_folder import Cells, StoredStudy, measures_of, open_study, raises_study_error
 from querykey.reports.charts.spec import Chart
-from querykey.reports.charts.study import figure, looks_charts
+from querykey.reports.charts.study import figure, training_charts
 from querykey.reports.page.blocks import (
     Block,
     Charts,
@@ -26,19 +26,19 @@ from querykey.reports.verdicts import answers, scores
 __all__ = ["study_section"]
 
 NAMED = 8
-"""Arms that are named where many are missing."""
+"""Arms that are named, if many are missing."""
 RULE = (
-    "The rule was fixed before anything ran: yes where the 95% interval of the paired difference, over seeds "
-    "or of adapters over queries, lies above 0, no where it lies below, can't tell otherwise, and with fewer "
-    "than two seeds."
+    "The rule was fixed before the first run: yes where the 95% interval of the paired difference (over "
+    "seeds; for adapters over queries) lies above 0, no where it lies below, else can't tell. One seed can't "
+    "tell."
 )
 
 
 def study_section(folder: Path) -> Section:
-    """A study as far as it is done.
+    """A study as far as it is measured.
 
     Args:
-        folder: With study.json and, from its first cell on, records.jsonl.
+        folder: With study.json and, after the first cell, records.jsonl.
 
     Returns:
         The section.
@@ -59,15 +59,15 @@ def _section(stored: StoredStudy) -> Section:
     drawn = [chart for one in figures if (chart := figure(one, arms, cells)) is not None]
     blocks: list[Block] = [Prose(f"{study['source']}. Measured here: {study['measured']}.", is_quiet=True)]
     unfinished = _unfinished(study, cells)
-    blocks += [Prose(words) for words in unfinished]
+    blocks += [Prose(text) for text in unfinished]
     if verdicts:
         blocks += [Heading("Verdicts"), *verdicts, Prose(RULE, is_quiet=True)]
     blocks += [Charts([chart]) for chart in drawn]
     blocks += _numbers(study, cells, measures_of(study))
-    looks = looks_charts(arms, cells)
-    if looks:
-        blocks += [Heading("On the way"), Charts(looks)]
-    blocks += [Heading("What this can and can't show"), Prose(str(study["caveat"]))]
+    during = training_charts(arms, cells)
+    if during:
+        blocks += [Heading("During training"), Charts(during)]
+    blocks += [Heading("Limits"), Prose(str(study["caveat"]))]
     blocks += _repeat(study, cells)
     return Section(
         str(study["name"]), str(study["title"]), str(study["asks"]),
@@ -76,23 +76,27 @@ def _section(stored: StoredStudy) -> Section:
 
 
 def _unfinished(study: Mapping[str, Any], cells: Cells) -> list[str]:
-    """What keeps a reader from taking the numbers for what was planned."""
+    """Sentences on what is missing: a trial run, or cells that are not measured."""
     planned = {str(arm["label"]): int(arm.get("seeds") or 1) for arm in study["arms"]}
     done = {str(arm["label"]): len(cells.get(arm["name"], {})) for arm in study["arms"]}
     lines = []
     if study.get("is_trial"):
-        lines.append("A trial: a few steps on a few rows, to see that all works. Its numbers say nothing.")
+        lines.append(
+            "A trial run: a few steps on a few rows, to test that everything works. Its numbers mean nothing."
+        )
     missing = [f"{label} ({done[label]} of {n} seeds)" for label, n in planned.items() if done[label] < n]
     if missing:
         count = sum(min(done[label], n) for label, n in planned.items())
         lines.append(f"Not finished: {count} of {sum(planned.values())} cells are measured.")
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        lines.append(f"Still missing: {', '.join(missing[:NAMED])}{more}. What follows is of what is there.")
+        lines.append(
+            f"Still missing: {', '.join(missing[:NAMED])}{more}. The results below are of the measured cells."
+        )
     return lines
 
 
 def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) -> list[Block]:
-    """Own numbers, and the published ones beside them where an arm has the same name."""
+    """Results, and the published ones next to those of arms with the same name."""
     rows = []
     for arm in study["arms"]:
         found = [scores(cells, arm["name"], measure) for measure in measures]
@@ -100,21 +104,21 @@ def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) ->
             seeds = sorted({seed for values in found for seed in values})
             rows.append([str(arm["label"]), *map(_spread, found), str(len(seeds))])
     blocks: list[Block] = [Heading("Numbers")]
-    if rows and not all(arm.get("row") for arm in study["arms"]):  # a heat map shows them all
+    if rows and not all(arm.get("row") for arm in study["arms"]):  # a heat map shows all of them
         caption = "Mean over seeds, lowest to highest in brackets"
         blocks.append(TableBlock(["arm", *measures, "seeds"], rows, caption))
     published = study.get("published")
     if published and published.get("rows"):
-        own = {
-            str(arm[word]): scores(cells, arm["name"], measures[0])
-            for arm in study["arms"] for word in ("name", "label") if measures
+        here = {
+            str(arm[key]): scores(cells, arm["name"], measures[0])
+            for arm in study["arms"] for key in ("name", "label") if measures
         }  # fmt: skip
-        beside = [[str(row[0]), ", ".join(map(str, row[1:])), _spread(own.get(str(row[0]), {}))]
+        beside = [[str(row[0]), ", ".join(map(str, row[1:])), _spread(here.get(str(row[0]), {}))]
                   for row in published["rows"]]  # fmt: skip
         head = ["published", str(published["what"]), f"here, {measures[0]}" if measures else "here"]
         if not any(row[2] for row in beside):
             head, beside = head[:2], [row[:2] for row in beside]
-        blocks.append(TableBlock(head, beside, "The published numbers: another scale, so compare the order"))
+        blocks.append(TableBlock(head, beside, "Published results, at another scale: compare the order"))
     return blocks
 
 
@@ -129,15 +133,15 @@ def _spread(values: Mapping[int, float]) -> str:
 
 def _repeat(study: Mapping[str, Any], cells: Cells) -> list[Block]:
     data, budget = study.get("data") or {}, study.get("budget") or {}
-    blocks: list[Block] = [Heading("How to repeat it"), Code(study_command(study))]
+    blocks: list[Block] = [Heading("How to reproduce it"), Code(study_command(study))]
     if budget.get("words"):
-        blocks.append(Prose(f"Its length: {budget['words']}.", is_quiet=True))
+        blocks.append(Prose(f"Length: {budget['words']}.", is_quiet=True))
     if data.get("fingerprint"):
         blocks.append(Prose(f"Fingerprint of the data: {data['fingerprint']}", is_quiet=True))
     every = [cell for seeds in cells.values() for cell in seeds.values()]
-    kept = _same([cell.get("settings") or {} for cell in every])
-    if kept:
-        blocks.append(settings_table("Settings that all arms share", kept))
+    shared = _same([cell.get("settings") or {} for cell in every])
+    if shared:
+        blocks.append(settings_table("Settings of all arms", shared))
     found = sorted({made_with(cell) for cell in every if cell.get("versions")})
     blocks += [Prose(f"Measured with {words}.", is_quiet=True) for words in found]
     return blocks

@@ -1,4 +1,4 @@
-"""The studies there are, by name."""
+"""The papers' studies by name; the modules `results_*` hold those of docs/results.md."""
 
 from querykey.studies.catalogue.adapters import ADAPTER
 from querykey.studies.catalogue.dictionaries import BATCH_NORM, DICTIONARY_SIZE, MOMENTUM

@@ -1,4 +1,4 @@
-"""Adapters of a frozen model: how narrow, which loss, which keys, how much memory, what it holds."""
+"""Adapters of a frozen model: width, loss, selection of candidates, memory, initialisation."""
 
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ __all__ = ["ADAPTER"]
 _DIMS = (16, 32, 64, 128, 256)
 _DIM = 64
 _CLAIMED = (16, _DIM)
-"""Widths that the questions are about: they have three seeds, the others one."""
+"""Widths in the questions: they have three seeds, the others one."""
 _PAPERS = "the paper's L1"
 _LINES = {"adapter": "adapter", "pca": "PCA", "random_projection": "random projection"}
 _BASELINES = {
@@ -57,8 +57,8 @@ _DEFAULT = f"adapter, {_DIM}"
 
 ADAPTER = Study(
     name="adapter",
-    title="An adapter of frozen features: width, loss, selection, memory, start",
-    asks="Is an adapter better than a projection of the same width, and what of it counts?",
+    title="An adapter of frozen features: width, loss, selection, memory, initialisation",
+    asks="Is an adapter better than a projection of the same width, and which of its parts matter?",
     needs="features",
     source="S-XBM (SMEC), arXiv:2510.12474",
     published=Published(
@@ -67,9 +67,9 @@ ADAPTER = Study(
               ("Search-Adaptor", "51.6 57.1 59.3"), ("first coordinates", "49.2 53.9 55.5"),
               ("all 3,072, nothing adapted", "57.0")),
     ),
-    caveat="One frozen model and one data set at a time: what holds for few broad classes need not hold for "
-    "many fine ones, or for documents without labels. Adapters end no worse than their start on rows "
-    "they hold out.",
+    caveat="One frozen model and one data set: results on a few coarse classes may not hold for many fine "
+    "ones, or for documents without labels. On its validation rows an adapter is never worse than "
+    "its initialisation.",
     arms=(
         Arm(name="frozen", label="frozen, full width", kind="baseline", group=_AT_DIM,
             settings={"projection": "frozen"}),
@@ -101,9 +101,10 @@ ADAPTER = Study(
                 SCORE),
         exceeds("Is a memory of features better than one of projections?", _DEFAULT, "memory of projections",
                 SCORE, "yes: projections halve R@1 (another study)"),
-        exceeds("Are the hardest rows alone better than drawn rows?", "32 hardest negatives, none drawn",
+        exceeds("Are the hardest rows alone better than random rows?", "32 hardest negatives, none drawn",
                 "no hardest rows", SCORE, "yes, on other data (S-XBM)"),
-        exceeds("Is a start from PCA better than an orthogonal one?", _DEFAULT, "orthogonal start", SCORE),
+        exceeds("Is initialisation by PCA better than orthogonal initialisation?", _DEFAULT,
+                "orthogonal start", SCORE),
         exceeds("Is distillation better than the paper's L1, at 64 dimensions?", _DEFAULT,
                 f"{_PAPERS}, {_DIM}", SCORE),
         exceeds("Is the paper's L1 better than PCA, at 64 dimensions?", f"{_PAPERS}, {_DIM}", "PCA, 64",
@@ -112,7 +113,7 @@ ADAPTER = Study(
     figures=(
         Figure(kind="lines", title="Retrieval against the width", measures=(SCORE,),
                x="dimensions", y="R@1, or NDCG@10 of documents", log_x=True),
-        Figure(kind="bars", title="What differs from the default at 64 dimensions", measures=(SCORE,),
+        Figure(kind="bars", title="Variants of the default at 64 dimensions", measures=(SCORE,),
                y="R@1, or NDCG@10 of documents", group=_AT_DIM),
     ),
     measured="R@1 of test rows with labels, NDCG@10 of queries among documents",

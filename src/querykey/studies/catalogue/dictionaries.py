@@ -1,4 +1,4 @@
-"""Queues, banks and key encoders: how many keys, how slow an encoder, whose batch norm."""
+"""Queues, memory banks and key encoders: number of keys, momentum, batch norm."""
 
 from typing import Any
 
@@ -19,17 +19,17 @@ def _momentum(value: float) -> Arm:
 
 MOMENTUM = Study(
     name="momentum",
-    title="How slowly the key encoder should follow",
-    asks="How slowly must the key encoder follow, and can it be too slow?",
+    title="Momentum of the key encoder",
+    asks="How large must the momentum of the key encoder be, and can it be too large?",
     source="MoCo, arXiv:1911.05722, sec. 4.1",
     published=Published(
         what="linear accuracy on ImageNet, ResNet-50, 4,096 keys, %",
         rows=(("0", "does not converge"), ("0.9", "55.2"), ("0.99", "57.8"), ("0.999", "59.0"),
               ("0.9999", "58.9")),
     ),
-    caveat="What counts is the half-life of the key encoder, ln 2 / (1 - m) steps, against the length of the "
-    "run: 69 steps at 0.99, 693 at 0.999, 6,931 at 0.9999. A run of minutes moves the best momentum "
-    "down, and 0.9999 keeps its first keys to the end.",
+    caveat="What matters is the half-life of the key encoder, ln 2 / (1 - m) steps, relative to the length"
+    " of the run: 69 steps at 0.99, 693 at 0.999, 6,931 at 0.9999. In a run of minutes the best "
+    "momentum is lower, and at 0.9999 the key encoder hardly leaves its initial weights.",
     arms=tuple(_momentum(value) for value in (0.0, 0.9, 0.99, 0.999, 0.9999)),
     questions=(
         exceeds("Is 0.99 better than 0?", "momentum 0.99", "momentum 0", "kNN h",
@@ -59,8 +59,8 @@ def _keys(method: str, line: str, count: int, *, seeds: int, **settings: Any) ->
 
 DICTIONARY_SIZE = Study(
     name="dictionary-size",
-    title="How many keys, by mechanism",
-    asks="Are more keys better, and does it matter who keeps them?",
+    title="Number of keys, per mechanism (queue, memory bank, in-batch)",
+    asks="Are more keys better, and does the mechanism that stores them matter?",
     source="MoCo, arXiv:1911.05722, fig. 3",
     published=Published(
         what="linear accuracy on ImageNet, ResNet-50, %",
@@ -68,9 +68,9 @@ DICTIONARY_SIZE = Study(
               ("memory bank", "50.0 52.0 54.1 56.5 57.8 58.0"),
               ("end-to-end, 256 to 1,024", "54.9 56.4 57.3")),
     ),
-    caveat="Ten classes leave one key in ten of a query's own class, whatever their number; so the curves "
-    "are flatter than on a thousand classes. The end-to-end arms have batches as large as their "
-    "dictionaries, and see equal images in fewer steps.",
+    caveat="With ten classes one key in ten is of the query's class, whatever the number of keys, so the "
+    "curves are flatter than with a thousand classes. The end-to-end arms have batches as large as "
+    "their dictionaries, so the same number of images takes fewer steps.",
     arms=(
         *(_keys("moco", "MoCo", count, seeds=3, capacity=count) for count in (64, 256, 1024, 4096)),
         *(_keys("memory-bank", "memory bank", count, seeds=seeds, contrast="info_nce", negatives=count)
@@ -90,7 +90,7 @@ DICTIONARY_SIZE = Study(
     ),
     figures=(
         Figure(kind="lines", title="kNN of h against the number of keys", measures=("kNN h",),
-               x="keys that a query is compared with", y="kNN of h", log_x=True),
+               x="keys per query", y="kNN of h", log_x=True),
     ),
     images=IMAGES,
     measured="kNN of h",
@@ -104,16 +104,16 @@ def _norm(name: str, **settings: Any) -> Arm:
 BATCH_NORM = Study(
     name="batch-norm",
     title="Which batch-norm variant the key encoder uses",
-    asks="Does batch norm tell a query which key is its own, and what helps?",
+    asks="Do batch-norm statistics reveal which key is the positive, and what prevents it?",
     source="MoCo, arXiv:1911.05722, app. A.9",
     published=Published(
         what="MoCo without shuffling",
         rows=(("pretext task", "solved almost always, early"), ("kNN", "falls"),
               ("CIFAR-10, 800 epochs, the authors' notebook", "4 points worse")),
     ),
-    caveat="Groups of 32 images, eight to a batch: what leaks is which group. In few steps a small network "
-    "gains less from a leak than it will in many, so a probe beside it trains on noise alone: groups "
-    "of 4, and the only thing that a query and its key share are the statistics of their batch.",
+    caveat="Eight groups of 32 images per batch: the statistics reveal the group. In a few steps a small "
+    "network gains less from the leak than in many, so a separate probe trains on noise, in groups "
+    "of 4, where a query and its key share nothing but the statistics of their batch.",
     arms=(
         _norm("shuffled"),
         _norm("not shuffled", shuffle=False),
@@ -132,13 +132,13 @@ BATCH_NORM = Study(
                 "yes, by 4 points in 800 epochs (notebook)"),
         exceeds("Is the pretext task solved more often without shuffling?", "not shuffled", "shuffled",
                 "pretext", "yes, almost always (app. A.9)"),
-        exceeds("On noise, where nothing but statistics is shared: is the own key found without shuffling?",
+        exceeds("On noise, where only statistics are shared: is the positive key found without shuffling?",
                 "noise, not shuffled", "noise, shuffled", LEAK, "yes, as the pretext task shows (app. A.9)"),
         exceeds("Is shuffling better than the statistics of the whole batch?", "shuffled", "whole batch",
                 "kNN h"),
     ),
     figures=(
-        Figure(kind="bars", title="Pretext task, kNN, and own keys found in noise",
+        Figure(kind="bars", title="Pretext task, kNN, and positive keys found in noise",
                measures=("pretext", "kNN h", LEAK), y="share of queries"),
     ),
     images=IMAGES,

@@ -1,4 +1,4 @@
-"""The projection head: which one, and what h still knows that g(h) has forgotten."""
+"""The projection head: which kind, which width, and what h contains that g(h) does not."""
 
 from typing import Any
 
@@ -21,16 +21,16 @@ def _head(kind: str, dim: int | None) -> Arm:
 
 PROJECTION_HEAD = Study(
     name="projection-head",
-    title="Which projection head, and how wide",
-    asks="Does a projection head help, and which?",
+    title="Kind and width of the projection head",
+    asks="Does a projection head help, and which kind?",
     source="SimCLR, arXiv:2002.05709, fig. 8 and sec. 4.2",
     published=Published(
         what="linear accuracy of h on ImageNet, ResNet-50",
         rows=(("MLP against linear", "+3 points"), ("MLP against none", "more than +10 points"),
-              ("width of z, 32 to 2,048", "hardly matters"), ("h against g(h)", "more than +10 points")),
+              ("width of z, 32 to 2,048", "little effect"), ("h against g(h)", "more than +10 points")),
     ),
-    caveat="What an MLP has over a linear head shows after many epochs; a first few can tell a head from "
-    "none.",
+    caveat="The advantage of an MLP over a linear head shows after many epochs; a few epochs show that of "
+    "a head over none.",
     arms=(_head("none", None), *(_head(kind, dim) for kind in ("linear", "mlp") for dim in _DIMS)),
     questions=(
         exceeds("Is an MLP head better than none?", "mlp, 128", "none", "linear h",
@@ -54,16 +54,16 @@ _TRANSFORMATIONS = ("colour or gray", "rotation", "noise", "Sobel")
 
 H_AGAINST_Z = Study(
     name="h-against-z",
-    title="What h and g(h) still know of what was done to an image",
-    asks="Does the projection forget what the views were made to ignore?",
+    title="Which transformations of an image h and g(h) still contain",
+    asks="Does the projection discard the transformations that the views are augmented with?",
     source="SimCLR, arXiv:2002.05709, table 3",
     published=Published(
-        what="accuracy of an MLP that tells the transformation, %: by chance, from h, from g(h)",
+        what="accuracy of an MLP that predicts the transformation, %: by chance, from h, from g(h)",
         rows=(("colour or gray", "80, 99.3, 97.4"), ("rotation", "25, 67.6, 25.6"),
               ("original or noisy", "50, 99.5, 59.6"), ("original or Sobel", "50, 96.6, 56.3")),
     ),
-    caveat="A transformation is forgotten where it was among the views: one arm has all four of them, the "
-    "other the default views. Chance is one half here, and a quarter for rotation.",
+    caveat="A transformation can be discarded if the views are augmented with it: one arm has all four, "
+    "the other the default views. Chance is 50%, for rotation 25%.",
     arms=tuple(
         Arm(
             name=name, label=label, kind="probes", settings={"view_options": options},
@@ -76,7 +76,7 @@ H_AGAINST_Z = Study(
         )
     ),
     questions=tuple(
-        Question(ask=f"Does h know more of {what} than g(h)?", ours=("all", f"{what} h"),
+        Question(ask=f"Is {what} predicted better from h than from g(h)?", ours=("all", f"{what} h"),
               theirs=("all", f"{what} z"), published=published)
         for what, published in zip(
             _TRANSFORMATIONS,
@@ -86,10 +86,10 @@ H_AGAINST_Z = Study(
         )
     ),
     figures=(
-        Figure(kind="bars", title="Telling the transformation from h and from g(h)",
+        Figure(kind="bars", title="Predicting the transformation from h and from g(h)",
                measures=tuple(f"{what} {rows}" for what in _TRANSFORMATIONS for rows in ("h", "z")),
                y="accuracy of an MLP"),
     ),
     images=IMAGES,
-    measured="accuracy of an MLP that is told h or g(h) and asked for the transformation",
+    measured="accuracy of an MLP that predicts the transformation from h or from g(h)",
 )  # fmt: skip

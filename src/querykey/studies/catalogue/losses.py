@@ -8,7 +8,7 @@ __all__ = ["LOSSES", "TEMPERATURE"]
 
 IMAGES = 102_400
 _CLAIMED = (0.05, 0.2, 1.0)
-"""Temperatures of normalised projections that the questions are about."""
+"""Temperatures of normalised projections in the questions."""
 
 
 def _temperature(value: float, *, normalised: bool) -> Arm:
@@ -23,7 +23,7 @@ def _temperature(value: float, *, normalised: bool) -> Arm:
 TEMPERATURE = Study(
     name="temperature",
     title="The temperature, with and without normalised projections",
-    asks="Which temperature, and must projections have length 1?",
+    asks="Which temperature is best, and must projections be L2-normalised?",
     source="SimCLR, arXiv:2002.05709, table 5",
     published=Published(
         what="pretext accuracy and linear accuracy on ImageNet, ResNet-50, %",
@@ -31,8 +31,8 @@ TEMPERATURE = Study(
               ("normalised, 0.5", "68.2, 60.7"), ("normalised, 1", "59.1, 58.0"),
               ("not normalised, 10", "91.7, 57.2"), ("not normalised, 100", "92.1, 57.0")),
     ),
-    caveat="The best temperature is lower, the longer a run and the larger its batch; small batches of small "
-    "images do better at 0.2 to 0.5.",
+    caveat="The longer the run and the larger the batch, the lower the best temperature; with small "
+    "batches of small images it is 0.2 to 0.5.",
     arms=(
         *(_temperature(value, normalised=True) for value in (0.05, 0.1, 0.2, 0.5, 1.0)),
         *(_temperature(value, normalised=False) for value in (1.0, 10.0, 100.0)),
@@ -48,7 +48,7 @@ TEMPERATURE = Study(
     figures=(
         Figure(kind="lines", title="Linear accuracy of h against the temperature", measures=("linear h",),
                x="temperature", y="linear accuracy of h", log_x=True),
-        Figure(kind="lines", title="The pretext task says something else", measures=("pretext",),
+        Figure(kind="lines", title="The pretext task is no measure of it", measures=("pretext",),
                x="temperature", y="share of queries that find their view", log_x=True),
     ),
     images=IMAGES // 2,
@@ -62,16 +62,16 @@ def _loss(name: str, loss: str, *, seeds: int = 3, **settings: Any) -> Arm:
 
 LOSSES = Study(
     name="losses",
-    title="One loss against another",
-    asks="Does it matter how negatives are weighed?",
+    title="Comparison of losses",
+    asks="Does the weighting of negatives matter?",
     source="SimCLR, arXiv:2002.05709, table 4",
     published=Published(
         what="linear accuracy on ImageNet, ResNet-50, %, each loss tuned",
         rows=(("margin", "50.9"), ("NT-logistic", "51.6"), ("margin, semi-hard", "57.5"),
               ("NT-logistic, semi-hard", "57.9"), ("NT-Xent", "63.9")),
     ),
-    caveat="One temperature, margin and learning rate for each, the ones that the paper found best or the "
-    "project's default; the paper tuned every loss.",
+    caveat="One temperature, margin and learning rate per loss: the paper's best, or the default here. The"
+    " paper tuned every loss.",
     arms=(
         _loss("NT-Xent", "info_nce"),
         _loss("NT-logistic", "nt_logistic"),

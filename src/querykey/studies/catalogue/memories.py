@@ -1,4 +1,4 @@
-"""A cross-batch memory for an encoder that is trained: how large, and how its rows grow old."""
+"""A cross-batch memory for an encoder that is trained: capacity, and drift of its rows."""
 
 from typing import Any
 
@@ -23,16 +23,16 @@ def _ratio(share: float) -> Arm:
 
 MEMORY_RATIO = Study(
     name="memory-ratio",
-    title="How large a memory of earlier batches",
-    asks="Does a memory help a small batch, and how large must it be?",
+    title="Capacity of a cross-batch memory",
+    asks="Does a cross-batch memory help with small batches, and how large must it be?",
     source="XBM, arXiv:1912.06798, fig. 1 and table 1",
     published=Published(
         what="R@1, GoogleNet, contrastive loss without and with a memory, %",
         rows=(("Stanford Online Products", "64.0, 77.8"), ("In-shop", "77.1, 89.1"),
               ("VehicleID, large", "70.0, 92.5")),
     ),
-    caveat="It needs labels, many classes, and other classes to be asked for: ten classes leave nothing to "
-    "find. The network is small and starts from nothing; the paper's was trained on ImageNet.",
+    caveat="It needs labels, many classes, and test classes that are not trained on; ten classes are too "
+    "few. The network is small and randomly initialised; the paper's was pretrained on ImageNet.",
     arms=tuple(_ratio(share) for share in (0.0, 0.01, 0.05, 0.25, 1.0)),
     questions=(
         exceeds("Is a memory of 5% of the images better than none?", "5% of the images", "no memory", "R@1 z",
@@ -58,16 +58,15 @@ def _rate(rate: float, label: str) -> Arm:
 
 DRIFT = Study(
     name="drift",
-    title="How fast stored rows grow old",
+    title="Drift of stored rows",
     asks="Do the rows of a memory drift slowly enough to be used?",
     source="XBM, arXiv:1912.06798, sec. 3.1 and fig. 3",
     published=Published(
-        what="mean squared distance of a row from itself some steps before",
-        rows=(("10, 100 and 1,000 steps before", "falls in the first thousand steps, and with the rate"),),
+        what="mean squared distance between embeddings of an item some steps apart",
+        rows=(("10, 100 and 1,000 steps", "falls in the first thousand steps, and with the rate"),),
     ),
-    caveat="The distance of the oldest rows that are held, of length 1: 2 is as far as rows that have "
-    "nothing in common. The learning rate falls along a cosine, so that late steps are small ones "
-    "too.",
+    caveat="Distance of the oldest stored rows, which have unit length: that of unrelated rows is 2. The "
+    "learning rate follows a cosine schedule, so late steps are also smaller.",
     arms=(_rate(0.04, "usual rate"), _rate(0.2, "five times the rate")),
     questions=(
         Question(ask="Have old rows drifted farther in the first quarter of the run than in the last?",
@@ -78,12 +77,12 @@ DRIFT = Study(
         exceeds("Is the usual rate better?", "usual rate", "five times the rate", "R@1 z"),
     ),
     figures=(
-        Figure(kind="curves", title="Drift of the oldest rows", measures=("drift_",), x="steps taken",
-               y="mean squared distance from today's encoding"),
+        Figure(kind="curves", title="Drift of the oldest rows", measures=("drift_",), x="training step",
+               y="mean squared distance from the current embedding"),
         Figure(kind="bars", title="Drift of the oldest rows, early and late", y="mean squared distance",
                measures=("drift, first quarter", "drift, last quarter")),
-        Figure(kind="bars", title="What it costs", measures=("R@1 z",), y="R@1 of z"),
+        Figure(kind="bars", title="Retrieval", measures=("R@1 z",), y="R@1 of z"),
     ),
-    measured="mean squared distance of the oldest rows from today's encoding, and R@1 of z",
+    measured="mean squared distance of the oldest rows from their current embeddings, and R@1 of z",
     images=IMAGES,
 )  # fmt: skip

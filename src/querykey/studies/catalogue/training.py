@@ -1,4 +1,4 @@
-"""How long, in how large batches, how large a network, and how few labels."""
+"""Length of training, batch size, size of the network, and number of labels."""
 
 from querykey.studies.engine.study import Arm, Figure, Published, Question, Study, exceeds
 
@@ -9,7 +9,7 @@ _BATCHES = (64, 256, 1024)
 
 
 _CLAIMED = ((64, "linear", 1), (1024, "linear", 1), (64, "square_root", 1), (64, "linear", 2))
-"""Batch, rule and length that the questions are about: they have three seeds, the others one."""
+"""Batch size, learning-rate rule and length in the questions: they have three seeds, the others one."""
 
 
 def _batch(size: int, rule: str, length: int) -> Arm:
@@ -24,7 +24,7 @@ def _batch(size: int, rule: str, length: int) -> Arm:
 
 BATCH_AND_EPOCHS = Study(
     name="batch-and-epochs",
-    title="Batch size and length of the run, under both learning-rate rules",
+    title="Batch size and length of training, with both learning-rate rules",
     asks="Are large batches better, and does training longer make up for small ones?",
     source="SimCLR, arXiv:2002.05709, fig. 9 and table B.1",
     published=Published(
@@ -32,8 +32,8 @@ BATCH_AND_EPOCHS = Study(
         rows=(("batch 256", "57.5 / 62.8, 66.6 / 66.5"), ("batch 1,024", "62.8 / 64.3, 68.5 / 68.3"),
               ("batch 8,192", "64.8 / 64.8, 69.0 / 69.1")),
     ),
-    caveat="Equal images for each batch, not equal steps: in a few epochs a large batch takes few steps, and "
-    "loses by that alone. What the paper finds needs tens of epochs to show.",
+    caveat="The number of images is equal, not the number of steps: in a few epochs a large batch takes "
+    "few steps, which alone lowers its score. The paper's effect needs tens of epochs to show.",
     arms=(
         *(_batch(size, rule, 1) for rule in ("linear", "square_root") for size in _BATCHES),
         *(_batch(size, "linear", 2) for size in _BATCHES),
@@ -48,7 +48,7 @@ BATCH_AND_EPOCHS = Study(
     ),
     figures=(
         Figure(kind="lines", title="Linear accuracy of h against the batch", measures=("linear h",),
-               x="images in a batch", y="linear accuracy of h", log_x=True),
+               x="batch size", y="linear accuracy of h", log_x=True),
     ),
     images=IMAGES,
     measured="linear accuracy of h",
@@ -58,15 +58,15 @@ _WIDTHS = (16, 32, 64)
 
 WIDTH = Study(
     name="depth-and-width",
-    title="How wide and how deep a network",
-    asks="Does a larger network gain from pretraining?",
+    title="Width and depth of the network",
+    asks="Does a larger network gain more from pretraining?",
     source="SimCLR, arXiv:2002.05709, fig. 7",
     published=Published(
         what="linear accuracy on ImageNet, 1,000 epochs, %",
         rows=(("ResNet-50", "69.3"), ("twice as wide", "74.2"), ("four times", "76.5")),
     ),
-    caveat="Networks for two cores: four blocks, of one or two convolutions. Each sees equal images, so that "
-    "the large ones take far longer.",
+    caveat="Networks for two cores: four blocks of one or two convolutions. All see the same number of "
+    "images, so large networks take far longer.",
     arms=(
         *(
             Arm(name=f"width {width}", label=f"small_cnn:{width}", x=float(width), line="one convolution",
@@ -96,14 +96,14 @@ _LABELS = (1, 5, 20, 100)
 
 FEW_LABELS = Study(
     name="few-labels",
-    title="How few labels",
+    title="Number of labels",
     asks="With how few labels is a pretrained encoder better than training on them alone?",
     source="SimCLR, arXiv:2002.05709, table 7",
     published=Published(
         what="top-5 accuracy on ImageNet, ResNet-50, 1% and 10% of the labels, %",
         rows=(("supervised", "48.4, 80.4"), ("SimCLR, fine-tuned", "75.5, 87.8")),
     ),
-    caveat="Ten classes; one encoder a seed, and the labels of each class drawn anew with it.",
+    caveat="Ten classes; one encoder per seed, and a new draw of labels with each.",
     arms=tuple(
         Arm(name=f"{count} a class", label=f"{count} a class", x=float(count), line="labels",
             kind="few labels", labels_a_class=count)
@@ -118,7 +118,7 @@ FEW_LABELS = Study(
     ),
     figures=(
         Figure(kind="lines", title="Accuracy against labels", measures=("linear h", "supervised"),
-               x="labels of each class", y="accuracy", log_x=True),
+               x="labels per class", y="accuracy", log_x=True),
     ),
     images=2 * IMAGES,
     measured="accuracy of a linear classifier of h, and of the same network trained on those labels alone",

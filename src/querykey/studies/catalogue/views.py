@@ -1,4 +1,4 @@
-"""What is done to the views: which changes, in pairs, and how strong."""
+"""Augmentation of the views: transformations, in pairs, and their strength."""
 
 from itertools import combinations_with_replacement
 from typing import Any
@@ -18,10 +18,10 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "blur": {"blur": 1.0},
     "rotate": {"rotate": 1.0},
 }
-"""What is done to the second view; the first is the image as it is."""
+"""Transformations of the second view; the first view is the original image."""
 _NOTHING = {"crop_scale": None, "flip": 0.0, "jitter_probability": 0.0, "grayscale": 0.0, "blur": 0.0}
 _CLAIMED = ({"crop", "colour"}, {"crop"}, {"colour"}, {"crop", "cutout"})
-"""Pairs that the questions are about: they have three seeds, the others one."""
+"""Pairs in the questions: they have three seeds, the others one."""
 
 
 def _pair(first: str, second: str) -> Arm:
@@ -37,8 +37,8 @@ def _pair(first: str, second: str) -> Arm:
 
 AUGMENTATION_MATRIX = Study(
     name="augmentation-matrix",
-    title="Which changes of an image make good views, alone and in pairs",
-    asks="Does one change suffice, and which two go together best?",
+    title="Transformations of the views, alone and in pairs",
+    asks="Is one transformation enough, and which pair is best?",
     source="SimCLR, arXiv:2002.05709, fig. 5",
     published=Published(
         what="linear accuracy on ImageNet, ResNet-50, %; rows first, columns second, last the mean",
@@ -52,10 +52,10 @@ AUGMENTATION_MATRIX = Study(
             ("rotate", "30.0 22.5 20.7 4.3 9.7 6.5 2.6 | 13.8"),
         ),
     ),
-    caveat="One view is the whole image, the other is changed. The paper crops images to one size before "
-    "that, and both views from one crop: two crops would be a change themselves, and colour alone as good as "
-    "colour with crops. Nothing is flipped. Changes are made in one order, so that a pair stands in both "
-    "halves of the matrix.",
+    caveat="One view is the original image, the other is transformed. The paper first crops images to one "
+    "size, and takes both views from one crop: two crops would be a transformation themselves, and "
+    "colour alone as good as colour with crops. There are no flips. Transformations are applied in "
+    "a fixed order, so the matrix is symmetric.",
     arms=tuple(_pair(*pair) for pair in combinations_with_replacement(_CHANGES, 2)),
     questions=(
         exceeds("Is crop with colour better than crop alone?", "crop and colour", "crop", "linear h",
@@ -66,8 +66,8 @@ AUGMENTATION_MATRIX = Study(
                 "linear h", "yes, by 22 points (fig. 5)"),
     ),
     figures=(
-        Figure(kind="heat map", title="Linear accuracy of h", measures=("linear h",), x="second change",
-               y="first change"),
+        Figure(kind="heat map", title="Linear accuracy of h", measures=("linear h",),
+               x="second transformation", y="first transformation"),
     ),
     images=IMAGES,
     measured="linear accuracy of h",
@@ -85,15 +85,15 @@ def _strength(name: str, label: str, x: float | None, *, blur: float = 0.0, stre
 
 COLOUR_STRENGTH = Study(
     name="colour-strength",
-    title="How strongly colours should be changed",
-    asks="Are views better, the more their colours differ?",
+    title="Strength of the colour jitter",
+    asks="Does stronger colour jitter give better embeddings?",
     source="SimCLR, arXiv:2002.05709, table 1",
     published=Published(
         what="linear accuracy on ImageNet, ResNet-50, %",
         rows=(("1/8", "59.6"), ("1/4", "61.0"), ("1/2", "62.6"), ("1", "63.2"), ("1 and blur", "64.5")),
     ),
-    caveat="Images of 32 pixels have little for blur to take away; the authors leave it out of their recipe "
-    "for CIFAR-10, and take half the strength.",
+    caveat="Blur removes little from images of 32 pixels; the authors' recipe for CIFAR-10 has no blur, "
+    "and half the strength.",
     arms=(
         _strength("none", "no change of colour", 0.0, strength=0.0),
         *(_strength(f"strength {x:g}", f"{x:g}", x, strength=x) for x in (0.125, 0.25, 0.5, 1.0)),
@@ -104,7 +104,7 @@ COLOUR_STRENGTH = Study(
                 "yes, by 4 points (table 1)"),
         exceeds("Is strength 1 better than 1/2?", "strength 1", "strength 0.5", "linear h",
                 "yes, by half a point (table 1)"),
-        exceeds("Is blur worth having?", "strength 1 and blur", "strength 1", "linear h",
+        exceeds("Does blur help?", "strength 1 and blur", "strength 1", "linear h",
                 "yes, by 1 point (table 1)"),
     ),
     figures=(

@@ -1,1 +1,1 @@
-"""Runs the cells of a study, within a budget, and goes on where it stopped."""
+"""Plans a study, measures its cells within a budget, and resumes where it stopped."""
