@@ -66,7 +66,7 @@ def test_a_study_ends_with_its_arms_and_verdicts(querykey, images, tmp_path, sho
 def test_a_trial_says_that_it_is_one(querykey, images, tmp_path):
     said = querykey("study", "h-against-z", "--data", images, "--out", tmp_path / "trial", "--smoke")
     assert said.code == 0, said.err
-    assert "a trial: that it ran is all it says" in said.out
+    assert "a trial run: it shows only that everything works" in said.out
     assert "can't tell" in said.out
 
 

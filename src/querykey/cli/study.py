@@ -1,4 +1,4 @@
-"""`querykey study`: the papers' questions, asked of the user's own data."""
+"""`querykey study`: the papers' ablations on the user's data."""
 
 import sys
 from collections.abc import Iterator
@@ -23,21 +23,19 @@ Data = Annotated[
     str | None, typer.Option(metavar="SOURCE|FEATURES", help="Labelled images, or features of `adapter`.")
 ]
 Folder = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A new folder, or that of a study to go on with.")
+    Path | None, typer.Option(metavar="DIR", help="A new folder, or that of a study to resume.")
 ]
-Test = Annotated[
-    str | None, typer.Option(metavar="SOURCE", help="Images to ask for, where DATA has none of them.")
-]
+Test = Annotated[str | None, typer.Option(metavar="SOURCE", help="Test images, if DATA has none.")]
 TestSplit = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The part to ask for; a fifth is held out if not said.")
+    str | None, typer.Option(metavar="NAME", help="Test split. Default: a fifth is held out.")
 ]
-Smoke = Annotated[bool, typer.Option("--smoke", help="A few steps on a few images: to see that it works.")]
-Seeds = Annotated[int | None, typer.Option(min=1, max=100, help="Of each arm, at the most.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="A few steps on a few images, as a test.")]
+Seeds = Annotated[int | None, typer.Option(min=1, max=100, help="Seeds of each arm, at most.")]
 Minutes = Annotated[
-    float | None, typer.Option(min=0.1, help="For the whole grid; cells are made as long as that allows.")
+    float | None, typer.Option(min=0.1, help="Time for the whole grid; sets the length of each cell.")
 ]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, max=256, help="Cells at once, a thread each; all cores if not said.")
+    int | None, typer.Option(min=1, max=256, help="Cells at once, one thread each. Default: all cores.")
 ]
 
 
@@ -55,17 +53,17 @@ def study(
     minutes: Minutes = None,
     jobs: Jobs = None,
 ) -> None:
-    """Ask a paper's question of your own data; `study list` names them.
+    """Run a paper's ablation on your data; `study list` names them.
 
-    A grid of small runs, and a verdict by a rule that was fixed beforehand. Cells that are done aren't done
-    again: the same command goes on with a study that was stopped.
+    A grid of small runs, and verdicts by a rule that was fixed before the first run. The same command resumes
+    a study that was stopped.
     """
     from querykey.studies.catalogue import STUDIES
 
     if name == "list":
         _list(STUDIES)
         return
-    asked = _asked(name, STUDIES)
+    chosen = _find(name, STUDIES)
     if data is None or out is None:
         from querykey.errors import ConfigError
 
@@ -85,16 +83,16 @@ def study(
     others = None
     if test is not None or test_split is not None:
         others = DataAt(test or data, column=column, label_column=label_column, split=test_split)
-    kind = StudyImages if asked.needs == "images" else StudyFeatures
+    kind = StudyImages if chosen.needs == "images" else StudyFeatures
     with _progress(name) as progress:
         done = run_study(
-            asked, kind(train=train, test=others), out, seeds=seeds, minutes=minutes, is_trial=smoke,
+            chosen, kind(train=train, test=others), out, seeds=seeds, minutes=minutes, is_trial=smoke,
             jobs=1 if smoke else jobs or os.cpu_count() or 1, progress=progress, notify=note,
         )  # fmt: skip
-    _tell(done)
+    _show(done)
 
 
-def _asked(name: str, studies: "dict[str, Study]") -> "Study":
+def _find(name: str, studies: "dict[str, Study]") -> "Study":
     if name not in studies:
         from querykey.data.readers.grammar import nearest_words
         from querykey.errors import ConfigError
@@ -117,20 +115,20 @@ def _list(studies: "dict[str, Study]") -> None:
 
 @contextmanager
 def _progress(name: str) -> "Iterator[Progress | None]":
-    """A bar over the cells, and a line for each that is done."""
+    """A progress bar over the cells, or a line per cell where there is no terminal."""
     from querykey.cli.console import note, progress
 
     with progress(name) as tick:
 
-        def told(done: int, count: int, cell: "Cell", fields: dict[str, Any]) -> None:
+        def on_cell_end(done: int, count: int, cell: "Cell", fields: dict[str, Any]) -> None:
             scores = ", ".join(_score(*one) for one in list(fields["values"].items())[:2])
-            if not sys.stderr.isatty():  # a cell takes minutes: each has its line
+            if not sys.stderr.isatty():  # a cell takes minutes, so each has a line
                 seconds = f"{fields['seconds']:.0f} s"
                 note(f"{done} of {count}: {cell.method}, seed {cell.seed}: {scores} ({seconds})")
             else:
                 tick(done, count)
 
-        yield told
+        yield on_cell_end
 
 
 def _score(measure: str, value: list[int]) -> str:
@@ -138,8 +136,8 @@ def _score(measure: str, value: list[int]) -> str:
     return f"{measure} {right / asked:.3f}" if asked else measure
 
 
-def _tell(done: "StudyRun") -> None:
-    """The arms and the verdicts."""
+def _show(done: "StudyRun") -> None:
+    """Print the arms and the verdicts."""
     from querykey.cli.console import line, table
     from querykey.io.study_folder import open_study
     from querykey.reports.verdicts import answers, arms_rows
@@ -157,5 +155,5 @@ def _tell(done: "StudyRun") -> None:
         line(f"  published: {one.published}")
     line()
     if described["is_trial"]:
-        line("a trial: that it ran is all it says")
+        line("a trial run: it shows only that everything works")
     line(f"next: querykey report {done.folder} --out report.html", whole=True)

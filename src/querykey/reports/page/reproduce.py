@@ -36,10 +36,10 @@ def adapt_command(described: Mapping[str, Any]) -> str:
     words += _options(at, ("column", "pair_column", "split"))
     words += _options(given, ("dim", "labels", "side", "seed"), default)
     words += ["--pairs"] if given.get("pairs") else []
-    own = {"dim", "labels", "side", "seed", "pairs"}
+    named = {"dim", "labels", "side", "seed", "pairs"}
     flat, usual = dotted(given), dotted(default)
     words += _settings(
-        {k: v for k, v in flat.items() if k not in own and v is not None and v != usual.get(k)}
+        {k: v for k, v in flat.items() if k not in named and v is not None and v != usual.get(k)}
     )
     return shlex.join([*words, "--threads", str(described["threads"])])
 
@@ -56,8 +56,8 @@ def pretrain_command(described: Mapping[str, Any]) -> str:
     from querykey.pretraining.settings.settings import PretrainSettings
 
     asked, resolved = described["asked"], described["settings"]
-    usual, own = dotted(PretrainSettings.of(asked["method"]).as_dict()), (*LENGTHS, "method", "seed")
-    given = {k: v for k, v in dotted(asked).items() if v != usual.get(k) and k not in own}
+    usual, named = dotted(PretrainSettings.of(asked["method"]).as_dict()), (*LENGTHS, "method", "seed")
+    given = {k: v for k, v in dotted(asked).items() if v != usual.get(k) and k not in named}
     given |= {name: resolved[name] for name in MEASURED}
     at = described["data"].get("at") or {"spec": "SOURCE"}
     words = ["querykey", "pretrain", "--data", at["spec"], "--out", "NEW-FOLDER", "--method", asked["method"]]
