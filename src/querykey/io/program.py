@@ -1,4 +1,4 @@
-"""What is run by `python -m`: what it says of a mistake, and how it ends."""
+"""Scripts and `python -m` programs: messages and exit codes."""
 
 import sys
 from collections.abc import Callable
@@ -11,19 +11,19 @@ MISTAKE, STOPPED = 2, 130
 
 
 def say(words: str) -> None:
-    """Write a line to the terminal at once, beside what is printed."""
+    """Write a line to standard error, and flush it."""
     sys.stderr.write(words + "\n")
     sys.stderr.flush()
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Do the work of a program.
+    """Run a program.
 
     Args:
-        work: What it does; it can be stopped and begun again.
+        work: Its main function; it can be interrupted and resumed.
 
     Returns:
-        0; 2 for a mistake, which is printed as one line; 130 for Ctrl-C.
+        0; 2 for a user's error, which is printed as one line; 130 for Ctrl-C.
 
     Example:
         >>> exit_code(lambda: None)
@@ -35,6 +35,6 @@ def exit_code(work: Callable[[], object]) -> int:
         say(f"error: {error}")
         return MISTAKE
     except KeyboardInterrupt:
-        say("stopped by Ctrl-C; what is done stays, the same command goes on from there")
+        say("stopped by Ctrl-C; finished work is stored, the same command resumes")
         return STOPPED
     return 0

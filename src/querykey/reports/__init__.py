@@ -1,1 +1,1 @@
-"""Records made readable; nothing here trains."""
+"""Reports from records; nothing here trains."""

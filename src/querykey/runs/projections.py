@@ -1,4 +1,4 @@
-"""Embeddings as maps in the plane, and the pictures of items, for a report."""
+"""Two-dimensional maps of embeddings, and sprites of pictures, for a report."""
 
 import base64
 import io
@@ -22,14 +22,14 @@ from querykey.types import Rows
 __all__ = ["Map", "Sprite", "make_sprite", "maps_of"]
 
 PICTURE = 44
-"""Pixels of a side of a picture: what a list of neighbours has room for on a phone."""
+"""Side of a picture in pixels; it fits into a list of neighbours on a phone."""
 QUALITY = 70
 SPLITS = (None, "train", "test", "validation")
-"""A store does not keep which part of a source it is of: its fingerprint tells."""
+"""A store does not record the split of its source; its fingerprint identifies it."""
 
 
 class Map(NamedTuple):
-    """Places in the plane.
+    """Points in the plane.
 
     Args:
         title: How it was made.
@@ -102,14 +102,14 @@ def _umap(unit: Tensor) -> Tensor:
 
 
 def make_sprite(features: Features, items: Sequence[int]) -> Sprite | None:
-    """The pictures of some items, where the features are of images and these are still there.
+    """The pictures of some items, if the features are of images that still exist.
 
     Args:
-        features: Of a store that says which source it is of.
-        items: Their numbers.
+        features: Of a store that records its source.
+        items: Row numbers.
 
     Returns:
-        The sprite; None for texts and vectors, or where the images are gone or have changed.
+        The sprite; None for texts and vectors, or if the images are gone or have changed.
     """
     images = _images(features)
     if images is None:

@@ -1,1 +1,1 @@
-"""One description of a chart, drawn as SVG or as an interactive figure."""
+"""Charts: one specification, rendered as SVG for pages and files."""

@@ -213,7 +213,7 @@ def _y_of_lines(chart: Lines) -> Json:
 
 
 def _marks_of_lines(chart: Lines, x: Json, y: Json, named: Json, *, are_names: bool) -> list[Json]:
-    """Marks of the points; long lines have few and hidden ones, so that a pointer finds numbers on them."""
+    """Marks of the points; long lines have few and hidden ones, so that the pointer shows numbers."""
     visible: list[Json] = []
     hidden: list[Json] = []
     for line in chart.lines:

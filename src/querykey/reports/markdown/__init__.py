@@ -1,1 +1,1 @@
-"""Reports of the grids of studies as Markdown."""
+"""Reports of studies as Markdown."""

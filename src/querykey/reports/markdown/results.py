@@ -100,7 +100,7 @@ def _section(study: StoredStudy) -> str:
 
 
 def _table(study: StoredStudy, metric: str) -> str:
-    """One metric of all arms, beside the differences to the references."""
+    """One metric of all arms, with the differences to the references."""
     columns = {
         arm: column for arm in study.cells if (column := per_query(study.cells, arm, metric)) is not None
     }

@@ -1,4 +1,4 @@
-"""One HTML page of runs and studies: what they found, their charts, and how to repeat them."""
+"""One HTML page of runs and studies: verdicts, charts, and how to reproduce them."""
 
 from querykey.reports.page.page import figures_of, render, sections_of
 

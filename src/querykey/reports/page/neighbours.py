@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["compared_blocks", "gathered_answer", "map_blocks"]
 
 CLASSES = 6
-"""Coloured on a map: the largest; more colours cannot be told apart."""
+"""Classes with a colour on a map, the largest; more colours cannot be distinguished."""
 
 
 def gathered_answer(gathered: "Gathered") -> VerdictBlock | None:

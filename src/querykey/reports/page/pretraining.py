@@ -18,7 +18,6 @@ from querykey.reports.page.blocks import (
     Section,
     TableBlock,
     VerdictBlock,
-    Word,
     candidates_chart,
     made_with,
     number,
@@ -28,7 +27,7 @@ from querykey.reports.page.evaluation import evaluation_blocks, evaluations, jud
 from querykey.reports.page.gallery import gallery_blocks
 from querykey.reports.page.neighbours import compared_blocks, map_blocks
 from querykey.reports.page.reproduce import pretrain_command
-from querykey.reports.verdicts import wilson
+from querykey.reports.verdicts import verdict, wilson
 
 if TYPE_CHECKING:
     from querykey.runs.report_data import Gathered
@@ -123,7 +122,8 @@ def _online(history: Sequence[Record]) -> list[VerdictBlock]:
         f"kNN {number(last['knn'])} [{number(after[0])}, {number(after[1])}] after {last['step']:,} steps, "
         f"{number(first['knn'])} [{number(before[0])}, {number(before[1])}] before; {count:,} images"
     )
-    word: Word = "yes" if after[0] > before[1] else "no" if after[1] < before[0] else "can't tell"
+    # the intervals do not overlap where that of the difference of their ends excludes 0
+    word = verdict(after[0] - before[1], last["knn"] - first["knn"], after[1] - before[0])
     return [VerdictBlock("Is h better than that of the untrained encoder?", word, because)]
 
 
