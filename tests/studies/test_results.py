@@ -22,7 +22,7 @@ from querykey.reports.markdown.results import results_report, write_results
 from querykey.reports.verdicts import answers, intervals, paired_columns, per_query, verdict
 from querykey.runs.data import DataAt
 from querykey.studies.catalogue.results_adapters import RESULTS_ADAPTERS
-from querykey.studies.engine.data import StudyFeatures
+from querykey.studies.engine.data import StudyFeatures, StudyImages
 from querykey.studies.engine.grid import Cell, compact, run_grid
 from querykey.studies.engine.measure import measure_cell
 from querykey.studies.engine.run import _arms_of, _cells, plan_study, run_study
@@ -175,6 +175,22 @@ def test_records_that_exist_are_read_under_the_same_keys():
     found = _cells(described, list(study.arms), Keys(train=DataAt("x")))
     records = read(ROOT / "results" / "adapters" / "banking77-256" / "records.jsonl")
     assert {(r["method"], r["seed"]): r["key"] for r in records} == {(c.method, c.seed): c.key for c in found}
+
+
+STORED = sorted([*ROOT.glob("studies/*/study.json"), *ROOT.glob("results/pretraining/*/study.json")])
+
+
+@pytest.mark.parametrize("plan", STORED, ids=lambda plan: plan.parent.name)
+def test_every_stored_record_has_the_key_of_its_cell(plan, monkeypatch):
+    """So no cell of the repository is measured again; arms on all cores were measured on two."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    described = read_study(plan.parent)
+    found = _cells(described, _arms_of(described), StudyImages(train=DataAt("not opened")))
+    keys = {(cell.method, cell.seed): cell.key for cell in found}
+    records = [record for record in read(plan.parent / "records.jsonl") if record["kind"] == "cell"]
+    assert records
+    for record in records:
+        assert keys[record["method"], record["seed"]] == record["key"]
 
 
 def test_numbers_are_those_of_a_plain_count(data, tmp_path):
