@@ -59,7 +59,7 @@ def pca_layer(rows: Tensor, settings: AdapterSettings) -> FCLayer:
 
 def our_steps(rows: Tensor, labels: Tensor, chosen: dict[str, Any]) -> Callable[[], None]:
     """The course that `fit_adapter` takes with these settings."""
-    settings = AdapterSettings(
+    settings = AdapterSettings.from_parameters(
         **{
             "sampled": 0,
             "positives": 0,

@@ -73,7 +73,7 @@ def serve(path: str, rows: int) -> None:
     with HighestMemory() as highest:
         vectors = torch.from_numpy(np.load(path, mmap_mode="c")[:rows])
         labels = torch.arange(rows) % CLASSES
-        settings = AdapterSettings(
+        settings = AdapterSettings.from_parameters(
             loss="info_nce",
             capacity=CAPACITY,
             negatives=8,

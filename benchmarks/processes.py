@@ -23,24 +23,29 @@ from querykey.distributed.process_group import ProcessGroup, current_process_gro
 from querykey.pretraining.learner import Learner
 from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.methods.step import ViewPair
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
-from querykey.pretraining.settings.settings import PretrainSettings
 
 COUNTS, STEPS, IMAGES, SIDE, ITEMS, MOST = (2, 4), 3, 32, 32, 9999, 1.01
 WIDTH = 128
 COMMON: dict[str, Any] = {
-    "backbone": "small_cnn:32", "head_dim": WIDTH, "batch_size": IMAGES, "image_size": SIDE,
-    "steps": STEPS + 1, "learning_rate": 0.01, "precision": "float32", "layout": "contiguous",
+    "backbone": "small_cnn:32", "head.dim": WIDTH, "batch_size": IMAGES, "image_size": SIDE,
+    "steps": STEPS + 1, "optimizer.learning_rate": 0.01, "precision": "float32", "layout": "contiguous",
 }  # fmt: skip
-SPLIT = {"batch_norm": "split", "batch_norm_groups": 8, "shuffle": True}
+SPLIT = {"batch_norm": "split", "batch_norm.groups": 8, "key_encoder.shuffle": True}
 METHODS: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "simclr": ("simclr", {}, 6, 0),
-    "moco, shuffled": ("moco", {"capacity": 4096, **SPLIT}, 4, 1),
-    "moco, shuffled, symmetric": ("moco", {"capacity": 4096, "symmetric": True, **SPLIT}, 8, 2),
-    "moco-v3": ("moco-v3", {"predictor_hidden": WIDTH}, 8, 0),
+    "moco, shuffled": ("moco", {"dictionary.capacity": 4096, **SPLIT}, 4, 1),
+    "moco, shuffled, symmetric": (
+        "moco",
+        {"dictionary.capacity": 4096, "key_encoder.symmetric": True, **SPLIT},
+        8,
+        2,
+    ),
+    "moco-v3": ("moco-v3", {"key_encoder.predictor_hidden": WIDTH}, 8, 0),
     "memory-bank": ("memory-bank", {}, 3, 0),
     "end-to-end": ("end-to-end", {}, 6, 0),
-    "xbm": ("xbm", {"capacity": 4096}, 3, 0),
+    "xbm": ("xbm", {"dictionary.capacity": 4096}, 3, 0),
 }
 """Method, settings, rows of z that are sent an image, and views that are sent to be shuffled."""
 ACKNOWLEDGED = 120
@@ -85,9 +90,7 @@ def _take(rank: int, count: int, folder: str) -> None:
 def _of_method(name: str, processes: ProcessGroup) -> tuple[float, int, int]:
     """Bytes that a process sends in a step, in the mean; weights; running statistics."""
     method, given, _, _ = METHODS[name]
-    settings = resolve_settings(
-        PretrainSettings.of(method, **COMMON | given), images=ITEMS, channels=3, side=SIDE
-    )
+    settings = resolve_settings(given_settings(method, **COMMON | given), images=ITEMS, channels=3, side=SIDE)
     encoder = make_encoder(settings, channels=3, processes=processes)
     learner = Learner(encoder, settings, torch.device("cpu"), items=ITEMS, processes=processes)
     before = 0.0

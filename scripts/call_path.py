@@ -29,10 +29,18 @@ from querykey.pretraining.learner import Learner
 
 STEPS, IMAGES = 4, 60
 TINY = {
-    "method": "moco", "backbone": f"{__name__}:tiny_network", "head_dim": 8, "batch_size": 16, "view_size": 8,
-    "views": "digits", "held_out": 12, "precision": "float32", "layout": "contiguous", "steps": STEPS,
-    "looks": 1,
-}  # fmt: skip
+    "method": "moco",
+    "backbone": f"{__name__}:tiny_network",
+    "head.dim": 8,
+    "batch_size": 16,
+    "views.size": 8,
+    "views": "digits",
+    "held_out": 12,
+    "precision": "float32",
+    "layout": "contiguous",
+    "steps": STEPS,
+    "num_evals": 1,
+}
 LOSS = ("querykey.losses.info_nce", "info_nce")
 PACKAGE = "querykey"
 

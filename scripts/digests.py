@@ -26,7 +26,7 @@ from querykey.lookup import PairRule, look_up
 STEPS, IMAGES = 50, 120
 METHODS = ("simclr", "moco", "moco-v2", "moco-v3", "memory-bank", "end-to-end", "xbm")
 TINY = {
-    "backbone": "small_cnn:4", "head_dim": 8, "batch_size": 16, "view_size": 8, "views": "digits",
+    "backbone": "small_cnn:4", "head.dim": 8, "batch_size": 16, "views.size": 8, "views": "digits",
     "held_out": 24, "precision": "float32", "layout": "contiguous", "steps": STEPS,
 }  # fmt: skip
 LOSSES = {

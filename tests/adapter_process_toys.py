@@ -63,7 +63,7 @@ def fitted(kind):
         asked = F.normalize(rows[:60] + 0.1 * torch.randn(60, WIDTH, generator=draw), dim=1)
         numbers = torch.arange(60)
         pairs = TrainingPairs(asked, numbers, numbers)
-    made = fit_adapter(rows, AdapterSettings(**COMMON | settings), labels=labels, pairs=pairs)
+    made = fit_adapter(rows, AdapterSettings.from_parameters(**COMMON | settings), labels=labels, pairs=pairs)
     seen = ("loss", "validation", "candidates", "negative_score", "false_negatives_label")
     looks = [[look.get(name, 0.0) for name in seen] for look in made.history]
     winner = torch.tensor(list(made.report["candidate"].encode()))

@@ -6,8 +6,8 @@ from PIL import Image
 from querykey.io.records import read
 
 TINY = {
-    "backbone": "small_cnn:4", "batch_size": 32, "head_dim": 16, "precision": "float32",
-    "layout": "contiguous", "held_out": 40, "looks": 2, "views": "digits", "view_size": 8,
+    "backbone": "small_cnn:4", "batch_size": 32, "head.dim": 16, "precision": "float32",
+    "layout": "contiguous", "held_out": 40, "num_evals": 2, "views": "digits", "views.size": 8,
 }  # fmt: skip
 """On `sklearn:digits`, with nothing left to measure but the time of a step."""
 DIGITS = "sklearn:digits"

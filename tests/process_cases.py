@@ -12,15 +12,25 @@ from querykey.losses.by_name import loss_names
 from querykey.pretraining.learner import Learner
 from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.methods.step import ViewPair
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
-from querykey.pretraining.settings.settings import PretrainSettings
 
 STEPS, ITEMS = 3, 24
 TINY = {
-    "backbone": "process_cases:Tiny", "head": "mlp", "head_batch_norm": True, "head_dim": 6, "batch_size": 10,
-    "batch_norm": "global", "learning_rate": 0.3, "warm_up": 0.0, "optimizer": "sgd", "steps": STEPS,
-    "image_size": 8, "precision": "float32", "layout": "contiguous",
-}  # fmt: skip
+    "backbone": "process_cases:Tiny",
+    "head": "mlp",
+    "head.batch_norm": True,
+    "head.dim": 6,
+    "batch_size": 10,
+    "batch_norm": "global",
+    "optimizer.learning_rate": 0.3,
+    "optimizer.warm_up": 0.0,
+    "optimizer": "sgd",
+    "steps": STEPS,
+    "image_size": 8,
+    "precision": "float32",
+    "layout": "contiguous",
+}
 
 
 class Tiny(nn.Module):
@@ -44,9 +54,9 @@ class Case:
     dtype: torch.dtype = torch.float64
 
 
-SPLIT = {"batch_size": 8, "batch_norm": "split", "batch_norm_groups": 4}
-CHUNKED, DENSE = {"loss_options": {"form": "chunked"}}, {"loss_options": {"form": "dense"}}
-SLOW = {"learning_rate": 0.02}  # what is rounded in one step is not yet much larger after three
+SPLIT = {"batch_size": 8, "batch_norm": "split", "batch_norm.groups": 4}
+CHUNKED, DENSE = {"loss.form": "chunked"}, {"loss.form": "dense"}
+SLOW = {"optimizer.learning_rate": 0.02}  # what is rounded in one step is not yet much larger after three
 DEVICE = {"batch_size": 8, "batch_norm": "device"}
 CASES = {
     "simclr": Case("simclr"),
@@ -55,60 +65,97 @@ CASES = {
         for loss in loss_names(with_target=False)
     },
     "simclr, float32": Case("simclr", SLOW, dtype=torch.float32),
-    "simclr, learned temperature": Case("simclr", {"learned_temperature": True}),
+    "simclr, learned temperature": Case("simclr", {"loss.learned_temperature": True}),
     "simclr, chunks": Case("simclr", {"chunks": 3}),
     "simclr, chunks beside one": Case("simclr", {"chunks": 2}, {"chunks": 1}),
     "simclr, checkpointing": Case("simclr", {"checkpointing": True}),
     "simclr, chunked": Case("simclr", CHUNKED, DENSE),
     "simclr, own norms": Case("simclr", DEVICE, {"batch_norm": "split"}),
-    "moco": Case("moco", {**SPLIT, "capacity": 20}),
-    "moco, own norms": Case("moco", {**DEVICE, "capacity": 20}, {"batch_norm": "split"}),
-    "moco, float32": Case("moco", {**SPLIT, **SLOW, "capacity": 20}, dtype=torch.float32),
-    "moco, chunked": Case("moco", {**SPLIT, **CHUNKED, "capacity": 20}, DENSE),
+    "moco": Case("moco", {**SPLIT, "dictionary.capacity": 20}),
+    "moco, own norms": Case("moco", {**DEVICE, "dictionary.capacity": 20}, {"batch_norm": "split"}),
+    "moco, float32": Case("moco", {**SPLIT, **SLOW, "dictionary.capacity": 20}, dtype=torch.float32),
+    "moco, chunked": Case("moco", {**SPLIT, **CHUNKED, "dictionary.capacity": 20}, DENSE),
     "moco, symmetric": Case(
         "moco",
-        {**SPLIT, "symmetric": True, "start": "random", "learned_temperature": True, "capacity": 30},
+        {
+            **SPLIT,
+            "key_encoder.symmetric": True,
+            "dictionary.start": "random",
+            "loss.learned_temperature": True,
+            "dictionary.capacity": 30,
+        },
     ),
-    "moco-v2, uneven": Case("moco-v2", {"capacity": 25, "same_id": "negative"}),
-    "moco-v2, chunks": Case("moco-v2", {"capacity": 25, "chunks": 2, "symmetric": True}),
-    "moco-v3": Case("moco-v3", {"predictor_hidden": 5}),
-    "moco-v3, split": Case("moco-v3", {**SPLIT, "predictor_hidden": 5, "shuffle": True}),
+    "moco-v2, uneven": Case("moco-v2", {"dictionary.capacity": 25, "dictionary.same_id": "negative"}),
+    "moco-v2, chunks": Case(
+        "moco-v2", {"dictionary.capacity": 25, "chunks": 2, "key_encoder.symmetric": True}
+    ),
+    "moco-v3": Case("moco-v3", {"key_encoder.predictor_hidden": 5}),
+    "moco-v3, split": Case(
+        "moco-v3", {**SPLIT, "key_encoder.predictor_hidden": 5, "key_encoder.shuffle": True}
+    ),
     "memory-bank": Case("memory-bank"),
-    "memory-bank, info_nce": Case("memory-bank", {"contrast": "info_nce", "negatives": 7}),
-    "memory-bank, nce": Case("memory-bank", {"contrast": "nce", "negatives": 7, "proximal": 0.3}),
+    "memory-bank, info_nce": Case(
+        "memory-bank", {"dictionary.contrast": "info_nce", "dictionary.negatives": 7}
+    ),
+    "memory-bank, nce": Case(
+        "memory-bank", {"dictionary.contrast": "nce", "dictionary.negatives": 7, "dictionary.proximal": 0.3}
+    ),
     "memory-bank, chunked": Case("memory-bank", CHUNKED, DENSE),
-    "memory-bank, chunks": Case("memory-bank", {"chunks": 2, "learned_temperature": True}),
-    "end-to-end": Case("end-to-end", {"symmetric": False}),
-    "end-to-end, shared": Case("end-to-end", {"separate": False, "symmetric": True}),
-    "end-to-end, shuffled": Case("end-to-end", {**SPLIT, "shuffle": True}),
-    "end-to-end, checkpointing": Case("end-to-end", {"checkpointing": True, "separate": False}),
+    "memory-bank, chunks": Case("memory-bank", {"chunks": 2, "loss.learned_temperature": True}),
+    "end-to-end": Case("end-to-end", {"key_encoder.symmetric": False}),
+    "end-to-end, shared": Case("end-to-end", {"key_encoder.separate": False, "key_encoder.symmetric": True}),
+    "end-to-end, shuffled": Case("end-to-end", {**SPLIT, "key_encoder.shuffle": True}),
+    "end-to-end, checkpointing": Case("end-to-end", {"checkpointing": True, "key_encoder.separate": False}),
     "moco, sharded": Case(
         "moco",
-        {**SPLIT, "capacity": 21, "sharded": True, "symmetric": True, "start": "random",
-         "learned_temperature": True},
+        {
+            **SPLIT,
+            "dictionary.capacity": 21,
+            "dictionary.sharded": True,
+            "key_encoder.symmetric": True,
+            "dictionary.start": "random",
+            "loss.learned_temperature": True,
+        },
     ),
     "moco-v2, sharded": Case(
-        "moco-v2", {**CHUNKED, "capacity": 25, "same_id": "negative", "sharded": True}, DENSE
+        "moco-v2",
+        {**CHUNKED, "dictionary.capacity": 25, "dictionary.same_id": "negative", "dictionary.sharded": True},
+        DENSE,
     ),
-    "memory-bank, sharded": Case("memory-bank", {"proximal": 0.3, "sharded": True}),
-    "memory-bank, sharded nce": Case("memory-bank", {"contrast": "nce", "negatives": 7, "sharded": True}),
-    "xbm": Case("xbm", {"capacity": 17, "memory_warm_up": 0.4, "align": "kalman"}),
-    "xbm, sharded": Case("xbm", {"capacity": 17, "memory_warm_up": 0.4, "align": "kalman", "sharded": True}),
+    "memory-bank, sharded": Case("memory-bank", {"dictionary.proximal": 0.3, "dictionary.sharded": True}),
+    "memory-bank, sharded nce": Case(
+        "memory-bank", {"dictionary.contrast": "nce", "dictionary.negatives": 7, "dictionary.sharded": True}
+    ),
+    "xbm": Case("xbm", {"dictionary.capacity": 17, "dictionary.warm_up": 0.4, "dictionary.align": "kalman"}),
+    "xbm, sharded": Case(
+        "xbm",
+        {
+            "dictionary.capacity": 17,
+            "dictionary.warm_up": 0.4,
+            "dictionary.align": "kalman",
+            "dictionary.sharded": True,
+        },
+    ),
     "xbm, sharded euclidean": Case(
         "xbm",
-        {"capacity": 21, "sharded": True,
-         "loss_options": {"distance": "euclidean", "positive_margin": 0.1, "negative_margin": 1.2}},
+        {
+            "dictionary.capacity": 21,
+            "dictionary.sharded": True,
+            "loss.distance": "euclidean",
+            "loss.positive_margin": 0.1,
+            "loss.negative_margin": 1.2,
+        },
     ),
-    "xbm, chunks": Case("xbm", {"capacity": 17, "chunks": 2, "loss": "multi_similarity"}),
-}  # fmt: skip
+    "xbm, chunks": Case("xbm", {"dictionary.capacity": 17, "chunks": 2, "loss": "multi_similarity"}),
+}
 
 
 def settings_of(case, count, *, alone):
     """Of a case: as so many processes take it, or as one takes it in their place."""
     given = TINY | case.settings
     if alone and case.alone:
-        given |= case.alone | ({"batch_norm_groups": count} if "batch_norm" in case.alone else {})
-    return resolve_settings(PretrainSettings.of(case.method, **given), images=ITEMS, channels=1, side=8)
+        given |= case.alone | ({"batch_norm.groups": count} if "batch_norm" in case.alone else {})
+    return resolve_settings(given_settings(case.method, **given), images=ITEMS, channels=1, side=8)
 
 
 def taken(name, processes, *, count, dtype=None):
@@ -128,8 +175,11 @@ def taken(name, processes, *, count, dtype=None):
         own = pair._replace(view_1=pair.view_1[part], view_2=pair.view_2[part])
         left = learner.training_step(step, own, shown.append)
         if step == 0:
-            found |= {f"gradient {key}": weight.grad for key, weight in learner.parts.named_parameters()
-                      if weight.grad is not None}  # fmt: skip
+            found |= {
+                f"gradient {key}": weight.grad
+                for key, weight in learner.parts.named_parameters()
+                if weight.grad is not None
+            }
             found |= {"z 1": left.view_1, "z 2": left.view_2}
             found = copy.deepcopy(found)
         found[f"loss {step}"] = torch.tensor(left.loss, dtype=torch.float64)
@@ -158,7 +208,7 @@ def _pair(step, images, dtype):
 
 def collapsed(processes):
     """What a step says if the last process alone has a query that is not a number, and what it changed."""
-    settings = settings_of(Case("moco", {"batch_norm": "layer", "capacity": 20}), 1, alone=False)
+    settings = settings_of(Case("moco", {"batch_norm": "layer", "dictionary.capacity": 20}), 1, alone=False)
     encoder = make_encoder(settings, channels=1, processes=processes)
     learner = Learner(encoder, settings, torch.device("cpu"), items=ITEMS, processes=processes)
     before = copy.deepcopy(learner.encoder.state_dict())

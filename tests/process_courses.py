@@ -11,20 +11,32 @@ from querykey.errors import DataError
 from querykey.pretraining import autotune
 from querykey.pretraining.images import train_val_split
 from querykey.pretraining.run import build_run
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
-from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.pretraining.trainer import Callback, Trainer
 
 STEPS, IMAGES, LOST = 4, 60, 7
 TINY = {
-    "backbone": "small_cnn:2", "head_dim": 6, "batch_size": 8, "batch_norm": "global", "view_size": 8,
-    "views": "digits", "held_out": 6, "looks": 2, "precision": "float32", "layout": "contiguous",
-    "learning_rate": 0.02,
+    "backbone": "small_cnn:2", "head.dim": 6, "batch_size": 8, "batch_norm": "global", "views.size": 8,
+    "views": "digits", "held_out": 6, "num_evals": 2, "precision": "float32", "layout": "contiguous",
+    "optimizer.learning_rate": 0.02,
 }  # fmt: skip
 WAYS = {
     "memory-bank": {"method": "memory-bank", "steps": STEPS},
-    "moco": {"method": "moco", "steps": STEPS, "batch_norm": "split", "batch_norm_groups": 4, "capacity": 16},
-    "xbm": {"method": "xbm", "steps": STEPS, "memory_warm_up": 0.5, "capacity": 20, "batch_size": 12},
+    "moco": {
+        "method": "moco",
+        "steps": STEPS,
+        "batch_norm": "split",
+        "batch_norm.groups": 4,
+        "dictionary.capacity": 16,
+    },
+    "xbm": {
+        "method": "xbm",
+        "steps": STEPS,
+        "dictionary.warm_up": 0.5,
+        "dictionary.capacity": 20,
+        "batch_size": 12,
+    },
     "simclr, chunks": {"method": "simclr", "steps": STEPS, "batch_size": 10, "chunks": 2},
 }
 
@@ -58,7 +70,7 @@ def run(processes, settings, *, stop=lambda: False, pixels=None):
     pixels = pixels or _pixels()
     split_data = train_val_split(pixels.ids, pixels.ids % 2, held_out=6, seed=0)
     resolved = resolve_settings(
-        PretrainSettings.of(**TINY | settings), images=len(split_data.train), channels=1, side=8
+        given_settings(**TINY | settings), images=len(split_data.train), channels=1, side=8
     )
     tuned = autotune.autotune(
         resolved, pixels, split_data, device=torch.device("cpu"), started_at=time.monotonic(),
@@ -101,7 +113,9 @@ def every_course(processes):
     stopped = run(
         processes, WAYS["moco"], stop=lambda: next(asked) >= 2 and processes.rank == processes.world_size - 1
     )
-    lost = run(processes, WAYS["memory-bank"] | {"steps": 9, "prefill": False}, pixels=_pixels(Losing))
+    lost = run(
+        processes, WAYS["memory-bank"] | {"steps": 9, "dictionary.prefill": False}, pixels=_pixels(Losing)
+    )
     # the clocks of the processes do not agree: the others would measure for longer
     autotune.STEADY_SECONDS = 0.01 if processes.rank == 0 else 100.0
     timed = run(processes, WAYS["simclr, chunks"] | {"steps": None, "minutes": 0.001, "layout": "auto"})

@@ -13,8 +13,8 @@ from querykey.pretraining import autotune
 from querykey.runs.pretrain import resume
 
 HERE = TINY | {
-    "batch_size": 16, "view_size": 12, "held_out": 4, "looks": 1, "steps": 6, "method": "moco",
-    "capacity": 40, "sharded": True, "batch_norm_groups": 4,
+    "batch_size": 16, "views.size": 12, "held_out": 4, "num_evals": 1, "steps": 6, "method": "moco",
+    "dictionary.capacity": 40, "dictionary.sharded": True, "batch_norm.groups": 4,
 }  # fmt: skip
 
 

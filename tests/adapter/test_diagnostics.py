@@ -26,7 +26,7 @@ def test_a_collapse_stops_the_run_with_its_reason_and_the_start_comes_back():
     """A contrastive loss whose positives reach across all classes pulls everything onto one line."""
     x = rows(200, width=16)
     labels = torch.arange(200) % 2
-    settings = AdapterSettings(
+    settings = AdapterSettings.from_parameters(
         dim=8, steps=200, batch_size=32, learning_rate=0.1, loss="contrastive", start="pca",
         loss_options={"positive_margin": 1.0, "negative_margin": 0.999},
     )  # fmt: skip
@@ -38,7 +38,9 @@ def test_a_collapse_stops_the_run_with_its_reason_and_the_start_comes_back():
 
 def test_health_is_in_every_record_and_false_negatives_where_labels_allow():
     labels = torch.arange(120) % 4
-    seen = fit_adapter(rows(120), AdapterSettings(dim=4, steps=25, batch_size=32), labels=labels).history
+    seen = fit_adapter(
+        rows(120), AdapterSettings.from_parameters(dim=4, steps=25, batch_size=32), labels=labels
+    ).history
     wanted = {"step", "validation", "loss",  "positive_score", "negative_score", "gradient_norm",
               "fill",
               "age_mean", "age_max", "effective_rank", "false_negatives_label"}  # fmt: skip
@@ -57,13 +59,15 @@ def test_health_is_in_every_record_and_false_negatives_where_labels_allow():
 )
 def test_health_says_how_many_rows_a_query_met(settings, labels, candidates):
     classes = torch.arange(120) % 4 if labels else None
-    seen = fit_adapter(rows(120), AdapterSettings(dim=4, steps=25, **settings), labels=classes).history
+    seen = fit_adapter(
+        rows(120), AdapterSettings.from_parameters(dim=4, steps=25, **settings), labels=classes
+    ).history
     assert [record["candidates"] for record in seen] == [candidates] * len(seen)
 
 
 def test_a_small_memory_is_live_and_its_rows_grow_old():
     x, labels = rows(300), torch.arange(300) % 4
-    settings = AdapterSettings(dim=4, steps=25, batch_size=32, capacity=96, prefill=False)
+    settings = AdapterSettings.from_parameters(dim=4, steps=25, batch_size=32, capacity=96, prefill=False)
     seen = fit_adapter(x, settings, labels=labels).history
     assert seen[0]["fill"] == pytest.approx(1 / 3)
     assert seen[3]["fill"] == 1.0
@@ -75,5 +79,5 @@ def test_memory_mapped_rows_are_not_written_to(tmp_path):
     np.save(tmp_path / "x.npy", rows(100).numpy() * 3)
     before = (tmp_path / "x.npy").read_bytes()
     mapped = torch.from_numpy(np.load(tmp_path / "x.npy", mmap_mode="c"))
-    fit_adapter(mapped, AdapterSettings(dim=4, steps=10, batch_size=32, capacity=40))
+    fit_adapter(mapped, AdapterSettings.from_parameters(dim=4, steps=10, batch_size=32, capacity=40))
     assert (tmp_path / "x.npy").read_bytes() == before

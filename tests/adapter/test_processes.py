@@ -49,11 +49,13 @@ def test_a_loss_that_does_not_merge_refuses_a_share():
 )
 def test_what_a_sharded_memory_cannot_do_is_refused(given, words):
     with pytest.raises(ConfigError, match=words):
-        resolve(AdapterSettings(sharded=True, **given), task="unlabelled", items=90, width=8)
+        resolve(AdapterSettings.from_parameters(sharded=True, **given), task="unlabelled", items=90, width=8)
 
 
 def test_a_share_is_what_is_told_of_the_memory():
-    settings = resolve(AdapterSettings(sharded=True), task="unlabelled", items=10**6, width=512)
+    settings = resolve(
+        AdapterSettings.from_parameters(sharded=True), task="unlabelled", items=10**6, width=512
+    )
     settings = replace(settings, capacity=10**6)
     words = describe_fit_memory(settings, items=10**6, width=512, processes=8)
     assert words == "memory: loss about 396 MiB (dense, 128 x 125,000 scores), features 244 MiB"

@@ -49,16 +49,16 @@ def test_a_loss_is_one_line_for_adapters():
     rows = np.random.default_rng(0).normal(size=(90, 8))
     adapter = Adapter(dim=4, loss="squared", loss_options={"weight": 0.5}, steps=3, batch_size=16)
     adapter.fit(rows, np.arange(90) % 3)
-    assert adapter.settings_.loss == "squared"
+    assert adapter.settings_.loss.kind == "squared"
     assert np.isfinite(adapter.transform(rows)).all()
 
 
 @pytest.mark.usefixtures("_toy_loss")
 def test_the_same_line_is_enough_for_pretraining():
-    settings = {"backbone": "small_cnn:4", "batch_size": 16, "steps": 2, "view_size": 8, "held_out": 0}
-    settings |= {"precision": "float32", "layout": "contiguous", "looks": 0}
-    run = pretrain("sklearn:digits", loss="squared", loss_options={"weight": 0.5}, **settings)
-    assert run.settings.loss == "squared"
+    settings = {"backbone": "small_cnn:4", "batch_size": 16, "steps": 2, "views.size": 8, "held_out": 0}
+    settings |= {"precision": "float32", "layout": "contiguous", "num_evals": 0}
+    run = pretrain("sklearn:digits", loss={"kind": "squared", "weight": 0.5}, **settings)
+    assert run.settings.loss.kind == "squared"
 
 
 def test_a_dictionary_is_one_class():

@@ -26,7 +26,7 @@ from querykey.pretraining.resume import double_chunks
 from querykey.pretraining.settings.settings import PretrainSettings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and signals of POSIX")
-SETTINGS = TINY | {"steps": 6, "looks": 2}
+SETTINGS = TINY | {"steps": 6, "num_evals": 2}
 CPU_WORDS = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
     "allocate 68719476736 bytes. Error code 12 (Cannot allocate memory)"
@@ -316,13 +316,13 @@ def test_without_a_folder_there_is_nothing_to_go_back_to(monkeypatch):
 def test_parts_take_the_place_of_checkpointing_where_there_is_batch_norm():
     settings = PretrainSettings(checkpointing=True, batch_size=8)
     assert not double_chunks(settings, reason="").checkpointing
-    layer = PretrainSettings(checkpointing=True, batch_size=8, batch_norm="layer")
+    layer = PretrainSettings.make({"checkpointing": True, "batch_size": 8, "batch_norm": "layer"})
     assert double_chunks(layer, reason="").checkpointing
 
 
 # images and those who decode them
 
-HERE = TINY | {"batch_size": 8, "view_size": 12, "image_size": 16, "held_out": 2, "looks": 1, "steps": 4}
+HERE = TINY | {"batch_size": 8, "views.size": 12, "image_size": 16, "held_out": 2, "num_evals": 1, "steps": 4}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

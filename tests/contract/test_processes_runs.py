@@ -74,7 +74,7 @@ def test_what_cannot_be_parted():
         (ProcessGroup(0, 3), WAYS["moco"], RangeError, "groups does not share out over 3 processes"),
         (
             ProcessGroup(0, 2),
-            {"method": "simclr", "batch_norm": "split", "batch_norm_groups": 2, "steps": 1},
+            {"method": "simclr", "batch_norm": "split", "batch_norm.groups": 2, "steps": 1},
             ConfigError,
             "split batch norm has groups of each view in simclr",
         ),

@@ -22,8 +22,8 @@ from querykey.io.records import read
 from querykey.pretraining import autotune
 from querykey.pretraining.checkpoint import latest_checkpoint
 from querykey.pretraining.saved_encoder import read_encoder
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
-from querykey.pretraining.settings.settings import asked_settings
 from querykey.runs.adapt import adapt, load_run
 from querykey.runs.adapter_settings import read_run
 from querykey.runs.data import DataAt
@@ -62,10 +62,10 @@ negatives = 10
 
 
 def read_settings(path):
-    run = read_pretrain_run(path).as_settings()
+    run = read_pretrain_run(path)
     run.pop("data", None)
     save_every, keep = run.pop("save_every", None), run.pop("keep", None)
-    asked = asked_settings(run.pop("method", None), run.pop("preset", None), run)
+    asked = given_settings(**run)
     resolve_settings(asked, images=5000, channels=3, side=32)
     return save_every, keep
 
@@ -93,8 +93,8 @@ def files(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autotune, "TRIALS", 1)
         patch.setattr(autotune, "STEADY_TRIALS", 1)
-        pretrain(DIGITS, out=folder / "run", steps=2, **TINY | {"looks": 0})
-        pretrain(DIGITS, out=folder / "half", steps=2, stop=after(1), **TINY | {"looks": 0})
+        pretrain(DIGITS, out=folder / "run", steps=2, **TINY | {"num_evals": 0})
+        pretrain(DIGITS, out=folder / "half", steps=2, stop=after(1), **TINY | {"num_evals": 0})
     rows = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
     np.savez(folder / "X.npz", X=rows.numpy())
     write_features(features_from_array(rows, [row % 3 for row in range(60)]), folder / "store")

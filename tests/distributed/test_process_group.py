@@ -8,8 +8,8 @@ from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, cur
 from querykey.errors import RangeError, ShapeError
 from querykey.pretraining.learner import Learner
 from querykey.pretraining.methods.modules import make_encoder
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
-from querykey.pretraining.settings.settings import PretrainSettings
 
 CPU = torch.device("cpu")
 
@@ -83,7 +83,7 @@ def test_global_batch_norm_is_that_of_all_rows_with_its_gradient(name, two):
 
 
 def test_what_is_drawn_is_keyed_by_step_and_process():
-    settings = resolve_settings(PretrainSettings.of("simclr", steps=3), images=9, channels=1, side=8)
+    settings = resolve_settings(given_settings("simclr", steps=3), images=9, channels=1, side=8)
 
     def drawn(step, processes):
         learner = Learner(make_encoder(settings, channels=1), settings, CPU, items=9, processes=processes)

@@ -78,11 +78,20 @@ def test_images_of_any_format_and_mode_are_embedded_and_fitted(kind, tmp_path):
 def pretrained():
     return load_encoder(
         pretrain(
-            "sklearn:digits", method="simclr", backbone="small_cnn:4", batch_size=32, head_dim=16,
-            precision="float32", layout="contiguous", held_out=40, looks=0, views="digits", view_size=8,
+            "sklearn:digits",
+            method="simclr",
+            backbone="small_cnn:4",
+            batch_size=32,
+            **{"head.dim": 16},
+            precision="float32",
+            layout="contiguous",
+            held_out=40,
+            num_evals=0,
+            views="digits",
+            **{"views.size": 8},
             steps=1,
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("kind", ["16-bit png", "jpeg turned by EXIF", "float tiff", "transparent png"])

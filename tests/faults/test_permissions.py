@@ -53,8 +53,18 @@ def test_a_store_of_features(tmp_path, umask):
 
 def test_a_pretraining(tmp_path, umask):
     pretrain(
-        "sklearn:digits", out=tmp_path / "run", method="simclr", backbone="small_cnn:4", batch_size=32,
-        head_dim=16, precision="float32", layout="contiguous", held_out=40, looks=0, views="digits",
-        view_size=8, steps=1,
-    )  # fmt: skip
+        "sklearn:digits",
+        out=tmp_path / "run",
+        method="simclr",
+        backbone="small_cnn:4",
+        batch_size=32,
+        **{"head.dim": 16},
+        precision="float32",
+        layout="contiguous",
+        held_out=40,
+        num_evals=0,
+        views="digits",
+        **{"views.size": 8},
+        steps=1,
+    )
     assert_modes(tmp_path / "run", umask)

@@ -12,7 +12,7 @@ def test_neighbours_by_h_share_the_digit_more_often_than_before_training(monkeyp
     torch.set_num_threads(1)
     run = pretrain(
         "sklearn:digits", backbone="small_cnn:8", batch_size=64, steps=60, precision="float32",
-        layout="contiguous", held_out=179, looks=1, views="digits", view_options={"crop_scale": (0.5, 1.0)},
+        layout="contiguous", held_out=179, num_evals=1, views={"preset": "digits", "crop_scale": (0.5, 1.0)},
     )  # fmt: skip
     start, end = run.report["start"], run.report["end"]
     assert end["knn_queries"] == 179

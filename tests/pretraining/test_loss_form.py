@@ -18,18 +18,19 @@ from querykey.losses import streaming
 from querykey.losses.by_name import objective
 from querykey.pretraining import autotune
 from querykey.pretraining.settings.memory_plan import describe_memory, look_up_size
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
 from querykey.pretraining.settings.settings import PretrainSettings
 
 WAYS = {
     "simclr": {},
     "simclr, decoupled": {"loss": "decoupled"},
-    "moco": {"capacity": 64},
+    "moco": {"dictionary.capacity": 64},
     "moco-v3": {},
     "memory-bank": {},
-    "memory-bank, info_nce": {"contrast": "info_nce", "negatives": 20},
+    "memory-bank, info_nce": {"dictionary.contrast": "info_nce", "dictionary.negatives": 20},
     "end-to-end": {},
-    "xbm": {"loss": "info_nce", "capacity": 64, "memory_warm_up": 0.0},
+    "xbm": {"loss": "info_nce", "dictionary.capacity": 64, "dictionary.warm_up": 0.0},
 }
 
 
@@ -57,13 +58,13 @@ def test_a_run_computes_its_loss_in_the_form_that_it_wrote_down(way, form, tmp_p
     method = way.partition(",")[0]
     done = pretrain(DIGITS, out=tmp_path / "run", **TINY | {"steps": 3, "method": method} | WAYS[way])
     written = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
-    assert written["loss_options"]["form"] == form
+    assert written["loss"]["form"] == form
     assert {form for *_, form in seen} == {form}
     assert max(rows[:2] for rows in seen) == look_up_size(done.settings, items=1797 - 40)
 
 
 def resolved(**given):
-    return resolve_settings(PretrainSettings.of(**given), images=50_000, channels=3, side=32)
+    return resolve_settings(given_settings(**given), images=50_000, channels=3, side=32)
 
 
 @pytest.mark.parametrize(
@@ -71,12 +72,12 @@ def resolved(**given):
     [
         ({"method": "simclr", "batch_size": 256}, "dense"),
         ({"method": "simclr", "batch_size": 4096}, "chunked"),
-        ({"method": "simclr", "batch_size": 4096, "loss_options": {"form": "dense"}}, "dense"),
-        ({"method": "simclr", "batch_size": 4, "loss_options": {"form": "chunked"}}, "chunked"),
-        ({"method": "moco", "capacity": 4096}, "dense"),
-        ({"method": "moco", "capacity": 65536}, "chunked"),
+        ({"method": "simclr", "batch_size": 4096, "loss.form": "dense"}, "dense"),
+        ({"method": "simclr", "batch_size": 4, "loss.form": "chunked"}, "chunked"),
+        ({"method": "moco", "dictionary.capacity": 4096}, "dense"),
+        ({"method": "moco", "dictionary.capacity": 65536}, "chunked"),
         ({"method": "memory-bank"}, "chunked"),
-        ({"method": "memory-bank", "contrast": "info_nce"}, "dense"),
+        ({"method": "memory-bank", "dictionary.contrast": "info_nce"}, "dense"),
         ({"method": "xbm"}, None),
         ({"method": "simclr", "loss": "nt_logistic"}, None),
     ],
@@ -84,14 +85,14 @@ def resolved(**given):
 def test_settings_say_which_form(given, form):
     """None where the loss has one alone; a form that was asked for stays."""
     settings = resolved(**given)
-    assert settings.loss_options.get("form") == form
+    assert settings.loss.options.get("form") == form
     assert PretrainSettings.from_dict(settings.as_dict()) == settings
 
 
 def test_a_run_of_before_has_no_form_and_goes_by_size():
     kept = resolved(method="simclr").as_dict()
-    del kept["loss_options"]["form"]
-    assert "form" not in PretrainSettings.from_dict(kept).loss_options
+    del kept["loss"]["form"]
+    assert "form" not in PretrainSettings.from_dict(kept).loss.options
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_a_run_of_before_has_no_form_and_goes_by_size():
             "memory: loss about 109 MiB (chunked, 32,768 x 32,768 scores)",
         ),
         (
-            {"method": "moco", "capacity": 65536},
+            {"method": "moco", "dictionary.capacity": 65536},
             "memory: loss about 109 MiB (chunked, 256 x 65,792 scores), dictionary 32 MiB",
         ),
         (
@@ -123,13 +124,15 @@ def test_the_memory_is_told_before_the_first_step(given, words):
 @pytest.mark.parametrize(
     ("given", "scores", "dictionary"),
     [
-        ({"method": "moco", "capacity": 65536}, "256 x 8,448 scores", 4),
+        ({"method": "moco", "dictionary.capacity": 65536}, "256 x 8,448 scores", 4),
         ({"method": "memory-bank"}, "256 x 6,250 scores", 3),
-        ({"method": "xbm", "capacity": 80_000}, "256 x 10,000 scores", 4),
+        ({"method": "xbm", "dictionary.capacity": 80_000}, "256 x 10,000 scores", 4),
     ],
 )
 def test_of_a_sharded_dictionary_the_own_share_is_told(given, scores, dictionary):
-    words = describe_memory(resolved(**given, sharded=True), items=50_000, width=128, processes=8)
+    words = describe_memory(
+        resolved(**given, **{"dictionary.sharded": True}), items=50_000, width=128, processes=8
+    )
     assert scores in words
     assert words.endswith(f"dictionary {dictionary} MiB")
 
@@ -161,7 +164,7 @@ def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels,
     monkeypatch.setattr(sampling, "objective", watched)
     vectors = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
     classes = None if labels is None else torch.arange(200) % labels
-    settings = AdapterSettings(dim=4, steps=3, batch_size=32, **given)
+    settings = AdapterSettings.from_parameters(dim=4, steps=3, batch_size=32, **given)
     told = []
 
     def begin(words):
@@ -178,7 +181,7 @@ def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels,
 
 
 def test_a_form_that_was_asked_for_is_told_of_a_fit():
-    settings = AdapterSettings(loss="info_nce", loss_options={"form": "chunked"}, dim=256)
+    settings = AdapterSettings.from_parameters(loss="info_nce", loss_options={"form": "chunked"}, dim=256)
     resolved = resolve(settings, task="labels", items=20_000, width=512)
     words = describe_fit_memory(resolved, items=20_000, width=512)
     assert words == "memory: loss about 13 MiB (chunked, 128 x 2,176 scores), features 39 MiB"

@@ -3,26 +3,35 @@
 import pytest
 
 from querykey.pretraining.settings.memory_plan import dictionary_concerns
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
-from querykey.pretraining.settings.settings import PretrainSettings
 
 
 def concerns(*, items=50_000, steps=1200, **given):
-    settings = resolve_settings(PretrainSettings.of(**given), images=items, channels=3, side=32)
+    settings = resolve_settings(given_settings(**given), images=items, channels=3, side=32)
     return dictionary_concerns(settings, items=items, steps=steps)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"capacity": 60_000}, "about 0.7 older keys of each query's own item"),
-        ({"capacity": 64}, "a queue of 64 keys holds the last of the 256 that a step makes; raise"),
-        ({"capacity": 511, "symmetric": True}, "holds the last of the 512 that a step makes"),
+        ({"dictionary.capacity": 60_000}, "about 0.7 older keys of each query's own item"),
         (
-            {"capacity": 4096, "steps": 15, "momentum": 0.9},
+            {"dictionary.capacity": 64},
+            "a queue of 64 keys holds the last of the 256 that a step makes; raise",
+        ),
+        (
+            {"dictionary.capacity": 511, "key_encoder.symmetric": True},
+            "holds the last of the 512 that a step makes",
+        ),
+        (
+            {"dictionary.capacity": 4096, "steps": 15, "key_encoder.momentum": 0.9},
             "a queue of 4,096 keys is not full after 15 steps of 256; lower",
         ),
-        ({"momentum": 0.9999}, "is half its first self after 6,931 steps, and the run has 1,200; lower"),
+        (
+            {"key_encoder.momentum": 0.9999},
+            "is half its first self after 6,931 steps, and the run has 1,200; lower",
+        ),
     ],
 )
 def test_what_will_make_a_run_worse_is_said_with_its_numbers(given, words):
@@ -32,7 +41,12 @@ def test_what_will_make_a_run_worse_is_said_with_its_numbers(given, words):
 
 @pytest.mark.parametrize(
     "given",
-    [{"capacity": 4096}, {"capacity": 256}, {"capacity": 512, "symmetric": True}, {"momentum": 0.999}],
+    [
+        {"dictionary.capacity": 4096},
+        {"dictionary.capacity": 256},
+        {"dictionary.capacity": 512, "key_encoder.symmetric": True},
+        {"key_encoder.momentum": 0.999},
+    ],
 )
 def test_nothing_is_said_of_what_is_well(given):
     assert concerns(method="moco", **given) == []

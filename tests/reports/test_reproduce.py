@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from querykey.pretraining.settings.settings import PretrainSettings
+from querykey.pretraining.settings.methods import given_settings
 from querykey.reports.page.reproduce import adapt_command, pretrain_command
 from querykey.runs.adapter_settings import read_run
 from querykey.runs.pretrain_settings import read_pretrain_run
@@ -33,7 +33,7 @@ def options_of(command, name):
 def test_an_adapter(sets):
     run = read_run(None, sets, dim=8, labels="my class")
     described = {
-        "settings": run.model_dump(mode="json"), "threads": 1,
+        "settings": run.as_dict(), "threads": 1,
         "features": {"at": {"spec": "my features", "split": None, "column": None, "pair_column": None}},
     }  # fmt: skip
     spec, told, named = options_of(adapt_command(described), "adapt")
@@ -53,15 +53,15 @@ def test_an_adapter(sets):
     ],
 )  # fmt: skip
 def test_a_pretraining(sets):
-    given = read_pretrain_run(None, sets).as_settings()
-    asked = PretrainSettings.of(given.pop("method"), **given).as_dict()
+    given = read_pretrain_run(None, sets)
+    asked = given_settings(given.pop("method"), **given).as_dict()
     described = {
         "asked": asked, "settings": asked | {"steps": 40, "precision": "float32", "layout": "contiguous"},
         "data": {"at": {"spec": "photos", "split": "train"}}, "device": "cpu", "threads": 2,
     }  # fmt: skip
     spec, told, named = options_of(pretrain_command(described), "pretrain")
     assert named["--split"] == "train"
-    read = read_pretrain_run(None, told, method=named["--method"], seed=int(named["--seed"])).as_settings()
-    again = PretrainSettings.of(read.pop("method"), **read).as_dict()
+    read = read_pretrain_run(None, told, method=named["--method"], seed=int(named["--seed"]))
+    again = given_settings(read.pop("method"), **read).as_dict()
     assert again == asked | {"steps": 40, "precision": "float32", "layout": "contiguous"}
     assert (spec, named["--data"]) == ("--data", "photos")

@@ -20,7 +20,7 @@ from querykey.pretraining.saved_encoder import read_encoder
 from querykey.runs.data import DataAt
 from querykey.runs.evaluate_encoder import evaluate_encoder, pixel_rows
 
-HERE = TINY | {"batch_size": 16, "view_size": 12, "held_out": 4, "looks": 1, "steps": 3}
+HERE = TINY | {"batch_size": 16, "views.size": 12, "held_out": 4, "num_evals": 1, "steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_description_that_is_nonsense(copied, changed):
     "changed",
     [
         {"image_size": None}, {"image_size": 10**9}, {"image_size": 16.0}, {"image_size": 0},
-        {"head_dim": 8}, {"backbone": "small_cnn:5"}, {"view_options": {"mean": [0.1]}}, {"head_layers": "2"},
+        {"head.dim": 8}, {"backbone": "small_cnn:5"}, {"views.mean": [0.1]}, {"head.layers": "2"},
     ],
 )  # fmt: skip
 def test_settings_that_are_not_those_of_the_weights(copied, changed):
@@ -126,12 +126,14 @@ def test_settings_that_are_not_those_of_the_weights(copied, changed):
 
 def test_nothing_is_executed_but_a_network_that_can_be_imported(copied, tmp_path, monkeypatch):
     settings = json.loads((copied / "encoder.json").read_text())["settings"]
-    describe(copied, settings=settings | {"backbone": "no_such_module_here:made", "init": "/none.pth"})
+    describe(
+        copied, settings=settings | {"backbone": "no_such_module_here:made", "backbone.init": "/none.pth"}
+    )
     with pytest.raises(SourceError, match="no_such_module_here"):
         read_encoder(copied)
     (tmp_path / "weights.pth").write_bytes(b"\x80\x04cos\nsystem\n")
-    describe(copied, settings=settings | {"init": str(tmp_path / "weights.pth")})
-    assert read_encoder(copied).settings.init is not None  # named, and not read
+    describe(copied, settings=settings | {"backbone.init": str(tmp_path / "weights.pth")})
+    assert read_encoder(copied).settings.backbone.init is not None  # named, and not read
 
 
 def test_as_a_model_it_gives_its_own_h(run, folders):
@@ -282,7 +284,12 @@ def origin_of(saved):
 @pytest.mark.parametrize("kind", ["gray", "colour"])
 def test_timms_own_network_takes_the_weights_and_gives_the_same_h(kind, folders, tmp_path):
     timm = pytest.importorskip("timm")
-    settings = HERE | {"backbone": "timm:test_resnet", "stem": "plain", "view_size": 16, "views": "auto"}
+    settings = HERE | {
+        "backbone": "timm:test_resnet",
+        "backbone.stem": "plain",
+        "views.size": 16,
+        "views": "auto",
+    }
     run = pretrain(folders / kind / "train", **settings | {"steps": 1})
     done = export_backbone_safetensors(
         run.encoder.encoder.backbone, tmp_path / "out", origin=origin_of(run.encoder)

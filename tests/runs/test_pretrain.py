@@ -63,7 +63,7 @@ WAYS = {
     "channels_last": {"optimizer": "sgd", "layout": "channels_last"},
     "adamw": {"optimizer": "adamw"},
     "lars": {"optimizer": "lars"},
-    "learned": {"learned_temperature": True},
+    "learned": {"loss.learned_temperature": True},
 }
 
 
@@ -128,7 +128,12 @@ def test_what_was_seen_last_is_shown_until_the_next_look(tmp_path):
 
 
 def test_a_learned_temperature_moves_and_the_loss_uses_it(tmp_path):
-    settings = TINY | {"steps": 3, "learned_temperature": True, "learning_rate": 1.0, "warm_up": 0.0}
+    settings = TINY | {
+        "steps": 3,
+        "loss.learned_temperature": True,
+        "optimizer.learning_rate": 1.0,
+        "optimizer.warm_up": 0.0,
+    }
     pretrain(DIGITS, out=tmp_path / "run", **settings)
     log_inverse = latest_checkpoint(tmp_path / "run" / "checkpoints").tensors["model.temperature.log_inverse"]
     assert float(log_inverse) != pytest.approx(-torch.tensor(0.2).log().item(), abs=1e-5)
@@ -164,7 +169,7 @@ def test_epochs_to_go_on_to_are_a_number(finished, epochs):
 
 def test_changed_images_are_refused(tmp_path):
     images = put_stripes(tmp_path / "images")
-    settings = TINY | {"steps": 3, "batch_size": 8, "view_size": None, "views": "auto"}
+    settings = TINY | {"steps": 3, "batch_size": 8, "views.size": None, "views": "auto"}
     pretrain(images, out=tmp_path / "run", stop=after(1), **settings)
     shutil.copy(images / "down" / "0.png", images / "down" / "new.png")
     with pytest.raises(ConfigError, match="is not what the run was trained on"):
@@ -186,7 +191,7 @@ def test_a_resumed_run_decodes_what_it_decoded_before(tmp_path):
     """Images of several sizes are shrunk alike, though the size they are shown at is known by now."""
     put_stripes(tmp_path / "images" / "a", side=150, count=8)
     put_stripes(tmp_path / "images" / "b", side=160, count=8)
-    settings = TINY | {"steps": 3, "batch_size": 8, "view_size": 16, "looks": 0}
+    settings = TINY | {"steps": 3, "batch_size": 8, "views.size": 16, "num_evals": 0}
     whole = pretrain(tmp_path / "images", **settings)
     assert whole.settings.image_size == 64
     pretrain(tmp_path / "images", out=tmp_path / "run", stop=after(1), **settings)
@@ -211,12 +216,12 @@ def test_a_folder_that_is_no_run_or_a_damaged_one(finished, tmp_path):
 
 def test_settings_that_were_changed_are_refused_one_by_one(tmp_path):
     run = tmp_path / "run"
-    settings = TINY | {"steps": 3, "loss": "debiased", "loss_options": {"tau_plus": 0.1}}
+    settings = TINY | {"steps": 3, "loss": "debiased", "loss.tau_plus": 0.1}
     pretrain(DIGITS, out=run, stop=after(1), **settings)
     file = run / "run.json"
     described = json.loads(file.read_text())
     changed = json.loads(file.read_text())
-    changed["settings"] |= {"backbone": "small_cnn:5", "steps": 9, "loss_options": {"tau_plus": 0.2}}
+    changed["settings"] |= {"backbone": "small_cnn:5", "steps": 9, "loss.tau_plus": 0.2}
     changed["asked"]["image_size"] = 16
     changed["device"] = "cuda"
     file.write_text(json.dumps(changed))
@@ -226,8 +231,8 @@ def test_settings_that_were_changed_are_refused_one_by_one(tmp_path):
         f"{file} was changed since the last checkpoint; put it back, or start a new run:",
         "  asked.image_size: None in the checkpoint, 16 now",
         "  device: 'cpu' in the checkpoint, 'cuda' now",
-        "  settings.backbone: 'small_cnn:4' in the checkpoint, 'small_cnn:5' now",
-        "  settings.loss_options.tau_plus: 0.1 in the checkpoint, 0.2 now",
+        "  settings.backbone.name: 'small_cnn:4' in the checkpoint, 'small_cnn:5' now",
+        "  settings.loss.options.tau_plus: 0.1 in the checkpoint, 0.2 now",
         "  settings.steps: 3 in the checkpoint, 9 now",
     ]
     file.write_text(json.dumps(described))
@@ -337,7 +342,7 @@ def test_something_at_the_output_is_left_alone(tmp_path):
 
 
 def test_chunks_and_checkpointing_take_the_steps_of_the_whole_batch():
-    settings = TINY | {"steps": 3, "batch_size": 33, "looks": 1}
+    settings = TINY | {"steps": 3, "batch_size": 33, "num_evals": 1}
     whole = pretrain(DIGITS, **settings)
     for way in ({"chunks": 4}, {"checkpointing": True}):
         other = pretrain(DIGITS, **settings, **way)
@@ -352,9 +357,9 @@ def test_chunks_and_checkpointing_take_the_steps_of_the_whole_batch():
     ("head", "said"), [({}, "step [0-9]+: "), ({"head": "none", "batch_norm": "layer"}, "step [0-9]+: ")]
 )
 def test_a_rate_that_is_far_too_high_stops_the_run_and_keeps_the_last_good_state(head, said, tmp_path):
-    settings = TINY | {"steps": 6, "looks": 6, "warm_up": 0.0} | head
+    settings = TINY | {"steps": 6, "num_evals": 6, "optimizer.warm_up": 0.0} | head
     with pytest.raises(CollapseError, match=said) as caught:
-        pretrain(DIGITS, out=tmp_path / "run", learning_rate=1e12, **settings)
+        pretrain(DIGITS, out=tmp_path / "run", **{"optimizer.learning_rate": 1e12}, **settings)
     assert f"the state after step 0 is kept in {tmp_path / 'run'}" in str(caught.value)
     kept = latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert all(bool(value.isfinite().all()) for value in kept.tensors.values())
@@ -372,7 +377,7 @@ def test_weights_that_break_in_the_last_step_are_not_kept(tmp_path, monkeypatch)
 
     with pytest.raises(CollapseError, match=r"step 1: model.encoder.backbone.* is not finite any more"):
         pretrain(
-            DIGITS, out=tmp_path / "run", **TINY | {"looks": 0}, steps=1,
+            DIGITS, out=tmp_path / "run", **TINY | {"num_evals": 0}, steps=1,
             on_fit_start=lambda _: monkeypatch.setattr(torch.optim.SGD, "step", broken),
         )  # fmt: skip
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 0
@@ -389,7 +394,7 @@ def test_a_look_that_sees_a_collapse_stops_the_run(tmp_path, monkeypatch):
 
 def test_fewer_images_than_a_batch_are_all_of_them_and_said(tmp_path):
     images, said = put_stripes(tmp_path / "images", count=10), []
-    settings = TINY | {"batch_size": 64, "held_out": 0, "view_size": None, "looks": 0}
+    settings = TINY | {"batch_size": 64, "held_out": 0, "views.size": None, "num_evals": 0}
     run = pretrain(images, notify=said.append, steps=2, **settings)
     assert run.settings.batch_size == 20
     assert said == ["20 images to train on: lowered batch_size 64 to all of them"]
@@ -418,7 +423,7 @@ def test_images_without_labels_have_no_knn_and_nothing_held_out(tmp_path):
     for number, file in enumerate(sorted(images.rglob("*.png"))):
         shutil.copy(file, flat / f"{number}.png")
     begun = []
-    settings = TINY | {"batch_size": 8, "view_size": None}
+    settings = TINY | {"batch_size": 8, "views.size": None}
     run = pretrain(flat, on_fit_start=begun.append, steps=2, **settings)
     assert len(begun[0].split_data.train) == 24
     assert "knn" not in run.report["end"]

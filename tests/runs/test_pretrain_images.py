@@ -11,7 +11,7 @@ from querykey import pretrain, read_source, resume
 from querykey.errors import ConfigError, DataError, SourceError
 from querykey.pretraining import autotune
 
-HERE = TINY | {"batch_size": 8, "view_size": 12, "image_size": 16, "held_out": 2, "looks": 1, "steps": 3}
+HERE = TINY | {"batch_size": 8, "views.size": 12, "image_size": 16, "held_out": 2, "num_evals": 1, "steps": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -127,8 +127,8 @@ def test_an_image_lost_amid_a_run_is_left_out_of_its_batches_and_told_once(metho
 
     settings = (
         HERE
-        | {"method": method, "steps": 8, "looks": 4}
-        | ({"batch_norm_groups": 2} if method == "moco" else {})
+        | {"method": method, "steps": 8, "num_evals": 4}
+        | ({"batch_norm.groups": 2} if method == "moco" else {})
     )
     run = pretrain(
         images, memory_limit=0, workers=0, notify=said.append, on_fit_start=on_fit_start, **settings
@@ -167,7 +167,7 @@ def test_the_second_view_may_differ_from_the_first(tmp_path):
     images, begun = put_stripes(tmp_path / "images", channels=3), []
     settings = HERE | {"views": "small_images", "seed": 4}
     second = {"blur": 1.0, "jitter_probability": 0.0}
-    pretrain(images, on_fit_start=begun.append, stop=lambda: True, second_view_options=second, **settings)
+    pretrain(images, on_fit_start=begun.append, stop=lambda: True, second_view=second, **settings)
     pretrain(images, on_fit_start=begun.append, stop=lambda: True, **settings)
     (apart,), (alike,) = (list(course.images.walk(0, 1)) for course in begun)
     assert torch.equal(apart.view_1, alike.view_1)
@@ -181,4 +181,4 @@ def test_the_second_view_may_differ_from_the_first(tmp_path):
 def test_a_method_of_one_view_has_no_second(tmp_path):
     images = put_stripes(tmp_path / "images")
     with pytest.raises(ConfigError, match="xbm takes one view of an image; leave out second_view"):
-        pretrain(images, method="xbm", second_view_options={"flip": 0.0}, **HERE)
+        pretrain(images, method="xbm", second_view={"flip": 0.0}, **HERE)

@@ -12,7 +12,7 @@ from querykey.errors import ConfigError, MissingPathError
 from querykey.pretraining import autotune
 from querykey.runs.pretrain import resume
 
-HERE = TINY | {"steps": 4, "batch_size": 8, "view_size": None, "views": "auto", "held_out": 2}
+HERE = TINY | {"steps": 4, "batch_size": 8, "views.size": None, "views": "auto", "held_out": 2}
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from querykey.data.pixels.pixels import read_pixels
 from querykey.data.readers.open import read_source
 from querykey.encoders.projection import ViewEncoder
 from querykey.pretraining.saved_encoder import SavedEncoder
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
-from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.studies.engine.measure_encoders import TRANSFORMATIONS, probe
 
 
@@ -55,7 +55,7 @@ class Describing(ViewEncoder):
 
 
 def saved():
-    settings = resolve_settings(PretrainSettings.of("simclr", image_size=16), images=300, channels=3, side=16)
+    settings = resolve_settings(given_settings("simclr", image_size=16), images=300, channels=3, side=16)
     return SavedEncoder(Describing(), settings, 3)
 
 

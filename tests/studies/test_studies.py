@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from querykey import Adapter
 from querykey.adapter.settings import AdapterSettings
+from querykey.config.old_names import PRETRAINING, current
 from querykey.errors import ConfigError, DataError, OutputExistsError, SourceError
 from querykey.features.features import Features, write_features
 from querykey.io.records import read
 from querykey.io.study_folder import measures_of, open_study
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
-from querykey.pretraining.settings.settings import asked_settings
 from querykey.reports.verdicts import answers, arms_rows
 from querykey.runs.data import DataAt
 from querykey.runs.pretrain import pretrain
@@ -87,10 +88,10 @@ def test_a_study_is_about_arms_and_measures_that_it_has(study):
         if arm.kind == "leak":
             continue
         if study.needs == "features":
-            assert arm.kind == "baseline" or AdapterSettings(**arm.settings)
+            assert arm.kind == "baseline" or AdapterSettings.from_parameters(**arm.settings)
             continue
         given = dict(arm.settings)
-        asked = asked_settings(given.pop("method", None), None, given | {"steps": 10})
+        asked = given_settings(**current(given | {"steps": 10}, PRETRAINING, warn=False))
         assert resolve_settings(asked, images=50_000, channels=3, side=32).steps == 10
 
 

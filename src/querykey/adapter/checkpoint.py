@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -131,11 +131,7 @@ def _read(folder: Path, described: dict[str, Any]) -> SavedAdapter:
         raise StoreError(f"{folder}: {WEIGHTS} does not hold the weights of {width} x {dim}")
     fc = FCLayer(width, dim, kind=kind)
     fc.load_state_dict(state)
-    known = {f.name for f in fields(AdapterSettings)}
-    given = {_RENAMED.get(name, name): value for name, value in described["settings"].items()}
-    if isinstance(given.get("candidates"), list):
-        given["candidates"] = tuple(given["candidates"])
-    settings = AdapterSettings(**{name: value for name, value in given.items() if name in known})
+    settings = AdapterSettings.from_dict(described["settings"])
     fc.eval().requires_grad_(False)
     names = described.get("feature_names")
     return SavedAdapter(

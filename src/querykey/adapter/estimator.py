@@ -21,7 +21,7 @@ from querykey.adapter.checkpoint import SavedAdapter, read_saved, write_saved
 from querykey.adapter.fit import Begin, Fitted, Record, Report, fit_adapter
 from querykey.adapter.relevance import unit_rows
 from querykey.adapter.rows import check_rows, labels_of, rows_with_direction
-from querykey.adapter.settings import AdapterSettings, Target
+from querykey.adapter.settings import PARAMETERS, AdapterSettings, Target
 from querykey.adapter.split import distinct_pairs, numbered_pairs
 from querykey.adapter.tasks import Judge
 from querykey.adapter.validation import in_blocks
@@ -38,6 +38,8 @@ __all__ = ["Adapter"]
 OVERLAP = 10
 DEPRECATED = "deprecated"
 """As scikit-learn marks a parameter that will go: a plain text, so that a clone has it too."""
+NAMES = tuple(name for name in PARAMETERS if name != "seed")
+"""Settings that are parameters; the seed is `random_state`."""
 RENAMED = {"seed": "random_state", "held_out": "validation_fraction", "patience": "n_iter_no_change"}
 
 
@@ -66,6 +68,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         capacity: Rows the memory holds at the most.
         holds: What the memory holds: "features" of the frozen model, or "projections", which grow stale.
         sharded: Whether each of several processes holds and scores a share of the memory.
+        prefill: Whether the memory is filled before the first step.
         sampled: Rows drawn at random from the memory each step, for all queries. None, here and in the next
             two: validation chooses between two recipes.
         negatives: Hardest negatives each query selects (labels, pairs).
@@ -118,6 +121,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         capacity: int = 50_000,
         holds: Literal["features", "projections"] = "features",
         sharded: bool = False,
+        prefill: bool = True,
         sampled: int | None = None,
         negatives: int | None = None,
         positives: int | None = None,
@@ -143,7 +147,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.fc = fc
         self.start = start
         self.memory = memory
-        self.capacity, self.holds, self.sharded = capacity, holds, sharded
+        self.capacity, self.holds, self.sharded, self.prefill = capacity, holds, sharded, prefill
         self.sampled, self.negatives, self.positives = sampled, negatives, positives
         self.neighbours = neighbours
         self.both_sides = both_sides
@@ -333,10 +337,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             StoreError: If it is damaged or was changed.
         """
         saved = read_saved(folder)
-        names = set(cls().get_params()) & set(AdapterSettings.__dataclass_fields__) - {"seed"}
-        adapter = cls(
-            **{name: getattr(saved.settings, name) for name in names}, random_state=saved.settings.seed
-        )
+        given = {name: value for name, value in saved.settings.as_parameters().items() if name in NAMES}
+        adapter = cls(**given, random_state=saved.settings.seed)
         adapter.fc_, adapter.settings_, adapter.history_ = saved.fc, saved.settings, []
         adapter.report_, adapter.candidates_ = Report(saved.report), saved.candidates
         adapter.model_key_, adapter.n_features_in_ = saved.model_key, saved.fc.width
@@ -351,7 +353,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _settings(self) -> AdapterSettings:
         own = vars(self)
-        given = {name: own[name] for name in AdapterSettings.__dataclass_fields__ if name in own}
+        given = {name: own[name] for name in NAMES}
         state = self.random_state
         for old, new in RENAMED.items():
             if own[old] is DEPRECATED or own[old] == DEPRECATED:
@@ -365,12 +367,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 given[new] = own[old]
         seed = state if isinstance(state, int) else int(check_random_state(state).randint(2**31 - 1))
         candidates = self.candidates if isinstance(self.candidates, str) else tuple(self.candidates)
-        if isinstance(candidates, str) and candidates not in ("all", "closed_form"):
-            candidates = (candidates,)
-        options = dict(self.loss_options or {})
-        return AdapterSettings(
-            **given | {"loss_options": options, "seed": int(seed), "candidates": candidates}
-        )
+        given |= {"loss_options": dict(self.loss_options or {}), "candidates": candidates, "seed": int(seed)}
+        return AdapterSettings.from_parameters(**given)
 
     def _judge(self, queries: Any, pairs: Any, rows: int, *, has_labels: bool) -> Judge | None:
         if queries is None and pairs is None:

@@ -86,11 +86,17 @@ def _quiet(_: str) -> None:
 def _recipes(settings: AdapterSettings, kind: Task, items: int) -> tuple[Recipe, ...]:
     """The recipes of a task; the first alone where a setting of the user's decides."""
     known = RECIPES[kind]
-    if kind == "unlabelled" and items > LARGEST_WHOLE and settings.memory == "cross_batch":
+    if kind == "unlabelled" and items > LARGEST_WHOLE and settings.memory.kind == "cross_batch":
         known = (known[0]._replace(sampled=DRAWN),)
-    chosen = (settings.loss, settings.sampled, settings.negatives, settings.positives, settings.fc)
-    if any(value is not None for value in chosen) or settings.holds == "projections":
+    chosen = (
+        settings.loss.kind,
+        settings.selection.sampled,
+        settings.selection.negatives,
+        settings.selection.positives,
+        settings.fc.kind,
+    )
+    if any(value is not None for value in chosen) or settings.memory.holds == "projections":
         return (known[0]._replace(rank=None),)
-    if settings.memory == "in_batch" and kind != "query side":
+    if settings.memory.kind == "in_batch" and kind != "query side":
         return known[:1]
     return known

@@ -25,16 +25,22 @@ def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int, pr
         'memory: loss about 43 MiB (chunked, 128 x 50,000 scores), features 73 MiB'
     """
     queries = settings.batch_size
-    held = 0 if settings.memory == "in_batch" else min(settings.capacity, items)
-    is_dealt = settings.sharded and processes > 1
+    held = 0 if settings.memory.kind == "in_batch" else min(settings.memory.capacity, items)
+    is_dealt = settings.memory.sharded and processes > 1
     share = -(-held // processes) if is_dealt else held
-    if settings.loss == "score_distillation":
+    if settings.loss.kind == "score_distillation":
         keys = max(queries, share)
     else:
-        own = settings.neighbours if settings.loss == "score_difference" else settings.negatives or 0
-        keys = queries + min(held, queries * (own + (settings.positives or 0)) + (settings.sampled or 0))
-    given: Form = "dense" if is_dealt else settings.loss_options.get("form", "auto")
-    can_stream = settings.loss in ("info_nce", "score_distillation")
+        own = (
+            settings.selection.neighbours
+            if settings.loss.kind == "score_difference"
+            else settings.selection.negatives or 0
+        )
+        keys = queries + min(
+            held, queries * (own + (settings.selection.positives or 0)) + (settings.selection.sampled or 0)
+        )
+    given: Form = "dense" if is_dealt else settings.loss.options.get("form", "auto")
+    can_stream = settings.loss.kind in ("info_nce", "score_distillation")
     form = chosen_form(given, queries, keys) if can_stream else "dense"
     size = loss_bytes(queries, keys, settings.dim or width, form)
     return (

@@ -80,10 +80,12 @@ def course_of_items(
     """
     learner = _learner(fc, settings, LABEL_RULE if labels is not None else ID_RULE, processes)
     learner.target = target
-    stale = settings.holds == "projections"
-    whole = settings.memory == "cross_batch" and settings.capacity >= len(train) and not stale
-    shard_group = processes if settings.sharded else SINGLE_PROCESS
-    pool = Pool(vectors, train, labels, keep=len(train) <= settings.capacity and shard_group.world_size == 1)
+    stale = settings.memory.holds == "projections"
+    whole = settings.memory.kind == "cross_batch" and settings.memory.capacity >= len(train) and not stale
+    shard_group = processes if settings.memory.sharded else SINGLE_PROCESS
+    pool = Pool(
+        vectors, train, labels, keep=len(train) <= settings.memory.capacity and shard_group.world_size == 1
+    )
     size = min(settings.batch_size, len(pool))  # a fold has fewer rows than the whole
     batches = UniformBatches(len(pool), batch_size=size, seed=settings.seed)
     memory = _memory(pool, settings, shard_group, whole=whole, project=learner.fc if stale else None)
@@ -91,22 +93,22 @@ def course_of_items(
     if whole and target is not None:
         learner.target = _remembering(target, memory.read().vectors)
 
-    if settings.loss == "score_distillation" and not settings.sampled:
+    if settings.loss.kind == "score_distillation" and not settings.selection.sampled:
         return Course(
             lambda i: distillation_step(learner, pool.batch(batches(i)), memory), memory, capacity, learner
         )
     plan: dict[Mode, int] = {
-        "hard_negative": settings.negatives or 0, "hard_positive": settings.positives or 0
+        "hard_negative": settings.selection.negatives or 0, "hard_positive": settings.selection.positives or 0
     }  # fmt: skip
     if learner.objective.keeps_scores:
-        plan = {"similar": settings.neighbours} if settings.loss == "score_difference" else {}
-    if settings.memory == "in_batch" and not learner.objective.keeps_scores:
+        plan = {"similar": settings.selection.neighbours} if settings.loss.kind == "score_difference" else {}
+    if settings.memory.kind == "in_batch" and not learner.objective.keeps_scores:
         plan = {}
     top = _shared_out(_live(plan, learner.rule, score="dot" if stale else "cosine"), processes)
     if whole:
         top = _frozen(top, pool, memory)
-    draws = settings.memory == "cross_batch" and settings.loss != "score_difference"
-    sampled = settings.sampled or 0 if draws else 0
+    draws = settings.memory.kind == "cross_batch" and settings.loss.kind != "score_difference"
+    sampled = settings.selection.sampled or 0 if draws else 0
     take = projections_step if stale else adapter_step
     return Course(
         lambda i: take(
@@ -143,10 +145,10 @@ def course_of_pairs(
     learner = _learner(fc, settings, ID_RULE, processes)
     learner.moves_documents = settings.side == "both"
     relevance = Relevance(pairs.query_ids, pairs.document_ids, queries=len(pairs.queries))
-    whole = settings.memory == "cross_batch" and settings.capacity >= len(documents)
-    shard_group = processes if settings.sharded else SINGLE_PROCESS
+    whole = settings.memory.kind == "cross_batch" and settings.memory.capacity >= len(documents)
+    shard_group = processes if settings.memory.sharded else SINGLE_PROCESS
     pool = Pool(documents, None, None, keep=whole and shard_group.world_size == 1)
-    asked = Pool(pairs.queries, None, None, keep=len(pairs.queries) <= settings.capacity)
+    asked = Pool(pairs.queries, None, None, keep=len(pairs.queries) <= settings.memory.capacity)
     size = min(settings.batch_size, len(train))  # a fold has fewer pairs than the whole
     batches = UniformBatches(len(train), batch_size=size, seed=settings.seed)
     memory = _memory(pool, settings, shard_group, whole=whole, project=None)
@@ -160,14 +162,14 @@ def course_of_pairs(
             "cosine",
             shard_group=memory.processes,
         )
-        return top_k(found, settings.negatives or 0, "hard_negative")
+        return top_k(found, settings.selection.negatives or 0, "hard_negative")
 
     top = _shared_out(live, processes)
-    if settings.memory == "in_batch" or not settings.negatives:
+    if settings.memory.kind == "in_batch" or not settings.selection.negatives:
         top = _nothing
     elif whole:
         top = _frozen(top, asked, memory)
-    sampled = 0 if settings.memory == "in_batch" else settings.sampled or 0
+    sampled = 0 if settings.memory.kind == "in_batch" else settings.selection.sampled or 0
 
     def take(step: int) -> Step:
         numbers = train[batches(step)]
@@ -188,7 +190,7 @@ def _remembering(target: Callable[[Tensor], Tensor], held: Tensor) -> Callable[[
 def _learner(
     fc: nn.Module, settings: AdapterSettings, rule: PairRule, processes: ProcessGroup
 ) -> AdapterLearner:
-    assert settings.loss is not None
+    assert settings.loss.kind is not None
     assert settings.learning_rate is not None
     trained = [parameter for parameter in fc.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, fused=True)
@@ -205,7 +207,7 @@ def _learner(
         optimizer.register_step_pre_hook(decay)
     return AdapterLearner(
         fc,
-        objective(settings.loss, **settings.loss_options),
+        objective(settings.loss.kind, **settings.loss.options),
         optimizer,
         rule,
         both_sides=settings.both_sides,
@@ -222,13 +224,13 @@ def _memory(
     project: Callable[[Tensor], Tensor] | None,
 ) -> Dictionary:
     """The dictionary, filled before step 0 where the settings say so."""
-    if settings.memory == "in_batch":
+    if settings.memory.kind == "in_batch":
         return InBatch()
     if whole:
         return WholeSet(pool.share(shard_group), pool.labels, processes=shard_group)
     width = pool.vectors.shape[1] if project is None else int(settings.dim or 0)
     memory = CrossBatchMemory(capacity=_capacity(settings, pool), dim=width, processes=shard_group)
-    if settings.prefill:
+    if settings.memory.prefill:
         first = UniformBatches(len(pool), batch_size=memory.capacity, seed=settings.seed + 1)(0)
         for batch in pool.walk(first):
             with torch.no_grad():
@@ -238,7 +240,11 @@ def _memory(
 
 
 def _capacity(settings: AdapterSettings, pool: Pool) -> int:
-    return settings.batch_size if settings.memory == "in_batch" else min(settings.capacity, len(pool))
+    return (
+        settings.batch_size
+        if settings.memory.kind == "in_batch"
+        else min(settings.memory.capacity, len(pool))
+    )
 
 
 _Top = Callable[[Batch, Dictionary], Tensor]

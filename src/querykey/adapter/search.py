@@ -137,8 +137,8 @@ class Search:
 
     def _closed_forms(self) -> None:
         forms = self.task.forms()
-        if self.settings.start is not None:
-            start = start_form(self.settings.start, self.dim, self.width, self.seed)
+        if self.settings.fc.start is not None:
+            start = start_form(self.settings.fc.start, self.dim, self.width, self.seed)
             references = ("frozen",) if self.dim == self.width else ("pca", "pca_uncentred")
             forms = {name: form for name, form in forms.items() if name in references} | start
         forms = select_forms(forms, self.settings.candidates)
@@ -147,7 +147,7 @@ class Search:
         for name, form in forms.items():
             self._ask_form(name, form)
         best = self._best_form()
-        if isinstance(self.task, LabelTask) and self.settings.start is None:
+        if isinstance(self.task, LabelTask) and self.settings.fc.start is None:
             for name, form in self.task.filled(best).items():
                 self._ask_form(name, form)
 
@@ -448,8 +448,8 @@ class Search:
             name = "discriminant 0.1"
         if isinstance(self.task, PairTask):
             name = "frozen" if self.dim == self.width else "pca_uncentred"
-        if self.settings.start is not None:
-            start = start_form(self.settings.start, self.dim, self.width, self.seed)
+        if self.settings.fc.start is not None:
+            start = start_form(self.settings.fc.start, self.dim, self.width, self.seed)
             ((name, form),) = start.items()
         else:
             form = forms[name]

@@ -2,20 +2,31 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import reduce
+from typing import Annotated, Any, Literal, NamedTuple
 
+from annotated_types import Ge, Le
+
+from querykey.config import settings as tree
+from querykey.config.old_names import ADAPTER_FILES, current
+from querykey.config.ranges import AtLeastTwo, Count, NonNegative, PositiveInt
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, RangeError
-from querykey.losses.by_name import LossName, objective, takes_temperature
+from querykey.losses.by_name import LossName, loss_options, objective, takes_temperature
 
 __all__ = [
     "DRAWN",
     "LARGEST_WHOLE",
+    "PARAMETERS",
     "RECIPES",
+    "AdapterLoss",
     "AdapterSettings",
     "Candidates",
+    "FCLayerSettings",
+    "MemorySettings",
     "Recipe",
+    "SelectionSettings",
     "Target",
     "Task",
     "resolve",
@@ -23,7 +34,7 @@ __all__ = [
 
 Task = Literal["unlabelled", "labels", "pairs", "query side"]
 Target = Literal["frozen", "centred", "soft_whitened"]
-Candidates = Literal["all", "closed_form"] | tuple[str, ...]
+Candidates = str | tuple[str, ...]
 
 
 class Recipe(NamedTuple):
@@ -69,90 +80,163 @@ RECIPES: dict["Task", tuple[Recipe, ...]] = {
 """Where labels are clean and classes fine, every positive and the hardest negatives count; where they are
 broad or noisy, one near positive will do. Validation finds out. The evidence is in docs/results.md."""
 
-_AT_LEAST = {
-    "dim": 1,
-    "capacity": 1,
-    "sampled": 0,
-    "negatives": 0,
-    "positives": 0,
-    "neighbours": 1,
-    "steps": 0,
-    "batch_size": 2,
-    "n_iter_no_change": 1,
-    "learning_rate": 0,
-    "weight_decay": 0,
-}
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterLoss:
+    """The pair loss.
+
+    Args:
+        kind: None: "score_distillation" without labels, "info_nce" for pairs; for labels "nca" or "info_nce",
+            whichever validation prefers.
+        options: The loss's own keyword arguments, such as temperature or margin.
+    """
+
+    kind: LossName | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, metadata={"options": tree.Options(loss_options)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySettings:
+    """Where the keys come from.
+
+    Args:
+        kind: "cross_batch", or "in_batch" for none.
+        capacity: Rows the memory stores at the most; at least all rows makes it the whole data set.
+        holds: "features" of the frozen model, or "projections", which grow stale.
+        sharded: Whether each of several processes stores and scores a shard of the memory instead of all.
+        prefill: Whether the memory is filled before the first step.
+    """
+
+    kind: Literal["cross_batch", "in_batch"] = "cross_batch"
+    capacity: PositiveInt = 50_000
+    holds: Literal["features", "projections"] = "features"
+    sharded: bool = False
+    prefill: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSettings:
+    """Which rows of the memory take part in a step. None: see `RECIPES`.
+
+    Args:
+        sampled: Rows drawn at random each step, for all queries.
+        negatives: Hardest negatives each query selects (labels, pairs).
+        positives: Farthest positives each query selects (labels).
+        neighbours: Most similar rows each query selects ("score_difference").
+    """
+
+    sampled: Count | None = None
+    negatives: Count | None = None
+    positives: Count | None = None
+    neighbours: PositiveInt = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCLayerSettings:
+    """The layer that is trained.
+
+    Args:
+        kind: "linear", "residual" or "two_layer"; None: residual for labels and pairs at full width, linear
+            otherwise.
+        start: "pca", "pca_centred", "identity" or "orthogonal"; None: the best of the closed forms.
+    """
+
+    kind: FCKind | None = None
+    start: Start | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
-    """Everything a fit can be told; None is chosen for the data at hand.
+    """All settings of a fit; None is chosen for the data at hand.
 
     Args:
         dim: Width of the adapted rows; None: 64, or the width where that is less.
-        loss: None: "score_distillation" without labels, "info_nce" for pairs; for labels "nca" or
-            "info_nce", whichever validation prefers.
-        loss_options: The loss's own keyword arguments, such as temperature or margin.
-        fc: "linear", "residual" or "two_layer"; None: residual for labels and pairs at full width,
-            linear otherwise.
-        start: "pca", "pca_centred", "identity" or "orthogonal"; None: the best of the closed forms.
-        memory: "cross_batch", or "in_batch" for none.
-        capacity: Rows the memory holds at the most; at least all rows makes it the whole data set.
-        holds: "features" of the frozen model, or "projections", which grow stale.
-        sharded: Whether each of several processes holds and scores a share of the memory, in place of all.
-        prefill: Whether the memory is filled before the first step.
-        sampled: Rows drawn at random from the memory each step, for all queries; None: see `RECIPES`.
-        negatives: Hardest negatives each query selects from the memory (labels, pairs).
-        positives: Farthest positives each query selects from the memory (labels).
-        neighbours: Most similar rows each query selects ("score_difference").
         both_sides: Whether the gradient goes through the keys too.
         side: "both": queries and documents are transformed. "query": documents stay as they are in the
             index, which needs dim = width.
-        steps: Optimiser steps of a run; None: what the data allow within 2,000 for all runs of a fit.
+        steps: Optimizer steps of a run; None: what the data allow within 2,000 for all runs of a fit.
             0: nothing is trained.
         batch_size: Items a step, clipped to the data.
-        learning_rate: AdamW's peak rate; cosine to 0. None: 1e-3, or 3e-4 for data so few that they are held
-            out in folds.
+        learning_rate: AdamW's peak rate; cosine to 0. None: 1e-3, or 3e-4 for data so few that they are
+            validated in folds.
         weight_decay: Towards the candidate that training begins at, decoupled as AdamW's.
         classes: Whether the adapter will meet the "known" classes or "new" ones; None: candidates are
             chosen by known ones, and none is returned that is worse on new ones.
         target: Whose scores a fit without labels keeps; None: "soft_whitened", or what queries prefer.
         candidates: "all", "closed_form", or names of candidates or of families of them.
-        validation_fraction: Share of the rows that is held out where the rows are many; 0: nothing is.
+        validation_fraction: Share of the rows for validation where the rows are many; 0: none.
         n_iter_no_change: Evaluations (25 a run) without a better one before training stops.
         seed: Random seed.
+        loss: See `AdapterLoss`; and so on.
     """
 
-    dim: int | None = None
-    loss: LossName | None = None
-    loss_options: Mapping[str, Any] = field(default_factory=dict)
-    fc: FCKind | None = None
-    start: Start | None = None
-    memory: Literal["cross_batch", "in_batch"] = "cross_batch"
-    capacity: int = 50_000
-    holds: Literal["features", "projections"] = "features"
-    sharded: bool = False
-    prefill: bool = True
-    sampled: int | None = None
-    negatives: int | None = None
-    positives: int | None = None
-    neighbours: int = 10
+    dim: PositiveInt | None = None
     both_sides: bool = True
     side: Literal["both", "query"] = "both"
-    steps: int | None = None
-    batch_size: int = 128
-    learning_rate: float | None = None
-    weight_decay: float = 1e-2
+    steps: Count | None = None
+    batch_size: AtLeastTwo = 128
+    learning_rate: NonNegative | None = None
+    weight_decay: NonNegative = 1e-2
     classes: Literal["known", "new"] | None = None
     target: Target | None = None
     candidates: Candidates = "all"
-    validation_fraction: float = 0.1
-    n_iter_no_change: int = 8
-    seed: int = 0
+    validation_fraction: Annotated[float, Ge(0), Le(0.5)] = 0.1
+    n_iter_no_change: PositiveInt = 8
+    seed: Count = 0
+    loss: AdapterLoss = AdapterLoss()
+    memory: MemorySettings = MemorySettings()
+    selection: SelectionSettings = SelectionSettings()
+    fc: FCLayerSettings = FCLayerSettings()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.candidates, str) and self.candidates not in ("all", "closed_form"):
+            object.__setattr__(self, "candidates", (self.candidates,))
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values, for a run file."""
-        return asdict(self) | {"loss_options": dict(self.loss_options)}
+        """As nested tables of plain values, for run.json."""
+        return tree.as_tables(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "AdapterSettings":
+        """Back from adapter.json, of this version or of 0.1; keys that do not exist are left out."""
+        return tree.make(cls, current(values, ADAPTER_FILES, warn=False), ignore_unknown=True)
+
+    @classmethod
+    def from_parameters(cls, **parameters: Any) -> "AdapterSettings":
+        """From the parameters of `Adapter`, which scikit-learn needs flat.
+
+        Args:
+            **parameters: By the names of `PARAMETERS`.
+
+        Example:
+            >>> AdapterSettings.from_parameters(capacity=8, fc="linear").memory.capacity
+            8
+        """
+        return tree.make(
+            cls, {PARAMETERS[name].removesuffix(".options"): value for name, value in parameters.items()}
+        )
+
+    def as_parameters(self) -> dict[str, Any]:
+        """The parameters of `Adapter` that give these settings."""
+        made = dict.fromkeys(PARAMETERS, self)
+        return {name: reduce(getattr, PARAMETERS[name].split("."), value) for name, value in made.items()}
+
+
+def _parameters() -> dict[str, str]:
+    """A table's kind has the table's name, and every other setting its own."""
+    made: dict[str, str] = {}
+    for table in fields(AdapterSettings):
+        if not is_dataclass(table.type):
+            made[table.name] = table.name
+            continue
+        for one in fields(table.type):
+            name = {"kind": table.name, "options": f"{table.name}_options"}.get(one.name, one.name)
+            made[name] = f"{table.name}.{one.name}"
+    return made
+
+
+PARAMETERS = _parameters()
+"""Parameters of `Adapter`, to the settings that they are."""
 
 
 def resolve(
@@ -177,8 +261,8 @@ def resolve(
     recipe = RECIPES[task][0] if recipe is None else recipe
     _check(settings, task, width)
     dim = settings.dim or (width if settings.side == "query" else min(64, width))
-    loss = settings.loss or recipe.loss
-    options = dict(settings.loss_options)
+    loss = settings.loss.kind or recipe.loss
+    options = dict(settings.loss.options)
     if takes_temperature(loss):
         options.setdefault("temperature", recipe.temperature)
     if objective(loss, **options).keeps_scores != (task == "unlabelled"):
@@ -186,34 +270,37 @@ def resolve(
             "keeps the frozen scores and takes no labels" if task != "unlabelled" else "needs labels or pairs"
         )
         raise ConfigError(f"the loss {loss} {need}; choose another, or leave it out")
+    fc = settings.fc.kind or ("residual" if dim == width and task != "unlabelled" else "linear")
+    lowered = _clipped(settings, recipe, items)
+    return tree.changed(settings, {**lowered, "dim": dim, "loss": {"kind": loss, **options}, "fc.kind": fc})
 
-    chosen = {
-        name: getattr(recipe, name) if getattr(settings, name) is None else getattr(settings, name)
-        for name in ("sampled", "negatives", "positives")
-    } | {"batch_size": settings.batch_size, "neighbours": settings.neighbours}
-    most = {name: items if name in ("batch_size", "sampled") else items - 1 for name in chosen}
-    clipped: dict[str, Any] = {name: min(value, most[name]) for name, value in chosen.items()}
-    given = [name for name, value in chosen.items() if getattr(settings, name) == value]
-    lowered = [f"{n} {chosen[n]} to {clipped[n]}" for n in given if clipped[n] < chosen[n] and n != "sampled"]
+
+def _clipped(settings: AdapterSettings, recipe: Recipe, items: int) -> dict[str, int]:
+    """Numbers of rows, filled in and clipped to the data, with a warning if a given one is lowered."""
+    selection = settings.selection
+    given = {
+        "batch_size": settings.batch_size, "selection.neighbours": selection.neighbours,
+        "selection.sampled": selection.sampled, "selection.negatives": selection.negatives,
+        "selection.positives": selection.positives,
+    }  # fmt: skip
+    recipes = {f"selection.{name}": getattr(recipe, name) for name in ("sampled", "negatives", "positives")}
+    chosen: dict[str, int] = {
+        name: recipes[name] if value is None else value for name, value in given.items()
+    }
+    most = {name: items if name in ("batch_size", "selection.sampled") else items - 1 for name in chosen}
+    clipped = {name: min(value, most[name]) for name, value in chosen.items()}
+    lowered = [
+        f"{name} {given[name]} to {value}"
+        for name, value in clipped.items()
+        if given[name] is not None and value < chosen[name] and name != "selection.sampled"
+    ]
     if lowered:
-        warnings.warn(f"{items} rows to train on: lowered {', '.join(lowered)}", UserWarning, stacklevel=4)
-    return replace(
-        settings,
-        **clipped,
-        dim=dim,
-        loss=loss,
-        loss_options=options,
-        fc=settings.fc or ("residual" if dim == width and task != "unlabelled" else "linear"),
-    )
+        warnings.warn(f"{items} rows to train on: lowered {', '.join(lowered)}", UserWarning, stacklevel=5)
+    return clipped
 
 
 def _check(settings: AdapterSettings, task: Task, width: int) -> None:
-    for name, least in _AT_LEAST.items():
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise RangeError(f"{name} must be at least {least}, got {value}")
-    if not 0 <= settings.validation_fraction <= 0.5:
-        raise RangeError(f"validation_fraction must be from 0 to 0.5, got {settings.validation_fraction}")
+    tree.require_valid(settings)
     if settings.dim is not None and settings.dim > width:
         raise RangeError(f"dim must be from 1 to the width of the features, {width}; got {settings.dim}")
     if settings.side == "query" and settings.dim not in (None, width):
@@ -223,19 +310,19 @@ def _check(settings: AdapterSettings, task: Task, width: int) -> None:
         )
     if settings.side == "query" and task != "query side":
         raise ConfigError('side="query" needs (query, document) pairs: use fit_pairs, or side="both"')
-    if settings.holds == "projections" and task != "labels":
+    if settings.memory.holds == "projections" and task != "labels":
         raise ConfigError('holds="projections" is for fits with labels; use holds="features"')
-    if settings.sharded:
+    if settings.memory.sharded:
         _check_sharded(settings, task)
-    if settings.memory == "cross_batch" and settings.capacity < settings.batch_size:
+    if settings.memory.kind == "cross_batch" and settings.memory.capacity < settings.batch_size:
         raise RangeError(
-            f"capacity {settings.capacity} is below batch_size {settings.batch_size}; "
+            f"capacity {settings.memory.capacity} is below batch_size {settings.batch_size}; "
             "raise the capacity or lower the batch size"
         )
 
 
 def _check_sharded(settings: AdapterSettings, task: Task) -> None:
-    if settings.memory == "in_batch":
+    if settings.memory.kind == "in_batch":
         raise ConfigError('memory="in_batch" has no rows to shard; leave out sharded, or the memory')
-    if task == "unlabelled" and settings.loss_options.get("form") in ("chunked", "streamed"):
+    if task == "unlabelled" and settings.loss.options.get("form") in ("chunked", "streamed"):
         raise ConfigError('over a sharded memory the loss is dense, of a share; leave out form="chunked"')

@@ -487,4 +487,4 @@ def _rest(items: int, fold: Fold | None) -> Numbers:
 
 
 def _temperature(settings: AdapterSettings) -> float:
-    return float(settings.loss_options.get("temperature", 0.05))
+    return float(settings.loss.options.get("temperature", 0.05))

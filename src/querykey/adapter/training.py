@@ -93,8 +93,8 @@ def layer_at(start: Affine, settings: AdapterSettings) -> FCLayer:
     Returns:
         The layer, the same bits on every process.
     """
-    assert settings.fc is not None
-    fc = FCLayer(start.weight.shape[1], len(start.weight), kind=settings.fc)
+    assert settings.fc.kind is not None
+    fc = FCLayer(start.weight.shape[1], len(start.weight), kind=settings.fc.kind)
     fc.set_affine_(start.weight, start.bias)
     current_process_group().broadcast_(fc.state_dict().values())  # another machine's bits may differ
     return fc

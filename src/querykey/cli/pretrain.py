@@ -77,13 +77,12 @@ def pretrain_source(
     from querykey.runs.pretrain_settings import read_pretrain_run
 
     more = [*(settings or []), *([f"backbone.init={init}"] if init else [])]
-    run = read_pretrain_run(
+    given = read_pretrain_run(
         run_file, more, data=data, method=method, preset=preset, minutes=minutes, epochs=epochs, seed=seed,
         save_every=save_every,
     )  # fmt: skip
-    given = run.as_settings()
     source = _source(given.pop("data", None))
-    device = prepare(device, threads, run.seed or 0, supports_torchrun=True)
+    device = prepare(device, threads, given.get("seed") or 0, supports_torchrun=True)
     from querykey.cli.console import note
     from querykey.cli.pretrain import display, show_start
     from querykey.runs.pretrain import pretrain
@@ -205,17 +204,19 @@ def show_start(run: "TrainingRun") -> None:
         f"{len(run.split_data.asking):,} held out for the online kNN"
     )
     line(
-        f"  backbone {settings.backbone}: {weights / 1e6:.2f} M weights, h {encoder.backbone.dim}, "
-        f"{settings.image_size} px; head {settings.head}, z {encoder.head.dim}"
+        f"  backbone {settings.backbone.name}: {weights / 1e6:.2f} M weights, h {encoder.backbone.dim}, "
+        f"{settings.image_size} px; head {settings.head.kind}, z {encoder.head.dim}"
     )
     line(
         f"  {run.steps:,} steps of {settings.batch_size} images ({settings.epochs:.3g} epochs), "
         f"{settings.precision}, {str(settings.layout).replace('_', ' ')}"
     )
-    rule = "" if settings.rule == "none" else f" (rule {settings.rule}, batch {settings.batch_size})"
+    optimizer = settings.optimizer
+    scaled = f" ({optimizer.lr_scaling} scaling, batch {settings.batch_size})"
+    scaled = "" if optimizer.lr_scaling == "none" else scaled
     line(
-        f"  {settings.optimizer}: learning rate {settings.learning_rate:.4g}{rule}, weight decay "
-        f"{settings.weight_decay:.3g}, rises in the first {settings.warm_up:.0%} of the steps, then cosine"
+        f"  {optimizer.kind}: learning rate {optimizer.learning_rate:.4g}{scaled}, weight decay "
+        f"{optimizer.weight_decay:.3g}, rises in the first {optimizer.warm_up:.0%} of the steps, then cosine"
     )
     line(f"  loss {_loss_of(settings)}")
     for words in describe_dictionary(settings, items=len(run.split_data.train), steps=run.steps):
@@ -223,7 +224,7 @@ def show_start(run: "TrainingRun") -> None:
     items, processes = len(run.split_data.train), run.learner.processes.world_size
     line(f"  {describe_memory(settings, items=items, width=encoder.head.dim, processes=processes)}")
     first, second = images.views
-    line(f"  views {settings.views}:")
+    line(f"  views {settings.views.preset}:")
     for words in first.describe().splitlines():
         line(f"    {words}")
     if second != first:
@@ -237,13 +238,11 @@ def show_start(run: "TrainingRun") -> None:
 def _loss_of(settings: "PretrainSettings") -> str:
     from querykey.losses.by_name import takes_temperature
 
-    words = []
-    if takes_temperature(settings.loss):
-        words.append(
-            f"temperature {settings.temperature:g}{', learned' if settings.learned_temperature else ''}"
-        )
-    words += [f"{name} {value}" for name, value in settings.loss_options.items() if name != "form"]
-    return ": ".join([settings.loss, ", ".join(words)] if words else [settings.loss])
+    words, loss = [], settings.loss
+    if takes_temperature(loss.kind):
+        words.append(f"temperature {loss.temperature:g}{', learned' if loss.learned_temperature else ''}")
+    words += [f"{name} {value}" for name, value in loss.options.items() if name != "form"]
+    return ": ".join([loss.kind, ", ".join(words)] if words else [loss.kind])
 
 
 @contextmanager

@@ -1,34 +1,25 @@
-"""Run files and `--set`: from text to nested tables, and from tables to a checked run."""
+"""Run files and `--set`: from text to nested tables."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from querykey.config.errors import Grammar
+from querykey.config.settings import tables_of
 from querykey.errors import ConfigError, MissingPathError
 
-__all__ = ["check", "parse_setting", "read_raw"]
-
-Model = TypeVar("Model", bound=BaseModel)
-NO_FIRSTS: Mapping[str, str] = {}
+__all__ = ["parse_setting", "read_raw"]
 
 
 def read_raw(
-    path: str | Path | None,
-    settings: Sequence[str] = (),
-    *,
-    firsts: Mapping[str, str] = NO_FIRSTS,
-    **options: Any,
+    cls: type, path: str | Path | None, settings: Sequence[str] = (), **options: Any
 ) -> dict[str, Any]:
     """Settings from a TOML file, options and `--set` settings; the later win.
 
     Args:
+        cls: The class of the settings.
         path: A run file, or None for none.
         settings: Each "a.b=value".
-        firsts: Table to the key that a bare word in its place stands for, where that is not "kind".
         **options: Settings that have their own option on the command line; None is not given.
 
     Returns:
@@ -49,30 +40,12 @@ def read_raw(
             raise ConfigError(f"{path}: is no TOML: {error}") from error
     raw |= {name: value for name, value in options.items() if value is not None}
     for setting in settings:
-        _put(raw, *parse_setting(setting), firsts)
+        key, value = parse_setting(setting)
+        try:
+            raw = tables_of(cls, {**raw, key: value})
+        except ConfigError as error:
+            raise ConfigError(f"--set {error}") from None
     return raw
-
-
-def check(model: type[Model], raw: Mapping[str, Any], *, grammar: Grammar, name: str) -> Model:
-    """Check nested tables against a model.
-
-    Args:
-        model: Of a whole run.
-        raw: The tables.
-        grammar: Words for its faults.
-        name: What to call them in a message.
-
-    Returns:
-        The run.
-
-    Raises:
-        ConfigError: Naming every fault with its dotted key.
-    """
-    try:
-        return model.model_validate(dict(raw))
-    except ValidationError as faults:
-        lines = "\n".join(f"  {grammar.describe(error)}" for error in faults.errors(include_url=False))
-        raise ConfigError(f"{name}: cannot be run\n{lines}") from None
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
@@ -100,17 +73,3 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     except (ValueError, RecursionError):
         return key, text
     return key, parsed["value"] if len(parsed) == 1 else text
-
-
-def _put(raw: dict[str, Any], key: str, value: Any, firsts: Mapping[str, str]) -> None:
-    """Set a dotted key in nested tables."""
-    *tables, last = key.split(".")
-    for table in tables:
-        inner = raw.get(table, {})
-        if isinstance(inner, str):  # loss = "triplet" is a table with that kind
-            inner = {firsts.get(table, "kind"): inner}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {key}: {table} is {inner!r}, so it has no {last}")
-        raw[table] = dict(inner)
-        raw = raw[table]
-    raw[last] = value

@@ -2,10 +2,10 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ __all__ = [
     "ViewLoss",
     "current_name",
     "loss_names",
+    "loss_options",
     "objective",
     "takes_form",
     "takes_target",
@@ -86,6 +87,26 @@ def loss_names(*, with_target: bool = True) -> list[LossName]:
         The names, in the table's order.
     """
     return [name for name in LOSSES if with_target or not takes_target(name)]
+
+
+@cache
+def loss_options(*, with_target: bool = True) -> Mapping[LossName, Mapping[str, Any]]:
+    """The keyword arguments of each loss.
+
+    Args:
+        with_target: As for `loss_names`.
+
+    Returns:
+        Name to (argument to its type), in the table's order.
+
+    Example:
+        >>> list(loss_options()["triplet"])
+        ['margin', 'mining', 'soft']
+    """
+    return {
+        name: {option: get_type_hints(_loss(name), include_extras=True)[option] for option in _options(name)}
+        for name in loss_names(with_target=with_target)
+    }
 
 
 def current_name(name: str, *, warn: bool = True) -> LossName:

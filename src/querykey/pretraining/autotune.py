@@ -84,7 +84,7 @@ def autotune(
         assert settings.minutes is not None
         left = 60 * settings.minutes - (time.monotonic() - started_at)
         steps = steps_in(
-            left, step=calibration.seconds, evaluation=evaluation_seconds, evaluations=settings.looks
+            left, step=calibration.seconds, evaluation=evaluation_seconds, evaluations=settings.num_evals
         )
         steps = processes.broadcast_object(steps)
     complete = replace(
@@ -121,7 +121,9 @@ def _measure(trial: TrainingRun, device: torch.device) -> Calibration:
         name: Literal["float32", "bfloat16"] = "bfloat16" if precision == torch.bfloat16 else "float32"
         if name not in learners:
             # learning rate 0: the step costs the same, and too high a rate breaks the run, not the trial
-            changed = replace(settings, precision=name, learning_rate=0.0, steps=TRIAL_STEPS)
+            changed = settings.changed(
+                {"precision": name, "optimizer.learning_rate": 0.0, "steps": TRIAL_STEPS}
+            )
             learners[name] = trial.learner.with_settings(changed)
         use_layout(trial, layout)
         learners[name].training_step(step, next(batches))

@@ -105,7 +105,7 @@ class TrainingImages:
         self.seed, self.device, self.layout = settings.seed, device, layout
         self.view_count = 1 if settings.method in ONE_VIEW else 2
         self.order = _order(settings, rows, labels)
-        groups = settings.batch_norm_groups if settings.batch_norm == "split" else 1
+        groups = settings.batch_norm.groups if settings.batch_norm.kind == "split" else 1
         self.groups = max(1, groups // processes.world_size)  # of this process's slice
         self.steps_per_epoch = len(rows) // settings.batch_size
 
@@ -174,5 +174,5 @@ def _order(settings: PretrainSettings, rows: Ids, labels: Labels | None) -> Batc
         return UniformBatches(len(rows), batch_size=settings.batch_size, seed=settings.seed)
     assert labels is not None
     classes = len(torch.unique(labels[labels >= 0]))
-    items = max(settings.items_per_class, settings.batch_size // max(classes, 1))
+    items = max(settings.dictionary.items_per_class, settings.batch_size // max(classes, 1))
     return ClassBatches(labels, classes=max(1, settings.batch_size // items), items=items, seed=settings.seed)

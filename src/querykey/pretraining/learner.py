@@ -140,8 +140,8 @@ class Learner:
         self.parts = nn.ModuleDict({"encoder": self.encoder, **others}).to(device)
         trained = [part for name, part in self.parts.items() if name in TRAINED]
         self.optimizer = make_optimizer(nn.ModuleList(trained), settings)
-        if settings.learned_temperature:
-            self.parts["temperature"] = LearnedTemperature(initial=settings.temperature).to(device)
+        if settings.loss.learned_temperature:
+            self.parts["temperature"] = LearnedTemperature(initial=settings.loss.temperature).to(device)
             self.optimizer.add_param_group(
                 {"params": [*self.parts["temperature"].parameters()], "weight_decay": 0.0,
                  "lr_scale": TEMPERATURE_LR_SCALE}
@@ -185,7 +185,7 @@ class Learner:
     @property
     def memory_start(self) -> int:
         """The step from which on a cross-batch memory is used."""
-        return int(self.settings.memory_warm_up * self.steps)
+        return int(self.settings.dictionary.warm_up * self.steps)
 
     def training_step(self, step: int, batch: ViewPair, on_lookup: OnLookup | None = None) -> StepOutput:
         """One step of the method.
@@ -221,16 +221,19 @@ class Learner:
                     assert_never(never)
 
     def _set_learning_rate(self, step: int) -> None:
-        assert self.settings.learning_rate is not None
-        warm_up = min(int(self.settings.warm_up * self.steps), self.steps - 1)
-        rate = self.settings.learning_rate * warm_up_cosine(step, steps=self.steps, warm_up=warm_up)
+        assert self.settings.optimizer.learning_rate is not None
+        warm_up = min(int(self.settings.optimizer.warm_up * self.steps), self.steps - 1)
+        rate = self.settings.optimizer.learning_rate * warm_up_cosine(step, steps=self.steps, warm_up=warm_up)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
 
     def _momentum(self, step: int) -> float:
         settings = self.settings
         return momentum_at(
-            step, steps=self.steps, momentum=settings.momentum, schedule=settings.momentum_schedule
+            step,
+            steps=self.steps,
+            momentum=settings.key_encoder.momentum,
+            schedule=settings.key_encoder.schedule,
         )
 
     @contextmanager
@@ -245,7 +248,7 @@ class Learner:
     def temperature(self) -> float | Tensor:
         """The current value."""
         learned: Tensor | None = self.parts["temperature"]() if "temperature" in self.parts else None
-        return self.settings.temperature if learned is None else learned
+        return self.settings.loss.temperature if learned is None else learned
 
     def encode_stored(self, images: Tensor, step: int) -> Rows:
         """Rows as a step would store them in the dictionary, made by the current encoder.
@@ -271,7 +274,7 @@ class Learner:
         """Whether the dictionary has to be filled by the current encoder before a step."""
         settings = self.settings
         start = self.memory_start if settings.method == "xbm" else 0
-        return settings.method in ("xbm", "memory-bank") and settings.prefill and step == start
+        return settings.method in ("xbm", "memory-bank") and settings.dictionary.prefill and step == start
 
     def prefill_(self, images: Walk, *, steps_per_epoch: int) -> None:
         """Fill a memory or a bank with what the current encoder makes of images.

@@ -78,7 +78,7 @@ def reproducibility_warnings(
         differences.append(f"device was {devices[0]} and is {devices[1]}")
     now = current_process_group().world_size
     slices = []
-    if processes != now and settings.batch_norm == "device":
+    if processes != now and settings.batch_norm.kind == "device":
         slices.append(
             f"processes were {processes} and are {now}: each has batch norm over its own part of a batch, "
             "and the parts are others from here on"
@@ -141,7 +141,7 @@ def double_chunks(settings: PretrainSettings, *, reason: str) -> PretrainSetting
         OutOfMemoryError: If a batch cannot be cut into more chunks.
     """
     chunks = 2 * settings.chunks
-    whole = "split batch norm" if settings.batch_norm == "split" else None
+    whole = "split batch norm" if settings.batch_norm.kind == "split" else None
     if settings.method == "end-to-end":
         whole = "end-to-end keys"
     if whole is not None:
@@ -154,7 +154,7 @@ def double_chunks(settings: PretrainSettings, *, reason: str) -> PretrainSetting
             "take a smaller network or dictionary"
         )
     # with batch norm, chunks recompute their activations anyway
-    checkpointing = settings.checkpointing and settings.batch_norm == "layer"
+    checkpointing = settings.checkpointing and settings.batch_norm.kind == "layer"
     return replace(settings, chunks=chunks, checkpointing=checkpointing)
 
 

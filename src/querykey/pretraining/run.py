@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -143,7 +143,7 @@ class TrainingRun:
                 "key_labels": item_labels(pairs.key_ids, labels),
             }
         metrics = lookup_health(lookup, temperature=float(self.learner.temperature()), **classes)
-        if self.settings.sharded and "candidates" in metrics:
+        if self.settings.dictionary.sharded and "candidates" in metrics:
             own_key = 0 if self.settings.method == "xbm" else 1  # counted on every process
             group = lookup.shard_group if self.settings.method == "xbm" else self.learner.processes
             others = group.sum(torch.tensor(metrics["candidates"] - own_key, device=lookup.keys.device))
@@ -159,10 +159,11 @@ class TrainingRun:
         view = 1 if "key_encoder" in learner.parts else 0
         drift = drift_of(
             dictionary, self.images, learner.encode_stored, module=learner.encodes_stored, step=step,
-            views=(1, 0) if self.settings.symmetric else (view,), ages=stored_ages(dictionary, steps=since),
+            views=(1, 0) if self.settings.key_encoder.symmetric else (view,),
+            ages=stored_ages(dictionary, steps=since),
             lost=self.images.lost,
         )  # fmt: skip
-        capacity = self.settings.capacity or len(dictionary)
+        capacity = self.settings.dictionary.capacity or len(dictionary)
         health = dictionary_health(dictionary, capacity)
         return health | {f"{DRIFT}{age}": value for age, value in drift.items()}
 
@@ -236,7 +237,7 @@ def build_run(
             "least: raise batch_size or start fewer processes"
         )
     # a restored backbone does not depend on the file that it was initialised from: it may be gone
-    initial = replace(settings, init=None) if is_restored else settings
+    initial = settings.changed({"backbone.init": None}) if is_restored else settings
     encoder = make_encoder(initial, channels=pixels.channels, processes=processes)
     _require_same_images(split_data, device, processes)
     views = settings.make_views(pixels.channels), settings.make_second_views(pixels.channels)
@@ -244,7 +245,7 @@ def build_run(
         pixels, split_data.train, views, settings, device=device, labels=split_data.train_labels,
         processes=processes,
     )  # fmt: skip
-    if not is_restored and settings.init is None:
+    if not is_restored and settings.backbone.init is None:
         _initialise_from_data(encoder, images)
     learner = Learner(encoder, settings, device, items=len(split_data.train), processes=processes)
     run = TrainingRun(

@@ -229,7 +229,7 @@ def _read(folder: Path, described: dict[str, Any], *, untrained: bool) -> SavedE
     size = settings.image_size
     if channels not in CHANNELS or type(size) is not int or not 8 <= size <= LARGEST:
         raise StoreError(f"{folder}: {channels!r} channels of {size!r} pixels are not those of an encoder")
-    encoder = make_encoder(replace(settings, init=None), channels=channels)
+    encoder = make_encoder(settings.changed({"backbone.init": None}), channels=channels)
     encoder.load_state_dict(load(content))
     encoder.eval().requires_grad_(requires_grad=False)
     saved = SavedEncoder(encoder, settings, channels, dict(described["report"]))

@@ -183,7 +183,7 @@ class Trainer:
         self._lookups.append(self.run.lookup_metrics(lookup))
 
     def _is_evaluated(self, done: int) -> bool:
-        evaluations, steps = self.run.settings.looks, self.run.steps
+        evaluations, steps = self.run.settings.num_evals, self.run.steps
         if not evaluations:
             return False
         return done == steps or done % max(1, -(-steps // evaluations)) == 0
@@ -240,7 +240,7 @@ class Trainer:
         total = max(self._step_seconds + self._view_seconds, 1e-9)
         return {
             "steps_taken": self.step, "seconds": self.seconds, "start": dict(self.run.start),
-            "end": self.metrics if self.run.settings.looks else {},
+            "end": self.metrics if self.run.settings.num_evals else {},
             "views_share_of_step": self._view_seconds / total,
             "images_seen": self.step * self.run.settings.batch_size,
         }  # fmt: skip

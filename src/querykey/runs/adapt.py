@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from querykey.adapter.checkpoint import DESCRIPTION, put_saved
-from querykey.adapter.estimator import Adapter
+from querykey.adapter.estimator import NAMES, Adapter
 from querykey.adapter.tasks import Judge
 from querykey.distributed.process_group import current_process_group
 from querykey.errors import DataError, MissingPathError, Notify
 from querykey.features.features import Features
 from querykey.io.atomic import new_folder, raises_store_error, reserve
 from querykey.io.records import Records, versions
-from querykey.runs.adapter_settings import AdaptRun, parse_recorded
+from querykey.runs.adapter_settings import AdaptRun, parse_run
 from querykey.runs.data import DataAt, open_features
 
 __all__ = ["Progress", "Run", "adapt", "estimator", "fit", "load_run", "told"]
@@ -67,20 +67,8 @@ def estimator(run: AdaptRun) -> Adapter:
         >>> estimator(read_run(None, ["loss.temperature=0.1", "memory=in_batch"])).get_params()["memory"]
         'in_batch'
     """
-    given: dict[str, Any] = {
-        name: getattr(run, name)
-        for name in ("dim", "side", "classes", "target", "candidates", "steps", "batch_size",
-                     "learning_rate", "weight_decay", "validation_fraction", "n_iter_no_change", "both_sides")
-    }  # fmt: skip
-    given["random_state"] = run.seed
-    given |= run.selection.model_dump()
-    given |= {"fc": run.fc.kind, "start": None if run.fc.start == "auto" else run.fc.start}
-    if run.loss is not None:
-        options = run.loss.model_dump(exclude={"kind"}, exclude_none=True)
-        given |= {"loss": None if run.loss.kind == "auto" else run.loss.kind, "loss_options": options or None}
-    if run.memory is not None:
-        given |= {"memory": run.memory.kind, **run.memory.model_dump(exclude={"kind"})}
-    return Adapter(**{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in run.as_parameters().items() if name in NAMES}
+    return Adapter(**given, random_state=run.seed)
 
 
 def fit(
@@ -107,7 +95,7 @@ def fit(
         case "pairs":
             if features.queries is None or features.pairs is None:
                 raise DataError(
-                    "--pairs needs (query, document) pairs, and these features have none; make them with "
+                    "pairs needs (query, document) pairs, and these features have none; make them with "
                     "querykey embed from a BEIR folder, or with --pair-column"
                 )
             return adapter.fit_pairs(
@@ -218,7 +206,7 @@ def load_run(folder: str | Path) -> Run:
         return Run(folder, adapter)
     with raises_store_error(str(folder / RUN), "fit the run again"):
         said = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        run = parse_recorded(said["settings"], name=str(folder / RUN))
+        run = parse_run(said["settings"], name=str(folder / RUN), warn=False)
         about = dict(said["features"])
         DataAt(**about["at"])
     return Run(folder, adapter, run, about)
@@ -247,7 +235,7 @@ def _write_run(path: Path, run: AdaptRun, adapter: Adapter, features: dict[str, 
     described = {
         "format": "querykey run",
         "version": VERSION,
-        "settings": run.model_dump(mode="json"),
+        "settings": run.as_dict(),
         "resolved": adapter.settings_.as_dict(),
         "features": features,
         "report": adapter.report_,

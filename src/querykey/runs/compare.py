@@ -286,7 +286,7 @@ def _score_encoder(
     encoder = saved.encoder.to(device)
     banks = encode_rows(encoder, saved.prepare, known.pixels, known.pixels.ids[kept])
     queries = encode_rows(encoder, saved.prepare, asked.pixels, asked.pixels.ids)
-    sides = ("h", "z") if saved.settings.head != "none" else ("h",)
+    sides = ("h", "z") if saved.settings.head.kind != "none" else ("h",)
     numbers: dict[str, PerQuery] = {}
     fits: dict[str, Any] = {}
     for side, bank, rows in zip(sides, banks, queries, strict=False):

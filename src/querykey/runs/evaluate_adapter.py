@@ -165,7 +165,7 @@ def without_memory(run: Run, *, notify: Notify | None = None) -> Adapter | None:
         return load_run(folder).adapter
     if notify is not None:
         notify("fitting the same FC layer without a memory, once, as a baseline")
-    plain = parse_run(run.settings.model_dump(mode="json") | {"memory": {"kind": "in_batch"}})
+    plain = parse_run(run.settings.as_dict() | {"memory": {"kind": "in_batch"}})
     with told(lambda _: None):
         return adapt(run.trained_on, plain, folder).adapter
 
@@ -264,7 +264,7 @@ def _about(run: Run, on: DataAt, fingerprint: str) -> dict[str, Any]:
     settings: AdaptRun | None = run.settings
     return {
         "run": str(Path(run.folder).resolve()),
-        "settings": None if settings is None else settings.model_dump(mode="json"),
+        "settings": None if settings is None else settings.as_dict(),
         "on": {**on.as_dict(), "key": fingerprint},
         "trained_on": run.features,
         "side": run.adapter.side,

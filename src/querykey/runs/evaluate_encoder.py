@@ -83,9 +83,9 @@ def evaluate_encoder(
     """
     notify, place = notify or (lambda _: None), usable_device(device)
     saved = read_encoder(folder)
-    if fine_tuning == "first layer" and saved.settings.head != "mlp":
+    if fine_tuning == "first layer" and saved.settings.head.kind != "mlp":
         raise ConfigError(
-            f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head}"
+            f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head.kind}"
         )
     if train is None:
         on = unseen_part(on, RunFolder.read(Path(folder)).fingerprint, notify)
@@ -243,7 +243,7 @@ def _features(
     for one, names in ((untrained, (UNTRAINED, None)), (saved, (H, Z))):
         encoder = one.encoder.to(device)
         both = [encode_rows(encoder, one.prepare, pixels, rows) for pixels, rows in sides]
-        if names[1] is not None and one.settings.head != "none":
+        if names[1] is not None and one.settings.head.kind != "none":
             made[names[1]] = (both[0][1], both[1][1])
         made[names[0]] = (both[0][0], both[1][0])
     return made

@@ -36,8 +36,9 @@ from querykey.pretraining.resume import double_chunks, extend_training
 from querykey.pretraining.run import TrainingRun, build_run
 from querykey.pretraining.saved_encoder import SavedEncoder
 from querykey.pretraining.settings.memory_plan import dictionary_concerns
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
-from querykey.pretraining.settings.settings import PretrainSettings, asked_settings
+from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.pretraining.trainer import Callback, Progress, Trainer
 from querykey.runs.pretrain_callbacks import (
     CheckpointWriter,
@@ -210,7 +211,8 @@ def pretrain(
         on_fit_start: Called with the run, once everything is chosen and before its folder is made.
         on_step_end: Called after each step.
         stop: Asked after each step; if it says True, the state is saved and the run ends there.
-        **settings: Fields of `PretrainSettings`, such as minutes, backbone or batch_size.
+        **settings: Those of `PretrainSettings`, such as batch_size=64, backbone="timm:resnet18",
+            head={"dim": 64} or **{"head.dim": 64}.
 
     Returns:
         The run; give it to `load_encoder` for features.
@@ -225,7 +227,7 @@ def pretrain(
         OutputExistsError: If `out` exists.
     """
     started_at, notify = time.monotonic(), notify or _ignore
-    asked, saving = asked_settings(method, preset, settings), Saving(seconds=save_every, keep=keep)
+    asked, saving = given_settings(method, preset, **settings), Saving(seconds=save_every, keep=keep)
     place = usable_device(device)
     path, columns = None if out is None else Path(out), {
         "column": column, "label_column": label_column, "split": split,

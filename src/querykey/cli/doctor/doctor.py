@@ -142,7 +142,7 @@ def _show_source(name: str, source: "Source") -> None:
         from querykey.pretraining.settings.settings import PretrainSettings
 
         usual = PretrainSettings()
-        told = describe_memory(usual, items=len(source), width=usual.head_dim)
+        told = describe_memory(usual, items=len(source), width=usual.head.dim)
         line(f"pretrain, {usual.batch_size} images a step: {told}")
     line(f"use:  querykey embed {quote(name)} --model {packaged or named} --out FEATURES", whole=True)
     if packaged:

@@ -64,14 +64,14 @@ def make_encoder(
     """
     assert settings.image_size is not None
     backbone = make_backbone(
-        settings.backbone, channels=channels, image_size=settings.image_size, stem=settings.stem,
-        seed=settings.seed,
+        settings.backbone.name, channels=channels, image_size=settings.image_size,
+        stem=settings.backbone.stem, seed=settings.seed,
     )  # fmt: skip
-    if settings.init is not None:
-        load_backbone_weights(backbone, settings.init)
+    if settings.backbone.init is not None:
+        load_backbone_weights(backbone, settings.backbone.init)
     head = ProjectionHead(
-        backbone.dim, dim=settings.head_dim, kind=settings.head, layers=settings.head_layers,
-        hidden=settings.head_hidden, batch_norm=settings.head_batch_norm, last_norm=settings.head_last_norm,
+        backbone.dim, dim=settings.head.dim, kind=settings.head.kind, layers=settings.head.layers,
+        hidden=settings.head.hidden, batch_norm=settings.head.batch_norm, last_norm=settings.head.last_norm,
         seed=settings.seed,
     )  # fmt: skip
     encoder = ViewEncoder(backbone, head)
@@ -96,19 +96,19 @@ def with_batch_norm(
         RangeError: If the number of groups is not a multiple of the number of processes.
         ConfigError: For SimCLR, whose groups contain both views, with several processes.
     """
-    if settings.batch_norm != "split":
-        return convert_batch_norm(module, settings.batch_norm)
+    if settings.batch_norm.kind != "split":
+        return convert_batch_norm(module, settings.batch_norm.kind)
     if processes.world_size > 1 and settings.method == "simclr":
         raise ConfigError(
             "split batch norm has groups of each view in simclr, and a process has both views of its images; "
             "take batch_norm = device, where each process is a group, or global"
         )
-    groups, rest = divmod(settings.batch_norm_groups, processes.world_size)
+    groups, rest = divmod(settings.batch_norm.groups, processes.world_size)
     if rest:
         raise RangeError(
-            f"split batch norm of {settings.batch_norm_groups} groups does not share out over "
+            f"split batch norm of {settings.batch_norm.groups} groups does not share out over "
             f"{processes.world_size} processes; take a multiple of {processes.world_size} "
-            "as batch_norm_groups"
+            "as batch_norm.groups"
         )
     return convert_batch_norm(module, "split", groups=groups)
 
@@ -128,8 +128,8 @@ def method_parts(
         By name: "dictionary", "key_encoder", "trained_keys", "predictor" and "align", as far as the method
         has them.
     """
-    dim, capacity = encoder.head.dim, settings.capacity or 0
-    shard_group = processes if settings.sharded else SINGLE_PROCESS
+    dim, capacity = encoder.head.dim, settings.dictionary.capacity or 0
+    shard_group = processes if settings.dictionary.sharded else SINGLE_PROCESS
     parts: dict[str, nn.Module] = {}
     match settings.method:
         case "simclr":
@@ -137,7 +137,11 @@ def method_parts(
         case "moco" | "moco-v2":
             parts["key_encoder"] = MomentumEncoder(encoder)
             parts["dictionary"] = KeyQueue(
-                capacity=capacity, dim=dim, start=settings.start, seed=settings.seed, processes=shard_group
+                capacity=capacity,
+                dim=dim,
+                start=settings.dictionary.start,
+                seed=settings.seed,
+                processes=shard_group,
             )
         case "moco-v3":
             parts["key_encoder"] = MomentumEncoder(encoder)
@@ -147,16 +151,16 @@ def method_parts(
                 items=items,
                 dim=dim,
                 seed=settings.seed,
-                momentum=settings.slot_momentum,
+                momentum=settings.dictionary.momentum,
                 processes=shard_group,
             )
         case "end-to-end":
-            if settings.separate:
+            if settings.key_encoder.separate:
                 parts["trained_keys"] = copy.deepcopy(encoder)
         case "xbm":
             parts["dictionary"] = CrossBatchMemory(capacity=capacity, dim=dim, processes=shard_group)
-            if settings.align != "none":
-                drift = DRIFT if settings.align == "kalman" else None
+            if settings.dictionary.align != "none":
+                drift = DRIFT if settings.dictionary.align == "kalman" else None
                 parts["align"] = MomentAlignment(dim=dim, drift=drift)
         case never:
             assert_never(never)
@@ -169,7 +173,7 @@ def _predictor(dim: int, settings: PretrainSettings, processes: ProcessGroup) ->
         dim,
         kind="mlp",
         layers=2,
-        hidden=settings.predictor_hidden,
+        hidden=settings.key_encoder.predictor_hidden,
         dim=dim,
         batch_norm=True,
         seed=settings.seed,
@@ -187,18 +191,18 @@ def make_optimizer(module: nn.Module, settings: PretrainSettings) -> torch.optim
     Returns:
         SGD, AdamW or LARS.
     """
-    rate, decay = settings.learning_rate, settings.weight_decay
+    rate, decay = settings.optimizer.learning_rate, settings.optimizer.weight_decay
     assert rate is not None
     assert decay is not None
     groups = parameter_groups(module, weight_decay=decay)
-    match settings.optimizer:
+    match settings.optimizer.kind:
         case "sgd":
-            momentum = settings.sgd_momentum
+            momentum = settings.optimizer.sgd_momentum
             return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
         case "adamw":
             return torch.optim.AdamW(groups, lr=rate)
         case "lars":
-            return LARS(groups, lr=rate, sgd_momentum=settings.sgd_momentum)
+            return LARS(groups, lr=rate, sgd_momentum=settings.optimizer.sgd_momentum)
 
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -226,21 +230,28 @@ def step_modules(
                 _part(parts, "key_encoder", MomentumEncoder),
                 _part(parts, "dictionary", KeyQueue),
             )
-            return MoCo(encoder, key_encoder, queue, optimizer, settings.same_id, settings.symmetric)
+            return MoCo(
+                encoder,
+                key_encoder,
+                queue,
+                optimizer,
+                settings.dictionary.same_id,
+                settings.key_encoder.symmetric,
+            )
         case "moco-v3":
             key_encoder = _part(parts, "key_encoder", MomentumEncoder)
-            return MoCoV3(encoder, key_encoder, parts["predictor"], optimizer, settings.temperature)
+            return MoCoV3(encoder, key_encoder, parts["predictor"], optimizer, settings.loss.temperature)
         case "memory-bank":
-            negatives = None if settings.contrast == "softmax" else settings.negatives
+            negatives = None if settings.dictionary.contrast == "softmax" else settings.dictionary.negatives
             bank = _part(parts, "dictionary", MemoryBank)
-            return InstanceDiscrimination(encoder, bank, optimizer, negatives, settings.proximal)
+            return InstanceDiscrimination(encoder, bank, optimizer, negatives, settings.dictionary.proximal)
         case "end-to-end":
-            keys = parts["trained_keys"] if settings.separate else encoder
-            return EndToEnd(encoder, keys, optimizer, settings.symmetric)
+            keys = parts["trained_keys"] if settings.key_encoder.separate else encoder
+            return EndToEnd(encoder, keys, optimizer, settings.key_encoder.symmetric)
         case "xbm":
             memory = _part(parts, "dictionary", CrossBatchMemory)
             align = _part(parts, "align", MomentAlignment) if "align" in parts else None
-            return XBM(encoder, memory, optimizer, settings.memory_weight, align)
+            return XBM(encoder, memory, optimizer, settings.dictionary.weight, align)
         case never:
             assert_never(never)
 
@@ -259,13 +270,13 @@ def make_context(
         The context of all steps of a run.
     """
     order = None
-    if settings.shuffle:
-        groups = settings.batch_norm_groups
-        order = key_order(settings.batch_norm, groups=groups, world_size=processes.world_size)
+    if settings.key_encoder.shuffle:
+        groups = settings.batch_norm.groups
+        order = key_order(settings.batch_norm.kind, groups=groups, world_size=processes.world_size)
     return StepContext(
         loss=_make_loss(settings, parts, processes),
         precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
-        chunks=settings.chunks, checkpointing=settings.checkpointing, normalised=settings.normalised,
+        chunks=settings.chunks, checkpointing=settings.checkpointing, normalised=settings.loss.normalised,
         process_group=processes, key_order=order,
     )  # fmt: skip
 
@@ -276,15 +287,15 @@ def _make_loss(
     learned = parts.get("temperature")
 
     def temperature() -> float | Tensor:
-        return settings.temperature if learned is None else learned()
+        return settings.loss.temperature if learned is None else learned()
 
     if settings.method != "memory-bank":
-        loss = view_objective(settings.loss, settings.temperature, **settings.loss_options)
-    elif settings.contrast == "nce":
+        loss = view_objective(settings.loss.kind, settings.loss.temperature, **settings.loss.options)
+    elif settings.dictionary.contrast == "nce":
         return nce_over_bank(_part(parts, "dictionary", MemoryBank), temperature, processes)
     else:
-        form = settings.loss_options.get("form", "auto")
-        loss = view_objective("info_nce", settings.temperature, form=form)
+        form = settings.loss.options.get("form", "auto")
+        loss = view_objective("info_nce", settings.loss.temperature, form=form)
     return loss if learned is None else _at_temperature(loss, temperature)
 
 

@@ -26,33 +26,35 @@ def describe_dictionary(settings: PretrainSettings, *, items: int, steps: int) -
     Returns:
         Lines of at most 78 characters.
     """
-    batch, capacity = settings.batch_size, settings.capacity or 0
-    both = ", both directions" if settings.symmetric else ""
+    batch, capacity = settings.batch_size, settings.dictionary.capacity or 0
+    both = ", both directions" if settings.key_encoder.symmetric else ""
     encoder = [words for words in (_momentum(settings, steps), _shuffled(settings)) if words]
     match settings.method:
         case "simclr":
             return [f"dictionary: the batch, {2 * batch - 1:,} candidates a query"]
         case "moco" | "moco-v2":
-            age = _steps(capacity / (2 * batch if settings.symmetric else batch))
+            age = _steps(capacity / (2 * batch if settings.key_encoder.symmetric else batch))
             return [
-                f"dictionary: a queue of {capacity:,} keys ({age}), starts {settings.start}{both}",
+                f"dictionary: a queue of {capacity:,} keys ({age}), starts {settings.dictionary.start}{both}",
                 *encoder,
             ]
         case "moco-v3":
             return [f"dictionary: the batch, {batch:,} candidates a query, both directions", *encoder]
         case "memory-bank":
             what = (
-                "all" if settings.contrast == "softmax" else f"{settings.negatives:,} by {settings.contrast}"
+                "all"
+                if settings.dictionary.contrast == "softmax"
+                else f"{settings.dictionary.negatives:,} by {settings.dictionary.contrast}"
             )
             return [f"dictionary: a bank of {items:,} slots; looked up: {what}"]
         case "end-to-end":
-            own = "an encoder of their own" if settings.separate else "the same encoder"
+            own = "an encoder of their own" if settings.key_encoder.separate else "the same encoder"
             return [
                 f"dictionary: the batch, {batch:,} candidates a query{both}; keys: {own}",
                 *encoder,
             ]
         case "xbm":
-            start = f"used after {settings.memory_warm_up:.0%} of the run"
+            start = f"used after {settings.dictionary.warm_up:.0%} of the run"
             return [f"dictionary: a memory of {capacity:,} embeddings ({_steps(capacity / batch)}), {start}"]
         case never:
             assert_never(never)
@@ -68,7 +70,7 @@ def look_up_size(settings: PretrainSettings, *, items: int) -> tuple[int, int]:
     Returns:
         (queries, keys) of its largest look-up, when the dictionary is full.
     """
-    batch, capacity = settings.batch_size, settings.capacity or 0
+    batch, capacity = settings.batch_size, settings.dictionary.capacity or 0
     match settings.method:
         case "simclr":
             return 2 * batch, 2 * batch
@@ -77,7 +79,10 @@ def look_up_size(settings: PretrainSettings, *, items: int) -> tuple[int, int]:
         case "moco-v3" | "end-to-end":
             return batch, batch
         case "memory-bank":
-            return batch, items if settings.contrast == "softmax" else batch + settings.negatives
+            return (
+                batch,
+                items if settings.dictionary.contrast == "softmax" else batch + settings.dictionary.negatives,
+            )
         case "xbm":
             return batch, capacity
         case never:
@@ -94,9 +99,9 @@ def loss_form(settings: PretrainSettings, *, items: int) -> Form:
     Returns:
         "dense" or "chunked"; dense where the loss has no other.
     """
-    if not takes_form(settings.loss):
+    if not takes_form(settings.loss.kind):
         return "dense"
-    given: Form = settings.loss_options.get("form", "auto")
+    given: Form = settings.loss.options.get("form", "auto")
     size = look_up_size(settings, items=items)
     return chosen_form(given, *size, of_views=settings.method == "simclr")
 
@@ -115,8 +120,8 @@ def describe_memory(settings: PretrainSettings, *, items: int, width: int, proce
     """
     queries, keys = look_up_size(settings, items=items)
     form = loss_form(settings, items=items)
-    held = items if settings.method == "memory-bank" else settings.capacity
-    if settings.sharded and held is not None:
+    held = items if settings.method == "memory-bank" else settings.dictionary.capacity
+    if settings.dictionary.sharded and held is not None:
         share = -(-held // processes)
         keys, held = keys - held + share if keys >= held else keys, share
     size = loss_bytes(queries, keys, width, form)
@@ -133,7 +138,7 @@ def key_half_life(settings: PretrainSettings) -> float | None:
     Returns:
         At the first step's momentum; None where the method has no momentum encoder.
     """
-    return half_life(settings.momentum) if settings.method.startswith("moco") else None
+    return half_life(settings.key_encoder.momentum) if settings.method.startswith("moco") else None
 
 
 def dictionary_concerns(settings: PretrainSettings, *, items: int, steps: int) -> list[str]:
@@ -148,23 +153,24 @@ def dictionary_concerns(settings: PretrainSettings, *, items: int, steps: int) -
         A sentence each, with its numbers and what to do.
     """
     found, batch, life = [], settings.batch_size, key_half_life(settings)
-    if settings.method in ("moco", "moco-v2") and settings.capacity is not None:
-        keys = 2 if settings.symmetric else 1
-        words = stale_copies(settings.capacity, items, batch, keys_an_item=keys)
+    capacity, keys_of = settings.dictionary.capacity, settings.key_encoder
+    if settings.method in ("moco", "moco-v2") and capacity is not None:
+        keys = 2 if keys_of.symmetric else 1
+        words = stale_copies(capacity, items, batch, keys_an_item=keys)
         found += [] if words is None else [words]
-        if settings.capacity < keys * batch:
+        if capacity < keys * batch:
             found.append(
-                f"a queue of {settings.capacity:,} keys holds the last of the {keys * batch:,} that a step "
+                f"a queue of {capacity:,} keys holds the last of the {keys * batch:,} that a step "
                 "makes; raise dictionary.capacity or lower batch_size to use them all"
             )
-        if settings.capacity > keys * steps * batch:
+        if capacity > keys * steps * batch:
             found.append(
-                f"a queue of {settings.capacity:,} keys is not full after {steps:,} steps of {batch:,}; "
+                f"a queue of {capacity:,} keys is not full after {steps:,} steps of {batch:,}; "
                 "lower dictionary.capacity or train longer"
             )
     if life is not None and life > steps:
         found.append(
-            f"a key encoder of momentum {settings.momentum:g} is half its first self after {_steps(life)}, "
+            f"a key encoder of momentum {keys_of.momentum:g} is half its first self after {_steps(life)}, "
             f"and the run has {steps:,}; lower key_encoder.momentum"
         )
     return found
@@ -174,15 +180,16 @@ def _momentum(settings: PretrainSettings, steps: int) -> str:
     life = key_half_life(settings)
     if life is None:
         return ""
-    towards = " to 1 (cosine)" if settings.momentum_schedule == "cosine" else ""
-    return f"key encoder: momentum {settings.momentum:g}{towards}, half-life {_steps(life)} of {steps:,}"
+    key_encoder = settings.key_encoder
+    towards = " to 1 (cosine)" if key_encoder.schedule == "cosine" else ""
+    return f"key encoder: momentum {key_encoder.momentum:g}{towards}, half-life {_steps(life)} of {steps:,}"
 
 
 def _shuffled(settings: PretrainSettings) -> str:
-    if not settings.shuffle:
+    if not settings.key_encoder.shuffle:
         return ""
-    if settings.batch_norm == "split":
-        return f"keys: shuffled over {settings.batch_norm_groups} groups of split batch norm"
+    if settings.batch_norm.kind == "split":
+        return f"keys: shuffled over {settings.batch_norm.groups} groups of split batch norm"
     return "keys: shuffled over processes"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ def adapt_command(described: Mapping[str, Any]) -> str:
     """
     from querykey.runs.adapter_settings import parse_run
 
-    default, given = parse_run({}).model_dump(mode="json"), described["settings"]
+    default, given = parse_run({}).as_dict(), parse_run(described["settings"], warn=False).as_dict()
     at = described["features"].get("at") or {"spec": "FEATURES"}
     words = ["querykey", "adapt", at["spec"], "--out", "NEW-FOLDER"]
     words += _options(at, ("column", "pair_column", "split"))
@@ -53,17 +52,19 @@ def pretrain_command(described: Mapping[str, Any]) -> str:
     Returns:
         `querykey pretrain ...`, with the settings that were given, and those that were chosen by timing.
     """
+    from querykey.pretraining.settings.methods import given_settings
     from querykey.pretraining.settings.settings import PretrainSettings
 
-    asked, resolved = described["asked"], described["settings"]
-    usual, named = dotted(PretrainSettings.of(asked["method"]).as_dict()), (*LENGTHS, "method", "seed")
-    given = {k: v for k, v in dotted(asked).items() if v != usual.get(k) and k not in named}
+    asked, resolved = (
+        PretrainSettings.from_dict(described[name]).as_dict() for name in ("asked", "settings")
+    )
+    usual, own = dotted(given_settings(asked["method"]).as_dict()), (*LENGTHS, "method", "seed")
+    given = {k: v for k, v in dotted(asked).items() if v != usual.get(k) and k not in own}
     given |= {name: resolved[name] for name in MEASURED}
     at = described["data"].get("at") or {"spec": "SOURCE"}
     words = ["querykey", "pretrain", "--data", at["spec"], "--out", "NEW-FOLDER", "--method", asked["method"]]
     words += _options(at, ("column", "label_column", "split"))
-    names = _dotted()
-    words += _settings({names.get(k, k): v for k, v in given.items() if v is not None})
+    words += _settings({k: v for k, v in given.items() if v is not None})
     words += ["--seed", str(asked["seed"]), "--device", described["device"]]
     return shlex.join([*words, "--threads", str(described["threads"])])
 
@@ -98,29 +99,6 @@ def study_command(described: Mapping[str, Any]) -> str:
     words += ["--test-split", test["split"]] if test.get("split") else []
     words += _options(described.get("budget") or {}, ("minutes",))
     return shlex.join([*words, *(["--smoke"] if described.get("is_trial") else [])])
-
-
-def _dotted() -> dict[str, str]:
-    """Setting to its dotted key in a run file, found by reading a run file with each key."""
-    from pydantic import BaseModel
-
-    from querykey.runs.pretrain_settings import PretrainRun
-
-    names: dict[str, str] = {}
-    for table, field in PretrainRun.model_fields.items():
-        model = field.default
-        if not isinstance(model, BaseModel):
-            continue
-        for key in type(model).model_fields:
-            # the value does not matter, only the setting it arrives in
-            inside: dict[str, Any] = {key: 0}
-            whole: dict[str, Any] = {table: type(model).model_construct(**inside)}
-            run = PretrainRun.model_construct(**whole)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                (given,) = run.as_settings().items()
-            names[next(iter(dotted(dict([given]))))] = f"{table}.{key}"
-    return names
 
 
 def _options(

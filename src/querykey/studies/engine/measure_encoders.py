@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
+from querykey.config.old_names import PRETRAINING, current
 from querykey.data.augment.views import Views
 from querykey.data.pixels.pixels import Pixels
 from querykey.evaluation.few_labels import choose_labelled
@@ -283,7 +284,8 @@ def _run(settings: str, data: StudyImages, threads: int, seed: int) -> _Pretrain
 
     with TemporaryDirectory() as folder, peak_memory() as peak:
         out = Path(folder) / "run"
-        run = pretrain(data.training(), seed=seed, out=out, on_fit_start=on_fit_start, **json.loads(settings))
+        given = current(json.loads(settings), PRETRAINING, warn=False)
+        run = pretrain(data.training(), seed=seed, out=out, on_fit_start=on_fit_start, **given)
         looks = [record for record in read(out / "metrics.jsonl") if record["kind"] == "look"]
     names = ("steps_taken", "seconds", "images_seen", "views_share_of_step", "end")
     figures = {name: run.report[name] for name in names}

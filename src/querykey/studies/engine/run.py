@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from querykey.adapter.settings import RECIPES, AdapterSettings
+from querykey.config.old_names import PRETRAINING, current
 from querykey.errors import ConfigError, Notify
 from querykey.io.atomic import file_lock, raises_store_error, reserve
 from querykey.io.study_folder import (
@@ -20,8 +21,8 @@ from querykey.io.study_folder import (
     write_study,
 )
 from querykey.pretraining.run import TrainingRun
+from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.resolve import resolve_settings
-from querykey.pretraining.settings.settings import asked_settings
 from querykey.runs.pretrain import pretrain
 from querykey.studies.engine.data import StudyFeatures, StudyImages
 from querykey.studies.engine.grid import Cell, Progress, Work, run_grid
@@ -129,7 +130,8 @@ def _step_seconds(arm: Arm, images: StudyImages) -> tuple[int, float]:
         raise _Stop
 
     with suppress(_Stop):
-        pretrain(images.training(), on_fit_start=on_fit_start, minutes=1.0, **FIXED | arm.settings)
+        settings = current(FIXED | arm.settings, PRETRAINING, warn=False)
+        pretrain(images.training(), on_fit_start=on_fit_start, minutes=1.0, **settings)
     (run,) = found
     assert run.calibration is not None
     return run.settings.batch_size, run.calibration.seconds
@@ -282,7 +284,7 @@ def identity_of(described: dict[str, Any], arm: Arm, data: StudyImages | StudyFe
             }  # fmt: skip
             if arm.kind != "adapter":
                 return identity | {"name": arm.name}
-            settings = AdapterSettings(**arm.settings).as_dict()
+            settings = AdapterSettings.from_parameters(**arm.settings).as_parameters()
             settings.pop("seed")
             recipes = {kind: [recipe._asdict() for recipe in some] for kind, some in RECIPES.items()}
             return identity | {"settings": settings, "recipes": recipes, "threads": _threads(arm)}
@@ -324,7 +326,7 @@ def _check_settings(arms: list[Arm], about: dict[str, Any]) -> None:
         if arm.kind in UNTRAINED:
             continue
         given = {name: value for name, value in arm.settings.items() if name != "minutes"} | {"steps": 1}
-        asked = asked_settings(given.pop("method", None), None, given)
+        asked = given_settings(**current(given, PRETRAINING, warn=False))
         settings = resolve_settings(
             asked, images=about["trained_on"], channels=about["channels"], side=about["side"]
         )

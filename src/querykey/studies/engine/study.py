@@ -34,7 +34,8 @@ class Arm:
         label: In tables and figures.
         group: The table or figure it belongs to, where a report has several.
         kind: How it is trained and scored.
-        settings: Of `pretrain` or `Adapter`, where they differ from the defaults. Of a baseline: "projection"
+        settings: Of `pretrain` or `Adapter`, where they differ from the defaults; those of `pretrain`
+            by their names in version 0.1, which identify the cells of results. Of a baseline: "projection"
             and "dim". Of a leak: arguments of `probe_leakage`.
         images: Training images it sees, relative to the other arms of its study.
         seeds: Number of seeds, at most.

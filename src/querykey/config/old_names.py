@@ -1,0 +1,117 @@
+"""Names of settings in version 0.1: read for one version more, from files and from users.
+
+Folders that 0.1 wrote hold its names in run.json, encoder.json and adapter.json; they are read without a
+warning.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from querykey.config.settings import flat
+
+__all__ = ["ADAPTER", "ADAPTER_FILES", "PRETRAINING", "current"]
+
+Names = Mapping[str, str]
+
+PRETRAINING: Names = {
+    "stem": "backbone.stem",
+    "init": "backbone.init",
+    "head_layers": "head.layers",
+    "head_hidden": "head.hidden",
+    "head_dim": "head.dim",
+    "head_batch_norm": "head.batch_norm",
+    "head_last_norm": "head.last_norm",
+    "batch_norm_groups": "batch_norm.groups",
+    "view_size": "views.size",
+    "view_strength": "views.strength",
+    "view_options": "views",
+    "second_view_options": "second_view",
+    "temperature": "loss.temperature",
+    "learned_temperature": "loss.learned_temperature",
+    "normalised": "loss.normalised",
+    "loss_options": "loss",
+    "learning_rate": "optimizer.learning_rate",
+    "rule": "optimizer.lr_scaling",
+    "optimizer.rule": "optimizer.lr_scaling",
+    "weight_decay": "optimizer.weight_decay",
+    "sgd_momentum": "optimizer.sgd_momentum",
+    "warm_up": "optimizer.warm_up",
+    "capacity": "dictionary.capacity",
+    "start": "dictionary.start",
+    "same_id": "dictionary.same_id",
+    "contrast": "dictionary.contrast",
+    "negatives": "dictionary.negatives",
+    "slot_momentum": "dictionary.momentum",
+    "proximal": "dictionary.proximal",
+    "memory_weight": "dictionary.weight",
+    "memory_warm_up": "dictionary.warm_up",
+    "prefill": "dictionary.prefill",
+    "align": "dictionary.align",
+    "items_per_class": "dictionary.items_per_class",
+    "sharded": "dictionary.sharded",
+    "momentum": "key_encoder.momentum",
+    "momentum_schedule": "key_encoder.schedule",
+    "symmetric": "key_encoder.symmetric",
+    "shuffle": "key_encoder.shuffle",
+    "separate": "key_encoder.separate",
+    "predictor_hidden": "key_encoder.predictor_hidden",
+    "looks": "num_evals",
+}
+"""Settings of a pretraining: Python's flat names, and two of its run files."""
+
+ADAPTER: Names = {
+    "held_out": "validation_fraction",
+    "patience": "n_iter_no_change",
+}
+"""Settings of a fit that users wrote."""
+
+ADAPTER_FILES: Names = {
+    **ADAPTER,
+    "loss_options": "loss",
+    "start": "fc.start",
+    **{name: f"memory.{name}" for name in ("capacity", "holds", "sharded", "prefill")},
+    **{name: f"selection.{name}" for name in ("sampled", "negatives", "positives", "neighbours")},
+}
+"""Settings of a fit in adapter.json."""
+
+VALUES: Mapping[str, Names] = {
+    "loss": {"nt_xent": "info_nce", "margin": "triplet"},
+    "loss.kind": {"nt_xent": "info_nce", "margin": "triplet"},
+    "loss.form": {"plain": "dense", "streamed": "chunked"},
+}
+"""Words that settings took, by the name of the setting today."""
+
+
+def current(values: Mapping[str, Any], names: Names, *, warn: bool = True) -> dict[str, Any]:
+    """Settings under their names of today.
+
+    Args:
+        values: Nested tables or dotted keys, with names of 0.1 or of today.
+        names: Old names to those of today; where both are given, today's wins.
+        warn: Whether each old name warns: where a person wrote it.
+
+    Returns:
+        Dotted keys.
+
+    Example:
+        >>> current({"head_dim": 8, "head": "mlp", "view_options": {"flip": 0.0}}, PRETRAINING, warn=False)
+        {'head.dim': 8, 'views.flip': 0.0, 'head': 'mlp'}
+    """
+    old: dict[str, Any] = {}
+    new: dict[str, Any] = {}
+    for key, value in flat(values).items():
+        name, _, rest = key.partition(".")
+        renamed = names.get(key) or (f"{names[name]}.{rest}" if rest and name in names else key)
+        words = VALUES.get(renamed, {})
+        word = words.get(value, value) if isinstance(value, str) else value
+        (new if renamed == key else old)[renamed] = word
+        if warn and renamed != key:
+            _warn(f"the setting {key} is named {renamed}")
+        if warn and word != value:
+            _warn(f"{renamed} {value!r} is named {word!r}")
+    return old | new
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"{what} now; the old name goes with the next version", FutureWarning, stacklevel=5)
