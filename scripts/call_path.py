@@ -138,8 +138,8 @@ def of_run(folder: Path) -> Trace:
 
 def of_command(folder: Path) -> Trace:
     """A step of a small run, from the command on."""
-    flat = [f"backbone={TINY['backbone']}", "views=digits", "views.size=8", f"head.dim={TINY['head_dim']}"]
-    same = ("batch_size", "held_out", "precision", "layout", "steps", "looks")
+    flat = [f"backbone={TINY['backbone']}", "views=digits", "views.size=8", f"head.dim={TINY['head.dim']}"]
+    same = ("batch_size", "held_out", "precision", "layout", "steps", "num_evals")
     flat += [f"{name}={TINY[name]}" for name in same]
 
     def run() -> None:

@@ -150,7 +150,7 @@ def test_every_loss_needs_no_more_than_its_name(name):
     X, y = blobs()
     adapter = Adapter(dim=4, loss=name, steps=3, batch_size=32).fit(X, None if takes_target(name) else y)
     assert np.isfinite(adapter.transform(X)).all()
-    assert adapter.settings_.loss == name
+    assert adapter.settings_.loss.kind == name
 
 
 def test_pairs_bring_queries_to_their_documents():

@@ -10,6 +10,7 @@ from process_toys import together
 
 from querykey.adapter.fit_memory import describe_fit_memory
 from querykey.adapter.settings import AdapterSettings, resolve
+from querykey.config.settings import changed
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError
 from querykey.lookup import DensePairs, Lookup
@@ -56,6 +57,6 @@ def test_a_share_is_what_is_told_of_the_memory():
     settings = resolve(
         AdapterSettings.from_parameters(sharded=True), task="unlabelled", items=10**6, width=512
     )
-    settings = replace(settings, capacity=10**6)
+    settings = changed(settings, {"memory.capacity": 10**6})
     words = describe_fit_memory(settings, items=10**6, width=512, processes=8)
     assert words == "memory: loss about 396 MiB (dense, 128 x 125,000 scores), features 244 MiB"

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from querykey import Adapter
 from querykey.adapter.settings import AdapterSettings
-from querykey.config.old_names import PRETRAINING, current
+from querykey.config.old_names import PRETRAINING
+from querykey.config.settings import current
 from querykey.errors import ConfigError, DataError, OutputExistsError, SourceError
 from querykey.features.features import Features, write_features
 from querykey.io.records import read

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Ge, Le
 
 from querykey.config import settings as tree
-from querykey.config.old_names import ADAPTER_FILES, current
+from querykey.config.old_names import ADAPTER_FILES
 from querykey.config.ranges import AtLeastTwo, Count, NonNegative, PositiveInt
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, RangeError
@@ -199,7 +199,7 @@ class AdapterSettings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AdapterSettings":
         """Back from adapter.json, of this version or of 0.1; keys that do not exist are left out."""
-        return tree.make(cls, current(values, ADAPTER_FILES, warn=False), ignore_unknown=True)
+        return tree.make(cls, tree.current(values, ADAPTER_FILES, warn=False), ignore_unknown=True)
 
     @classmethod
     def from_parameters(cls, **parameters: Any) -> "AdapterSettings":

@@ -4,13 +4,9 @@ Folders that 0.1 wrote hold its names in run.json, encoder.json and adapter.json
 warning.
 """
 
-import warnings
 from collections.abc import Mapping
-from typing import Any
 
-from querykey.config.settings import flat
-
-__all__ = ["ADAPTER", "ADAPTER_FILES", "PRETRAINING", "current"]
+__all__ = ["ADAPTER", "ADAPTER_FILES", "PRETRAINING", "VALUES"]
 
 Names = Mapping[str, str]
 
@@ -81,37 +77,3 @@ VALUES: Mapping[str, Names] = {
     "loss.form": {"plain": "dense", "streamed": "chunked"},
 }
 """Words that settings took, by the name of the setting today."""
-
-
-def current(values: Mapping[str, Any], names: Names, *, warn: bool = True) -> dict[str, Any]:
-    """Settings under their names of today.
-
-    Args:
-        values: Nested tables or dotted keys, with names of 0.1 or of today.
-        names: Old names to those of today; where both are given, today's wins.
-        warn: Whether each old name warns: where a person wrote it.
-
-    Returns:
-        Dotted keys.
-
-    Example:
-        >>> current({"head_dim": 8, "head": "mlp", "view_options": {"flip": 0.0}}, PRETRAINING, warn=False)
-        {'head.dim': 8, 'views.flip': 0.0, 'head': 'mlp'}
-    """
-    old: dict[str, Any] = {}
-    new: dict[str, Any] = {}
-    for key, value in flat(values).items():
-        name, _, rest = key.partition(".")
-        renamed = names.get(key) or (f"{names[name]}.{rest}" if rest and name in names else key)
-        words = VALUES.get(renamed, {})
-        word = words.get(value, value) if isinstance(value, str) else value
-        (new if renamed == key else old)[renamed] = word
-        if warn and renamed != key:
-            _warn(f"the setting {key} is named {renamed}")
-        if warn and word != value:
-            _warn(f"{renamed} {value!r} is named {word!r}")
-    return old | new
-
-
-def _warn(what: str) -> None:
-    warnings.warn(f"{what} now; the old name goes with the next version", FutureWarning, stacklevel=5)

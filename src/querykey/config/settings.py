@@ -7,6 +7,7 @@ loss.
 """
 
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -14,6 +15,7 @@ from functools import cache
 from textwrap import fill
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from querykey.config.old_names import VALUES
 from querykey.errors import ConfigError, RangeError
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "as_tables",
     "changed",
     "check",
+    "current",
     "describe",
     "flat",
     "make",
@@ -231,16 +234,38 @@ def flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return made
 
 
-def rows(cls: type) -> Iterator[tuple[str, str]]:
-    """Every key that a settings class has.
+def current(values: Mapping[str, Any], names: Mapping[str, str], *, warn: bool = True) -> dict[str, Any]:
+    """Settings under their names of today.
 
     Args:
-        cls: The class.
+        values: Nested tables or dotted keys, with names of 0.1 or of today.
+        names: Old names to those of today; where both are given, today's wins.
+        warn: Whether each old name warns: where a person wrote it.
 
-    Yields:
-        (dotted key, what it may be, and the kinds it belongs to).
+    Returns:
+        Dotted keys.
+
+    Example:
+        >>> current({"head_dim": 8, "head": "mlp"}, {"head_dim": "head.dim"}, warn=False)
+        {'head.dim': 8, 'head': 'mlp'}
     """
-    yield from _rows(cls, "")
+    old: dict[str, Any] = {}
+    new: dict[str, Any] = {}
+    for key, value in flat(values).items():
+        name, _, rest = key.partition(".")
+        renamed = names.get(key) or (f"{names[name]}.{rest}" if rest and name in names else key)
+        words = VALUES.get(renamed, {})
+        word = words.get(value, value) if isinstance(value, str) else value
+        (new if renamed == key else old)[renamed] = word
+        if warn and renamed != key:
+            _warn(f"the setting {key} is named {renamed}")
+        if warn and word is not value:
+            _warn(f"{renamed} {value!r} is named {word!r}")
+    return old | new
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"{what} now; the old name goes with the next version", FutureWarning, stacklevel=5)
 
 
 def describe(cls: type) -> str:
@@ -257,13 +282,22 @@ def describe(cls: type) -> str:
     )
 
 
-def _rows(cls: type, above: str) -> Iterator[tuple[str, str]]:
+def rows(cls: type, above: str = "") -> Iterator[tuple[str, str]]:
+    """Every key that a settings class has.
+
+    Args:
+        cls: The class.
+        above: Put before each key.
+
+    Yields:
+        (dotted key, what it may be, and the kinds it belongs to).
+    """
     hints = _hints(cls)
     named = [found for field in fields(cls) if (found := _options(field)) is not None]
     for field in fields(cls):
         options, inner = _options(field), _table_class(cls, field.name)
         if inner is not None:
-            yield from _rows(inner, f"{above}{field.name}.")
+            yield from rows(inner, f"{above}{field.name}.")
         elif options is not None:
             kinds: dict[tuple[str, str], list[str]] = {}
             for kind, keys in options.kinds().items():

@@ -9,8 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from querykey.encoders.frozen.image import made_by
-from querykey.encoders.frozen.model import require_rows
+from querykey.encoders.frozen.model import made_by, require_rows
 from querykey.encoders.frozen.weights import load_weights
 from querykey.encoders.small_cnn import SmallCNN
 from querykey.errors import ConfigError, MissingExtraError, QuerykeyError, RangeError, SourceError

@@ -72,7 +72,7 @@ def decoupled(
         raise RangeError(
             f"sigma must be > 0 and finite, or None for equal weights, got {sigma}; 0.5 is usual"
         )
-    if takes_chunked(lookup, form):
+    if form != "dense" and takes_chunked(lookup, form):
         return _chunked(lookup, temperature, sigma)
     scores, is_positive, is_negative = scores_and_masks(lookup)
     logits = scores / temperature

@@ -65,7 +65,7 @@ def info_nce(lookup: Lookup, *, temperature: float | Tensor, form: Form = "auto"
         multiplies by temperature / 0.07; the paper does not, and neither do we.
     """
     check_temperature("temperature", temperature)
-    if takes_chunked(lookup, form):
+    if form != "dense" and takes_chunked(lookup, form):
         views = two_views(lookup, temperature)
         if views is not None:
             return torch.log1p(views.negatives * (-views.positive).exp())

@@ -81,7 +81,7 @@ def score_distillation(
     if target_temperature is not None:
         check_temperature("target_temperature", target_temperature)
     require_same_size(lookup, target)
-    if takes_chunked(lookup, form):
+    if form != "dense" and takes_chunked(lookup, form):
         with torch.no_grad():
             queries, keys = dot_product_rows(target)
             divisor = target_temperature or temperature

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from querykey.adapter.settings import AdapterSettings, MemorySettings
-from querykey.config.old_names import ADAPTER, current
+from querykey.config.old_names import ADAPTER
 from querykey.config.parsing import read_raw
-from querykey.config.settings import check, describe, make
+from querykey.config.settings import check, current, describe, make
 from querykey.errors import ConfigError
 from querykey.losses.by_name import loss_names, takes_target
 

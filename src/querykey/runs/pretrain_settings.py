@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from querykey.config.old_names import PRETRAINING, current
+from querykey.config.old_names import PRETRAINING
 from querykey.config.parsing import read_raw
 from querykey.config.ranges import NonNegative, PositiveInt
-from querykey.config.settings import check, describe, flat
+from querykey.config.settings import check, current, describe, flat
 from querykey.pretraining.settings.settings import PretrainSettings
 
 __all__ = ["PretrainFile", "describe_pretrain_settings", "parse_pretrain_run", "read_pretrain_run"]

@@ -1,9 +1,5 @@
 """Frozen image models: those of timm, and any callable that returns an nn.Module."""
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +13,7 @@ from querykey.encoders.frozen.fingerprint import (
     source_digest,
     state_digest,
 )
-from querykey.encoders.frozen.model import Kind, TorchModel
+from querykey.encoders.frozen.model import Kind, TorchModel, made_by
 from querykey.encoders.frozen.preprocessing import ImagePreprocessing, rgb
 from querykey.encoders.frozen.weights import load_weights
 from querykey.errors import MissingExtraError, SourceError
@@ -25,7 +21,7 @@ from querykey.errors import MissingExtraError, SourceError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["load_factory", "load_timm", "made_by"]
+__all__ = ["load_factory", "load_timm"]
 
 
 class TimmPreprocessing:
@@ -132,43 +128,6 @@ def load_factory(spec: str, *, device: torch.device) -> TorchModel:
     return TorchModel(module, kind=kind, prepare=prepare, blank=blank, identity=identity, device=device)
 
 
-def made_by(spec: str) -> tuple[Callable[[], Any], nn.Module]:
-    """The factory that a spec names, and the module it makes.
-
-    Args:
-        spec: `package.module:callable`, looked for in the working folder first; the callable
-            takes nothing.
-
-    Returns:
-        (the callable, the nn.Module that it returned).
-
-    Raises:
-        SourceError: If there is no such module or callable, or what it returns is no nn.Module.
-    """
-    place, _, name = spec.partition(":")
-    with _working_folder_first():
-        try:
-            factory: Any = importlib.import_module(place)
-        except Exception as error:  # whatever the user's own file raises
-            raise SourceError(
-                f"{spec}: {place} cannot be imported ({type(error).__name__}: {error}); "
-                "it is looked for in the working folder and among the installed packages"
-            ) from error
-        for part in name.split("."):
-            factory = getattr(factory, part, None)
-        if not callable(factory):
-            raise SourceError(f"{spec}: {place} has no callable {name!r}; give MODULE:FACTORY")
-        try:
-            module = factory()
-        except Exception as error:
-            raise SourceError(
-                f"{spec} raised {type(error).__name__}: {error}; it is called without arguments"
-            ) from error
-    if not isinstance(module, nn.Module):
-        raise SourceError(f"{spec} returned a {type(module).__name__}; an nn.Module is needed")
-    return factory, module
-
-
 def _as_it_is(text: str) -> str:
     return text
 
@@ -179,18 +138,6 @@ def _gray(height: int, width: int) -> "Image.Image":
     except ImportError as error:
         raise MissingExtraError("pillow", extra="vision", purpose="a model of images") from error
     return Image.new("RGB", (width, height), "gray")
-
-
-@contextmanager
-def _working_folder_first() -> Iterator[None]:
-    """As `python -m` has it, for as long as the import takes."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the import may have changed the list itself
-            sys.path.remove(here)
 
 
 def _cached_weights(model: nn.Module, name: str) -> Path:

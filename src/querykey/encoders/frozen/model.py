@@ -1,14 +1,18 @@
 """What every kind of frozen model offers to `FrozenEncoder`, and the kind made of an nn.Module."""
 
-from collections.abc import Callable, Sequence
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from querykey.errors import ConfigError, ShapeError
+from querykey.errors import ConfigError, ShapeError, SourceError
 
-__all__ = ["FrozenModel", "Kind", "TorchModel", "freeze", "usable_device"]
+__all__ = ["FrozenModel", "Kind", "TorchModel", "freeze", "made_by", "usable_device"]
 
 Kind = Literal["image", "text", "vector"]
 
@@ -135,3 +139,52 @@ def usable_device(name: str) -> torch.device:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"device {name!r} cannot be used here ({first}); cpu always can") from error
     return device
+
+
+def made_by(spec: str) -> tuple[Callable[[], Any], nn.Module]:
+    """The factory that a spec names, and the module it makes.
+
+    Args:
+        spec: `package.module:callable`, looked for in the working folder first; the callable
+            takes nothing.
+
+    Returns:
+        (the callable, the nn.Module that it returned).
+
+    Raises:
+        SourceError: If there is no such module or callable, or what it returns is no nn.Module.
+    """
+    place, _, name = spec.partition(":")
+    with _working_folder_first():
+        try:
+            factory: Any = importlib.import_module(place)
+        except Exception as error:  # whatever the user's own file raises
+            raise SourceError(
+                f"{spec}: {place} cannot be imported ({type(error).__name__}: {error}); "
+                "it is looked for in the working folder and among the installed packages"
+            ) from error
+        for part in name.split("."):
+            factory = getattr(factory, part, None)
+        if not callable(factory):
+            raise SourceError(f"{spec}: {place} has no callable {name!r}; give MODULE:FACTORY")
+        try:
+            module = factory()
+        except Exception as error:
+            raise SourceError(
+                f"{spec} raised {type(error).__name__}: {error}; it is called without arguments"
+            ) from error
+    if not isinstance(module, nn.Module):
+        raise SourceError(f"{spec} returned a {type(module).__name__}; an nn.Module is needed")
+    return factory, module
+
+
+@contextmanager
+def _working_folder_first() -> Iterator[None]:
+    """As `python -m` has it, for as long as the import takes."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the import may have changed the list itself
+            sys.path.remove(here)

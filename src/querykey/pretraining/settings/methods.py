@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from querykey.config.old_names import PRETRAINING, current
-from querykey.config.settings import flat, tables_of
+from querykey.config.old_names import PRETRAINING
+from querykey.config.settings import current, flat, tables_of
 from querykey.errors import ConfigError
 from querykey.pretraining.settings.settings import (
     LearningRateScaling,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import Gt, Le
 
 from querykey.config import settings as tree
-from querykey.config.old_names import PRETRAINING, current
+from querykey.config.old_names import PRETRAINING
 from querykey.config.ranges import (
     AtLeastTwo,
     Count,
@@ -309,7 +309,7 @@ class PretrainSettings:
         Raises:
             ConfigError: If there is no such setting.
         """
-        return tree.make(cls, current(given, PRETRAINING))
+        return tree.make(cls, tree.current(given, PRETRAINING))
 
     def as_dict(self) -> dict[str, Any]:
         """As nested tables of plain values, for run.json."""
@@ -318,7 +318,7 @@ class PretrainSettings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PretrainSettings":
         """Back from run.json, of this version or of 0.1; keys that do not exist are left out."""
-        return tree.make(cls, current(values, PRETRAINING, warn=False), ignore_unknown=True)
+        return tree.make(cls, tree.current(values, PRETRAINING, warn=False), ignore_unknown=True)
 
     def changed(self, given: Mapping[str, Any]) -> "PretrainSettings":
         """With some settings changed.

@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional as F
 
-from querykey.config.old_names import PRETRAINING, current
+from querykey.config.old_names import PRETRAINING
+from querykey.config.settings import current
 from querykey.data.augment.views import Views
 from querykey.data.pixels.pixels import Pixels
 from querykey.evaluation.few_labels import choose_labelled

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from querykey.adapter.settings import RECIPES, AdapterSettings
-from querykey.config.old_names import PRETRAINING, current
+from querykey.config.old_names import PRETRAINING
+from querykey.config.settings import current
 from querykey.errors import ConfigError, Notify
 from querykey.io.atomic import file_lock, raises_store_error, reserve
 from querykey.io.study_folder import (
