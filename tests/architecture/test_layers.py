@@ -53,7 +53,7 @@ def test_help_of_a_command_loads_next_to_nothing(command):
 
 
 @pytest.mark.parametrize(
-    "module", ["querykey", "querykey.runs.adapter_settings", "querykey.io.records", "querykey.reports"]
+    "module", ["querykey", "querykey.config.parsing", "querykey.io.records", "querykey.reports"]
 )
 def test_what_reads_and_reports_loads_without_torch(module):
     assert "torch" not in loaded_by(f"import {module}")

@@ -207,7 +207,7 @@ def test_xbm_needs_labels(tmp_path):
             {"method": "moco", "dictionary.contrast": "nce"},
             "moco has no dictionary.contrast; it belongs to memory-bank",
         ),
-        ({"method": "moco", "momentums": 1}, "momentums: no such key; did you mean key_encoder.momentum?"),
+        ({"method": "moco", "momentums": 1}, "momentums: no such key; did you mean dictionary.momentum?"),
     ],
 )
 def test_a_setting_of_another_method_is_refused(given, said):
@@ -218,7 +218,7 @@ def test_a_setting_of_another_method_is_refused(given, said):
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        ({"key_encoder.momentum": 1.5}, RangeError, "key_encoder.momentum: must be at most 1, got 1.5"),
+        ({"key_encoder.momentum": 1.5}, RangeError, "key_encoder.momentum: must be at most 1.0, got 1.5"),
         ({"dictionary.capacity": 0}, RangeError, "dictionary.capacity: must be greater than 0, got 0"),
         (
             {"dictionary.start": "full"},

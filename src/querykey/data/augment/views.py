@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from querykey.config.ranges import Probability
 from querykey.data.augment.checks import check_boxes, check_images, check_settings
 from querykey.data.augment.ops import change_, chunks, cut_, normalise_, put_
 from querykey.data.augment.parameters import JITTERS, TRIES, ViewParameters, draw_boxes
@@ -225,20 +226,20 @@ class Views:
     size: int
     crop_scale: tuple[float, float] | None = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
+    flip: Probability = 0.5
     jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
-    jitter_probability: float = 0.8
-    grayscale: float = 0.2
-    blur: float = 0.0
+    jitter_probability: Probability = 0.8
+    grayscale: Probability = 0.2
+    blur: Probability = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize: float = 0.0
-    solarize_threshold: float = 0.5
-    cutout: float = 0.0
+    solarize: Probability = 0.0
+    solarize_threshold: Probability = 0.5
+    cutout: Probability = 0.0
     cutout_share: float = 0.5
-    sobel: float = 0.0
-    noise: float = 0.0
+    sobel: Probability = 0.0
+    noise: Probability = 0.0
     noise_deviation: float = 0.1
-    rotate: float = 0.0
+    rotate: Probability = 0.0
     mean: tuple[float, ...] = RGB_MEAN
     deviation: tuple[float, ...] = RGB_DEVIATION
     antialias: bool = True

@@ -52,8 +52,6 @@ Length = Annotated[float, Gt(0), Le(10**9)]
 TEMPERATURE = 0.2
 """SimCLR's authors for small batches of CIFAR-10 (github.com/google-research/simclr, issue 166)."""
 
-_SHARED_BY_VIEWS = ("size", "mean", "deviation")
-
 
 def _loss_kinds() -> Mapping[str, Mapping[str, Any]]:
     """The keyword arguments of each loss but the temperature, which all have in common."""
@@ -66,7 +64,7 @@ def _loss_kinds() -> Mapping[str, Mapping[str, Any]]:
 @cache
 def _view_kinds() -> Mapping[str, Mapping[str, Any]]:
     hints = get_type_hints(Views, include_extras=True)
-    return {"": {one.name: hints[one.name] for one in fields(Views) if one.name not in _SHARED_BY_VIEWS}}
+    return {"": {one.name: hints[one.name] for one in fields(Views) if one.name != "size"}}
 
 
 _VIEW_OPTIONS = {"options": tree.Options(_view_kinds, by=None)}
