@@ -43,9 +43,9 @@ QUALITY_STEPS, BANK, ASKED = 60, 10_000, 4_000
 LEAST_FLOAT32, LEAST_BFLOAT16 = 1.4, 2.0
 MOST_RESNET, MOST_SMALL = 0.10, 0.40
 SETTINGS: dict[str, Any] = {
-    "views": "small_images", "view_size": SIDE, "optimizer": "sgd", "learning_rate": RATE,
-    "weight_decay": 5e-4, "temperature": TEMPERATURE, "looks": 0, "batch_size": BATCH, "held_out": 0,
-    "head_hidden": 512, "view_options": {"crop_scale": (0.08, 1.0)}, "precision": "float32",
+    "views": "small_images", "views.size": SIDE, "optimizer": "sgd", "optimizer.learning_rate": RATE,
+    "optimizer.weight_decay": 5e-4, "loss.temperature": TEMPERATURE, "num_evals": 0, "batch_size": BATCH,
+    "held_out": 0, "head.hidden": 512, "views.crop_scale": (0.08, 1.0), "precision": "float32",
 }  # fmt: skip
 
 

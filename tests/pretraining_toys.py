@@ -55,7 +55,7 @@ def small_run(images, out, method, *, steps, **settings):
     """Arguments of `querykey` for a run of a second that keeps its state after each step."""
     settings = {"precision": "float32", "layout": "contiguous"} | settings
     chosen = (
-        "backbone=small_cnn:4", "batch_size=16", "head.dim=16", "held_out=6", "looks=3", "views.size=12",
+        "backbone=small_cnn:4", "batch_size=16", "head.dim=16", "held_out=6", "num_evals=3", "views.size=12",
         f"steps={steps}", *(f"{name}={value}" for name, value in settings.items()),
         *_OF_METHODS.get(method, ()),
     )  # fmt: skip

@@ -41,7 +41,8 @@ def in_core(code, *words):
 
 @pytest.mark.parametrize(
     "words",
-    [("--help",), ("--version",), ("help",), ("help", "sources"), ("adapt", "--help"), ("transform", "--help")],
+    [("--help",), ("--version",), ("help",), ("help", "sources"), ("adapt", "--help"),
+     ("transform", "--help")],
     ids=" ".join,
 )  # fmt: skip
 def test_the_core_explains_itself(words):

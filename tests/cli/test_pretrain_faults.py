@@ -87,7 +87,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(part, tmp_path, monkey
     disk, run = FullDisk(monkeypatch, part), tmp_path / "run"
     options = [f"--set={name}={value}" for name, value in (
         ("backbone", "small_cnn:4"), ("batch_size", 32), ("head.dim", 16), ("precision", "float32"),
-        ("layout", "contiguous"), ("held_out", 40), ("looks", 2), ("views.preset", "digits"),
+        ("layout", "contiguous"), ("held_out", 40), ("num_evals", 2), ("views.preset", "digits"),
         ("views.size", 8), ("steps", 6),
     )]  # fmt: skip
     said = querykey("pretrain", "--data", DIGITS, "--out", run, "--save-every", 0, "--threads", 1, *options)

@@ -33,7 +33,7 @@ class Slow(nn.Module):
 def begun(images, out, steps, backbone="small_cnn:4"):
     settings = (
         f"backbone={backbone}", "batch_size=16", f"steps={steps}", "precision=float32", "layout=contiguous",
-        "held_out=4", "looks=0", "views.size=12",
+        "held_out=4", "num_evals=0", "views.size=12",
     )  # fmt: skip
     arguments = ["pretrain", "--data", images, "--out", out, "--threads", "1"]
     arguments += [part for setting in settings for part in ("--set", setting)]

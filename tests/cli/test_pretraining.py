@@ -121,9 +121,8 @@ def test_the_folder_of_a_run_holds_everything(pretrained):
     assert described["format"] == "querykey pretraining"
     assert described["threads"] == 1
     assert described["settings"]["optimizer"]["learning_rate"] == pytest.approx(0.2 * 16 / 256)
-    assert None not in {
-        described["settings"][name] for name in ("image_size", "view_size", "steps", "epochs")
-    }
+    assert None not in {described["settings"][name] for name in ("image_size", "steps", "epochs")}
+    assert described["settings"]["views"]["size"] == 12
     assert [one["size"] for one in described["views"]] == [12, 12]
     assert {"python", "torch", "querykey", "numpy"} <= set(described["versions"])
 

@@ -43,7 +43,7 @@ def pretraining(querykey, tmp_path_factory):
         for place in range(16):
             pixels = colour + generator.integers(0, 50, (16, 16, 3))
             image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / "abc"[label] / f"{place}.png")
-    sets = ["steps=4", "batch_size=16", "looks=2", "dictionary.capacity=32", "held_out=12"]
+    sets = ["steps=4", "batch_size=16", "num_evals=2", "dictionary.capacity=32", "held_out=12"]
     sets += ["precision=float32", "layout=contiguous", "backbone=small_cnn:8"]
     said = querykey(
         "pretrain", "--data", folder / "images", "--method", "moco", "--out", folder / "moco",

@@ -24,7 +24,7 @@ __all__ = [
     "changed",
     "check",
     "current",
-    "describe",
+    "describe_keys",
     "flat",
     "make",
     "require_valid",
@@ -268,7 +268,7 @@ def _warn(what: str) -> None:
     warnings.warn(f"{what} now; the old name goes with the next version", FutureWarning, stacklevel=5)
 
 
-def describe(cls: type) -> str:
+def describe_keys(cls: type) -> str:
     """Every key that a settings class has and what it may be, for a help text.
 
     Args:

@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, get_type_hints
 
 from torch import Tensor
@@ -89,7 +89,6 @@ def loss_names(*, with_target: bool = True) -> list[LossName]:
     return [name for name in LOSSES if with_target or not takes_target(name)]
 
 
-@cache
 def loss_options(*, with_target: bool = True) -> Mapping[LossName, Mapping[str, Any]]:
     """The keyword arguments of each loss.
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from querykey.adapter.settings import AdapterSettings, MemorySettings
 from querykey.config.old_names import ADAPTER
 from querykey.config.parsing import read_raw
-from querykey.config.settings import check, current, describe, make
+from querykey.config.settings import check, current, describe_keys, make
 from querykey.errors import ConfigError
 from querykey.losses.by_name import loss_names, takes_target
 
@@ -113,4 +113,4 @@ def describe_settings() -> str:
     Returns:
         A line a key, of at most 80 characters; what is longer goes on below.
     """
-    return describe(AdaptRun)
+    return describe_keys(AdaptRun)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from querykey.config.old_names import PRETRAINING
 from querykey.config.parsing import read_raw
 from querykey.config.ranges import NonNegative, PositiveInt
-from querykey.config.settings import check, current, describe, flat
+from querykey.config.settings import check, current, describe_keys, flat
 from querykey.pretraining.settings.settings import PretrainSettings
 
 __all__ = ["PretrainFile", "describe_pretrain_settings", "parse_pretrain_run", "read_pretrain_run"]
@@ -88,4 +88,4 @@ def describe_pretrain_settings() -> str:
     Returns:
         A line a key, of at most 80 characters; what is longer goes on below.
     """
-    return describe(PretrainFile)
+    return describe_keys(PretrainFile)
