@@ -7,8 +7,13 @@ from report_samples import CELLS, cell, matrix, study, write_study
 
 from querykey.errors import StoreError
 from querykey.reports.charts.spec import Bars, HeatMap, Lines
+from querykey.reports.page.blocks import Charts
 from querykey.reports.page.page import figures_of, sections_of
-from querykey.reports.page.study import charts_of, study_section
+from querykey.reports.page.study import study_section
+
+
+def charts_of(blocks):
+    return [chart for block in blocks if isinstance(block, Charts) for chart in block.charts]
 
 
 def diagnose(section):

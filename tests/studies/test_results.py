@@ -42,7 +42,7 @@ def projected(name, label):
     return Arm(name=name, label=label, kind="baseline", seeds=1, settings={"projection": name, "dim": 3})
 
 
-ADAPTER = Arm(name="adapter", label="**adapter**", kind="adapter", settings=QUICK, seeds=2)
+ADAPTER = Arm(name="adapter", label="adapter", kind="adapter", settings=QUICK, seeds=2)
 TOY = Study(
     name="toy",
     title="toy: four classes, 6 to 3",

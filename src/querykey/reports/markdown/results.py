@@ -105,8 +105,9 @@ def _table(study: StoredStudy, metric: str) -> str:
         arm: column for arm in study.cells if (column := per_query(study.cells, arm, metric)) is not None
     }
     labels = {arm["name"]: arm["label"] for arm in study.described["arms"]}
+    in_question = {one["ours"][0] for one in study.described["asked"]}
     references = [arm for arm in study.described["references"] if arm in columns]
-    head = ["method", f"{metric} [95%]", *(f"minus {_plain(labels[r])}" for r in references), "seeds", "fit"]
+    head = ["method", f"{metric} [95%]", *(f"minus {labels[r]}" for r in references), "seeds", "fit"]
     apart = [
         _difference(study, (arm, metric), (reference, metric)) for arm in columns for reference in references
     ]
@@ -115,8 +116,9 @@ def _table(study: StoredStudy, metric: str) -> str:
     rows = []
     for row, arm in enumerate(columns):
         against = zip(references, differences[row * count : (row + 1) * count], strict=True)
+        label = f"**{labels[arm]}**" if arm in in_question else labels[arm]
         rows.append([
-            labels[arm], _mean(found[row]), *("" if arm == r else _signed(d) for r, d in against),
+            label, _mean(found[row]), *("" if arm == r else _signed(d) for r, d in against),
             _range(study, arm, metric), _seconds(study, arm),
         ])  # fmt: skip
     return _markdown(head, rows)
@@ -125,10 +127,6 @@ def _table(study: StoredStudy, metric: str) -> str:
 def _difference(study: StoredStudy, ours: tuple[str, str], theirs: tuple[str, str]) -> list[float] | None:
     found = paired_columns(study, ours, theirs)
     return None if found is None else [a - b for a, b in zip(*found[:2], strict=True)]
-
-
-def _plain(label: str) -> str:
-    return label.strip("*")
 
 
 def _range(study: StoredStudy, arm: str, metric: str) -> str:
@@ -147,7 +145,7 @@ def _seconds(study: StoredStudy, arm: str) -> str:
 def _questions(studies: Sequence[StoredStudy], *, are_claims: bool) -> str:
     rows = []
     for study in studies:
-        labels = {arm["name"]: _plain(arm["label"]) for arm in study.described["arms"]}
+        labels = {arm["name"]: arm["label"] for arm in study.described["arms"]}
         for asked, answer in zip(study.described["asked"], answers(study), strict=True):
             if asked["is_claim"] == are_claims:
                 (ours, metric), (theirs, _) = asked["ours"], asked["theirs"]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from querykey.io.study_folder import Cells, StoredStudy, measures_of, open_study, raises_study_error
-from querykey.reports.charts.spec import Chart
 from querykey.reports.charts.study import figure, training_charts
 from querykey.reports.page.blocks import (
     Block,
@@ -27,11 +26,11 @@ __all__ = ["study_section"]
 
 NAMED = 8
 """Arms that are named, if many are missing."""
-RULE = (
-    "The rule was fixed before the first run: yes where the 95% interval of the paired difference (over "
-    "seeds; for adapters over queries) lies above 0, no where it lies below, else can't tell. One seed can't "
-    "tell."
-)
+RULES = {
+    "above": "yes where the 95% interval of the paired difference lies above 0",
+    "at or above": "yes where the mean of the paired difference is at least 0",
+    "not below": "yes where the 95% interval of the paired difference does not lie below 0",
+}
 
 
 def study_section(folder: Path) -> Section:
@@ -61,18 +60,29 @@ def _section(stored: StoredStudy) -> Section:
     unfinished = _unfinished(study, cells)
     blocks += [Prose(text) for text in unfinished]
     if verdicts:
-        blocks += [Heading("Verdicts"), *verdicts, Prose(RULE, is_quiet=True)]
+        blocks += [Heading("Verdicts"), *verdicts, Prose(_rules(study["asked"]), is_quiet=True)]
     blocks += [Charts([chart]) for chart in drawn]
     blocks += _numbers(study, cells, measures_of(study))
     during = training_charts(arms, cells)
     if during:
         blocks += [Heading("During training"), Charts(during)]
     blocks += [Heading("Limits"), Prose(str(study["caveat"]))]
-    blocks += _repeat(study, cells)
+    blocks += _reproduce(stored)
     return Section(
         str(study["name"]), str(study["title"]), str(study["asks"]),
         unfinished[:1], blocks, answers=verdicts,
     )  # fmt: skip
+
+
+def _rules(asked: Sequence[Mapping[str, Any]]) -> str:
+    """The rules of a study's questions, in words."""
+    used = dict.fromkeys(str(one.get("rule", "above")) for one in asked)
+    rules = "; ".join(f"{RULES[rule]} ({rule})" if len(used) > 1 else RULES[rule] for rule in used)
+    seeds = "" if any(one.get("min_seeds") == 1 for one in asked) else " With one seed it is can't tell."
+    return (
+        f"The rule was fixed before the first run: {rules}; no where the interval lies below 0, else can't "
+        f"tell. The interval is over seeds, for adapters over queries.{seeds}"
+    )
 
 
 def _unfinished(study: Mapping[str, Any], cells: Cells) -> list[str]:
@@ -131,9 +141,13 @@ def _spread(values: Mapping[int, float]) -> str:
     return f"{number(mean)} ({number(min(values.values()))} to {number(max(values.values()))})"
 
 
-def _repeat(study: Mapping[str, Any], cells: Cells) -> list[Block]:
+def _reproduce(stored: StoredStudy) -> list[Block]:
+    study, cells = stored.described, stored.cells
     data, budget = study.get("data") or {}, study.get("budget") or {}
-    blocks: list[Block] = [Heading("How to reproduce it"), Code(study_command(study))]
+    command = study_command(study)
+    if study.get("identity", "plan") != "plan":  # a study of docs/results.md
+        command = f"python scripts/studies.py results --only '*/{stored.name}'"
+    blocks: list[Block] = [Heading("How to reproduce it"), Code(command)]
     if budget.get("words"):
         blocks.append(Prose(f"Length: {budget['words']}.", is_quiet=True))
     if data.get("fingerprint"):
@@ -154,8 +168,3 @@ def _same(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         name: value for name, value in settings[0].items()
         if name != "seed" and value is not None and all(one.get(name) == value for one in settings)
     }  # fmt: skip
-
-
-def charts_of(blocks: Sequence[Block]) -> list[Chart]:
-    """The charts among blocks, in their order."""
-    return [chart for block in blocks if isinstance(block, Charts) for chart in block.charts]

@@ -47,7 +47,7 @@ def _baselines(*names: str) -> tuple[Arm, ...]:
 
 
 def _adapter(seeds: int = 3, **settings: Any) -> Arm:
-    return Arm(name="adapter", label="**adapter**", kind="adapter", settings=settings, seeds=seeds)
+    return Arm(name="adapter", label="adapter", kind="adapter", settings=settings, seeds=seeds)
 
 
 def _claim(ask: str, metric: str, theirs: str, rule: Rule = "above", *, comparisons: int = 1) -> Question:
