@@ -47,6 +47,14 @@ def test_a_pretraining_that_version_0_1_began_is_resumed_to_the_same_weights(old
     assert RunFolder.read(old / "run").is_finished
 
 
+def test_a_run_of_version_0_1_is_stopped_and_resumed_again(old):
+    resume(old / "run", old / "photos", stop=lambda: True, save_every=0.0)
+    done = resume(old / "run", old / "photos")
+    whole = read_encoder(OLD / "finished").encoder.state_dict()
+    for name, value in done.encoder.encoder.state_dict().items():
+        torch.testing.assert_close(value, whole[name], atol=1e-5, rtol=1e-4)
+
+
 def test_a_finished_pretraining_of_version_0_1_is_trained_for_longer(old):
     done = resume(old / "finished", old / "photos", epochs=4.0)
     assert (done.is_finished, done.settings.steps) == (True, 8)

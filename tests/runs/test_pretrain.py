@@ -232,7 +232,7 @@ def test_settings_that_were_changed_are_refused_one_by_one(tmp_path):
         "  asked.image_size: None in the checkpoint, 16 now",
         "  device: 'cpu' in the checkpoint, 'cuda' now",
         "  settings.backbone.name: 'small_cnn:4' in the checkpoint, 'small_cnn:5' now",
-        "  settings.loss.options.tau_plus: 0.1 in the checkpoint, 0.2 now",
+        "  settings.loss.tau_plus: 0.1 in the checkpoint, 0.2 now",
         "  settings.steps: 3 in the checkpoint, 9 now",
     ]
     file.write_text(json.dumps(described))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from querykey.config.old_names import PRETRAINING
+from querykey.config.settings import current, flat
 from querykey.data.items import Source
 from querykey.distributed.process_group import current_process_group
 from querykey.errors import MissingPathError, QuerykeyError, StoreError
@@ -110,7 +112,7 @@ class RunFolder:
                 raise StoreError(
                     f"{path}: written as version {described['version']}; this querykey reads {VERSION}"
                 )
-            folder = cls(path, described)
+            folder = cls(path, _todays(described))
             _ = (folder.fingerprint, folder.device, folder.threads, folder.decoded_size, folder.saving,
                  folder.changes, folder.versions, folder.processes,
                  described["data"]["at"] is None or folder.at)  # fmt: skip
@@ -221,7 +223,7 @@ class RunFolder:
         """
         found = {name: self.described.get(name) for name in _FIXED}
         if "run" in about:  # checkpoints of the first version have none
-            require_unchanged(about["run"], found, self.changes, where=str(self.path / RUN))
+            require_unchanged(_todays(about["run"]), _todays(found), self.changes, where=str(self.path / RUN))
 
     def prepare_resume(self, *, save_every: float | None) -> None:
         """Remove temporary files, and write down how often the state is saved from now on.
@@ -274,8 +276,10 @@ class RunFolder:
             settings: From now on.
             step: Steps taken.
         """
-        before, now = self.settings.as_dict(), settings.as_dict()
-        changed = {f"settings.{name}": value for name, value in now.items() if value != before[name]}
+        before, now = flat(self.settings.as_dict()), settings.as_dict()
+        changed = {
+            f"settings.{name}": value for name, value in flat(now).items() if value != before.get(name)
+        }
         if changed:
             self.described["settings"] = now
             self.described["changes"] = [*self.changes, {"step": step, **changed}]
@@ -303,6 +307,28 @@ class RunFolder:
 
     def _write(self) -> None:
         write_aside(self.path / RUN, [json.dumps(self.described, indent=2).encode() + b"\n"])
+
+
+def _todays(described: dict[str, Any]) -> dict[str, Any]:
+    """What a file says of a run, with the settings of version 0.1 under their names of today."""
+    settings = {
+        name: json.loads(json.dumps(PretrainSettings.from_dict(described[name]).as_dict()))
+        for name in ("settings", "asked")
+        if described.get(name) is not None
+    }
+    changes = [
+        {key: value for key, value in change.items() if key == "step"}
+        | {
+            f"settings.{name}": value
+            for key, value in change.items()
+            if key != "step"
+            for name, value in current(
+                {key.removeprefix("settings."): value}, PRETRAINING, warn=False
+            ).items()
+        }
+        for change in described.get("changes", [])
+    ]
+    return described | settings | ({"changes": changes} if "changes" in described else {})
 
 
 def is_pretraining(path: str | Path) -> bool:

@@ -78,6 +78,13 @@ def served_blocks(gathered: "Gathered", sprite: str, resolved: Mapping[str, Any]
     return blocks
 
 
+def _parameters(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolved settings, of this version or of 0.1, as parameters of `Adapter`."""
+    from querykey.adapter.settings import AdapterSettings
+
+    return AdapterSettings.from_dict(resolved).as_parameters() if resolved else {}
+
+
 def _selection(resolved: Mapping[str, Any], rows: int) -> str:
     if resolved.get("memory") == "in_batch":
         return (
@@ -223,7 +230,7 @@ def _section(
     found: Mapping[str, dict[str, Any]], gathered: "Gathered",
 ) -> Section:  # fmt: skip
     steps = [_renamed(record) for record in records if record["kind"] == "step"]
-    report, resolved = described.get("report") or {}, described.get("resolved") or {}
+    report, resolved = described.get("report") or {}, _parameters(described.get("resolved") or {})
     answers = [answer for one in found.values() for answer in judged(one)]
     on_features = None if answers else gathered_answer(gathered)
     answers += [on_features] if on_features is not None else []

@@ -74,7 +74,7 @@ def _section(
     folder: Path, sprite: str, described: Mapping[str, Any], records: Sequence[Record],
     found: Mapping[str, dict[str, Any]], gathered: "Gathered | None",
 ) -> Section:  # fmt: skip
-    settings = described["settings"]
+    settings = _settings(described)
     history = [record for record in records if record["kind"] == "look"]
     steps = [record for record in records if record["kind"] == "step"]
     answers = [answer for one in found.values() for answer in judged(one)]
@@ -105,7 +105,7 @@ def _section(
         ]
     blocks += [*_end(history), *_repeat(described)]
     images = described["data"]["trained_on"]
-    about = f"{settings['method']} pretraining of {settings['backbone']} on {images:,} images"
+    about = f"{settings['method']} pretraining of {settings['backbone']['name']} on {images:,} images"
     sprites = {} if gathered is None or gathered.sprite is None else {sprite: gathered.sprite._asdict()}
     return Section(sprite, folder.name, about, summary, blocks, sprites, answers)
 
@@ -208,5 +208,12 @@ def _repeat(described: Mapping[str, Any]) -> list[Block]:
             f"Started with {made_with(described)}, {described.get('processes', 1)} process.", is_quiet=True
         ),
         *(Prose(f"The run changed its settings: {words}.", is_quiet=True) for words in changes),
-        settings_table("Resolved settings", described["settings"]),
+        settings_table("Resolved settings", _settings(described)),
     ]
+
+
+def _settings(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolved settings of a run, of this version or of 0.1."""
+    from querykey.pretraining.settings.settings import PretrainSettings
+
+    return PretrainSettings.from_dict(described["settings"]).as_dict()
