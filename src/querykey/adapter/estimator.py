@@ -16,7 +16,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from querykey.adapter.ambient import in_own_state
 from querykey.adapter.checkpoint import SavedAdapter, read_saved, write_saved
 from querykey.adapter.fit import Begin, Fitted, Record, Report, fit_adapter
 from querykey.adapter.relevance import unit_rows
@@ -25,6 +24,7 @@ from querykey.adapter.settings import PARAMETERS, AdapterSettings, Target
 from querykey.adapter.split import distinct_pairs, numbered_pairs
 from querykey.adapter.tasks import Judge
 from querykey.adapter.validation import in_blocks
+from querykey.config.torch_state import in_default_torch_state
 from querykey.data.readers.arrays import require_finite_rows
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, DataError, ModelMismatchError
@@ -160,7 +160,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.random_state, self.verbose = random_state, verbose
         self.seed, self.held_out, self.patience = seed, held_out, patience
 
-    @in_own_state
+    @in_default_torch_state
     def fit(
         self,
         X: ArrayLike | Tensor | Features,
@@ -209,7 +209,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
             return self._keep(fitted, X)
 
-    @in_own_state
+    @in_default_torch_state
     def fit_pairs(
         self,
         Q: ArrayLike | Tensor | Features,
@@ -247,7 +247,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
             return self._keep(fitted, D)
 
-    @in_own_state
+    @in_default_torch_state
     def transform(
         self, X: ArrayLike | Tensor | Features, *, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
@@ -265,7 +265,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         return self._moved(X, self._adapted, any_model=any_model)
 
-    @in_own_state
+    @in_default_torch_state
     def transform_documents(
         self, X: ArrayLike | Tensor | Features, *, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
@@ -273,7 +273,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         move = self._adapted if self.side == "both" else unit_rows
         return self._moved(X, move, any_model=any_model)
 
-    @in_own_state
+    @in_default_torch_state
     def score(self, X: ArrayLike | Tensor | Features, y: ArrayLike | None = None) -> float:
         """Recall@1 among these rows with labels; overlap with the frozen top 10 without.
 
@@ -323,7 +323,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         )
 
     @classmethod
-    @in_own_state
+    @in_default_torch_state
     def load(cls, folder: str | Path) -> "Adapter":
         """Read an adapter that `save` (or `querykey adapt`) wrote. Nothing in it is executed.
 

@@ -22,6 +22,7 @@ from querykey.distributed.process_group import current_process_group
 from querykey.encoders.heads import FCLayer, orthogonal
 from querykey.evaluation.geometry import effective_rank
 from querykey.lookup.lookup import IGNORE_LABEL, Lookup
+from querykey.lookup.unit_length import unit_length
 from querykey.optim import warm_up_cosine
 from querykey.types import FrozenRows, PairMask, Rows
 
@@ -76,7 +77,7 @@ class LowRankChange(nn.Module):
     def forward(self, rows: FrozenRows) -> Rows:
         """Unit rows [rows, width] to unit rows [rows, dim]."""
         kept = F.linear(rows, self.weight, self.bias)
-        return F.normalize(kept + F.linear(F.linear(rows, self.down), self.up), dim=1)
+        return unit_length(kept + F.linear(F.linear(rows, self.down), self.up))
 
     def affine(self) -> Affine:
         """W + U V and b."""

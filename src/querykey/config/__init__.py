@@ -1,1 +1,1 @@
-"""Reads run files and validates the settings class that it is handed; it knows no setting itself."""
+"""Run files, the check of a settings class that it is handed, and the state of PyTorch for a computation."""

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.errors import DataError, ShapeError
 from querykey.evaluation.few_labels import split_by_class
 from querykey.evaluation.geometry import alignment, effective_rank, uniformity
 from querykey.evaluation.knn import knn_correct
 from querykey.lookup.lookup import IGNORE_LABEL
+from querykey.lookup.unit_length import unit_length
 from querykey.types import Labels, Numbers, Rows
 
 __all__ = ["check_collapse", "mean_cosine", "monitor", "pretext_accuracy"]
@@ -114,7 +114,7 @@ def pretext_accuracy(z_1: Tensor, z_2: Tensor) -> float:
     """
     _check(z_1, z_2)
     pairs = len(z_1)
-    unit = F.normalize(torch.cat([z_1, z_2]).float(), dim=1)
+    unit = unit_length(torch.cat([z_1, z_2]).float())
     size = max(1, SCORE_ELEMENTS // len(unit))
     solved = 0
     for start in range(0, len(unit), size):
@@ -148,7 +148,7 @@ def mean_cosine(rows: Rows) -> float:
     """
     if len(rows) < 2:
         raise DataError(f"a mean cosine needs at least 2 rows, got {len(rows)}")
-    unit = F.normalize(rows.double(), dim=1)
+    unit = unit_length(rows.double())
     apart = unit.sum(dim=0).square().sum() - unit.square().sum()
     return float(apart) / (len(rows) * (len(rows) - 1))
 

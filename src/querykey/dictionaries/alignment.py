@@ -4,10 +4,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import RangeError, ShapeError
+from querykey.lookup.unit_length import unit_length
 from querykey.types import Keys, Queries
 
 __all__ = ["MomentAlignment"]
@@ -104,7 +104,7 @@ class MomentAlignment(nn.Module):
         variance = processes.sum((held - mean).square_().sum(dim=0)) / (count - 1)
         stretch = (self.variance.clamp(min=0.0) / variance.clamp(min=NARROW**2)).sqrt()
         held.sub_(mean).mul_(stretch).add_(self.mean)
-        held.copy_(F.normalize(held, dim=1))
+        held.copy_(unit_length(held))
 
     def extra_repr(self) -> str:
         return f"dim={len(self.mean)}, drift={self.drift}"

@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from querykey.dictionaries.protocol import MemoryRows
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, gather_rows, shard
 from querykey.errors import RangeError, ShapeError
+from querykey.lookup.unit_length import unit_length
 from querykey.types import Ids, Numbers, Rows
 
 __all__ = ["MemoryBank"]
@@ -172,7 +172,7 @@ class MemoryBank(nn.Module):
         self._writes += 1
         own, places = shard(slots, self.processes)
         mixed = torch.lerp(rows[own], self.vectors[places], self.momentum)
-        self.vectors[places] = F.normalize(mixed, dim=1)
+        self.vectors[places] = unit_length(mixed).to(self.vectors.dtype)
         self.written[slots] = self._writes
 
     def get_extra_state(self) -> Tensor:

@@ -3,11 +3,11 @@
 from typing import Literal
 
 import torch
-from torch.nn import functional as F
 
 from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError, RangeError
+from querykey.lookup.unit_length import unit_length
 from querykey.types import Ids, Labels, Rows
 
 __all__ = ["KeyQueue", "QueueStart", "stale_copies"]
@@ -60,7 +60,7 @@ class KeyQueue(CrossBatchMemory):
             raise ConfigError(f"a queue starts empty or random; got {start!r}")
         if start == "random":
             drawn = torch.randn(capacity, dim, generator=torch.Generator().manual_seed(seed))
-            self.vectors.copy_(F.normalize(drawn, dim=1)[processes.rank :: processes.world_size])
+            self.vectors.copy_(unit_length(drawn)[processes.rank :: processes.world_size])
             self.ids.fill_(-1)
             self._filled = capacity
 

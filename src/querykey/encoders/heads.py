@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.errors import RangeError
+from querykey.lookup.unit_length import unit_length
 from querykey.types import FrozenRows, Rows
 
 __all__ = ["FCKind", "FCLayer", "Start", "orthogonal"]
@@ -62,8 +63,7 @@ class FCLayer(nn.Module):
 
     def forward(self, rows: FrozenRows) -> Rows:
         """Unit rows [rows, width] to unit rows [rows, dim]."""
-        unit: Tensor = F.normalize(self.project(rows), dim=1)
-        return unit
+        return unit_length(self.project(rows))
 
     def project(self, rows: FrozenRows) -> Rows:
         """The rows before they are scaled to length 1 [rows, dim]."""

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.errors import DataError, RangeError
 from querykey.evaluation.few_labels import count_classes, labelled_unit_rows
 from querykey.evaluation.moments import Moments, moments, whitening_scales
@@ -65,6 +66,7 @@ class Projector:
         return unit if self.matrix is None else unit_length(unit @ self.matrix)
 
 
+@in_default_torch_state
 def fit_baselines(
     train: Rows, dim: int, *, labels: Labels | None = None, seed: int = 0
 ) -> dict[str, Projector]:
@@ -107,11 +109,13 @@ def fit_baselines(
     return {projector.name: projector for projector in fitted}
 
 
+@in_default_torch_state
 def truncated(width: int, dim: int) -> Projector:
     """The first dim coordinates, as a Matryoshka model would be cut."""
     return Projector(name="truncated", dim=dim, matrix=torch.eye(width, dim))
 
 
+@in_default_torch_state
 def pca(train: Rows, dim: int, *, centred: bool = True) -> Projector:
     """The dim directions in which training rows vary most (centred), or are longest (not centred).
 
@@ -129,6 +133,7 @@ def pca(train: Rows, dim: int, *, centred: bool = True) -> Projector:
     return _pca(moments(train), dim, centred=centred)
 
 
+@in_default_torch_state
 def whitened_pca(train: Rows, dim: int) -> Projector:
     """Centred PCA with every direction scaled to variance 1; directions without variance give 0.
 
@@ -139,6 +144,7 @@ def whitened_pca(train: Rows, dim: int) -> Projector:
     return _pca(moments(train), dim, centred=True, whitened=True)
 
 
+@in_default_torch_state
 def random_projection(width: int, dim: int, *, seed: int = 0) -> Projector:
     """Dim orthonormal directions drawn evenly: what any projection of this size keeps.
 
@@ -151,6 +157,7 @@ def random_projection(width: int, dim: int, *, seed: int = 0) -> Projector:
     return Projector(name="random_projection", dim=dim, matrix=torch.linalg.qr(drawn).Q.float())
 
 
+@in_default_torch_state
 def lda(train: Rows, labels: Labels, dim: int) -> Projector:
     """Linear discriminant analysis: directions that spread classes against the spread within them.
 

@@ -5,6 +5,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.lookup.nearest import LEAST_SETTLED, nearest, proposal_dtype, rough_cosines
@@ -22,6 +23,7 @@ VOTE_ELEMENTS = 2**22
 EPSILON = torch.finfo(torch.float32).eps
 
 
+@in_default_torch_state
 def knn_predict(
     bank: Keys, bank_labels: AnyLabels, queries: Queries, *, k: int = 10, temperature: float = 0.1
 ) -> QueryLabels:
@@ -82,6 +84,7 @@ def knn_predict(
     return classes[elected]
 
 
+@in_default_torch_state
 def knn_correct(
     bank: Keys,
     bank_labels: AnyLabels,

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.evaluation import logistic_regression as solver
 from querykey.evaluation.few_labels import choose_labelled, split_by_class
@@ -216,6 +217,7 @@ class _Fitted(NamedTuple):
     path: tuple[PathPoint, ...] = ()
 
 
+@in_default_torch_state
 def linear_evaluation(
     train: Rows,
     train_labels: Int64[Tensor, " train_labels"],

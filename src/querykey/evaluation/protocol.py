@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.errors import DataError, ShapeError
 from querykey.evaluation.baselines import fit_baselines
 from querykey.evaluation.few_labels import count_classes
@@ -261,6 +262,7 @@ _LOOKUPS = {
 }
 
 
+@in_default_torch_state
 def evaluate(
     task: Task,
     methods: Mapping[str, Maker],
@@ -320,6 +322,7 @@ def evaluate(
     )
 
 
+@in_default_torch_state
 def evaluate_embeddings(
     task: Task,
     methods: Mapping[str, Maker],

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup.lookup import Block, Lookup, Pairs
 from querykey.types import PairMask, PerQuery, Scores
@@ -113,6 +114,7 @@ class Ranking:
 Metric = Callable[[Ranking], PerQuery]
 
 
+@in_default_torch_state
 def measure_rankings(
     lookup: Lookup, metrics: Mapping[str, Metric], *, depth: int = 10
 ) -> dict[str, PerQuery]:

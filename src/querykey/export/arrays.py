@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.encoders.heads import FCLayer
 from querykey.export.exported import (
     Exported,
@@ -34,6 +35,7 @@ _TWO = "z = x @ weight.T + bias + (h * (1 + erf(h / np.sqrt(2))) / 2) @ out_weig
 _LAST = "z = z / np.linalg.norm(z, axis=1, keepdims=True)"
 
 
+@in_default_torch_state
 def export_safetensors(fc: FCLayer, out: str | Path, *, origin: Origin | None = None) -> Exported:
     r"""Write a layer as plain tensors that any program can apply.
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.encoders.backbones import Backbone
 from querykey.errors import ExportError, MissingExtraError
 from querykey.io.atomic import new_folder
@@ -58,6 +59,7 @@ class ExportedBackbone:
     difference: float
 
 
+@in_default_torch_state
 def export_backbone_safetensors(
     backbone: Backbone, out: str | Path, *, origin: BackboneOrigin
 ) -> ExportedBackbone:
@@ -87,6 +89,7 @@ def export_backbone_safetensors(
     return ExportedBackbone(Path(out), files, 0.0)
 
 
+@in_default_torch_state
 def export_backbone_onnx(backbone: Backbone, out: str | Path, *, origin: BackboneOrigin) -> ExportedBackbone:
     """Write a graph that takes images from 0 to 1 and gives h; mean and deviation are inside.
 

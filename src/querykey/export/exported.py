@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.encoders.heads import FCLayer
 from querykey.errors import ExportError
 from querykey.export.model_card import front_matter, limits, results_section
+from querykey.lookup.unit_length import unit_length
 from querykey.types import FrozenRows, Rows
 
 __all__ = [
@@ -115,12 +115,12 @@ def adapted(fc: FCLayer, rows: FrozenRows) -> Rows:
         Unit rows [rows, dim].
     """
     with torch.no_grad():
-        out: Tensor = fc(F.normalize(rows, dim=1))
+        out: Tensor = fc(unit_length(rows))
     return out
 
 
 def probe_rows(width: int) -> FrozenRows:
-    """Random rows to compare on: half of length 1, half from a thousandth of that to a thousand times.
+    """Random rows to compare on: half of length 1, half of lengths from 1e-30 to 1e25.
 
     Args:
         width: Of a row.
@@ -129,8 +129,8 @@ def probe_rows(width: int) -> FrozenRows:
         [128, width], the same each time.
     """
     generator = torch.Generator().manual_seed(0)
-    rows = F.normalize(torch.randn(2 * PROBES, width, generator=generator), dim=1)
-    lengths = torch.cat([torch.ones(PROBES), torch.logspace(-3, 3, PROBES)])
+    rows = unit_length(torch.randn(2 * PROBES, width, generator=generator))
+    lengths = torch.cat([torch.ones(PROBES), torch.logspace(-30, 25, PROBES)])
     return rows * lengths[:, None]
 
 

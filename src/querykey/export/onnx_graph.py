@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.encoders.heads import FCLayer
 from querykey.errors import ExportError, MissingExtraError
 from querykey.export.exported import (
@@ -30,6 +31,8 @@ OPSET, IR_VERSION = 13, 7
 
 SMALLEST = 1e-12
 """As torch's normalize: a row of zeros stays what it is."""
+LEAST_PEAK = 1.2e-38
+"""The smallest normal number of float32: below the largest magnitude of any row but one of zeros."""
 
 _USE = f"""\
 `{MODEL}` takes `features`, float32 [rows, width] of any length, and gives `embeddings`:
@@ -42,6 +45,7 @@ embeddings = session.run(["embeddings"], {{"features": features}})[0]
 ```"""
 
 
+@in_default_torch_state
 def export_onnx(fc: FCLayer, out: str | Path, *, origin: Origin | None = None) -> Exported:
     """Write a layer as an ONNX file: "features" [rows, width] in, "embeddings" [rows, dim] out.
 
@@ -148,9 +152,21 @@ class _Graph:
         return self._node("Mul", [name, share], "gelu")
 
     def _unit(self, name: str, out: str) -> str:
-        length = self._node("ReduceL2", [name], f"{name}_length", axes=[1], keepdims=1)
+        """Rows of length 1. First by the largest magnitude: the square of 1e25 is infinite in float32."""
+        peak = self._node(
+            "ReduceMax",
+            [self._node("Abs", [name], f"{name}_magnitude")],
+            f"{name}_peak",
+            axes=[1],
+            keepdims=1,
+        )
+        least = self._constant(f"{name}_least_peak", LEAST_PEAK)
+        scaled = self._node(
+            "Div", [name, self._node("Max", [peak, least], f"{name}_scale")], f"{name}_scaled"
+        )
+        length = self._node("ReduceL2", [scaled], f"{name}_length", axes=[1], keepdims=1)
         smallest = self._constant(f"{name}_smallest", SMALLEST)
-        return self._node("Div", [name, self._node("Max", [length, smallest], f"{name}_divisor")], out)
+        return self._node("Div", [scaled, self._node("Max", [length, smallest], f"{name}_divisor")], out)
 
     def _node(self, kind: str, given: list[str], out: str, **settings: Any) -> str:
         self._nodes.append(self._onnx.helper.make_node(kind, given, [out], **settings))

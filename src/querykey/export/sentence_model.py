@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.encoders.frozen.encoder import FrozenEncoder
 from querykey.encoders.frozen.text import SentenceModel, load_sentence_transformer
 from querykey.encoders.heads import FCLayer
@@ -33,6 +34,7 @@ embeddings = SentenceTransformer("PATH OF THIS FOLDER").encode(texts)
 Use `encode`, which puts before a text what the adapter was fitted with."""
 
 
+@in_default_torch_state
 def export_sentence_transformer(fc: FCLayer, out: str | Path, *, origin: Origin) -> Exported:
     """Write a frozen text model with a layer on top, so that `SentenceTransformer(out).encode(texts)` adapts.
 

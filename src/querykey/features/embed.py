@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.data.items import Chosen, Fingerprint, Source
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
 from querykey.encoders.frozen.batch_size import BatchPlan
@@ -212,6 +213,7 @@ def _of(items: Any, rows: NDArray[np.int64]) -> Chosen:
 _WORTH_MEASURING = 256
 
 
+@in_default_torch_state
 def embed(
     source: Source,
     encoder: FrozenEncoder,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.errors import RangeError
 from querykey.lookup.lookup import Score
 from querykey.lookup.unit_length import in_range, unit_length
@@ -44,6 +45,7 @@ TIE = 4e-6
 """How far float32 scores of unit rows may be from the truth; two closer than this may be tied."""
 
 
+@in_default_torch_state
 def nearest(
     queries: Queries,
     keys: Keys,

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.data.augment.views import Views, plain_view
 from querykey.data.pixels.pixels import Pixels
 from querykey.encoders.projection import ViewEncoder
@@ -106,6 +107,7 @@ def preparation(settings: PretrainSettings, channels: int) -> Prepare:
     return prepare
 
 
+@in_default_torch_state
 def encode_rows(
     encoder: ViewEncoder, prepare: Prepare, pixels: Pixels, rows: Ids, *, batch_size: int = 256
 ) -> tuple[FrozenRows, Rows]:
@@ -185,6 +187,7 @@ def put_encoder(saved: SavedEncoder, folder: Path) -> None:
     write_aside(folder / DESCRIPTION, [json.dumps(described, indent=2).encode() + b"\n"])
 
 
+@in_default_torch_state
 def read_encoder(folder: str | Path, *, untrained: bool = False) -> SavedEncoder:
     """Read an encoder; nothing in the folder is executed.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from querykey.config.torch_state import default_torch_state
 from querykey.errors import CollapseError, OutOfMemoryError, is_out_of_memory
 from querykey.lookup.lookup import Lookup
 from querykey.pretraining.checkpoint import SAVE_SECONDS, latest_checkpoint
@@ -134,14 +135,15 @@ class Trainer:
             OutOfMemoryError: If a step does not fit into memory and cannot be cut into more chunks, or there
                 is no checkpoint to restore.
         """
-        try:
-            for callback in self.callbacks:
-                callback.on_fit_start(self)
-            while (reason := self._train()) is not None:
-                self._restart(reason)
-        finally:
-            for callback in self.callbacks:
-                callback.on_fit_end(self)
+        with default_torch_state():
+            try:
+                for callback in self.callbacks:
+                    callback.on_fit_start(self)
+                while (reason := self._train()) is not None:
+                    self._restart(reason)
+            finally:
+                for callback in self.callbacks:
+                    callback.on_fit_end(self)
         return self.step
 
     def _train(self) -> str | None:

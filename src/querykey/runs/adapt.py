@@ -13,6 +13,7 @@ import torch
 from querykey.adapter.checkpoint import DESCRIPTION, put_saved
 from querykey.adapter.estimator import NAMES, Adapter
 from querykey.adapter.tasks import Judge
+from querykey.config.torch_state import in_default_torch_state
 from querykey.distributed.process_group import current_process_group
 from querykey.errors import DataError, MissingPathError, Notify
 from querykey.features.features import Features
@@ -71,6 +72,7 @@ def estimator(run: AdaptRun) -> Adapter:
     return Adapter(**given, random_state=run.seed)
 
 
+@in_default_torch_state
 def fit(
     run: AdaptRun, features: Features, *, record: Callable[[dict[str, Any]], None] | None = None,
     begin: Notify | None = None, judge: Judge | None = None,
@@ -111,6 +113,7 @@ def fit(
             return adapter.fit(features, queries=judge, record=record, begin=begin)
 
 
+@in_default_torch_state
 def adapt(
     at: DataAt,
     run: AdaptRun,
@@ -185,6 +188,7 @@ def _adapt(
     return Run(out, adapter, run, about)
 
 
+@in_default_torch_state
 def load_run(folder: str | Path) -> Run:
     """Read a run folder, or a folder that `Adapter.save` wrote.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from querykey.adapter.estimator import Adapter
+from querykey.config.torch_state import in_default_torch_state
 from querykey.data.items import Source
 from querykey.data.labels import common_labels
 from querykey.errors import DataError, ModelMismatchError, Notify, QuerykeyError, ShapeError
@@ -35,6 +36,7 @@ ADAPTER, WITHOUT_MEMORY = "adapter", "no_memory"
 CACHE, BASELINES = "cache", "baselines"
 
 
+@in_default_torch_state
 def evaluate_run(
     run: Run,
     on: DataAt,

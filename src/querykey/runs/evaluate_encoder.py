@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.data.augment.views import plain_view
 from querykey.data.items import Source
 from querykey.data.labels import common_labels
@@ -44,6 +45,7 @@ Fit = tuple[list[float], dict[str, Any]]
 """0 or 1 a test image, NaN where its class isn't known; and how it came about."""
 
 
+@in_default_torch_state
 def evaluate_encoder(
     folder: str | Path,
     on: DataAt,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from querykey.adapter.checkpoint import DESCRIPTION, WEIGHTS
+from querykey.config.torch_state import in_default_torch_state
 from querykey.data.pixels.decoding import RowDecoder, lay_out
 from querykey.encoders.frozen import encoder as frozen_models
 from querykey.encoders.frozen.encoder import FrozenEncoder
@@ -24,6 +25,7 @@ from querykey.runs.pretrain_folder import is_pretraining
 __all__ = ["encoder_of_features", "load_encoder"]
 
 
+@in_default_torch_state
 def load_encoder(
     spec: str | Path | PretrainedRun,
     *,

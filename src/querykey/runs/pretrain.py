@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from querykey.config.torch_state import default_torch_state
 from querykey.data.items import Source
 from querykey.data.pixels.pixels import Pixels, read_pixels
 from querykey.data.readers.open import read_source
@@ -233,7 +234,7 @@ def pretrain(
         "column": column, "label_column": label_column, "split": split,
     }  # fmt: skip
     is_main = current_process_group().is_main_process
-    with ExitStack() as lock:
+    with default_torch_state(), ExitStack() as lock:
         with nullcontext() if path is None or not is_main else reserve(path):
             data = read_images(source, **columns)
             pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=notify)
@@ -304,7 +305,8 @@ def resume(
     """
     started_at, notify = time.monotonic(), notify or _ignore
     stored = RunFolder.read(Path(folder))
-    with stored.lock() if current_process_group().is_main_process else nullcontext():
+    lock = stored.lock() if current_process_group().is_main_process else nullcontext()
+    with default_torch_state(), lock:
         checkpoint, is_finished = latest_checkpoint(stored.path / CHECKPOINTS), stored.is_finished
         stored.require_unchanged(checkpoint.about)
         is_main_process = current_process_group().is_main_process

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.errors import MissingExtraError, SourceError
 from querykey.features.features import Features
 from querykey.lookup.nearest import nearest
@@ -53,6 +54,7 @@ class Found:
     preview: str
 
 
+@in_default_torch_state
 def read_query(given: str, features: Features, name: str, *, device: str = "cpu") -> Query:
     """Understand a query: the id of an item or of a query, or else an image or a text to embed.
 
@@ -81,6 +83,7 @@ def read_query(given: str, features: Features, name: str, *, device: str = "cpu"
     return Query(encoder.encode([_image(Path(given))]), "image")
 
 
+@in_default_torch_state
 def find(run: Run, features: Features, query: Query, *, k: int) -> tuple[list[Found], list[Found]]:
     """What a query finds.
 

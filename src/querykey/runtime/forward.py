@@ -15,6 +15,8 @@ BLOCK = 1024
 """Rows at once: the embeddings of a block stay in the cache between the product and the scaling."""
 LEAST_NORM = 1e-12
 """As torch.nn.functional.normalize has it."""
+LARGEST, SMALLEST = 1e15, 1e-11
+"""Magnitudes whose squares, and sums of them, float32 holds; as `querykey.lookup.unit_length` has them."""
 
 Rows = NDArray[np.float32]
 
@@ -82,7 +84,7 @@ class LoadedAdapter:
             ShapeError: If a row is not `width` long.
             DataError: If a number is NaN or infinite.
         """
-        rows = np.asarray(x, dtype=np.float32)
+        rows = _in_range(x)
         if rows.shape == (self.width,):
             return self._one(rows)
         out = np.empty((len(self._matrix(rows)), self.dim), dtype=np.float32)
@@ -95,10 +97,10 @@ class LoadedAdapter:
         """Like `transform`, for documents: with side "query" they are only scaled to length 1."""
         if self.side == "both":
             return self.transform(x)
-        rows = np.asarray(x, dtype=np.float32)
+        rows = _in_range(x)
         if rows.shape != (self.width,):
-            return self._matrix(rows) / _lengths(rows, 0)
-        unit: Rows = rows / _lengths(rows[None], 0)[0]
+            return np.divide(*_with_lengths(self._matrix(rows), 0))
+        unit: Rows = np.divide(*_with_lengths(rows[None], 0))[0]
         return unit
 
     def _matrix(self, rows: Rows) -> Rows:
@@ -125,7 +127,7 @@ class LoadedAdapter:
 
     def _many(self, rows: Rows, out: Rows, first: int) -> None:
         # W x of the row as it is, scaled afterwards: that is `dim` numbers a row, and not `width`
-        lengths = _lengths(rows, first)
+        rows, lengths = _with_lengths(rows, first)
         np.matmul(rows, self._weight.T, out=out)
         out /= lengths
         out += self._bias
@@ -138,18 +140,37 @@ class LoadedAdapter:
         out /= np.maximum(np.sqrt(np.einsum("ij,ij->i", out, out)), LEAST_NORM)[:, None]
 
 
-def _lengths(rows: Rows, first: int) -> Rows:
-    """Euclidean lengths [rows, 1], at least 1e-12; `first` numbers the first row, for the message."""
+def _in_range(x: ArrayLike) -> Rows:
+    """Rows in float32; of float64 those beyond the range of it divided by their largest magnitude first."""
+    given: NDArray[Any] = np.asarray(x)
+    if given.dtype != np.float64 or not given.ndim:
+        return given.astype(np.float32, copy=False)
+    peak = np.abs(given).max(axis=-1, keepdims=True, initial=0.0)
+    if (outside := ((peak > LARGEST) | ((peak < SMALLEST) & (peak > 0))) & np.isfinite(peak)).any():
+        given = given / np.where(outside, peak, 1.0)
+    return given.astype(np.float32)
+
+
+def _with_lengths(rows: Rows, first: int) -> tuple[Rows, Rows]:
+    """Rows of any finite magnitude and their Euclidean lengths [rows, 1], at least 1e-12.
+
+    Args:
+        rows: [rows, width]; copied only where a square leaves the range of float32.
+        first: Number of the first row, for the message.
+    """
     squares: NDArray[Any] = np.einsum("ij,ij->i", rows, rows)
-    if not np.isfinite(squares).all():
+    if not np.isfinite(squares).all() or (squares < SMALLEST**2).any():
         if (bad := ~np.isfinite(rows).all(axis=1)).any():
             raise DataError(
                 f"{int(bad.sum())} of {len(rows)} rows hold NaN or infinity, the first of them row "
                 f"{first + int(bad.argmax())}; take these rows out, or make them again"
             )
-        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+        peak = np.abs(rows).max(axis=1, keepdims=True)
+        outside = (peak > LARGEST) | ((peak < SMALLEST) & (peak > 0))
+        rows = (rows / np.where(outside, peak, np.float32(1))).astype(np.float32, copy=False)
+        squares = np.einsum("ij,ij->i", rows, rows)
     lengths: Rows = np.maximum(np.sqrt(squares), LEAST_NORM).astype(np.float32)[:, None]
-    return lengths
+    return rows, lengths
 
 
 def _gelu(x: Rows) -> Rows:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from querykey.config.torch_state import in_default_torch_state
 from querykey.encoders.frozen.batch_size import BatchPlan, faster_dtype, measure_plan
 from querykey.encoders.frozen.fingerprint import combined_digest
 from querykey.encoders.frozen.model import FrozenModel, Kind, usable_device
@@ -55,6 +56,7 @@ class FrozenEncoder:
         SourceError: If it raises an error of its own on a blank item.
     """
 
+    @in_default_torch_state
     def __init__(
         self, model: FrozenModel, *, spec: str, dtype: str = "float32", prompt: str | None = None
     ) -> None:
@@ -88,6 +90,7 @@ class FrozenEncoder:
         """sha256 over weights, preprocessing, pooling, prompt and dtype."""
         return combined_digest({"model": self._model.identity, "dtype": self.dtype})
 
+    @in_default_torch_state
     def measure(self, items: Sequence[Any] | NDArray[Any], *, batch_size: int | None = None) -> BatchPlan:
         """Measure how to run, on some of the items that will be encoded, and keep to it.
 
@@ -116,6 +119,7 @@ class FrozenEncoder:
             self.plan = measure_plan(self._model, some, dtype=self._dtype, batch_size=batch_size)
         return self.plan
 
+    @in_default_torch_state
     def encode(
         self,
         items: Sequence[Any] | NDArray[Any],
@@ -217,6 +221,7 @@ def _gathered(
     return whole, damaged
 
 
+@in_default_torch_state
 def load_encoder(
     spec: str, *, device: str = "cpu", prompt: str | None = None, dtype: str = "float32"
 ) -> FrozenEncoder:

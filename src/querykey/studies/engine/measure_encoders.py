@@ -16,7 +16,6 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from torch.nn import functional as F
 
 from querykey.config.old_names import PRETRAINING
 from querykey.config.settings import current
@@ -26,6 +25,7 @@ from querykey.evaluation.few_labels import choose_labelled
 from querykey.evaluation.linear_evaluation import linear_evaluation
 from querykey.io.records import Record, read
 from querykey.lookup.lookup import IGNORE_LABEL
+from querykey.lookup.unit_length import unit_length
 from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.saved_encoder import SavedEncoder, encode_rows
 from querykey.runs.evaluate_encoder import knn_of, pixel_rows
@@ -266,7 +266,7 @@ def _score_retrieval(run: _Pretrained, test: Labelled) -> dict[str, Tensor]:
 
 def _nearest_is_right(rows: Tensor, labels: Tensor) -> Tensor:
     """Whether the nearest other row is of the same class; 1.0 or 0.0."""
-    unit = F.normalize(rows, dim=1)
+    unit = unit_length(rows)
     scores = (unit @ unit.T).fill_diagonal_(-torch.inf)
     return (labels[scores.argmax(dim=1)] == labels).double()
 

@@ -1,4 +1,4 @@
-"""A fit and a transform compute the same, whatever state of PyTorch they are called in."""
+"""What is computed here does not depend on the state of PyTorch that the caller has set."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,14 +7,18 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-__all__ = ["in_own_state", "own_state"]
+__all__ = ["default_torch_state", "in_default_torch_state"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @contextmanager
-def own_state() -> Iterator[None]:
-    """Gradients on, float32 and the CPU as defaults, no autocast; restores the caller's state."""
+def default_torch_state() -> Iterator[None]:
+    """Gradients on, float32 and the CPU as defaults, no autocast; restores the caller's state.
+
+    Yields:
+        Nothing.
+    """
     dtype = torch.get_default_dtype()
     kinds = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.is_autocast_enabled(kind)]
     was = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds]
@@ -31,12 +35,12 @@ def own_state() -> Iterator[None]:
                 torch.set_autocast_dtype(kind, autocast)
 
 
-def in_own_state(method: _Function) -> _Function:
-    """Run a function in `own_state`."""
+def in_default_torch_state(function: _Function) -> _Function:
+    """Run a function in `default_torch_state`."""
 
-    @wraps(method)
+    @wraps(function)
     def wrapped(*args: Any, **given: Any) -> Any:
-        with own_state():
-            return method(*args, **given)
+        with default_torch_state():
+            return function(*args, **given)
 
     return cast("_Function", wrapped)
