@@ -235,14 +235,6 @@ def test_a_pretraining_that_is_not_finished_has_settings_and_no_scores(querykey,
     assert "is a pretraining that is not finished; querykey resume" in said.err
 
 
-def test_images_of_other_channels_are_one_message(querykey, pretrained, tmp_path):
-    put_stripes(tmp_path / "colour", count=4, channels=3)
-    runs, train = (pretrained / "views", pretrained / "queue"), ("--train", tmp_path / "colour")
-    said = querykey("compare", *runs, "--on", tmp_path / "colour", *train)
-    assert said.code == 2
-    assert "the encoder takes images of 1 channels; those of" in said.err
-
-
 def test_what_cannot_be_compared_is_one_message(querykey, labelled_run, other_run, pretrained, tmp_path):
     assert refused(querykey("compare", labelled_run), "at least two runs are needed")
     assert refused(querykey("compare", labelled_run, labelled_run), "is given twice")

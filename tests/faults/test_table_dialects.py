@@ -114,6 +114,39 @@ def test_the_option_says_the_delimiter_of_what_is_embedded(tmp_path):
         read_source(tmp_path / "t.csv", delimiter="semicolon")
 
 
+def test_every_command_that_reads_a_table_takes_the_delimiter(tmp_path):
+    """Embedded once with it, the same table is evaluated, searched, transformed and looked at with it."""
+    (tmp_path / "t.csv").write_text(
+        "text;label|note\n" + "".join(f"{x};{x < 'm'}|n\n" for x in "abcdefghnopqrstu")
+    )
+    table, features, run = tmp_path / "t.csv", tmp_path / "f", tmp_path / "run"
+
+    def querykey(*words):
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    option = ("--column", "text", "--delimiter", ";")
+    model = ("--model", "cli.models:letters")
+    assert querykey("embed", table, *model, "--out", features, *option).exit_code == 0
+    assert (
+        querykey("adapt", features, "--out", run, "--dim", 2, "--set", "candidates=closed_form").exit_code
+        == 0
+    )
+    for words in (
+        ("evaluate", run, "--on", table), ("transform", run, table, "--out", tmp_path / "z.npy"),
+        ("search", run, table, "--query", "b"), ("doctor", table), ("compare", run, features, "--on", table),
+        ("adapt", table, "--out", tmp_path / "other"),
+    ):  # fmt: skip
+        refused = querykey(*words, "--column", "text")
+        assert "say which with the option delimiter" in refused.stderr or words[0] == "compare", words
+        done = querykey(*words, *option)
+        expected = {"adapt": "holds texts", "compare": "no run here"}.get(words[0], "")
+        assert done.exit_code == (2 if expected else 0), done.output
+        assert expected in done.stderr
+    given = querykey("evaluate", run, "--on", features, "--delimiter", ";")
+    assert given.exit_code == 2
+    assert "--delimiter ; belongs to querykey embed" in given.stderr
+
+
 def test_an_idx_file_with_its_ending_in_capitals_is_read(tmp_path):
     pixels = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
     head = bytes((0, 0, 8, 3)) + np.array(pixels.shape, ">u4").tobytes()

@@ -222,7 +222,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Fit on queries and documents that belong together.
 
         Equal and near-equal rows count as one query or one document, so that no query meets its
-        own answer as a negative.
+        own answer as a negative; a note of `report_` says how many.
 
         Args:
             Q: Frozen rows of queries [queries, width].
@@ -241,10 +241,11 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             documents, queries = check_rows(self, D, reset=True), check_rows(self, Q, reset=False)
             for name, given in (("Q", queries), ("D", documents)):
                 require_finite_rows(given, what=name)
-            documents, training = distinct_pairs(queries, documents, pairs)
+            documents, training, note = distinct_pairs(queries, documents, pairs)
             fitted = fit_adapter(
                 documents, self._settings(), pairs=training, record=record, begin=self._told(begin)
             )
+            fitted.report["notes"] = [*fitted.report["notes"], *([note] if note else [])]
             return self._keep(fitted, D)
 
     @in_default_torch_state

@@ -10,7 +10,7 @@ from querykey.lookup.lookup import DensePairs
 from querykey.lookup.unit_length import unit_length
 from querykey.types import FrozenRows, Ids, KeyIds, Numbers, QueryIds, Rows
 
-__all__ = ["Relevance", "RelevantPairs", "same_items", "unit_rows"]
+__all__ = ["NEAR_EQUAL", "Relevance", "RelevantPairs", "same_items", "unit_rows"]
 
 NEAR_EQUAL = 0.9999
 """Cosine from which two rows are one item: float16 copies of a text and its twin with another comma."""

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from querykey.adapter.relevance import same_items, unit_rows
+from querykey.adapter.relevance import NEAR_EQUAL, same_items, unit_rows
 from querykey.adapter.validation import copies_of
 from querykey.errors import DataError, ShapeError
 from querykey.types import FrozenRows, Keys, Labels, Numbers, Queries
@@ -178,7 +178,7 @@ def query_folds(queries: int, answered: Numbers, *, share: float, seed: int) -> 
 
 def distinct_pairs(
     queries: Queries, documents: Keys, pairs: ArrayLike | None
-) -> tuple[Tensor, TrainingPairs]:
+) -> tuple[Tensor, TrainingPairs, str | None]:
     """Name each query and each document once: equal and near-equal rows are one.
 
     Args:
@@ -187,8 +187,8 @@ def distinct_pairs(
         pairs: (query row, document row) [pairs, 2]; row i with row i where None.
 
     Returns:
-        (the distinct documents, the pairs of distinct queries and documents). Queries without a pair are
-        left out; documents without one stay, for they can be found.
+        (the distinct documents, the pairs of distinct queries and documents, how many rows were merged or
+        None). Queries without a pair are left out; documents without one stay, for they can be found.
 
     Raises:
         ShapeError: If rows do not match, or pairs name rows that are not there.
@@ -207,7 +207,13 @@ def distinct_pairs(
     document_of, first_document = same_items(unit_rows(documents))
     linked = torch.stack([query_of[place], document_of[numbers[:, 1]]], dim=1)
     linked = torch.unique(linked, dim=0)
-    return documents[first_document], TrainingPairs(queries[first_query], linked[:, 0], linked[:, 1])
+    merged = {
+        "queries": len(queries) - len(first_query), "documents": len(documents) - len(first_document),
+    }  # fmt: skip
+    counts = " and ".join(f"{count:,} {side}" for side, count in merged.items() if count)
+    note = f"merged {counts} with another one, at a cosine of {NEAR_EQUAL} or more" if counts else None
+    training = TrainingPairs(queries[first_query], linked[:, 0], linked[:, 1])
+    return documents[first_document], training, note
 
 
 def numbered_pairs(pairs: ArrayLike, queries: int, documents: int) -> Tensor:

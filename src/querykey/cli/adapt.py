@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from querykey.cli.options import Column, Device, Out, PairColumn, Split, Threads, check_choice, prepare
+from querykey.cli.options import (
+    Column,
+    Delimiter,
+    Device,
+    Out,
+    PairColumn,
+    Split,
+    Threads,
+    check_choice,
+    prepare,
+)
 
 __all__ = ["adapt_features"]
 
@@ -37,6 +47,7 @@ def adapt_features(
     column: Column = None,
     pair_column: PairColumn = None,
     split: Split = None,
+    delimiter: Delimiter = None,
     device: Device = "cpu",
     threads: Threads = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
@@ -60,7 +71,7 @@ def adapt_features(
     from querykey.runs.data import DataAt
     from querykey.runs.pseudo_queries import pseudo_queries
 
-    at = DataAt(features, column, run.labels, pair_column, split)
+    at = DataAt(features, column, run.labels, pair_column, split, delimiter)
     judge = partial(pseudo_queries, device=device) if pseudo == "on" else None
     with progress("adapting") as tick:
         made = adapt(at, run, out, progress=tick, notify=note, begin=detail, judge=judge)

@@ -8,6 +8,7 @@ import typer
 
 from querykey.cli.options import (
     Column,
+    Delimiter,
     Device,
     LabelColumn,
     PairColumn,
@@ -51,6 +52,7 @@ def compare(
     label_column: LabelColumn = None,
     pair_column: PairColumn = None,
     split: Split = None,
+    delimiter: Delimiter = None,
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
@@ -67,7 +69,7 @@ def compare(
     from querykey.runs.data import DataAt
 
     about_data = {"train": train, "column": column, "label-column": label_column,
-                  "pair-column": pair_column, "split": split}  # fmt: skip
+                  "pair-column": pair_column, "split": split, "delimiter": delimiter}  # fmt: skip
     given = [f"--{name}" for name, value in about_data.items() if value is not None]
     if on is None and given:
         raise ConfigError(f"{' and '.join(given)}: nothing is scored without --on SOURCE|FEATURES; add it")
@@ -76,8 +78,8 @@ def compare(
     with progress("comparing") as tick:
         found = compare_runs(
             runs,
-            None if on is None else DataAt(on, column, label_column, pair_column, split),
-            train=None if train is None else DataAt(train, column, label_column),
+            None if on is None else DataAt(on, column, label_column, pair_column, split, delimiter),
+            train=None if train is None else DataAt(train, column, label_column, delimiter=delimiter),
             device=device, seed=seed, progress=tick, notify=note,
         )  # fmt: skip
     _show(found)

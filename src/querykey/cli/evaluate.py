@@ -7,6 +7,7 @@ import typer
 
 from querykey.cli.options import (
     Column,
+    Delimiter,
     Device,
     LabelColumn,
     PairColumn,
@@ -56,6 +57,7 @@ def evaluate_on(
     label_column: LabelColumn = None,
     pair_column: PairColumn = None,
     split: Split = None,
+    delimiter: Delimiter = None,
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
@@ -71,10 +73,11 @@ def evaluate_on(
     from querykey.runs.data import DataAt
     from querykey.runs.pretrain_folder import is_pretraining
 
+    at = DataAt(on, column, label_column, pair_column, split, delimiter)
     if is_pretraining(run):
         _evaluate_encoder(
-            run, DataAt(on, column, label_column, pair_column, split), out=out,
-            train=None if train is None else DataAt(train, column, label_column),
+            run, at, out=out,
+            train=None if train is None else DataAt(train, column, label_column, delimiter=delimiter),
             fine_tuning="first layer" if first_layer else "h" if fine_tune else "none",
             labels_fraction=labels_fraction, protocol=protocol, device=device, seed=seed,
         )  # fmt: skip
@@ -84,9 +87,7 @@ def evaluate_on(
             f"{run} is an adapter; --labels-fraction, --fine-tune, --first-layer and --train are for a "
             "pretraining"
         )
-    _evaluate_adapter(
-        run, DataAt(on, column, label_column, pair_column, split), out=out, device=device, seed=seed
-    )
+    _evaluate_adapter(run, at, out=out, device=device, seed=seed)
 
 
 def _evaluate_adapter(run: Path, at: "DataAt", *, out: Path | None, device: str, seed: int) -> None:

@@ -38,7 +38,7 @@ PairColumn = Annotated[
 Split = Annotated[str | None, typer.Option(metavar="NAME", help="The part to read, where there are several.")]
 Delimiter = Annotated[
     str | None,
-    typer.Option(metavar="CHAR", help="Of csv and tsv columns, where it is not found; tab, none."),
+    typer.Option(metavar="CHAR", help="Between csv or tsv columns; found if not said. Also: tab, none."),
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")]
 RunFolder = Annotated[

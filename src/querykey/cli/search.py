@@ -4,7 +4,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from querykey.cli.options import Column, Device, LabelColumn, RunFolder, Seed, Split, Threads, prepare
+from querykey.cli.options import (
+    Column,
+    Delimiter,
+    Device,
+    LabelColumn,
+    RunFolder,
+    Seed,
+    Split,
+    Threads,
+    prepare,
+)
 
 if TYPE_CHECKING:
     from querykey.runs.search import Found
@@ -20,6 +30,7 @@ def search(
     column: Column = None,
     label_column: LabelColumn = None,
     split: Split = None,
+    delimiter: Delimiter = None,
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
@@ -36,7 +47,7 @@ def search(
     from querykey.runs.search import find, read_query
 
     fitted = load_run(run)
-    opened = features_like_those_of(fitted, DataAt(features, column, label_column, None, split))
+    opened = features_like_those_of(fitted, DataAt(features, column, label_column, None, split, delimiter))
     asked = read_query(query, opened.features, features, device=device)
     before, after = find(fitted, opened.features, asked, k=k)
     places = {found.id: f"({found.rank})" for found in before}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from querykey.cli.options import Column, LabelColumn, Split, prepare
+from querykey.cli.options import Column, Delimiter, LabelColumn, Split, prepare
 
 if TYPE_CHECKING:
     from querykey.studies.engine.grid import Cell, Progress
@@ -48,6 +48,7 @@ def study(
     test_split: TestSplit = None,
     column: Column = None,
     label_column: LabelColumn = None,
+    delimiter: Delimiter = None,
     smoke: Smoke = False,
     seeds: Seeds = None,
     minutes: Minutes = None,
@@ -79,10 +80,12 @@ def study(
     from querykey.studies.engine.data import StudyFeatures, StudyImages
     from querykey.studies.engine.run import run_study
 
-    train = DataAt(data, column=column, label_column=label_column, split=split)
+    train = DataAt(data, column=column, label_column=label_column, split=split, delimiter=delimiter)
     others = None
     if test is not None or test_split is not None:
-        others = DataAt(test or data, column=column, label_column=label_column, split=test_split)
+        others = DataAt(
+            test or data, column=column, label_column=label_column, split=test_split, delimiter=delimiter
+        )
     kind = StudyImages if chosen.needs == "images" else StudyFeatures
     with _progress(name) as progress:
         done = run_study(

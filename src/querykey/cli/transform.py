@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from querykey.cli.options import Column, Device, RunFolder, Seed, Split, Threads, prepare, reserve_output
+from querykey.cli.options import (
+    Column,
+    Delimiter,
+    Device,
+    RunFolder,
+    Seed,
+    Split,
+    Threads,
+    prepare,
+    reserve_output,
+)
 
 __all__ = ["transform_features"]
 
@@ -17,6 +27,7 @@ def transform_features(
     queries: Annotated[bool, typer.Option("--queries", help="The query side of pairs.")] = False,
     column: Column = None,
     split: Split = None,
+    delimiter: Delimiter = None,
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
@@ -30,24 +41,22 @@ def transform_features(
 
     if out.suffix not in (".npy", ".safetensors"):
         raise ConfigError(f"--out {out}: must end in .npy or .safetensors")
-    if _numpy_will_do(features, column, split, device, threads):
+    if _numpy_will_do(features, (column, split, delimiter), device, threads):
         reserve_output(out)
         rows = _transformed_array(run, Path(features), queries=queries)
     else:
         prepare(device, threads, seed)
         reserve_output(out)
-        rows = _transformed(run, features, column, split, queries=queries)
+        rows = _transformed(run, (features, column, None, None, split, delimiter), queries=queries)
     _write(out, rows)
     line(f"{out}: {len(rows):,} rows of {rows.shape[1]} numbers, float32, length 1")
 
 
-def _numpy_will_do(
-    features: str, column: str | None, split: str | None, device: str, threads: int | None
-) -> bool:
+def _numpy_will_do(features: str, options: tuple[str | None, ...], device: str, threads: int | None) -> bool:
     """A plain array on the processor needs no torch."""
     from querykey.cli.torchrun import is_one_of_many
 
-    plain = column is None and split is None and device == "cpu" and threads is None
+    plain = not any(options) and device == "cpu" and threads is None
     return plain and features.endswith(".npy") and Path(features).is_file() and not is_one_of_many()
 
 
@@ -76,13 +85,13 @@ def _transformed_array(run: Path, path: Path, *, queries: bool) -> Any:
     return adapter.transform(rows) if queries else adapter.transform_documents(rows)
 
 
-def _transformed(run: Path, features: str, column: str | None, split: str | None, *, queries: bool) -> Any:
+def _transformed(run: Path, at: tuple[Any, ...], *, queries: bool) -> Any:
     from querykey.runs.adapt import load_run
     from querykey.runs.data import DataAt
     from querykey.runs.evaluate_adapter import features_like_those_of
 
     fitted = load_run(run)
-    given = features_like_those_of(fitted, DataAt(features, column, None, None, split)).features
+    given = features_like_those_of(fitted, DataAt(*at)).features
     if queries:
         return fitted.adapter.transform(given if given.queries is None else given.queries)
     return fitted.adapter.transform_documents(given)

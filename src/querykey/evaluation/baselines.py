@@ -54,6 +54,7 @@ class Projector:
     matrix: Float[Tensor, "width dim"] | None = None
     mean: Float[Tensor, " width"] | None = None
 
+    @in_default_torch_state
     def transform(self, rows: Rows) -> Float[Tensor, "rows out"]:
         """Project [rows, width] to unit rows [rows, dim], float32; a row at the mean stays 0."""
         parts = [self._block(rows[i : i + BLOCK]) for i in range(0, len(rows), BLOCK)]

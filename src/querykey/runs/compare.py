@@ -36,7 +36,6 @@ from querykey.runs.evaluate_encoder import (
     knn_of,
     label_pixels,
     neighbours_of,
-    require_channels,
     trained_on,
 )
 from querykey.runs.fine_tune import Labelled
@@ -245,16 +244,18 @@ def _score_encoders(
     seen = [name for name, run in runs.items() if run.fingerprint == asked_images.fingerprint]
     if seen:
         notify(f"{on.spec} is what {', '.join(seen)} was pretrained on; new images may rank it lower")
-    sides: dict[int, tuple[Labelled, Labelled]] = {}
+    sides: dict[tuple[int, int], tuple[Labelled, Labelled]] = {}
     numbers: dict[str, dict[str, PerQuery]] = {}
     figures: dict[str, dict[str, float]] = {}
     fits: dict[str, Any] = {}
     for name, saved in encoders.items():
         size = saved.settings.image_size or 224
-        if size not in sides:
-            sides[size] = label_pixels(known_images, asked_images, size=size, notify=notify)
-        known, asked = sides[size]
-        require_channels(saved.channels, {at.spec: known.pixels, on.spec: asked.pixels})
+        taken = size, saved.channels
+        if taken not in sides:
+            sides[taken] = label_pixels(
+                known_images, asked_images, size=size, channels=saved.channels, notify=notify
+            )
+        known, asked = sides[taken]
         numbers[name], fits[name] = _score_encoder(saved, known, asked, device=place, seed=seed)
         figures[name] = {"dim": float(saved.encoder.backbone.dim)}
     bank = int((known.labels != IGNORE_LABEL).sum())

@@ -26,6 +26,7 @@ class DataAt:
         label_column: The column that holds the classes.
         pair_column: The column that holds the query of each row.
         split: The part to read.
+        delimiter: Between the columns of a csv or tsv file; None: found from the file.
     """
 
     spec: str
@@ -33,6 +34,7 @@ class DataAt:
     label_column: str | None = None
     pair_column: str | None = None
     split: str | None = None
+    delimiter: str | None = None
 
     def source(self) -> Source:
         """Open what is there, unread.
@@ -43,7 +45,7 @@ class DataAt:
         """
         return read_source(
             self.spec, column=self.column, label_column=self.label_column, pair_column=self.pair_column,
-            split=self.split,
+            split=self.split, delimiter=self.delimiter,
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, str | None]:
@@ -138,7 +140,10 @@ def unseen_part(on: DataAt, fitted_on: str, notify: Notify) -> DataAt:
 
 
 def _check_store_options(at: DataAt) -> None:
-    for option, value in (("column", at.column), ("pair-column", at.pair_column), ("split", at.split)):
+    given = {
+        "column": at.column, "pair-column": at.pair_column, "split": at.split, "delimiter": at.delimiter,
+    }  # fmt: skip
+    for option, value in given.items():
         if value is not None:
             raise ConfigError(
                 f"{at.spec} holds features already: --{option} {value} belongs to querykey embed, "

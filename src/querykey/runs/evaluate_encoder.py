@@ -1,6 +1,5 @@
 """A pretrained encoder beside the untrained one and raw pixels: kNN, linear evaluation, fine-tuning."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from querykey.runs.pretrain_folder import RunFolder
 from querykey.types import PerQuery, Rows
 
 __all__ = [
-    "evaluate_encoder", "knn_of", "label_pixels", "neighbours_of", "pixel_rows", "require_channels",
+    "evaluate_encoder", "knn_of", "label_pixels", "neighbours_of", "pixel_rows",
     "trained_on",
 ]  # fmt: skip
 
@@ -93,8 +92,7 @@ def evaluate_encoder(
         on = unseen_part(on, RunFolder.read(Path(folder)).fingerprint, notify)
     at = train or trained_on(folder, on)
     size = saved.settings.image_size or 224
-    known, asked = label_pixels(at.source(), on.source(), size=size, notify=notify)
-    require_channels(saved.channels, {at.spec: known.pixels, on.spec: asked.pixels})
+    known, asked = label_pixels(at.source(), on.source(), size=size, channels=saved.channels, notify=notify)
     kept = (known.labels != IGNORE_LABEL).nonzero()[:, 0]
     if labels_fraction is not None:
         kept = choose_labelled(known.labels, fraction=labels_fraction, seed=seed)
@@ -132,13 +130,16 @@ def evaluate_encoder(
     )  # fmt: skip
 
 
-def label_pixels(train: Source, on: Source, *, size: int, notify: Notify) -> tuple[Labelled, Labelled]:
+def label_pixels(
+    train: Source, on: Source, *, size: int, channels: int | None = None, notify: Notify
+) -> tuple[Labelled, Labelled]:
     """Decode training and test images, with labels that mean the same in both.
 
     Args:
         train: Images with labels.
         on: Others with labels.
         size: Pixels of a side that the encoder takes.
+        channels: Of an image that it takes, as `read_pixels` makes them; None: those of the images.
         notify: Called with what is worth knowing.
 
     Returns:
@@ -160,7 +161,7 @@ def label_pixels(train: Source, on: Source, *, size: int, notify: Notify) -> tup
     numbered, _ = common_labels(*parts)
     made = []
     for source, labels in zip(sources, numbered, strict=True):
-        pixels = read_pixels(source, size=size, memory_limit=None, workers=2, notify=notify)
+        pixels = read_pixels(source, size=size, channels=channels, workers=2, notify=notify)
         made.append(Labelled(pixels, torch.from_numpy(labels)[pixels.ids]))
     return made[0], made[1]
 
@@ -181,23 +182,6 @@ def knn_of(bank: Rows, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> 
     own = processes.local_slice(len(queries))
     correct = knn_correct(bank, bank_labels, queries[own], labels[own], k=k, temperature=KNN_TEMPERATURE)
     return processes.all_gather_with_grad(correct, len(queries))
-
-
-def require_channels(channels: int, sides: Mapping[str, Pixels]) -> None:
-    """See that an encoder can take images.
-
-    Args:
-        channels: Of an image that it takes.
-        sides: Images by the name that the user gave them.
-
-    Raises:
-        DataError: If some have other channels.
-    """
-    for name, pixels in sides.items():
-        if pixels.channels != channels:
-            raise DataError(
-                f"the encoder takes images of {channels} channels; those of {name} have {pixels.channels}"
-            )
 
 
 def _linear(

@@ -112,7 +112,8 @@ class LoadedAdapter:
         return rows
 
     def _one(self, row: Rows) -> Rows:
-        square = float(row.dot(row))
+        with np.errstate(over="ignore"):
+            square = float(row.dot(row))
         # outside of this range the square has lost digits, or a number is not finite
         if self._hidden is not None or not 1e-20 < square < 1e30:
             out = np.empty((1, self.dim), dtype=np.float32)

@@ -4,7 +4,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from querykey.cli.options import Column, Device, LabelColumn, PairColumn, Seed, Split, Threads, prepare
+from querykey.cli.options import (
+    Column,
+    Delimiter,
+    Device,
+    LabelColumn,
+    PairColumn,
+    Seed,
+    Split,
+    Threads,
+    prepare,
+)
 
 if TYPE_CHECKING:
     from querykey.cli.doctor.machine import Machine
@@ -27,6 +37,7 @@ def doctor(
     label_column: LabelColumn = None,
     pair_column: PairColumn = None,
     split: Split = None,
+    delimiter: Delimiter = None,
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
@@ -54,7 +65,7 @@ def doctor(
     from querykey.cli.doctor.machine import look_at_machine
     from querykey.runs.data import DataAt, Opened, open_data
 
-    at = DataAt(data, column, label_column, pair_column, split)
+    at = DataAt(data, column, label_column, pair_column, split, delimiter)
     found = open_data(at) if data else None
     machine = look_at_machine()
     _show_machine(machine)

@@ -295,6 +295,7 @@ def read_pixels(
     source: Source,
     *,
     size: int,
+    channels: int | None = None,
     memory_limit: int | None = None,
     workers: int = 2,
     notify: Callable[[str], None] = lambda _: None,
@@ -310,6 +311,7 @@ def read_pixels(
     Args:
         source: Of kind "image".
         size: Side of what is made of an image later, in pixels.
+        channels: 1: colour is made gray; 3: gray is repeated; None: 1 if all images are gray, else 3.
         memory_limit: Bytes that held images may take; a quarter of the available memory if not given.
         workers: Threads that decode what is held, or processes that decode what is not; 0: none.
         notify: Called for damaged images, and if the images are not kept in memory.
@@ -344,8 +346,9 @@ def read_pixels(
     items: Any = source.items
     if isinstance(items, ArrayImages) and min(items.pixels.shape[1:3]) <= 2 * size:
         pixels = items.pixels if items.pixels.ndim == 3 else items.pixels.transpose(0, 3, 1, 2)
-        return HeldPixels(pixels, 1 if pixels.ndim == 3 else 3, len(source), Damage(source))
-    decoder = RowDecoder(items, shorter_side=2 * size, channels=None)
+        if channels in (None, planes := 1 if pixels.ndim == 3 else 3):
+            return HeldPixels(pixels, planes, len(source), Damage(source))
+    decoder = RowDecoder(items, shorter_side=2 * size, channels=channels)
     rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLE).astype(np.int64))
     sample = [image for image in map(decoder.one, rows.tolist()) if not isinstance(image, str)]
     mean_bytes = float(np.mean([image.nbytes for image in sample])) if sample else 0.0
@@ -355,7 +358,7 @@ def read_pixels(
         held = _hold(source, found, limit=limit, notify=notify, progress=progress)
         if held is not None:
             return held
-    channels = 1 if all(image.ndim == 2 for image in sample) else 3
+    channels = channels or (1 if all(image.ndim == 2 for image in sample) else 3)
     notify(
         f"the {len(source):,} images would take more than the {limit / 2**20:,.0f} MB allowed; "
         f"they are decoded anew each time they are asked for, by {workers} worker processes"

@@ -32,7 +32,7 @@ def adapt_command(described: Mapping[str, Any]) -> str:
     default, given = parse_run({}).as_dict(), parse_run(described["settings"], warn=False).as_dict()
     at = described["features"].get("at") or {"spec": "FEATURES"}
     words = ["querykey", "adapt", at["spec"], "--out", "NEW-FOLDER"]
-    words += _options(at, ("column", "pair_column", "split"))
+    words += _options(at, ("column", "pair_column", "split", "delimiter"))
     words += _options(given, ("dim", "labels", "side", "seed"), default)
     words += ["--pairs"] if given.get("pairs") else []
     named = {"dim", "labels", "side", "seed", "pairs"}
