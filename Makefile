@@ -20,7 +20,7 @@ check: lint test ## All that CI asks: format, lint, types, layers, tests.
 studies-smoke: $(VENV)/.ready ## Run every study on a few images; `make test` does it too.
 	$(BIN)/python -m pytest -q tests/studies/test_studies.py -k runs_to_its_verdicts
 
-soak: $(VENV)/.ready ## Kill, starve and fuzz for up to 20 minutes.
+soak: $(VENV)/.ready ## Kill, starve, fuzz and fit to noise for up to an hour.
 	$(BIN)/python -m pytest -q tests/soak/soak_*.py
 
 bench: $(VENV)/.ready-bench ## Measure speed and memory beside the peers.

@@ -1,11 +1,9 @@
 """What the caller has set in PyTorch changes no result."""
 
-import warnings
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
+from ambient import EXACT, default_dtype, threads
 from frozen_toys import image_encoder, images, text_encoder, text_source
 
 from querykey import Adapter, load_encoder, pretrain
@@ -21,64 +19,6 @@ ROWS = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(64) % 4
 
 
-@contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@contextmanager
-def default_device(device):
-    torch.set_default_device(device)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-@contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-@contextmanager
-def threads():
-    count = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
-
-
-@contextmanager
-def warnings_as_errors():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
-STATES = {
-    "float64": lambda: default_dtype(torch.float64),
-    "bfloat16": lambda: default_dtype(torch.bfloat16),
-    "no_grad": torch.no_grad,
-    "inference": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "meta": lambda: torch.device("meta"),
-    "meta for all threads": lambda: default_device("meta"),
-    "deterministic": deterministic,
-    "anomaly": lambda: torch.autograd.set_detect_anomaly(True),
-    "warnings as errors": warnings_as_errors,
-}
-
-
 def moved(steps):
     return (
         Adapter(dim=3, steps=steps, batch_size=32, validation_fraction=0.0).fit(ROWS, LABELS).transform(ROWS)
@@ -92,9 +32,9 @@ def expected_rows():
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("steps", [0, 5])
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", EXACT)
 def test_a_fit_is_the_same_in_every_state(state, steps, expected_rows):
-    with STATES[state]():
+    with EXACT[state]():
         found = moved(steps)
     assert found.dtype == torch.float32
     assert found.equal(expected_rows[steps])
@@ -128,9 +68,9 @@ def expected(tmp_path_factory):
     return computed(tmp_path_factory.mktemp("expected"))
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", EXACT)
 def test_what_is_measured_embedded_and_exported_is_the_same_in_every_state(state, expected, tmp_path):
-    with STATES[state]():
+    with EXACT[state]():
         found = computed(tmp_path)
     for name, value in expected.items():
         assert found[name].dtype == value.dtype, name
@@ -153,7 +93,7 @@ def expected_h():
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("state", ["float64", "inference", "autocast", "meta", "deterministic"])
 def test_a_pretraining_is_the_same_in_every_state(state, expected_h):
-    with STATES[state]():
+    with EXACT[state]():
         h = pretrained()
     assert h.dtype == torch.float32
     assert h.equal(expected_h)

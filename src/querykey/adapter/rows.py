@@ -38,24 +38,8 @@ def check_rows(estimator: Any, X: ArrayLike | Tensor | Features, *, reset: bool)
         DataError: If rows are NaN, infinite or zero.
     """
     if not isinstance(X, Features | Tensor):
-        if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
-            raise DataError(
-                f"X is a masked array with {int(np.ma.getmaskarray(X).sum())} missing numbers; "
-                "fill them in, or leave out their rows"
-            )
-        checked = validate_data(
-            estimator, X, reset=reset, dtype=[np.float32, np.float64], ensure_min_samples=2 if reset else 1
-        )
-        if checked.dtype == np.float64:  # scaled first: float32 ends at 3e38
-            checked = in_range(torch.from_numpy(np.ascontiguousarray(checked))).numpy()
-        return torch.from_numpy(np.ascontiguousarray(checked, dtype=np.float32))
-    rows = X.vectors if isinstance(X, Features) else X.detach()
-    if rows.is_inference():  # autograd refuses to save them
-        rows = rows.clone()
-    if rows.dtype == torch.float64:
-        rows = in_range(rows)
-    if rows.ndim != 2:
-        raise ShapeError(f"rows must be a matrix [rows, width], got shape {list(rows.shape)}")
+        return _rows_of_array(estimator, X, reset=reset)
+    rows = _plain(X.vectors if isinstance(X, Features) else X.detach())
     if reset:
         estimator.n_features_in_ = rows.shape[1]
         vars(estimator).pop("feature_names_in_", None)  # those of an earlier fit
@@ -109,3 +93,32 @@ def labels_of(y: ArrayLike, rows: int) -> Tensor:
     if values.shape != (rows,):
         raise ShapeError(f"y has shape {values.shape} for {rows} rows; one label for each row is needed")
     return torch.from_numpy(number_labels(values, what="y")[0])
+
+
+def _rows_of_array(estimator: Any, X: ArrayLike, *, reset: bool) -> Tensor:
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        raise DataError(
+            f"X is a masked array with {int(np.ma.getmaskarray(X).sum())} missing numbers; "
+            "fill them in, or leave out their rows"
+        )
+    checked = validate_data(
+        estimator, X, reset=reset, dtype=[np.float32, np.float64], ensure_min_samples=2 if reset else 1
+    )
+    with warnings.catch_warnings():  # torch has no read-only tensors; nothing is written to this one
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+        if checked.dtype == np.float64:  # scaled first: float32 ends at 3e38
+            checked = in_range(torch.from_numpy(np.ascontiguousarray(checked))).numpy()
+        return torch.from_numpy(np.ascontiguousarray(checked, dtype=np.float32))
+
+
+def _plain(rows: Tensor) -> Tensor:
+    """A matrix of real numbers, of float64 in the range of float32."""
+    if rows.is_inference():  # autograd refuses to save them
+        rows = rows.clone()
+    if rows.is_complex():
+        raise DataError(f"rows are of {rows.dtype}; complex numbers have no cosine: take real ones")
+    if not rows.is_floating_point():
+        rows = rows.float()
+    if rows.ndim != 2:
+        raise ShapeError(f"rows must be a matrix [rows, width], got shape {list(rows.shape)}")
+    return in_range(rows) if rows.dtype == torch.float64 else rows

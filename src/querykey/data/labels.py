@@ -54,6 +54,8 @@ def number_labels(values: Any, *, what: str, names: Sequence[str] = ()) -> _Numb
         column = _whole_numbers(column, what)
     elif pa.types.is_null(kind):
         column = pc.cast(column, pa.string())
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        column = _decoded(column, what)
     elif pa.types.is_uint64(kind):
         column = _signed(column)
     elif not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -141,6 +143,8 @@ def _one_array(values: Any, what: str) -> Any:
     found = label_array(values, what=what)
     if found.dtype == object:
         found = np.array([None if _is_missing(value) else value for value in found], dtype=object)
+        if len({isinstance(value, bytes) for value in found if value is not None}) == 2:
+            raise DataError(f"{what} holds bytes and others, which are no classes together; decode the bytes")
         if any(type(value) is int and not -(2**63) <= value < 2**63 for value in found):
             found = np.array([None if value is None else str(value) for value in found], dtype=object)
     try:
@@ -171,6 +175,16 @@ def _whole_numbers(column: Any, what: str) -> Any:
         raise DataError(
             f"{what} holds decimals ({column.type}), which are no classes; "
             "labels are strings or whole numbers"
+        ) from error
+
+
+def _decoded(column: Any, what: str) -> Any:
+    """Bytes as the text that they are in UTF-8."""
+    try:
+        return pc.cast(pc.cast(column, pa.binary()), pa.string())
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{what} holds bytes that are no UTF-8 text, which are no classes; labels are strings or numbers"
         ) from error
 
 
