@@ -24,8 +24,8 @@ from querykey.adapter.settings import PARAMETERS, AdapterSettings, Target
 from querykey.adapter.split import distinct_pairs, numbered_pairs
 from querykey.adapter.tasks import Judge
 from querykey.adapter.validation import in_blocks
-from querykey.config.torch_state import in_default_torch_state
 from querykey.data.readers.arrays import require_finite_rows
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, DataError, ModelMismatchError
 from querykey.evaluation.geometry import neighbour_overlap

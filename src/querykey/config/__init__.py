@@ -1,1 +1,1 @@
-"""Run files, the check of a settings class that it is handed, and the state of PyTorch for a computation."""
+"""Reads run files and validates the settings class that it is handed; it knows no setting itself."""

@@ -2,13 +2,16 @@
 
 A batch is that of all processes, in one order: the first process has its first rows, and so on. What a
 step computes of its own rows is gathered, so that every process looks up what one process alone would.
+`default_torch_state` is the state of PyTorch in which a process computes, whatever its caller has set.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,14 +23,17 @@ __all__ = [
     "SINGLE_PROCESS",
     "ProcessGroup",
     "current_process_group",
+    "default_torch_state",
     "gather_full",
     "gather_rows",
+    "in_default_torch_state",
     "processes_here",
     "shard",
     "shard_size",
 ]
 
 Plain = TypeVar("Plain")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -361,3 +367,37 @@ def gather_full(held: Tensor, rows: int, processes: ProcessGroup) -> Tensor:
         if processes.is_main_process:
             parts.append(part)
     return torch.cat(parts)
+
+
+@contextmanager
+def default_torch_state() -> Iterator[None]:
+    """Gradients on, float32 and the CPU as defaults, no autocast; restores the caller's state.
+
+    Yields:
+        Nothing.
+    """
+    dtype = torch.get_default_dtype()
+    kinds = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.is_autocast_enabled(kind)]
+    was = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds]
+    with torch.inference_mode(mode=False), torch.enable_grad(), torch.device("cpu"):
+        torch.set_default_dtype(torch.float32)
+        for kind in kinds:
+            torch.set_autocast_enabled(kind, False)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            for kind, autocast in was:
+                torch.set_autocast_enabled(kind, True)
+                torch.set_autocast_dtype(kind, autocast)
+
+
+def in_default_torch_state(function: _Function) -> _Function:
+    """Run a function in `default_torch_state`."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **given: Any) -> Any:
+        with default_torch_state():
+            return function(*args, **given)
+
+    return cast("_Function", wrapped)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import DataError, RangeError
 from querykey.evaluation.few_labels import count_classes, labelled_unit_rows
 from querykey.evaluation.moments import Moments, moments, whitening_scales

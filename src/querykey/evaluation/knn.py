@@ -5,7 +5,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.lookup.nearest import LEAST_SETTLED, nearest, proposal_dtype, rough_cosines

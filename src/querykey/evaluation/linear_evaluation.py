@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.evaluation import logistic_regression as solver
 from querykey.evaluation.few_labels import choose_labelled, split_by_class

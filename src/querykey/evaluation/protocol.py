@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import DataError, ShapeError
 from querykey.evaluation.baselines import fit_baselines
 from querykey.evaluation.few_labels import count_classes

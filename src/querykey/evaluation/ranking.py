@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup.lookup import Block, Lookup, Pairs
 from querykey.types import PairMask, PerQuery, Scores

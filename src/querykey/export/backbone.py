@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.backbones import Backbone
 from querykey.errors import ExportError, MissingExtraError
 from querykey.io.atomic import new_folder

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.heads import FCLayer
 from querykey.errors import ExportError, MissingExtraError
 from querykey.export.exported import (

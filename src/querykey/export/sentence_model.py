@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.frozen.encoder import FrozenEncoder
 from querykey.encoders.frozen.text import SentenceModel, load_sentence_transformer
 from querykey.encoders.heads import FCLayer

@@ -10,9 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from querykey.config.torch_state import in_default_torch_state
 from querykey.data.items import Chosen, Fingerprint, Source
-from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
+from querykey.distributed.process_group import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    current_process_group,
+    in_default_torch_state,
+)
 from querykey.encoders.frozen.batch_size import BatchPlan
 from querykey.encoders.frozen.encoder import FrozenEncoder
 from querykey.errors import (

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import RangeError
 from querykey.lookup.lookup import Score
 from querykey.lookup.unit_length import in_range, unit_length

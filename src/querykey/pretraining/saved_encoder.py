@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from querykey.config.torch_state import in_default_torch_state
 from querykey.data.augment.views import Views, plain_view
 from querykey.data.pixels.pixels import Pixels
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.projection import ViewEncoder
 from querykey.errors import MissingPathError, StoreError
 from querykey.io.atomic import raises_store_error, write_aside

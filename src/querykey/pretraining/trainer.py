@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from querykey.config.torch_state import default_torch_state
+from querykey.distributed.process_group import default_torch_state
 from querykey.errors import CollapseError, OutOfMemoryError, is_out_of_memory
 from querykey.lookup.lookup import Lookup
 from querykey.pretraining.checkpoint import SAVE_SECONDS, latest_checkpoint

@@ -13,8 +13,7 @@ import torch
 from querykey.adapter.checkpoint import DESCRIPTION, put_saved
 from querykey.adapter.estimator import NAMES, Adapter
 from querykey.adapter.tasks import Judge
-from querykey.config.torch_state import in_default_torch_state
-from querykey.distributed.process_group import current_process_group
+from querykey.distributed.process_group import current_process_group, in_default_torch_state
 from querykey.errors import DataError, MissingPathError, Notify
 from querykey.features.features import Features
 from querykey.io.atomic import new_folder, raises_store_error, reserve

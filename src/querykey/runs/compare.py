@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.frozen.model import usable_device
 from querykey.errors import ConfigError, DataError, Notify, SourceError
 from querykey.evaluation.linear_evaluation import linear_evaluation

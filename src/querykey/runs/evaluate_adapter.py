@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from querykey.adapter.estimator import Adapter
-from querykey.config.torch_state import in_default_torch_state
 from querykey.data.items import Source
 from querykey.data.labels import common_labels
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import DataError, ModelMismatchError, Notify, QuerykeyError, ShapeError
 from querykey.evaluation.protocol import evaluate
 from querykey.evaluation.table import Table

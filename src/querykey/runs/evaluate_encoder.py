@@ -8,12 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from querykey.config.torch_state import in_default_torch_state
 from querykey.data.augment.views import plain_view
 from querykey.data.items import Source
 from querykey.data.labels import common_labels
 from querykey.data.pixels.pixels import Pixels, read_pixels
-from querykey.distributed.process_group import current_process_group
+from querykey.distributed.process_group import current_process_group, in_default_torch_state
 from querykey.encoders.frozen.model import usable_device
 from querykey.errors import ConfigError, DataError, Notify
 from querykey.evaluation.few_labels import choose_labelled

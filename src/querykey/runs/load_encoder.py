@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from querykey.adapter.checkpoint import DESCRIPTION, WEIGHTS
-from querykey.config.torch_state import in_default_torch_state
 from querykey.data.pixels.decoding import RowDecoder, lay_out
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.frozen import encoder as frozen_models
 from querykey.encoders.frozen.encoder import FrozenEncoder
 from querykey.encoders.frozen.model import Kind, TorchModel, usable_device

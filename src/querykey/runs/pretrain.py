@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from querykey.config.torch_state import default_torch_state
 from querykey.data.items import Source
 from querykey.data.pixels.pixels import Pixels, read_pixels
 from querykey.data.readers.open import read_source
-from querykey.distributed.process_group import current_process_group
+from querykey.distributed.process_group import current_process_group, default_torch_state
 from querykey.encoders.frozen.model import usable_device
 from querykey.errors import (
     CollapseError,

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import MissingExtraError, SourceError
 from querykey.features.features import Features
 from querykey.lookup.nearest import nearest

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from querykey.config.torch_state import in_default_torch_state
+from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.frozen.batch_size import BatchPlan, faster_dtype, measure_plan
 from querykey.encoders.frozen.fingerprint import combined_digest
 from querykey.encoders.frozen.model import FrozenModel, Kind, usable_device
