@@ -5,6 +5,7 @@ import pytest
 import torch
 from ambient import EXACT, default_dtype, threads
 from frozen_toys import image_encoder, images, text_encoder, text_source
+from pretraining_toys import DIGITS, TINY
 
 from querykey import Adapter, load_encoder, pretrain
 from querykey.evaluation.baselines import fit_baselines
@@ -78,10 +79,7 @@ def test_what_is_measured_embedded_and_exported_is_the_same_in_every_state(state
 
 
 def pretrained():
-    run = pretrain(
-        "sklearn:digits", method="moco", backbone="small_cnn:4", batch_size=32, head_dim=16, steps=1,
-        precision="float32", layout="contiguous", held_out=40, looks=0, views="digits", view_size=8,
-    )  # fmt: skip
+    run = pretrain(DIGITS, method="moco", **TINY | {"num_evals": 0, "steps": 1})
     return load_encoder(run).encode([np.eye(8, dtype=np.float32)])
 
 

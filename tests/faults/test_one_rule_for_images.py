@@ -10,6 +10,10 @@ from querykey.runs.compare import compare_runs
 from querykey.runs.data import DataAt
 from querykey.runs.evaluate_encoder import KNN_TEMPERATURE, evaluate_encoder
 
+SETTINGS = {
+    "backbone": "small_cnn:4", "batch_size": 8, "head": "none", "precision": "float32",
+    "layout": "contiguous", "held_out": 4, "num_evals": 0, "views.size": 8, "steps": 1,
+}  # fmt: skip
 CHANNELS = {"gray": 1, "colour": 3}
 
 
@@ -20,10 +24,7 @@ def runs(tmp_path_factory):
     for name, channels in CHANNELS.items():
         for part, seed in (("train", 0), ("test", 1)):
             put_stripes(folder / name / part, count=8, channels=channels, side=12, seed=seed)
-        pretrain(
-            folder / name / "train", out=folder / f"{name} run", backbone="small_cnn:4", batch_size=8,
-            head="none", precision="float32", layout="contiguous", held_out=4, looks=0, view_size=8, steps=1,
-        )  # fmt: skip
+        pretrain(folder / name / "train", out=folder / f"{name} run", **SETTINGS)
     return folder
 
 
