@@ -99,8 +99,8 @@ def test_settings_that_differ_have_dotted_names_and_the_others_are_counted(made)
     found, notes = both(made, "memory", "batch", "margin")
     settings = found.settings.values
     assert settings["dim"] == {"memory": 4, "batch": 3, "margin": 4}
-    assert settings["memory"] == {"memory": "cross_batch", "batch": "in_batch", "margin": "cross_batch"}
-    assert settings["loss_options.margin"] == {"margin": 0.2}
+    assert settings["memory.kind"] == {"memory": "cross_batch", "batch": "in_batch", "margin": "cross_batch"}
+    assert settings["loss.margin"] == {"margin": 0.2}
     resolved = [facts_of(load_run(made / name)).settings for name in ("memory", "batch", "margin")]
     names = {name for one in resolved for name in one}
     assert found.settings.same == len(names) - len(settings)
@@ -112,7 +112,7 @@ def test_settings_that_differ_have_dotted_names_and_the_others_are_counted(made)
 
 def test_what_runs_were_fitted_on_stands_where_it_differs(made):
     found, _ = both(made, "memory", "few")
-    assert found.settings.values["sampled"] == {"memory": 240, "few": 120}
+    assert found.settings.values["selection.sampled"] == {"memory": 240, "few": 120}
     assert found.origin.values["rows"] == {"memory": 240, "few": 120}
     assert found.origin.values["fingerprint"].keys() == {"memory", "few"}
     assert "width" not in found.origin.values
@@ -237,7 +237,7 @@ def test_all_of_it_is_json(made, test_data):
     told = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert told["kind"] == "adapter"
     assert told["runs"] == {name: str(made / name) for name in ("memory", "margin")}
-    assert told["settings"]["differ"]["loss_options.margin"] == {"margin": 0.2}
+    assert told["settings"]["differ"]["loss.margin"] == {"margin": 0.2}
     assert told["ends"]["verdict"].keys() == {"memory", "margin"}
     assert told["table"]["methods"]["margin"]["metrics"]["R@1"]["against"].keys() == {"memory"}
     assert told["table"]["protocol"]["on"]["label_column"] == "y"

@@ -10,7 +10,7 @@ from querykey import pretrain
 from querykey.distributed.process_group import SINGLE_PROCESS
 from querykey.pretraining import autotune
 
-HERE = TINY | {"batch_size": 16, "view_size": 12, "held_out": 4, "looks": 1, "steps": 3}
+HERE = TINY | {"batch_size": 16, "views.size": 12, "held_out": 4, "num_evals": 1, "steps": 3}
 
 
 @pytest.fixture(scope="module")

@@ -218,7 +218,7 @@ def test_documents_are_searched_by_their_queries(documents, tmp_path):
     for cell in cells(study, documents).values():
         fields = measure_cell(cell)
         assert len(fields["queries"]["NDCG@10"]) == 5
-    assert fields["settings"]["loss"] == "score_distillation"  # queries and pairs are not fitted on
+    assert fields["settings"]["loss"]["kind"] == "score_distillation"  # queries and pairs are not fitted on
 
 
 def test_pairs_and_labels_are_drawn_anew_for_each_seed(documents, data):
@@ -371,7 +371,7 @@ def test_a_study_asks_of_arms_and_metrics_that_it_has(study):
         assert question.ours[1] == question.theirs[1]
         assert question.ours[1] in study.figures[0].measures
     for arm in study.arms:
-        assert arm.kind != "adapter" or AdapterSettings(**arm.settings)
+        assert arm.kind != "adapter" or AdapterSettings.from_parameters(**arm.settings)
 
 
 def test_data_that_are_not_there_are_one_message(tmp_path):
