@@ -5,10 +5,11 @@ import math
 
 import pytest
 
+from querykey.config.old_names import PRETRAINING
+from querykey.config.settings import current
 from querykey.errors import MissingPathError
 from querykey.io.study_folder import StoredStudy, cells_of
-from querykey.pretraining.settings.methods import METHODS
-from querykey.pretraining.settings.settings import asked_settings
+from querykey.pretraining.settings.methods import METHODS, given_settings
 from querykey.reports.markdown.pretraining import pretraining_report
 from querykey.reports.verdicts import over_seeds, wilson
 from querykey.studies.catalogue.results_pretraining import RESULTS_PRETRAINING, STEPS_IN_TEN_MINUTES
@@ -60,8 +61,7 @@ def test_every_question_is_about_arms_that_can_be_trained(study):
     if study.name in ("questions", "dictionaries", "omniglot"):
         assert {arm for one in study.questions for arm, _ in (one.ours, one.theirs)} == set(names)
     for arm in study.arms:
-        given = dict(arm.settings)
-        assert asked_settings(given.pop("method", None), None, given)
+        assert given_settings(**current(dict(arm.settings), PRETRAINING, warn=False))
 
 
 def test_every_method_has_its_steps():
