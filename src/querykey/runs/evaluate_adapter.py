@@ -74,7 +74,7 @@ def evaluate_run(
         on = unseen_part(on, source.get("fingerprint", run.features["key"]), notify)
     test, fingerprint = features_like_those_of(run, on, device=device, progress=progress, notify=notify)
     if test.labels is None and run.settings is not None and run.settings.task == "labels":
-        notify(f"{on.spec} has no labels, so nothing is measured by class; name them with --label-column")
+        notify(f"{on.spec} has no labels, so nothing is measured by class; name them with label_column")
     if train is not None and fingerprint == run.features["key"]:
         notify(f"{on.spec} is what the run was fitted on; new data would rank it lower")
         task = task_of(test, None, on)

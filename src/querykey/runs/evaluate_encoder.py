@@ -151,8 +151,8 @@ def label_pixels(
     for source in sources:
         if source.labels is None:
             raise DataError(
-                f"{source.name} has no labels, so nothing can be scored; name them with --label-column, or "
-                "learn from other images with --train"
+                f"{source.name} has no labels, so nothing can be scored; name them with label_column, or "
+                "learn from other images with train"
             )
         parts.append((source.labels, source.label_names))
     if train.fingerprint == on.fingerprint:
