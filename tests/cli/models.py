@@ -1,5 +1,7 @@
 """Frozen models small enough for a test: `--model cli.models:pixels` and `cli.models:letters`."""
 
+import os
+
 import torch
 from torch import nn
 
@@ -44,3 +46,16 @@ def letters():
 
 def other_letters():
     return OtherLetters()
+
+
+class Stopping(Letters):
+    """Ends its process, as `kill -9` does, at a text that the environment names."""
+
+    def forward(self, texts):
+        if os.environ.get("STOP_AT") in texts:
+            os._exit(9)
+        return super().forward(texts)
+
+
+def stopping():
+    return Stopping()
