@@ -11,7 +11,9 @@ __all__ = ["demo"]
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for all that is made.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="A new folder: features, two adapters, an ONNX export.")
+    ],
     threads: Threads = None,
 ) -> None:
     """Adapt a frozen model to Python's own documentation; takes minutes.

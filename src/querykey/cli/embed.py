@@ -23,8 +23,15 @@ __all__ = ["embed_source"]
 
 def embed_source(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="See `querykey help sources`.")],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="See `querykey help sources`.")],
-    out: Annotated[Path, typer.Option(metavar="FEATURES", help="The folder of the features.")],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="A frozen model or a RUN; see `querykey help sources`.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FEATURES", help="The folder of the features; features of other data are replaced."
+        ),
+    ],
     column: Column = None,
     label_column: LabelColumn = None,
     pair_column: PairColumn = None,

@@ -67,6 +67,7 @@ def evaluate_on(
     An adapter: beside the frozen features and every baseline at its width. A pretraining: kNN and
     linear evaluation beside the untrained encoder and raw pixels. After each number stands how it
     compares with two of them: + above and - below by more than the 95% interval, = within it.
+    `querykey adapt` prints scores of queries that it held out of its own data; those here are of --on.
     """
     device = prepare(device, threads, seed, supports_torchrun=True)
     from querykey.errors import ConfigError
