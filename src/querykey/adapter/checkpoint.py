@@ -12,6 +12,9 @@ from querykey.adapter.settings import AdapterSettings
 from querykey.encoders.heads import FCKind, FCLayer
 from querykey.errors import MissingPathError, StoreError
 from querykey.io.atomic import new_folder, raises_store_error
+from querykey.runtime.codes import Code
+from querykey.runtime.folder import put_codes, read_codes
+from querykey.runtime.forward import LoadedAdapter
 
 __all__ = ["SavedAdapter", "put_saved", "read_saved", "write_saved"]
 
@@ -34,6 +37,8 @@ class SavedAdapter:
         model_key: Of the model whose features it was fitted on.
         candidates: Each candidate of the fit.
         feature_names: Of the columns it was fitted on; None where they have none.
+        codes: (size, bits) to the code of rows of that size.
+        frontier: Each size at each precision: bytes, quality and its interval.
     """
 
     fc: FCLayer
@@ -42,6 +47,16 @@ class SavedAdapter:
     model_key: str
     candidates: list[dict[str, Any]] = field(default_factory=list)
     feature_names: list[str] | None = None
+    codes: dict[tuple[int, int], Code] = field(default_factory=dict)
+    frontier: list[dict[str, Any]] = field(default_factory=list)
+
+    def loaded(self) -> LoadedAdapter:
+        """The same in NumPy, as `querykey.runtime.load` reads it: codes are made there alone."""
+        return LoadedAdapter(
+            {name: tensor.numpy() for name, tensor in self.fc.state_dict().items()}, kind=self.fc.kind,
+            side=self.settings.side, model_key=self.model_key, report=self.report,
+            dims=self.settings.sizes, codes=self.codes,
+        )  # fmt: skip
 
 
 def write_saved(saved: SavedAdapter, folder: str | Path) -> None:
@@ -60,7 +75,7 @@ def write_saved(saved: SavedAdapter, folder: str | Path) -> None:
 
 
 def put_saved(saved: SavedAdapter, folder: Path) -> None:
-    """Write an adapter's two files into a folder that is there.
+    """Write an adapter's files into a folder that is there.
 
     Args:
         saved: What to write.
@@ -74,12 +89,15 @@ def put_saved(saved: SavedAdapter, folder: Path) -> None:
         "width": saved.fc.width,
         "dim": saved.fc.dim,
         "kind": saved.fc.kind,
+        "dims": list(saved.settings.sizes),
         "side": saved.settings.side,
         "model_key": saved.model_key,
         "settings": saved.settings.as_dict(),
         "report": saved.report,
         "candidates": saved.candidates,
         "feature_names": saved.feature_names,
+        "frontier": saved.frontier,
+        "codes": put_codes(saved.codes, folder),
         "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
     }
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -141,4 +159,6 @@ def _read(folder: Path, described: dict[str, Any]) -> SavedAdapter:
         str(described["model_key"]),
         list(described.get("candidates", [])),
         None if names is None else list(names),
+        read_codes(folder, described),
+        list(described.get("frontier", [])),
     )

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from querykey.adapter.checkpoint import SavedAdapter, read_saved, write_saved
 from querykey.adapter.fit import Begin, Fitted, Record, Report, fit_adapter
+from querykey.adapter.ladder import prefix
 from querykey.adapter.relevance import unit_rows
 from querykey.adapter.rows import check_rows, labels_of, rows_with_direction
-from querykey.adapter.settings import PARAMETERS, AdapterSettings, Target
-from querykey.adapter.split import distinct_pairs, numbered_pairs
+from querykey.adapter.settings import PARAMETERS, AdapterSettings, Ladder, Target
+from querykey.adapter.split import distinct_pairs, numbered_pairs, renumbered_pairs
 from querykey.adapter.tasks import Judge
 from querykey.adapter.validation import in_blocks
 from querykey.data.readers.arrays import require_finite_rows
@@ -32,6 +33,9 @@ from querykey.evaluation.geometry import neighbour_overlap
 from querykey.features.features import Features
 from querykey.lookup.nearest import nearest
 from querykey.losses.by_name import LossName
+from querykey.runtime.codes import Code, Packed
+from querykey.runtime.forward import check_size
+from querykey.runtime.frontier import marked
 
 __all__ = ["Adapter"]
 
@@ -52,6 +56,11 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     Args:
         dim: Width of the adapted rows; None: 64, or the width where that is less.
+        dims: Sizes to fit at once, each the first numbers of the largest; None: `dim` alone.
+        bits: Precisions to make codes of, 8 and 1 bit a number, beside float rows; None: none.
+        ladder: How sizes are trained: "joint", "sequential" or "selection"; see `AdapterSettings`.
+        size_weights: Of the losses of a joint ladder: "equal", or "inverse" to the size.
+        rotation: Before signs are taken, for 1 bit: "itq", learned, or "random".
         classes: Whether it will meet the "known" classes that it is fitted on, or "new" ones. None: known
             ones choose, and nothing is returned that is worse on new ones.
         target: Whose scores a fit without labels keeps: "frozen", "centred" or "soft_whitened"; None: the
@@ -96,6 +105,9 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         candidates_: Each candidate with its validation score, difference to the reference and seconds.
         history_: A record for each time that training was scored.
         model_key_: Of the model whose features it was fitted on; "" where none is known.
+        frontier_: Each size at each precision: dim, bits (32 for float), bytes a vector, metric, quality with
+            its interval (low, high), and which point is recommended: the one of fewest bytes that keeps 98%
+            of the quality of the largest float rows. [] where there is one size and no code.
         n_features_in_: Width of the frozen rows; feature_names_in_: their names, where they have any.
 
     Example:
@@ -110,6 +122,11 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self,
         dim: int | None = None,
         *,
+        dims: Sequence[int] | None = None,
+        bits: Sequence[int] | None = None,
+        ladder: Ladder = "joint",
+        size_weights: Literal["equal", "inverse"] = "equal",
+        rotation: Literal["itq", "random"] = "itq",
         classes: Literal["known", "new"] | None = None,
         target: Target | None = None,
         candidates: str | Sequence[str] = "all",
@@ -140,7 +157,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         held_out: Any = DEPRECATED,
         patience: Any = DEPRECATED,
     ) -> None:
-        self.dim = dim
+        self.dim, self.dims, self.bits, self.ladder = dim, dims, bits, ladder
+        self.size_weights, self.rotation = size_weights, rotation
         self.classes, self.target, self.candidates = classes, target, candidates
         self.loss = loss
         self.loss_options = loss_options
@@ -197,7 +215,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             judge = self._judge(queries, pairs, len(vectors), has_labels=y is not None)
             if (kept := rows_with_direction(vectors)) is not None:
                 if judge is not None and judge.pairs is not None:
-                    judge = replace(judge, pairs=_renumbered(judge.pairs, kept))
+                    judge = replace(judge, pairs=renumbered_pairs(judge.pairs, kept))
                 vectors, labels = vectors[kept], None if labels is None else labels[kept]
             fitted = fit_adapter(
                 vectors,
@@ -250,12 +268,13 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @in_default_torch_state
     def transform(
-        self, X: ArrayLike | Tensor | Features, *, any_model: bool = False
+        self, X: ArrayLike | Tensor | Features, *, dim: int | None = None, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
         """Adapt rows: of items, of queries, and (unless side="query") of documents.
 
         Args:
             X: Rows of the same frozen model [rows, width].
+            dim: One of `dims`; None: the largest.
             any_model: Take features of another model of the same width.
 
         Returns:
@@ -263,16 +282,59 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         Raises:
             ModelMismatchError: If the features are of another model.
+            RangeError: If the adapter was not fitted with this size.
         """
-        return self._moved(X, self._adapted, any_model=any_model)
+        return self._moved(X, self._adapted, dim=dim, any_model=any_model)
 
     @in_default_torch_state
     def transform_documents(
-        self, X: ArrayLike | Tensor | Features, *, any_model: bool = False
+        self, X: ArrayLike | Tensor | Features, *, dim: int | None = None, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
         """Like `transform`, for documents: with side="query" they are only scaled to length 1."""
         move = self._adapted if self.side == "both" else unit_rows
-        return self._moved(X, move, any_model=any_model)
+        return self._moved(X, move, dim=dim, any_model=any_model)
+
+    def quantize(
+        self, X: ArrayLike | Tensor | Features, *, dim: int | None = None, bits: int = 8,
+        any_model: bool = False,
+    ) -> Packed:  # fmt: skip
+        """Codes of documents, to be looked up with float queries: `code(dim=, bits=).scores(Q, codes)`.
+
+        A row has the code that it has in any batch, and in `querykey.runtime`: ranges, centres and rotations
+        are those of the training rows, and no order of summation shows.
+
+        Args:
+            X: Rows of the same frozen model [rows, width].
+            dim: One of `dims`; None: the largest.
+            bits: 8 or 1, whichever the adapter was fitted with.
+            any_model: Take features of another model of the same width.
+
+        Returns:
+            int8 [rows, dim]; or packed bits, uint8 [rows, dim / 8], highest bit first.
+
+        Raises:
+            ModelMismatchError: If the features are of another model.
+            RangeError: If the adapter was not fitted with this size or these bits.
+        """
+        self._check_model(X, any_model=any_model)
+        rows = check_rows(self, X, reset=False)
+        return self.saved().loaded().quantize(rows.numpy(), dim=dim, bits=bits)
+
+    def code(self, *, dim: int | None = None, bits: int = 8) -> Code:
+        """How rows of a size become codes, and what codes stand for: `decode`, `scores`.
+
+        Args:
+            dim: One of `dims`; None: the largest.
+            bits: 8 or 1, whichever the adapter was fitted with.
+
+        Returns:
+            The `Code`.
+
+        Raises:
+            RangeError: If the adapter was not fitted with this size or these bits.
+        """
+        check_is_fitted(self)
+        return self.saved().loaded().code(dim=dim, bits=bits)
 
     @in_default_torch_state
     def score(self, X: ArrayLike | Tensor | Features, y: ArrayLike | None = None) -> float:
@@ -315,13 +377,9 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         names = getattr(self, "feature_names_in_", None)
         return SavedAdapter(
-            self.fc_,
-            self.settings_,
-            dict(self.report_),
-            self.model_key_,
-            self.candidates_,
-            None if names is None else [str(name) for name in names],
-        )
+            self.fc_, self.settings_, dict(self.report_), self.model_key_, self.candidates_,
+            None if names is None else [str(name) for name in names], self.codes_, self.frontier_,
+        )  # fmt: skip
 
     @classmethod
     @in_default_torch_state
@@ -342,6 +400,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         adapter = cls(**given, random_state=saved.settings.seed)
         adapter.fc_, adapter.settings_, adapter.history_ = saved.fc, saved.settings, []
         adapter.report_, adapter.candidates_ = Report(saved.report), saved.candidates
+        adapter.codes_, adapter.frontier_ = saved.codes, saved.frontier
         adapter.model_key_, adapter.n_features_in_ = saved.model_key, saved.fc.width
         if saved.feature_names is not None:
             adapter.feature_names_in_ = np.asarray(saved.feature_names, dtype=object)
@@ -369,6 +428,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         seed = state if isinstance(state, int) else int(check_random_state(state).randint(2**31 - 1))
         candidates = self.candidates if isinstance(self.candidates, str) else tuple(self.candidates)
         given |= {"loss_options": dict(self.loss_options or {}), "candidates": candidates, "seed": int(seed)}
+        given |= {name: tuple(int(one) for one in own[name] or ()) for name in ("dims", "bits")}
         return AdapterSettings.from_parameters(**given)
 
     def _judge(self, queries: Any, pairs: Any, rows: int, *, has_labels: bool) -> Judge | None:
@@ -410,6 +470,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _keep(self, fitted: Fitted, X: object) -> "Adapter":
         self.fc_, self.settings_ = fitted.fc, fitted.settings
         self.report_, self.history_, self.candidates_ = fitted.report, fitted.history, fitted.candidates
+        self.codes_, self.frontier_ = fitted.codes, marked(fitted.frontier)
         self.model_key_ = X.model_key if isinstance(X, Features) else ""
         return self
 
@@ -420,9 +481,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _adapted(self, rows: Tensor) -> Tensor:
         return in_blocks(lambda block: self.fc_(unit_rows(block)), rows)
 
-    def _moved(
-        self, X: ArrayLike | Tensor | Features, move: Callable[[Tensor], Tensor], *, any_model: bool
-    ) -> NDArray[np.float32] | Tensor:
+    def _check_model(self, X: object, *, any_model: bool) -> None:
         check_is_fitted(self)
         theirs = X.model_key if isinstance(X, Features) else ""
         if theirs and self.model_key_ and theirs != self.model_key_ and not any_model:
@@ -430,11 +489,13 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 f"the adapter was fitted on features of model {self.model_key_[:12]} and these are of "
                 f"{theirs[:12]}; embed with the same model, or pass any_model=True"
             )
+
+    def _moved(
+        self, X: ArrayLike | Tensor | Features, move: Callable[[Tensor], Tensor], *, dim: int | None,
+        any_model: bool,
+    ) -> NDArray[np.float32] | Tensor:  # fmt: skip
+        self._check_model(X, any_model=any_model)
+        if dim is not None:
+            move = prefix(move, check_size(dim, self.settings_.sizes))
         rows = move(check_rows(self, X, reset=False))
         return rows if isinstance(X, Tensor) else rows.numpy()
-
-
-def _renumbered(pairs: Tensor, kept: Tensor) -> Tensor:
-    """Pairs of the rows that are kept, by their new numbers."""
-    there = pairs[kept[pairs[:, 1]]]
-    return torch.stack([there[:, 0], (kept.cumsum(0) - 1)[there[:, 1]]], dim=1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from querykey.adapter.batch import Batch, Pool, SelectedSlots
 from querykey.adapter.relevance import Relevance, RelevantPairs
+from querykey.adapter.sequential import SequentialLayer
 from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.split import TrainingPairs
 from querykey.adapter.steps import (
@@ -192,7 +193,11 @@ def _learner(
 ) -> AdapterLearner:
     assert settings.loss.kind is not None
     assert settings.learning_rate is not None
-    trained = [parameter for parameter in fc.parameters() if parameter.requires_grad]
+    together = len(settings.dims) > 1 and settings.ladder == "joint"
+    sizes = tuple(zip(settings.dims, settings.weights, strict=True)) if together else ()
+    # the stages of a sequential layer freeze and thaw what they train
+    staged = isinstance(fc, SequentialLayer)
+    trained = [parameter for parameter in fc.parameters() if staged or parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     starts = [parameter.detach().clone() for parameter in trained]
 
@@ -201,17 +206,19 @@ def _learner(
         rate = optimizer.param_groups[0]["lr"] * settings.weight_decay
         with torch.no_grad():
             for parameter, start in zip(trained, starts, strict=True):
-                parameter.lerp_(start, min(1.0, rate))
+                if parameter.grad is not None:  # what another stage trained stays as it is
+                    parameter.lerp_(start, min(1.0, rate))
 
     if settings.weight_decay:
         optimizer.register_step_pre_hook(decay)
     return AdapterLearner(
-        fc,
+        fc.stage_rows if isinstance(fc, SequentialLayer) else fc,
         objective(settings.loss.kind, **settings.loss.options),
         optimizer,
         rule,
         both_sides=settings.both_sides,
         processes=processes,
+        sizes=sizes,
     )
 
 

@@ -4,42 +4,41 @@ What is scored was never fitted on the rows that it is scored on; what is return
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from querykey.adapter.closed_forms import Affine
+from querykey.adapter.codes import Codes, fit_codes
 from querykey.adapter.fit_memory import describe_fit_memory
+from querykey.adapter.frontier import document_rows, documents_of, frontier_of
+from querykey.adapter.ladder import rank_sizes
+from querykey.adapter.scoreboard import Begin, Candidate, Scoreboard
 from querykey.adapter.selection import (
     Choice,
     Difference,
-    Scored,
     at_best_temperature,
     candidate_records,
     choose,
     difference,
-    halves,
+    mean_at_best,
 )
-from querykey.adapter.settings import AdapterSettings, Recipe
+from querykey.adapter.sequential import SequentialLayer
+from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.split import Fold
 from querykey.adapter.tasks import (
     DEFAULT_POWER,
-    Form,
     HeldOutFold,
     LabelTask,
     PairTask,
     RowTask,
-    Statistics,
-    TaskData,
     select_forms,
     start_form,
 )
-from querykey.adapter.training import Fitted, LowRankChange, Record, Training, layer_at
+from querykey.adapter.training import Fitted, LowRankChange, Training, layer_at
 from querykey.adapter.verdict import Report, unvalidated_report
-from querykey.distributed.process_group import current_process_group
 from querykey.encoders.heads import FCLayer
 
 __all__ = ["Begin", "Search"]
@@ -51,54 +50,10 @@ FOLDED, RACED = 1_000, 3_000
 STEPS = {"few": 150, "some": 240, "many": 800}
 """Steps of a run by those two limits: at most 2,000 in all runs of a fit."""
 PAIR_STEPS, ROW_STEPS = 300, 600
-RATE, RATE_OF_FEW = 1e-3, 3e-4
-"""Peak learning rates: of few rows a larger one is past the best state before it is first scored."""
-
-Begin = Callable[[str], None]
 
 
-@dataclass(eq=False)
-class _Candidate:
-    """A candidate while it is being asked."""
-
-    name: str
-    scores: Tensor
-    """[queries, temperatures] of all folds."""
-    seconds: float
-    form: Form | None = None
-    recipe: int = -1
-    trainings: list[Training] = field(default_factory=list)
-    best_step: int = 0
-    start: str = ""
-    """The form that training began at."""
-
-
-@dataclass(eq=False)
-class Search:
+class Search(Scoreboard):
     """The search for the best candidate of a task."""
-
-    task: TaskData
-    recipes: list[tuple[Recipe, AdapterSettings]]
-    record: Record | None
-    say: Begin
-
-    def __post_init__(self) -> None:
-        rate = RATE if len(self.task.folds) <= 1 else RATE_OF_FEW
-        self.recipes = [
-            (recipe, one if one.learning_rate is not None else replace(one, learning_rate=rate))
-            for recipe, one in self.recipes
-        ]
-        self.settings = self.recipes[0][1]
-        self.seed, self.dim = self.settings.seed, int(self.settings.dim or 0)
-        self.width = self.task.sample.shape[1]
-        self.processes = current_process_group()
-        self.found: dict[str, _Candidate] = {}
-        self.statistics: dict[HeldOutFold, Statistics] = {}
-        self.notes: list[str] = []
-        self.steps_taken, self.told, self.stopped = 0, False, ""
-        self.raced, self.history = list[dict[str, Any]](), list[dict[str, Any]]()
-        queries = sum(len(held.asked.numbers) for held in self.task.folds)
-        self.chooses, self.judges = halves(queries, seed=self.seed)
 
     def run(self) -> Fitted:
         """Try what there is, return what is best."""
@@ -123,23 +78,41 @@ class Search:
             if choice.winner == reference:
                 break
             checked, reason = self._gates(choice.winner, reference)
+            reason = reason or self._below_at_a_size(choice.winner)
             if reason is None:
                 break
             refuse[choice.winner] = reason
         fc, settings = self._refitted(choice.winner)
+        frontier, codes = self._frontier(choice.winner), self._codes(fc, settings)
         return Fitted(
             fc.eval().requires_grad_(False),
             settings,
             self._report(choice, checked),
             self.history,
             self._records(reference, choice.refused),
+            codes,
+            frontier,
         )
+
+    def _frontier(self, winner: str) -> list[dict[str, Any]]:
+        """Of the layers that were fitted without each fold; none where there is one size and no code."""
+        if len(self.sizes) == 1 and not self.settings.bits:
+            return []
+        folds = self.task.folds if winner in self.found else []
+        layers = [(held, self._layer(self.found[winner], held, place)) for place, held in enumerate(folds)]
+        return frontier_of(self.task, self.settings, layers, self.judges)
+
+    def _codes(self, fc: nn.Module, settings: AdapterSettings) -> Codes:
+        if not settings.bits:
+            return {}
+        rows = document_rows(self.task, None, self.seed)
+        return fit_codes(documents_of(fc, settings), rows, settings)
 
     def _closed_forms(self) -> None:
         forms = self.task.forms()
         if self.settings.fc.start is not None:
             start = start_form(self.settings.fc.start, self.dim, self.width, self.seed)
-            references = ("frozen",) if self.dim == self.width else ("pca", "pca_uncentred")
+            references = ("frozen",) if self._at_full_width else ("pca", "pca_uncentred")
             forms = {name: form for name, form in forms.items() if name in references} | start
         forms = select_forms(forms, self.settings.candidates)
         if isinstance(self.task, RowTask):
@@ -150,32 +123,6 @@ class Search:
         if isinstance(self.task, LabelTask) and self.settings.fc.start is None:
             for name, form in self.task.filled(best).items():
                 self._ask_form(name, form)
-
-    def _ask_form(self, name: str, form: Form) -> None:
-        began = time.monotonic()
-        scores = torch.cat(
-            [self.task.question.ask(self._form(form, held), held.asked) for held in self.task.folds]
-        )
-        self.processes.broadcast_([scores])
-        self._found(_Candidate(name, scores, time.monotonic() - began, form=form))
-
-    def _found(self, candidate: _Candidate) -> None:
-        self.found[candidate.name] = candidate
-        self.say(f"{candidate.name:<24} {self._mean(candidate):8.4f}  {candidate.seconds:6.1f} s")
-
-    def _form(self, form: Form, held: HeldOutFold) -> Affine:
-        if held not in self.statistics:
-            self.statistics[held] = self.task.statistics(held.fold)
-        return form(self.statistics[held])
-
-    def _best_form(self) -> str:
-        self._reference()  # where trained candidates alone were asked for
-        closed = [one for one in self.found.values() if one.form is not None]
-        return max(closed, key=self._mean).name
-
-    def _mean(self, candidate: _Candidate) -> float:
-        values = at_best_temperature(candidate.scores, seed=self.seed)
-        return float(values[self.chooses].mean())
 
     def _aim(self, task: RowTask) -> None:
         """Choose the target that a fit without labels keeps, where queries can judge."""
@@ -199,7 +146,7 @@ class Search:
         if isinstance(self.settings.candidates, tuple):
             return any(name.startswith("trained") for name in self.settings.candidates)
         # at full width the target is a form itself: there is nothing to train
-        is_itself = isinstance(self.task, RowTask) and self.dim == self.width
+        is_itself = isinstance(self.task, RowTask) and self._at_full_width
         return not is_itself or self.settings.steps is not None
 
     def _planned(self) -> int:
@@ -238,6 +185,9 @@ class Search:
         if recipe.rank is not None and recipe.rank < self.width:
             fc = LowRankChange(affine, recipe.rank, seed=self.seed)
             self.processes.broadcast_(fc.state_dict().values())
+        if len(self.sizes) > 1 and settings.ladder != "joint":
+            assert isinstance(fc, FCLayer)
+            fc = SequentialLayer(fc, self.sizes, settings.ladder, seed=self.seed)
         if not self.told:
             self.told = True
             items, world_size = self.task.trained_on(None), self.processes.world_size
@@ -247,7 +197,7 @@ class Search:
             settings,
             self._planned(),
             self.task.course(fc, settings, held.fold, self.processes),
-            lambda layer: self.task.question.ask(layer, asked),
+            lambda layer: self._ask(layer, held),
             self.chooses[first : first + len(asked.numbers)],
             self.task.sample,
             self.record,
@@ -277,9 +227,7 @@ class Search:
             place += len(held.asked.numbers)
         common = set.intersection(*(set(one.scores) for one in trainings))
         curves = {step: torch.cat([one.scores[step] for one in trainings]) for step in sorted(common)}
-        means = {
-            step: float(scores[self.chooses].double().mean(dim=0).max()) for step, scores in curves.items()
-        }
+        means = {step: mean_at_best(scores[self.chooses]) for step, scores in curves.items()}
         best = max(means, key=lambda step: (means[step], -step))
         if single:
             first.restore(best)
@@ -287,7 +235,7 @@ class Search:
         self.stopped = first.stopped or "all steps taken"
         name = f"trained {self.recipes[number][0].name}"
         seconds = sum(one.seconds for one in trainings)
-        self._found(_Candidate(name, curves[best], seconds, None, number, trainings, best, start))
+        self._found(Candidate(name, curves[best], seconds, None, number, trainings, best, start))
 
     def _record_raced(self, number: int, training: Training) -> None:
         """List a recipe that lost the race with what it reached in it, on the queries of the first fold."""
@@ -307,23 +255,6 @@ class Search:
             }
         )
 
-    def _reference(self) -> str:
-        """The frozen rows at full width, else the better PCA of the width."""
-        if "frozen" in self.found:
-            return "frozen"
-        there = [name for name in ("pca", "pca_uncentred") if name in self.found]
-        if not there:
-            forms = self.task.forms()
-            for name in ("frozen", "pca", "pca_uncentred"):
-                if name in forms:
-                    self._ask_form(name, forms[name])
-            return self._reference()
-        return max(there, key=lambda name: self._mean(self.found[name]))
-
-    def _scored(self, candidate: _Candidate) -> Scored:
-        values = at_best_temperature(candidate.scores, seed=self.seed)
-        return Scored(candidate.name, values, candidate.seconds)
-
     def _choose(self, reference: str, refuse: dict[str, str]) -> Choice:
         scored = [self._scored(one) for one in self.found.values()]
         choice = choose(
@@ -332,8 +263,11 @@ class Search:
         if not isinstance(self.task, RowTask) or self._judged():
             return choice
         # rows alone can't judge a target: what keeps the target's scores best is returned
-        name = self.task.power if self.dim == self.width else max(self.found.values(), key=self._mean).name
-        if self.dim == self.width and name not in self.found:
+        name = self.task.power
+        if not self._at_full_width:
+            there = [one for one in self.found.values() if one.name not in refuse]
+            name = max(there, key=self._mean).name
+        if self._at_full_width and name not in self.found:
             names = {"soft_whitened": f"soft_whitening {DEFAULT_POWER:g}", "centred": "pca"}
             name = names.get(name, name)
         if name not in self.found:  # the user left it out of the candidates
@@ -343,13 +277,12 @@ class Search:
     def _judged(self) -> bool:
         """Whether something tells what a fit without labels is worth."""
         judge = self.task.judge if isinstance(self.task, RowTask) else None
-        return judge is not None and (judge.pairs is not None or self.dim < self.width)
+        return judge is not None and (judge.pairs is not None or not self._at_full_width)
 
-    def _layer(self, candidate: _Candidate, held: HeldOutFold, place: int) -> nn.Module | Affine:
-        if candidate.form is not None:
-            return self._form(candidate.form, held)
-        candidate.trainings[place].restore(candidate.best_step)
-        return candidate.trainings[place].fc
+    @property
+    def _at_full_width(self) -> bool:
+        """Whether nothing is left out of a row, at any size."""
+        return self.sizes == (self.width,)
 
     def _gates(self, name: str, reference: str) -> tuple[dict[str, Any], str | None]:
         """What is reported beside the measure, and why a candidate may not be returned, if so."""
@@ -359,7 +292,7 @@ class Search:
         one, start = self.found[name], self.found[reference]
         both = [
             [
-                self.task.question.ranks(self._layer(candidate, held, place), held.asked)
+                rank_sizes(self.task.question, self._layer(candidate, held, place), held.asked, self.sizes)
                 for place, held in enumerate(self.task.folds)
             ]
             for candidate in (one, start)
@@ -381,7 +314,7 @@ class Search:
                 return checked, f"on new classes it is below {reference} by more than the interval"
         return checked, None
 
-    def _on_new_classes(self, one: _Candidate, start: _Candidate) -> Difference | None:
+    def _on_new_classes(self, one: Candidate, start: Candidate) -> Difference | None:
         """Candidate minus reference on classes that neither was fitted on."""
         task = self.task
         assert isinstance(task, LabelTask)
@@ -400,13 +333,13 @@ class Search:
                     layer = self._layer(candidate, task.folds[0], 0)
                 else:
                     layer = self._trained_without(candidate, held)
-                scores.append(task.question.ask(layer, held.asked))
+                scores.append(self._ask(layer, held))
             every = torch.cat(scores)
             self.processes.broadcast_([every])
             values.append(at_best_temperature(every, seed=self.seed))
         return difference(values[0] - values[1], groups=task.groups(folds), seed=self.seed)
 
-    def _trained_without(self, candidate: _Candidate, held: HeldOutFold) -> nn.Module:
+    def _trained_without(self, candidate: Candidate, held: HeldOutFold) -> nn.Module:
         training = self._start(candidate.recipe, candidate.start, held, 0)
         training.ask = training.record = None
         self._run(training, candidate.best_step)
@@ -427,6 +360,7 @@ class Search:
         if isinstance(self.task, RowTask):
             self.task.aim(self.task.power)
         training = self._start(candidate.recipe, candidate.start, whole, 0)
+        training.stage_ends = candidate.trainings[0].stage_ends
         training.ask = training.record = None
         try:
             self._run(training, candidate.best_step)
@@ -437,6 +371,8 @@ class Search:
         return self._plain(training.fc, settings), settings
 
     def _plain(self, fc: nn.Module, settings: AdapterSettings) -> FCLayer:
+        if isinstance(fc, SequentialLayer):
+            return fc.fold_()
         return layer_at(fc.affine(), settings) if isinstance(fc, LowRankChange) else fc  # type: ignore[return-value]
 
     def _not_validated(self) -> Fitted:
@@ -447,7 +383,7 @@ class Search:
         if not isinstance(self.task, RowTask) and "discriminant 0.1" in forms:
             name = "discriminant 0.1"
         if isinstance(self.task, PairTask):
-            name = "frozen" if self.dim == self.width else "pca_uncentred"
+            name = "frozen" if self._at_full_width else "pca_uncentred"
         if self.settings.fc.start is not None:
             start = start_form(self.settings.fc.start, self.dim, self.width, self.seed)
             ((name, form),) = start.items()
@@ -462,10 +398,14 @@ class Search:
             self.history, self.stopped = training.history, training.stopped or "all steps taken"
         stopped = self.stopped or "nothing was trained"
         report = unvalidated_report(name, steps, steps_taken=self.steps_taken, stopped=stopped)
-        return Fitted(fc.eval().requires_grad_(False), settings, report, self.history)  # type: ignore[arg-type]
+        return Fitted(
+            fc.eval().requires_grad_(False), settings, report, self.history,  # type: ignore[arg-type]
+            [], self._codes(fc, settings), self._frontier(""),
+        )  # fmt: skip
 
     def _report(self, choice: Choice, checked: dict[str, Any]) -> Report:
         winner, reference = self.found[choice.winner], self.found[choice.reference]
+        several = {"sizes": self._by_size(choice.winner)} if len(self.sizes) > 1 else {}
         ours, theirs = (self._scored(one).values[self.judges].mean() for one in (winner, reference))
         apart = choice.difference
         return Report(
@@ -489,6 +429,7 @@ class Search:
             steps_taken=self.steps_taken,
             stopped=self.stopped or "nothing was trained",
             notes=self.notes,
+            **several,
         )
 
     def _records(self, reference: str, refused: dict[str, str]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Which candidate is returned, and what may be said of it: numbers of held-out queries in, a verdict out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,7 +22,10 @@ __all__ = [
     "at_best_temperature",
     "candidate_records",
     "choose",
+    "difference",
+    "differences",
     "halves",
+    "mean_at_best",
 ]
 
 Verdict = Literal["better", "no evidence", "start kept", "not validated"]
@@ -126,12 +130,14 @@ def at_best_temperature(scores: Tensor, *, seed: int) -> PerQuery:
     """Each query's score at the temperature that is best for the other half of the queries.
 
     Args:
-        scores: [queries, temperatures].
+        scores: [queries, temperatures], or [queries, temperatures, sizes].
         seed: Of the halves.
 
     Returns:
-        [queries].
+        [queries]; of several sizes the mean, each at its own best temperature.
     """
+    if scores.ndim == 3:
+        return torch.stack([at_best_temperature(one, seed=seed) for one in scores.unbind(2)]).mean(dim=0)
     if scores.shape[1] == 1 or len(scores) < 2:
         return scores.amax(dim=1).double()
     order = torch.from_numpy(np.random.default_rng([seed, 7]).permutation(len(scores)))
@@ -142,6 +148,18 @@ def at_best_temperature(scores: Tensor, *, seed: int) -> PerQuery:
     for half in (first, ~first):
         out[half] = values[half][:, values[~half].mean(dim=0).argmax()]
     return out
+
+
+def mean_at_best(scores: Tensor) -> float:
+    """The mean over queries at the best temperature, and over sizes, each at its own.
+
+    Args:
+        scores: [queries, temperatures], or [queries, temperatures, sizes].
+
+    Returns:
+        A number; NaN where there are no queries.
+    """
+    return float(scores.double().mean(dim=0).amax(dim=0).mean()) if len(scores) else math.nan
 
 
 def difference(values: Tensor, *, groups: Tensor | None = None, seed: int = 0) -> Difference:

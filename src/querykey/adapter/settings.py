@@ -14,6 +14,7 @@ from querykey.config.ranges import AtLeastTwo, Count, NonNegative, PositiveInt
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, RangeError
 from querykey.losses.by_name import LossName, loss_options, objective, takes_temperature
+from querykey.runtime.codes import check_bits
 
 __all__ = [
     "DRAWN",
@@ -24,6 +25,7 @@ __all__ = [
     "AdapterSettings",
     "Candidates",
     "FCLayerSettings",
+    "Ladder",
     "MemorySettings",
     "Recipe",
     "SelectionSettings",
@@ -35,6 +37,7 @@ __all__ = [
 Task = Literal["unlabelled", "labels", "pairs", "query side"]
 Target = Literal["frozen", "centred", "soft_whitened"]
 Candidates = str | tuple[str, ...]
+Ladder = Literal["joint", "sequential", "selection"]
 
 
 class Recipe(NamedTuple):
@@ -151,6 +154,13 @@ class AdapterSettings:
 
     Args:
         dim: Width of the adapted rows; None: 64, or the width where that is less.
+        dims: Sizes of the adapted rows, each a prefix of the largest; () for `dim` alone.
+        bits: Codes to make at each size: 8 and 1 bit a number; () for none. Float rows are always there.
+        ladder: How several sizes are trained. "joint": the sum of their losses (Matryoshka). "sequential":
+            the largest first, then each as a rotation that leaves the larger ones as they are (SMRL).
+            "selection": the same with chosen dimensions in the place of rotations (ADS).
+        size_weights: Of the losses of a joint ladder: "equal", or "inverse" to the size.
+        rotation: What turns rows before their signs are taken: "itq", learned, or "random".
         both_sides: Whether the gradient goes through the keys too.
         side: "both": queries and documents are transformed. "query": documents stay as they are in the
             index, which needs dim = width.
@@ -171,6 +181,11 @@ class AdapterSettings:
     """
 
     dim: PositiveInt | None = None
+    dims: tuple[int, ...] = ()
+    bits: tuple[int, ...] = ()
+    ladder: Ladder = "joint"
+    size_weights: Literal["equal", "inverse"] = "equal"
+    rotation: Literal["itq", "random"] = "itq"
     both_sides: bool = True
     side: Literal["both", "query"] = "both"
     steps: Count | None = None
@@ -191,6 +206,17 @@ class AdapterSettings:
     def __post_init__(self) -> None:
         if isinstance(self.candidates, str) and self.candidates not in ("all", "closed_form"):
             object.__setattr__(self, "candidates", (self.candidates,))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the adapted rows, largest first; `dim` alone where version 0.1 fitted."""
+        return self.dims or (int(self.dim or 0),)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the losses of the sizes, of mean 1."""
+        raw = [1 / size if self.size_weights == "inverse" else 1.0 for size in self.dims]
+        return tuple(weight * len(raw) / sum(raw) for weight in raw)
 
     def as_dict(self) -> dict[str, Any]:
         """As nested tables of plain values, for run.json."""
@@ -260,7 +286,13 @@ def resolve(
     """
     recipe = RECIPES[task][0] if recipe is None else recipe
     _check(settings, task, width)
+    dims = tuple(sorted(set(settings.dims), reverse=True))
     dim = settings.dim or (width if settings.side == "query" else min(64, width))
+    dims = dims or (dim,)
+    dim = dims[0]
+    for bits in settings.bits:
+        for size in dims:
+            check_bits(size, bits)
     loss = settings.loss.kind or recipe.loss
     options = dict(settings.loss.options)
     if takes_temperature(loss):
@@ -272,7 +304,8 @@ def resolve(
         raise ConfigError(f"the loss {loss} {need}; choose another, or leave it out")
     fc = settings.fc.kind or ("residual" if dim == width and task != "unlabelled" else "linear")
     lowered = _clipped(settings, recipe, items)
-    return tree.changed(settings, {**lowered, "dim": dim, "loss": {"kind": loss, **options}, "fc.kind": fc})
+    sizes = {"dim": dim, "dims": dims}
+    return tree.changed(settings, {**lowered, **sizes, "loss": {"kind": loss, **options}, "fc.kind": fc})
 
 
 def _clipped(settings: AdapterSettings, recipe: Recipe, items: int) -> dict[str, int]:
@@ -303,6 +336,7 @@ def _check(settings: AdapterSettings, task: Task, width: int) -> None:
     tree.require_valid(settings)
     if settings.dim is not None and settings.dim > width:
         raise RangeError(f"dim must be from 1 to the width of the features, {width}; got {settings.dim}")
+    _check_sizes(settings, width)
     if settings.side == "query" and settings.dim not in (None, width):
         raise ConfigError(
             f'side="query" leaves documents {width} wide, so dim must be {width} or left out; '
@@ -318,6 +352,20 @@ def _check(settings: AdapterSettings, task: Task, width: int) -> None:
         raise RangeError(
             f"capacity {settings.memory.capacity} is below batch_size {settings.batch_size}; "
             "raise the capacity or lower the batch size"
+        )
+
+
+def _check_sizes(settings: AdapterSettings, width: int) -> None:
+    dims = settings.dims
+    if dims and not all(1 <= size <= width for size in dims):
+        raise RangeError(f"dims must be from 1 to the width of the features, {width}; got {list(dims)}")
+    if dims and settings.dim not in (None, max(dims)):
+        raise ConfigError(
+            f"dim={settings.dim} and dims={list(dims)}: the largest of dims is the width, so leave out dim"
+        )
+    if settings.side == "query" and dims and dims != (width,):
+        raise ConfigError(
+            f'side="query" leaves documents {width} wide, so dims must be left out; got {list(dims)}'
         )
 
 

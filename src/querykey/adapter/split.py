@@ -22,6 +22,7 @@ __all__ = [
     "known_folds",
     "numbered_pairs",
     "query_folds",
+    "renumbered_pairs",
     "row_fold",
 ]
 
@@ -250,6 +251,20 @@ def numbered_pairs(pairs: ArrayLike, queries: int, documents: int) -> Tensor:
             f"{documents - 1}"
         )
     return numbers
+
+
+def renumbered_pairs(pairs: Tensor, kept: Tensor) -> Tensor:
+    """Pairs of the rows that are kept, by their new numbers.
+
+    Args:
+        pairs: (query, row) by number [pairs, 2].
+        kept: Mask of the rows [rows].
+
+    Returns:
+        int64 [pairs that are left, 2].
+    """
+    there = pairs[kept[pairs[:, 1]]]
+    return torch.stack([there[:, 0], (kept.cumsum(0) - 1)[there[:, 1]]], dim=1)
 
 
 def check_labels(labels: Labels, items: int) -> None:

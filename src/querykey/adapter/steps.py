@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from querykey.adapter.batch import Batch, Candidates, SelectedSlots, candidates_of
 from querykey.adapter.relevance import Relevance
@@ -16,7 +16,7 @@ from querykey.dictionaries.protocol import Dictionary
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.lookup.lookup import DensePairs, Lookup, PairRule, look_up
 from querykey.losses.by_name import Objective
-from querykey.types import Rows
+from querykey.types import PerQuery, Rows
 
 __all__ = [
     "AdapterLearner",
@@ -50,7 +50,7 @@ class AdapterLearner:
     """What is trained, by what, and under which rule.
 
     Args:
-        fc: The FC layer.
+        fc: The FC layer, or what a stage of a sequential ladder trains of it.
         objective: The loss.
         optimizer: Over the FC layer's parameters (and a learned temperature, where there is one).
         rule: Which pairs count.
@@ -60,9 +60,10 @@ class AdapterLearner:
             up as a whole, the part of the loss of its keys. Batch and selection are the same on all ranks.
             Each projects all keys itself: one layer costs less than sending its rows.
         target: Makes the rows whose scores are kept; None: the frozen rows themselves.
+        sizes: (size, weight of its loss) where prefixes are trained together; () for whole rows alone.
     """
 
-    fc: nn.Module
+    fc: Callable[[Tensor], Tensor]
     objective: Objective
     optimizer: torch.optim.Optimizer
     rule: PairRule = LABEL_RULE
@@ -70,6 +71,7 @@ class AdapterLearner:
     moves_documents: bool = True
     processes: ProcessGroup = SINGLE_PROCESS
     target: Callable[[Tensor], Tensor] | None = None
+    sizes: tuple[tuple[int, float], ...] = ()
 
     def wanted(self, vectors: Rows) -> Tensor:
         """Rows whose scores are to be preserved: the frozen ones, or their images under the target."""
@@ -90,8 +92,24 @@ class AdapterLearner:
         elif self.processes.world_size > 1:
             local = self.processes.local_slice(len(lookup))
             looked_up = [one.rows(local.start, local.stop) for one in looked_up]
-        losses = self.objective.loss(*looked_up)
+        losses = self._losses(*looked_up)
         return losses.sum() / takes_part.sum().clamp(min=1)
+
+    def _losses(self, lookup: Lookup, *target: Lookup) -> PerQuery:
+        r"""The loss of each query: :math:`\frac{1}{|D|} \sum_{d \in D} w_d\, l(z_{:d})` over the sizes.
+
+        Source:
+            Kusupati et al. 2022, arXiv:2205.13147, eq. 1.
+        """
+        if not self.sizes:
+            losses: PerQuery = self.objective.loss(lookup, *target)
+            return losses
+        every = [
+            weight
+            * self.objective.loss(lookup if size == lookup.keys.shape[1] else lookup.prefix(size), *target)
+            for size, weight in self.sizes
+        ]
+        return torch.stack(every).mean(dim=0)
 
     def descend(self, *losses: Tensor, lookup: Lookup, labels: tuple[Tensor, Tensor]) -> Step:
         """Backward and an optimiser step on the average of losses."""

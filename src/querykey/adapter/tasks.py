@@ -114,11 +114,14 @@ class HeldOutFold:
     asked: HeldOutQueries
 
 
-def general_forms(dim: int, width: int) -> dict[str, Form]:
-    """The forms that need rows alone; frozen rows are one at full width."""
-    forms: dict[str, Form] = {"frozen": lambda _: identity(width)} if dim == width else {}
+def general_forms(dim: int, width: int, *, nested: bool = False) -> dict[str, Form]:
+    """The forms that need rows alone; frozen rows are one at full width.
+
+    Of several sizes each form is nested: its first numbers are the form of the smaller size.
+    """
+    forms: dict[str, Form] = {"frozen": lambda _: identity(width)} if dim == width and not nested else {}
     forms["pca"] = lambda of: principal_components(of.rows, dim, centred=True)
-    if dim < width:  # at full width it is a rotation of the frozen rows
+    if dim < width or nested:  # at full width it is a rotation of the frozen rows
         forms["pca_uncentred"] = lambda of: principal_components(of.rows, dim, centred=False)
     for power in POWERS:
         forms[f"soft_whitening {power:g}"] = partial(_whitened, dim=dim, power=power)
@@ -171,6 +174,7 @@ class LabelTask:
 
     def __init__(self, vectors: FrozenRows, labels: Labels, settings: AdapterSettings) -> None:
         self.vectors, self.labels, self.settings = vectors, labels, settings
+        self.documents = vectors  # what an index holds
         self.classes = int(labels.max()) + 1
         known = (labels >= 0).nonzero()[:, 0]
         share, seed = settings.validation_fraction, settings.seed
@@ -212,7 +216,7 @@ class LabelTask:
 
     def forms(self) -> dict[str, Form]:
         dim, width = self.settings.dim or 0, self.vectors.shape[1]
-        forms = general_forms(dim, width)
+        forms = general_forms(dim, width, nested=len(self.settings.dims) > 1)
         total = self.statistics(None).classes
         if total is not None and total.degrees > 0:
             for shrinkage in SHRINKAGES:
@@ -297,7 +301,7 @@ class PairTask:
                 if rank < width:
                     forms[f"low_rank {rank}, {s:g}"] = partial(_low_ranked, rank=rank, strength=s)
             return forms
-        forms = general_forms(dim, width)
+        forms = general_forms(dim, width, nested=len(self.settings.dims) > 1)
         for shrinkage in SHRINKAGES:
             forms[f"discriminant {shrinkage:g}"] = partial(_discriminated, dim=dim, shrinkage=shrinkage)
         return forms
@@ -356,6 +360,7 @@ class RowTask:
 
     def __init__(self, vectors: FrozenRows, settings: AdapterSettings, judge: Judge | None) -> None:
         self.vectors, self.settings, self.judge = vectors, settings, judge
+        self.documents = vectors  # what an index holds
         self.new: list[HeldOutFold] = []
         self.power: str = settings.target or "soft_whitened"
         share, seed = settings.validation_fraction, settings.seed
@@ -432,7 +437,8 @@ class RowTask:
         return Statistics(self._total + queries)
 
     def forms(self) -> dict[str, Form]:
-        return general_forms(self.settings.dim or 0, self.vectors.shape[1])
+        nested = len(self.settings.dims) > 1
+        return general_forms(self.settings.dim or 0, self.vectors.shape[1], nested=nested)
 
     def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> Course:
         target = self.target(fold)

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from querykey.adapter.closed_forms import Affine
 from querykey.adapter.sampling import Course
+from querykey.adapter.selection import mean_at_best
+from querykey.adapter.sequential import SequentialLayer
 from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.steps import Step
 from querykey.adapter.verdict import Report
@@ -24,6 +26,7 @@ from querykey.evaluation.geometry import effective_rank
 from querykey.lookup.lookup import IGNORE_LABEL, Lookup
 from querykey.lookup.unit_length import unit_length
 from querykey.optim import warm_up_cosine
+from querykey.runtime.codes import Code
 from querykey.types import FrozenRows, PairMask, Rows
 
 __all__ = ["CHECKS", "Fitted", "LowRankChange", "Record", "Training", "layer_at", "step_metrics"]
@@ -44,6 +47,8 @@ class Fitted:
         report: Verdict, difference to the reference, what was returned and why, seconds.
         history: A record for each time a training run was scored: step, validation score and health.
         candidates: Each candidate: name, validation score, difference to the reference, seconds.
+        codes: (size, bits) to the code of rows of that size.
+        frontier: Each size at each precision: bytes, quality and its interval.
     """
 
     fc: FCLayer
@@ -51,6 +56,8 @@ class Fitted:
     report: Report
     history: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[dict[str, Any]] = field(default_factory=list)
+    codes: dict[tuple[int, int], Code] = field(default_factory=dict)
+    frontier: list[dict[str, Any]] = field(default_factory=list)
 
 
 class LowRankChange(nn.Module):
@@ -129,7 +136,10 @@ class Training:
     history: list[dict[str, Any]] = field(default_factory=list)
     scores: dict[int, Tensor] = field(default_factory=dict)
     states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    stage_states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     taken: int = 0
+    stage_ends: list[int] = field(default_factory=list)
+    """Steps after which each stage of a sequential ladder was at its best; given to a refit."""
     stopped: str = ""
     seconds: float = 0.0
 
@@ -151,11 +161,17 @@ class Training:
         """
         every = max(1, -(-self.steps // CHECKS))
         while self.taken < min(until, self.steps) and not self.stopped:
+            self._change_stage()
+            if self.taken >= min(until, self.steps):
+                break
             for group in self.course.learner.optimizer.param_groups:
-                group["lr"] = self._rate * warm_up_cosine(self.taken, steps=self.steps)
+                group["lr"] = self._rate * warm_up_cosine(
+                    self.taken % self._stage_steps, steps=self._stage_steps
+                )
             step = self.course.take(self.taken)
             self.taken += 1
-            if self.taken % every and self.taken not in (self.steps, until):
+            ends = self.taken % self._stage_steps == 0
+            if self.taken % every and self.taken not in (self.steps, until) and not ends:
                 continue
             metrics = step_metrics(step, self.fc) | self._row_metrics()
             score = self._evaluate()
@@ -165,11 +181,43 @@ class Training:
             if (reason := check_collapse(metrics, self._start)) is not None:
                 self.stopped = reason
                 warnings.warn(f"training stopped at step {self.taken}: {reason}", UserWarning, stacklevel=2)
-            elif patience is not None and self._since_best() >= patience:
+            elif patience is not None and not self._staged and self._since_best() >= patience:
                 self.stopped = f"no better validation score in {patience} evaluations"
             if not keep:
                 self.states.clear()
         return self
+
+    @property
+    def _staged(self) -> bool:
+        return isinstance(self.fc, SequentialLayer)
+
+    @property
+    def _stage_steps(self) -> int:
+        """Steps of a stage: all of them where there is one."""
+        return -(-self.steps // len(self.fc.sizes)) if isinstance(self.fc, SequentialLayer) else self.steps
+
+    def _change_stage(self) -> None:
+        """Go to the next stage of a sequential ladder, from the best state of this one."""
+        if not isinstance(self.fc, SequentialLayer):
+            return
+        stage, length = int(self.fc.stage), self._stage_steps
+        if self.ask is None and stage < len(self.stage_ends) and self.taken >= self.stage_ends[stage]:
+            self.taken = min((stage + 1) * length, self.steps)  # a refit stops where the first fit was best
+        if self.taken == (stage + 1) * length < self.steps:
+            if self.ask is not None:
+                step = max(self.stage_states, key=lambda step: (self._at_size(step, stage), -step))
+                self.fc.load_state_dict(self.stage_states[step])
+                self.stage_ends.append(step)
+            self.fc.next_stage_()
+            self.course.learner.optimizer.state.clear()
+            if self.ask is not None:
+                self.stage_states = {self.taken: copy.deepcopy(self.fc.state_dict())}
+                self.scores[self.taken] = self.scores[step]
+        self.fc.step, self.fc.progress = self.taken, self.taken % length / length
+
+    def _at_size(self, step: int, stage: int) -> float:
+        scores = self.scores[step]
+        return self._mean(scores[:, :, stage] if scores.ndim == 3 else scores)
 
     @property
     def best_step(self) -> int:
@@ -202,14 +250,23 @@ class Training:
         current_process_group().broadcast_([scores])
         self.scores[self.taken] = scores
         score = self._mean(scores)
+        if isinstance(self.fc, SequentialLayer):
+            self._keep_of_stage(self.fc)
         if self.taken == self.best_step:
             self.states = {self.taken: copy.deepcopy(self.fc.state_dict())}
         return score
 
+    def _keep_of_stage(self, fc: SequentialLayer) -> None:
+        """Keep the state that is best for the size of the stage, to go on from."""
+        stage = int(fc.stage)
+        best = max((self._at_size(step, stage) for step in self.stage_states), default=-math.inf)
+        if self._at_size(self.taken, stage) > best:
+            self.stage_states = {self.taken: copy.deepcopy(fc.state_dict())}
+
     def _mean(self, scores: Tensor) -> float:
         """At the temperature that is best for the queries that may choose."""
         chosen = scores if self.chooses is None else scores[self.chooses]
-        mean = float(chosen.double().mean(dim=0).max()) if len(chosen) else math.nan
+        mean = mean_at_best(chosen)
         return -math.inf if math.isnan(mean) else mean
 
     def _since_best(self) -> int:

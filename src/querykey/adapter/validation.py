@@ -192,9 +192,12 @@ class LabelQuestion:
         keys = in_blocks(transform, self.rows)
         return log_probability(keys[asked.numbers], keys, asked.right, asked.excluded)
 
-    def ranks(self, transform: Transform, asked: HeldOutQueries) -> dict[str, PerQuery]:
-        keys = in_blocks(transform, self.rows)
-        found = ranks(keys[asked.numbers], keys, asked.right, asked.excluded)
+    def ranks(
+        self, transform: Transform, asked: HeldOutQueries, keys_as: Transform | None = None
+    ) -> dict[str, PerQuery]:
+        keys = in_blocks(keys_as or transform, self.rows)
+        queries = keys[asked.numbers] if keys_as is None else transform(self.rows[asked.numbers])
+        found = ranks(queries, keys, asked.right, asked.excluded)
         return {name: found[name] for name in ("R@1", "MAP@R")}
 
 
@@ -223,12 +226,17 @@ class PairQuestion:
     def ask(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
         return log_probability(*self._rows(transform, asked), asked.right, asked.excluded)
 
-    def ranks(self, transform: Transform, asked: HeldOutQueries) -> dict[str, PerQuery]:
-        found = ranks(*self._rows(transform, asked), asked.right, asked.excluded)
+    def ranks(
+        self, transform: Transform, asked: HeldOutQueries, keys_as: Transform | None = None
+    ) -> dict[str, PerQuery]:
+        found = ranks(*self._rows(transform, asked, keys_as), asked.right, asked.excluded)
         return {name: found[name] for name in ("MRR", "R@1")}
 
-    def _rows(self, transform: Transform, asked: HeldOutQueries) -> tuple[Tensor, Tensor]:
-        documents = in_blocks(transform, self.documents) if self.moves_documents else self.documents
+    def _rows(
+        self, transform: Transform, asked: HeldOutQueries, keys_as: Transform | None = None
+    ) -> tuple[Tensor, Tensor]:
+        move = keys_as or (transform if self.moves_documents else None)
+        documents = self.documents if move is None else in_blocks(move, self.documents)
         return in_blocks(transform, self.queries[asked.numbers]), documents
 
 
@@ -261,9 +269,13 @@ class DistillationQuestion:
             out.append(-(there.exp() * gap).sum(dim=1))
         return torch.cat(out)[:, None] if out else torch.empty(0, 1)
 
-    def ranks(self, transform: Transform, asked: HeldOutQueries) -> dict[str, PerQuery]:
+    def ranks(
+        self, transform: Transform, asked: HeldOutQueries, keys_as: Transform | None = None
+    ) -> dict[str, PerQuery]:
         """The share of the ten keys that the frozen rows score highest which is still among the ten."""
-        keys, queries = in_blocks(transform, self.keys), in_blocks(transform, self.queries[asked.numbers])
+        keys, queries = (
+            in_blocks(keys_as or transform, self.keys), in_blocks(transform, self.queries[asked.numbers])
+        )  # fmt: skip
         kept, k = [], min(10, len(self.keys) - 1)
         for start in range(0, len(queries), self._size):
             part = slice(start, start + self._size)
@@ -287,7 +299,8 @@ class DistillationQuestion:
 
 
 Question = LabelQuestion | PairQuestion | DistillationQuestion
-"""`ask` gives log-likelihoods [queries, temperatures], `ranks` what is reported beside them."""
+"""`ask` gives log-likelihoods [queries, temperatures], `ranks` what is reported beside them. Where keys are
+made by another transform than queries (codes, looked up by float rows), `keys_as` is that."""
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from querykey.cli.options import (
     Split,
     Threads,
     check_choice,
+    numbers,
     prepare,
 )
 
@@ -25,6 +26,8 @@ def adapt_features(
     features: Annotated[str, typer.Argument(metavar="FEATURES", help="See `querykey help sources`.")],
     out: Out,
     dim: Annotated[int | None, typer.Option(help="Width of the adapted rows; 64 if not said.")] = None,
+    dims: Annotated[str | None, typer.Option(metavar="256,128", help="Several, from one fit.")] = None,
+    bits: Annotated[str | None, typer.Option(metavar="8,1", help="Codes to make, at each size.")] = None,
     labels: Annotated[
         str | None,
         typer.Option(metavar="COLUMN", help="Learn from classes; `label` in what embed wrote."),
@@ -61,7 +64,8 @@ def adapt_features(
 
     check_choice("--pseudo-queries", pseudo, ("on", "off"))
     run = read_run(
-        run_file, settings or [], dim=dim, labels=labels, pairs=pairs or None, side=side, classes=classes,
+        run_file, settings or [], dim=dim, dims=numbers("--dims", dims), bits=numbers("--bits", bits),
+        labels=labels, pairs=pairs or None, side=side, classes=classes,
         seed=seed,
     )  # fmt: skip
     prepare(device, threads, run.seed, supports_torchrun=True)
@@ -79,4 +83,6 @@ def adapt_features(
     line(f"{out}: {fc.width} -> {fc.dim}, {report['steps_taken']} steps, {report['seconds']:.1f} s")
     for row in [*summary(report, made.adapter.candidates_), *report["notes"]]:
         line(f"  {row}")
+    if made.adapter.frontier_:
+        line(f"  {len(made.adapter.frontier_)} sizes and precisions: querykey size {out}")
     line(f"next: querykey evaluate {out} --on FEATURES-OR-SOURCE", whole=True)

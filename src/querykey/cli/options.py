@@ -20,6 +20,7 @@ __all__ = [
     "Split",
     "Threads",
     "check_choice",
+    "numbers",
     "prepare",
     "reserve_output",
     "reserved_outputs",
@@ -123,6 +124,29 @@ def reserve_output(out: Path, *, resumable: bool = False) -> None:
         is_main = current_process_group().is_main_process
     if is_main:
         _RESERVED.get().enter_context(reserve(out, resumable=resumable))
+
+
+def numbers(option: str, given: str | None) -> list[int] | None:
+    """Whole numbers that are written with commas between them.
+
+    Args:
+        option: As it is typed.
+        given: Its value; None where it is not there.
+
+    Returns:
+        The numbers, or None.
+
+    Raises:
+        ConfigError: If they are no whole numbers.
+    """
+    from querykey.errors import ConfigError
+
+    if given is None:
+        return None
+    try:
+        return [int(one) for one in given.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} is whole numbers with commas between them, got {given!r}") from None
 
 
 def check_choice(option: str, given: str, allowed: tuple[str, ...]) -> None:

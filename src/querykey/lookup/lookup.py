@@ -283,6 +283,15 @@ class Lookup:
             whole=self if self.whole is None else self.whole,
         )
 
+    def prefix(self, dim: int) -> "Lookup":
+        """The look-up of the first `dim` numbers of queries and keys, each scaled to length 1."""
+        return replace(
+            self,
+            queries=unit_length(self.queries[:, :dim]),
+            keys=unit_length(self.keys[:, :dim]),
+            whole=None if self.whole is None else self.whole.prefix(dim),
+        )
+
     def with_pairs(self, positive: PairMask, negative: PairMask) -> "Lookup":
         """The same queries and keys with other pairs; scores that are known are kept."""
         other = replace(self, pairs=DensePairs(positive, negative), whole=None)

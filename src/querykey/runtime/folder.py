@@ -2,20 +2,25 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save_file
 
 from querykey.errors import MissingPathError, QuerykeyError, StoreError
+from querykey.runtime.codes import Code
 from querykey.runtime.forward import LoadedAdapter
 
-__all__ = ["load"]
+__all__ = ["load", "put_codes", "read_codes"]
 
 FORMAT, VERSION = "querykey adapter", 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
+CODES = "codes.safetensors"
+"""Only where there are codes: versions that know none read the other two."""
 WIDEST = 1_000_000
 KINDS = ("linear", "residual", "two_layer")
 SIDES = ("both", "query")
@@ -75,8 +80,68 @@ def _read(folder: Path, described: Any) -> LoadedAdapter:
     return LoadedAdapter(
         _checked(load_tensors(content), width, dim, kind, folder),
         kind=kind, side=side, model_key=str(described["model_key"]),
-        report=dict(described.get("report", {})),
+        report=dict(described.get("report", {})), dims=_dims(described, dim, folder),
+        codes=read_codes(folder, described),
     )  # fmt: skip
+
+
+def put_codes(codes: Mapping[tuple[int, int], Code], folder: Path) -> dict[str, Any] | None:
+    """Write the codes of an adapter into its folder, and say what is to be said of them in adapter.json.
+
+    Args:
+        codes: (size, bits) to `Code`.
+        folder: That is there.
+
+    Returns:
+        The sizes and bits with the checksum of the file; None, and no file, where there are no codes.
+    """
+    if not codes:
+        return None
+    tensors = {
+        f"{dim}.{bits}.{name}": np.ascontiguousarray(tensor)
+        for (dim, bits), code in codes.items() for name, tensor in code.tensors.items()
+    }  # fmt: skip
+    save_file(tensors, folder / CODES)
+    digest = hashlib.sha256((folder / CODES).read_bytes()).hexdigest()
+    return {"of": [list(key) for key in codes], "sha256": digest}
+
+
+def read_codes(folder: Path, described: Mapping[str, Any]) -> dict[tuple[int, int], Code]:
+    """The codes of a saved adapter.
+
+    Args:
+        folder: Of the adapter.
+        described: Its adapter.json.
+
+    Returns:
+        (size, bits) to `Code`; {} where it has none.
+
+    Raises:
+        StoreError: If they are damaged or were changed.
+    """
+    about = described.get("codes")
+    if about is None:
+        return {}
+    if not (folder / CODES).is_file():
+        raise StoreError(f"{folder}: {CODES} is missing")
+    content = (folder / CODES).read_bytes()
+    if hashlib.sha256(content).hexdigest() != about["sha256"]:
+        raise StoreError(
+            f"{folder}: {CODES} is damaged or was changed: its checksum differs from {DESCRIPTION}"
+        )
+    tensors, codes = load_tensors(content), dict[tuple[int, int], Code]()
+    for dim, bits in about["of"]:
+        start = f"{dim}.{bits}."
+        own = {name.removeprefix(start): one for name, one in tensors.items() if name.startswith(start)}
+        codes[dim, bits] = Code(dim, bits, own)
+    return codes
+
+
+def _dims(described: Mapping[str, Any], dim: int, folder: Path) -> tuple[int, ...]:
+    dims = described.get("dims", [dim])
+    if not (isinstance(dims, list) and dims and all(type(one) is int and 1 <= one <= dim for one in dims)):
+        raise StoreError(f"{folder}: dims {dims!r} are not sizes of an adapter of {dim} numbers")
+    return tuple(dims)
 
 
 def _checked(

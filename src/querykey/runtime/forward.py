@@ -1,15 +1,17 @@
 """The forward pass of an adapter in NumPy."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from querykey.errors import DataError, ShapeError
+from querykey.errors import DataError, RangeError, ShapeError
+from querykey.runtime.codes import Code, Exact, Packed, grid_matrix, grid_product, grid_rows
 
-__all__ = ["LoadedAdapter"]
+__all__ = ["LoadedAdapter", "check_size"]
 
 BLOCK = 1024
 """Rows at once: the embeddings of a block stay in the cache between the product and the scaling."""
@@ -22,12 +24,14 @@ Rows = NDArray[np.float32]
 
 
 class LoadedAdapter:
-    r"""A saved adapter: rows of a frozen model in, unit rows of width `dim` out.
+    r"""A saved adapter: rows of a frozen model in, unit rows of width `dim` out, or codes of them.
 
     With :math:`x` a row scaled to length 1, as `Adapter.transform` has it,
 
     .. math:: z = \text{norm}(W x + b) \quad\text{(linear; residual with } W + I),\qquad
               z = \text{norm}(W x + b + W_2\,\text{gelu}(W_1 x + b_1)) \quad\text{(two layers)}
+
+    A smaller size is the first numbers of these, scaled to length 1 again.
 
     `querykey.runtime.load` makes one. Nothing changes it, and threads may share it.
 
@@ -37,10 +41,12 @@ class LoadedAdapter:
         side: "query" if documents are not transformed.
         model_key: Of the model whose features it was fitted on; "" where none is known.
         report: Of the fit: the verdict and its figures.
+        dims: Sizes that the fit validated, largest first; the width of the layer alone where not given.
+        codes: (size, bits) to the code of rows of that size.
 
     Attributes:
         width: Numbers in a frozen row.
-        dim: Numbers in an adapted row.
+        dim: Numbers in an adapted row, at the most.
 
     Example:
         >>> adapter = LoadedAdapter({"weight": np.eye(2, 3, dtype="f4"), "bias": np.zeros(2, "f4")})
@@ -56,12 +62,16 @@ class LoadedAdapter:
         side: str = "both",
         model_key: str = "",
         report: Mapping[str, Any] | None = None,
+        dims: Sequence[int] | None = None,
+        codes: Mapping[tuple[int, int], Code] | None = None,
     ) -> None:
         self.kind, self.side, self.model_key = kind, side, model_key
         self.report = dict(report or {})
         weight = tensors["weight"]
         self.dim, self.width = weight.shape
         self._weight = weight + np.eye(self.dim, dtype=np.float32) if kind == "residual" else weight
+        self.dims = (self.dim,) if dims is None else tuple(dims)
+        self.codes = dict(codes or {})
         self._bias = tensors["bias"]
         self._hidden: tuple[Rows, Rows, Rows] | None = None
         if kind == "two_layer":
@@ -70,11 +80,12 @@ class LoadedAdapter:
     def __repr__(self) -> str:
         return f"LoadedAdapter({self.width} -> {self.dim}, kind={self.kind!r}, side={self.side!r})"
 
-    def transform(self, x: ArrayLike) -> Rows:
+    def transform(self, x: ArrayLike, *, dim: int | None = None) -> Rows:
         """Adapt rows: of items, of queries, and (unless side is "query") of documents.
 
         Args:
             x: One frozen row [width], or several [rows, width]; of any real dtype and length.
+            dim: One of `dims`; None: the largest.
 
         Returns:
             Unit rows of the same number of axes, [dim] or [rows, dim], float32. They are those of
@@ -83,25 +94,79 @@ class LoadedAdapter:
         Raises:
             ShapeError: If a row is not `width` long.
             DataError: If a number is NaN or infinite.
+            RangeError: If the adapter has no such size.
         """
-        rows = _in_range(x)
+        size, rows = self.dim if dim is None else check_size(dim, self.dims), _in_range(x)
         if rows.shape == (self.width,):
-            return self._one(rows)
-        out = np.empty((len(self._matrix(rows)), self.dim), dtype=np.float32)
+            return self._one(rows, size)
+        out = np.empty((len(self._matrix(rows)), size), dtype=np.float32)
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
             self._many(block, out[start : start + BLOCK], start)
         return out
 
-    def transform_documents(self, x: ArrayLike) -> Rows:
+    def transform_documents(self, x: ArrayLike, *, dim: int | None = None) -> Rows:
         """Like `transform`, for documents: with side "query" they are only scaled to length 1."""
         if self.side == "both":
-            return self.transform(x)
+            return self.transform(x, dim=dim)
+        if dim is not None:
+            check_size(dim, self.dims)
         rows = _in_range(x)
         if rows.shape != (self.width,):
             return np.divide(*_with_lengths(self._matrix(rows), 0))
         unit: Rows = np.divide(*_with_lengths(rows[None], 0))[0]
         return unit
+
+    def quantize(self, x: ArrayLike, *, dim: int | None = None, bits: int = 8) -> Packed:
+        """Codes of documents, to be looked up with float queries (`scores`) or with other codes.
+
+        A row has the code that it has in any batch: nothing is taken from the rows at hand, and no order of
+        summation shows.
+
+        Args:
+            x: One frozen row [width], or several [rows, width].
+            dim: One of `dims`; None: the largest.
+            bits: 8 or 1 a number, whichever the adapter was fitted with.
+
+        Returns:
+            int8 [rows, dim], or packed bits uint8 [rows, dim / 8]; see `Code.encode`. One axis for one row.
+
+        Raises:
+            ShapeError: If a row is not `width` long.
+            DataError: If a number is NaN or infinite.
+            RangeError: If the adapter has no such size or no such code.
+        """
+        code, rows = self.code(dim=dim, bits=bits), np.asarray(x, dtype=np.float32)
+        matrix = rows[None] if rows.shape == (self.width,) else self._matrix(rows)
+        parts = [code.encode(np.empty((0, code.dim), dtype=np.float32))]
+        for start in range(0, len(matrix), BLOCK):
+            block = matrix[start : start + BLOCK]
+            _with_lengths(block, start)  # refuses what is not finite
+            parts.append(code.encode(self._exact(block)[:, : code.dim]))
+        codes: Packed = np.concatenate(parts)
+        return codes[0] if rows.ndim == 1 else codes
+
+    def code(self, *, dim: int | None = None, bits: int = 8) -> Code:
+        """How rows of a size become codes, and what codes stand for: `decode`, `scores`.
+
+        Args:
+            dim: One of `dims`; None: the largest.
+            bits: 8 or 1.
+
+        Returns:
+            The `Code`.
+
+        Raises:
+            RangeError: If the adapter has no such size or no such code.
+        """
+        size = self.dim if dim is None else check_size(dim, self.dims)
+        if (size, bits) not in self.codes:
+            there = sorted({bits for _, bits in self.codes}, reverse=True)
+            raise RangeError(
+                f"this adapter has no codes of {bits} bits; it has {' and '.join(map(str, there)) or 'none'};"
+                f" fit it again with bits=[{bits}]"
+            )
+        return self.codes[size, bits]
 
     def _matrix(self, rows: Rows) -> Rows:
         if rows.ndim != 2 or rows.shape[1] != self.width:
@@ -111,34 +176,67 @@ class LoadedAdapter:
             )
         return rows
 
-    def _one(self, row: Rows) -> Rows:
+    def _one(self, row: Rows, size: int) -> Rows:
         with np.errstate(over="ignore"):
             square = float(row.dot(row))
         # outside of this range the square has lost digits, or a number is not finite
         if self._hidden is not None or not 1e-20 < square < 1e30:
-            out = np.empty((1, self.dim), dtype=np.float32)
+            out = np.empty((1, size), dtype=np.float32)
             self._many(row[None], out, 0)
             first: Rows = out[0]
             return first
-        z: Rows = self._weight.dot(row)
+        z: Rows = self._weight[:size].dot(row)
         z /= math.sqrt(square)
-        z += self._bias
+        z += self._bias[:size]
         z /= max(math.sqrt(z.dot(z)), LEAST_NORM)
         return z
 
     def _many(self, rows: Rows, out: Rows, first: int) -> None:
         # W x of the row as it is, scaled afterwards: that is `dim` numbers a row, and not `width`
+        size = out.shape[1]
         rows, lengths = _with_lengths(rows, first)
-        np.matmul(rows, self._weight.T, out=out)
+        np.matmul(rows, self._weight[:size].T, out=out)
         out /= lengths
-        out += self._bias
+        out += self._bias[:size]
         if self._hidden is not None:
             weight, bias, last = self._hidden
             hidden = rows @ weight.T
             hidden /= lengths
             hidden += bias
-            out += _gelu(hidden) @ last.T
+            out += _gelu(hidden) @ last[:size].T
         out /= np.maximum(np.sqrt(np.einsum("ij,ij->i", out, out)), LEAST_NORM)[:, None]
+
+    def _exact(self, rows: Rows) -> Exact:
+        """Rows before they are scaled to length 1 [rows, dim], the same bits in any batch; see `codes`."""
+        grid = grid_rows(rows)
+        if self.side == "query":
+            return grid.whole / grid.lengths
+        out = grid_product(grid, self._grids[0]) + self._bias
+        if self._hidden is not None:
+            hidden = grid_rows(_gelu(grid_product(grid, self._grids[1]) + self._hidden[1]))
+            out += grid_product(hidden, self._grids[2]) * (hidden.lengths * hidden.step)
+        return out
+
+    @cached_property
+    def _grids(self) -> list[tuple[Exact, float]]:
+        matrices = (
+            [self._weight] if self._hidden is None else [self._weight, self._hidden[0], self._hidden[2]]
+        )
+        return [grid_matrix(matrix) for matrix in matrices]
+
+
+def check_size(dim: int, dims: Sequence[int]) -> int:
+    """A size, if it is one of an adapter's.
+
+    Raises:
+        RangeError: If it is not.
+    """
+    if dim not in dims:
+        raise RangeError(
+            f"this adapter has the sizes {', '.join(map(str, dims))}; got dim={dim}; fit it again with "
+            "this size"
+        )
+    return dim
 
 
 def _in_range(x: ArrayLike) -> Rows:
@@ -174,7 +272,7 @@ def _with_lengths(rows: Rows, first: int) -> tuple[Rows, Rows]:
     return rows, lengths
 
 
-def _gelu(x: Rows) -> Rows:
+def _gelu(x: NDArray[Any]) -> Rows:
     r"""The exact GELU, :math:`x\,(1 + \text{erf}(x / \sqrt 2)) / 2`, to 1e-7 of max(1, \|x\|).
 
     NumPy has no erf. Source: Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 7.1.26,

@@ -1,0 +1,181 @@
+"""Sizes that are trained one after the other: a smaller one never disturbs a larger one."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from querykey.encoders.heads import FCLayer
+from querykey.errors import RangeError
+from querykey.types import FrozenRows, Rows
+
+__all__ = ["SequentialLayer", "cayley", "gumbel_mask"]
+
+HOTTEST, COLDEST = 1.0, 0.1
+"""Temperature of the Gumbel-softmax at the start of a stage and at its end."""
+LOGIT_SCALE = 100.0
+"""Logits a unit of their parameter: at the rate of a matrix they would not leave the noise."""
+
+
+class SequentialLayer(nn.Module):
+    r"""An FC layer whose largest size is trained first and then frozen; each next size is found inside of it.
+
+    A stage from the first :math:`p` numbers to the first :math:`d` of them learns a rotation :math:`R` of
+    :math:`p` numbers ("sequential"), which changes no score of the larger sizes, or which :math:`d` of the
+    numbers to take ("selection"), which is a rotation too. `fold_` puts it into the FC layer.
+
+    Args:
+        fc: Is trained in place; the first stage is its largest size.
+        sizes: Largest first, the first the width of what `fc` gives.
+        kind: "sequential" or "selection".
+        seed: Of the noise of a selection.
+
+    Raises:
+        RangeError: If the sizes do not fall, or do not begin with the width of the layer.
+
+    Source:
+        Zhang et al. 2025, arXiv:2510.12474 (SMRL, ADS), with an orthogonal map in the place of an FC layer a
+        stage: all sizes stay prefixes of one vector.
+    """
+
+    stage: Tensor
+
+    def __init__(
+        self, fc: FCLayer, sizes: Sequence[int], kind: Literal["sequential", "selection"], *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if list(sizes) != sorted(set(sizes), reverse=True) or sizes[0] != fc.dim:
+            raise RangeError(f"sizes must fall from {fc.dim}, the width of the layer; got {list(sizes)}")
+        self.fc, self.sizes, self.kind, self.seed = fc, tuple(sizes), kind, seed
+        self.register_buffer("stage", torch.zeros((), dtype=torch.int64))
+        shapes = [(p - d, d) if kind == "sequential" else (p,) for p, d in pairwise(sizes)]
+        self.turns = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes])
+        self.progress, self.step = 0.0, 0
+        self._train_stage()
+
+    @property
+    def size(self) -> int:
+        """That the stage is about."""
+        return self.sizes[int(self.stage)]
+
+    def forward(self, rows: FrozenRows) -> Rows:
+        """Unit rows [rows, width] to unit rows of the largest size [rows, dim]."""
+        z = self.fc.project(rows)
+        if (stage := int(self.stage)) > 0:
+            larger = self.sizes[stage - 1]
+            z = torch.cat([z[:, :larger] @ self._map().T, z[:, larger:]], dim=1)
+        return F.normalize(z, dim=1)
+
+    def stage_rows(self, rows: FrozenRows) -> Rows:
+        """What the stage trains: unit rows of its size, or, of a selection, larger ones that are masked."""
+        z = self.fc.project(rows)
+        if (stage := int(self.stage)) == 0:
+            return F.normalize(z, dim=1)
+        z = z[:, : self.sizes[stage - 1]]
+        if self.kind == "sequential":
+            return F.normalize(z @ self._map()[: self.size].T, dim=1)
+        temperature = HOTTEST * (COLDEST / HOTTEST) ** self.progress
+        noise = torch.Generator().manual_seed((self.seed * 2**24 + stage * 2**20 + self.step) % 2**63)
+        mask = gumbel_mask(
+            LOGIT_SCALE * self.turns[stage - 1], self.size, temperature=temperature, generator=noise
+        )
+        return F.normalize(z * mask, dim=1)
+
+    @torch.no_grad()
+    def next_stage_(self) -> None:
+        """Put the map of this stage into the FC layer, and go to the next size."""
+        self.fold_()
+        self.stage += 1
+        self._train_stage()
+
+    @torch.no_grad()
+    def fold_(self) -> FCLayer:
+        """Put the map of this stage into the FC layer, in place.
+
+        Returns:
+            The FC layer, which gives what this layer gives.
+        """
+        if (stage := int(self.stage)) > 0:
+            _turn(self.fc, self._map())
+            self.turns[stage - 1].zero_()
+        return self.fc
+
+    def _train_stage(self) -> None:
+        stage = int(self.stage)
+        self.fc.requires_grad_(stage == 0)
+        for number, turn in enumerate(self.turns, start=1):
+            turn.requires_grad_(number == stage)
+
+    def _map(self) -> Tensor:
+        """The orthogonal matrix of the stage [larger, larger]."""
+        turn = self.turns[int(self.stage) - 1]
+        if self.kind == "sequential":
+            return cayley(turn)
+        chosen = torch.sort(turn.detach(), descending=True, stable=True).indices[: self.size]
+        rest = torch.ones(len(turn), dtype=torch.bool)
+        rest[chosen] = False
+        order = torch.cat([chosen.sort().values, rest.nonzero()[:, 0]])
+        return torch.eye(len(turn))[order]
+
+
+def cayley(block: Tensor) -> Tensor:
+    r"""The rotation :math:`(I + S)^{-1} (I - S)` with :math:`S = [[0, -B^T], [B, 0]]`.
+
+    It moves the first d axes towards the others and leaves out what turns either of them in itself, since
+    no score of d numbers sees that.
+
+    Args:
+        block: B [others, d].
+
+    Returns:
+        [d + others, d + others], orthogonal; the identity for zeros.
+    """
+    others, size = block.shape
+    skew = torch.zeros(size + others, size + others, dtype=block.dtype)
+    skew[size:, :size] = block
+    skew = skew - skew.T
+    eye = torch.eye(size + others, dtype=block.dtype)
+    turned: Tensor = torch.linalg.solve(eye + skew, eye - skew)
+    return turned
+
+
+def gumbel_mask(logits: Tensor, count: int, *, temperature: float, generator: torch.Generator) -> Tensor:
+    r"""A mask of `count` ones, drawn by Gumbel-softmax; the gradient is that of the soft mask.
+
+    .. math:: y = k\,\text{softmax}\bigl((l + g) / \tau\bigr), \quad g = -\log(-\log u)
+
+    Args:
+        logits: l [dims].
+        count: k, from 1 to dims.
+        temperature: Tau, above 0.
+        generator: Of u.
+
+    Returns:
+        [dims], ones at the `count` largest of l + g, zeros elsewhere.
+
+    Source:
+        Jang et al. 2017, arXiv:1611.01144 (straight-through Gumbel-softmax).
+    """
+    uniform = torch.rand(len(logits), generator=generator).clamp(min=1e-20)
+    noisy = (logits - torch.log(-torch.log(uniform))) / temperature
+    soft = count * noisy.softmax(dim=0)
+    hard = torch.zeros_like(soft).scatter(0, noisy.topk(count).indices, 1.0)
+    return hard + soft - soft.detach()
+
+
+def _turn(fc: FCLayer, matrix: Tensor) -> None:
+    """Turn the first numbers that a layer gives, in place."""
+    size, exact = len(matrix), matrix.double()
+    weight = fc.weight.double()
+    if fc.kind == "residual":
+        weight = weight + torch.eye(fc.dim, dtype=torch.float64)
+    weight[:size] = exact @ weight[:size]
+    if fc.kind == "residual":
+        weight = weight - torch.eye(fc.dim, dtype=torch.float64)
+    fc.weight.copy_(weight)
+    fc.bias[:size] = (exact @ fc.bias[:size].double()).float()
+    if fc.kind == "two_layer":
+        fc.out.weight[:size] = (exact @ fc.out.weight[:size].double()).float()
