@@ -300,8 +300,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     ) -> Packed:  # fmt: skip
         """Codes of documents, to be looked up with float queries: `code(dim=, bits=).scores(Q, codes)`.
 
-        A row has the code that it has in any batch, and in `querykey.runtime`: ranges, centres and rotations
-        are those of the training rows, and no order of summation shows.
+        A row has the code that it has in any batch, and in `querykey.runtime`; see `querykey.runtime.codes`.
 
         Args:
             X: Rows of the same frozen model [rows, width].
