@@ -46,10 +46,15 @@ def run(*words: object, code: int = 0, cwd: Path | None = None) -> str:
     return done.stdout + done.stderr
 
 
+def megabytes(folder: Path) -> float:
+    """The size of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if not path.is_symlink()) / 1e6
+
+
 def check_core(wheel: Path, folder: Path) -> None:
     """What the core promises."""
     home = environment(folder / "core", str(wheel))
-    size = sum(path.stat().st_size for path in (folder / "core").rglob("*") if not path.is_symlink()) / 1e6
+    size = megabytes(folder / "core")
     print(f"core: {size:.0f} MB with pip; at most {MOST_MB}")
     if size >= MOST_MB:
         sys.exit("the core is too large")
@@ -71,7 +76,8 @@ def check_readme(wheel: Path, folder: Path) -> None:
     home = environment(folder / "train", f"{wheel}[train]")
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     run(home / "python", "-c", "\n".join(blocks), cwd=folder)
-    print(f"train: {len(blocks)} blocks of the README run")
+    size = megabytes(folder / "train")
+    print(f"train: {len(blocks)} blocks of the README run; {size:.0f} MB with pip")
 
 
 def main(dist: Path) -> None:
