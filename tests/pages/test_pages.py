@@ -67,6 +67,15 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert [page.name for page in pages if fetched.search(page.read_text())] == []
 
 
+def test_the_list_of_decisions_and_of_commands_is_whole():
+    from querykey.cli.main import COMMANDS
+
+    listed = (DOCS / "adr" / "README.md").read_text()
+    assert [path.name for path in DOCS.glob("adr/0*.md") if f"({path.name})" not in listed] == []
+    shown = (DOCS / "reference" / "command-line.md").read_text()
+    assert [name for name in COMMANDS if f"| `{name}` |" not in shown] == []
+
+
 def test_notebooks_hold_what_they_print_and_no_more():
     paths = sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
     assert len(paths) == 6
