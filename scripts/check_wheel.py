@@ -64,7 +64,7 @@ def check_core(wheel: Path, folder: Path) -> None:
     for words in (
         ["--help"],
         ["--version"],
-        ["help", "settings"],
+        ["help", "sources"],
         ["transform", adapter, "X.npy", "--out", "Z.npy"],
     ):
         print(run(home / "querykey", *words, cwd=folder).splitlines()[0])
