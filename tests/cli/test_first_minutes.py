@@ -82,6 +82,13 @@ def test_the_one_column_of_vectors_is_taken_where_no_column_is_named(querykey, t
     assert "several columns that can be the items" in querykey("doctor", tmp_path / "b.parquet").err
 
 
+def test_doctor_names_the_column_of_the_classes(querykey, tmp_path):
+    X, y = clusters(60, 1)
+    classes = [f"c{label}" for label in y]
+    pq.write_table(pa.table({"sku": classes, "vector": list(X), "category": classes}), tmp_path / "a.parquet")
+    assert "--labels category" in querykey("doctor", tmp_path / "a.parquet").flat
+
+
 def test_doctor_names_the_packaged_model_where_it_is_installed(querykey, data, monkeypatch):
     from querykey.cli.doctor import machine
 

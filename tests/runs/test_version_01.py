@@ -18,7 +18,7 @@ def test_an_adapter_run_is_read_with_its_settings_under_their_new_names():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = load_run(FIXTURES / "run-0.1")
-    assert (run.settings.dim, run.settings.labels, run.settings.n_iter_no_change) == (4, "y", None)
+    assert (run.settings.dim, run.settings.labels, run.settings.steps) == (4, "y", 10)
     rows = np.eye(24, dtype=np.float32)
     np.testing.assert_allclose(
         run.adapter.transform(rows), load(FIXTURES / "run-0.1").transform(rows), rtol=0, atol=1e-6

@@ -101,11 +101,25 @@ def _gain(times: float) -> str:
 
 def _label_column(at: "DataAt") -> str:
     """What `querykey adapt --labels` has to be given for these data."""
+    from pathlib import Path
+
+    from querykey.features.store import is_store
+
     if at.label_column is not None:
         return str(at.label_column)
     if at.spec.endswith((".npz", ".safetensors")):
         return "y"
-    return "label"
+    path = Path(at.spec).expanduser()
+    tables = sorted(path.rglob("*.parquet")) if path.is_dir() and not is_store(path) else [path]
+    if not tables or tables[0].suffix != ".parquet":
+        return "label"
+    from pyarrow.parquet import read_schema
+
+    from querykey.data.readers.columns import LABEL_COLUMNS
+
+    # the readers guess the column where one alone has such a name
+    named = [name for name in read_schema(tables[0]).names if name.lower() in LABEL_COLUMNS]
+    return named[0] if named else "label"
 
 
 def _show_features(at: "DataAt", features: "Features", machine: "Machine") -> None:
