@@ -223,7 +223,7 @@ def test_one_row_a_class_is_whitened_and_not_validated():
 
 def test_the_data_clip_batch_and_k_with_one_warning():
     X, y = blobs(classes=3, items=4)
-    wanted = "12 rows to train on: lowered negatives 32 to 11, batch_size 128 to 12"
+    wanted = "12 rows to train on: lowered batch_size 128 to 12, selection.negatives 32 to 11"
     with pytest.warns(UserWarning, match=wanted) as seen:
         Adapter(dim=4, steps=2, negatives=32).fit(X, y)
     assert len(seen) == 1
@@ -238,12 +238,16 @@ def test_dim_left_out_is_64_or_the_width():
     ("settings", "error", "message"),
     [
         ({"dim": 13}, RangeError, "dim must be from 1 to the width of the features, 12; got 13"),
-        ({"validation_fraction": 0.7}, RangeError, "validation_fraction must be from 0 to 0.5, got 0.7"),
-        ({"batch_size": 1}, RangeError, "batch_size must be at least 2, got 1"),
+        ({"validation_fraction": 0.7}, RangeError, "validation_fraction: must be at most 0.5, got 0.7"),
+        ({"batch_size": 1}, RangeError, "batch_size: must be at least 2, got 1"),
         ({"capacity": 64}, RangeError, "capacity 64 is below batch_size 128"),
         ({"side": "query", "dim": 4}, ConfigError, 'side="query" leaves documents 12 wide'),
         ({"loss": "score_distillation"}, ConfigError, "keeps the frozen scores and takes no labels"),
-        ({"loss": "circle", "loss_options": {"temperature": 1}}, ConfigError, "has no option temperature"),
+        (
+            {"loss": "circle", "loss_options": {"temperature": 1}},
+            ConfigError,
+            "loss.temperature: no such key of this kind",
+        ),
     ],
 )
 def test_settings_that_cannot_be(settings, error, message):

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from querykey.errors import RangeError, ShapeError
-from querykey.runtime.codes import Code, code_bytes, grid_matrix, grid_product, grid_rows, hamming, search
+from querykey.runtime.codes import (
+    Code,
+    code_bytes,
+    grid_matrix,
+    grid_product,
+    grid_rows,
+    hamming,
+    search_codes,
+)
 from querykey.runtime.forward import LoadedAdapter
 from querykey.runtime.frontier import best_under, fewest_bytes, marked, parse_bytes, parse_share
 
@@ -112,11 +120,11 @@ def test_a_decoded_row_is_that_of_the_formula():
 
 def test_rescoring_finds_what_scoring_all_finds():
     codes = ONE.encode(Z)
-    scores, rows = search(ONE, Z[:20], codes, 5, rescore=0)
+    scores, rows = search_codes(ONE, Z[:20], codes, 5, rescore=0)
     every = ONE.scores(Z[:20], codes)
     np.testing.assert_array_equal(rows, np.argsort(-every, axis=1, kind="stable")[:, :5])
     np.testing.assert_allclose(scores, np.take_along_axis(every, rows, axis=1), atol=1e-6)
-    some = search(ONE, Z[:20], codes, 5, rescore=10)[1]
+    some = search_codes(ONE, Z[:20], codes, 5, rescore=10)[1]
     found = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(some, rows, strict=True)])
     assert found > 0.9
     assert (some[:, 0] == np.arange(20)).all()
@@ -152,7 +160,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(RangeError, match="has the sizes 64; got dim=32"):
         adapter().quantize(np.ones(48), dim=32)
     with pytest.raises(RangeError, match="k must be from 1 to the 300 codes"):
-        search(EIGHT, Z[:1], EIGHT.encode(Z), 301)
+        search_codes(EIGHT, Z[:1], EIGHT.encode(Z), 301)
 
 
 def test_faiss_reads_packed_bits_in_this_order():

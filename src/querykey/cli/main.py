@@ -23,7 +23,7 @@ COMMANDS = {
     "size": ("size", "size", "Show bytes against quality of the sizes of RUN, and which to take."),
     "search": ("search", "search", "Show what a query finds among FEATURES, before and after."),
     "export": ("export", "export_run", "Write what a RUN has learned in a form that loads elsewhere."),
-    "study": ("study", "study", "Ask a paper's question of your own data; `study list` names them."),
+    "study": ("study", "study", "Run a paper's ablation on your data; `study list` names them."),
     "report": ("report", "report", "Show runs and studies on one page."),
     "doctor": ("doctor.doctor", "doctor", "Look at data and machine; say what to type, and why."),
     "demo": ("demo", "demo", "Adapt a frozen model to Python's own documentation; takes minutes."),

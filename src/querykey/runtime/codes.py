@@ -25,7 +25,7 @@ __all__ = [
     "grid_product",
     "grid_rows",
     "hamming",
-    "search",
+    "search_codes",
 ]
 
 BITS = (1, 8)
@@ -255,7 +255,7 @@ def hamming(queries: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.
     return out
 
 
-def search(
+def search_codes(
     code: Code, queries: Rows, codes: Packed, k: int, *, rescore: int = 10
 ) -> tuple[Rows, NDArray[np.int64]]:
     """The `k` codes nearest to float queries; ties go to the lower row.

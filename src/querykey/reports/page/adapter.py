@@ -13,7 +13,7 @@ from querykey.reports.charts.spec import Chart, Line, Lines
 from querykey.reports.page.blocks import (
     Block,
     Charts,
-    Code,
+    CodeBlock,
     Gallery,
     Heading,
     Prose,
@@ -241,7 +241,7 @@ def _section(
         blocks += [
             Heading("Comparison with baselines"),
             Prose("Not measured yet. This command measures it; the next report shows the result:"),
-            Code(f"querykey evaluate {folder} --on DATA --out {folder / 'evaluation.json'}"),
+            CodeBlock(f"querykey evaluate {folder} --on DATA --out {folder / 'evaluation.json'}"),
         ]
     blocks += compared_blocks(gathered)
     blocks += [*map_blocks(gathered, sprite), *gallery_blocks(gathered, sprite)]
@@ -331,7 +331,7 @@ def _repeat(described: Mapping[str, Any]) -> list[Block]:
         return []
     return [
         Heading("How to reproduce it"),
-        Code(adapt_command(described)),
+        CodeBlock(adapt_command(described)),
         Prose(
             f"Features: {described['features']['rows']:,} rows, fingerprint {described['features']['key']}.",
             is_quiet=True,

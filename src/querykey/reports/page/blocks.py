@@ -12,7 +12,7 @@ from querykey.reports.verdicts import Word
 __all__ = [
     "Block",
     "Charts",
-    "Code",
+    "CodeBlock",
     "Gallery",
     "Heading",
     "Prose",
@@ -100,7 +100,7 @@ class Charts:
 
 
 @dataclass(frozen=True)
-class Code:
+class CodeBlock:
     """A command line."""
 
     text: str
@@ -121,7 +121,7 @@ class Gallery:
     kind: str = "gallery"
 
 
-Block = VerdictBlock | Heading | Prose | TableBlock | Settings | Charts | Code | Gallery
+Block = VerdictBlock | Heading | Prose | TableBlock | Settings | Charts | CodeBlock | Gallery
 
 
 @dataclass(frozen=True)

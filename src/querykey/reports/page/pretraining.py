@@ -12,7 +12,7 @@ from querykey.reports.page.adapter import FALSE, METRICS, RUN, curves, read_desc
 from querykey.reports.page.blocks import (
     Block,
     Charts,
-    Code,
+    CodeBlock,
     Heading,
     Prose,
     Section,
@@ -200,7 +200,7 @@ def _repeat(described: Mapping[str, Any]) -> list[Block]:
     ]
     return [
         Heading("How to reproduce it"),
-        Code(pretrain_command(described)),
+        CodeBlock(pretrain_command(described)),
         Prose(
             f"Images: {data['name']}, {data['images']:,}, fingerprint {data['fingerprint']}.", is_quiet=True
         ),

@@ -9,7 +9,7 @@ from querykey.reports.charts.study import figure, training_charts
 from querykey.reports.page.blocks import (
     Block,
     Charts,
-    Code,
+    CodeBlock,
     Heading,
     Prose,
     Section,
@@ -147,7 +147,7 @@ def _reproduce(stored: StoredStudy) -> list[Block]:
     command = study_command(study)
     if study.get("identity", "plan") != "plan":  # a study of docs/results.md
         command = f"python scripts/studies.py results --only '*/{stored.name}'"
-    blocks: list[Block] = [Heading("How to reproduce it"), Code(command)]
+    blocks: list[Block] = [Heading("How to reproduce it"), CodeBlock(command)]
     if budget.get("words"):
         blocks.append(Prose(f"Length: {budget['words']}.", is_quiet=True))
     if data.get("fingerprint"):
