@@ -85,7 +85,7 @@ def test_settings_and_ends_stand_beside_each_other(querykey, labelled_run, other
     lines = [line.split() for line in said.out.splitlines()]
     assert ["labelled", "no-memory"] in lines
     assert ["dim", "4", "3"] in lines
-    assert ["memory", "cross_batch", "in_batch"] in lines
+    assert ["memory.kind", "cross_batch", "in_batch"] in lines
     assert any(line[:1] == ["verdict"] for line in lines)
     assert "others are the same" in said.out
     assert "all were trained on and with the same" in said.out
@@ -125,7 +125,7 @@ def test_long_names_give_way_to_numbers_and_long_values_to_blocks(
     lines = said.out.splitlines()
     assert lines[0] == f"1  {names[0]}"
     assert lines[11] == f"12  {names[11]}"
-    place = lines.index("memory")
+    place = lines.index("memory.kind")
     assert lines[place + 1 : place + 3] == ["  1   cross_batch", "  2   in_batch"]
     assert any(line.startswith("12  ") and line.split()[1] == "3" for line in lines[place:])
     assert "minus 1" in said.out
@@ -189,7 +189,7 @@ def test_pretrainings_beside_each_other(querykey, pretrained, tmp_path):
     assert narrow(said)
     lines = [line.split() for line in said.out.splitlines()]
     assert ["method", "simclr", "moco"] in lines
-    assert ["capacity", "none", "32"] in lines
+    assert ["dictionary.capacity", "none", "32"] in lines
     assert ["steps", "3", "3"] in lines
     for name in ("images/s", "kNN of the held-out part", "effective rank of h", "loss"):
         assert f"\n{name} " in said.out

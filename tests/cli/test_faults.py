@@ -91,7 +91,7 @@ def test_a_wrong_setting(refused, data, out):
     )
     assert message == (
         "the settings: cannot be run\n"
-        "  steps: must be greater than or equal to 0, got -1\n"
+        "  steps: must be at least 0, got -1\n"
         "  loss.kind: no such kind 'tripplet'; did you mean triplet?"
     )
 
@@ -180,7 +180,7 @@ def test_every_class_with_one_item_is_whitened_and_not_validated(querykey, tmp_p
 
 
 def test_pairs_missing(refused, data, out):
-    assert "--pairs needs (query, document) pairs" in refused("adapt", data / "train.npz", "--pairs", out=out)
+    assert "pairs needs (query, document) pairs" in refused("adapt", data / "train.npz", "--pairs", out=out)
 
 
 def test_labels_and_pairs_at_once(refused, data, out):

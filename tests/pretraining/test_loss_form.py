@@ -59,6 +59,9 @@ def test_a_run_computes_its_loss_in_the_form_that_it_wrote_down(way, form, tmp_p
     done = pretrain(DIGITS, out=tmp_path / "run", **TINY | {"steps": 3, "method": method} | WAYS[way])
     written = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert written["loss"]["form"] == form
+    if form == "dense":  # said so, a loss does not look at sizes
+        assert not seen
+        return
     assert {form for *_, form in seen} == {form}
     assert max(rows[:2] for rows in seen) == look_up_size(done.settings, items=1797 - 40)
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "evaluate_on", "Measure a RUN beside its baselines."),
     "compare": ("compare", "compare", "Compare RUNs: settings, final metrics and paired scores."),
     "transform": ("transform", "transform_features", "Write the adapted rows of FEATURES."),
-    "size": ("size", "size", "Show bytes against quality of the sizes of RUN, and which to take."),
+    "size": ("size", "size", "Show bytes a vector against quality in RUN, and the size to take."),
     "search": ("search", "search", "Show what a query finds among FEATURES, before and after."),
     "export": ("export", "export_run", "Write what a RUN has learned in a form that loads elsewhere."),
     "study": ("study", "study", "Run a paper's ablation on your data; `study list` names them."),

@@ -20,7 +20,7 @@ def size(
         str | None, typer.Option(metavar=".98", help="The smallest that keeps this share of the quality.")
     ] = None,
 ) -> None:
-    """Show bytes a vector against quality, and the size to take.
+    """Show bytes a vector against quality in RUN, and the size to take.
 
     Quality was measured when the run was fitted, on held-out queries: float queries, documents as they are
     stored. Without an option the smallest is marked that keeps 98% of the quality of the largest float rows.

@@ -210,7 +210,8 @@ def as_tables(settings: Any) -> Tables:
         elif is_dataclass(value):
             made[field.name] = as_tables(value)
         else:
-            made[field.name] = dict(value) if isinstance(value, Mapping) else value
+            plain = dict(value) if isinstance(value, Mapping) else value
+            made[field.name] = list(plain) if isinstance(plain, tuple) else plain
     return made
 
 
