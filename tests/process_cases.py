@@ -166,7 +166,7 @@ def taken(name, processes, *, count, dtype=None):
     encoder = make_encoder(settings, channels=1, processes=processes).to(dtype)
     learner = Learner(encoder, settings, torch.device("cpu"), items=ITEMS, processes=processes)
     learner.parts.to(dtype)
-    if case.method == "simclr" and settings.batch_norm == "split":
+    if case.method == "simclr" and settings.batch_norm.kind == "split":
         _in_groups(encoder, settings.batch_size, count)
     found, shown = {}, []
     for step in range(STEPS):

@@ -17,7 +17,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
 
 def test_ctrl_c_says_that_it_goes_on_and_exits_as_a_shell_expects(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(lambda: _raises(KeyboardInterrupt())) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 def test_a_fault_of_its_own_is_not_hidden() -> None:

@@ -53,10 +53,14 @@ class SavedAdapter:
     def loaded(self) -> LoadedAdapter:
         """The same in NumPy, as `querykey.runtime.load` reads it: codes are made there alone."""
         return LoadedAdapter(
-            {name: tensor.numpy() for name, tensor in self.fc.state_dict().items()}, kind=self.fc.kind,
-            side=self.settings.side, model_key=self.model_key, report=self.report,
-            dims=self.settings.sizes, codes=self.codes,
-        )  # fmt: skip
+            {name: tensor.numpy() for name, tensor in self.fc.state_dict().items()},
+            kind=self.fc.kind,
+            side=self.settings.side,
+            model_key=self.model_key,
+            report=self.report,
+            dims=self.settings.sizes,
+            codes=self.codes,
+        )
 
 
 def write_saved(saved: SavedAdapter, folder: str | Path) -> None:

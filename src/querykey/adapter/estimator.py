@@ -2,8 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from querykey.adapter.checkpoint import SavedAdapter, read_saved, write_saved
 from querykey.adapter.fit import Begin, Fitted, Record, Report, fit_adapter
 from querykey.adapter.ladder import prefix
 from querykey.adapter.relevance import unit_rows
-from querykey.adapter.rows import check_rows, labels_of, rows_with_direction
+from querykey.adapter.rows import check_rows, labels_of, rows_with_direction, unchanged_by_errors
 from querykey.adapter.settings import PARAMETERS, AdapterSettings, Ladder, Target
 from querykey.adapter.split import distinct_pairs, numbered_pairs, renumbered_pairs
 from querykey.adapter.tasks import Judge
@@ -45,6 +44,9 @@ DEPRECATED = "deprecated"
 NAMES = tuple(name for name in PARAMETERS if name != "seed")
 """Settings that are parameters; the seed is `random_state`."""
 RENAMED = {"seed": "random_state", "held_out": "validation_fraction", "patience": "n_iter_no_change"}
+
+Vectors = ArrayLike | Tensor | Features
+"""Rows, however they are given."""
 
 
 class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -181,10 +183,10 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     @in_default_torch_state
     def fit(
         self,
-        X: ArrayLike | Tensor | Features,
+        X: Vectors,
         y: ArrayLike | None = None,
         *,
-        queries: ArrayLike | Tensor | Features | Judge | None = None,
+        queries: Vectors | Judge | None = None,
         pairs: ArrayLike | None = None,
         record: Record | None = None,
         begin: Begin | None = None,
@@ -209,7 +211,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             DataError: If there is nothing to learn from.
             RangeError: If a setting is outside its range.
         """
-        with self._unchanged_by_errors():
+        with unchanged_by_errors(self):
             vectors = check_rows(self, X, reset=True)
             labels = None if y is None else labels_of(y, len(vectors))
             judge = self._judge(queries, pairs, len(vectors), has_labels=y is not None)
@@ -230,8 +232,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     @in_default_torch_state
     def fit_pairs(
         self,
-        Q: ArrayLike | Tensor | Features,
-        D: ArrayLike | Tensor | Features,
+        Q: Vectors,
+        D: Vectors,
         *,
         pairs: ArrayLike | None = None,
         record: Record | None = None,
@@ -255,7 +257,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Raises:
             ShapeError: If the widths differ, or the rows where no pairs are given.
         """
-        with self._unchanged_by_errors():
+        with unchanged_by_errors(self):
             documents, queries = check_rows(self, D, reset=True), check_rows(self, Q, reset=False)
             for name, given in (("Q", queries), ("D", documents)):
                 require_finite_rows(given, what=name)
@@ -268,7 +270,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @in_default_torch_state
     def transform(
-        self, X: ArrayLike | Tensor | Features, *, dim: int | None = None, any_model: bool = False
+        self, X: Vectors, *, dim: int | None = None, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
         """Adapt rows: of items, of queries, and (unless side="query") of documents.
 
@@ -288,16 +290,15 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @in_default_torch_state
     def transform_documents(
-        self, X: ArrayLike | Tensor | Features, *, dim: int | None = None, any_model: bool = False
+        self, X: Vectors, *, dim: int | None = None, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
         """Like `transform`, for documents: with side="query" they are only scaled to length 1."""
         move = self._adapted if self.side == "both" else unit_rows
         return self._moved(X, move, dim=dim, any_model=any_model)
 
     def quantize(
-        self, X: ArrayLike | Tensor | Features, *, dim: int | None = None, bits: int = 8,
-        any_model: bool = False,
-    ) -> Packed:  # fmt: skip
+        self, X: Vectors, *, dim: int | None = None, bits: int = 8, any_model: bool = False
+    ) -> Packed:
         """Codes of documents, to be looked up with float queries: `code(dim=, bits=).scores(Q, codes)`.
 
         A row has the code that it has in any batch, and in `querykey.runtime`; see `querykey.runtime.codes`.
@@ -336,7 +337,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self.saved().loaded().code(dim=dim, bits=bits)
 
     @in_default_torch_state
-    def score(self, X: ArrayLike | Tensor | Features, y: ArrayLike | None = None) -> float:
+    def score(self, X: Vectors, y: ArrayLike | None = None) -> float:
         """Recall@1 among these rows with labels; overlap with the frozen top 10 without.
 
         Args:
@@ -376,9 +377,15 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         names = getattr(self, "feature_names_in_", None)
         return SavedAdapter(
-            self.fc_, self.settings_, dict(self.report_), self.model_key_, self.candidates_,
-            None if names is None else [str(name) for name in names], self.codes_, self.frontier_,
-        )  # fmt: skip
+            self.fc_,
+            self.settings_,
+            dict(self.report_),
+            self.model_key_,
+            self.candidates_,
+            None if names is None else [str(name) for name in names],
+            self.codes_,
+            self.frontier_,
+        )
 
     @classmethod
     @in_default_torch_state
@@ -445,16 +452,6 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return Judge(asked)
         return Judge(asked, numbered_pairs(pairs, len(asked), rows))
 
-    @contextmanager
-    def _unchanged_by_errors(self) -> Iterator[None]:
-        """A fit that raises leaves a fitted adapter as it was."""
-        before = dict(vars(self))
-        try:
-            yield
-        except BaseException:
-            self.__dict__ = before
-            raise
-
     def _told(self, begin: Begin | None) -> Begin | None:
         if not self.verbose:
             return begin
@@ -490,9 +487,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
 
     def _moved(
-        self, X: ArrayLike | Tensor | Features, move: Callable[[Tensor], Tensor], *, dim: int | None,
-        any_model: bool,
-    ) -> NDArray[np.float32] | Tensor:  # fmt: skip
+        self, X: Vectors, move: Callable[[Tensor], Tensor], *, dim: int | None, any_model: bool
+    ) -> NDArray[np.float32] | Tensor:
         self._check_model(X, any_model=any_model)
         if dim is not None:
             move = prefix(move, check_size(dim, self.settings_.sizes))

@@ -1,6 +1,8 @@
 """What the estimator is given, as tensors: rows of arrays, tensors and features; labels of any type."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from querykey.features.features import Features
 from querykey.lookup.unit_length import in_range
 from querykey.types import FrozenRows
 
-__all__ = ["check_rows", "labels_of", "rows_with_direction"]
+__all__ = ["check_rows", "labels_of", "rows_with_direction", "unchanged_by_errors"]
 
 MOST_ZERO = 0.05
 """Share of rows without a direction that are left out; more is an error."""
@@ -122,3 +124,14 @@ def _plain(rows: Tensor) -> Tensor:
     if rows.ndim != 2:
         raise ShapeError(f"rows must be a matrix [rows, width], got shape {list(rows.shape)}")
     return in_range(rows) if rows.dtype == torch.float64 else rows
+
+
+@contextmanager
+def unchanged_by_errors(estimator: Any) -> Iterator[None]:
+    """A fit that raises leaves a fitted estimator as it was."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        estimator.__dict__ = before
+        raise

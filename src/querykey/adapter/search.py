@@ -399,9 +399,14 @@ class Search(Scoreboard):
         stopped = self.stopped or "nothing was trained"
         report = unvalidated_report(name, steps, steps_taken=self.steps_taken, stopped=stopped)
         return Fitted(
-            fc.eval().requires_grad_(False), settings, report, self.history,  # type: ignore[arg-type]
-            [], self._codes(fc, settings), self._frontier(""),
-        )  # fmt: skip
+            fc.eval().requires_grad_(False),  # type: ignore[arg-type]
+            settings,
+            report,
+            self.history,
+            [],
+            self._codes(fc, settings),
+            self._frontier(""),
+        )
 
     def _report(self, choice: Choice, checked: dict[str, Any]) -> Report:
         winner, reference = self.found[choice.winner], self.found[choice.reference]
