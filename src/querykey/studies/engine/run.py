@@ -32,6 +32,9 @@ from querykey.studies.engine.study import Arm, Study
 
 __all__ = ["FIXED", "Budget", "StudyRun", "identity_of", "images_within", "plan_study", "run_study"]
 
+ADDED_SETTINGS = ("dims", "bits", "ladder", "size_weights", "rotation")
+"""Of a fit, added since records were stored: left out of the key of a cell where they change nothing."""
+
 FIXED: dict[str, Any] = {"layout": "channels_last", "precision": "float32"}
 """Settings of all arms that `pretrain` would otherwise choose by timing, on a machine that may be busy."""
 MIN_STEPS = 20
@@ -287,6 +290,10 @@ def identity_of(described: dict[str, Any], arm: Arm, data: StudyImages | StudyFe
                 return identity | {"name": arm.name}
             settings = AdapterSettings.from_parameters(**arm.settings).as_parameters()
             settings.pop("seed")
+            default = AdapterSettings().as_parameters()
+            for name in ADDED_SETTINGS:
+                if settings[name] == default[name]:
+                    del settings[name]
             recipes = {kind: [recipe._asdict() for recipe in some] for kind, some in RECIPES.items()}
             return identity | {"settings": settings, "recipes": recipes, "threads": _threads(arm)}
         case _:
