@@ -231,7 +231,8 @@ def test_the_data_clip_batch_and_k_with_one_warning():
 
 def test_dim_left_out_is_64_or_the_width():
     X, _ = blobs()
-    assert Adapter(steps=0).fit(X).settings_.dim == 12
+    settings = Adapter(steps=0).fit(X).settings_
+    assert (settings.dim, settings.dims, settings.sizes) == (12, (), (12,))
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,20 @@ def test_the_bound_holds_for_every_proposal_and_for_all_that_is_left_out(score):
     assert (error < 0.02 * keys.norm(dim=1).max() * queries.norm(dim=1)).all()  # and it is of use
 
 
+@pytest.mark.parametrize(
+    ("row", "what"), [([1 + 2**-8 * 0.99] * 32, "the rows"), ([1.0, 2**-8, 1.0, 2**-8], "the score")]
+)
+def test_the_bound_is_reached_by_what_rounding_takes_from(row, what):
+    """Opposite keys have no mean: all coordinates, or the score alone, lose as much as bfloat16 can take."""
+    keys = torch.tensor([row, row])
+    keys[1] *= -1
+    queries = keys[:1] if what == "the rows" else torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    scores, index, error = module._propose(queries, keys, 1, "dot", torch.bfloat16)
+    lost = (scores - (queries.double() @ keys.double().T).gather(1, index)).abs()
+    assert index.item() == 0
+    assert 0.6 * error < lost[:, 0] <= error
+
+
 def test_where_rounding_settles_little_float32_proposes(monkeypatch, rounded):
     """Near-equal rows: the first block tells, and the others are not multiplied twice."""
     asked = []

@@ -14,7 +14,7 @@ from querykey.encoders.heads import orthogonal
 from querykey.runtime.codes import Code
 from querykey.types import FrozenRows
 
-__all__ = ["FITTED_ROWS", "Codes", "decoded", "fit_codes", "itq"]
+__all__ = ["Codes", "decoded", "drawn_rows", "fit_codes", "itq"]
 
 FITTED_ROWS = 8_192
 """Rows that ranges and rotations are fitted to, at the most."""
@@ -40,7 +40,7 @@ def fit_codes(transform: Transform, rows: FrozenRows, settings: AdapterSettings)
         (size, bits) to `Code`, the same bits on every process.
     """
     codes: Codes = {}
-    for size in settings.dims if settings.bits else ():
+    for size in settings.sizes if settings.bits else ():
         small = in_blocks(prefix(transform, size), rows).numpy()
         for bits in settings.bits:
             tensors = _of_8_bits(small) if bits == 8 else _of_1_bit(small, settings)

@@ -56,7 +56,7 @@ def frontier_of(
         A point a size and a precision, by size and bits from the largest: dim, bits (32 for float), bytes a
         vector, metric, quality, low and high (95% interval over queries), None where nothing was held out.
     """
-    points = [(size, bits) for size in settings.dims for bits in sorted({32, *settings.bits}, reverse=True)]
+    points = [(size, bits) for size in settings.sizes for bits in sorted({32, *settings.bits}, reverse=True)]
     found: dict[tuple[int, int], list[PerQuery]] = {point: [] for point in points}
     metric = ""
     for held, layer in layers:

@@ -193,8 +193,8 @@ def _learner(
 ) -> AdapterLearner:
     assert settings.loss.kind is not None
     assert settings.learning_rate is not None
-    together = len(settings.dims) > 1 and settings.ladder == "joint"
-    sizes = tuple(zip(settings.dims, settings.weights, strict=True)) if together else ()
+    together = len(settings.sizes) > 1 and settings.ladder == "joint"
+    sizes = tuple(zip(settings.sizes, settings.weights, strict=True)) if together else ()
     # the stages of a sequential layer freeze and thaw what they train
     staged = isinstance(fc, SequentialLayer)
     trained = [parameter for parameter in fc.parameters() if staged or parameter.requires_grad]

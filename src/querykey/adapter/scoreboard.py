@@ -66,7 +66,7 @@ class Scoreboard:
         ]
         self.settings = self.recipes[0][1]
         self.seed, self.dim = self.settings.seed, int(self.settings.dim or 0)
-        self.sizes, self.width = self.settings.dims, self.task.sample.shape[1]
+        self.sizes, self.width = self.settings.sizes, self.task.sample.shape[1]
         self.processes = current_process_group()
         self.found: dict[str, Candidate] = {}
         self.compared: dict[str, list[dict[str, Any]]] = {}

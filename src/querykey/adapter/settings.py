@@ -209,13 +209,13 @@ class AdapterSettings:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Sizes of the adapted rows, largest first; `dim` alone where version 0.1 fitted."""
+        """Sizes of the adapted rows, largest first; `dim` alone where `dims` is left out."""
         return self.dims or (int(self.dim or 0),)
 
     @property
     def weights(self) -> tuple[float, ...]:
         """Of the losses of the sizes, of mean 1."""
-        raw = [1 / size if self.size_weights == "inverse" else 1.0 for size in self.dims]
+        raw = [1 / size if self.size_weights == "inverse" else 1.0 for size in self.sizes]
         return tuple(weight * len(raw) / sum(raw) for weight in raw)
 
     def as_dict(self) -> dict[str, Any]:
@@ -288,10 +288,9 @@ def resolve(
     _check(settings, task, width)
     dims = tuple(sorted(set(settings.dims), reverse=True))
     dim = settings.dim or (width if settings.side == "query" else min(64, width))
-    dims = dims or (dim,)
-    dim = dims[0]
+    dim = dims[0] if dims else dim
     for bits in settings.bits:
-        for size in dims:
+        for size in dims or (dim,):
             check_bits(size, bits)
     loss = settings.loss.kind or recipe.loss
     options = dict(settings.loss.options)

@@ -216,7 +216,7 @@ class LabelTask:
 
     def forms(self) -> dict[str, Form]:
         dim, width = self.settings.dim or 0, self.vectors.shape[1]
-        forms = general_forms(dim, width, nested=len(self.settings.dims) > 1)
+        forms = general_forms(dim, width, nested=len(self.settings.sizes) > 1)
         total = self.statistics(None).classes
         if total is not None and total.degrees > 0:
             for shrinkage in SHRINKAGES:
@@ -301,7 +301,7 @@ class PairTask:
                 if rank < width:
                     forms[f"low_rank {rank}, {s:g}"] = partial(_low_ranked, rank=rank, strength=s)
             return forms
-        forms = general_forms(dim, width, nested=len(self.settings.dims) > 1)
+        forms = general_forms(dim, width, nested=len(self.settings.sizes) > 1)
         for shrinkage in SHRINKAGES:
             forms[f"discriminant {shrinkage:g}"] = partial(_discriminated, dim=dim, shrinkage=shrinkage)
         return forms
@@ -437,7 +437,7 @@ class RowTask:
         return Statistics(self._total + queries)
 
     def forms(self) -> dict[str, Form]:
-        nested = len(self.settings.dims) > 1
+        nested = len(self.settings.sizes) > 1
         return general_forms(self.settings.dim or 0, self.vectors.shape[1], nested=nested)
 
     def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> Course:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup.lookup import IGNORE_LABEL
-from querykey.lookup.nearest import LEAST_SETTLED, nearest, proposal_dtype, rough_cosines
+from querykey.lookup.nearest import in_fast_blocks, nearest, rough_cosines
 from querykey.types import Keys, Neighbours, PerQuery, Queries, QueryLabels, TopScores
 
 __all__ = ["knn_correct", "knn_predict"]
@@ -16,8 +16,6 @@ __all__ = ["knn_correct", "knn_predict"]
 AnyLabels = Int64[Tensor, " ..."]
 """One a row; the number is checked, with a message, and not by the type."""
 
-FIRST_QUERIES = 1024
-"""Queries on which it is measured whether scores in bfloat16 settle most of the votes."""
 VOTE_ELEMENTS = 2**22
 """Neighbours that vote at once: 16 MB of votes at most, whatever the number of classes."""
 EPSILON = torch.finfo(torch.float32).eps
@@ -74,14 +72,10 @@ def knn_predict(
         return bank_labels[:0]
     classes: Tensor
     classes, members = torch.unique(bank_labels, return_inverse=True)
-    elected = torch.empty(len(queries), dtype=torch.int64)
-    dtype, start = proposal_dtype(queries, bank), 0
-    while start < len(queries):
-        at = slice(start, start + (FIRST_QUERIES if start == 0 and dtype != torch.float32 else len(queries)))
-        elected[at], settled = _elected(queries[at], bank, members, k, temperature, dtype)
-        dtype = dtype if settled > LEAST_SETTLED else torch.float32
-        start = at.stop
-    return classes[elected]
+    elected = in_fast_blocks(
+        queries, bank, lambda at, dtype: _elected(queries[at], bank, members, k, temperature, dtype)
+    )
+    return classes[torch.cat(elected)]
 
 
 @in_default_torch_state

@@ -14,6 +14,7 @@ of the rows and of what rounding took from them. The other queries are walked ag
 import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +26,9 @@ from querykey.lookup.lookup import Score
 from querykey.lookup.unit_length import in_range, unit_length
 from querykey.types import KeyIds, Keys, Neighbours, PerQuery, Queries, QueryIds, TopScores
 
-__all__ = ["TIE", "best_first", "best_of_blocks", "nearest", "rough_cosines", "settle"]
+__all__ = ["TIE", "best_first", "best_of_blocks", "in_fast_blocks", "nearest", "rough_cosines", "settle"]
+
+Answer = TypeVar("Answer")
 
 SLACK = 8
 """Candidates beyond k: fewer near-ties than this at rank k, and no query is scanned whole."""
@@ -84,16 +87,38 @@ def nearest(
         own = _own_columns(query_ids, key_ids)
     if len(queries) == 0:
         return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
-    dtype = proposal_dtype(queries, keys)
+    found = in_fast_blocks(
+        queries, keys, lambda at, dtype: _nearest_of(queries[at], keys, k, own[at], score, dtype)
+    )
+    return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found])
+
+
+def in_fast_blocks(
+    queries: Queries, keys: Keys, answer: Callable[[slice, torch.dtype], tuple[Answer, float]]
+) -> list[Answer]:
+    """Answer queries block by block, by products in `fast_dtype` as long as these settle most queries.
+
+    The first block is small and tells: among near-equal rows every query would be multiplied twice.
+
+    Args:
+        queries: [queries, dim].
+        keys: [keys, dim].
+        answer: (queries, dtype of the products that propose) to (what is found, the share of the queries that
+            these products settled).
+
+    Returns:
+        What is found, a block after the other.
+    """
+    is_large = len(queries) >= MANY_QUERIES and len(keys) >= KEY_BLOCK
+    dtype = fast_dtype() if is_large and queries.device.type == "cpu" else torch.float32
     found, start = [], 0
     while start < len(queries):
-        # the first block tells whether rounding leaves enough settled on these rows
         at = slice(start, start + (QUERIES_AT_ONCE if start or dtype == torch.float32 else QUERY_BLOCK))
-        *part, settled = _nearest_of(queries[at], keys, k, own[at], score, dtype)
-        found.append(part)
+        one, settled = answer(at, dtype)
+        found.append(one)
         dtype = dtype if settled > LEAST_SETTLED else torch.float32
         start = at.stop
-    return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found])
+    return found
 
 
 def rough_cosines(
@@ -127,12 +152,6 @@ def rough_cosines(
     if not len(queries):
         return torch.empty(0, count), torch.empty(0, count, dtype=torch.int64), torch.empty(0)
     return _propose(unit_length(queries).float(), keys, count, "cosine", dtype)
-
-
-def proposal_dtype(queries: Queries, keys: Keys) -> torch.dtype:
-    """What rows are rounded to for products that only propose: `fast_dtype` where there is much to score."""
-    is_large = len(queries) >= MANY_QUERIES and len(keys) >= KEY_BLOCK
-    return fast_dtype() if is_large and queries.device.type == "cpu" else torch.float32
 
 
 @lru_cache(maxsize=1)
@@ -347,8 +366,8 @@ def best_first(scores: Tensor, index: Tensor, k: int) -> tuple[TopScores, Neighb
 
 def _nearest_of(
     queries: Tensor, keys: Tensor, k: int, own: Tensor, score: Score, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, float]:
-    """(scores, indices, share settled by the first proposals); `own` are columns that are left out, or -1."""
+) -> tuple[tuple[Tensor, Tensor], float]:
+    """((scores, indices), share that the first proposals settled); `own`: columns to leave out, or -1."""
     queries = in_range(queries).float() if score == "cosine" else queries.float()
     ready = unit_length(queries) if score == "cosine" else queries
     count = k + (max(SLACK, k) if dtype == torch.bfloat16 else SLACK) + own.shape[1]
@@ -370,9 +389,9 @@ def _nearest_of(
             open_rows.append(start + unsure.nonzero()[:, 0])
     scores, found = torch.cat([s for s, _ in parts]), torch.cat([i for _, i in parts])
     if not open_rows or not len(rows := torch.cat(open_rows)):
-        return scores, found, 1.0
-    scores[rows], found[rows], _ = _nearest_of(queries[rows], keys, k, own[rows], score, torch.float32)
-    return scores, found, 1.0 - len(rows) / len(queries)
+        return (scores, found), 1.0
+    (scores[rows], found[rows]), _ = _nearest_of(queries[rows], keys, k, own[rows], score, torch.float32)
+    return (scores, found), 1.0 - len(rows) / len(queries)
 
 
 def _scorers(

@@ -36,6 +36,8 @@ SUM_BITS = 52
 """Bits of a sum of float64 that is exact, one left for rounding."""
 BLOCK = 4096
 """Codes that are decoded at once."""
+QUERIES = 64
+"""Queries that are scored with all codes at once."""
 
 Rows = NDArray[np.float32]
 Exact = NDArray[np.float64]
@@ -279,11 +281,15 @@ def search_codes(
         raise RangeError(f"rescore must be at least 0, got {rescore}")
     scores, rows = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
     first = rescore * k
-    for number, query in enumerate(queries):
-        found = np.arange(len(codes))
-        if code.bits == 1 and k <= first < len(codes):
-            apart = hamming(code.encode(query[None]), codes)[0]
-            found = np.sort(np.argsort(apart, kind="stable")[:first])
+    if code.bits != 1 or not k <= first < len(codes):
+        for start in range(0, len(queries), QUERIES):  # codes are decoded once for so many queries
+            at = slice(start, start + QUERIES)
+            theirs = code.scores(queries[at], codes)
+            rows[at] = np.argsort(-theirs, axis=1, kind="stable")[:, :k]
+            scores[at] = np.take_along_axis(theirs, rows[at], axis=1)
+        return scores, rows
+    for number, (query, bits) in enumerate(zip(queries, code.encode(queries), strict=True)):
+        found = np.sort(np.argsort(hamming(bits[None], codes)[0], kind="stable")[:first])
         theirs = code.scores(query[None], codes[found])[0]
         order = np.argsort(-theirs, kind="stable")[:k]
         scores[number], rows[number] = theirs[order], found[order]
