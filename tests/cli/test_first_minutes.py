@@ -108,8 +108,10 @@ def test_the_demonstration_leaves_a_page_and_prints_its_path(querykey, tmp_path,
     said = querykey("demo", "--out", tmp_path / "demo")
     assert said.code == 0, said.err
     # a long path is cut where the line ends
-    assert f"{tmp_path / 'demo' / 'report.html'}:2figures" in "".join(said.out.split())
-    assert "<html" in (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert f"{tmp_path / 'demo' / 'report.html'}:3figures" in "".join(said.out.split())
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "Is the adapter better than the frozen features?" in page  # as the table above says
+    assert "Not measured yet" not in page
     tables = [line for line in said.out.splitlines() if str(tmp_path) not in line]
     assert max(map(len, tables)) <= 80
     assert np.load(next((tmp_path / "demo" / "features" / "test").glob("*.npy"))).shape[1] == 384

@@ -43,9 +43,9 @@ def demo(
     line()
     for question, before, after in made.searches:
         answers = [(one.id, other.id) for one, other in zip(before, after, strict=True)]
-        table(["frozen", "ours, 384"], answers, title=f'"{question}" finds', words=(0, 1))
+        table(["frozen", "adapter"], answers, title=f'"{question}" finds', words=(0, 1))
     table(
-        ["summary line", "frozen", "ours, 384"],
+        ["summary line", "frozen", "adapter"],
         [(text, str(before), str(after)) for text, before, after in made.moved],
         title="Where its own body stands among all: helped most, then failed most",
     )
