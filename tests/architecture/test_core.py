@@ -64,6 +64,22 @@ def test_the_core_transforms_an_array(suffix, tmp_path):
         np.testing.assert_allclose(np.load(out), want, rtol=0, atol=1e-6)
 
 
+def test_the_core_writes_codes_and_shows_sizes(tmp_path):
+    draw = np.random.default_rng(0)
+    X = draw.standard_normal((80, 12)).astype(np.float32)
+    adapter = querykey.Adapter(dims=(8,), bits=[8, 1], steps=0, batch_size=32).fit(X)
+    adapter.save(tmp_path / "run")
+    np.save(tmp_path / "X.npy", X)
+    for bits in (8, 1):
+        out = tmp_path / f"{bits}.npy"
+        done = in_core("", "transform", tmp_path / "run", tmp_path / "X.npy", "--out", out, "--bits", bits)
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_array_equal(np.load(out), adapter.quantize(X, bits=bits))
+    shown = in_core("", "size", tmp_path / "run")
+    assert shown.returncode == 0, shown.stderr
+    assert "overlap@10" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [

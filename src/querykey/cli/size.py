@@ -52,7 +52,8 @@ def size(
         return
     bits = "" if chosen["bits"] == 32 else f", bits={chosen['bits']}"
     call = "transform" if chosen["bits"] == 32 else "quantize"
-    line(f"{chosen['bytes']} bytes a vector: adapter.{call}(X, dim={chosen['dim']}{bits})")
+    unit = "byte" if chosen["bytes"] == 1 else "bytes"
+    line(f"{chosen['bytes']} {unit} a vector: adapter.{call}(X, dim={chosen['dim']}{bits})")
 
 
 def _frontier(run: Path) -> list[dict[str, Any]]:

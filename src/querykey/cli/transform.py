@@ -1,7 +1,8 @@
-"""`querykey transform`: features through an adapter, as an array."""
+"""`querykey transform`: features through an adapter, as an array of rows or of codes."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,13 +18,43 @@ from querykey.cli.options import (
     reserve_output,
 )
 
+if TYPE_CHECKING:
+    from querykey.adapter.estimator import Adapter
+    from querykey.runtime import LoadedAdapter
+
 __all__ = ["transform_features"]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which array is written.
+
+    Args:
+        dim: Size of the rows; None: the largest.
+        bits: 8 or 1 for codes; None for float rows.
+        queries: Whether the rows are queries.
+    """
+
+    dim: int | None
+    bits: int | None
+    queries: bool
+
+    def array(self, adapter: "Adapter | LoadedAdapter", rows: Any) -> Any:
+        """Float rows or codes of frozen rows."""
+        if self.bits is not None:
+            return adapter.quantize(rows, dim=self.dim, bits=self.bits)
+        move = adapter.transform if self.queries else adapter.transform_documents
+        return move(rows, dim=self.dim)
 
 
 def transform_features(
     run: RunFolder,
     features: Annotated[str, typer.Argument(metavar="FEATURES", help="See `querykey help sources`.")],
     out: Annotated[Path, typer.Option(metavar="Z.npy", help="A new file; .npy or .safetensors.")],
+    dim: Annotated[int | None, typer.Option(min=1, help="A size of RUN; the largest if not said.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(metavar="[8|1]", help="Codes of documents instead of float rows.")
+    ] = None,
     queries: Annotated[bool, typer.Option("--queries", help="The query side of pairs.")] = False,
     column: Column = None,
     split: Split = None,
@@ -34,22 +65,40 @@ def transform_features(
 ) -> None:
     """Write the adapted rows of FEATURES.
 
-    They are float32 and of length 1. A .npy file needs no PyTorch.
+    They are float32 and of length 1; with --bits they are codes, int8 or packed bits (the first number is
+    the highest bit of the first byte). A .npy file needs no PyTorch.
     """
     from querykey.cli.console import line
     from querykey.errors import ConfigError
 
     if out.suffix not in (".npy", ".safetensors"):
         raise ConfigError(f"--out {out}: must end in .npy or .safetensors")
+    if bits is not None and queries:
+        raise ConfigError(
+            "--bits makes codes of documents; queries stay float, so leave out --queries or --bits"
+        )
+    wanted = _Wanted(dim, bits, queries)
     if _numpy_will_do(features, (column, split, delimiter), device, threads):
         reserve_output(out)
-        rows = _transformed_array(run, Path(features), queries=queries)
+        made = _transformed_array(run, Path(features), wanted)
     else:
         prepare(device, threads, seed)
         reserve_output(out)
-        rows = _transformed(run, (features, column, None, None, split, delimiter), queries=queries)
-    _write(out, rows)
-    line(f"{out}: {len(rows):,} rows of {rows.shape[1]} numbers, float32, length 1")
+        made = _transformed(run, (features, column, None, None, split, delimiter), wanted)
+    _write(out, made)
+    line(f"{out}: {len(made):,} {_described(made, bits)}")
+
+
+def _described(made: Any, bits: int | None) -> str:
+    width = made.shape[1]
+    each = f"{width} byte{'' if width == 1 else 's'} each"
+    match bits:
+        case None:
+            return f"rows of {width} numbers, float32, length 1"
+        case 8:
+            return f"codes of {width} numbers, int8, {each}"
+        case _:
+            return f"codes of {8 * width} bits, {each}, highest bit first"
 
 
 def _numpy_will_do(features: str, options: tuple[str | None, ...], device: str, threads: int | None) -> bool:
@@ -60,7 +109,7 @@ def _numpy_will_do(features: str, options: tuple[str | None, ...], device: str, 
     return plain and features.endswith(".npy") and Path(features).is_file() and not is_one_of_many()
 
 
-def _transformed_array(run: Path, path: Path, *, queries: bool) -> Any:
+def _transformed_array(run: Path, path: Path, wanted: _Wanted) -> Any:
     import numpy as np
 
     from querykey.errors import DataError, MissingPathError, ShapeError, SourceError
@@ -82,30 +131,29 @@ def _transformed_array(run: Path, path: Path, *, queries: bool) -> Any:
             f"{path}: {int(zero.sum())} of {len(rows)} rows are zero and cannot be compared, the first of "
             f"them row {int(zero.argmax())}; take these rows out, or make them again"
         )
-    return adapter.transform(rows) if queries else adapter.transform_documents(rows)
+    return wanted.array(adapter, rows)
 
 
-def _transformed(run: Path, at: tuple[Any, ...], *, queries: bool) -> Any:
+def _transformed(run: Path, at: tuple[Any, ...], wanted: _Wanted) -> Any:
     from querykey.runs.adapt import load_run
     from querykey.runs.data import DataAt
     from querykey.runs.evaluate_adapter import features_like_those_of
 
     fitted = load_run(run)
     given = features_like_those_of(fitted, DataAt(*at)).features
-    if queries:
-        return fitted.adapter.transform(given if given.queries is None else given.queries)
-    return fitted.adapter.transform_documents(given)
+    asked = wanted.queries and given.queries is not None
+    return wanted.array(fitted.adapter, given.queries if asked else given)
 
 
-def _write(out: Path, rows: Any) -> None:
+def _write(out: Path, made: Any) -> None:
     import numpy as np
 
     from querykey.io.atomic import new_file
 
     with new_file(out) as tmp_path:
         if out.suffix == ".npy":
-            np.save(tmp_path, rows, allow_pickle=False)
+            np.save(tmp_path, made, allow_pickle=False)
         else:
             from safetensors.numpy import save_file
 
-            save_file({"Z": np.ascontiguousarray(rows)}, tmp_path)
+            save_file({"Z": np.ascontiguousarray(made)}, tmp_path)

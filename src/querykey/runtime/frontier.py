@@ -66,8 +66,8 @@ def best_under(frontier: Sequence[Point], most: int) -> Point:
     if not small:
         least = min(point["bytes"] for point in measured)
         raise DataError(
-            f"no size takes at most {most} bytes; the smallest takes {least}; fit again with a smaller size "
-            "or fewer bits (--dims, --bits)"
+            f"no size takes at most {most} bytes; the smallest takes {least}; fit again with a smaller one "
+            "of dims, or with bits=[8, 1]"
         )
     return max(small, key=lambda point: (point["quality"], -point["bytes"]))
 
