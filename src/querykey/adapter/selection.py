@@ -1,8 +1,9 @@
 """Which candidate is returned, and what may be said of it: numbers of held-out queries in, a verdict out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,8 @@ __all__ = [
 Verdict = Literal["better", "no evidence", "start kept", "not validated"]
 
 DRAWS = 2000
+MOST_KEPT = 2**23
+"""Counts of resamplings that are kept for the next candidate: 16 MB."""
 FEW = 200
 """Queries below which the same ones select and judge, and the bootstrap repeats the selection."""
 LIKELY = 0.8
@@ -275,14 +278,29 @@ def _draws(values: Tensor, groups: Tensor | None, seed: int) -> NDArray[np.float
         members = np.unique(groups.numpy(), return_inverse=True)[1]
         counts = np.bincount(members).astype(np.float64)
         sums = np.stack([np.bincount(members, weights=column) for column in sums.T], axis=1)
-    draw = np.random.default_rng([seed, 8])
-    out, at_once = [], max(1, 2**21 // max(1, len(sums)))
+    means = [
+        (times @ sums) / np.maximum(times @ counts, 1)[:, None]
+        for times in (block.astype(np.float64) for block in _resamplings(len(sums), seed))
+    ]
+    return np.concatenate(means)
+
+
+def _resamplings(rows: int, seed: int) -> Iterable[NDArray[np.integer[Any]]]:
+    """How often each row is drawn [draws, rows], in blocks of bounded memory."""
+    return _kept_resamplings(rows, seed) if rows * DRAWS <= MOST_KEPT else _draw(rows, seed)
+
+
+@lru_cache(maxsize=4)
+def _kept_resamplings(rows: int, seed: int) -> tuple[NDArray[np.integer[Any]], ...]:
+    """A fit compares dozens of candidates on the same queries: drawing costs ten times the product."""
+    return tuple(_draw(rows, seed))
+
+
+def _draw(rows: int, seed: int) -> Iterator[NDArray[np.integer[Any]]]:
+    draw, at_once = np.random.default_rng([seed, 8]), max(1, 2**21 // max(1, rows))
     for start in range(0, DRAWS, at_once):
-        times = draw.multinomial(
-            len(sums), np.full(len(sums), 1 / len(sums)), size=min(at_once, DRAWS - start)
-        ).astype(np.float64)
-        out.append((times @ sums) / np.maximum(times @ counts, 1)[:, None])
-    return np.concatenate(out)
+        drawn = draw.multinomial(rows, np.full(rows, 1 / rows), size=min(at_once, DRAWS - start))
+        yield drawn.astype(np.uint16 if rows < 2**16 else np.int32)  # a count is at most `rows`
 
 
 def candidate_records(

@@ -135,6 +135,8 @@ class Training:
     record: Record | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     scores: dict[int, Tensor] = field(default_factory=dict)
+    means: dict[int, float] = field(default_factory=dict)
+    """Step to the mean score, filled by `best_step`."""
     states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     stage_states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     taken: int = 0
@@ -213,6 +215,7 @@ class Training:
             if self.ask is not None:
                 self.stage_states = {self.taken: copy.deepcopy(self.fc.state_dict())}
                 self.scores[self.taken] = self.scores[step]
+                self.means.pop(self.taken, None)
         self.fc.step, self.fc.progress = self.taken, self.taken % length / length
 
     def _at_size(self, step: int, stage: int) -> float:
@@ -222,8 +225,9 @@ class Training:
     @property
     def best_step(self) -> int:
         """The step whose state scored highest on the queries that may choose."""
-        means = {step: self._mean(scores) for step, scores in self.scores.items()}
-        return max(means, key=lambda step: (means[step], -step)) if means else self.taken
+        for step in self.scores.keys() - self.means.keys():
+            self.means[step] = self._mean(self.scores[step])
+        return max(self.means, key=lambda step: (self.means[step], -step)) if self.means else self.taken
 
     @property
     def best_score(self) -> float:

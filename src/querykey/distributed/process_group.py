@@ -8,7 +8,7 @@ step computes of its own rows is gathered, so that every process looks up what o
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -379,7 +379,9 @@ def default_torch_state() -> Iterator[None]:
     dtype = torch.get_default_dtype()
     kinds = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.is_autocast_enabled(kind)]
     was = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds]
-    with torch.inference_mode(mode=False), torch.enable_grad(), torch.device("cpu"):
+    # a device context passes every operation of PyTorch through Python: enter it only where it is needed
+    on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    with torch.inference_mode(mode=False), torch.enable_grad(), on_cpu:
         torch.set_default_dtype(torch.float32)
         for kind in kinds:
             torch.set_autocast_enabled(kind, False)
