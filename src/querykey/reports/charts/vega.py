@@ -35,6 +35,8 @@ LETTER = 6.6
 """Average width of a letter at 12 px, for the columns of a legend and the angle of labels."""
 MOST_MARKED = 60
 """Most points of a line drawn as marks; on a longer line so many respond to the pointer."""
+SAYS = {"field": "says", "type": "nominal"}
+"""Channel of the description of a mark."""
 
 
 def vega_lite(chart: Chart, *, width: int, with_title: bool = False) -> Json:
@@ -93,8 +95,20 @@ def _config() -> Json:
     }  # fmt: skip
 
 
+def _channel(field: str, kind: str, **options: Any) -> Json:
+    return {"field": field, "type": kind, **options}
+
+
+def _layer(rows: Sequence[Json], mark: Json, **encoding: Json) -> Json:
+    return {"data": {"values": rows}, "mark": mark, "encoding": encoding}
+
+
 def _colour(number: int) -> str:
     return f"var(--c{number % COLOURS})"
+
+
+def _shape(number: int) -> str:
+    return SHAPES[number % len(SHAPES)]
 
 
 def _written(value: float) -> str:
@@ -106,98 +120,62 @@ def _interval(low: float, high: float) -> str:
     return f" [{_written(low)}, {_written(high)}]" if high > low else ""
 
 
-def _legend(names: Sequence[str], width: int) -> Json | None:
-    """A legend with as many names per row as fit; None for one name."""
-    if len(names) < 2:
-        return None
-    limit = min(260, width - 60)
-    widest = min(limit, LETTER * max(map(len, names))) + 32
-    return {"columns": max(1, min(len(names), int((width - 20) / widest))), "labelLimit": limit}
-
-
-def _named(names: Sequence[str], colours: Sequence[str], shapes: Sequence[str], legend: Json | None) -> Json:
-    """Colour and shape channels for names; equal scales share one legend."""
+def _named(names: Sequence[str], colours: Sequence[str], shapes: Sequence[str], width: int) -> Json:
+    """Colour and shape channels for names; equal scales share one legend, with as many names a row as fit."""
+    legend: Json | None = None
+    if len(names) > 1:
+        limit = min(260, width - 60)
+        widest = min(limit, LETTER * max(map(len, names))) + 32
+        legend = {"columns": max(1, min(len(names), int((width - 20) / widest))), "labelLimit": limit}
+    scales = {"color": colours, "shape": shapes}
     return {
-        channel: {
-            "field": "name", "type": "nominal", "legend": legend,
-            "scale": {"domain": list(names), "range": list(given)},
-        }
-        for channel, given in (("color", colours), ("shape", shapes))
-    }  # fmt: skip
+        channel: _channel("name", "nominal", legend=legend, scale={"domain": [*names], "range": [*given]})
+        for channel, given in scales.items()
+    }
 
 
 def _lines(chart: Lines, width: int) -> Json:
-    names = are_places(chart)
+    categories = are_places(chart)
     colours, shapes, drawn = [], [], 0
     for line in chart.lines:
         colours.append("var(--muted)" if line.is_reference else _colour(drawn))
-        shapes.append("stroke" if line.is_reference else SHAPES[drawn % len(SHAPES)])
+        shapes.append("stroke" if line.is_reference else _shape(drawn))
         drawn += not line.is_reference
-    named = _named(
-        [line.name for line in chart.lines],
-        colours,
-        shapes,
-        _legend([line.name for line in chart.lines], width),
-    )
-    x, y = _x_of_lines(chart, names), _y_of_lines(chart)
-    colour = {"color": named["color"]}
+    named = _named([line.name for line in chart.lines], colours, shapes, width)
+    x, y, colour = _x_of_lines(chart, categories), _y_of_lines(chart), named["color"]
+    points = [_rows_of_line(line, are_names=categories is not None) for line in chart.lines]
     layer: list[Json] = []
-    for line in chart.lines:
-        rows = _rows_of_line(line, are_names=names is not None)
+    for line, rows in zip(chart.lines, points, strict=True):
         style = {"strokeWidth": 1.5, "strokeDash": [5, 4]} if line.is_reference else {"strokeWidth": 2}
-        layer.append({
-            "data": {"values": rows}, "mark": {"type": "line", "aria": False, **style},
-            "encoding": {"x": x, "y": y, **colour},
-        })  # fmt: skip
-    for line in chart.lines:
+        layer.append(_layer(rows, {"type": "line", "aria": False, **style}, x=x, y=y, color=colour))
+    low = {key: value for key, value in y.items() if key != "field"} | {"field": "low"}
+    for line, rows in zip(chart.lines, points, strict=True):
         if line.low:
-            ends = [
-                row | {"low": short(low), "high": short(high)}
-                for row, low, high in zip(
-                    _rows_of_line(line, are_names=names is not None), line.low, line.high, strict=True
-                )
-            ]
-            layer.append({
-                "data": {"values": ends}, "mark": {"type": "rule", "aria": False},
-                "encoding": {"x": x, "y": {"field": "low", **_plain(y)}, "y2": {"field": "high"}, **colour},
-            })  # fmt: skip
-    layer += _marks_of_lines(chart, x, y, named, are_names=names is not None)
+            whiskers = zip(rows, line.low, line.high, strict=True)
+            ends = [row | {"low": short(low), "high": short(high)} for row, low, high in whiskers]
+            mark = {"type": "rule", "aria": False}
+            layer.append(_layer(ends, mark, x=x, y=low, y2={"field": "high"}, color=colour))
+    layer += _marks_of_lines(chart, points, x=x, y=y, **named)
     return {"height": 250, "layer": layer}
 
 
-def _plain(channel: Json) -> Json:
-    return {key: value for key, value in channel.items() if key != "field"}
-
-
 def _rows_of_line(line: Line, *, are_names: bool) -> list[Json]:
-    return [
-        {"name": line.name, "x": place_name(x) if are_names else x, "y": short(y)}
-        for x, y in zip(line.x, line.y, strict=True)
-    ]
+    xs = map(place_name, line.x) if are_names else line.x
+    return [{"name": line.name, "x": x, "y": short(y)} for x, y in zip(xs, line.y, strict=True)]
 
 
-def _x_of_lines(chart: Lines, names: list[str] | None) -> Json:
-    if names is not None:
-        return {
-            "field": "x", "type": "ordinal", "scale": {"type": "point", "padding": 0.3, "domain": names},
-            "axis": {"title": chart.x, "grid": False, "labelAngle": 0, "labelOverlap": "greedy"},
-        }  # fmt: skip
-    axis: Json = {"title": chart.x, "grid": False, "tickCount": 6, "labelFlush": True}
+def _x_of_lines(chart: Lines, categories: list[str] | None) -> Json:
+    axis: Json = {"title": chart.x, "grid": False}
+    if categories is not None:
+        scale: Json = {"type": "point", "padding": 0.3, "domain": categories}
+        return _channel("x", "ordinal", scale=scale, axis=axis | {"labelAngle": 0, "labelOverlap": "greedy"})
+    axis |= {"tickCount": 6, "labelFlush": True}
     if not chart.log_x:
-        return {
-            "field": "x",
-            "type": "quantitative",
-            "axis": axis,
-            "scale": {"zero": False, "nice": False, "padding": 8},
-        }
+        scale = {"zero": False, "nice": False, "padding": 8}
+        return _channel("x", "quantitative", axis=axis, scale=scale)
     places = named_places(chart)
     axis |= {"format": ",~g", "labelOverlap": "greedy"} | ({"values": places} if places else {})
-    return {
-        "field": "x",
-        "type": "quantitative",
-        "axis": axis,
-        "scale": {"type": "log", "nice": False, "padding": 8},
-    }
+    return _channel("x", "quantitative", axis=axis, scale={"type": "log", "nice": False, "padding": 8})
 
 
 def _y_of_lines(chart: Lines) -> Json:
@@ -206,90 +184,64 @@ def _y_of_lines(chart: Lines) -> Json:
     if min(ends) == max(ends) and not (chart.from_zero and ends[0]):
         room = abs(ends[0]) / 10 or 1.0
         scale |= {"domain": [short(ends[0] - room), short(ends[0] + room)]}
-    return {
-        "field": "y", "type": "quantitative", "scale": scale,
-        "axis": {"title": chart.y, "tickCount": 5, "domain": False, "ticks": False},
-    }  # fmt: skip
+    axis = {"title": chart.y, "tickCount": 5, "domain": False, "ticks": False}
+    return _channel("y", "quantitative", scale=scale, axis=axis)
 
 
-def _marks_of_lines(chart: Lines, x: Json, y: Json, named: Json, *, are_names: bool) -> list[Json]:
+def _marks_of_lines(chart: Lines, points: Sequence[list[Json]], **encoding: Json) -> list[Json]:
     """Marks of the points; long lines have few and hidden ones, so that the pointer shows numbers."""
     visible: list[Json] = []
     hidden: list[Json] = []
-    for line in chart.lines:
-        rows = _rows_of_line(line, are_names=are_names)
+    for line, rows in zip(chart.lines, points, strict=True):
         ends = zip(line.low, line.high, strict=True) if line.low else [(0.0, 0.0)] * len(rows)
+        described = []
         for row, value, (low, high) in zip(rows, line.y, ends, strict=True):
             where = row["x"] if isinstance(row["x"], str) else f"{row['x']:,g}"
-            row["says"] = f"{line.name}: {_written(value)}{_interval(low, high)} at {chart.x} {where}"
+            says = f"{line.name}: {_written(value)}{_interval(low, high)} at {chart.x} {where}"
+            described.append(row | {"says": says})
         is_long = line.is_reference or len(rows) > MOST_MARKED
-        kept = rows[:: -(-len(rows) // MOST_MARKED)] if is_long else rows
-        (hidden if is_long else visible).extend(kept)
-    layers = []
-    for rows, opacity in ((visible, 1), (hidden, 0)):
-        if rows:
-            layers.append({
-                "data": {"values": rows},
-                "mark": {"type": "point", "filled": True, "size": 45, "opacity": opacity},
-                "encoding": {"x": x, "y": y, **named, "description": {"field": "says", "type": "nominal"}},
-            })  # fmt: skip
-    return layers
+        stride = -(-len(rows) // MOST_MARKED) if is_long else 1
+        (hidden if is_long else visible).extend(described[::stride])
+    mark: Json = {"type": "point", "filled": True, "size": 45}
+    return [
+        _layer(rows, mark | {"opacity": opacity}, **encoding, description=SAYS)
+        for rows, opacity in ((visible, 1), (hidden, 0))
+        if rows
+    ]
 
 
 def _bars(chart: Bars, width: int) -> Json:
     names = list(chart.groups)
-    rows: list[Json] = [
-        {
-            "label": label, "name": name, "value": short(three[0]), "low": short(three[1]),
-            "high": short(three[2]), "weak": bool(chart.strong) and label not in chart.strong,
-            "says": f"{label}, {name}: {_written(three[0])}{_interval(three[1], three[2])}",
-        }
-        for name, values in chart.groups.items()
-        for label, three in zip(chart.labels, values, strict=True)
-        if three is not None
-    ]  # fmt: skip
-    limit = min(230, int(width * 0.42))
-    y: Json = {
-        "field": "label", "type": "nominal", "sort": None,
-        "scale": {"domain": list(chart.labels), "paddingInner": 0.3, "paddingOuter": 0.15},
-        "axis": {"title": None, "labelLimit": limit, "ticks": False, "labelColor": "var(--ink)",
-                 "labelPadding": 8},
-    }  # fmt: skip
-    offset = {"yOffset": {"field": "name", "type": "nominal", "scale": {"domain": names}}}
-    where = {"y": y} | (offset if len(names) > 1 else {})
+    rows: list[Json] = []
+    for name, values in chart.groups.items():
+        for label, three in zip(chart.labels, values, strict=True):
+            if three is not None:
+                mean, low, high = three
+                says = f"{label}, {name}: {_written(mean)}{_interval(low, high)}"
+                ends = {"value": short(mean), "low": short(low), "high": short(high)}
+                is_weak = bool(chart.strong) and label not in chart.strong
+                rows.append({"label": label, "name": name, **ends, "weak": is_weak, "says": says})
+    labels = {"labelLimit": min(230, int(width * 0.42)), "labelColor": "var(--ink)", "labelPadding": 8}
+    axis: Json = {"title": None, "ticks": False, **labels}
+    scale = {"domain": list(chart.labels), "paddingInner": 0.3, "paddingOuter": 0.15}
+    where = {"y": _channel("label", "nominal", sort=None, scale=scale, axis=axis)}
+    if len(names) > 1:
+        where["yOffset"] = _channel("name", "nominal", scale={"domain": names})
     axis = {"title": chart.x, "domain": False, "ticks": False, "tickCount": 4}
-    x: Json = {"field": "value", "type": "quantitative", "axis": axis}
-    colour = {
-        "condition": {"test": "datum.weak", "value": "var(--soft)"},
-        **_named(names, [_colour(n) for n in range(len(names))], SHAPES, _legend(names, width))["color"],
-    }
+    x = _channel("value", "quantitative", axis=axis)
+    colour = _named(names, [_colour(n) for n in range(len(names))], SHAPES, width)["color"]
+    colour["condition"] = {"test": "datum.weak", "value": "var(--soft)"}
+    layer = [_layer(rows, {"type": "bar"}, x=x, **where, color=colour, description=SAYS)]
     whiskers = [row for row in rows if row["high"] > row["low"]]
-    low: Json = {"field": "low", "type": "quantitative"}
-    layer: list[Json] = [{
-        "data": {"values": rows}, "mark": {"type": "bar"},
-        "encoding": {"x": x, **where, "color": colour, "description": {"field": "says", "type": "nominal"}},
-    }]  # fmt: skip
     if whiskers:
+        innermost = "yOffset" if len(names) > 1 else "y"
+        centred = where | {innermost: where[innermost] | {"bandPosition": 0.5}}
         ink = {"aria": False, "color": "var(--ink)"}
-        layer.append({
-            "data": {"values": whiskers}, "mark": {"type": "rule", **ink},
-            "encoding": {"x": low, "x2": {"field": "high"}, **_centred(where)},
-        })  # fmt: skip
-        layer += [
-            {
-                "data": {"values": whiskers},
-                "mark": {"type": "tick", "thickness": 1, "size": 8, **ink},
-                "encoding": {"x": low | {"field": end}, **_centred(where)},
-            }
-            for end in ("low", "high")
-        ]
+        tick = {"type": "tick", "thickness": 1, "size": 8, **ink}
+        low_end, high_end = (_channel(end, "quantitative") for end in ("low", "high"))
+        layer.append(_layer(whiskers, {"type": "rule", **ink}, x=low_end, x2={"field": "high"}, **centred))
+        layer += [_layer(whiskers, tick, x=end, **centred) for end in (low_end, high_end)]
     return {"height": len(chart.labels) * (10 + 18 * len(names)), "layer": layer}
-
-
-def _centred(where: Json) -> Json:
-    """In the middle of a bar."""
-    last = "yOffset" if "yOffset" in where else "y"
-    return where | {last: where[last] | {"bandPosition": 0.5}}
 
 
 def _heat_map(chart: HeatMap, width: int) -> Json:
@@ -303,43 +255,34 @@ def _heat_map(chart: HeatMap, width: int) -> Json:
         for column, value in zip(chart.columns, row, strict=True):
             if value is not None:
                 colour = shade((value - low) / spread)
-                cells.append({
-                    "row": name, "column": column, "colour": colour, "ink": contrasting(colour),
+                texts = {
                     "text": f"{value:.{digits}f}",
                     "says": f"{name}, {column}: {_written(value)} {chart.unit}",
-                })  # fmt: skip
+                }
+                inks = {"colour": colour, "ink": contrasting(colour)}
+                cells.append({"row": name, "column": column, **inks, **texts})
     is_tight = LETTER * max(map(len, chart.columns)) > cell
-    across = {"title": chart.x, "labelAngle": -60 if is_tight else 0, "labelLimit": 110}
-    x: Json = {
-        "field": "column", "type": "nominal", "sort": None, "scale": {"domain": list(chart.columns)},
-        "axis": {**across, "ticks": False, "domain": False, "labelPadding": 6},
-    }  # fmt: skip
-    y: Json = {
-        "field": "row", "type": "nominal", "sort": None, "scale": {"domain": list(chart.rows)},
-        "axis": {"title": chart.y, "titlePadding": 16, "labelLimit": limit, "ticks": False, "domain": False},
-    }  # fmt: skip
-    says = {"description": {"field": "says", "type": "nominal"}}
+    bare = {"ticks": False, "domain": False}
+    across = {"title": chart.x, "labelAngle": -60 if is_tight else 0, "labelLimit": 110, "labelPadding": 6}
+    down = {"title": chart.y, "titlePadding": 16, "labelLimit": limit}
+    x, y = (
+        _channel(field, "nominal", sort=None, scale={"domain": list(names)}, axis=axis | bare)
+        for field, names, axis in (("column", chart.columns, across), ("row", chart.rows, down))
+    )
+    fill, ink = (_channel(field, "nominal", scale=None) for field in ("colour", "ink"))
     layer: list[Json] = [
         {
             "mark": {"type": "rect", "stroke": "var(--paper)", "strokeWidth": 2},
-            "encoding": {
-                "x": x, "y": y, "color": {"field": "colour", "type": "nominal", "scale": None}, **says,
-            },
+            "encoding": {"x": x, "y": y, "color": fill, "description": SAYS},
         },
         {
             "mark": {"type": "text", "aria": False, "fontSize": size},
-            "encoding": {
-                "x": x, "y": y, "text": {"field": "text", "type": "nominal"},
-                "color": {"field": "ink", "type": "nominal", "scale": None},
-            },
+            "encoding": {"x": x, "y": y, "text": _channel("text", "nominal"), "color": ink},
         },
-    ]  # fmt: skip
+    ]
     if chart.apart:
-        layer.append({
-            "data": {"values": [{"column": chart.columns[-chart.apart]}]},
-            "mark": {"type": "rule", "aria": False, "color": "var(--ink)", "strokeWidth": 2},
-            "encoding": {"x": x | {"bandPosition": 0}},
-        })  # fmt: skip
+        mark = {"type": "rule", "aria": False, "color": "var(--ink)", "strokeWidth": 2}
+        layer.append(_layer([{"column": chart.columns[-chart.apart]}], mark, x=x | {"bandPosition": 0}))
     return {"height": 34 * len(chart.rows), "data": {"values": cells}, "layer": layer}
 
 
@@ -349,31 +292,28 @@ def _points(chart: Points, width: int) -> Json:
     rows = []
     # the last group, all other classes, lies below the named ones
     for number in [last, *range(last)]:
+        size = 16 if 0 < number == last else 36
         for point in chart.groups[names[number]]:
             says = chart.words[point]
             if chart.pictures:
                 says = f"{chart.pictures[point]} {says}"
             x, y = chart.places[point]
-            rows.append({"name": names[number], "x": x, "y": y, "size": 16 if 0 < number == last else 36,
-                         "says": says})  # fmt: skip
+            rows.append({"name": names[number], "x": x, "y": y, "size": size, "says": says})
     inner = width - 25
     height = round(inner * 0.8)
     domains = _equal_units(chart.places, inner, height)
     bare = {"labels": False, "ticks": False, "tickCount": 6}
-    symbols = [SHAPES[n % len(SHAPES)] for n in range(len(names))]
     encoding: Json = {
-        axis: {
-            "field": axis, "type": "quantitative", "scale": {"domain": domain, "nice": False},
-            "axis": {"title": title, **bare},
-        }
+        axis: _channel(
+            axis, "quantitative", scale={"domain": domain, "nice": False}, axis=bare | {"title": title}
+        )
         for axis, title, domain in zip("xy", (chart.x, chart.y), domains, strict=True)
-    } | _named(names, colours, symbols, _legend(names, width))  # fmt: skip
-    encoding["size"] = {"field": "size", "type": "quantitative", "scale": None, "legend": None}
-    encoding["description"] = {"field": "says", "type": "nominal"}
-    return {
-        "width": inner, "height": height, "autosize": "pad", "data": {"values": rows},
-        "mark": {"type": "point", "filled": True, "opacity": 0.85}, "encoding": encoding,
-    }  # fmt: skip
+    }
+    encoding |= _named(names, colours, [_shape(n) for n in range(len(names))], width)
+    encoding["size"] = _channel("size", "quantitative", scale=None, legend=None)
+    mark = {"type": "point", "filled": True, "opacity": 0.85}
+    drawn = _layer(rows, mark, **encoding, description=SAYS)
+    return {"width": inner, "height": height, "autosize": "pad", **drawn}
 
 
 def _equal_units(places: Sequence[tuple[float, float]], width: int, height: int) -> list[list[float]]:
