@@ -162,7 +162,7 @@ def test_mistakes_are_one_message_and_leave_nothing(querykey, labelled_run, data
         querykey, labelled_run, "--out", out, "--figures", page.parent / "figures"
     )
     two = refused(querykey, labelled_run, labelled_run, "--features", data / "test.npz", "--out", out)
-    assert "--features is for a report of one run; 2 are given" in two
+    assert "features are for a report of one run; 2 are given" in two
     assert not [*tmp_path.iterdir()]
 
 

@@ -1,11 +1,10 @@
-"""Cells of a study -> means, paired differences with intervals, verdicts, and rows of tables."""
+"""Means, paired differences with intervals, verdicts and rows of tables, from the cells of a study."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from querykey.errors import DataError
-from querykey.io.records import Record
 from querykey.io.study_folder import Cells, StoredStudy, shown_measures
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ __all__ = [
     "paired_columns",
     "per_query",
     "scores",
+    "signed_interval",
     "verdict",
     "wilson",
 ]
@@ -67,7 +67,7 @@ class PairedDifference(NamedTuple):
 
     @property
     def means(self) -> str:
-        """Both means in words."""
+        """Both means as text."""
         return f"{self.ours:.3f} against {self.theirs:.3f}"
 
     @property
@@ -76,8 +76,8 @@ class PairedDifference(NamedTuple):
         if math.isinf(self.low):
             return f"{_signed(self.mean)}, one seed"
         counted = "" if self.queries is None else f", {self.queries:,} queries"
-        ends = f"[{_signed(self.low)}, {_signed(self.high)}]"
-        return f"{_signed(self.mean)} {ends}{counted}, {self.seeds} seed{'s' * (self.seeds != 1)}"
+        difference = signed_interval(self.mean, self.low, self.high)
+        return f"{difference}{counted}, {self.seeds} seed{'s' * (self.seeds != 1)}"
 
 
 class Verdict(NamedTuple):
@@ -86,7 +86,7 @@ class Verdict(NamedTuple):
     Args:
         ask: The question.
         word: The verdict.
-        difference: The numbers it rests on; None where they are not measured yet.
+        difference: The paired difference it is based on; None if it is not measured yet.
         published: The paper's answer, or "".
     """
 
@@ -97,7 +97,7 @@ class Verdict(NamedTuple):
 
     @property
     def because(self) -> str:
-        """The numbers in words."""
+        """The means and their difference as text."""
         return "" if self.difference is None else f"{self.difference.means}: {self.difference.interval}"
 
 
@@ -157,12 +157,13 @@ def _difference(study: StoredStudy, question: Mapping[str, Any]) -> PairedDiffer
     columns = paired_columns(study, ours, theirs)
     if columns is None:
         return paired(scores(study.cells, *ours), scores(study.cells, *theirs))
-    mine, other, seeds = columns
-    apart = _minus(mine, other, f"{ours[0]} and {theirs[0]}")
-    counted = [place for place, value in enumerate(apart) if not math.isnan(value)]
-    (found,) = intervals([apart], level=1 - 0.05 / question.get("comparisons", 1))
+    left, right, seeds = columns
+    _check_same_queries([left, right], f"{ours[0]} and {theirs[0]}")
+    differences = [a - b for a, b in zip(left, right, strict=True)]
+    counted = [row for row, value in enumerate(differences) if not math.isnan(value)]
+    (found,) = intervals([differences], level=1 - 0.05 / question.get("comparisons", 1))
     assert found is not None
-    means = [math.fsum(column[place] for place in counted) / len(counted) for column in (mine, other)]
+    means = [math.fsum(column[row] for row in counted) / len(counted) for column in (left, right)]
     return PairedDifference(found.mean, found.low, found.high, seeds, means[0], means[1], len(counted))
 
 
@@ -183,9 +184,9 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> PairedDiff
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
         return None
-    apart = over_seeds([ours[seed] - theirs[seed] for seed in seeds])
+    difference = over_seeds([ours[seed] - theirs[seed] for seed in seeds])
     means = [sum(side[seed] for seed in seeds) / len(seeds) for side in (ours, theirs)]
-    return PairedDifference(*apart, len(seeds), means[0], means[1])
+    return PairedDifference(*difference, len(seeds), means[0], means[1])
 
 
 def paired_columns(
@@ -207,17 +208,18 @@ def paired_columns(
     Raises:
         DataError: If cells have numbers of different queries.
     """
-    mine, other = (_columns(study.cells, *side) for side in (ours, theirs))
-    if not mine or not other:
+    left, right = (_columns(study.cells, *side) for side in (ours, theirs))
+    if not left or not right:
         return None
-    if is_trained(study, ours[0]) and is_trained(study, theirs[0]):
-        seeds = sorted(set(mine) & set(other))
+    trained = [is_trained(study, arm) for arm, _ in (ours, theirs)]
+    if all(trained):
+        seeds = sorted(set(left) & set(right))
         if not seeds:
             return None
-        mine, other = ({seed: side[seed] for seed in seeds} for side in (mine, other))
-    count = min((len(side) for side, (arm, _) in ((mine, ours), (other, theirs)) if is_trained(study, arm)),
-                default=max(len(mine), len(other)))  # fmt: skip
-    return averaged([*mine.values()], ours[0]), averaged([*other.values()], theirs[0]), count
+        left, right = ({seed: side[seed] for seed in seeds} for side in (left, right))
+    counts = [len(side) for side, is_counted in zip((left, right), trained, strict=True) if is_counted]
+    count = min(counts, default=max(len(left), len(right)))
+    return averaged([*left.values()], ours[0]), averaged([*right.values()], theirs[0]), count
 
 
 def per_query(cells: Cells, arm: str, measure: str) -> list[float] | None:
@@ -270,11 +272,6 @@ def averaged(columns: Sequence[Column], name: str) -> list[float]:
     ]
 
 
-def _minus(ours: Sequence[float], theirs: Sequence[float], names: str) -> list[float]:
-    _check_same_queries([ours, theirs], names)
-    return [a - b for a, b in zip(ours, theirs, strict=True)]
-
-
 def _check_same_queries(columns: Sequence[Column], names: str) -> None:
     if len({len(column) for column in columns}) > 1:
         raise DataError(f"{names} have numbers of different queries; measure them again")
@@ -314,17 +311,13 @@ def scores(cells: Cells, arm: str, measure: str) -> dict[int, float]:
     found = {}
     for seed, cell in cells.get(arm, {}).items():
         metrics = cell.get("run", {}).get("end", {})
-        if measure in cell["values"]:
-            found[seed] = _share(cell, measure)
-        elif measure in metrics:
-            found[seed] = float(metrics[measure])
+        value = cell["values"].get(measure, metrics.get(measure))
+        if isinstance(value, int | float):
+            found[seed] = float(value)
+        elif value is not None:
+            total, count = value
+            found[seed] = float(total) / float(count)
     return found
-
-
-def _share(cell: Record, measure: str) -> float:
-    """A score: [sum, count] as the mean, one number as it is."""
-    value = cell["values"][measure]
-    return float(value) if isinstance(value, int | float) else float(value[0]) / float(value[1])
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -344,9 +337,9 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     Source:
         Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    share, square = right / count, Z * Z
-    middle = share + square / (2 * count)
-    half = Z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    proportion, square = right / count, Z * Z
+    middle = proportion + square / (2 * count)
+    half = Z * math.sqrt(proportion * (1 - proportion) / count + square / (4 * count * count))
     return (middle - half) / (1 + square / count), (middle + half) / (1 + square / count)
 
 
@@ -424,7 +417,7 @@ def markdown_table(
     """A table in Markdown.
 
     Args:
-        head: One per column.
+        head: Column titles.
         rows: Cells.
         left: Columns aligned to the left, where the others are aligned to the right; None: no alignment.
 
@@ -439,6 +432,16 @@ def markdown_table(
     """
     marks = ["---" if left is None or name in left else "---:" for name in head]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in [head, marks, *rows]) + "\n"
+
+
+def signed_interval(mean: float, low: float, high: float) -> str:
+    """A difference with its interval as text.
+
+    Example:
+        >>> signed_interval(0.0421, -0.0001, 0.08)
+        '+0.042 [-0.0001, +0.080]'
+    """
+    return f"{_signed(mean)} [{_signed(low)}, {_signed(high)}]"
 
 
 def _signed(value: float) -> str:

@@ -1,7 +1,7 @@
 """The content of charts, independent of rendering: pages and files show the same numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -105,7 +105,7 @@ class Bars:
     title: str
     x: str
     labels: Sequence[str]
-    groups: dict[str, Sequence[tuple[float, float, float] | None]]
+    groups: Mapping[str, Sequence[tuple[float, float, float] | None]]
     strong: Sequence[str] = ()
     note: str = ""
 
@@ -156,7 +156,7 @@ class Points:
     title: str
     x: str
     y: str
-    groups: dict[str, Sequence[int]]
+    groups: Mapping[str, Sequence[int]]
     places: Sequence[tuple[float, float]]
     words: Sequence[str]
     pictures: Sequence[int] = ()

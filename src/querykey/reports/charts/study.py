@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from querykey.errors import StoreError
-from querykey.io.study_folder import Cells
+from querykey.io.study_folder import Cells, StoredStudy
 from querykey.reports.charts.spec import Bars, Chart, HeatMap, Line, Lines, short
 from querykey.reports.verdicts import scores
 
-__all__ = ["figure", "training_charts"]
+__all__ = ["figures", "training_charts"]
 
 Arms = Sequence[Mapping[str, Any]]
+Metrics = Mapping[str, Any]
 Three = tuple[float, float, float]
 
 DURING = (
@@ -25,20 +26,24 @@ MOST_ARMS = 7
 """Most curves in a chart: more cannot be distinguished."""
 
 
-def figure(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
-    """A figure of a study.
+def figures(study: StoredStudy) -> list[Chart]:
+    """The figures of a study.
 
     Args:
-        wanted: Its kind, title, measures and axes.
-        arms: With their places in it.
-        cells: The measured cells.
+        study: As far as it is measured.
 
     Returns:
-        The chart; None if nothing of it is measured.
+        Charts in the study's order; figures of which nothing is measured are left out.
 
     Raises:
-        StoreError: If its kind is unknown.
+        StoreError: If the kind of a figure is unknown.
     """
+    wanted, arms = study.described.get("figures", []), study.described["arms"]
+    drawn = [_figure(one, arms, study.cells) for one in wanted]
+    return [chart for chart in drawn if chart is not None]
+
+
+def _figure(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
     arms = [arm for arm in arms if wanted.get("group") in ("", None, arm.get("group"))]
     match wanted["kind"]:
         case "lines":
@@ -69,24 +74,23 @@ def training_charts(arms: Arms, cells: Cells) -> list[Chart]:
         return []
     charts: list[Chart] = []
     for name, title, y in DURING:
-        lines = [
-            line for label, runs in histories.items() if (line := _mean_line(label, runs, name)) is not None
-        ]
+        given = (_mean_line(label, runs, name) for label, runs in histories.items())
+        lines = [line for line in given if line is not None]
         if lines:
-            charts.append(
-                Lines(title=title, x="training step", y=y, lines=lines, from_zero=name == "candidates")
-            )
+            from_zero = name == "candidates"
+            charts.append(Lines(title=title, x="training step", y=y, lines=lines, from_zero=from_zero))
     return charts
 
 
-def _histories(arms: Arms, cells: Cells) -> dict[str, list[Sequence[Mapping[str, Any]]]]:
+def _histories(arms: Arms, cells: Cells) -> dict[str, list[Sequence[Metrics]]]:
     """Label of each arm to the evaluations during training of its seeds; arms without them are left out."""
-    histories = {
-        str(arm["label"]): [cell["run"]["looks"] for cell in cells.get(arm["name"], {}).values()
-                            if len((cell.get("run") or {}).get("looks") or []) > 1]
-        for arm in arms
-    }  # fmt: skip
-    return {label: runs for label, runs in histories.items() if runs}
+    histories = {}
+    for arm in arms:
+        runs = [cell.get("run") or {} for cell in cells.get(arm["name"], {}).values()]
+        found = [run["looks"] for run in runs if len(run.get("looks") or []) > 1]
+        if found:
+            histories[str(arm["label"])] = found
+    return histories
 
 
 def _curves(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
@@ -99,35 +103,35 @@ def _curves(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None
                 lines.append(line)
     if not lines:
         return None
-    return Lines(
-        title=wanted["title"], x=wanted["x"], y=wanted["y"], lines=lines, note=f"{_seeds(cells, arms)}.",
-        from_zero=True,
-    )  # fmt: skip
+    return Lines(**_titles(wanted), lines=lines, note=f"{_seeds(cells, arms)}.", from_zero=True)
 
 
-def _with_largest(metrics: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
+def _titles(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: wanted[name] for name in ("title", "x", "y")}
+
+
+def _with_largest(metrics: Metrics, measure: str) -> Metrics:
     """Metrics, with that of the largest number under the prefix alone, for a measure that ends in "_"."""
-    numbers = [int(name.removeprefix(measure)) for name in metrics
-               if measure.endswith("_") and name.startswith(measure)]  # fmt: skip
+    if not measure.endswith("_"):
+        return metrics
+    numbers = [int(name.removeprefix(measure)) for name in metrics if name.startswith(measure)]
     return {**metrics, measure: metrics[f"{measure}{max(numbers)}"]} if numbers else metrics
 
 
-def _mean_line(label: str, runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> Line | None:
+def _mean_line(label: str, runs: Sequence[Sequence[Metrics]], name: str) -> Line | None:
     at: dict[int, list[float]] = {}
     for history in runs:
         for metrics in history:
             # there is no loss before the first step
             if isinstance(metrics.get(name), int | float) and not (name == "loss" and metrics["step"] == 0):
                 at.setdefault(int(metrics["step"]), []).append(float(metrics[name]))
-    steps = sorted(at)
-    return (
-        Line(label, [float(step) for step in steps], [short(sum(at[s]) / len(at[s])) for s in steps])
-        if steps
-        else None
-    )
+    if not at:
+        return None
+    means = {float(step): short(sum(values) / len(values)) for step, values in sorted(at.items())}
+    return Line(label, [*means], [*means.values()])
 
 
-def _three(cells: Cells, arm: str, measure: str) -> Three | None:
+def _mean_and_ends(cells: Cells, arm: str, measure: str) -> Three | None:
     """Mean, lowest and highest over seeds."""
     values = [*scores(cells, arm, measure).values()]
     return (sum(values) / len(values), min(values), max(values)) if values else None
@@ -155,40 +159,34 @@ def _lines(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
             are_numbers = all(isinstance(arm["x"], int | float) for arm in points)
             if are_numbers:
                 points = sorted(points, key=lambda arm: float(arm["x"]))
-            found = [
-                (float(arm["x"]) if are_numbers else str(arm["x"]), three)
-                for arm in points if (three := _three(cells, arm["name"], measure))
-            ]  # fmt: skip
+            given = [(arm["x"], _mean_and_ends(cells, arm["name"], measure)) for arm in points]
+            found = [(x, three) for x, three in given if three is not None]
             if found:
                 both = (name if several or len(measures) == 1 else "", measure if len(measures) > 1 else "")
                 label = " ".join(str(part) for part in both if part)
-                xs = [x for x, _ in found]
+                xs = [float(x) if are_numbers else str(x) for x, _ in found]
                 mean, low, high = ([three[i] for _, three in found] for i in range(3))
                 lines.append(Line(label or measure, xs, mean, low, high))
     if not lines:
         return None
-    return Lines(
-        title=wanted["title"], x=wanted["x"], y=wanted["y"], lines=lines, note=_note(cells, arms),
-        log_x=bool(wanted.get("log_x")),
-    )  # fmt: skip
+    log_x = bool(wanted.get("log_x"))
+    return Lines(**_titles(wanted), lines=lines, note=_note(cells, arms), log_x=log_x)
 
 
 def _bars(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
     about, bars = _grouped(wanted["measures"])
     places = [(number, arm) for number in range(len(about)) for arm in arms]
     groups = {
-        name: [_three(cells, arm["name"], measures[number]) for number, arm in places]
+        name: [_mean_and_ends(cells, arm["name"], measures[number]) for number, arm in places]
         for name, measures in bars.items()
     }
     measured = [row for row in range(len(places)) if any(values[row] for values in groups.values())]
     if not measured:
         return None
     labels = [", ".join(filter(None, (about[number], str(arm["label"])))) for number, arm in places]
-    return Bars(
-        title=wanted["title"], x=wanted["y"], labels=[labels[row] for row in measured],
-        groups={name: [values[row] for row in measured] for name, values in groups.items()},
-        note=_note(cells, arms),
-    )  # fmt: skip
+    labels = [labels[row] for row in measured]
+    groups = {name: [values[row] for row in measured] for name, values in groups.items()}
+    return Bars(title=wanted["title"], x=wanted["y"], labels=labels, groups=groups, note=_note(cells, arms))
 
 
 def _grouped(measures: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -206,20 +204,18 @@ def _heat_map(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | No
     rows = [str(r) for r in dict.fromkeys(arm["row"] for arm in placed)]
     columns = [str(c) for c in dict.fromkeys(arm["column"] for arm in placed)]
     measure = wanted["measures"][0]
-    at = {(str(arm["row"]), str(arm["column"])): three[0]
-          for arm in placed if (three := _three(cells, arm["name"], measure))}  # fmt: skip
-    if not at:
+    planned = {(str(arm["row"]), str(arm["column"])): arm["name"] for arm in placed}
+    given = {at: _mean_and_ends(cells, name, measure) for at, name in planned.items()}
+    means = {at: three[0] for at, three in given.items() if three is not None}
+    if not means:
         return None
-    planned = {(str(arm["row"]), str(arm["column"])) for arm in placed}
     if not any((column, row) in planned for row, column in planned if row != column):
-        at |= {
-            (column, row): mean for (row, column), mean in at.items()
-        }  # only one half is planned: pairs have no order
-    values: list[list[float | None]] = [[at.get((row, column)) for column in columns] for row in rows]
+        # only one half is planned: pairs have no order
+        means |= {(column, row): mean for (row, column), mean in means.items()}
+    values: list[list[float | None]] = [[means.get((row, column)) for column in columns] for row in rows]
     for row in values:
         measured = [value for value in row if value is not None]
         row.append(sum(measured) / len(measured) if measured else None)
-    return HeatMap(
-        title=wanted["title"], x=wanted["x"], y=wanted["y"], columns=[*columns, "mean"], rows=rows,
-        values=values, apart=1, unit=measure, note=f"{_seeds(cells, placed)}.",
-    )  # fmt: skip
+    names = _titles(wanted) | {"columns": [*columns, "mean"], "rows": rows}
+    note = f"{_seeds(cells, placed)}."
+    return HeatMap(**names, values=values, apart=1, unit=measure, note=note)

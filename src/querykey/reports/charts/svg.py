@@ -69,11 +69,11 @@ def as_svg(chart: Chart, *, width: int = FILE_WIDTH, is_file: bool = False, kind
     if is_file:
         body = re.sub(r"var\(--(\w+)\)", lambda name: LIGHT[name[1]], body) + "\n"
     across, down, box = found.groups()
-    head = (
-        ("class", kind), ("role", "img"), ("aria-label", chart.title), ("width", across), ("height", down),
-        ("viewBox", box), ("font-family", FONT),
-    )  # fmt: skip
-    written = " ".join(f"{name}={quoteattr(value, ESCAPED)}" for name, value in head if value)
+    head = {
+        "class": kind, "role": "img", "aria-label": chart.title, "width": across, "height": down,
+        "viewBox": box, "font-family": FONT,
+    }  # fmt: skip
+    written = " ".join(f"{name}={quoteattr(value, ESCAPED)}" for name, value in head.items() if value)
     return f'<svg xmlns="http://www.w3.org/2000/svg" {written}>{body}'
 
 

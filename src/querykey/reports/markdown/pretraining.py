@@ -94,22 +94,19 @@ def pretraining_report(studies: Sequence[StoredStudy]) -> str:
 
 def _minutes(study: StoredStudy) -> str:
     rows, cells = [], {name: seeds[0] for name, seeds in study.cells.items()}
-    nothing = [""] * 6
+    empty = [""] * 6
     if "pixels" in cells:
-        rows.append(["raw pixels", *_knn_and_linear(cells.pop("pixels"), "pixels"), *nothing])
+        rows.append(["raw pixels", *_knn_and_linear(cells.pop("pixels"), "pixels"), *empty])
     if cells:
         longest = list(cells.values())[-1]
-        rows.append(["untrained", *_knn_and_linear(longest, "untrained"), *nothing])
+        rows.append(["untrained", *_knn_and_linear(longest, "untrained"), *empty])
     labels = {arm["name"]: arm["label"] for arm in study.described["arms"]}
     for name, cell in cells.items():
-        run, settings = cell["run"], cell["settings"]
-        rows.append(
-            [
-                f"**{labels[name]}**", *_knn_and_linear(cell, "h"), *_knn_and_linear(cell, "z"),
-                f"{settings['epochs']:.1f}", f"{run['images_seen'] / run['seconds']:.0f}",
-                f"{run['views_share_of_step']:.0%}", f"{run['seconds'] / 60:.1f}",
-            ]
-        )  # fmt: skip
+        run, epochs = cell["run"], f"{cell['settings']['epochs']:.1f}"
+        speed = f"{run['images_seen'] / run['seconds']:.0f}"
+        times = [f"{run['views_share_of_step']:.0%}", f"{run['seconds'] / 60:.1f}"]
+        accuracies = [*_knn_and_linear(cell, "h"), *_knn_and_linear(cell, "z")]
+        rows.append([f"**{labels[name]}**", *accuracies, epochs, speed, *times])
     head = ["", "kNN of h", "linear of h", "kNN of g(h)", "linear of g(h)", "epochs", "images/s",
             "decoding and views", "minutes taken"]  # fmt: skip
     return MINUTES + "\n" + markdown_table(head, rows)
@@ -144,15 +141,16 @@ def _few_labels(study: StoredStudy) -> str:
     lengths = {name: next(iter(seeds.values()))["settings"]["steps"] for name, seeds in study.cells.items()}
     steps = lengths.get("few labels", 0)
     more = lengths.get("few labels, longer", steps)
+    shown = [
+        ("supervised", "few labels", "supervised"),
+        (f"linear h, {steps:,} steps", "few labels", "linear h"),
+        (f"linear h, {more:,} steps", "few labels, longer", "linear h"),
+    ]
     rows = [
         [label, mean_and_range(scores(study.cells, arm, measure))]
-        for label, arm, measure in (
-            ("supervised", "few labels", "supervised"),
-            (f"linear h, {steps:,} steps", "few labels", "linear h"),
-            (f"linear h, {more:,} steps", "few labels, longer", "linear h"),
-        )
+        for label, arm, measure in shown
         if arm in study.cells
-    ]  # fmt: skip
+    ]
     text = FEW_LABELS.format(seeds=len(next(iter(study.cells.values()))), steps=steps, more=more)
     return text + "\n" + markdown_table(["", "accuracy over seeds (lowest to highest)"], rows)
 
@@ -167,10 +165,8 @@ def _methods(ten: StoredStudy | None, three: StoredStudy | None) -> str:
         for name, cell in sorted(cells.items(), key=lambda item: labels[item[0]] == "xbm"):
             images = cell["settings"]["steps"] * cell["settings"]["batch_size"]
             label = f"{labels[name]} (with labels)" if labels[name] == "xbm" else f"**{labels[name]}**"
-            rows.append([
-                label, *_knn_and_linear(cell, "h"), f"{images / SECONDS:,.0f}",
-                f"{cell['settings']['epochs']:.1f}", _megabytes(cell),
-            ])  # fmt: skip
+            costs = [f"{images / SECONDS:,.0f}", f"{cell['settings']['epochs']:.1f}", _megabytes(cell)]
+            rows.append([label, *_knn_and_linear(cell, "h"), *costs])
         head = [f"{SECONDS / 60:g} minutes", "kNN of h", "linear of h", "images/s", "epochs", "memory"]
         parts.append(markdown_table(head, rows))
     if three:

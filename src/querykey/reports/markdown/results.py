@@ -58,7 +58,7 @@ TEXT = ("method", "task", "question", "compared", "rule", "verdict", "frozen mod
 
 
 def results_report(studies: Sequence[StoredStudy]) -> str:
-    """The whole text.
+    """The text of docs/results.md.
 
     Args:
         studies: On features and on images, in the order of the report.
@@ -108,19 +108,15 @@ def _table(study: StoredStudy, metric: str) -> str:
     in_question = {one["ours"][0] for one in study.described["asked"]}
     references = [arm for arm in study.described["references"] if arm in columns]
     head = ["method", f"{metric} [95%]", *(f"minus {labels[r]}" for r in references), "seeds", "fit"]
-    apart = [
-        _difference(study, (arm, metric), (reference, metric)) for arm in columns for reference in references
-    ]
-    found = intervals([*columns.values(), *apart])
+    pairs = [((arm, metric), (reference, metric)) for arm in columns for reference in references]
+    found = intervals([*columns.values(), *(_difference(study, *pair) for pair in pairs)])
     differences, count = found[len(columns) :], len(references)
     rows = []
     for row, arm in enumerate(columns):
         against = zip(references, differences[row * count : (row + 1) * count], strict=True)
+        texts = ["" if arm == reference else _signed(one) for reference, one in against]
         label = f"**{labels[arm]}**" if arm in in_question else labels[arm]
-        rows.append([
-            label, _mean(found[row]), *("" if arm == r else _signed(d) for r, d in against),
-            _range(study, arm, metric), _seconds(study, arm),
-        ])  # fmt: skip
+        rows.append([label, _mean(found[row]), *texts, _range(study, arm, metric), _seconds(study, arm)])
     return _markdown(head, rows)
 
 
@@ -150,10 +146,8 @@ def _questions(studies: Sequence[StoredStudy], *, are_claims: bool) -> str:
             if asked["is_claim"] == are_claims:
                 (ours, metric), (theirs, _) = asked["ours"], asked["theirs"]
                 compared = f"{labels[ours]} minus {labels[theirs]}, {metric}"
-                rows.append([
-                    study.described["name"], answer.ask, compared, asked["rule"], _signed(answer.difference),
-                    f"**{answer.word}**",
-                ])  # fmt: skip
+                question = [study.described["name"], answer.ask, compared, asked["rule"]]
+                rows.append([*question, _signed(answer.difference), f"**{answer.word}**"])
     return _markdown(["task", "question", "compared", "rule", "difference [95%]", "verdict"], rows)
 
 
@@ -163,13 +157,11 @@ def _protocol(studies: Sequence[StoredStudy]) -> str:
         described = study.described
         cells = [cell for seeds in study.cells.values() for cell in seeds.values()]
         counts = {len(column) for cell in cells for column in cell["queries"].values()}
+        queries = ", ".join(f"{count:,}" for count in sorted(counts))
         has_knn = "kNN" in shown_measures(described)
-        rows.append([
-            described["name"], f"`{described['data']['model']}`",
-            str(described["arms"][0]["settings"]["dim"]),
-            ", ".join(f"{count:,}" for count in sorted(counts)),
-            "k = {}, temperature {}".format(*described["knn"]) if has_knn else "",
-        ])  # fmt: skip
+        knn = "k = {}, temperature {}".format(*described["knn"]) if has_knn else ""
+        model, dim = f"`{described['data']['model']}`", str(described["arms"][0]["settings"]["dim"])
+        rows.append([described["name"], model, dim, queries, knn])
     every = (cell for study in studies for seeds in study.cells.values() for cell in seeds.values())
     versions = {", ".join(f"{name} {v}" for name, v in cell["versions"].items()) for cell in every}
     head = ["task", "frozen model", "dim", "queries", "kNN"]

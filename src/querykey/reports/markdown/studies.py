@@ -9,7 +9,7 @@ from querykey.errors import MissingPathError
 from querykey.io.atomic import new_file
 from querykey.io.study_folder import StoredStudy, is_study, open_study, raises_study_error
 from querykey.reports.charts.spec import Chart
-from querykey.reports.charts.study import figure
+from querykey.reports.charts.study import figures
 from querykey.reports.charts.svg import as_svg
 from querykey.reports.verdicts import Verdict, Word, answers, markdown_table
 
@@ -81,7 +81,7 @@ def studies_report(folder: Path) -> tuple[str, dict[str, str]]:
     """
     places = sorted(path for path in folder.iterdir() if is_study(path)) if folder.is_dir() else []
     if not places:
-        raise MissingPathError(f"{folder} holds no study; run them with python scripts/studies.py papers")
+        raise MissingPathError(f"{folder} holds no study; run the studies into this folder first")
     found = [_evaluate(place) for place in places]
     parts = [INTRODUCTION, "## Claims\n", _counted(found), _claims(found), *map(_section, found)]
     drawn = {name: as_svg(chart, is_file=True) for one in found for name, chart in one.charts.items()}
@@ -91,14 +91,9 @@ def studies_report(folder: Path) -> tuple[str, dict[str, str]]:
 def _evaluate(place: Path) -> _Evaluated:
     study = open_study(place)
     with raises_study_error(place):
-        drawn = [
-            chart for one in study.described["figures"]
-            if (chart := figure(one, study.described["arms"], study.cells)) is not None
-        ]  # fmt: skip
-        charts = {
-            f"{FIGURES}/{place.name}-{number}.svg": chart for number, chart in enumerate(drawn, start=1)
-        }
-        return _Evaluated(study, answers(study), charts)
+        drawn = figures(study)
+        names = (f"{FIGURES}/{place.name}-{number}.svg" for number in range(1, len(drawn) + 1))
+        return _Evaluated(study, answers(study), dict(zip(names, drawn, strict=True)))
 
 
 def _counted(found: Sequence[_Evaluated]) -> str:
@@ -110,11 +105,10 @@ def _counted(found: Sequence[_Evaluated]) -> str:
 
 
 def _claims(found: Sequence[_Evaluated]) -> str:
-    rows = [
-        [f"[{each.study.name}](#{each.study.name})", one.ask, f"**{one.word}**",
-         claim(one.word, one.published)]
-        for each in found for one in each.verdicts
-    ]  # fmt: skip
+    rows = []
+    for each in found:
+        link = f"[{each.study.name}](#{each.study.name})"
+        rows += [[link, one.ask, f"**{one.word}**", claim(one.word, one.published)] for one in each.verdicts]
     return markdown_table(["study", "question", "verdict", "claim of the paper"], rows)
 
 
@@ -124,14 +118,13 @@ def _section(one: _Evaluated) -> str:
     missing = "" if measured >= planned else f" {measured} of {planned} cells are measured."
     if study.get("is_trial"):
         missing += " A trial run: its numbers mean nothing."
+    rows = [[each.ask, f"**{each.word}**", each.because, each.published] for each in one.verdicts]
     lines = [
-        f"## {one.study.name}\n", f"**{study['asks']}** {study['title']}: {study['source']}.{missing}\n",
+        f"## {one.study.name}\n",
+        f"**{study['asks']}** {study['title']}: {study['source']}.{missing}\n",
         f"Measured: {study['measured']}.\n",
-        markdown_table(
-            ["question", "verdict", "difference [95%]", "published"],
-            [[each.ask, f"**{each.word}**", each.because, each.published] for each in one.verdicts],
-        ),
-    ]  # fmt: skip
+        markdown_table(["question", "verdict", "difference [95%]", "published"], rows),
+    ]
     for name, chart in one.charts.items():
         lines += [f"![{chart.title}]({name})\n", *([f"{chart.note}\n"] if chart.note else [])]
     lines.append(f"{study['caveat']}\n")
@@ -148,8 +141,8 @@ def write_studies(folder: Path) -> None:
         MissingPathError: If there is no study.
         StoreError: If one of them is damaged.
     """
-    text, figures = studies_report(folder)
-    for name, drawing in {"README.md": text, **figures}.items():
+    page, drawings = studies_report(folder)
+    for name, text in {"README.md": page, **drawings}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         with new_file(folder / name, overwrite=True) as tmp_path:
-            tmp_path.write_text(drawing, encoding="utf-8")
+            tmp_path.write_text(text, encoding="utf-8")

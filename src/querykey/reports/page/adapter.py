@@ -1,15 +1,12 @@
 """The section of an adapter run, from its records and from stored embeddings."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from querykey.adapter.verdict import sentence
-from querykey.errors import StoreError
 from querykey.io.atomic import raises_store_error
-from querykey.io.records import Record, read
-from querykey.reports.charts.spec import Chart, Line, Lines
+from querykey.io.records import Record
 from querykey.reports.page.blocks import (
     Block,
     Charts,
@@ -18,33 +15,38 @@ from querykey.reports.page.blocks import (
     Heading,
     Prose,
     Section,
-    VerdictBlock,
-    candidates_chart,
     made_with,
     number,
     settings_table,
 )
-from querykey.reports.page.evaluation import evaluation_blocks, evaluations, judged
 from querykey.reports.page.gallery import entry_of, gallery_blocks, place_pictures
-from querykey.reports.page.neighbours import (
-    compared_blocks,
-    gathered_answer,
-    map_blocks,
-)
+from querykey.reports.page.neighbours import compared_blocks, gathered_answer, map_blocks
 from querykey.reports.page.reproduce import adapt_command
+from querykey.reports.page.run import CANDIDATES, FALSE_NEGATIVES, Gather, StoredRun, curves, open_run
 
 if TYPE_CHECKING:
     from querykey.runs.report_data import Gathered
 
-__all__ = [
-    "ADAPTER",
-    "METRICS",
-    "RUN",
-    "adapter_section",
-    "curves",
-    "read_described",
-    "served_blocks",
-]
+__all__ = ["ADAPTER", "adapter_section", "served_blocks"]
+
+ADAPTER = "adapter.json"
+
+CURVES = (
+    ("Loss", "loss, in nats for a log-likelihood", {"loss": "loss"}),
+    ("Scores of pairs", "mean cosine", {"positive_score": "positives", "negative_score": "negatives"}),
+    ("Memory", "share of the capacity", {"fill": "fill"}),
+    ("Age of the stored rows", "enqueues", {"age_mean": "mean", "age_max": "oldest"}),
+    ("Effective rank", "dimensions", {"effective_rank": "adapted rows"}),
+    (FALSE_NEGATIVES, "share", {"false_negatives_label": "same class"}),
+    ("Gradient", "norm", {"gradient_norm": "gradient"}),
+)
+
+RENAMED = {"memory_fill": "fill", "false_negatives": "false_negatives_label"}
+"""Metrics of version 0.1, and their names now."""
+RULE = (
+    "Yes where the 95% interval of the paired difference over queries lies above 0, no where it lies below, "
+    "else can't tell."
+)
 
 
 def served_blocks(gathered: "Gathered", sprite: str, resolved: Mapping[str, Any], task: str) -> list[Block]:
@@ -127,30 +129,6 @@ def _suspects(share: float, chance: float | None, k: int, queries: int, task: st
             )
 
 
-ADAPTER, RUN, METRICS = "adapter.json", "run.json", "metrics.jsonl"
-Gather = Callable[[], "Gathered"]
-
-FALSE = "False negatives among the negatives"
-CURVES = (
-    ("Loss", "loss, in nats for a log-likelihood", {"loss": "loss"}),
-    ("Scores of pairs", "mean cosine", {"positive_score": "positives", "negative_score": "negatives"}),
-    ("Memory", "share of the capacity", {"fill": "fill"}),
-    ("Age of the stored rows", "enqueues", {"age_mean": "mean", "age_max": "oldest"}),
-    ("Effective rank", "dimensions", {"effective_rank": "adapted rows"}),
-    (FALSE, "share", {"false_negatives_label": "same class"}),
-    ("Gradient", "norm", {"gradient_norm": "gradient"}),
-)
-
-RENAMED = {"memory_fill": "fill", "false_negatives": "false_negatives_label"}
-"""Metrics of version 0.1, and their names now."""
-
-CHANCE = "chance"
-"""A field drawn as a reference line."""
-FROM_ZERO = (
-    "Memory", "Dictionary", "Age of the stored rows", "Age of the keys", "Gradient", FALSE,
-)  # fmt: skip
-
-
 def adapter_section(folder: Path, gather: Gather, *, name: str) -> Section:
     """The section of an adapter.
 
@@ -165,107 +143,41 @@ def adapter_section(folder: Path, gather: Gather, *, name: str) -> Section:
     Raises:
         StoreError: If a file of the run is damaged.
     """
-    described = read_described(folder / RUN)
-    records = read(folder / METRICS) if (folder / METRICS).is_file() else []
-    gathered, found = gather(), evaluations(folder)
+    run, gathered = open_run(folder), gather()
     with raises_store_error(str(folder), "fit the run again"):
-        return _section(folder, name, described, records, found, gathered)
+        return _section(run, gathered, name)
 
 
-def read_described(file: Path) -> dict[str, Any]:
-    """Read a run's run.json.
-
-    Args:
-        file: The file; a folder written by `Adapter.save` has none.
-
-    Returns:
-        Its content; empty without the file.
-
-    Raises:
-        StoreError: If it is damaged.
-    """
-    if not file.is_file():
-        return {}
-    with raises_store_error(str(file), "make the run again"):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise StoreError(f"{file} is damaged: it holds no table; make the run again")
-        return content
-
-
-def curves(
-    steps: Sequence[Record], wanted: Sequence[tuple[str, str, dict[str, str]]], *, without: Sequence[str] = ()
-) -> list[Chart]:
-    """Curves of metrics over the steps of a run.
-
-    Args:
-        steps: Records, each with its "step".
-        wanted: Title, title of the y axis, and field to name in the legend.
-        without: Fields left out at step 0, before they are measured.
-
-    Returns:
-        A chart for each entry of `wanted` that some record has.
-    """
-    charts: list[Chart] = []
-    for title, y, names in wanted:
-        lines = []
-        for name, label in names.items():
-            points = [
-                (float(record["step"]), float(record[name])) for record in steps
-                if isinstance(record.get(name), int | float) and not (name in without and record["step"] == 0)
-            ]  # fmt: skip
-            if points:
-                xs, ys = [x for x, _ in points], [v for _, v in points]
-                lines.append(Line(label, xs, ys, is_reference=name == CHANCE))
-        if lines:
-            # a single line has no legend, so its name goes into the axis title
-            unit = f"{y}, {lines[0].name}" if len(lines) < len(names) else y
-            from_zero = title in FROM_ZERO
-            charts.append(Lines(title=title, x="training step", y=unit, lines=lines, from_zero=from_zero))
-    return charts
-
-
-def _section(
-    folder: Path, sprite: str, described: Mapping[str, Any], records: Sequence[Record],
-    found: Mapping[str, dict[str, Any]], gathered: "Gathered",
-) -> Section:  # fmt: skip
-    steps = [_renamed(record) for record in records if record["kind"] == "step"]
+def _section(run: StoredRun, gathered: "Gathered", sprite: str) -> Section:
+    described = run.described
+    steps = [_renamed(record) for record in run.of_kind("step")]
     report, resolved = described.get("report") or {}, _parameters(described.get("resolved") or {})
-    answers = [answer for one in found.values() for answer in judged(one)]
+    answers = run.verdicts()
     on_features = None if answers else gathered_answer(gathered)
     answers += [on_features] if on_features is not None else []
-    blocks: list[Block] = [Heading("Verdicts"), *answers, *_rule(answers), Prose(_verdict(report))]
-    for name, one in found.items():
-        blocks += evaluation_blocks(name, one)
-    if not found:
+    verdict = _verdict(report)
+    blocks: list[Block] = [Heading("Verdicts"), *answers]
+    blocks += [Prose(RULE, is_quiet=True)] if answers else []
+    blocks += [Prose(verdict), *run.evaluation_blocks()]
+    if not run.evaluations:
         blocks += [
             Heading("Comparison with baselines"),
             Prose("Not measured yet. This command measures it; the next report shows the result:"),
-            CodeBlock(f"querykey evaluate {folder} --on DATA --out {folder / 'evaluation.json'}"),
+            CodeBlock(f"querykey evaluate {run.folder} --on DATA --out {run.folder / 'evaluation.json'}"),
         ]
     blocks += compared_blocks(gathered)
     blocks += [*map_blocks(gathered, sprite), *gallery_blocks(gathered, sprite)]
     blocks += served_blocks(gathered, f"{sprite}-served", resolved, _task(described.get("settings") or {}))
-    blocks += _health(steps, report, resolved)
-    blocks += _repeat(described)
+    blocks += _training(steps, report, resolved)
+    blocks += _reproduction(described)
     fitted = described.get("features") or {}
     about = f"An adapter of {fitted.get('width', '?')} to {resolved.get('dim', '?')} dimensions"
     model = (fitted.get("model") or {}).get("spec")
+    about = f"{about}, on {model}" if model else about
     pictured = {sprite: gathered.sprite, f"{sprite}-served": gathered.served_sprite}
     sprites = {name: one._asdict() for name, one in pictured.items() if one is not None}
-    return Section(
-        sprite, folder.name, f"{about}, on {model}" if model else about,
-        [] if answers else [_verdict(report)], blocks, sprites, answers,
-    )  # fmt: skip
-
-
-def _rule(answers: Sequence[VerdictBlock]) -> list[Block]:
-    if not answers:
-        return []
-    return [Prose(
-        "Yes where the 95% interval of the paired difference over queries lies above 0, no where it lies "
-        "below, else can't tell.", is_quiet=True,
-    )]  # fmt: skip
+    summary = [] if answers else [verdict]
+    return Section(sprite, run.folder.name, about, summary, blocks, sprites, answers)
 
 
 def _task(settings: Mapping[str, Any]) -> str:
@@ -289,16 +201,17 @@ def _renamed(record: Record) -> Record:
     return {RENAMED.get(name, name): value for name, value in record.items()}
 
 
-def _health(steps: Sequence[Record], report: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[Block]:
+def _training(steps: Sequence[Record], report: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[Block]:
     if not steps:
         return []
     measure, key = str(report.get("measure", report.get("guard", ""))), "validation"
     if any("guard" in step for step in steps):  # written by version 0.1
         key = "guard"
-    wanted = [("Validation", measure, {key: "validation rows"}), *CURVES[:1]]
+    loss, *health = CURVES
+    wanted = [("Validation", measure, {key: "validation rows"}), loss]
     stays = not any(step.get("age_max") for step in steps)
-    health = [one for one in CURVES[1:] if not (stays and set(one[2]) & {"fill", "age_max"})]
-    drawn = curves(steps, wanted) + _candidates(steps) + curves(steps, health)
+    health = [one for one in health if not (stays and set(one[2]) & {"fill", "age_max"})]
+    drawn = curves(steps, [*wanted, CANDIDATES, *health])
     stopped = report.get("stopped")
     text = (
         "Judge by the validation score, not by the loss: with more candidates the same layer has a higher "
@@ -319,23 +232,14 @@ def _memory(resolved: Mapping[str, Any], *, stays: bool) -> str:
     return f"{aged} It stored frozen features, which do not drift.".strip()
 
 
-def _candidates(steps: Sequence[Record]) -> list[Chart]:
-    """Number of candidates per query, which the loss depends on."""
-    counted = [step for step in steps if step.get("candidates")]
-    x, y = ([float(step[name]) for step in counted] for name in ("step", "candidates"))
-    return [candidates_chart(Line("candidates", x, y))] if counted else []
-
-
-def _repeat(described: Mapping[str, Any]) -> list[Block]:
+def _reproduction(described: Mapping[str, Any]) -> list[Block]:
     if not described:
         return []
+    features = described["features"]
     return [
         Heading("How to reproduce it"),
         CodeBlock(adapt_command(described)),
-        Prose(
-            f"Features: {described['features']['rows']:,} rows, fingerprint {described['features']['key']}.",
-            is_quiet=True,
-        ),
+        Prose(f"Features: {features['rows']:,} rows, fingerprint {features['key']}.", is_quiet=True),
         Prose(f"Made with {made_with(described)}.", is_quiet=True),
         settings_table("Resolved settings", described["resolved"]),
     ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from querykey.io.records import dotted
-from querykey.reports.charts.spec import Chart, Line, Lines
+from querykey.reports.charts.spec import Chart
 from querykey.reports.verdicts import Word
 
 __all__ = [
@@ -20,12 +20,10 @@ __all__ = [
     "Settings",
     "TableBlock",
     "VerdictBlock",
-    "Word",
-    "candidates_chart",
     "made_with",
     "number",
+    "number_interval",
     "settings_table",
-    "signed",
 ]
 
 
@@ -36,7 +34,7 @@ class VerdictBlock:
     Args:
         ask: The question.
         word: The verdict.
-        because: The numbers it rests on.
+        because: The numbers it is based on.
         published: The published answer, or "".
     """
 
@@ -69,7 +67,7 @@ class TableBlock:
     """A table.
 
     Args:
-        head: One per column.
+        head: Column titles.
         rows: Cells as text.
         caption: Above the table, or "".
         strong: Indices of emphasised rows.
@@ -170,14 +168,14 @@ def number(value: float) -> str:
     return f"{round(value, 3) + 0.0:.3f}" if size < 10 else f"{value:,.1f}"
 
 
-def signed(value: float) -> str:
-    """A difference: three decimals, with its sign.
+def number_interval(value: float, low: float, high: float) -> str:
+    """A number with its interval.
 
     Example:
-        >>> signed(0.0421), signed(-0.0001)
-        ('+0.042', '-0.000')
+        >>> number_interval(0.6, 0.51, 0.69)
+        '0.600 [0.510, 0.690]'
     """
-    return f"{value:+.3f}"
+    return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def made_with(described: Mapping[str, Any]) -> str:
@@ -191,18 +189,6 @@ def made_with(described: Mapping[str, Any]) -> str:
         'torch 2.9, numpy 2.0'
     """
     return ", ".join(f"{name} {version}" for name, version in (described.get("versions") or {}).items())
-
-
-def candidates_chart(line: Line) -> Lines:
-    """Number of candidates per query, which the loss depends on.
-
-    Args:
-        line: Candidates per query over the steps.
-    """
-    return Lines(
-        title="Candidates of the loss", x="training step", y="candidates per query", lines=[line],
-        from_zero=True,
-    )  # fmt: skip
 
 
 def settings_table(caption: str, settings: dict[str, Any]) -> Settings:

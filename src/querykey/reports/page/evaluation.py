@@ -6,17 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from querykey.reports.charts.spec import Bars
-from querykey.reports.page.blocks import (
-    Block,
-    Charts,
-    Heading,
-    Prose,
-    TableBlock,
-    VerdictBlock,
-    number,
-    signed,
-)
-from querykey.reports.verdicts import verdict
+from querykey.reports.page.blocks import Block, Charts, Heading, Prose, TableBlock, VerdictBlock, number
+from querykey.reports.verdicts import signed_interval, verdict
 
 __all__ = ["evaluation_blocks", "evaluations", "judged"]
 
@@ -25,6 +16,12 @@ OURS = ("adapter", "h")
 NAMES = {
     "no_memory": "no memory", "pca": "PCA", "pca_uncentred": "PCA, uncentred", "whitened_pca": "whitened PCA",
     "lda": "LDA", "random_projection": "random projection",
+}  # fmt: skip
+"""Methods in tables and charts, where they differ from the names in the file."""
+NAMES_IN_QUESTIONS = {
+    **NAMES, "frozen": "the frozen features", "adapter": "the adapter", "h": "the pretrained encoder",
+    "no_memory": "the same layer without a memory", "untrained h": "the untrained encoder",
+    "pixels": "raw pixels",
 }  # fmt: skip
 
 
@@ -66,15 +63,18 @@ def judged(found: Mapping[str, Any]) -> list[VerdictBlock]:
     if metric is None:
         return []
     cell, answers = metrics[metric], []
-    for reference, apart in cell["against"].items():
-        theirs = found["methods"][reference]["metrics"].get(metric, {"mean": cell["mean"] - apart["mean"]})
-        answers.append(verdict_of(
-            f"Is {_the(ours)} better than {_the(reference)}?", metric, cell["mean"], theirs["mean"], apart
-        ))  # fmt: skip
+    for reference, difference in cell["against"].items():
+        mean = cell["mean"] - difference["mean"]
+        theirs = found["methods"][reference]["metrics"].get(metric, {"mean": mean})
+        names = [NAMES_IN_QUESTIONS.get(name, name) for name in (ours, reference)]
+        ask = f"Is {names[0]} better than {names[1]}?"
+        answers.append(verdict_of(ask, metric, cell["mean"], theirs["mean"], difference))
     return answers
 
 
-def verdict_of(ask: str, metric: str, ours: float, theirs: float, apart: Mapping[str, float]) -> VerdictBlock:
+def verdict_of(
+    ask: str, metric: str, ours: float, theirs: float, difference: Mapping[str, float]
+) -> VerdictBlock:
     """A question about a paired difference over queries, with its verdict.
 
     Args:
@@ -82,18 +82,18 @@ def verdict_of(ask: str, metric: str, ours: float, theirs: float, apart: Mapping
         metric: What is compared.
         ours: Mean.
         theirs: Mean.
-        apart: Their difference: mean, low, high.
+        difference: Ours minus theirs: mean, low, high.
 
     Returns:
         Yes where the interval lies above 0, no where it lies below, can't tell otherwise.
 
     Example:
-        >>> apart = {"mean": 0.1, "low": 0.05, "high": 0.15}
-        >>> verdict_of("Is a better than b?", "R@1", 0.6, 0.5, apart).because
+        >>> difference = {"mean": 0.1, "low": 0.05, "high": 0.15}
+        >>> verdict_of("Is a better than b?", "R@1", 0.6, 0.5, difference).because
         'R@1 0.600 against 0.500: +0.100 [+0.050, +0.150]'
     """
-    words = f"{metric} {number(ours)} against {number(theirs)}: {_apart(apart)}"
-    return VerdictBlock(ask, verdict(apart["low"], apart["mean"], apart["high"]), words)
+    because = f"{metric} {number(ours)} against {number(theirs)}: {_difference(difference)}"
+    return VerdictBlock(ask, verdict(difference["low"], difference["mean"], difference["high"]), because)
 
 
 def evaluation_blocks(name: str, found: Mapping[str, Any]) -> list[Block]:
@@ -101,7 +101,7 @@ def evaluation_blocks(name: str, found: Mapping[str, Any]) -> list[Block]:
 
     Args:
         name: Of its file.
-        found: What it holds.
+        found: Its content.
 
     Returns:
         Blocks.
@@ -122,14 +122,13 @@ def evaluation_blocks(name: str, found: Mapping[str, Any]) -> list[Block]:
         return [*blocks, Prose("It has no metric to compare.")]
     first = metrics[0]
     shown = [(method, row["metrics"][first]) for method, row in methods.items() if first in row["metrics"]]
-    blocks.append(Charts([Bars(
-        title=f"{first} of all methods", x=first, labels=[NAMES.get(m, m) for m, _ in shown],
-        groups={first: [(c["mean"], c["low"], c["high"]) for _, c in shown]},
-        strong=OURS,
-        note="Whiskers are 95% intervals over queries; the paired differences below are more precise.",
-    )]))  # fmt: skip
-    blocks += [_means(methods, metrics), _differences(methods, first, found["references"])]
-    return blocks
+    labels = [NAMES.get(method, method) for method, _ in shown]
+    values = [(cell["mean"], cell["low"], cell["high"]) for _, cell in shown]
+    note = "Whiskers are 95% intervals over queries; the paired differences below are more precise."
+    title = f"{first} of all methods"
+    bars = Bars(title=title, x=first, labels=labels, groups={first: values}, strong=OURS, note=note)
+    differences = _differences(methods, first, found["references"])
+    return [*blocks, Charts([bars]), _means(methods, metrics), differences]
 
 
 def _means(methods: Mapping[str, Any], metrics: Sequence[str]) -> TableBlock:
@@ -144,7 +143,9 @@ def _means(methods: Mapping[str, Any], metrics: Sequence[str]) -> TableBlock:
 def _differences(methods: Mapping[str, Any], metric: str, references: Sequence[str]) -> TableBlock:
     cells = {name: _cell(row, metric).get("against", {}) for name, row in methods.items()}
     against = [r for r in references if any(r in cell for cell in cells.values())]
-    rows = [[NAMES.get(name, name), *(_apart(cell.get(r)) for r in against)] for name, cell in cells.items()]
+    rows = [
+        [NAMES.get(name, name), *(_difference(cell.get(r)) for r in against)] for name, cell in cells.items()
+    ]
     head = ["method", *(f"minus {NAMES.get(r, r)} [95%]" for r in against)]
     return TableBlock(head, rows, f"{metric}: paired differences", _strong(methods))
 
@@ -162,14 +163,5 @@ def _mean(cell: Mapping[str, Any]) -> str:
     return number(cell["mean"]) if cell else ""
 
 
-def _apart(apart: Mapping[str, float] | None) -> str:
-    return (
-        "" if apart is None else f"{signed(apart['mean'])} [{signed(apart['low'])}, {signed(apart['high'])}]"
-    )
-
-
-def _the(name: str) -> str:
-    words = {"frozen": "the frozen features", "adapter": "the adapter", "h": "the pretrained encoder",
-             "no_memory": "the same layer without a memory", "untrained h": "the untrained encoder",
-             "pixels": "raw pixels"}  # fmt: skip
-    return words.get(name, NAMES.get(name, name))
+def _difference(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else signed_interval(found["mean"], found["low"], found["high"])

@@ -7,7 +7,7 @@ from querykey.reports.page.blocks import Block, Gallery, Heading, Prose
 
 if TYPE_CHECKING:
     from querykey.features.features import Features
-    from querykey.runs.neighbours import Looked
+    from querykey.runs.neighbours import Answer, Looked
     from querykey.runs.projections import Sprite
     from querykey.runs.report_data import Gathered
 
@@ -32,18 +32,16 @@ def gallery_blocks(gathered: "Gathered", sprite: str) -> list[Block]:
     if len(gathered.sides) > 1:
         blocks.append(Heading("What changed most"))
         if gathered.found.changed:
-            blocks.append(
-                Prose("Queries sorted by the number of new rows among their five nearest neighbours.")
-            )
-            blocks.append(_gallery(gathered, gathered.found.changed, sprite))
+            text = "Queries sorted by the number of new rows among their five nearest neighbours."
+            blocks += [Prose(text), _gallery(gathered, gathered.found.changed, sprite)]
         else:
             blocks.append(Prose("No query has a new row among its five nearest neighbours."))
     blocks.append(Heading("The worst failures"))
     if gathered.found.kind == "neighbours":
         blocks.append(Prose("This needs features with labels or pairs."))
     elif gathered.found.failures:
-        blocks.append(Prose("Queries sorted by the rank of their first right answer, worst first."))
-        blocks.append(_gallery(gathered, gathered.found.failures, sprite))
+        text = "Queries sorted by the rank of their first right answer, worst first."
+        blocks += [Prose(text), _gallery(gathered, gathered.found.failures, sprite)]
     else:
         blocks.append(Prose("None: every query finds a right answer first."))
     return blocks
@@ -91,19 +89,21 @@ def entry_of(
         label, text, picture and note of the query, and sides with their answers.
     """
     source = features if are_items or features.queries is None else features.queries
-    lists = [
-        {"name": name, "answers": [
-            {"item": a.item, "label": label_of(features, a.item), "text": preview_of(features, a.item),
-             "score": f"{a.score:.3f}", "is_right": a.is_right, "picture": -1,
-             "mark": "" if a.is_right is None else words[0 if a.is_right else 1]}
-            for a in answers
-        ]}
+    sides = [
+        {"name": name, "answers": [_answer(features, answer, words) for answer in answers]}
         for name, answers in zip(names, one.found, strict=True)
-    ]  # fmt: skip
-    return {
-        "label": label_of(source, one.query), "text": preview_of(source, one.query), "picture": -1,
-        "note": "", "sides": lists,
-    }  # fmt: skip
+    ]
+    return _described(source, one.query) | {"note": "", "sides": sides}
+
+
+def _answer(features: "Features", answer: "Answer", words: tuple[str, str]) -> dict[str, Any]:
+    mark = "" if answer.is_right is None else words[0 if answer.is_right else 1]
+    score = {"score": f"{answer.score:.3f}", "is_right": answer.is_right, "mark": mark}
+    return {"item": answer.item} | _described(features, answer.item) | score
+
+
+def _described(features: "Features", item: int) -> dict[str, Any]:
+    return {"label": label_of(features, item), "text": preview_of(features, item), "picture": -1}
 
 
 def preview_of(features: "Features", item: int) -> str:

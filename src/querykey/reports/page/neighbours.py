@@ -1,9 +1,9 @@
 """Blocks on stored embeddings: comparison of sides, and maps."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from querykey.reports.charts.spec import Points, short
+from querykey.reports.charts.spec import Chart, Points, short
 from querykey.reports.page.blocks import (
     Block,
     Charts,
@@ -11,11 +11,11 @@ from querykey.reports.page.blocks import (
     Prose,
     TableBlock,
     VerdictBlock,
-    number,
-    signed,
+    number_interval,
 )
 from querykey.reports.page.evaluation import verdict_of
 from querykey.reports.page.gallery import class_name, label_of, preview_of
+from querykey.reports.verdicts import signed_interval
 
 if TYPE_CHECKING:
     from querykey.features.features import Features
@@ -42,10 +42,8 @@ def gathered_answer(gathered: "Gathered") -> VerdictBlock | None:
     before, after = first.sides[0].mean, first.sides[-1].mean
     where = "on the rows it was fitted on" if gathered.is_fitted_on else f"on {gathered.spec}"
     assert first.difference is not None
-    return verdict_of(
-        f"Is retrieval with the adapted rows better than with the frozen ones, {where}?", first.name, after,
-        before, first.difference.as_dict(),
-    )  # fmt: skip
+    ask = f"Is retrieval with the adapted rows better than with the frozen ones, {where}?"
+    return verdict_of(ask, first.name, after, before, first.difference.as_dict())
 
 
 def compared_blocks(gathered: "Gathered") -> list[Block]:
@@ -61,29 +59,29 @@ def compared_blocks(gathered: "Gathered") -> list[Block]:
     if not compared:
         return []
     if gathered.found.kind == "neighbours":
-        kept = compared[0].sides[0]
-        words = (
-            f"Without labels or pairs there are no scores, only the overlap: of the ten nearest frozen rows "
-            f"of a row, {kept.mean:.0%} [{kept.low:.0%}, {kept.high:.0%}] are among its ten nearest adapted "
-            "rows."
+        overlap = compared[0].sides[0]
+        text = (
+            "Without labels or pairs there are no scores, only the overlap: of the ten nearest frozen rows "
+            f"of a row, {overlap.mean:.0%} [{overlap.low:.0%}, {overlap.high:.0%}] are among its ten nearest "
+            "adapted rows."
         )
-        return [Heading("Before and after"), Prose(words)]
+        return [Heading("Before and after"), Prose(text)]
     rows = []
     for one in compared:
-        sides = [f"{number(s.mean)} [{number(s.low)}, {number(s.high)}]" for s in one.sides]
+        sides = [number_interval(side.mean, side.low, side.high) for side in one.sides]
         d = one.difference
-        apart = [] if d is None else [f"{signed(d.mean)} [{signed(d.low)}, {signed(d.high)}]"]
-        rows.append([one.name, *sides, *apart])
+        rows.append([one.name, *sides, *([] if d is None else [signed_interval(d.mean, d.low, d.high)])])
     head = ["metric [95%]", *gathered.sides, *(["difference [95%]"] if len(gathered.sides) > 1 else [])]
     what = "each query among the items" if gathered.found.kind == "pairs" else "each item among the others"
     caption = f"{gathered.found.asked:,} queries, {what}; intervals: bootstrap over queries"
     title = "Before and after" if len(gathered.sides) > 1 else "Retrieval"
     blocks: list[Block] = [Heading(title), TableBlock(head, rows, caption)]
     if gathered.is_fitted_on:
-        blocks.append(Prose(
-            "The adapter was fitted on these rows, so it scores higher here than on new ones; give others "
-            "with --features, or measure with querykey evaluate.", is_quiet=True,
-        ))  # fmt: skip
+        text = (
+            "The adapter was fitted on these rows, so it scores higher here than on new ones; name other "
+            "features for the report, or measure with querykey evaluate."
+        )
+        blocks.append(Prose(text, is_quiet=True))
     return blocks
 
 
@@ -97,29 +95,22 @@ def map_blocks(gathered: "Gathered", sprite: str) -> list[Block]:
     Returns:
         Blocks.
     """
-    words = [_words(gathered.features, item) for item in gathered.mapped]
-    groups = _groups(gathered.features, gathered.mapped)
-    pictures = (
-        [] if gathered.sprite is None else [gathered.sprite.place.get(item, -1) for item in gathered.mapped]
-    )
-    charts = []
+    features, mapped = gathered.features, gathered.mapped
+    words = [_words(features, item) for item in mapped]
+    pictures = [] if gathered.sprite is None else [gathered.sprite.place.get(item, -1) for item in mapped]
+    shared: dict[str, Any] = {"groups": _groups(features, mapped), "words": words, "pictures": pictures}
+    shared["sprite"] = sprite if pictures else ""
+    charts: list[Chart] = []
     for one in gathered.maps:
         size = float(one.places.abs().max()) or 1.0
         places = [(short(x / size, 4), short(y / size, 4)) for x, y in one.places.tolist()]
-        charts.append(Points(
-            title=f"Map: {one.title}", x=one.x, y=one.y, groups=groups, places=places, words=words,
-            pictures=pictures, sprite=sprite if pictures else "",
-        ))  # fmt: skip
-    which = (
-        "all"
-        if len(gathered.mapped) == len(gathered.features)
-        else f"{len(gathered.mapped):,} random ones of"
-    )
+        charts.append(Points(title=f"Map: {one.title}", x=one.x, y=one.y, places=places, **shared))
+    which = "All" if len(mapped) == len(features) else f"{len(mapped):,} random ones of"
     text = (
-        f"{which} {len(gathered.features):,} items. A map has two of many dimensions: distant points are "
-        "distant, near points may not be near."
+        f"{which} {len(features):,} items. A map has two of many dimensions: distant points are distant, "
+        "near points may not be near."
     )
-    return [Heading("The embedding as a map"), Prose(text[0].upper() + text[1:]), Charts(charts)]
+    return [Heading("The embedding as a map"), Prose(text), Charts(charts)]
 
 
 def _groups(features: "Features", mapped: Sequence[int]) -> dict[str, Sequence[int]]:
@@ -129,9 +120,8 @@ def _groups(features: "Features", mapped: Sequence[int]) -> dict[str, Sequence[i
     by_class: dict[int, list[int]] = {}
     for place, item in enumerate(mapped):
         by_class.setdefault(int(features.labels[item]), []).append(place)
-    order = sorted(
-        (label for label in by_class if label >= 0), key=lambda label: (-len(by_class[label]), label)
-    )
+    classes = (label for label in by_class if label >= 0)
+    order = sorted(classes, key=lambda label: (-len(by_class[label]), label))
     largest = order if len(order) <= CLASSES + 1 else order[:CLASSES]
     groups: dict[str, Sequence[int]] = {class_name(features, label): by_class[label] for label in largest}
     rest = sorted(place for label, places in by_class.items() if label not in largest for place in places)

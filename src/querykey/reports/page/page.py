@@ -5,19 +5,22 @@ text is never scaled. A short script shows the numbers of the mark under the poi
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from querykey.errors import ConfigError, MissingExtraError, MissingPathError, SourceError
 from querykey.io.study_folder import is_study
 from querykey.reports.charts.spec import Chart
 from querykey.reports.charts.svg import as_svg
-from querykey.reports.page.adapter import ADAPTER, RUN, adapter_section, read_described
+from querykey.reports.page.adapter import ADAPTER, adapter_section
 from querykey.reports.page.blocks import Charts, Section
 from querykey.reports.page.pretraining import FORMAT, pretraining_section
+from querykey.reports.page.run import RUN, read_described
 from querykey.reports.page.study import study_section
+from querykey.reports.verdicts import Word
 
 __all__ = ["figures_of", "render", "sections_of"]
 
@@ -43,7 +46,7 @@ def sections_of(folders: Sequence[Path], *, features: str | None = None) -> list
     """
     runs = [folder for folder in folders if not is_study(folder)]
     if features is not None and len(runs) != 1:
-        raise ConfigError(f"--features is for a report of one run; {len(runs)} are given")
+        raise ConfigError(f"features are for a report of one run; {len(runs)} are given")
     readers = [_reader(folder, features) for folder in folders]
     sections: list[Section] = []
     for read in readers:
@@ -67,12 +70,11 @@ def render(sections: Sequence[Section], *, command: str) -> str:
     template = _template()
     names = {id(chart): f"figure-{place}" for place, (_, chart) in enumerate(_charts(sections), start=1)}
     answers = [answer for section in sections for answer in section.answers]
-    counts = {word: sum(answer.word == word for answer in answers) for word in
-              ("yes", "no", "can't tell", "not measured yet")}  # fmt: skip
-    text = template.render(
-        sections=sections, names=names, drawings=_drawings, key=id, command=command, asked=len(answers),
-        counts=[(word, count) for word, count in counts.items() if count],
-    )  # fmt: skip
+    given = Counter(answer.word for answer in answers)
+    words: tuple[Word, ...] = get_args(Word)
+    values = {"sections": sections, "names": names, "drawings": _drawings, "key": id, "command": command}
+    counts = [(word, given[word]) for word in words if given[word]]
+    text = template.render(values, asked=len(answers), counts=counts)
     return re.sub(r"\n\s*\n+", "\n", text).strip() + "\n"
 
 
@@ -144,9 +146,12 @@ def _free(name: str, used: set[str]) -> str:
 
 def _charts(sections: Sequence[Section]) -> list[tuple[Section, Chart]]:
     return [
-        (section, chart) for section in sections for block in section.blocks if isinstance(block, Charts)
+        (section, chart)
+        for section in sections
+        for block in section.blocks
+        if isinstance(block, Charts)
         for chart in block.charts
-    ]  # fmt: skip
+    ]
 
 
 def _template() -> Any:
@@ -155,7 +160,7 @@ def _template() -> Any:
     except ImportError as error:
         raise MissingExtraError("jinja2", extra="report", purpose="a report") from error
     environment = Environment(
-        loader=PackageLoader("querykey.reports.page"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.loader = PackageLoader("querykey.reports.page")
     return environment.get_template("page.html.j2")

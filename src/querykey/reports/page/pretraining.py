@@ -1,14 +1,13 @@
 """The section of a pretraining run, from its records; with features also maps and neighbours."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from querykey.io.atomic import raises_store_error
-from querykey.io.records import Record, read
+from querykey.io.records import Record
 from querykey.reports.charts.spec import Chart, Line, Lines, short, thinned
-from querykey.reports.page.adapter import FALSE, METRICS, RUN, curves, read_described
 from querykey.reports.page.blocks import (
     Block,
     Charts,
@@ -18,15 +17,15 @@ from querykey.reports.page.blocks import (
     Section,
     TableBlock,
     VerdictBlock,
-    candidates_chart,
     made_with,
     number,
+    number_interval,
     settings_table,
 )
-from querykey.reports.page.evaluation import evaluation_blocks, evaluations, judged
 from querykey.reports.page.gallery import gallery_blocks
 from querykey.reports.page.neighbours import compared_blocks, map_blocks
 from querykey.reports.page.reproduce import pretrain_command
+from querykey.reports.page.run import CANDIDATES, FALSE_NEGATIVES, Gather, StoredRun, curves, open_run
 from querykey.reports.verdicts import verdict, wilson
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "pretraining_section"]
 
 FORMAT = "querykey pretraining"
-Gather = Callable[[], "Gathered"]
 
 CURVES = (
     ("Online kNN", "accuracy on validation images", {"knn": "kNN of h"}),
@@ -45,7 +43,8 @@ CURVES = (
                                         "hardest_negative": "hardest negative"}),
     ("Age of the keys", "steps", {"age_mean": "mean", "age_max": "oldest"}),
     ("Dictionary", "share of the capacity", {"fill": "fill"}),
-    (FALSE, "share", {"false_negatives_label": "same class", "false_negatives_id": "same item"}),
+    (FALSE_NEGATIVES, "share",
+     {"false_negatives_label": "same class", "false_negatives_id": "same item"}),
 )  # fmt: skip
 
 
@@ -63,23 +62,15 @@ def pretraining_section(folder: Path, gather: Gather | None, *, name: str) -> Se
     Raises:
         StoreError: If a file of the run is damaged.
     """
-    described = read_described(folder / RUN)
-    records = read(folder / METRICS) if (folder / METRICS).is_file() else []
-    found, gathered = evaluations(folder), None if gather is None else gather()
+    run, gathered = open_run(folder), None if gather is None else gather()
     with raises_store_error(str(folder), "pretrain again"):
-        return _section(folder, name, described, records, found, gathered)
+        return _section(run, gathered, name)
 
 
-def _section(
-    folder: Path, sprite: str, described: Mapping[str, Any], records: Sequence[Record],
-    found: Mapping[str, dict[str, Any]], gathered: "Gathered | None",
-) -> Section:  # fmt: skip
-    settings = _settings(described)
-    history = [record for record in records if record["kind"] == "look"]
-    steps = [record for record in records if record["kind"] == "step"]
-    answers = [answer for one in found.values() for answer in judged(one)]
-    if not answers:
-        answers = _online(history)
+def _section(run: StoredRun, gathered: "Gathered | None", sprite: str) -> Section:
+    described, settings = run.described, _settings(run.described)
+    steps, history = run.of_kind("step"), run.of_kind("look")
+    answers = run.verdicts() or _online(history)
     done = steps[-1]["step"] if steps else 0
     summary = []
     if done < settings["steps"]:
@@ -88,26 +79,22 @@ def _section(
         summary.append("There are no labels, so the embedding cannot be scored.")
     blocks: list[Block] = [Prose(text) for text in summary]
     blocks += [Heading("Verdicts"), *answers] if answers else []
-    if answers and not found:
-        blocks.append(Prose(
+    if answers and not run.evaluations:
+        text = (
             "By the online kNN on validation images, with Wilson's 95% intervals: yes where they do not "
             "overlap. For a linear evaluation, with the untrained encoder and raw pixels as baselines: "
-            f"querykey evaluate {folder} --on TEST-IMAGES --out {folder / 'evaluation.json'}", is_quiet=True,
-        ))  # fmt: skip
-    for name, one in found.items():
-        blocks += evaluation_blocks(name, one)
-    blocks += [Heading("Curves"), *_curves(steps, history)]
+            f"querykey evaluate {run.folder} --on TEST-IMAGES --out {run.folder / 'evaluation.json'}"
+        )
+        blocks.append(Prose(text, is_quiet=True))
+    blocks += [*run.evaluation_blocks(), Heading("Curves"), *_curves(steps, history)]
     if gathered is not None:
-        blocks += [
-            *compared_blocks(gathered),
-            *map_blocks(gathered, sprite),
-            *gallery_blocks(gathered, sprite),
-        ]
-    blocks += [*_end(history), *_repeat(described)]
+        blocks += [*compared_blocks(gathered), *map_blocks(gathered, sprite)]
+        blocks += gallery_blocks(gathered, sprite)
+    blocks += [*_end(history), *_reproduction(described)]
     images = described["data"]["trained_on"]
     about = f"{settings['method']} pretraining of {settings['backbone']['name']} on {images:,} images"
     sprites = {} if gathered is None or gathered.sprite is None else {sprite: gathered.sprite._asdict()}
-    return Section(sprite, folder.name, about, summary, blocks, sprites, answers)
+    return Section(sprite, run.folder.name, about, summary, blocks, sprites, answers)
 
 
 def _online(history: Sequence[Record]) -> list[VerdictBlock]:
@@ -119,8 +106,8 @@ def _online(history: Sequence[Record]) -> list[VerdictBlock]:
     count = int(first["knn_queries"])
     before, after = (wilson(round(one["knn"] * count), count) for one in (first, last))
     because = (
-        f"kNN {number(last['knn'])} [{number(after[0])}, {number(after[1])}] after {last['step']:,} steps, "
-        f"{number(first['knn'])} [{number(before[0])}, {number(before[1])}] before; {count:,} images"
+        f"kNN {number_interval(last['knn'], *after)} after {last['step']:,} steps, "
+        f"{number_interval(first['knn'], *before)} before; {count:,} images"
     )
     # the intervals do not overlap where that of the difference of their ends excludes 0
     word = verdict(after[0] - before[1], last["knn"] - first["knn"], after[1] - before[0])
@@ -130,24 +117,12 @@ def _online(history: Sequence[Record]) -> list[VerdictBlock]:
 def _curves(steps: Sequence[Record], history: Sequence[Record]) -> list[Block]:
     """The loss with its candidates, then kNN, then dictionary diagnostics with age and drift."""
     charts: list[Chart] = []
-    candidates = {
-        float(metrics["step"]): float(metrics["candidates"])
-        for metrics in history
-        if metrics.get("candidates")
-    }
-    if steps:
-        points = [
-            (float(s["step"]), float(s["loss"])) for s in steps if isinstance(s.get("loss"), int | float)
-        ]
-        if points:
-            line = Line("loss", *thinned([x for x, _ in points], [y for _, y in points]))
-            charts.append(
-                Lines(title="Loss", x="training step", y="loss", lines=[line, *_by_chance(candidates)])
-            )
-    if candidates:
-        line = Line("candidates", list(candidates), list(candidates.values()))
-        charts.append(candidates_chart(line))
-    charts += curves(history, CURVES, without=("loss",)) + _drift(history)
+    losses = [(float(s["step"]), float(s["loss"])) for s in steps if isinstance(s.get("loss"), int | float)]
+    if losses:
+        line = Line("loss", *thinned([x for x, _ in losses], [y for _, y in losses]))
+        lines = [line, *_by_chance(history)]
+        charts.append(Lines(title="Loss", x="training step", y="loss", lines=lines))
+    charts += curves(history, [CANDIDATES, *CURVES, *_drift(history)])
     if not charts:
         return [Prose("Nothing is recorded yet.")]
     text = (
@@ -157,25 +132,20 @@ def _curves(steps: Sequence[Record], history: Sequence[Record]) -> list[Block]:
     return [Prose(text), Charts(charts)]
 
 
-def _by_chance(candidates: Mapping[float, float]) -> list[Line]:
-    if not candidates:
+def _by_chance(history: Sequence[Record]) -> list[Line]:
+    """The loss with equal scores, a reference line."""
+    counted = [(float(one["step"]), float(one["candidates"])) for one in history if one.get("candidates")]
+    if not counted:
         return []
-    chance = [short(math.log(max(1.0, count))) for count in candidates.values()]
-    return [Line("log of the candidates", list(candidates), chance, is_reference=True)]
+    losses = [short(math.log(max(1.0, count))) for _, count in counted]
+    return [Line("log of the candidates", [step for step, _ in counted], losses, is_reference=True)]
 
 
-def _drift(history: Sequence[Record]) -> list[Chart]:
+def _drift(history: Sequence[Record]) -> list[tuple[str, str, dict[str, str]]]:
     """Distance between stored keys and fresh ones, a line per age."""
-    names = sorted(
-        {name for metrics in history for name in metrics if name.startswith("drift_")},
-        key=lambda name: int(name[6:]),
-    )
-    wanted = {name: f"{int(name[6:]):,} steps old" for name in names}
-    return (
-        curves(history, [("Drift of the stored keys", "mean squared distance, 0 to 4", wanted)])
-        if wanted
-        else []
-    )
+    ages = sorted({int(name[6:]) for metrics in history for name in metrics if name.startswith("drift_")})
+    names = {f"drift_{age}": f"{age:,} steps old" for age in ages}
+    return [("Drift of the stored keys", "mean squared distance, 0 to 4", names)]
 
 
 def _end(history: Sequence[Record]) -> list[Block]:
@@ -192,22 +162,19 @@ def _text(value: Any) -> str:
     return number(float(value)) if isinstance(value, int | float) else ""
 
 
-def _repeat(described: Mapping[str, Any]) -> list[Block]:
-    data = described["data"]
-    changes = [
-        f"from step {c['step']:,} on: {', '.join(k for k in c if k != 'step')}"
-        for c in described.get("changes") or []
+def _reproduction(described: Mapping[str, Any]) -> list[Block]:
+    data, processes = described["data"], described.get("processes", 1)
+    quiet = [
+        f"Images: {data['name']}, {data['images']:,}, fingerprint {data['fingerprint']}.",
+        f"Started with {made_with(described)}, {processes} process{'es' * (processes != 1)}.",
     ]
+    for change in described.get("changes") or []:
+        changed = ", ".join(name for name in change if name != "step")
+        quiet.append(f"From step {change['step']:,} on the run had other settings: {changed}.")
     return [
         Heading("How to reproduce it"),
         CodeBlock(pretrain_command(described)),
-        Prose(
-            f"Images: {data['name']}, {data['images']:,}, fingerprint {data['fingerprint']}.", is_quiet=True
-        ),
-        Prose(
-            f"Started with {made_with(described)}, {described.get('processes', 1)} process.", is_quiet=True
-        ),
-        *(Prose(f"The run changed its settings: {words}.", is_quiet=True) for words in changes),
+        *(Prose(text, is_quiet=True) for text in quiet),
         settings_table("Resolved settings", _settings(described)),
     ]
 

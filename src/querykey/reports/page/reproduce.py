@@ -37,9 +37,8 @@ def adapt_command(described: Mapping[str, Any]) -> str:
     words += ["--pairs"] if given.get("pairs") else []
     named = {"dim", "labels", "side", "seed", "pairs"}
     flat, usual = dotted(given), dotted(default)
-    words += _settings(
-        {k: v for k, v in flat.items() if k not in named and v is not None and v != usual.get(k)}
-    )
+    changed = {name: value for name, value in flat.items() if name not in named and value != usual.get(name)}
+    words += _settings(changed)
     return shlex.join([*words, "--threads", str(described["threads"])])
 
 
@@ -55,17 +54,16 @@ def pretrain_command(described: Mapping[str, Any]) -> str:
     from querykey.pretraining.settings.methods import given_settings
     from querykey.pretraining.settings.settings import PretrainSettings
 
-    asked, resolved = (
-        PretrainSettings.from_dict(described[name]).as_dict() for name in ("asked", "settings")
-    )
-    usual, own = dotted(given_settings(asked["method"]).as_dict()), (*LENGTHS, "method", "seed")
-    given = {k: v for k, v in dotted(asked).items() if v != usual.get(k) and k not in own}
-    given |= {name: resolved[name] for name in MEASURED}
+    given = PretrainSettings.from_dict(described["asked"]).as_dict()
+    resolved = PretrainSettings.from_dict(described["settings"]).as_dict()
+    usual, named = dotted(given_settings(given["method"]).as_dict()), {*LENGTHS, "method", "seed"}
+    changed = {k: v for k, v in dotted(given).items() if k not in named and v != usual.get(k)}
+    changed |= {name: resolved[name] for name in MEASURED}
     at = described["data"].get("at") or {"spec": "SOURCE"}
-    words = ["querykey", "pretrain", "--data", at["spec"], "--out", "NEW-FOLDER", "--method", asked["method"]]
+    words = ["querykey", "pretrain", "--data", at["spec"], "--out", "NEW-FOLDER", "--method", given["method"]]
     words += _options(at, ("column", "label_column", "split"))
-    words += _settings({k: v for k, v in given.items() if v is not None})
-    words += ["--seed", str(asked["seed"]), "--device", described["device"]]
+    words += _settings(changed)
+    words += ["--seed", str(given["seed"]), "--device", described["device"]]
     return shlex.join([*words, "--threads", str(described["threads"])])
 
 
@@ -85,15 +83,8 @@ def study_command(described: Mapping[str, Any]) -> str:
     """
     data = described.get("data") or {}
     train, test = data.get("train") or data, data.get("test") or {}
-    words = [
-        "querykey",
-        "study",
-        described["name"],
-        "--data",
-        train.get("spec", "SOURCE"),
-        "--out",
-        "NEW-FOLDER",
-    ]
+    source = train.get("spec", "SOURCE")
+    words = ["querykey", "study", described["name"], "--data", source, "--out", "NEW-FOLDER"]
     words += _options(train, ("column", "label_column", "split"))
     words += ["--test", test["spec"]] if test.get("spec") not in (None, train.get("spec")) else []
     words += ["--test-split", test["split"]] if test.get("split") else []
@@ -112,5 +103,6 @@ def _options(
 
 
 def _settings(values: Mapping[str, Any]) -> list[str]:
-    # JSON's strings, numbers, lists and truth values are TOML's too
-    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    # JSON's strings, numbers, lists and truth values are TOML's too; TOML has no null
+    given = [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+    return [word for setting in given for word in ("--set", setting)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from querykey.io.study_folder import Cells, StoredStudy, measures_of, open_study, raises_study_error
-from querykey.reports.charts.study import figure, training_charts
+from querykey.reports.charts.study import figures, training_charts
 from querykey.reports.page.blocks import (
     Block,
     Charts,
@@ -24,6 +24,7 @@ from querykey.reports.verdicts import answers, scores
 
 __all__ = ["study_section"]
 
+TRIAL = "A trial run: a few steps on a few rows, to test that everything works. Its numbers mean nothing."
 NAMED = 8
 """Arms that are named, if many are missing."""
 RULES = {
@@ -54,8 +55,7 @@ def study_section(folder: Path) -> Section:
 def _section(stored: StoredStudy) -> Section:
     study, cells = stored.described, stored.cells
     verdicts = [VerdictBlock(one.ask, one.word, one.because, one.published) for one in answers(stored)]
-    arms, figures = study["arms"], study.get("figures", [])
-    drawn = [chart for one in figures if (chart := figure(one, arms, cells)) is not None]
+    drawn = figures(stored)
     blocks: list[Block] = [Prose(f"{study['source']}. Measured here: {study['measured']}.", is_quiet=True)]
     unfinished = _unfinished(study, cells)
     blocks += [Prose(text) for text in unfinished]
@@ -63,19 +63,17 @@ def _section(stored: StoredStudy) -> Section:
         blocks += [Heading("Verdicts"), *verdicts, Prose(_rules(study["asked"]), is_quiet=True)]
     blocks += [Charts([chart]) for chart in drawn]
     blocks += _numbers(study, cells, measures_of(study))
-    during = training_charts(arms, cells)
+    during = training_charts(study["arms"], cells)
     if during:
         blocks += [Heading("During training"), Charts(during)]
     blocks += [Heading("Limits"), Prose(str(study["caveat"]))]
     blocks += _reproduce(stored)
-    return Section(
-        str(study["name"]), str(study["title"]), str(study["asks"]),
-        unfinished[:1], blocks, answers=verdicts,
-    )  # fmt: skip
+    name, title, asks = (str(study[field]) for field in ("name", "title", "asks"))
+    return Section(name, title, asks, unfinished[:1], blocks, answers=verdicts)
 
 
 def _rules(asked: Sequence[Mapping[str, Any]]) -> str:
-    """The rules of a study's questions, in words."""
+    """A paragraph on the rules of a study's questions."""
     used = dict.fromkeys(str(one.get("rule", "above")) for one in asked)
     rules = "; ".join(f"{RULES[rule]} ({rule})" if len(used) > 1 else RULES[rule] for rule in used)
     seeds = "" if any(one.get("min_seeds") == 1 for one in asked) else " With one seed it is can't tell."
@@ -89,19 +87,15 @@ def _unfinished(study: Mapping[str, Any], cells: Cells) -> list[str]:
     """Sentences on what is missing: a trial run, or cells that are not measured."""
     planned = {str(arm["label"]): int(arm.get("seeds") or 1) for arm in study["arms"]}
     done = {str(arm["label"]): len(cells.get(arm["name"], {})) for arm in study["arms"]}
-    lines = []
-    if study.get("is_trial"):
-        lines.append(
-            "A trial run: a few steps on a few rows, to test that everything works. Its numbers mean nothing."
-        )
+    lines = [TRIAL] if study.get("is_trial") else []
     missing = [f"{label} ({done[label]} of {n} seeds)" for label, n in planned.items() if done[label] < n]
     if missing:
         count = sum(min(done[label], n) for label, n in planned.items())
-        lines.append(f"Not finished: {count} of {sum(planned.values())} cells are measured.")
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        lines.append(
-            f"Still missing: {', '.join(missing[:NAMED])}{more}. The results below are of the measured cells."
-        )
+        lines += [
+            f"Not finished: {count} of {sum(planned.values())} cells are measured.",
+            f"Still missing: {', '.join(missing[:NAMED])}{more}. The results below are of the other cells.",
+        ]
     return lines
 
 
@@ -119,17 +113,22 @@ def _numbers(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) ->
         blocks.append(TableBlock(["arm", *measures, "seeds"], rows, caption))
     published = study.get("published")
     if published and published.get("rows"):
-        here = {
-            str(arm[key]): scores(cells, arm["name"], measures[0])
-            for arm in study["arms"] for key in ("name", "label") if measures
-        }  # fmt: skip
-        beside = [[str(row[0]), ", ".join(map(str, row[1:])), _spread(here.get(str(row[0]), {}))]
-                  for row in published["rows"]]  # fmt: skip
-        head = ["published", str(published["what"]), f"here, {measures[0]}" if measures else "here"]
-        if not any(row[2] for row in beside):
-            head, beside = head[:2], [row[:2] for row in beside]
-        blocks.append(TableBlock(head, beside, "Published results, at another scale: compare the order"))
+        blocks.append(_published_table(study, cells, measures))
     return blocks
+
+
+def _published_table(study: Mapping[str, Any], cells: Cells, measures: Sequence[str]) -> TableBlock:
+    published = study["published"]
+    names = {str(arm[key]): arm["name"] for arm in study["arms"] for key in ("name", "label")}
+    rows = []
+    for configuration, *results in published["rows"]:
+        name = names.get(str(configuration))
+        here = scores(cells, name, measures[0]) if name is not None and measures else {}
+        rows.append([str(configuration), ", ".join(map(str, results)), _spread(here)])
+    head = ["published", str(published["what"]), f"here, {measures[0]}" if measures else "here"]
+    if not any(row[2] for row in rows):
+        head, rows = head[:2], [row[:2] for row in rows]
+    return TableBlock(head, rows, "Published results, at another scale: compare the order")
 
 
 def _spread(values: Mapping[int, float]) -> str:
@@ -153,18 +152,16 @@ def _reproduce(stored: StoredStudy) -> list[Block]:
     if data.get("fingerprint"):
         blocks.append(Prose(f"Fingerprint of the data: {data['fingerprint']}", is_quiet=True))
     every = [cell for seeds in cells.values() for cell in seeds.values()]
-    shared = _same([cell.get("settings") or {} for cell in every])
-    if shared:
-        blocks.append(settings_table("Settings of all arms", shared))
+    common = _common_settings([cell.get("settings") or {} for cell in every])
+    if common:
+        blocks.append(settings_table("Settings of all arms", common))
     found = sorted({made_with(cell) for cell in every if cell.get("versions")})
     blocks += [Prose(f"Measured with {words}.", is_quiet=True) for words in found]
     return blocks
 
 
-def _same(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _common_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not settings:
         return {}
-    return {
-        name: value for name, value in settings[0].items()
-        if name != "seed" and value is not None and all(one.get(name) == value for one in settings)
-    }  # fmt: skip
+    equal = (name for name, value in settings[0].items() if all(one.get(name) == value for one in settings))
+    return {name: settings[0][name] for name in equal if name != "seed" and settings[0][name] is not None}
