@@ -225,7 +225,8 @@ def test_an_adapter_study_fits_as_the_estimator_does(features, tmp_path):
     study = STUDIES["adapter"]
     chosen = [arm for arm in study.arms if arm.name in ("frozen", "adapter, 16", "PCA, 16")]
     chosen = [
-        replace(arm, settings=arm.settings | {"steps": 30}) if arm.kind == "adapter" else arm for arm in chosen
+        replace(arm, settings=arm.settings | {"steps": 30}) if arm.kind == "adapter" else arm
+        for arm in chosen
     ]
     done = run_study(replace(study, arms=tuple(chosen)), features, tmp_path / "study", seeds=1)
     records = read(done.folder / "records.jsonl")
