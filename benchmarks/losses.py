@@ -129,8 +129,8 @@ def other_look_ups() -> dict[str, Callable[[Form], Tensor]]:
     def queue(held: int) -> Callable[[Form], Tensor]:
         queries, keys, rows = unit(256).requires_grad_(), unit(256), unit(held)
         made = partial(
-            look_up_own_key, queries, keys, ids=torch.arange(256), held_vectors=rows,
-            held_ids=torch.arange(held),
+            look_up_own_key, queries, keys, ids=torch.arange(256), stored_vectors=rows,
+            stored_ids=torch.arange(held),
         )  # fmt: skip
         return lambda form: info_nce(made(), temperature=TEMPERATURE, form=form).mean()
 

@@ -122,8 +122,8 @@ def test_a_query_without_positives_or_negatives_is_not_asked():
 
 def test_an_empty_dictionary_leaves_out_what_needs_negatives():
     lookup = look_up_own_key(
-        unit(2, 3, 0), unit(2, 3, 1), ids=torch.arange(2), held_vectors=torch.zeros(0, 3),
-        held_ids=torch.zeros(0, dtype=torch.int64),
+        unit(2, 3, 0), unit(2, 3, 1), ids=torch.arange(2), stored_vectors=torch.zeros(0, 3),
+        stored_ids=torch.zeros(0, dtype=torch.int64),
     )  # fmt: skip
     seen = lookup_health(lookup, temperature=0.1)
     assert seen["candidates"] == 1
@@ -136,7 +136,7 @@ def test_an_empty_dictionary_leaves_out_what_needs_negatives():
 def test_own_keys_in_the_queue_are_counted_and_random_rows_are_nobodys(same_id, share):
     ids, held = torch.tensor([4, 7]), torch.tensor([7, -1, -1, 9])
     lookup = look_up_own_key(
-        unit(2, 3, 0), unit(2, 3, 1), ids=ids, held_vectors=unit(4, 3, 2), held_ids=held, same_id=same_id
+        unit(2, 3, 0), unit(2, 3, 1), ids=ids, stored_vectors=unit(4, 3, 2), stored_ids=held, same_id=same_id
     )
     seen = lookup_health(
         lookup, temperature=0.1, query_ids=ids, key_ids=torch.cat([ids, held]),
@@ -155,7 +155,7 @@ def test_pairs_that_know_their_ids_are_asked():
     assert pairs.key_ids.tolist() == [5, 6, 6, 5, 6, 6]
     assert TwoViewPairs(ids=ids).rows(2, 5).rows(1, 9).query_ids.tolist() == [5, 6]
     own = look_up_own_key(
-        unit(3, 2, 0), unit(3, 2, 1), ids=ids, held_vectors=unit(2, 2, 2), held_ids=torch.tensor([6, -1]),
+        unit(3, 2, 0), unit(3, 2, 1), ids=ids, stored_vectors=unit(2, 2, 2), stored_ids=torch.tensor([6, -1]),
         same_id="negative",
     )  # fmt: skip
     assert isinstance(own.pairs, PairsWithIds)

@@ -97,7 +97,12 @@ def test_trap_5_4_a_perfect_encoder_pays_nothing():
     def loss():
         held = queue.read()
         found = look_up_own_key(
-            items[:4], items[:4], ids=ids, held_vectors=held.vectors, held_ids=held.ids, same_id="negative"
+            items[:4],
+            items[:4],
+            ids=ids,
+            stored_vectors=held.vectors,
+            stored_ids=held.ids,
+            same_id="negative",
         )
         return info_nce(found, temperature=0.05)
 

@@ -15,12 +15,12 @@ SAME = ("masked", "positive", "negative")
 few_ids = st.lists(st.integers(-1, 3), max_size=6)
 
 
-def expected(ids, held_ids, same_id):
+def expected(ids, stored_ids, same_id):
     """(positive, negative), pair by pair."""
-    masks = torch.zeros(2, len(ids), len(ids) + len(held_ids), dtype=torch.bool)
+    masks = torch.zeros(2, len(ids), len(ids) + len(stored_ids), dtype=torch.bool)
     for i, item in enumerate(ids):
         masks[0, i, i] = True
-        for j, other in enumerate(held_ids, len(ids)):
+        for j, other in enumerate(stored_ids, len(ids)):
             if item != other or other == -1:
                 masks[1, i, j] = True
             elif same_id != "masked":
@@ -37,10 +37,10 @@ def draw(*shape, seed=0):
 
 
 @given(few_ids, few_ids, st.sampled_from(SAME), st.integers(0, 12), st.integers(0, 12))
-def test_whole_in_rows_and_in_blocks_it_is_the_definition(ids, held_ids, same_id, first, more):
-    pairs = OwnKeyPairs(ids=numbers(ids), held_ids=numbers(held_ids), same_id=same_id)
-    masks = expected(ids, held_ids, same_id)
-    every = len(ids) + len(held_ids)
+def test_whole_in_rows_and_in_blocks_it_is_the_definition(ids, stored_ids, same_id, first, more):
+    pairs = OwnKeyPairs(ids=numbers(ids), stored_ids=numbers(stored_ids), same_id=same_id)
+    masks = expected(ids, stored_ids, same_id)
+    every = len(ids) + len(stored_ids)
     start, stop = min(first, every), min(first + more, every)
     for part, rows in (
         (pairs, slice(None)),
@@ -55,7 +55,7 @@ def test_whole_in_rows_and_in_blocks_it_is_the_definition(ids, held_ids, same_id
 def test_every_query_has_one_positive_and_the_held_rows_and_nothing_else():
     keys, held = draw(3, 4, seed=1), draw(5, 4, seed=2)
     found = look_up_own_key(
-        draw(3, 4), keys, ids=numbers([4, 5, 6]), held_vectors=held, held_ids=numbers([4, 9, -1, 6, 4])
+        draw(3, 4), keys, ids=numbers([4, 5, 6]), stored_vectors=held, stored_ids=numbers([4, 9, -1, 6, 4])
     )
     assert isinstance(found.pairs, Pairs)
     assert torch.equal(found.keys, torch.cat([keys, held]))
@@ -68,7 +68,7 @@ def test_every_query_has_one_positive_and_the_held_rows_and_nothing_else():
 
 def test_the_loss_is_a_cross_entropy_over_1_and_k_candidates():
     q, k, held = draw(3, 4), draw(3, 4, seed=1), draw(6, 4, seed=2)
-    found = look_up_own_key(q, k, ids=torch.arange(3), held_vectors=held, held_ids=torch.arange(6) + 3)
+    found = look_up_own_key(q, k, ids=torch.arange(3), stored_vectors=held, stored_ids=torch.arange(6) + 3)
     logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ held.T], dim=1) / 0.2
     wanted = torch.nn.functional.cross_entropy(logits, torch.zeros(3, dtype=torch.int64), reduction="none")
     torch.testing.assert_close(info_nce(found, temperature=0.2), wanted)
@@ -77,7 +77,7 @@ def test_the_loss_is_a_cross_entropy_over_1_and_k_candidates():
 def test_with_nothing_held_the_loss_is_0_and_sends_no_gradient():
     q = draw(3, 4).requires_grad_()
     found = look_up_own_key(
-        q, draw(3, 4, seed=1), ids=torch.arange(3), held_vectors=torch.zeros(0, 4), held_ids=numbers([])
+        q, draw(3, 4, seed=1), ids=torch.arange(3), stored_vectors=torch.zeros(0, 4), stored_ids=numbers([])
     )
     loss = info_nce(found, temperature=0.1)
     loss.sum().backward()
@@ -87,12 +87,14 @@ def test_with_nothing_held_the_loss_is_0_and_sends_no_gradient():
 
 def test_a_dictionary_that_changes_afterwards_changes_nothing():
     """A queue is read without a copy and then written."""
-    held, held_ids = draw(2, 4), numbers([7, 8])
+    held, stored_ids = draw(2, 4), numbers([7, 8])
     q = draw(1, 4, seed=1).requires_grad_()
-    found = look_up_own_key(q, draw(1, 4, seed=2), ids=numbers([7]), held_vectors=held, held_ids=held_ids)
+    found = look_up_own_key(
+        q, draw(1, 4, seed=2), ids=numbers([7]), stored_vectors=held, stored_ids=stored_ids
+    )
     before = found.scores.detach().clone()
     held.zero_()
-    held_ids.fill_(7)
+    stored_ids.fill_(7)
     info_nce(found, temperature=0.1).sum().backward()
     assert torch.equal(found.scores, before)
     assert found.negative.int().tolist() == [[0, 0, 1]]
@@ -101,7 +103,7 @@ def test_a_dictionary_that_changes_afterwards_changes_nothing():
 def test_scores_and_dtypes():
     found = look_up_own_key(
         2 * draw(2, 4).double(), draw(2, 4, seed=1).double(), ids=torch.arange(2),
-        held_vectors=draw(3, 4, seed=2), held_ids=torch.arange(3), score="cosine",
+        stored_vectors=draw(3, 4, seed=2), stored_ids=torch.arange(3), score="cosine",
     )  # fmt: skip
     assert found.scores.dtype == torch.float64
     assert float(found.scores.abs().max()) <= 1
@@ -115,13 +117,13 @@ def test_scores_and_dtypes():
             "queries are [3, 4] and their keys [2, 4]; row i of the keys must be the key of query i",
         ),
         (
-            {"held_vectors": torch.zeros(5, 3)}, ShapeError,
-            "queries are 4 wide and held rows 3; they must be the same",
+            {"stored_vectors": torch.zeros(5, 3)}, ShapeError,
+            "queries are 4 wide and stored rows 3; they must be the same",
         ),
         ({"ids": torch.arange(2)}, ShapeError, "ids has 2 entries for 3 rows; one for each is needed"),
         (
-            {"held_ids": torch.arange(4)}, ShapeError,
-            "held_ids has 4 entries for 5 rows; one for each is needed",
+            {"stored_ids": torch.arange(4)}, ShapeError,
+            "stored_ids has 4 entries for 5 rows; one for each is needed",
         ),
         (
             {"same_id": "ignored"}, ConfigError,
@@ -132,7 +134,7 @@ def test_scores_and_dtypes():
 def test_refuses_what_does_not_fit(change, error, message):
     given = {
         "queries": torch.zeros(3, 4), "keys": torch.zeros(3, 4), "ids": torch.arange(3),
-        "held_vectors": torch.zeros(5, 4), "held_ids": torch.arange(5),
+        "stored_vectors": torch.zeros(5, 4), "stored_ids": torch.arange(5),
     } | change  # fmt: skip
     with pytest.raises(error) as raised:
         # Unwrapped: the type checks that the test-suite turns on would speak first.

@@ -253,7 +253,7 @@ def lookup_health(
         metrics["false_negatives_id"] = tally.own_item / tally.negatives if tally.negatives else math.nan
         metrics["own_copies"] = tally.own_item / max(1, len(lookup))
     if labels is not None:
-        metrics["false_negatives_label"] = tally.own_class / tally.known if tally.known else math.nan
+        metrics["false_negatives_label"] = tally.own_class / tally.labelled if tally.labelled else math.nan
     if "positive_score" in metrics:
         metrics["gap"] = (metrics["positive_score"] - metrics["negative_score"]) / temperature
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
@@ -321,7 +321,7 @@ class _Tally:
         self.positive_count = torch.zeros(self.queries, dtype=torch.float64, device=device)
         self.negative_count = self.positive_count.clone()
         self.positive_sum = self.negative_sum = 0.0
-        self.own_item = self.own_class = self.known = 0
+        self.own_item = self.own_class = self.labelled = 0
 
     def add(
         self, block: Block, ids: tuple[Tensor, Tensor] | None, labels: tuple[Tensor, Tensor] | None
@@ -339,13 +339,13 @@ class _Tally:
         self.negative_sum += total
         keys = slice(block.start, block.start + scores.shape[1])
         if ids is not None:
-            mine, theirs = ids[0][:, None], ids[1][None, keys]
-            self.own_item += int(((mine == theirs) & negative).count_nonzero())
+            of_queries, of_keys = ids[0][:, None], ids[1][None, keys]
+            self.own_item += int(((of_queries == of_keys) & negative).count_nonzero())
         if labels is not None:
-            mine, theirs = labels[0][:, None], labels[1][None, keys]
-            known = (mine != IGNORE_LABEL) & (theirs != IGNORE_LABEL) & negative
-            self.known += int(known.count_nonzero())
-            self.own_class += int(((mine == theirs) & known).count_nonzero())
+            of_queries, of_keys = labels[0][:, None], labels[1][None, keys]
+            labelled = (of_queries != IGNORE_LABEL) & (of_keys != IGNORE_LABEL) & negative
+            self.labelled += int(labelled.count_nonzero())
+            self.own_class += int(((of_queries == of_keys) & labelled).count_nonzero())
 
     @property
     def negatives(self) -> int:
@@ -353,14 +353,14 @@ class _Tally:
 
     def figures(self) -> dict[str, float]:
         candidates = self.positive_count + self.negative_count
-        asked = (self.positive_count > 0) & (self.negative_count > 0)
+        has_both = (self.positive_count > 0) & (self.negative_count > 0)
         positives = int(self.positive_count.sum())
-        solved = (self.best > self.hardest)[asked].double()
+        solved = (self.best > self.hardest)[has_both].double()
         return {
             "queries": float(self.queries),
             "candidates": float(candidates.mean()),
             "pretext": float(solved.mean()),
-            "chance": float((self.positive_count / candidates)[asked].mean()),
+            "chance": float((self.positive_count / candidates)[has_both].mean()),
             "positive_score": self.positive_sum / positives if positives else math.nan,
             "negative_score": self.negative_sum / self.negatives if self.negatives else math.nan,
             "hardest_negative": float(self.hardest[self.negative_count > 0].double().mean()),
@@ -372,10 +372,10 @@ def _of_pairs(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, float]:
 
     Numbers in the place of the mask: on a CPU that is several times as fast.
     """
-    taken = mask.view(torch.uint8).to(scores.dtype)
-    total = float((scores * taken).sum())
-    count = taken.sum(dim=1)
-    best = taken.sub_(1.0).mul_(FAR).add_(scores).amax(dim=1)
+    numbers = mask.view(torch.uint8).to(scores.dtype)
+    total = float((scores * numbers).sum())
+    count = numbers.sum(dim=1)
+    best = numbers.sub_(1.0).mul_(FAR).add_(scores).amax(dim=1)
     return best.masked_fill(count == 0, -math.inf), count, total
 
 

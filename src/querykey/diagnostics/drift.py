@@ -146,12 +146,12 @@ def drift_of(
         step: Steps taken. The encoder has had so many updates.
         views: Which view of a pair the rows are of, 0 or 1, in the order in which they were put in:
             (1,) of MoCo's, (1, 0) where it is symmetric, (0,) of one view a step.
-        ages: In steps, >= 1: 1 is the step taken last. See `stored_ages`.
-        lost: The items of which no view can be made any more, asked for after each walk.
+        ages: In steps, >= 1: 1 is the last step. See `stored_ages`.
+        lost: Returns the items of which no view can be made any more; called after each walk.
 
     Returns:
-        By age, ascending: `drift`. Without ages of which no row is held. Of a step of which part is
-        overwritten, that of the rest.
+        By age, ascending: `drift`. Ages without a stored row are left out. Where part of a step is
+        overwritten, it is the drift of the rest.
 
     Raises:
         RangeError: If an age is below 1, or a view neither 0 nor 1.
@@ -180,12 +180,11 @@ def drift_of(
 
 
 def stored_ages(dictionary: CrossBatchMemory | MemoryBank, *, steps: int) -> tuple[int, ...]:
-    """Ages worth asking `drift_of` for: the newest, the oldest of which half is held, and one between.
+    """Ages to measure with `drift_of`: the newest, the oldest of which half is stored, and one between.
 
     Args:
         dictionary: Written once a step.
-        steps: For how many steps it has been so: all that were taken, or those since a memory was filled
-            beforehand.
+        steps: Steps since then: all, or those since a memory was prefilled.
 
     Returns:
         Up to three ages in steps, ascending, the newest 1; none of an empty dictionary.
@@ -212,13 +211,13 @@ def _in_order(slots: Tensor) -> Tensor:
     return slots.roll(-int(gaps[0]) - 1) if len(gaps) else slots
 
 
-def _matched(held: Tensor, made: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Which held row, in the order of writing, is which one made; the first may be overwritten."""
-    candidates = torch.isin(made, held).nonzero()[:, 0][-len(held) :]
-    mine, theirs = held.sort(stable=True), made[candidates].sort(stable=True)
-    if not torch.equal(mine.values, theirs.values):
+def _matched(stored: Tensor, made: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Match stored rows, in the order of writing, with those made again; the first may be overwritten."""
+    candidates = torch.isin(made, stored).nonzero()[:, 0][-len(stored) :]
+    stored_order, made_order = stored.sort(stable=True), made[candidates].sort(stable=True)
+    if not torch.equal(stored_order.values, made_order.values):
         raise DataError(
             f"rows that step {step} should have written show other items than its images; give the number of "
             "steps taken, and ages since when every step has written once"
         )
-    return mine.indices, candidates[theirs.indices]
+    return stored_order.indices, candidates[made_order.indices]

@@ -13,7 +13,7 @@ from querykey.types import Keys, Queries
 __all__ = ["MomentAlignment"]
 
 UNKNOWN = 1e30
-"""Variance of what is not known yet: the first batch is believed as it is."""
+"""Initial variance of the estimate: the first batch replaces it."""
 NARROW = 1e-6
 """A dimension of the memory whose standard deviation is below this is moved, not stretched."""
 
@@ -27,7 +27,7 @@ class MomentAlignment(nn.Module):
     .. math:: z \leftarrow \mathrm{unit}\left(
               \frac{z - \mu_\mathrm{memory}}{\sigma_\mathrm{memory}} \sigma + \mu \right)
 
-    with :math:`\mu, \sigma` those of the batch, or an estimate that has seen the batches before as well.
+    with :math:`\mu, \sigma` those of the batch, or an estimate from the batches before it as well.
 
     A small batch says little of its distribution, and the memory would be moved by its noise. With a
     `drift` the moments are followed by a Kalman filter, one for each moment of each dimension: a
@@ -39,7 +39,7 @@ class MomentAlignment(nn.Module):
     Args:
         dim: Width of a row, at least 1.
         drift: > 0, dimensionless: how far the distribution moves in a step, in standard deviations; 0.01
-            to 0.1. None: the moments of each batch are taken as they are.
+            to 0.1. None: the moments of each batch are used as they are.
 
     Raises:
         RangeError: If dim is below 1 or drift is not a positive number.
@@ -79,14 +79,14 @@ class MomentAlignment(nn.Module):
         self.register_buffer("variance_doubt", torch.full((dim,), UNKNOWN))
 
     @torch.no_grad()
-    def align_(self, held: Keys, batch: Queries, processes: ProcessGroup = SINGLE_PROCESS) -> None:
-        """See a batch, and move the held rows in place.
+    def align_(self, stored: Keys, batch: Queries, processes: ProcessGroup = SINGLE_PROCESS) -> None:
+        """Update the estimate with a batch, and align the stored rows to it in place.
 
         Args:
-            held: Rows of a memory [keys, dim]; fewer than two are left as they are.
+            stored: Rows of a memory [keys, dim]; fewer than two are left as they are.
             batch: Rows of the encoder as it is now [queries, dim], of length 1, at least two; of all
                 processes.
-            processes: Over which the memory is sharded: `held` is this one's share.
+            processes: Over which the memory is sharded: `stored` is the shard of this rank.
 
         Raises:
             ShapeError: If the batch has fewer than two rows, or rows of another width.
@@ -97,14 +97,14 @@ class MomentAlignment(nn.Module):
                 "at least two rows of this width are needed"
             )
         self._see(batch.to(self.mean.dtype))
-        count = processes.total(held)
+        count = processes.total(stored)
         if count < 2:
             return
-        mean = processes.sum(held.sum(dim=0)) / count
-        variance = processes.sum((held - mean).square_().sum(dim=0)) / (count - 1)
+        mean = processes.sum(stored.sum(dim=0)) / count
+        variance = processes.sum((stored - mean).square_().sum(dim=0)) / (count - 1)
         stretch = (self.variance.clamp(min=0.0) / variance.clamp(min=NARROW**2)).sqrt()
-        held.sub_(mean).mul_(stretch).add_(self.mean)
-        held.copy_(unit_length(held))
+        stored.sub_(mean).mul_(stretch).add_(self.mean)
+        stored.copy_(unit_length(stored))
 
     def extra_repr(self) -> str:
         return f"dim={len(self.mean)}, drift={self.drift}"
@@ -115,8 +115,8 @@ class MomentAlignment(nn.Module):
             self.mean.copy_(mean)
             self.variance.copy_(variance)
             return
-        # What is believed of the spread, not the batch's own: batches that spread little by chance
-        # would be believed most, and the estimate would shrink.
+        # Measurement noise from the estimated variance, not from the batch's: batches of little variance by
+        # chance would get the largest gain, and the estimate would shrink.
         spread = self.variance.where(self.mean_doubt < UNKNOWN / 2, variance).clamp(min=NARROW**2)
         _follow(self.mean, self.mean_doubt, mean, noise=spread / len(batch), moved=self.drift**2 * spread)
         _follow(

@@ -88,8 +88,8 @@ class MemoryBank(nn.Module):
         Views, not copies. A loss that is computed from them must run backward before the next
         `write`; torch refuses it afterwards.
         """
-        own = slice(self.processes.rank, None, self.processes.world_size)
-        return MemoryRows(self.vectors, self.ids[own], self.labels[own])
+        local = slice(self.processes.rank, None, self.processes.world_size)
+        return MemoryRows(self.vectors, self.ids[local], self.labels[local])
 
     def rows(self, ids: Ids) -> Rows:
         """The stored rows of these items, whichever process holds them.
@@ -143,8 +143,8 @@ class MemoryBank(nn.Module):
             RangeError: If there is no slot for one of the items; nothing is put.
         """
         self._require_slots(ids)
-        own, places = shard(ids, self.processes)
-        self.vectors[places] = vectors[own].to(self.vectors.dtype)
+        local, places = shard(ids, self.processes)
+        self.vectors[places] = vectors[local].to(self.vectors.dtype)
 
     @torch.no_grad()
     def write(self, vectors: Rows, ids: Ids) -> None:
@@ -170,8 +170,8 @@ class MemoryBank(nn.Module):
         is_last[:-1] = slots[1:] != slots[:-1]
         slots, rows = slots[is_last], vectors[order[is_last]].to(self.vectors.dtype)
         self._writes += 1
-        own, places = shard(slots, self.processes)
-        mixed = torch.lerp(rows[own], self.vectors[places], self.momentum)
+        local, places = shard(slots, self.processes)
+        mixed = torch.lerp(rows[local], self.vectors[places], self.momentum)
         self.vectors[places] = unit_length(mixed).to(self.vectors.dtype)
         self.written[slots] = self._writes
 

@@ -1,4 +1,4 @@
-"""The cross-batch memory: the last rows seen, with their ids and labels."""
+"""The cross-batch memory: the last rows enqueued, with their ids and labels."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ class CrossBatchMemory(nn.Module):
     """The last `capacity` rows, oldest overwritten first: a FIFO of features or of projections.
 
     It starts empty and hands out only what was put in. The caller decides the order:
-    cross-batch memory enqueues and then looks up, so that the batch's own rows are in it.
+    cross-batch memory enqueues and then looks up, so that the rows of the batch are in it.
     Filled with a frozen model's features it never goes stale; filled with projections its rows
     are as old as `age` says.
 
@@ -26,7 +26,7 @@ class CrossBatchMemory(nn.Module):
     row is of, and when it was written, all of them know: that is little beside the row.
 
     Args:
-        capacity: Rows held when full, at least 1; by all processes together.
+        capacity: Rows stored when full, at least 1; on all processes together.
         dim: Width of a row, at least 1.
         processes: Over which the rows are sharded; one alone holds all.
 
@@ -65,22 +65,22 @@ class CrossBatchMemory(nn.Module):
 
     @property
     def capacity(self) -> int:
-        """Rows held when full."""
+        """Rows stored when full."""
         return len(self.ids)
 
     def __len__(self) -> int:
-        """Rows held now."""
+        """Rows stored now."""
         return self._filled
 
     def read(self) -> MemoryRows:
-        """The rows held now, in slot order: those of this process.
+        """The rows stored now, in slot order: those of this process.
 
         Views, not copies: nothing of the memory is cloned in a step. A loss that is computed from
         them must run backward before the next `enqueue`; torch refuses it afterwards.
         """
-        own = slice(self.processes.rank, self._filled, self.processes.world_size)
+        local = slice(self.processes.rank, self._filled, self.processes.world_size)
         return MemoryRows(
-            self.vectors[: shard_size(self._filled, self.processes)], self.ids[own], self.labels[own]
+            self.vectors[: shard_size(self._filled, self.processes)], self.ids[local], self.labels[local]
         )
 
     def rows(self, slots: Numbers) -> Rows:
@@ -105,7 +105,7 @@ class CrossBatchMemory(nn.Module):
         Args:
             vectors: [rows, dim]; kept without gradient.
             ids: Which item each row is.
-            labels: Class of each row; -1 where it is not known.
+            labels: Class of each row; -1 if unlabelled.
 
         Raises:
             ShapeError: If more rows come at once than the memory holds.
@@ -118,8 +118,8 @@ class CrossBatchMemory(nn.Module):
         end = self._cursor + len(vectors)
         slots = torch.arange(self._cursor, end, device=self.ids.device) % self.capacity
         self._enqueued += 1
-        own, places = shard(slots, self.processes)
-        self.vectors[places] = vectors[own].to(self.vectors.dtype)
+        local, places = shard(slots, self.processes)
+        self.vectors[places] = vectors[local].to(self.vectors.dtype)
         self.ids[slots] = ids
         self.labels[slots] = -1 if labels is None else labels
         self.written[slots] = self._enqueued

@@ -34,7 +34,7 @@ class Dictionary(Protocol):
 
     @property
     def labels(self) -> Labels:
-        """Class of each slot's item, -1 where it is not known."""
+        """Class of each slot's item, -1 if unlabelled."""
         ...
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Dictionary(Protocol):
         ...
 
     def read(self) -> MemoryRows:
-        """The rows that this process holds, in the order of their slots."""
+        """The rows that this process stores, in the order of their slots."""
         ...
 
     def rows(self, slots: Numbers) -> Rows:
@@ -54,5 +54,5 @@ class Dictionary(Protocol):
         ...
 
     def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
-        """See a batch."""
+        """Add a batch."""
         ...

@@ -22,7 +22,7 @@ class KeyQueue(CrossBatchMemory):
     are never among what was read. Any number of rows may come at once; it need not divide the capacity.
 
     Args:
-        capacity: Keys held when full, at least 1.
+        capacity: Keys stored when full, at least 1.
         dim: Width of a key, at least 1.
         start: "empty": only keys that were put in are handed out, fewer than `capacity` in the first
             steps. "random": the queue is full from the start with random rows of length 1 and id -1,
@@ -70,7 +70,7 @@ class KeyQueue(CrossBatchMemory):
         Args:
             vectors: [rows, dim]; kept without gradient.
             ids: Which item each key is of.
-            labels: Class of each key; -1 where it is not known.
+            labels: Class of each key; -1 if unlabelled.
         """
         last = slice(-self.capacity, None)
         super().enqueue(vectors[last], ids[last], None if labels is None else labels[last])

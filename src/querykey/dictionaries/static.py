@@ -27,52 +27,54 @@ class InBatch:
     processes = SINGLE_PROCESS
 
     def __init__(self) -> None:
-        self._held = MemoryRows(
+        self._stored = MemoryRows(
             torch.empty(0, 0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
         )
 
     def __len__(self) -> int:
-        """Rows held now."""
-        return len(self._held.ids)
+        """Rows stored now."""
+        return len(self._stored.ids)
 
     def read(self) -> MemoryRows:
         """The rows of the last `enqueue`."""
-        return self._held
+        return self._stored
 
     @property
     def ids(self) -> Ids:
         """Which items they are."""
-        return self._held.ids
+        return self._stored.ids
 
     @property
     def labels(self) -> Labels:
         """Their classes."""
-        return self._held.labels
+        return self._stored.labels
 
     def rows(self, slots: Numbers) -> Rows:
         """Some of them: [slots, dim], a copy."""
-        return self._held.vectors[slots]
+        return self._stored.vectors[slots]
 
     def age(self) -> Tensor:
         """Always 0: int64 [filled]."""
-        return torch.zeros_like(self._held.ids)
+        return torch.zeros_like(self._stored.ids)
 
     def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
-        """Hold these rows in place of the last ones."""
-        self._held = MemoryRows(vectors.detach(), ids, torch.full_like(ids, -1) if labels is None else labels)
+        """Replace the stored rows by these."""
+        self._stored = MemoryRows(
+            vectors.detach(), ids, torch.full_like(ids, -1) if labels is None else labels
+        )
 
 
 class WholeSet:
     """Every item of a frozen data set: what a cross-batch memory becomes when it covers the data.
 
-    Frozen features never change, so a row that is held need not be written again, and a batch
+    Frozen features never change, so a stored row need not be written again, and a batch
     has nothing to add. It reads the vectors where they lie (a memory-mapped file, for one)
     and copies nothing.
 
     Args:
         vectors: [items, dim]; slot i is the item with id i. Of several processes those of its share.
-        labels: Class of each item of all, -1 where it is not known; None: of none, and one process holds all.
-        processes: Over which the rows are sharded, row i with process i mod N; one alone holds all.
+        labels: Class of each item of all, -1 if unlabelled; None: all unlabelled, on a single process.
+        processes: Over which the rows are sharded, row i with process i mod N; one alone stores all.
 
     Example:
         >>> whole = WholeSet(torch.eye(3), torch.tensor([7, 7, -1]))
@@ -86,24 +88,24 @@ class WholeSet:
     ) -> None:
         self.labels = torch.full((len(vectors),), -1) if labels is None else labels
         self.ids, self.processes = torch.arange(len(self.labels)), processes
-        own = slice(processes.rank, None, processes.world_size)
-        self._held = MemoryRows(vectors, self.ids[own], self.labels[own])
+        local = slice(processes.rank, None, processes.world_size)
+        self._stored = MemoryRows(vectors, self.ids[local], self.labels[local])
 
     def __len__(self) -> int:
-        """Items held, from the start."""
+        """Items stored, from the start."""
         return len(self.ids)
 
     def read(self) -> MemoryRows:
         """All items, or this process's share of them."""
-        return self._held
+        return self._stored
 
     def rows(self, slots: Numbers) -> Rows:
         """The rows of some items, whichever process holds them: [slots, dim], a copy."""
-        return gather_rows(self._held.vectors, slots, self.processes)
+        return gather_rows(self._stored.vectors, slots, self.processes)
 
     def age(self) -> Tensor:
         """Always 0: a frozen row is as good as new."""
         return torch.zeros_like(self.ids)
 
     def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
-        """Nothing: the rows are held already."""
+        """No operation: the rows are stored already."""

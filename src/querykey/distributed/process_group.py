@@ -1,7 +1,7 @@
 """The processes of a run: which part of a batch is whose, and what they tell one another.
 
 A batch is that of all processes, in one order: the first process has its first rows, and so on. What a
-step computes of its own rows is gathered, so that every process looks up what one process alone would.
+step computes of its local rows is gathered, so that every process looks up what one process alone would.
 `default_torch_state` is the state of PyTorch in which a process computes, whatever its caller has set.
 """
 
@@ -38,7 +38,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of torch.distributed's default group; one alone asks nobody.
+    """This process among those of torch.distributed's default group; a single process needs no group.
 
     All processes must call the same methods in the same order.
 
@@ -81,34 +81,34 @@ class ProcessGroup:
         start = self.rank * size + min(self.rank, more)
         return slice(start, start + size + (self.rank < more))
 
-    def all_gather_with_grad(self, own: Tensor, rows: int) -> Tensor:
+    def all_gather_with_grad(self, local: Tensor, rows: int) -> Tensor:
         r"""The rows of all processes, in order, on every one of them.
 
-        The loss is a sum over the processes, and each has its own part of it: so what comes back to the own
-        rows is the sum over processes *r* of what each of their parts sends there,
+        The loss is a sum over the processes, each of which computes its part. So the gradient of the local
+        rows is the sum over processes *r* of the gradients of their parts,
 
-        .. math:: \frac{\partial L}{\partial z_\text{own}}
-                  = \sum_r \frac{\partial L_r}{\partial z_\text{own}}
+        .. math:: \frac{\partial L}{\partial z_\text{local}}
+                  = \sum_r \frac{\partial L_r}{\partial z_\text{local}}
 
         Args:
-            own: [rows of `local_slice(rows)`, ...], of one dtype and otherwise one shape everywhere.
+            local: [rows of `local_slice(rows)`, ...], of one dtype and otherwise one shape everywhere.
             rows: Of the whole batch.
 
         Returns:
-            [rows, ...], with gradient where `own` has one; on one process `own` itself.
+            [rows, ...], with gradient where `local` has one; on one process `local` itself.
 
         Raises:
-            ShapeError: If `own` has another number of rows.
+            ShapeError: If `local` has another number of rows.
         """
         if self.world_size == 1:
-            return own
+            return local
         part = self.local_slice(rows)
-        if len(own) != part.stop - part.start:
+        if len(local) != part.stop - part.start:
             raise ShapeError(
-                f"process {self.rank} of {self.world_size} has {len(own)} rows of {rows}, and its part are "
+                f"process {self.rank} of {self.world_size} has {len(local)} rows of {rows}, and its part are "
                 f"{part.stop - part.start}; give each process its part of the batch, and ids of all of it"
             )
-        gathered: Tensor = _Gather.apply(own, rows, self)
+        gathered: Tensor = _Gather.apply(local, rows, self)
         return gathered
 
     def sum(self, value: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class ProcessGroup:
         return self.sum_(value.detach().clone(memory_format=torch.contiguous_format))
 
     def sum_(self, value: Tensor) -> Tensor:
-        """`sum` in place, for what is large.
+        """`sum` in place, for large tensors.
 
         Args:
             value: Contiguous, without gradient.
@@ -137,13 +137,15 @@ class ProcessGroup:
             network.all_reduce(value)
         return value
 
-    def total(self, own: Tensor) -> int:
+    def total(self, local: Tensor) -> int:
         """How many rows all processes have together.
 
         Args:
-            own: Those of this process.
+            local: Those of this process.
         """
-        return int(self.sum(torch.tensor(len(own), device=own.device))) if self.world_size > 1 else len(own)
+        if self.world_size == 1:
+            return len(local)
+        return int(self.sum(torch.tensor(len(local), device=local.device)))
 
     def sum_gradients_(self, optimizer: torch.optim.Optimizer) -> None:
         """Make each parameter's gradient the sum of what the processes have of it, in place.
@@ -168,11 +170,11 @@ class ProcessGroup:
             flags = given[0].new_tensor(with_gradient)
             flat = self.sum_(torch.cat([flags, *(one.reshape(-1) for one in given)]))
             flags, *summed = torch.split(flat, [len(parameters), *(one.numel() for one in given)])
-            for parameter, own, is_there, gradient in zip(
+            for parameter, local, is_there, gradient in zip(
                 parameters, given, flags.tolist(), summed, strict=True
             ):
                 if is_there:
-                    parameter.grad = own.copy_(gradient.view_as(own))
+                    parameter.grad = local.copy_(gradient.view_as(local))
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Put the first process's numbers in the place of this one's.
@@ -259,14 +261,14 @@ def processes_here() -> int:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: Tensor, rows: int, processes: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, local: Tensor, rows: int, processes: ProcessGroup) -> Tensor:
         ctx.part, ctx.processes = processes.local_slice(rows), processes
         # gloo gathers parts of one size alone: each is filled up to that of the first, the largest
         most, is_even = -(-rows // processes.world_size), rows % processes.world_size == 0
-        filled = own.contiguous() if is_even else own.new_zeros(most, *own.shape[1:])
+        filled = local.contiguous() if is_even else local.new_zeros(most, *local.shape[1:])
         if not is_even:
-            filled[: len(own)] = own
-        every = own.new_empty(processes.world_size * most, *own.shape[1:])
+            filled[: len(local)] = local
+        every = local.new_empty(processes.world_size * most, *local.shape[1:])
         network.all_gather([*torch.split(every, most)], filled)  # into `every`: these are views
         if is_even:
             return every
@@ -318,52 +320,52 @@ def shard(numbers: Tensor, processes: ProcessGroup) -> tuple[Tensor | slice, Ten
         (which of `numbers`, their places among all rows that it holds).
 
     Example:
-        >>> own, places = shard(torch.tensor([5, 2, 3, 7]), ProcessGroup(1, 2))
-        >>> own.tolist(), places.tolist()
+        >>> is_local, places = shard(torch.tensor([5, 2, 3, 7]), ProcessGroup(1, 2))
+        >>> is_local.tolist(), places.tolist()
         ([True, False, True, True], [2, 1, 3])
     """
     if processes.world_size == 1:
         return slice(None), numbers
-    own = numbers % processes.world_size == processes.rank
-    return own, numbers[own] // processes.world_size
+    local = numbers % processes.world_size == processes.rank
+    return local, numbers[local] // processes.world_size
 
 
 @torch.no_grad()
-def gather_rows(held: Tensor, numbers: Tensor, processes: ProcessGroup) -> Tensor:
+def gather_rows(stored: Tensor, numbers: Tensor, processes: ProcessGroup) -> Tensor:
     """Rows by their numbers, whichever process holds them; without gradient.
 
     Args:
-        held: This process's rows.
+        stored: This process's rows.
         numbers: The same on every process.
         processes: Over which the rows are sharded.
 
     Returns:
         [numbers, ...], a copy.
     """
-    own, places = shard(numbers, processes)
+    local, places = shard(numbers, processes)
     if processes.world_size == 1:
-        return held.index_select(0, places)
-    found = held.new_zeros(len(numbers), *held.shape[1:])
-    found[own] = held[places]
-    return processes.sum_(found)  # nobody else has anything but zeros there
+        return stored.index_select(0, places)
+    found = stored.new_zeros(len(numbers), *stored.shape[1:])
+    found[local] = stored[places]
+    return processes.sum_(found)  # each row is non-zero on one process alone, so the sum copies it
 
 
-def gather_full(held: Tensor, rows: int, processes: ProcessGroup) -> Tensor:
+def gather_full(stored: Tensor, rows: int, processes: ProcessGroup) -> Tensor:
     """All rows in the order of their numbers, on the first process alone, to be written down.
 
     Args:
-        held: This process's rows.
+        stored: This process's rows.
         rows: In all.
         processes: Over which they are sharded.
 
     Returns:
-        [rows, ...] on the CPU, none on the others; on one process `held` itself.
+        [rows, ...] on the CPU, none on the others; on one process `stored` itself.
     """
     if processes.world_size == 1:
-        return held
-    parts = [held[:0].cpu()]
-    for numbers in torch.split(torch.arange(rows, device=held.device), BLOCK):
-        part = gather_rows(held, numbers, processes).cpu()
+        return stored
+    parts = [stored[:0].cpu()]
+    for numbers in torch.split(torch.arange(rows, device=stored.device), BLOCK):
+        part = gather_rows(stored, numbers, processes).cpu()
         if processes.is_main_process:
             parts.append(part)
     return torch.cat(parts)

@@ -56,7 +56,7 @@ class Backbone(nn.Module):
         return h
 
     def start_(self, images: Tensor) -> None:
-        """Let a network that knows how start from what these images look like; others keep their weights.
+        """Initialise a network from the statistics of these images if it has such an initialisation.
 
         Args:
             images: As it will see them [images, channels, height, width].
@@ -91,15 +91,15 @@ def make_backbone(spec: str, *, channels: int, image_size: int, stem: Stem = "au
         stem: "small" and "plain" for ResNets of timm and torchvision; "auto" is small for them below
             64 pixels, and plain for all others.
         seed: Of the random weights. The caller's generators do not move. A factory of yours that
-            draws from another generator than torch's own has to seed it by itself.
+            draws from another generator than torch's default has to seed it by itself.
 
     Returns:
         The backbone, in train mode, on the CPU.
 
     Raises:
-        SourceError: If there is no such network (the nearest names are told), or it cannot take
+        SourceError: If there is no such network (the message lists the nearest names), or it cannot take
             such images.
-        ConfigError: If a small stem is asked of a network that has none.
+        ConfigError: If a small stem is requested of a network that has none.
         RangeError: If a number is outside its range.
         MissingExtraError: If timm or torchvision is needed and not installed.
 
@@ -202,9 +202,9 @@ def _of_torchvision(name: str, channels: int, image_size: int) -> _Made:
         raise MissingExtraError(
             "torchvision", extra="vision", purpose=f"the model torchvision:{name}"
         ) from error
-    known = models.list_models(module=models)
-    if name not in known:
-        raise _unknown("torchvision", name, known)
+    names = models.list_models(module=models)
+    if name not in names:
+        raise _unknown("torchvision", name, names)
     options: dict[str, Any] = {"weights": None}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": False}
@@ -222,8 +222,8 @@ def _call(make: Callable[[], nn.Module], spec: str) -> nn.Module:
         raise SourceError(f"{spec} cannot be made so ({type(error).__name__}: {error})") from error
 
 
-def _unknown(library: str, name: str, known: list[str]) -> SourceError:
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+def _unknown(library: str, name: str, names: list[str]) -> SourceError:
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
     like = f"; near it are {', '.join(near)}" if near else ""
     return SourceError(f"{library} has no network {name!r}{like}; {library}'s list_models() lists all")
 
@@ -232,8 +232,8 @@ def _take_channels(network: nn.Module, channels: int) -> None:
     """The first convolution for images of so many channels, each drawn as the library draws one."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            taken = torch.arange(channels) % module.in_channels
-            module.weight = nn.Parameter(module.weight.detach()[:, taken].clone())
+            source = torch.arange(channels) % module.in_channels
+            module.weight = nn.Parameter(module.weight.detach()[:, source].clone())
             module.in_channels = channels
             return
 

@@ -19,7 +19,7 @@ class MomentumEncoder(nn.Module):
 
     .. math:: \theta_k \leftarrow m\,\theta_k + (1 - m)\,\theta_q
 
-    Parameters alone are averaged. Buffers, as the running statistics of batch norm, are the copy's own
+    Parameters alone are averaged. Buffers, as the running statistics of batch norm, are those of the copy
     and come from the keys that it encodes; so it is in train mode while it makes them. It follows
     before it encodes: `ema_update_`, then call it.
 
@@ -52,7 +52,7 @@ class MomentumEncoder(nn.Module):
 
         Args:
             encoder: The one that this is a copy of.
-            momentum: Part of the own weight that is kept, from 0 (a copy of the encoder) to 1 (stays).
+            momentum: EMA coefficient, from 0 (a copy of the encoder) to 1 (unchanged).
 
         Raises:
             RangeError: If momentum is not from 0 to 1.

@@ -18,7 +18,7 @@ Embeddings = Float[Tensor, "rows features"]
 
 
 class ProjectionHead(nn.Module):
-    r"""What is put on h while learning, and taken off afterwards: :math:`z = g(h)`.
+    r"""The projection head: used in training, then discarded; :math:`z = g(h)`.
 
     .. math:: g(h) = W_2\,\text{relu}(W_1 h) \quad\text{(two layers)}
 

@@ -1,7 +1,7 @@
 """A look-up: queries, keys, and the rule that says which pairs count.
 
 Losses, top-k and metrics all read a `Lookup`. A small one gives its scores and pair masks as
-matrices; a large one is walked in blocks of keys. The walk is written once, here, so the
+matrices; a large one is computed in blocks of keys. The loop over blocks is written once, here, so the
 numbers are the same whole or in blocks.
 """
 
@@ -38,7 +38,7 @@ Score = Literal["cosine", "dot"]
 SameId = Literal["masked", "positive", "negative"]
 
 IGNORE_LABEL = -1
-"""The label of an item whose class is not known: neither positive nor negative to anything."""
+"""The label of an unlabelled item: neither positive nor negative to any other."""
 
 IGNORE_ID = -1
 """The id of stored rows that belong to no item, such as a queue's random initial rows: always negatives."""
@@ -151,14 +151,14 @@ class OwnKeyPairs:
 
     Args:
         ids: Which item each of the B queries is.
-        held_ids: Item id of each row stored in the dictionary; -1: of no item.
+        stored_ids: Item id of each row stored in the dictionary; -1: of no item.
         same_id: How to treat stored rows of the query's own item.
         start: First query.
         stop: Last query, not included; None for all B.
     """
 
     ids: QueryIds
-    held_ids: KeyIds
+    stored_ids: KeyIds
     same_id: SameId = "masked"
     start: int = 0
     stop: int | None = None
@@ -181,7 +181,7 @@ class OwnKeyPairs:
     @property
     def key_ids(self) -> KeyIds:
         """Item id of each key; -1: of no item."""
-        return torch.cat([self.ids, self.held_ids])
+        return torch.cat([self.ids, self.stored_ids])
 
     def rows(self, start: int, stop: int) -> "OwnKeyPairs":
         """The same for queries start to stop."""
@@ -189,8 +189,8 @@ class OwnKeyPairs:
         return replace(self, start=min(self.start + start, last), stop=min(self.start + stop, last))
 
     def _held(self, start: int, stop: int, last: int) -> tuple[Tensor, Tensor]:
-        ids, held = self.ids[self.start : last, None], self.held_ids[None, start:stop]
-        is_same = (ids == held) & (held != IGNORE_ID)
+        ids, stored = self.ids[self.start : last, None], self.stored_ids[None, start:stop]
+        is_same = (ids == stored) & (stored != IGNORE_ID)
         none = torch.zeros_like(is_same)
         if self.same_id == "negative":
             return none, ~none
@@ -210,7 +210,7 @@ class Block(NamedTuple):
 class Lookup:
     """Queries looked up among keys, and which pairs count.
 
-    Nothing is computed before it is asked for. `scores`, `positive` and `negative` are matrices
+    Nothing is computed before it is used. `scores`, `positive` and `negative` are matrices
     [queries, keys] and kept; `blocks` walks the keys and keeps nothing.
 
     Args:
@@ -293,7 +293,7 @@ class Lookup:
         )
 
     def with_pairs(self, positive: PairMask, negative: PairMask) -> "Lookup":
-        """The same queries and keys with other pairs; scores that are known are kept."""
+        """The same queries and keys with other pairs; scores that are computed already are kept."""
         other = replace(self, pairs=DensePairs(positive, negative), whole=None)
         if "scores" in self.__dict__:
             other.__dict__["scores"] = self.scores
@@ -377,40 +377,39 @@ def look_up_own_key(
     keys: Queries,
     *,
     ids: QueryIds,
-    held_vectors: Keys,
-    held_ids: KeyIds,
+    stored_vectors: Keys,
+    stored_ids: KeyIds,
     same_id: SameId = "masked",
     score: Score = "dot",
 ) -> Lookup:
     r"""Look each query up among its own key and the rows of a dictionary: 1 + K candidates.
 
     Query *i* should find key *i*. The other keys of the batch are neither positive nor negative. The
-    K held rows are negative, but for those of the query's own item, older keys of it: they are what
-    `same_id` says. With an empty dictionary the own key is all there is, and `info_nce` is 0 and sends
-    no gradient.
+    K stored rows are negative, except older keys of the query's own item, which are treated as `same_id`
+    says. With an empty dictionary the own key is the only candidate: `info_nce` is 0 and has no gradient.
 
     Args:
         queries: [B, dim].
         keys: [B, dim]; row i is query i's own key.
         ids: Which item each query is [B].
-        held_vectors: Rows of a dictionary [K, dim], K >= 0; copied, so that a loss may run backward
+        stored_vectors: Rows of a dictionary [K, dim], K >= 0; copied, so that a loss may run backward
             after the dictionary has changed.
-        held_ids: Their item ids [K]; -1: of no item, negative to every query.
+        stored_ids: Their item ids [K]; -1: of no item, negative to every query.
         same_id: "masked": neither. "negative": pushed away, as the paper has it. "positive": to be
             found as well.
         score: "dot" or "cosine".
 
     Returns:
-        A lazy `Lookup` of B queries and B + K keys: those of the batch, then those held.
+        A lazy `Lookup` of B queries and B + K keys: those of the batch, then the stored ones.
 
     Raises:
         ShapeError: If rows, widths or ids do not fit together.
         ConfigError: If same_id is not known.
 
     Example:
-        >>> held, held_ids = torch.eye(2), torch.tensor([7, 5])
+        >>> rows, stored_ids = torch.eye(2), torch.tensor([7, 5])
         >>> found = look_up_own_key(torch.eye(2), torch.eye(2), ids=torch.tensor([7, 8]),
-        ...                         held_vectors=held, held_ids=held_ids)
+        ...                         stored_vectors=rows, stored_ids=stored_ids)
         >>> found.positive.int().tolist()
         [[1, 0, 0, 0], [0, 1, 0, 0]]
         >>> found.negative.int().tolist()
@@ -418,7 +417,7 @@ def look_up_own_key(
 
     Source:
         He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2019,
-        arXiv:1911.05722, algorithm 1. It knows no ids: a key of the same item that is still in the
+        arXiv:1911.05722, algorithm 1. It has no ids: a key of the same item that is still in the
         queue is a negative there.
     """
     if queries.shape != keys.shape:
@@ -426,15 +425,15 @@ def look_up_own_key(
             f"queries are {list(queries.shape)} and their keys {list(keys.shape)}; "
             "row i of the keys must be the key of query i"
         )
-    if held_vectors.shape[1] != queries.shape[1]:
+    if stored_vectors.shape[1] != queries.shape[1]:
         raise ShapeError(
-            f"queries are {queries.shape[1]} wide and held rows {held_vectors.shape[1]}; they must be "
+            f"queries are {queries.shape[1]} wide and stored rows {stored_vectors.shape[1]}; they must be "
             "the same"
         )
-    for name, numbers, count in (("ids", ids, len(queries)), ("held_ids", held_ids, len(held_vectors))):
+    for name, numbers, count in (("ids", ids, len(queries)), ("stored_ids", stored_ids, len(stored_vectors))):
         if len(numbers) != count:
             raise ShapeError(f"{name} has {len(numbers)} entries for {count} rows; one for each is needed")
     if same_id not in ("masked", "positive", "negative"):
         raise ConfigError(f"same_id must be masked, positive or negative; got {same_id!r}")
-    pairs = OwnKeyPairs(ids=ids, held_ids=held_ids.clone(), same_id=same_id)
-    return Lookup(queries, torch.cat([keys, held_vectors.to(keys.dtype)]), pairs, score)
+    pairs = OwnKeyPairs(ids=ids, stored_ids=stored_ids.clone(), same_id=same_id)
+    return Lookup(queries, torch.cat([keys, stored_vectors.to(keys.dtype)]), pairs, score)

@@ -1,14 +1,14 @@
 """The exact best keys of each query, computed in blocks, with ties broken the same way every time.
 
 A block's scores are rounded differently by every matrix product, so they only propose: a few more
-candidates than asked for. These are scored again, row by row in float64, and sorted by score and
+candidates than are wanted. These are scored again, row by row in float64, and sorted by score and
 then by index. Where a key left out could tie with the last one kept, the query is scanned whole.
 So block sizes, threads and the precision of the product change the time, never the list. A key that holds
 NaN or infinity is never found, and a query that does finds nothing.
 
 Products propose in bfloat16 where that is measured to be faster: a query is settled if its k-th exact score
 is above the best score left out by more than the rounding could have moved it, a bound from the lengths
-of the rows and of what rounding took from them. The other queries are walked again in float32.
+of the rows and of their rounding errors. The other queries are scored again in float32.
 """
 
 import time
@@ -171,12 +171,12 @@ def fast_dtype() -> torch.dtype:
 
 def _product_seconds(rows: Tensor, keys: Tensor) -> float:
     """The shortest of some products, after one that loads the kernel."""
-    taken = []
+    seconds = []
     for _ in range(PRODUCTS_TIMED + 1):
         start = time.perf_counter()
         rows @ keys.T
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 def _propose(
@@ -266,7 +266,7 @@ def _ordered(scores: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """(rows, columns, scores) of all above the row's floor, sorted by row; None if over a quarter is.
 
-    A group is every n-th column, so that its maximum is taken over whole vectors of neighbouring columns.
+    A group is every n-th column, so that its maximum is computed over whole vectors of neighbouring columns.
     """
     rows, columns = scores.shape
     groups = columns // GROUP

@@ -24,7 +24,7 @@ KEY_BLOCK = 4096
 
 @torch.no_grad()
 def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
-    """The k keys that matter most to each query, exactly, walked in blocks.
+    """The k keys that matter most to each query, exactly, computed in blocks.
 
     Args:
         lookup: Frozen scores with their pairs. Where its keys are sharded, each process finds the best of

@@ -51,7 +51,7 @@ class FrozenEncoder:
         prompt: The text that the model puts before every item, for the records.
 
     Raises:
-        ConfigError: If there is no such dtype, or the model's is fixed and another is asked for.
+        ConfigError: If there is no such dtype, or the model's is fixed and another is requested.
         ShapeError: If the model does not give one row an item.
         SourceError: If it raises an error of its own on a blank item.
     """
@@ -145,7 +145,7 @@ class FrozenEncoder:
             float32 [items that could be read, dim], on the CPU.
 
         Raises:
-            DamagedItemError: If an item cannot be read and nobody takes note.
+            DamagedItemError: If an item cannot be read and `on_damaged` is not given.
             ShapeError: If the model gives features of another width than before.
         """
         features = torch.empty(len(items), self.dim)

@@ -114,6 +114,6 @@ def combined_digest(parts: Mapping[str, Any]) -> str:
 
 
 def preprocessing_digest(prepare: Callable[..., Any]) -> str:
-    """The sha256 of what a preprocessing says of itself and, for a user's own, of its code."""
+    """The sha256 of a preprocessing's description and, for a user's own, of its code."""
     own_code = not type(prepare).__module__.startswith(("torchvision.", "timm.", "querykey."))
     return combined_digest({"says": describe(prepare), "code": source_digest(prepare) if own_code else ""})

@@ -42,7 +42,7 @@ def load_timm(name: str, *, device: torch.device) -> TorchModel:
 
     Args:
         name: `NAME` takes weights that are in the local cache already; `NAME@FILE` takes them from
-            a .safetensors or .pth file; `NAME@random` takes random ones, and only when asked.
+            a .safetensors or .pth file; `NAME@random` has random ones.
         device: Where it runs.
 
     Returns:

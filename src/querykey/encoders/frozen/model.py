@@ -19,11 +19,11 @@ Kind = Literal["image", "text", "vector"]
 
 @runtime_checkable
 class FrozenModel(Protocol):
-    """A model that is only ever asked for features.
+    """A model that is used for features alone.
 
     kind: what an item is.
     identity: sha256 over weights, preprocessing, pooling and prompt; not the dtype.
-    fixed_dtype: whether the model computes in the dtype it has, whatever is asked.
+    fixed_dtype: whether the model computes in its own dtype, whatever is requested.
     has_layouts: whether the model can be tried in the channels-last memory layout.
     """
 

@@ -85,7 +85,7 @@ def image_preprocessing(shape: Sequence[Any]) -> ImagePreprocessing:
 
 
 def load_onnx(path: Path, *, device: torch.device) -> OnnxModel:
-    """An ONNX file with one float input; its first output is taken, one row an item.
+    """An ONNX file with one float input; its first output is used, one row an item.
 
     An input of four axes takes images, [n, 3, h, w] or [n, h, w, 3]: RGB, the shorter side
     scaled to fit, the middle cut out, values in [0, 1] normalised with ImageNet's mean and

@@ -147,7 +147,7 @@ def _identity(model: Any, prompt: str | None) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's own progress bars, which know nothing of ours."""
+    """Without the progress bars of the library: the command line has one already."""
     try:
         from transformers.utils.logging import (
             disable_progress_bar,

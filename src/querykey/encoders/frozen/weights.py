@@ -55,22 +55,22 @@ def load_weights(
             "alone, best as .safetensors"
         ) from error
 
-    own = network.state_dict()
-    missing = [key for key in own if key not in weights]
+    state = network.state_dict()
+    missing = [key for key in state if key not in weights]
     heads = tuple(f"{head}." for head in classifier if head)
-    strange = [key for key in weights if key not in own and not key.startswith(heads)]
+    strange = [key for key in weights if key not in state and not key.startswith(heads)]
     if missing or strange:
         raise SourceError(
             f"{path} does not fit {name}: {len(missing)} weights are missing and "
             f"{len(strange)} are not the model's (first: {(missing + strange)[0]})"
         )
-    for key, value in own.items():
+    for key, value in state.items():
         if value.shape != weights[key].shape:
             raise SourceError(
                 f"{path} does not fit {name}: {key} is {list(weights[key].shape)} in the file and "
                 f"{list(value.shape)} in the network{hint}"
             )
-    network.load_state_dict({key: weights[key] for key in own})
+    network.load_state_dict({key: weights[key] for key in state})
 
 
 def _read(path: Path) -> dict[str, Tensor]:

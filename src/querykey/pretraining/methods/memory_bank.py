@@ -125,4 +125,4 @@ def _look_up(z: Rows, bank: MemoryBank, ids: Ids, stored: Rows, sample: Numbers 
         return look_up(z, rows.vectors, query_ids=ids, key_ids=rows.ids, rule=BANK_RULE)
     # the own row comes first, so that it is a key whichever process stores it
     vectors, numbers = (rows.vectors, rows.ids) if sample is None else (bank.rows(sample), sample)
-    return look_up_own_key(z, stored, ids=ids, held_vectors=vectors, held_ids=numbers, same_id="masked")
+    return look_up_own_key(z, stored, ids=ids, stored_vectors=vectors, stored_ids=numbers, same_id="masked")

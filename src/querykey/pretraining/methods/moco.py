@@ -74,7 +74,7 @@ def moco_step(moco: MoCo, batch: ViewPair, context: StepContext, momentum: float
         encoded = context.encode(moco.encoder, views.view_1)
         q = context.gather(encoded.rows, rows)
         lookup = look_up_own_key(
-            q, k, ids=batch.ids, held_vectors=stored.vectors, held_ids=stored.ids, same_id=moco.same_id
+            q, k, ids=batch.ids, stored_vectors=stored.vectors, stored_ids=stored.ids, same_id=moco.same_id
         )
         loss = context.mean_loss(lookup, is_sharded=moco.queue.processes.world_size > 1) / len(directions)
         value += context.backward(loss, encoded)
