@@ -406,7 +406,7 @@ def test_held_out_images_are_never_trained_on_and_labels_never_used(tmp_path):
     begun = []
     labelled = pretrain(DIGITS, on_fit_start=begun.append, **TINY, steps=2)
     split_data, images = begun[0].split_data, begun[0].images
-    held = split_data.sample[split_data.asking]
+    held = split_data.sample[split_data.queries]
     assert len(held) == 40
     assert not torch.isin(held, split_data.train).any()
     assert len(split_data.train) == 1797 - 40

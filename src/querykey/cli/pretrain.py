@@ -201,7 +201,7 @@ def show_start(run: "TrainingRun") -> None:
     weights = sum(weight.numel() for weight in encoder.backbone.parameters())
     line(
         f"{settings.method}: {len(run.split_data.train):,} images of {pixels.channels} channels, "
-        f"{len(run.split_data.asking):,} held out for the online kNN"
+        f"{len(run.split_data.queries):,} held out for the online kNN"
     )
     line(
         f"  backbone {settings.backbone.name}: {weights / 1e6:.2f} M weights, h {encoder.backbone.dim}, "

@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -87,10 +87,8 @@ def autotune(
             left, step=calibration.seconds, evaluation=evaluation_seconds, evaluations=settings.num_evals
         )
         steps = processes.broadcast_object(steps)
-    complete = replace(
-        settings, steps=steps, epochs=steps / per_epoch, precision=calibration.precision,
-        layout=calibration.layout,
-    )  # fmt: skip
+    measured = {"precision": calibration.precision, "layout": calibration.layout}
+    complete = settings.changed({"steps": steps, "epochs": steps / per_epoch, **measured})
     return Autotuned(complete, calibration, start)
 
 
@@ -130,10 +128,13 @@ def _measure(trial: TrainingRun, device: torch.device) -> Calibration:
         step += 1
 
     found = calibrate(
-        take, precision=settings.precision, layout=settings.layout, device=device,
+        take,
+        precision=settings.precision,
+        layout=settings.layout,
+        device=device,
         is_length_open=settings.steps is None and settings.epochs is None,
         processes=trial.learner.processes,
-    )  # fmt: skip
+    )
     batches.close()
     return found
 

@@ -32,14 +32,14 @@ class DataSplit:
     Args:
         train: Indices of the training images.
         sample: Indices of the images that are evaluated: some of `train`, then the validation images.
-        asking: Positions in `sample` of the validation images.
+        queries: Positions in `sample` of the validation images.
         labels: Class of each of `sample`; None without labels.
         train_labels: Class of each of `train`, likewise.
     """
 
     train: Numbers
     sample: Ids
-    asking: QueryIds
+    queries: QueryIds
     labels: Labels | None
     train_labels: Numbers | None = None
 

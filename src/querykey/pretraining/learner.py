@@ -131,9 +131,14 @@ class Learner:
     """
 
     def __init__(
-        self, encoder: ViewEncoder, settings: PretrainSettings, device: torch.device, *, items: int,
+        self,
+        encoder: ViewEncoder,
+        settings: PretrainSettings,
+        device: torch.device,
+        *,
+        items: int,
         processes: ProcessGroup = SINGLE_PROCESS,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.encoder, self.settings, self.device = encoder.to(device), settings, device
         self.processes = processes
         others = method_parts(encoder, settings, items=items, processes=processes)
@@ -141,11 +146,10 @@ class Learner:
         trained = [part for name, part in self.parts.items() if name in TRAINED]
         self.optimizer = make_optimizer(nn.ModuleList(trained), settings)
         if settings.loss.learned_temperature:
-            self.parts["temperature"] = LearnedTemperature(initial=settings.loss.temperature).to(device)
-            self.optimizer.add_param_group(
-                {"params": [*self.parts["temperature"].parameters()], "weight_decay": 0.0,
-                 "lr_scale": TEMPERATURE_LR_SCALE}
-            )  # fmt: skip
+            learned = LearnedTemperature(initial=settings.loss.temperature).to(device)
+            group = {"params": [*learned.parameters()], "weight_decay": 0.0, "lr_scale": TEMPERATURE_LR_SCALE}
+            self.optimizer.add_param_group(group)
+            self.parts["temperature"] = learned
         self._configure(settings)
 
     def _configure(self, settings: PretrainSettings) -> None:

@@ -52,9 +52,13 @@ def require_unchanged(
 
 
 def reproducibility_warnings(
-    before: Mapping[str, str], *, threads: int, processes: int, settings: PretrainSettings,
+    before: Mapping[str, str],
+    *,
+    threads: int,
+    processes: int,
+    settings: PretrainSettings,
     devices: tuple[str, str] = ("cpu", "cpu"),
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Reasons why a resumed run may end with other bits than one that was never stopped.
 
     Args:
@@ -89,9 +93,13 @@ def reproducibility_warnings(
 
 
 def extend_training(
-    settings: PretrainSettings, epochs: float | None, done: int, notify: Callable[[str], None],
-    *, is_finished: bool,
-) -> PretrainSettings:  # fmt: skip
+    settings: PretrainSettings,
+    epochs: float | None,
+    done: int,
+    notify: Callable[[str], None],
+    *,
+    is_finished: bool,
+) -> PretrainSettings:
     """The settings of a resumed run, with a new length if one is given.
 
     Args:

@@ -100,10 +100,8 @@ class TrainingRun:
         h, _ = encode_rows(self.learner.encoder, prepare, pixels, sample[processes.local_slice(len(sample))])
         if processes.world_size > 1:
             h = processes.all_gather_with_grad(h.to(self.learner.device), len(sample)).cpu()
-        metrics = monitor(
-            h, output.view_1.cpu(), output.view_2.cpu(), labels=self.split_data.labels,
-            queries=self.split_data.asking, loss=output.loss,
-        )  # fmt: skip
+        split, views = self.split_data, (output.view_1.cpu(), output.view_2.cpu())
+        metrics = monitor(h, *views, labels=split.labels, queries=split.queries, loss=output.loss)
         return processes.broadcast_object(metrics)
 
     def evaluate(
@@ -158,11 +156,15 @@ class TrainingRun:
         since = step - (learner.memory_start if self.settings.method == "xbm" else 0)
         view = 1 if "key_encoder" in learner.parts else 0
         drift = drift_of(
-            dictionary, self.images, learner.encode_stored, module=learner.encodes_stored, step=step,
+            dictionary,
+            self.images,
+            learner.encode_stored,
+            module=learner.encodes_stored,
+            step=step,
             views=(1, 0) if self.settings.key_encoder.symmetric else (view,),
             ages=stored_ages(dictionary, steps=since),
             lost=self.images.lost,
-        )  # fmt: skip
+        )
         capacity = self.settings.dictionary.capacity or len(dictionary)
         health = dictionary_health(dictionary, capacity)
         return health | {f"{DRIFT}{age}": value for age, value in drift.items()}
@@ -180,10 +182,10 @@ class TrainingRun:
         if step < EARLY:
             return {}
         drift = {int(name.removeprefix(DRIFT)): metrics[name] for name in metrics if name.startswith(DRIFT)}
+        half_life, is_over = key_half_life(self.settings), step == self.steps
         return dictionary_warnings(
-            metrics, drift=drift, half_life=key_half_life(self.settings), start=self.start,
-            is_over=step == self.steps,
-        )  # fmt: skip
+            metrics, drift=drift, half_life=half_life, start=self.start, is_over=is_over
+        )
 
     def check_collapse(self, metrics: dict[str, float]) -> str | None:
         """Why the embeddings have collapsed; None if they have not."""
@@ -241,10 +243,8 @@ def build_run(
     encoder = make_encoder(initial, channels=pixels.channels, processes=processes)
     _require_same_images(split_data, device, processes)
     views = settings.make_views(pixels.channels), settings.make_second_views(pixels.channels)
-    images = TrainingImages(
-        pixels, split_data.train, views, settings, device=device, labels=split_data.train_labels,
-        processes=processes,
-    )  # fmt: skip
+    train, labels = split_data.train, split_data.train_labels
+    images = TrainingImages(pixels, train, views, settings, device=device, labels=labels, processes=processes)
     if not is_restored and settings.backbone.init is None:
         _initialise_from_data(encoder, images)
     learner = Learner(encoder, settings, device, items=len(split_data.train), processes=processes)

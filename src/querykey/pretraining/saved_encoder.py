@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from querykey.errors import MissingPathError, StoreError
 from querykey.io.atomic import raises_store_error, write_aside
 from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.settings.settings import PretrainSettings
-from querykey.types import FrozenRows, Ids, Images, ImageSizes, Rows
+from querykey.types import FrozenRows, Ids, Rows
 
 __all__ = [
     "DESCRIPTION",
@@ -97,14 +98,8 @@ def preparation(settings: PretrainSettings, channels: int) -> Prepare:
     """
     views, size = settings.make_views(channels), settings.image_size
     assert size is not None
-
-    def prepare(images: Images, sizes: ImageSizes | None = None) -> Tensor:
-        return plain_view(
-            images, size=size, mean=views.mean, deviation=views.deviation, sizes=sizes,
-            memory_format=torch.channels_last,
-        )  # fmt: skip
-
-    return prepare
+    view = partial(plain_view, size=size, mean=views.mean, deviation=views.deviation)
+    return lambda images, sizes=None: view(images, sizes=sizes, memory_format=torch.channels_last)
 
 
 @in_default_torch_state
@@ -132,10 +127,11 @@ def encode_rows(
             asked = torch.split(rows, batch_size)
             for wanted, (images, sizes, found) in zip(asked, pixels.stream(asked), strict=True):
                 places = torch.isin(wanted, found).nonzero()[:, 0]
-                parts.append(tuple(
-                    torch.zeros(len(wanted), part.shape[1]).index_copy_(0, places, part.float().cpu())
-                    for part in encoder(prepare(images.to(device), sizes))
-                ))  # fmt: skip
+                both = [one.float().cpu() for one in encoder(prepare(images.to(device), sizes))]
+                zeros = [one.new_zeros(len(wanted), one.shape[1]) for one in both]
+                parts.append(
+                    [zero.index_copy_(0, places, one) for zero, one in zip(zeros, both, strict=True)]
+                )
     finally:
         encoder.train(mode)
     if not parts:

@@ -197,11 +197,16 @@ class Trainer:
         self._view_seconds += batch.seconds
         steps, settings = self.run.steps, self.run.settings
         progress = Progress(
-            step=self.step, steps=steps, loss=output.loss,
-            learning_rate=self.run.learner.optimizer.param_groups[0]["lr"], seconds=seconds,
-            view_seconds=batch.seconds, images_per_second=settings.batch_size / since_last,
-            knn=self.metrics.get("knn"), is_recorded=self.step % every == 0 or self.step == steps,
-        )  # fmt: skip
+            step=self.step,
+            steps=steps,
+            loss=output.loss,
+            learning_rate=self.run.learner.optimizer.param_groups[0]["lr"],
+            seconds=seconds,
+            view_seconds=batch.seconds,
+            images_per_second=settings.batch_size / since_last,
+            knn=self.metrics.get("knn"),
+            is_recorded=self.step % every == 0 or self.step == steps,
+        )
         for callback in self.callbacks:
             callback.on_step_end(self, progress)
 

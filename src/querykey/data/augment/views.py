@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,8 @@ def plain_view(
     check_boxes(limits, images)
     side = whole.min(dim=1, keepdim=True).values
     boxes = torch.cat([(whole - side) / 2, side.expand(-1, 2)], dim=1)
-    made = torch.empty(
-        len(images), len(mean), size, size, device=images.device,
-        memory_format=memory_format or torch.contiguous_format,
-    )  # fmt: skip
+    shape, layout = (len(images), len(mean), size, size), memory_format or torch.contiguous_format
+    made = torch.empty(shape, device=images.device, memory_format=layout)
     for rows in chunks(len(images), channels=len(mean), size=size, device=images.device):
         planes = resample(images[rows], boxes[rows], size=size, limits=limits[rows])
         normalise_(planes, mean, deviation)
@@ -277,9 +276,15 @@ class Views:
         return describe_views(vars(self), blur_kernel=2 * self.blur_radius + 1)
 
     def draw(
-        self, ids: Ids, *, seed: int, epoch: int, view: int, sizes: ImageSizes | tuple[int, int],
+        self,
+        ids: Ids,
+        *,
+        seed: int,
+        epoch: int,
+        view: int,
+        sizes: ImageSizes | tuple[int, int],
         batch: int = 0,
-    ) -> ViewParameters:  # fmt: skip
+    ) -> ViewParameters:
         """Draw what is done to each image.
 
         An image's draws depend on seed, epoch, view and its id alone, not on who draws them, beside
@@ -354,32 +359,35 @@ class Views:
         """
         check_images(images, self.channels)
         check_boxes(parameters.boxes, images)
-        made = torch.empty(
-            len(images), self.channels, self.size, self.size, device=images.device,
-            memory_format=memory_format or torch.contiguous_format,
-        )  # fmt: skip
+        shape, layout = (len(images), self.channels, self.size, self.size), memory_format
+        made = torch.empty(shape, device=images.device, memory_format=layout or torch.contiguous_format)
+        how, smooth = self.interpolation, self.antialias
+        cut_out = partial(resample, size=self.size, interpolation=how, antialias=smooth)
+        radius, threshold = self.blur_radius, self.solarize_threshold
         for rows in chunks(len(images), channels=self.channels, size=self.size, device=images.device):
             part = parameters.rows(rows)
             # those that are jittered side by side
             order = torch.argsort(part.jitters.to(torch.int8), descending=True, stable=True)
             part, places = part.rows(order), order.to(images.device)
-            planes = resample(
-                images[rows].index_select(0, places), part.boxes, size=self.size, flips=part.flips,
-                interpolation=self.interpolation, antialias=self.antialias,
-            )  # fmt: skip
-            change_(
-                planes, part, blur_radius=self.blur_radius, threshold=self.solarize_threshold,
-                deviation=self.noise_deviation,
-            )  # fmt: skip
+            planes = cut_out(images[rows].index_select(0, places), part.boxes, flips=part.flips)
+            change_(planes, part, blur_radius=radius, threshold=threshold, deviation=self.noise_deviation)
             normalise_(planes, self.mean, self.deviation)
             cut_(planes, part.holes)
             put_(made[rows].transpose(0, 1), places, planes)
         return made
 
     def __call__(
-        self, images: Images, ids: Ids, *, seed: int, epoch: int, view: int, batch: int = 0,
-        sizes: ImageSizes | None = None, memory_format: torch.memory_format | None = None,
-    ) -> ViewRows:  # fmt: skip
+        self,
+        images: Images,
+        ids: Ids,
+        *,
+        seed: int,
+        epoch: int,
+        view: int,
+        batch: int = 0,
+        sizes: ImageSizes | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> ViewRows:
         """Draw and make one view of each image; see `draw` and `apply`."""
         if len(ids) != len(images):
             raise ShapeError(f"{len(ids)} ids for {len(images)} images; one for each is needed")

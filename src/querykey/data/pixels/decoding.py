@@ -113,10 +113,13 @@ class RowLoader:
     def __init__(self, decoder: RowDecoder, workers: int) -> None:
         self._asked = _Asked()
         self._loader: DataLoader[Any] = DataLoader(
-            decoder, batch_sampler=self._asked, num_workers=workers, collate_fn=_whole_batch,
+            decoder,
+            batch_sampler=self._asked,
+            num_workers=workers,
+            collate_fn=_whole_batch,
             persistent_workers=True,
-            generator=torch.Generator(),  # which it seeds workers from: the caller's does not move
-        )  # fmt: skip
+            generator=torch.Generator(),  # seeds the workers; the default generator is not advanced
+        )
 
     def stream(self, batches: Iterator[Sequence[int]]) -> Iterator[Decoded]:
         """Each batch of rows; one stream at a time.

@@ -138,11 +138,13 @@ class Damage:
         return f"{count:,} of {len(self._source):,} {verb} left out; the first: {self.first}"
 
 
+PixelArrays = NDArray[np.uint8] | list[NDArray[np.uint8]]
+
+
 class HeldPixels(Pixels):
     """All images in memory: one array where they have one size, else an array each."""
 
-    def __init__(self, images: NDArray[np.uint8] | list[NDArray[np.uint8]], channels: int, rows: int,
-                 damage: Damage) -> None:  # fmt: skip
+    def __init__(self, images: PixelArrays, channels: int, rows: int, damage: Damage) -> None:
         self._images, self.channels = images, channels
         self._damaged = damage.listed()
         lost = {row for row, _ in self._damaged}
@@ -421,7 +423,7 @@ def _hold(
         notify(damage.text())
     channels = max(part.channels for part in parts)
     sides = parts[0].sides
-    images: NDArray[np.uint8] | list[NDArray[np.uint8]]
+    images: PixelArrays
     if sides is not None and all(part.sides == sides for part in parts):
         images = np.empty((sum(map(len, parts)), channels, *sides), np.uint8)
         end = len(images)

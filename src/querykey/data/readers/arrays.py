@@ -56,10 +56,8 @@ def read_arrays(path: Path, *, name: str, wanted: Wanted) -> Source:
                 f"for {len(vectors)} vectors; one for each is needed"
             )
         labels, names = number_labels(values, what=f"{path}: {label_column}")
-    return Source(
-        name=name, kind="vector", items=vectors, ids=RowNumbers(len(vectors)), labels=labels,
-        label_names=names, fingerprint=fingerprint_files([path], chosen, label_column),
-    )  # fmt: skip
+    digest = fingerprint_files([path], chosen, label_column)
+    return Source(name, "vector", vectors, RowNumbers(len(vectors)), labels, names, digest)
 
 
 def require_finite_rows(X: Tensor, *, what: str) -> None:

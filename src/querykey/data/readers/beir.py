@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from querykey.data.items import Items, Source, fingerprint_files
-from querykey.data.readers.columns import Table
+from querykey.data.readers.columns import ColumnTable
 from querykey.data.readers.grammar import Wanted, choose_split
 from querykey.data.readers.tables import table_of_text
 from querykey.errors import DataError, DataWarning, SourceError
@@ -21,7 +21,7 @@ __all__ = ["read_beir"]
 class _Documents(Items):
     """Title and text with a blank between; a document may be empty."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: ColumnTable) -> None:
         self._parts = [table.cells(column) for column in ("title", "text") if column in table.types]
         self._length = len(table)
 
@@ -33,7 +33,7 @@ class _Documents(Items):
 
 
 class _Queries(Items):
-    def __init__(self, table: Table, rows: NDArray[np.int64]) -> None:
+    def __init__(self, table: ColumnTable, rows: NDArray[np.int64]) -> None:
         self._texts = table.cells("text")
         self._rows = rows
 
@@ -73,17 +73,13 @@ def read_beir(folder: Path, *, name: str, wanted: Wanted) -> Source:
         if split is not None:
             used.append(judged[split])
             rows, pairs = _read_judgements(judged[split], query_ids, ids)
-        queries = Source(
-            name=name, kind="text", items=_Queries(table, rows), ids=[query_ids[row] for row in rows],
-            labels=None, label_names=(), fingerprint=fingerprint_files(used[1:], "beir queries"),
-        )  # fmt: skip
-    return Source(
-        name=name, kind="text", items=_Documents(corpus), ids=ids, labels=None, label_names=(),
-        fingerprint=fingerprint_files(used, "beir"), queries=queries, pairs=pairs,
-    )  # fmt: skip
+        digest, chosen = fingerprint_files(used[1:], "beir queries"), [query_ids[row] for row in rows]
+        queries = Source(name, "text", _Queries(table, rows), chosen, None, (), digest)
+    digest = fingerprint_files(used, "beir")
+    return Source(name, "text", _Documents(corpus), ids, None, (), digest, queries, pairs)
 
 
-def _read_records(path: Path) -> tuple[Table, list[str]]:
+def _read_records(path: Path) -> tuple[ColumnTable, list[str]]:
     """Records with an _id and a text."""
     table: Any = table_of_text([path], str(path))
     missing = [column for column in ("_id", "text") if column not in table.types]
@@ -93,8 +89,8 @@ def _read_records(path: Path) -> tuple[Table, list[str]]:
             'a BEIR file has lines like {"_id": "1", "text": "..."}'
         )
     # what looks like a date or a number is text all the same, and an id is what is written
-    other = [column for column in ("title", "text") if column in table.types
-             and not pa.types.is_string(table.types[column])]  # fmt: skip
+    texts = [column for column in ("title", "text") if column in table.types]
+    other = [column for column in texts if not pa.types.is_string(table.types[column])]
     other += ["_id"] if pa.types.is_temporal(table.types["_id"]) else []
     if other:
         table = table_of_text([path], str(path), other)

@@ -48,16 +48,14 @@ def read_hub(name: str, *, spec: str, wanted: Wanted) -> Source:
         ) from error
     split = choose_split(wanted.split, list(parts), spec)
     part = parts[split]
-    names = {column: tuple(feature.names) for column, feature in part.features.items()
-             if isinstance(feature, datasets.ClassLabel) and feature.names}  # fmt: skip
+    classes = {name: one for name, one in part.features.items() if isinstance(one, datasets.ClassLabel)}
+    names = {column: tuple(one.names) for column, one in classes.items() if one.names}
     digest = Fingerprint().text("table")
     for cached in part.cache_files:
         digest.file(Path(cached["filename"]))
     table = pa.table({column: _storage(part.data.column(column)) for column in part.column_names})
-    return source_of_table(
-        ArrowTable(spec if len(parts) == 1 else f"{spec} ({split})", table, names),
-        name=spec, digest=digest, folder=Path(), wanted=wanted,
-    )  # fmt: skip
+    found = ArrowTable(spec if len(parts) == 1 else f"{spec} ({split})", table, names)
+    return source_of_table(found, name=spec, digest=digest, folder=Path(), wanted=wanted)
 
 
 def _storage(column: Any) -> Any:
@@ -86,10 +84,8 @@ def read_sklearn(name: str, *, spec: str, wanted: Wanted) -> Source:
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     labels, names = number_labels(bunch.target, what=spec)
-    return Source(
-        name=spec, kind="image", items=ArrayImages(pixels), ids=RowNumbers(len(pixels)), labels=labels,
-        label_names=names, fingerprint=Fingerprint().text("digits").array(pixels).array(labels).hex(),
-    )  # fmt: skip
+    digest = Fingerprint().text("digits").array(pixels).array(labels).hex()
+    return Source(spec, "image", ArrayImages(pixels), RowNumbers(len(pixels)), labels, names, digest)
 
 
 class _FirstOfPair(Items):
@@ -175,7 +171,4 @@ def _source_of_dataset(dataset: Any, spec: str, options: dict[str, Any]) -> Sour
             digest.text(image.mode, str(image.size)).data(image.tobytes())
     if labels is not None:
         digest.array(labels)
-    return Source(
-        name=spec, kind="image", items=items, ids=RowNumbers(len(items)), labels=labels,
-        label_names=names, fingerprint=digest.hex(),
-    )  # fmt: skip
+    return Source(spec, "image", items, RowNumbers(len(items)), labels, names, digest.hex())

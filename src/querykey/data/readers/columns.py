@@ -11,27 +11,27 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from querykey.data.items import Items, Kind
-from querykey.data.readers.grammar import nearest_words
+from querykey.data.readers.grammar import Wanted, nearest_words
 from querykey.errors import DamagedItemError, DataError, ShapeError, SourceError
 
 __all__ = [
     "ID_COLUMNS",
     "LABEL_COLUMNS",
     "ArrowTable",
+    "ColumnTable",
     "Columns",
-    "Table",
     "TextCells",
     "can_be_classes",
     "choose_columns",
     "class_names_of",
-    "kind_of",
+    "item_kind",
     "types_of",
     "vectors_of",
 ]
 
 
 @runtime_checkable
-class Table(Protocol):
+class ColumnTable(Protocol):
     """Rows of named columns, read only where they are asked for."""
 
     what: str
@@ -69,7 +69,7 @@ class ArrowTable:
 
     Args:
         what: What to call it in a message.
-        table: The `pyarrow.Table`.
+        table: The `pyarrow.ColumnTable`.
         class_names: Names of the classes of columns that have them.
     """
 
@@ -129,7 +129,7 @@ def class_names_of(schema: Any) -> dict[str, tuple[str, ...]]:
         return {}
 
 
-def vectors_of(table: Table, column: str) -> NDArray[Any]:
+def vectors_of(table: ColumnTable, column: str) -> NDArray[Any]:
     """A column of lists as one array [n, dim]; float16 stays, all else becomes float32.
 
     A missing number inside a row becomes NaN, for `require_finite_rows` to find.
@@ -197,11 +197,11 @@ class Columns:
     pair: str | None
 
 
-def kind_of(type_: Any) -> Kind | None:
+def item_kind(type_: Any) -> Kind | None:
     """What a column of this arrow type holds; None for nothing that can be embedded.
 
     Example:
-        >>> kind_of(pa.string()), kind_of(pa.list_(pa.float32())), kind_of(pa.int64())
+        >>> item_kind(pa.string()), item_kind(pa.list_(pa.float32())), item_kind(pa.int64())
         ('text', 'vector', None)
     """
     types = pa.types
@@ -222,28 +222,25 @@ def kind_of(type_: Any) -> Kind | None:
 def can_be_classes(type_: Any) -> bool:
     """Whether a column of this arrow type may hold classes or ids: text, whole numbers, yes or no."""
     types = pa.types
-    return bool(types.is_integer(type_) or types.is_boolean(type_) or kind_of(type_) == "text")
+    return bool(types.is_integer(type_) or types.is_boolean(type_) or item_kind(type_) == "text")
 
 
-def choose_columns(
-    table: Table, *, column: str | None, label_column: str | None, pair_column: str | None, is_typed: bool
-) -> Columns:
+def choose_columns(table: ColumnTable, wanted: Wanted, *, is_typed: bool) -> Columns:
     """Take the columns that were named, and guess the others where only one will do.
 
     Args:
         table: The table.
-        column: The items.
-        label_column: The classes.
-        pair_column: The queries.
+        wanted: The columns that the user named.
         is_typed: False for csv and jsonl, where a column of numbers or dates may be text.
 
     Raises:
         SourceError: If a column is not there or of another kind, or several would do.
     """
-    for asked in (column, label_column, pair_column):
-        if asked is not None and asked not in table.types:
+    column, label_column, pair_column = wanted.column, wanted.label_column, wanted.pair_column
+    for name in (column, label_column, pair_column):
+        if name is not None and name not in table.types:
             raise SourceError(
-                f"{table.what} has no column {asked!r}{nearest_words(asked, table.types)}; {_listed(table)}"
+                f"{table.what} has no column {name!r}{nearest_words(name, table.types)}; {_listed(table)}"
             )
     if label_column is None and pair_column is None:
         label_column = _guess_classes(table.types, column, is_typed=is_typed)
@@ -264,23 +261,25 @@ def choose_columns(
     return Columns(column, kind, label_column, pair_column)
 
 
-def _listed(table: Table) -> str:
+def _listed(table: ColumnTable) -> str:
     return "its columns: " + ", ".join(f"{name} ({type_})" for name, type_ in table.types.items())
 
 
 def _guess_classes(types: Mapping[str, Any], column: str | None, *, is_typed: bool) -> str | None:
     # where nothing has a type, what looks like a date is text all the same
-    able = [name for name, type_ in types.items()
-            if name.lower() in LABEL_COLUMNS and name != column
-            and (can_be_classes(type_) or (not is_typed and pa.types.is_temporal(type_)))]  # fmt: skip
+    named = {name: kind for name, kind in types.items() if name.lower() in LABEL_COLUMNS and name != column}
+    able = [
+        name
+        for name, kind in named.items()
+        if can_be_classes(kind) or (not is_typed and pa.types.is_temporal(kind))
+    ]
     return able[0] if len(able) == 1 else None
 
 
-def _guess_items(table: Table, label_column: str | None, pair_column: str | None) -> str:
-    able = [name for name, type_ in table.types.items()
-            if kind_of(type_) and name not in (label_column, pair_column)
-            and name.lower() not in ID_COLUMNS]  # fmt: skip
-    vectors = [name for name in able if kind_of(table.types[name]) == "vector"]
+def _guess_items(table: ColumnTable, label_column: str | None, pair_column: str | None) -> str:
+    free = [name for name in table.types if name not in (label_column, pair_column)]
+    able = [name for name in free if item_kind(table.types[name]) and name.lower() not in ID_COLUMNS]
+    vectors = [name for name in able if item_kind(table.types[name]) == "vector"]
     if len(able) == 1 or len(vectors) == 1:
         return (vectors or able)[0]
     error = "several columns that can be the items" if able else "no column of images, text or vectors"
@@ -288,7 +287,7 @@ def _guess_items(table: Table, label_column: str | None, pair_column: str | None
 
 
 def _kind_as_asked(type_: Any, *, is_typed: bool) -> Kind | None:
-    kind = kind_of(type_)
+    kind = item_kind(type_)
     if kind is None and not is_typed and not (pa.types.is_nested(type_) or pa.types.is_null(type_)):
         return "text"
     return kind

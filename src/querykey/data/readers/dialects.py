@@ -118,10 +118,8 @@ def _unclear(fitting: list[str], split: list[str], fields: dict[str, list[int]])
 def _first_lines(path: Path, encoding: str) -> list[str]:
     """The lines of the first records; cells that are not text are found later, by their column."""
     with pa.input_stream(str(path), compression=compression_of(path.name)) as stream:
-        text = io.TextIOWrapper(
-            stream, encoding="utf-8-sig" if encoding == "utf-8" else encoding,
-            errors="surrogateescape" if encoding == "utf-8" else "strict", newline="",
-        )  # fmt: skip
+        codec = ("utf-8-sig", "surrogateescape") if encoding == "utf-8" else (encoding, "strict")
+        text = io.TextIOWrapper(stream, *codec, newline="")
         # a line of a file without line ends could be all of it
         lines = list(islice(iter(lambda: text.readline(1 << 24), ""), _RECORDS + 1))
     header = lines[0] if lines else ""

@@ -65,10 +65,8 @@ def read_idx(path: Path, *, name: str, wanted: Wanted) -> Source:
             labels, names = number_labels(values, what=str(beside))
             used.append(beside)
             break
-    return Source(
-        name=name, kind="image", items=ArrayImages(pixels), ids=RowNumbers(len(pixels)), labels=labels,
-        label_names=names, fingerprint=fingerprint_files(used, "idx"),
-    )  # fmt: skip
+    digest = fingerprint_files(used, "idx")
+    return Source(name, "image", ArrayImages(pixels), RowNumbers(len(pixels)), labels, names, digest)
 
 
 def _choose_file(path: Path, split: str | None) -> Path:
@@ -76,8 +74,8 @@ def _choose_file(path: Path, split: str | None) -> Path:
         choose_split(split, [None], str(path))
         return path
     # plain before .gz, so that what can be mapped is
-    found = {_unpacked(entry.name): entry for entry in sorted(path.iterdir(), reverse=True)
-             if is_idx_images(entry.name)}  # fmt: skip
+    files = [entry for entry in sorted(path.iterdir(), reverse=True) if is_idx_images(entry.name)]
+    found = {_unpacked(entry.name): entry for entry in files}
     splits = {plain: _split_of_file(plain) for plain in sorted(found)}
     chosen = choose_split(split, list(splits.values()), str(path))
     of_split = [plain for plain in splits if splits[plain] == chosen]

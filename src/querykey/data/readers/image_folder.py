@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from querykey.data.items import Fingerprint, Source
@@ -70,11 +70,9 @@ def read_image_folder(folder: Path, *, name: str, wanted: Wanted) -> Source:
     digest = Fingerprint().text("images")
     for file in found:
         digest.text(file.id).file(file.root / file.path)
-    return Source(
-        name=name, kind="image", items=EncodedImages([file.root / file.path for file in found], ids, Path()),
-        ids=ids, labels=labels, label_names=names, fingerprint=digest.hex(),
-        left_out=[_printable(path) for path in others], notes=tuple(notes),
-    )  # fmt: skip
+    items = EncodedImages([file.root / file.path for file in found], ids, Path())
+    source = Source(name, "image", items, ids, labels, names, digest.hex())
+    return replace(source, left_out=[_printable(path) for path in others], notes=tuple(notes))
 
 
 def count_images(folder: Path) -> int:

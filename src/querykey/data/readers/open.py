@@ -141,8 +141,8 @@ def _read_folder(folder: Path, name: str, wanted: Wanted) -> Source:
     if any(is_idx_images(entry.name) for entry in top):
         return read_idx(folder, name=name, wanted=wanted)
     # a folder of the hub keeps its files in data/ or in a folder for each split
-    inner = [child for entry in top if entry.is_dir() and (entry.name == "data" or split_of(entry.name))
-             for child in sorted(entry.iterdir())]  # fmt: skip
+    inside = [entry for entry in top if entry.is_dir() and (entry.name == "data" or split_of(entry.name))]
+    inner = [child for entry in inside for child in sorted(entry.iterdir())]
     files = [entry for entry in top + inner if entry.is_file()]
     groups = {
         "shards": [entry for entry in files if is_shard(entry.name)],
@@ -202,8 +202,8 @@ def _is_data(path: Path) -> bool:
 
 def _splits(paths: list[Path], folder: Path) -> list[str | None]:
     """The split of each file, by its own name or its folder's."""
-    return [split_of(path.name) or (split_of(path.parent.name) if path.parent != folder else None)
-            for path in paths]  # fmt: skip
+    folders = ["" if path.parent == folder else path.parent.name for path in paths]
+    return [split_of(path.name) or split_of(above) for path, above in zip(paths, folders, strict=True)]
 
 
 def _nearest_path(path: Path) -> str:

@@ -110,10 +110,8 @@ def read_shards(
             list(_classes(samples, label_column, endings, what)), what=f"{what}: {label_column}"
         )
     items = EncodedImages(_Bytes(members), ids, Path()) if kind == "image" else _Texts(members, ids)
-    return Source(
-        name=name, kind=kind, items=items, ids=ids, labels=labels, label_names=names,
-        fingerprint=fingerprint_files(used, "tar", *column, label_column),
-    )  # fmt: skip
+    digest = fingerprint_files(used, "tar", *column, label_column)
+    return Source(name, kind, items, ids, labels, names, digest)
 
 
 def _samples(paths: Sequence[Path]) -> _Samples:

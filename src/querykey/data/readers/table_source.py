@@ -14,11 +14,11 @@ from querykey.data.readers.columns import (
     ID_COLUMNS,
     ArrowTable,
     Columns,
-    Table,
+    ColumnTable,
     TextCells,
     can_be_classes,
     choose_columns,
-    kind_of,
+    item_kind,
     vectors_of,
 )
 from querykey.data.readers.grammar import Wanted
@@ -29,9 +29,15 @@ __all__ = ["source_of_table"]
 
 
 def source_of_table(
-    table: Table, *, name: str, digest: Fingerprint, folder: Path, wanted: Wanted,
-    reread: Callable[[Sequence[str]], Table] | None = None, is_json: bool = False, notes: Sequence[str] = (),
-) -> Source:  # fmt: skip
+    table: ColumnTable,
+    *,
+    name: str,
+    digest: Fingerprint,
+    folder: Path,
+    wanted: Wanted,
+    reread: Callable[[Sequence[str]], ColumnTable] | None = None,
+    is_json: bool = False,
+) -> Source:
     """Make a source of a table's columns.
 
     Args:
@@ -43,7 +49,6 @@ def source_of_table(
         reread: Reads the table again with some columns as text, where the format has no types: labels,
             ids and texts are what is written.
         is_json: Whether the format has numbers at least, and only dates are a guess.
-        notes: What was assumed in reading.
 
     Raises:
         SourceError: If a column is not there or cannot be read, or it is not plain which to take.
@@ -53,17 +58,14 @@ def source_of_table(
         raise SourceError(f"{table.what} has no rows; at least one is needed")
     if wanted.pair_column is not None and wanted.label_column is not None:
         raise SourceError(f"{table.what}: pairs have no classes; give --pair-column or --label-column")
-    columns = choose_columns(
-        table, column=wanted.column, label_column=wanted.label_column, pair_column=wanted.pair_column,
-        is_typed=reread is None,
-    )  # fmt: skip
+    columns = choose_columns(table, wanted, is_typed=reread is None)
     typed = table
     if reread is not None:
         guessed = _guessed(table, columns, is_json=is_json)
         table = reread(guessed) if guessed else table
     digest.text("columns", columns.item, columns.label, columns.pair)
     if columns.pair is not None:
-        return _pairs(table, columns.item, columns.pair, name, digest.hex(), notes=tuple(notes))
+        return _pairs(table, columns.item, columns.pair, name, digest.hex())
     items = _items(table, columns.item, columns.kind, folder)
     _add_files(digest, table, columns.item, folder)
     labels, names = None, NO_NAMES
@@ -74,19 +76,16 @@ def source_of_table(
         labels, names = number_labels(
             values, what=f"{table.what}: {columns.label}", names=table.class_names.get(columns.label, ())
         )
-    return Source(
-        name=name, kind=columns.kind, items=items, ids=_ids(table, columns.item), labels=labels,
-        label_names=names, fingerprint=digest.hex(), notes=tuple(notes),
-    )  # fmt: skip
+    return Source(name, columns.kind, items, _ids(table, columns.item), labels, names, digest.hex())
 
 
-def _guessed(table: Table, columns: Columns, *, is_json: bool) -> list[str]:
+def _guessed(table: ColumnTable, columns: Columns, *, is_json: bool) -> list[str]:
     """The columns in use whose type the reader of the format has guessed."""
-    texts = [one for one in (columns.item, columns.pair) if one and kind_of(table.types[one]) is None]
+    texts = [one for one in (columns.item, columns.pair) if one and item_kind(table.types[one]) is None]
     ids = [one for one in ID_COLUMNS if one in table.types]
     for one in [*([columns.label] if columns.label else []), *ids]:
         type_ = table.types[one]
-        is_guess = pa.types.is_temporal(type_) if is_json else kind_of(type_) is None
+        is_guess = pa.types.is_temporal(type_) if is_json else item_kind(type_) is None
         if is_guess and not (pa.types.is_null(type_) or pa.types.is_nested(type_)):
             texts.append(one)
     return list(dict.fromkeys(texts))
@@ -114,7 +113,7 @@ def _as_written(guessed: Any, written: Any, what: str) -> Any:
     return pc.if_else(pc.is_valid(guessed), written, pa.scalar(None, written.type))
 
 
-def _items(table: Table, column: str, kind: Kind, folder: Path) -> Any:
+def _items(table: ColumnTable, column: str, kind: Kind, folder: Path) -> Any:
     match kind:
         case "vector":
             return vectors_of(table, column)
@@ -126,7 +125,7 @@ def _items(table: Table, column: str, kind: Kind, folder: Path) -> Any:
             assert_never(never)
 
 
-def _whole(table: Table, column: str) -> Any:
+def _whole(table: ColumnTable, column: str) -> Any:
     return pa.chunked_array(list(table.chunks(column)), type=table.types[column])
 
 
@@ -144,7 +143,7 @@ class _Names(Items):
         return f"{self._what}: row {row}"
 
 
-def _ids(table: Table, item: str) -> Sequence[str]:
+def _ids(table: ColumnTable, item: str) -> Sequence[str]:
     for name in ID_COLUMNS:
         if name not in table.types or name == item or not can_be_classes(table.types[name]):
             continue
@@ -156,7 +155,7 @@ def _ids(table: Table, item: str) -> Sequence[str]:
     return RowNumbers(len(table))
 
 
-def _add_files(digest: Fingerprint, table: Table, column: str, folder: Path) -> None:
+def _add_files(digest: Fingerprint, table: ColumnTable, column: str, folder: Path) -> None:
     """Images kept as a path alone are data too."""
     if pa.types.is_struct(table.types[column]) and table.may_lack(column, "bytes"):
         for cell in table.cells(column):
@@ -164,9 +163,7 @@ def _add_files(digest: Fingerprint, table: Table, column: str, folder: Path) -> 
                 digest.file(folder / cell["path"])
 
 
-def _pairs(
-    table: Table, item: str, query: str, name: str, fingerprint: str, *, notes: tuple[str, ...]
-) -> Source:
+def _pairs(table: ColumnTable, item: str, query: str, name: str, fingerprint: str) -> Source:
     """Each row is a pair; equal texts on a side are one row of that side."""
     queries, documents = _distinct(table, query), _distinct(table, item)
     rows = np.stack([queries.indices.to_numpy(), documents.indices.to_numpy()], axis=1).astype(np.int64)
@@ -176,17 +173,14 @@ def _pairs(
     def side(texts: Any, role: str, **others: Any) -> Source:
         first_rows = np.unique(texts.indices.to_numpy(), return_index=True)[1]
         cells = ArrowTable(table.what, pa.table({"text": texts.dictionary})).cells("text")
-        return Source(
-            name=name, kind="text", items=TextCells(cells, table.what),
-            ids=Chosen(RowNumbers(len(table)), first_rows), labels=None, label_names=(),
-            fingerprint=Fingerprint().text(fingerprint, role).hex(), **others,
-        )  # fmt: skip
+        ids, digest = Chosen(RowNumbers(len(table)), first_rows), Fingerprint().text(fingerprint, role)
+        return Source(name, "text", TextCells(cells, table.what), ids, None, NO_NAMES, digest.hex(), **others)
 
     pairs = np.column_stack([rows, np.ones(len(rows), np.int64)])
-    return side(documents, "documents", queries=side(queries, "queries"), pairs=pairs, notes=notes)
+    return side(documents, "documents", queries=side(queries, "queries"), pairs=pairs)
 
 
-def _distinct(table: Table, column: str) -> Any:
+def _distinct(table: ColumnTable, column: str) -> Any:
     """The column as indices into its distinct texts, in order of first appearance."""
     texts = pc.cast(_whole(table, column), pa.large_string()).combine_chunks()
     empty = pc.fill_null(pc.equal(texts, ""), True).to_numpy(zero_copy_only=False)

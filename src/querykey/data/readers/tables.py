@@ -4,6 +4,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -190,10 +191,11 @@ def read_table_files(
     def read(as_text: Sequence[str] = ()) -> ArrowTable:
         return table_of_text(used, what, as_text, dialects)
 
-    return source_of_table(
-        read(), name=name, digest=digest, folder=used[0].parent, wanted=wanted, reread=read,
-        is_json=dialects[0] is None, notes=[each.note for each in dialects if each is not None and each.note],
-    )  # fmt: skip
+    is_json, folder = dialects[0] is None, used[0].parent
+    source = source_of_table(
+        read(), name=name, digest=digest, folder=folder, wanted=wanted, reread=read, is_json=is_json
+    )
+    return replace(source, notes=tuple(each.note for each in dialects if each is not None and each.note))
 
 
 def table_of_text(

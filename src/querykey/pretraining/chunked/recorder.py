@@ -184,8 +184,8 @@ class _Recorder(TorchFunctionMode):
                 )
             return outcome
         if changed or any(id(tensor) not in self._state for tensor in given):
-            self._write(function, args, kwargs, read, changed, given,
-                        is_random=not all(map(torch.equal, generators, moved)))  # fmt: skip
+            is_random = not all(map(torch.equal, generators, moved))
+            self._write(function, args, kwargs, read, changed, given, is_random=is_random)
         return outcome
 
     def _write(
@@ -211,11 +211,12 @@ class _Recorder(TorchFunctionMode):
         place = len(self.tape.calls)
         self.tape.calls.append(None)  # type: ignore[arg-type]
         self.tape.calls[place] = Call(
-            function=function, **before, reads=tuple(read),
+            function=function,
+            **before,
+            reads=tuple(read),
             writes=tuple(self.add(tensor, needs=needs) for tensor in changed),
-            outputs=tuple(
-                STATE if id(tensor) in self._state else self.add(tensor, needs=needs) for tensor in given
-            ),
-            has_grad=torch.is_grad_enabled(), is_random=is_random,
+            outputs=tuple(STATE if id(one) in self._state else self.add(one, needs=needs) for one in given),
+            has_grad=torch.is_grad_enabled(),
+            is_random=is_random,
             autocast=(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)),
-        )  # fmt: skip
+        )

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TypeVar, assert_never
 
 import torch
@@ -63,17 +64,11 @@ def make_encoder(
         Backbone and projection head, in train mode, on the CPU; the same bits for the same seed.
     """
     assert settings.image_size is not None
-    backbone = make_backbone(
-        settings.backbone.name, channels=channels, image_size=settings.image_size,
-        stem=settings.backbone.stem, seed=settings.seed,
-    )  # fmt: skip
-    if settings.backbone.init is not None:
-        load_backbone_weights(backbone, settings.backbone.init)
-    head = ProjectionHead(
-        backbone.dim, dim=settings.head.dim, kind=settings.head.kind, layers=settings.head.layers,
-        hidden=settings.head.hidden, batch_norm=settings.head.batch_norm, last_norm=settings.head.last_norm,
-        seed=settings.seed,
-    )  # fmt: skip
+    chosen, size, seed = settings.backbone, settings.image_size, settings.seed
+    backbone = make_backbone(chosen.name, channels=channels, image_size=size, stem=chosen.stem, seed=seed)
+    if chosen.init is not None:
+        load_backbone_weights(backbone, chosen.init)
+    head = ProjectionHead(backbone.dim, **asdict(settings.head), seed=seed)
     encoder = ViewEncoder(backbone, head)
     with_batch_norm(encoder, settings, processes)
     return encoder.train()
@@ -276,9 +271,12 @@ def make_context(
     return StepContext(
         loss=_make_loss(settings, parts, processes),
         precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
-        chunks=settings.chunks, checkpointing=settings.checkpointing, normalised=settings.loss.normalised,
-        process_group=processes, key_order=order,
-    )  # fmt: skip
+        chunks=settings.chunks,
+        checkpointing=settings.checkpointing,
+        normalised=settings.loss.normalised,
+        process_group=processes,
+        key_order=order,
+    )
 
 
 def _make_loss(

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from querykey.dictionaries.alignment import MomentAlignment
 from querykey.dictionaries.cross_batch import CrossBatchMemory
+from querykey.dictionaries.protocol import MemoryRows
+from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import RangeError, ShapeError
 from querykey.lookup.lookup import Lookup, PairRule, look_up
 from querykey.pretraining.methods.step import (
@@ -145,18 +147,27 @@ def prefill(
 
 
 def _in_batch(z: Rows, ids: Ids, labels: Labels) -> Lookup:
-    return look_up(
-        z, z, query_ids=ids, key_ids=ids, query_labels=labels, key_labels=labels, rule=XBM_RULE
-    )  # fmt: skip
+    return _among(MemoryRows(z, ids, labels), z, ids, labels, SINGLE_PROCESS)
 
 
 def _in_memory(z: Rows, ids: Ids, labels: Labels, memory: CrossBatchMemory) -> Lookup:
     stored, shard_group = memory.read(), memory.processes
     is_new = memory.age()[shard_group.rank :: shard_group.world_size] == 0
+    stored = stored._replace(ids=stored.ids.where(is_new, OLDER))
+    return _among(stored, z, ids, labels, shard_group)
+
+
+def _among(stored: MemoryRows, z: Rows, ids: Ids, labels: Labels, shard_group: ProcessGroup) -> Lookup:
     return look_up(
-        z, stored.vectors, query_ids=ids, key_ids=stored.ids.where(is_new, OLDER),
-        query_labels=labels, key_labels=stored.labels, rule=XBM_RULE, shard_group=shard_group,
-    )  # fmt: skip
+        z,
+        stored.vectors,
+        query_ids=ids,
+        key_ids=stored.ids,
+        query_labels=labels,
+        key_labels=stored.labels,
+        rule=XBM_RULE,
+        shard_group=shard_group,
+    )
 
 
 def _partners(labels: Labels) -> Ids:
