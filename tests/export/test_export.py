@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 from torch.nn import functional as F
 
-from querykey.encoders.frozen.encoder import load_encoder
+from querykey.encoders.frozen.encoder import load_frozen_encoder
 from querykey.encoders.heads import FCLayer
 from querykey.errors import (
     ExportError,
@@ -88,7 +88,7 @@ def test_an_exported_adapter_is_a_frozen_model_of_vectors(tmp_path):
     pytest.importorskip("onnxruntime")
     layer, X = trained("residual", 12), features(4)
     export_onnx(layer, tmp_path / "out")
-    encoder = load_encoder(str(tmp_path / "out" / "adapter.onnx"))
+    encoder = load_frozen_encoder(str(tmp_path / "out" / "adapter.onnx"))
     assert np.abs(encoder.encode(X.numpy()).numpy() - by_hand(layer, X)).max() < 1e-5
 
 
@@ -208,7 +208,7 @@ def letters(tmp_path_factory):
 
 
 def origin_of(folder, *, prompt=None, side="both"):
-    encoder = load_encoder(f"st:{folder}", prompt=prompt)
+    encoder = load_frozen_encoder(f"st:{folder}", prompt=prompt)
     return encoder, Origin(side, encoder.key, encoder.spec, encoder.prompt, encoder.dtype)
 
 

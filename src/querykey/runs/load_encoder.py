@@ -68,7 +68,7 @@ def load_encoder(
             f"{name} is a pretraining that is not finished; querykey resume {name} goes on with it"
         )
     if not (folder / DESCRIPTION).is_file():
-        return frozen_models.load_encoder(name, device=device, prompt=prompt, dtype=dtype)
+        return frozen_models.load_frozen_encoder(name, device=device, prompt=prompt, dtype=dtype)
     run = load_run(folder)
     frozen = encoder_of_features(run.features.get("model", {}), name, device=device)
     if run.adapter.side == "query":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from querykey.data.readers.open import read_source
-from querykey.encoders.frozen.encoder import load_encoder
+from querykey.encoders.frozen.encoder import load_frozen_encoder
 from querykey.errors import MissingPathError
 from querykey.features.embed import embed
 from querykey.io.atomic import new_folder
@@ -118,7 +118,7 @@ class FrozenDataSet:
                     f"{folder / part.path} is not there: give the folder of the data with --data DIR, or "
                     "leave its studies out with --only"
                 )
-        encoder, made = load_encoder(self.model), {}
+        encoder, made = load_frozen_encoder(self.model), {}
         for name, part in (("train", self.train), ("test", self.test)):
             path = _docstrings(name, stores) if part.path == MADE else folder / part.path
             source = read_source(path, label_column=part.label_column, split=part.split)

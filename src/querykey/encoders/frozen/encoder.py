@@ -26,7 +26,7 @@ from querykey.errors import (
 from querykey.io.images import as_image
 from querykey.types import Rows
 
-__all__ = ["FrozenEncoder", "load_encoder"]
+__all__ = ["FrozenEncoder", "load_frozen_encoder"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -43,7 +43,7 @@ class FrozenEncoder:
     `.train()` on the module.
 
     Args:
-        model: What computes the features; see `load_encoder`.
+        model: What computes the features; see `load_frozen_encoder`.
         spec: How the user named it.
         dtype: "float32"; "bfloat16" computes in it by autocast, which changes features in the
             third digit; "auto" takes bfloat16 where it is measured faster now. The dtype that
@@ -222,7 +222,7 @@ def _gathered(
 
 
 @in_default_torch_state
-def load_encoder(
+def load_frozen_encoder(
     spec: str, *, device: str = "cpu", prompt: str | None = None, dtype: str = "float32"
 ) -> FrozenEncoder:
     """Load a frozen model by name; nothing is ever downloaded.
@@ -244,7 +244,7 @@ def load_encoder(
         ConfigError: If a setting does not fit the model.
 
     Example:
-        >>> load_encoder("resnet50")
+        >>> load_frozen_encoder("resnet50")
         Traceback (most recent call last):
         querykey.errors.SourceError: 'resnet50' names no model; a model is timm:NAME[@weights], ...
     """

@@ -1,4 +1,4 @@
-"""Each method of pretraining: the settings it has, its defaults, and whole recipes."""
+"""Each method of pretraining: the settings it has, its defaults, and published settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from querykey.pretraining.settings.settings import (
     PretrainSettings,
 )
 
-__all__ = ["LENGTHS", "METHODS", "ONE_VIEW", "OPTIMIZERS", "PRESETS", "Recipe", "given_settings"]
+__all__ = ["LENGTHS", "METHODS", "ONE_VIEW", "OPTIMIZERS", "PRESETS", "OptimizerDefaults", "given_settings"]
 
 LENGTHS = ("minutes", "epochs", "steps")
 """Each says how long a run is."""
@@ -23,7 +23,7 @@ _OF_SOME_METHODS = ("dictionary.", "key_encoder.")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class OptimizerDefaults:
     """An optimizer's defaults.
 
     Args:
@@ -37,10 +37,10 @@ class Recipe:
     weight_decay: float
 
 
-OPTIMIZERS: dict[OptimizerName, Recipe] = {
-    "sgd": Recipe(0.2, "linear", 5e-4),
-    "adamw": Recipe(2e-3, "linear", 0.05),
-    "lars": Recipe(0.3, "linear", 1e-6),
+OPTIMIZERS: dict[OptimizerName, OptimizerDefaults] = {
+    "sgd": OptimizerDefaults(0.2, "linear", 5e-4),
+    "adamw": OptimizerDefaults(2e-3, "linear", 0.05),
+    "lars": OptimizerDefaults(0.3, "linear", 1e-6),
 }
 """SGD and AdamW: found with `small_cnn` on CIFAR-10 (docs/pretraining.md). LARS: SimCLR's own."""
 

@@ -8,7 +8,7 @@ from querykey.errors import ConfigError, RangeError
 from querykey.losses.by_name import takes_form, takes_temperature, view_objective
 from querykey.optim import scaled_learning_rate
 from querykey.pretraining.settings.memory_plan import loss_form
-from querykey.pretraining.settings.methods import LENGTHS, METHODS, ONE_VIEW, OPTIMIZERS, Recipe
+from querykey.pretraining.settings.methods import LENGTHS, METHODS, ONE_VIEW, OPTIMIZERS, OptimizerDefaults
 from querykey.pretraining.settings.settings import LearningRateScaling, Method, PretrainSettings
 
 __all__ = ["default_capacity", "resolve_settings"]
@@ -51,12 +51,12 @@ def resolve_settings(
     if images < 2:
         raise RangeError(f"{images} images to train on; at least 2 are needed, thousands to learn anything")
     size = settings.image_size or _own_size(settings.backbone.name, side)
-    recipe = OPTIMIZERS[settings.optimizer.kind]
-    scaling = settings.optimizer.lr_scaling or recipe.lr_scaling
+    defaults = OPTIMIZERS[settings.optimizer.kind]
+    scaling = settings.optimizer.lr_scaling or defaults.lr_scaling
     batch = _batch(settings, images)
     rate = settings.optimizer.learning_rate
     if rate is None:
-        base = METHODS[settings.method].rate * _base(recipe, scaling)
+        base = METHODS[settings.method].rate * _base(defaults, scaling)
         rate = scaled_learning_rate(batch, rule=scaling, base=base)
     preset: str = settings.views.preset
     options: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def resolve_settings(
             "optimizer.learning_rate": rate,
             "optimizer.lr_scaling": scaling,
             "optimizer.weight_decay": (
-                recipe.weight_decay
+                defaults.weight_decay
                 if settings.optimizer.weight_decay is None
                 else settings.optimizer.weight_decay
             ),
@@ -133,9 +133,9 @@ def _own_size(backbone: str, side: int | None) -> int:
     return SMALL if backbone.startswith("small_cnn") else 224
 
 
-def _base(recipe: Recipe, scaling: LearningRateScaling) -> float:
-    """What the scaling multiplies, so that each gives the recipe's rate at a batch of 256."""
-    return recipe.base / 16 if scaling == "square_root" else recipe.base
+def _base(defaults: OptimizerDefaults, scaling: LearningRateScaling) -> float:
+    """What the scaling multiplies, so that each gives its rate at a batch of 256."""
+    return defaults.base / 16 if scaling == "square_root" else defaults.base
 
 
 def _check(settings: PretrainSettings) -> None:
