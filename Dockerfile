@@ -8,9 +8,10 @@ ARG PIP_EXTRA_INDEX_URL=""
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
+# hadolint ignore=DL3013
 RUN python -m pip install --no-cache-dir ".${EXTRAS}" && rm -rf /src/*
-RUN useradd --create-home querykey
-USER querykey
+RUN useradd --create-home --uid 1000 querykey
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["querykey"]
 CMD ["--help"]
