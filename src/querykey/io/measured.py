@@ -1,0 +1,79 @@
+"""Choices that change the bits of a result: measured once a machine, and kept for the next time."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from querykey.errors import OutputError
+from querykey.io.atomic import write_aside
+
+__all__ = ["cache_folder", "processor", "recall", "remember"]
+
+FILE = "measured.json"
+
+
+def cache_folder() -> Path:
+    """Where querykey keeps what it can make again.
+
+    Returns:
+        The folder that the variable QUERYKEY_CACHE names, or `querykey` in XDG_CACHE_HOME or in ~/.cache.
+    """
+    named = os.environ.get("QUERYKEY_CACHE")
+    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(named) if named else Path(parent, "querykey").expanduser()
+
+
+def processor() -> str:
+    """The instruction set of this machine's processor: its flags where Linux lists them, else its name."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):  # of x86 and of ARM
+                return " ".join(sorted(line.partition(":")[2].split()))
+    return f"{platform.machine()} {platform.processor()}".strip()
+
+
+def recall(question: Mapping[str, Any]) -> Any:
+    """What was measured before on a machine of this kind.
+
+    A choice by measurement depends on the load of the moment. Where it changes bits, two runs with one seed
+    must not differ by it: the second takes what the first one measured.
+
+    Args:
+        question: JSON values: everything that the answer depends on, the processor among it.
+
+    Returns:
+        The answer; None where there is none or the cache cannot be read.
+    """
+    stored = _read(cache_folder() / FILE).get(_key(question))
+    return stored.get("answer") if isinstance(stored, dict) else None
+
+
+def remember(question: Mapping[str, Any], answer: Any) -> None:
+    """Keep an answer for `recall`. Where the cache cannot be written, it is measured again the next time.
+
+    Args:
+        question: As for `recall`.
+        answer: A JSON value.
+    """
+    path = cache_folder() / FILE
+    entries = _read(path) | {_key(question): {"question": dict(question), "answer": answer}}
+    with suppress(OSError, OutputError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(path, [json.dumps(entries, indent=1).encode()])
+
+
+def _key(question: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+    return {}
