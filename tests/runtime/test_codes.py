@@ -203,12 +203,39 @@ def test_usearch_reads_packed_bits_and_int8_as_they_are():
     np.testing.assert_array_equal(np.stack([ints.get(key) for key in range(9)]), eight[:9])
 
 
-def test_pgvector_writes_bits_in_this_order():
+def test_pgvector_writes_bits_in_this_order_and_rows_in_half_precision():
     pgvector = pytest.importorskip("pgvector", reason="pgvector is not installed")
     (code,) = ONE.encode(Z[:1])
     text = "".join(map(str, np.unpackbits(code)))
     assert pgvector.Bit(text).to_text() == text
     assert pgvector.Bit(code.tobytes()).to_text() == text
+    np.testing.assert_array_equal(pgvector.HalfVector(Z[0]).to_numpy(), Z[0].astype(np.float16))
+
+
+def test_turned_rows_have_the_codes_as_their_signs():
+    """Qdrant takes float rows and sets a bit where a number is above 0 (lib/quantization of its source)."""
+    turned = Z @ ONE.tensors["rotation"].T - ONE.tensors["threshold"]
+    assert (np.packbits(turned > 0, axis=1) != ONE.encode(Z)).mean() < 1e-3
+    # queries are turned and not centred: dot products keep their order
+    asked = Z[:9] @ ONE.tensors["rotation"].T
+    difference = asked @ turned.T - Z[:9] @ Z.T
+    np.testing.assert_allclose(difference, difference[:, :1].repeat(300, axis=1), atol=1e-5)
+
+
+def test_qdrant_takes_int8_codes_as_its_uint8():
+    """Qdrant stores whole numbers from 0 to 255; a shift by 128 leaves Euclidean distances as they are."""
+    qdrant = pytest.importorskip("qdrant_client", reason="qdrant-client is not installed")
+    models, codes = qdrant.models, EIGHT.encode(Z)
+    client = qdrant.QdrantClient(":memory:")
+    vectors = models.VectorParams(size=64, distance=models.Distance.EUCLID, datatype=models.Datatype.UINT8)
+    client.create_collection("codes", vectors_config=vectors)
+    stored = (codes.astype(int) + 128).tolist()
+    client.upsert("codes", [models.PointStruct(id=i, vector=row) for i, row in enumerate(stored)])
+    (hit, *_) = client.query_points("codes", query=stored[7], limit=300, with_vectors=True).points
+    assert (hit.id, hit.vector) == (7, stored[7])
+    found = client.query_points("codes", query=stored[7], limit=300).points
+    distances = np.linalg.norm(codes.astype(float) - codes[7], axis=1)
+    np.testing.assert_allclose([one.score for one in found], np.sort(distances), rtol=1e-5)
 
 
 def test_bytes_are_counted_and_parsed():

@@ -33,9 +33,9 @@ def export_run(
 ) -> None:
     """Write what a RUN has learned in a form that loads elsewhere.
 
-    An adapter, or the backbone of a pretraining. What was written is read back and must give the
-    adapter's own rows, to 1e-5; of a backbone, its
-    very weights (safetensors), or its own h to 1e-4 of the largest number (onnx).
+    An adapter with all its sizes and codes, or the backbone of a pretraining. What was written is read
+    back: rows must be those of the adapter to 1e-5 and codes to the bit; of a backbone the weights to the
+    bit (safetensors), or h to 1e-4 of its largest number (onnx).
     """
     prepare(device, threads, seed)
     from querykey.runs.pretrain_folder import is_pretraining
@@ -56,14 +56,15 @@ def export_run(
         )
     reserve_output(out)
     fitted = load_run(run)
-    fc, origin = fitted.adapter.fc_, _origin(fitted, model)
+    fc, codes, sizes = fitted.adapter.fc_, fitted.adapter.codes_, fitted.adapter.settings_.sizes
+    origin = _origin(fitted, model)
     match to:
         case "onnx":
-            done = export_onnx(fc, out, origin=origin)
+            done = export_onnx(fc, out, origin=origin, dims=sizes, codes=codes)
         case "safetensors":
-            done = export_safetensors(fc, out, origin=origin)
+            done = export_safetensors(fc, out, origin=origin, dims=sizes)
         case _:
-            done = export_sentence_transformer(fc, out, origin=origin)
+            done = export_sentence_transformer(fc, out, origin=origin, dims=sizes, codes=codes)
     line(f"{out}: {', '.join(done.files)}")
     line(f"  read back, it differs from the adapter by {done.difference:.0e} at the most")
     line(f"  {done.re_index}")

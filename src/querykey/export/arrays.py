@@ -1,6 +1,7 @@
 """safetensors and JSON: plain tensors, and the lines of code that use them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ _LAST = "z = z / np.linalg.norm(z, axis=1, keepdims=True)"
 
 
 @in_default_torch_state
-def export_safetensors(fc: FCLayer, out: str | Path, *, origin: Origin | None = None) -> Exported:
+def export_safetensors(
+    fc: FCLayer, out: str | Path, *, origin: Origin | None = None, dims: Sequence[int] | None = None
+) -> Exported:
     r"""Write a layer as plain tensors that any program can apply.
 
     .. math:: z = \text{norm}(W\,\text{norm}(x) + b)
@@ -48,6 +51,7 @@ def export_safetensors(fc: FCLayer, out: str | Path, *, origin: Origin | None = 
         fc: The layer.
         out: A new folder.
         origin: Where it comes from.
+        dims: Sizes, each the first numbers of `z` scaled to length 1; None: the width of the layer alone.
 
     Returns:
         What was written.
@@ -66,6 +70,7 @@ def export_safetensors(fc: FCLayer, out: str | Path, *, origin: Origin | None = 
     how = [_FIRST, _HIDDEN, _TWO, _LAST] if fc.kind == "two_layer" else [_FIRST, _LINEAR, _LAST]
     described = {
         "format": "querykey fc", "version": 1, "width": fc.width, "dim": fc.dim, "kind": fc.kind,
+        "dims": sorted({fc.dim, *(dims or ())}, reverse=True),
         "side": origin.side, "re_index": origin.re_index, "model": origin.model,
         "model_key": origin.model_key, "how": how,
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """sentence-transformers: the frozen model with the layer on top, as one model."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,53 @@ embeddings = SentenceTransformer("PATH OF THIS FOLDER").encode(texts)
 
 Use `encode`, which puts before a text what the adapter was fitted with."""
 
+_SIZES = """
+
+Smaller sizes ({sizes}) are prefixes, scaled to length 1 again:
+
+```python
+model = SentenceTransformer("PATH OF THIS FOLDER", truncate_dim={size})
+embeddings = model.encode(texts, normalize_embeddings=True)
+```"""
+
+_CODES = """
+
+Codes ({codes}) come from the features of the frozen model, which are the output of the first {modules}
+modules, through the saved adapter. They are the bits of `Adapter.quantize`. `precision="int8"` and
+`precision="ubinary"` of `encode` are other codes: they have neither the ranges nor the rotation of the fit.
+
+```python
+from querykey.runtime import load
+
+model = SentenceTransformer("PATH OF THIS FOLDER")
+frozen = SentenceTransformer(
+    modules=[*model][:{modules}], prompts=model.prompts, default_prompt_name=model.default_prompt_name
+)
+codes = load("PATH OF THE RUN").quantize(frozen.encode(texts), dim={size}, bits={bits})
+```"""
+
 
 @in_default_torch_state
-def export_sentence_transformer(fc: FCLayer, out: str | Path, *, origin: Origin) -> Exported:
+def export_sentence_transformer(
+    fc: FCLayer,
+    out: str | Path,
+    *,
+    origin: Origin,
+    dims: Sequence[int] | None = None,
+    codes: Collection[tuple[int, int]] = (),
+) -> Exported:
     """Write a frozen text model with a layer on top, so that `SentenceTransformer(out).encode(texts)` adapts.
 
     A Dense without activation and a Normalize follow the frozen model's own modules, and a Normalize
     goes before where these do not end with one. The identity of a residual layer is part of the weight.
+    `truncate_dim` with `normalize_embeddings=True` gives a smaller size.
 
     Args:
         fc: The layer, linear or residual.
         out: A new folder.
         origin: Names the frozen model ("st:NAME-OR-FOLDER") and how its features were made.
+        dims: Sizes, each a prefix of the largest; None: the width of the layer alone.
+        codes: (size, bits) of each code of the adapter; the README says how they are made.
 
     Returns:
         What was written.
@@ -67,16 +103,37 @@ def export_sentence_transformer(fc: FCLayer, out: str | Path, *, origin: Origin)
     fc = on_cpu(fc)
     base = _base(fc, origin)
     want = adapted(fc, base.forward(list(_TEXTS), dtype=torch.float32, channels_last=False))
+    own = len(base.model)  # type: ignore[arg-type]
     model = _with_layer(base, fc)
+    use = _USE + _use_of_sizes(fc.dim, dims or ()) + _use_of_codes(own, codes)
     with new_folder(out) as tmp_path:
         model.save(str(tmp_path), create_model_card=False)
-        write_readme(tmp_path, "An adapted text model", _USE, fc, origin, library="sentence-transformers")
+        write_readme(tmp_path, "An adapted text model", use, fc, origin, library="sentence-transformers")
         written: Any = load_sentence_transformer(str(tmp_path.resolve()), device=torch.device("cpu")).model
         # as a user would: the default prompt is part of what is compared
-        got: Any = written.encode(list(_TEXTS), convert_to_tensor=True, show_progress_bar=False)
-        difference = require_parity(got, want, what="the SentenceTransformer")
+        difference = 0.0
+        for size in sorted({fc.dim, *(dims or ())}):
+            written.truncate_dim = size
+            got: Any = written.encode(
+                list(_TEXTS), convert_to_tensor=True, show_progress_bar=False, normalize_embeddings=True
+            )
+            first = torch.nn.functional.normalize(want[:, :size], dim=1)
+            difference = max(difference, require_parity(got, first, what="the SentenceTransformer"))
         files = tuple(sorted(path.name for path in tmp_path.iterdir()))
     return Exported(Path(out), files, difference, origin.re_index)
+
+
+def _use_of_sizes(dim: int, dims: Sequence[int]) -> str:
+    smaller = sorted(set(dims) - {dim}, reverse=True)
+    return _SIZES.format(sizes=", ".join(map(str, smaller)), size=smaller[-1]) if smaller else ""
+
+
+def _use_of_codes(modules: int, codes: Collection[tuple[int, int]]) -> str:
+    if not codes:
+        return ""
+    size, bits = min(codes)
+    listed = ", ".join(f"{size} at {bits} bit{'' if bits == 1 else 's'}" for size, bits in codes)
+    return _CODES.format(codes=listed, modules=modules, size=size, bits=bits)
 
 
 def _base(fc: FCLayer, origin: Origin) -> SentenceModel:

@@ -1,7 +1,8 @@
 """Apply a saved adapter with NumPy alone: no PyTorch, no scikit-learn.
 
     load(folder)            reads what `Adapter.save` or `querykey adapt --out` wrote
-    LoadedAdapter           transform, transform_documents
+    LoadedAdapter           transform, transform_documents, quantize
+    search_codes            the codes nearest to float queries
 
 Example:
     >>> import tempfile
@@ -14,7 +15,8 @@ Example:
     (2, 8)
 """
 
+from querykey.runtime.codes import Code, search_codes
 from querykey.runtime.folder import load
 from querykey.runtime.forward import LoadedAdapter
 
-__all__ = ["LoadedAdapter", "load"]
+__all__ = ["Code", "LoadedAdapter", "load", "search_codes"]

@@ -17,6 +17,8 @@ BLOCK = 1024
 """Rows at once: the embeddings of a block stay in the cache between the product and the scaling."""
 LEAST_NORM = 1e-12
 """As torch.nn.functional.normalize has it."""
+ERF = (0.3275911, 1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+"""p, then a5 to a1, of the approximation of erf in `_gelu`."""
 LARGEST, SMALLEST = 1e15, 1e-11
 """Magnitudes whose squares, and sums of them, float32 holds; as `querykey.lookup.unit_length` has them."""
 
@@ -279,10 +281,11 @@ def _gelu(x: NDArray[Any]) -> Rows:
     whose error is at most 1.5e-7.
     """
     size = np.abs(x) * np.float32(math.sqrt(0.5))
-    t = 1 / (1 + np.float32(0.3275911) * size)
+    first, *coefficients = map(np.float32, ERF)
+    t = 1 / (1 + first * size)
     series: NDArray[Any] = np.zeros_like(x)
-    for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        series = (series + np.float32(coefficient)) * t
+    for coefficient in coefficients:
+        series = (series + coefficient) * t
     erf = np.copysign(1 - series * np.exp(-size * size), x)
     out: Rows = (x * (1 + erf) / 2).astype(np.float32)
     return out
