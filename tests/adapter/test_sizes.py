@@ -271,6 +271,22 @@ def test_a_saved_adapter_gives_the_same_bits_here_and_in_the_runtime(fitted, tmp
             assert cosine.min() > (0.97 if bits == 8 else 0.4)
 
 
+@pytest.mark.parametrize("power", [-80, 80])
+def test_rows_of_any_magnitude_are_fitted_and_coded_alike(fitted, power):
+    """By a power of two nothing is rounded, so that every bit must be the same."""
+    X, y = clusters()
+    scaled = Adapter(dims=DIMS, bits=[8, 1], **CHEAP).fit(np.ldexp(X, power), y)
+    for name, tensor in fitted.fc_.state_dict().items():
+        assert torch.equal(scaled.fc_.state_dict()[name], tensor)
+    for (dim, bits), code in fitted.codes_.items():
+        for name, value in code.tensors.items():
+            np.testing.assert_array_equal(scaled.codes_[dim, bits].tensors[name], value)
+        codes = fitted.quantize(X, dim=dim, bits=bits)
+        np.testing.assert_array_equal(fitted.quantize(np.ldexp(X, power), dim=dim, bits=bits), codes)
+    mixed = X * 10.0 ** np.random.default_rng(0).uniform(-12, 12, (len(X), 1)).astype(np.float32)
+    np.testing.assert_array_equal(fitted.quantize(mixed[5:6]), fitted.quantize(mixed)[5:6])
+
+
 def test_codes_that_were_changed_or_are_gone_are_refused(fitted, tmp_path):
     fitted.save(tmp_path / "run")
     codes = tmp_path / "run" / "codes.safetensors"

@@ -15,7 +15,8 @@ from querykey import Adapter
 from querykey.evaluation.table import tabulate
 from querykey.reports.page.page import sections_of
 
-MOST = 1_000_000
+MOST = 200_000
+"""Bytes of a section."""
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +57,25 @@ def pretraining(querykey, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folders(adapter, pretraining, text_run, tmp_path_factory):
+def sized(querykey, data, tmp_path_factory):
+    """A run of several sizes with codes and search times; nothing is trained."""
+    out = tmp_path_factory.mktemp("sized") / "sizes"
+    made = querykey(
+        "adapt", data / "train.npz", "--out", out, "--labels", "y", "--dims", "12,8", "--bits", "8",
+        "--set", "steps=0", "--set", "batch_size=32",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    timed = querykey("size", out, "--time", data / "test.npz", "--out", out / "search_times.json")
+    assert timed.code == 0, timed.err
+    return out
+
+
+@pytest.fixture(scope="module")
+def folders(adapter, pretraining, text_run, sized, tmp_path_factory):
     studies = tmp_path_factory.mktemp("studies")
     return [
         write_study(studies / "momentum"), write_study(studies / "pairs", **matrix()), adapter, text_run,
-        pretraining / "moco",
+        pretraining / "moco", sized,
     ]  # fmt: skip
 
 
@@ -86,7 +101,7 @@ def test_the_same_runs_give_the_same_bytes(querykey, folders, page):
     querykey("report", *folders, "--out", page, "--figures", page.parent / "figures")
     assert page.read_bytes() == first
     assert {f.name: f.read_bytes() for f in (page.parent / "figures").iterdir()} == figures
-    assert len(first) < MOST
+    assert len(first) < MOST * len(folders)
     assert {"momentum-1.svg", "pairs-1.svg", "adapter-run-1.svg", "moco-1.svg"} <= set(figures)
 
 
@@ -114,6 +129,29 @@ def test_what_is_on_it(page, adapter):
     cell = evaluation["methods"]["adapter"]["metrics"]["R@1"]
     assert f"R@1 {cell['mean']:.3f} against " in text
     assert f"[{cell['against']['frozen']['low']:+.3f}, {cell['against']['frozen']['high']:+.3f}]" in text
+
+
+def test_sizes_are_shown_with_the_recommended_point_and_the_search_time(page, sized):
+    text, frontier = text_of(page), json.loads((sized / "adapter.json").read_text())["frontier"]
+    (best,) = [point for point in frontier if point["recommended"]]
+    stored = {32: "float", 8: "int8"}
+    for point in frontier:
+        mark = " recommended" if point is best else ""
+        words = f"{point['dim']} {stored[point['bits']]} {point['bytes']} {point['quality']:.3f} "
+        interval = f"[{point['low']:.3f}, {point['high']:.3f}]"
+        assert f"{words}{interval}{mark}" in text
+    assert "Recommended is the point of fewest bytes that keeps 98% of the quality" in text
+    times = json.loads((sized / "search_times.json").read_text())["times"]
+    assert f"exact 12 float 48 {times[0]['milliseconds']:.3f}" in text
+    assert f"recommended: {best['low']:.4g}"[:15] in page.read_text()
+
+
+def test_search_times_that_are_not_there_have_their_command(querykey, sized, data, tmp_path):
+    shutil.copytree(sized, tmp_path / "run")
+    (tmp_path / "run" / "search_times.json").unlink()
+    assert querykey("report", tmp_path / "run", "--out", tmp_path / "report.html").code == 0
+    command = f"querykey size {tmp_path / 'run'} --time FEATURES --out {tmp_path / 'run/search_times.json'}"
+    assert command in text_of(tmp_path / "report.html")
 
 
 def test_names_are_shown_as_they_are_and_are_no_markup(page):

@@ -1,12 +1,15 @@
 """Sizes and codes on the command line: adapt makes them, transform writes them, size says which to take."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+import torch
 from cli.conftest import clusters
 
-from querykey import Adapter
+from querykey import Adapter, Features
+from querykey.runs.search_times import search_times
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +85,8 @@ def test_size_lists_every_point_with_its_interval_and_marks_the_recommended_one(
     assert shown.code == 0, shown.err
     assert max(map(len, shown.out.splitlines())) <= 80
     frontier = json.loads((sized / "run" / "adapter.json").read_text())["frontier"]
-    names = {32: "float", 8: "int8", 1: "bits"}
-    rows = [line.split() for line in shown.out.splitlines()]
+    names = {32: "float", 8: "int8", 1: "1bit"}
+    rows = [line.replace("1 bit", "1bit").split() for line in shown.out.splitlines()]
     for point in frontier:
         start = [str(point["dim"]), names[point["bits"]], str(point["bytes"]), f"{point['quality']:.3f}"]
         (row,) = [row for row in rows if row[:4] == start]
@@ -149,3 +152,63 @@ def test_size_without_held_out_rows_lists_bytes_and_recommends_nothing(querykey,
     under = querykey("size", tmp_path / "run", "--under", "8B")
     assert under.code == 2
     assert "fit it again with validation_fraction above 0" in under.err
+
+
+def test_size_times_the_search_of_every_point_and_of_faiss_s_indexes(querykey, sized, tmp_path, monkeypatch):
+    out = tmp_path / "times.json"
+    shown = querykey("size", sized / "run", "--time", sized / "train.npz", "--out", out)
+    assert shown.code == 0, shown.err
+    assert max(map(len, shown.out.splitlines())) <= 80
+    record = json.loads(out.read_text())
+    assert (record["format"], record["rows"], record["queries"], record["k"]) == (
+        "querykey search times", 60, 100, 10,
+    )  # fmt: skip
+    exact = [one for one in record["times"] if one["index"] == "exact"]
+    assert [(one["dim"], one["stored"], one["bytes"]) for one in exact] == [
+        (16, "float", 64), (16, "int8", 16), (16, "1 bit", 2), (8, "float", 32), (8, "int8", 8),
+        (8, "1 bit", 1),
+    ]  # fmt: skip
+    assert exact[0]["found"] == 1
+    assert all(one["milliseconds"] > 0 and 0 <= one["found"] <= 1 for one in record["times"])
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    without = querykey("size", sized / "run", "--time", sized / "train.npz")
+    assert without.code == 0, without.err
+    assert "faiss" not in without.out
+
+
+def test_faiss_s_indexes_find_most_of_what_exact_search_finds():
+    pytest.importorskip("faiss")
+    X, y = clusters(1300, 1, width=16)
+    adapter = Adapter(dims=(16,), bits=[8], steps=0, batch_size=32).fit(X[:200], y[:200])
+    names = [str(row) for row in range(len(X))]
+    features = Features(torch.from_numpy(X), names, None, (), names, "")
+    times = search_times(adapter, features, on="rows")["times"]
+    assert [(one["index"], one["stored"], one["bytes"]) for one in times] == [
+        ("exact", "float", 64), ("exact", "int8", 16), ("faiss HNSW", "float", 64 + 256),
+        ("faiss IVF-PQ", "PQ", 4 + 8),
+    ]  # fmt: skip
+    found = [one["found"] for one in times]
+    assert found[0] == 1
+    assert min(found[1:3]) > 0.9
+    assert found[3] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "t.json"), "--out is for the search times; give --time FEATURES too"),
+        (("--time", "x.npz", "--keep", ".9"), "--time is without a rule; leave out --under and --keep"),
+        (("--time", "none.npz"), "there is nothing at none.npz"),
+    ],
+)
+def test_options_of_the_times_that_do_not_fit_are_refused(querykey, sized, options, message):
+    shown = querykey("size", sized / "run", *options)
+    assert (shown.code, shown.out) == (2, "")
+    assert message in shown.err
+
+
+def test_too_few_rows_cannot_be_timed(querykey, sized, tmp_path):
+    np.savez(tmp_path / "few.npz", X=clusters(9, 1, width=20)[0])
+    shown = querykey("size", sized / "run", "--time", tmp_path / "few.npz")
+    assert shown.code == 2
+    assert "9 rows are too few to time a search; 20 are needed" in shown.err

@@ -119,8 +119,8 @@ def test_a_killed_adapter_leaves_nothing_and_the_same_command_gives_the_same_bit
     np.savez(folder / "train.npz", X=X.astype(np.float32), y=y)
 
     def adapt(out):
-        return ("adapt", folder / "train.npz", "--out", out, "--labels", "y", "--dim", 4, "--set", "steps=60",
-                "--threads", 1)  # fmt: skip
+        return ("adapt", folder / "train.npz", "--out", out, "--labels", "y", "--dims", "8,4", "--bits", "8",
+                "--set", "steps=60", "--threads", 1)  # fmt: skip
 
     whole = folder / "whole"
     life, kills, number = timed(warm, *adapt(whole)), 0, 0
@@ -133,7 +133,8 @@ def test_a_killed_adapter_leaves_nothing_and_the_same_command_gives_the_same_bit
             assert not out.exists() or (out / "run.json").exists()
         if not out.exists():
             assert warm.run(*adapt(out)) == 0, warm.log.read_text()
-        assert (out / "adapter.safetensors").read_bytes() == (whole / "adapter.safetensors").read_bytes()
+        for name in ("adapter.safetensors", "codes.safetensors"):
+            assert (out / name).read_bytes() == (whole / name).read_bytes()
         assert leftovers(out) == []
         steps = [[r for r in read(at / "metrics.jsonl") if r["kind"] == "step"] for at in (out, whole)]
         plain = [[{k: v for k, v in r.items() if "seconds" not in k} for r in side] for side in steps]

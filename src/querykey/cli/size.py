@@ -1,4 +1,4 @@
-"""`querykey size`: what each size and precision of a run is worth, and which one to take."""
+"""`querykey size`: quality and search time of each size and precision of a run, and which one to take."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from querykey.cli.options import RunFolder
+from querykey.cli.options import Column, Delimiter, RunFolder, Split, Threads, prepare, reserve_output
 
 __all__ = ["size"]
 
@@ -19,11 +19,24 @@ def size(
     keep: Annotated[
         str | None, typer.Option(metavar=".98", help="The smallest that keeps this share of the quality.")
     ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="FEATURES", help="Time the search among these, on this machine.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A new JSON file for the times; in RUN, for its report."),
+    ] = None,
+    column: Column = None,
+    split: Split = None,
+    delimiter: Delimiter = None,
+    threads: Threads = None,
 ) -> None:
-    """Show bytes a vector against quality in RUN, and the size to take.
+    """Show bytes, quality and search time of the sizes of RUN, and which to take.
 
     Quality was measured when the run was fitted, on held-out queries: float queries, documents as they are
     stored. Without an option the smallest is marked that keeps 98% of the quality of the largest float rows.
+    With --time it shows how long a search takes instead: exact search, and HNSW and IVF-PQ where faiss is
+    installed.
     """
     from querykey.cli.console import line, table
     from querykey.errors import ConfigError
@@ -32,6 +45,13 @@ def size(
     if under is not None and keep is not None:
         raise ConfigError("--under and --keep are two rules; give one of them")
     frontier = _frontier(Path(run))
+    if time is not None:
+        if under is not None or keep is not None:
+            raise ConfigError("--time is without a rule; leave out --under and --keep")
+        _show_times(run, (time, column, None, None, split, delimiter), out, threads)
+        return
+    if out is not None:
+        raise ConfigError("--out is for the search times; give --time FEATURES too")
     chosen = None
     if under is not None:
         chosen = best_under(frontier, parse_bytes(under))
@@ -56,6 +76,37 @@ def size(
     line(f"{chosen['bytes']} {unit} a vector: adapter.{call}(X, dim={chosen['dim']}{bits})")
 
 
+def _show_times(run: Path, at: tuple[Any, ...], out: Path | None, threads: int | None) -> None:
+    prepare("cpu", threads, 0)
+    if out is not None:
+        reserve_output(out)
+    from querykey.cli.console import line, table
+    from querykey.io.atomic import new_file
+    from querykey.runs.adapt import load_run
+    from querykey.runs.data import DataAt
+    from querykey.runs.evaluate_adapter import features_like_those_of
+    from querykey.runs.search_times import search_times
+
+    fitted = load_run(run)
+    found = search_times(fitted.adapter, features_like_those_of(fitted, DataAt(*at)).features, on=at[0])
+    if out is not None:
+        with new_file(out) as tmp_path:
+            tmp_path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    rows = [
+        [
+            one["index"], str(one["dim"]), one["stored"], str(one["bytes"]), f"{one['milliseconds']:.3f}",
+            f"{one['found']:.3f}",
+        ]
+        for one in found["times"]
+    ]  # fmt: skip
+    words = f"{found['rows']:,} rows, {found['queries']:,} queries in one call, threads: {found['threads']}"
+    head = ["index", "dim", "as", "bytes", "ms a query", f"found@{found['k']}"]
+    table(head, rows, title=words, words=(0, 2))
+    line(f"found@{found['k']}: the share of the {found['k']} nearest of the largest float rows")
+    if out is not None:
+        line(f"{out}: the times; a report shows those in the folder of its run")
+
+
 def _frontier(run: Path) -> list[dict[str, Any]]:
     from querykey.errors import ConfigError, MissingPathError, StoreError
 
@@ -76,7 +127,7 @@ def _frontier(run: Path) -> list[dict[str, Any]]:
 
 
 def _precision(point: dict[str, Any]) -> str:
-    return {32: "float", 8: "int8", 1: "bits"}[point["bits"]]
+    return {32: "float", 8: "int8", 1: "1 bit"}[point["bits"]]
 
 
 def _number(value: float | None) -> str:

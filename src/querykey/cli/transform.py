@@ -63,9 +63,9 @@ def transform_features(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Write the adapted rows of FEATURES.
+    """Write the adapted rows of FEATURES, or their codes.
 
-    They are float32 and of length 1; with --bits they are codes, int8 or packed bits (the first number is
+    Rows are float32 and of length 1; with --bits they are codes, int8 or packed bits (the first number is
     the highest bit of the first byte). A .npy file needs no PyTorch.
     """
     from querykey.cli.console import line

@@ -23,6 +23,7 @@ from querykey.reports.page.gallery import entry_of, gallery_blocks, place_pictur
 from querykey.reports.page.neighbours import compared_blocks, gathered_answer, map_blocks
 from querykey.reports.page.reproduce import adapt_command
 from querykey.reports.page.run import CANDIDATES, FALSE_NEGATIVES, Gather, StoredRun, curves, open_run
+from querykey.reports.page.sizes import size_blocks
 
 if TYPE_CHECKING:
     from querykey.runs.report_data import Gathered
@@ -165,7 +166,7 @@ def _section(run: StoredRun, gathered: "Gathered", sprite: str) -> Section:
             Prose("Not measured yet. This command measures it; the next report shows the result:"),
             CodeBlock(f"querykey evaluate {run.folder} --on DATA --out {run.folder / 'evaluation.json'}"),
         ]
-    blocks += compared_blocks(gathered)
+    blocks += [*size_blocks(run.folder), *compared_blocks(gathered)]
     blocks += [*map_blocks(gathered, sprite), *gallery_blocks(gathered, sprite)]
     blocks += served_blocks(gathered, f"{sprite}-served", resolved, _task(described.get("settings") or {}))
     blocks += _training(steps, report, resolved)
