@@ -23,6 +23,7 @@ COMMON = {
     "n_iter_no_change": 100,
 }
 QUEUE = {"labels": True, "capacity": 24}
+SIZES = {"dim": None, "dims": (4, 2), "bits": (8,)}
 KINDS = {
     "classes, the whole set in memory": {"labels": True},
     "classes, a queue that forgets": QUEUE | {"loss": "multi_similarity"},
@@ -46,8 +47,12 @@ KINDS = {
             "no labels, score differences": {"capacity": 24, "loss": "score_difference"},
             "pairs": {"pairs": True, "capacity": 24, "negatives": 3},
             "pairs, the whole set in memory": {"pairs": True, "negatives": 3},
+            "sizes, jointly": {"capacity": 24} | SIZES,
         }.items()
     },
+    "sizes, jointly": {"labels": True} | SIZES,
+    "sizes, one after the other": {"ladder": "sequential", "capacity": 24} | SIZES,
+    "sizes, selected": {"labels": True, "ladder": "selection"} | SIZES,
     "pairs, the whole set in memory": {"pairs": True, "negatives": 3, "side": "query", "dim": 8},
 }  # fmt: skip
 
@@ -67,7 +72,13 @@ def fitted(kind):
     seen = ("loss", "validation", "candidates", "negative_score", "false_negatives_label")
     looks = [[look.get(name, 0.0) for name in seen] for look in made.history]
     winner = torch.tensor(list(made.report["candidate"].encode()))
-    return made.fc.state_dict() | {"looks": torch.tensor(looks, dtype=torch.float64), "winner": winner}
+    codes = {
+        f"codes {dim} {name}": torch.from_numpy(value)
+        for (dim, _), code in made.codes.items() for name, value in code.tensors.items()
+    }  # fmt: skip
+    return (
+        made.fc.state_dict() | codes | {"looks": torch.tensor(looks, dtype=torch.float64), "winner": winner}
+    )
 
 
 MODES = ("similar", "hard_negative", "hard_positive", "semi_hard")

@@ -16,6 +16,8 @@ __all__ = ["SequentialLayer", "cayley", "gumbel_mask"]
 
 HOTTEST, COLDEST = 1.0, 0.1
 """Temperature of the Gumbel-softmax at the start of a stage and at its end."""
+TIED = 1e-6
+"""Parameters of logits that differ by less are equal."""
 LOGIT_SCALE = 100.0
 """Logits a unit of their parameter: at the rate of a matrix they would not leave the noise."""
 
@@ -114,7 +116,9 @@ class SequentialLayer(nn.Module):
         turn = self.turns[int(self.stage) - 1]
         if self.kind == "sequential":
             return cayley(turn)
-        chosen = torch.sort(turn.detach(), descending=True, stable=True).indices[: self.size]
+        # the first steps of Adam move each logit by the same length up to rounding: ties go to the lower one
+        logits = (turn.detach() / TIED).round()
+        chosen = torch.sort(logits, descending=True, stable=True).indices[: self.size]
         rest = torch.ones(len(turn), dtype=torch.bool)
         rest[chosen] = False
         order = torch.cat([chosen.sort().values, rest.nonzero()[:, 0]])
