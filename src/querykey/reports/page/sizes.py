@@ -76,9 +76,13 @@ def _size_chart(points: Sequence[Point], metric: str) -> Lines:
         if point.get("recommended")
     ]
     return Lines(
-        title=f"{metric} against bytes a vector", x="bytes a vector", y=metric, lines=lines, log_x=True,
+        title=f"{metric} against bytes a vector",
+        x="bytes a vector",
+        y=metric,
+        lines=lines,
+        log_x=True,
         note="Whiskers are 95% intervals over queries.",
-    )  # fmt: skip
+    )
 
 
 def _search_times(folder: Path) -> list[Block]:
@@ -106,13 +110,16 @@ def _times_blocks(name: str, record: Mapping[str, Any]) -> list[Block]:
         "nearest of the largest float rows that a search finds; each line goes through the sizes."
     )
     rows = [
-        [one["index"], str(one["dim"]), one["stored"], f"{one['bytes']:,}", number(one["milliseconds"]),
-         number(one["found"])]
+        [one["index"], str(one["dim"]), one["stored"], f"{one['bytes']:,}"]
+        + [number(one[key]) for key in ("milliseconds", "found")]
         for one in times
-    ]  # fmt: skip
+    ]
     head = ["index", "dimensions", "stored as", "bytes a vector", "ms a query", measure]
     chart = Lines(
-        title="What a search finds against its time", x="milliseconds a query", y=measure, lines=lines,
+        title="What a search finds against its time",
+        x="milliseconds a query",
+        y=measure,
+        lines=lines,
         log_x=True,
-    )  # fmt: skip
+    )
     return [Heading("Search time"), Prose(text), Charts([chart]), TableBlock(head, rows, "Search time")]
