@@ -23,6 +23,7 @@ from querykey.reports.markdown.studies import write_studies
 from querykey.studies.catalogue import STUDIES
 from querykey.studies.catalogue.results_adapters import RESULTS_ADAPTERS
 from querykey.studies.catalogue.results_pretraining import RESULTS_PRETRAINING
+from querykey.studies.catalogue.results_sizes import RESULTS_SIZES
 from querykey.studies.data_sets import (
     BANKING,
     CIFAR10,
@@ -67,7 +68,11 @@ def planned(part: str) -> tuple[Planned, ...]:
     """
     if part == "results":
         of_images = [Planned(f"pretraining/{_slug(s.name)}", s, data) for data, s in RESULTS_PRETRAINING]
-        return (*of_images, *(Planned(f"adapters/{_slug(s.name)}", s, data) for data, s in RESULTS_ADAPTERS))
+        of_features = [
+            Planned(f"{folder}/{_slug(s.name)}", s, data)
+            for folder, some in (("adapters", RESULTS_ADAPTERS), ("sizes", RESULTS_SIZES)) for data, s in some
+        ]  # fmt: skip
+        return (*of_images, *of_features)
     of_images = [
         Planned(name, study, OMNIGLOT_IMAGES if name in NEW_CLASSES else CIFAR10)
         for name, study in STUDIES.items() if study.needs == "images"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from querykey.errors import StoreError
+from querykey.io.points import Point, point_of
 from querykey.io.study_folder import Cells, StoredStudy
 from querykey.reports.charts.spec import Bars, Chart, HeatMap, Line, Lines, short
 from querykey.reports.verdicts import scores
@@ -21,6 +22,8 @@ DURING = (
 )
 """Metrics during training. The loss depends on the number of candidates, so both are shown."""
 
+PRECISIONS = {(32, False): "", (8, False): ", 8 bits", (1, False): ", 1 bit", (1, True): ", 1 bit, rescored"}
+"""What is said of codes by their bits, and whether the best of them are ranked by 8 bits."""
 ONE_SEED = "One seed each"
 MOST_ARMS = 7
 """Most curves in a chart: more cannot be distinguished."""
@@ -54,8 +57,11 @@ def _figure(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None
             return _heat_map(wanted, arms, cells)
         case "curves":
             return _curves(wanted, arms, cells)
+        case "sizes":
+            return _sizes(wanted, arms, cells)
         case other:
-            raise StoreError(f"unknown kind of figure {other!r}; known are lines, bars, heat map and curves")
+            known = "lines, bars, heat map, curves and sizes"
+            raise StoreError(f"unknown kind of figure {other!r}; known are {known}")
 
 
 def training_charts(arms: Arms, cells: Cells) -> list[Chart]:
@@ -187,6 +193,29 @@ def _bars(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
     labels = [labels[row] for row in measured]
     groups = {name: [values[row] for row in measured] for name, values in groups.items()}
     return Bars(title=wanted["title"], x=wanted["y"], labels=labels, groups=groups, note=_note(cells, arms))
+
+
+def _sizes(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
+    """Measures at a size and a precision over the bytes of a stored row."""
+    points = {name: point for name in wanted["measures"] if (point := point_of(name)) is not None}
+    lines = []
+    for arm in arms:
+        for words in PRECISIONS.values():
+            own = [name for name, point in points.items() if _precision(point) == words]
+            given = [(float(points[name].bytes), _mean_and_ends(cells, arm["name"], name)) for name in own]
+            found = sorted((x, three) for x, three in given if three is not None)
+            if found:
+                mean, low, high = ([three[i] for _, three in found] for i in range(3))
+                xs = [x for x, _ in found]
+                lines.append(Line(f"{arm['label']}{words}", xs, mean, low, high, arm["kind"] == "baseline"))
+    if not lines:
+        return None
+    log_x = bool(wanted.get("log_x"))
+    return Lines(**_titles(wanted), lines=lines, note=_note(cells, arms), log_x=log_x)
+
+
+def _precision(point: Point) -> str:
+    return PRECISIONS[point.bits, point.rescored]
 
 
 def _grouped(measures: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from querykey.io.atomic import new_file
 from querykey.io.study_folder import StoredStudy, is_study, open_study, shown_measures
+from querykey.reports.charts.svg import as_svg
 from querykey.reports.markdown.pretraining import pretraining_report
+from querykey.reports.markdown.sizes import is_of_sizes, sizes_charts, sizes_report
 from querykey.reports.verdicts import answers, intervals, markdown_table, paired_columns, per_query, scores
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ folders. The frozen models come with `pip install 'querykey[results]'`. Features
 `results/features`. A cell that has a record is not measured again, so a run that was stopped resumes where it
 stopped. Remove `results/` to start from scratch.
 """
+FIGURES = "figures"
 TEXT = ("method", "task", "question", "compared", "rule", "verdict", "frozen model", "kNN")
 """Columns of text, aligned to the left."""
 
@@ -66,13 +69,15 @@ def results_report(studies: Sequence[StoredStudy]) -> str:
     Returns:
         Markdown; the same for the same records.
     """
-    adapters = [study for study in studies if study.described["needs"] == "features"]
+    of_features = [study for study in studies if study.described["needs"] == "features"]
+    adapters = [study for study in of_features if not is_of_sizes(study)]
+    of_sizes = [study for study in of_features if is_of_sizes(study)]
     pretraining = pretraining_report([study for study in studies if study.described["needs"] == "images"])
     parts = [INTRODUCTION, "## What is claimed\n", RULES, _questions(adapters, are_claims=True)]
     parts += [_section(study) for study in adapters]
     parts += ["## Other questions\n", _questions(adapters, are_claims=False)]
-    parts += [pretraining] if pretraining else []
-    parts += [_protocol(adapters), REPEAT]
+    parts += [text for text in (sizes_report(of_sizes, FIGURES), pretraining) if text]
+    parts += [_protocol(adapters, of_sizes), REPEAT]
     return "\n".join(parts)
 
 
@@ -81,11 +86,19 @@ def write_results(folders: Sequence[Path], out: Path) -> None:
 
     Args:
         folders: Of the studies, in the order of the report; those that do not exist are left out.
-        out: The Markdown file, replaced as a whole.
+        out: The Markdown file, replaced as a whole; its figures lie beside it, in `figures`.
     """
-    text = results_report([open_study(folder) for folder in folders if is_study(folder)])
-    with new_file(out, overwrite=True) as tmp_path:
-        tmp_path.write_text(text, encoding="utf-8")
+    studies = [open_study(folder) for folder in folders if is_study(folder)]
+    charts = [sizes_charts(study, study.name) for study in studies if is_of_sizes(study)]
+    drawn = {
+        out.parent / FIGURES / name: as_svg(chart, is_file=True)
+        for some in charts
+        for name, chart in some.items()
+    }
+    for place, text in {out: results_report(studies), **drawn}.items():
+        place.parent.mkdir(exist_ok=True)
+        with new_file(place, overwrite=True) as tmp_path:
+            tmp_path.write_text(text, encoding="utf-8")
 
 
 def _section(study: StoredStudy) -> str:
@@ -151,7 +164,7 @@ def _questions(studies: Sequence[StoredStudy], *, are_claims: bool) -> str:
     return _markdown(["task", "question", "compared", "rule", "difference [95%]", "verdict"], rows)
 
 
-def _protocol(studies: Sequence[StoredStudy]) -> str:
+def _protocol(studies: Sequence[StoredStudy], of_sizes: Sequence[StoredStudy]) -> str:
     rows = []
     for study in studies:
         described = study.described
@@ -162,7 +175,9 @@ def _protocol(studies: Sequence[StoredStudy]) -> str:
         knn = "k = {}, temperature {}".format(*described["knn"]) if has_knn else ""
         model, dim = f"`{described['data']['model']}`", str(described["arms"][0]["settings"]["dim"])
         rows.append([described["name"], model, dim, queries, knn])
-    every = (cell for study in studies for seeds in study.cells.values() for cell in seeds.values())
+    every = (
+        cell for study in (*studies, *of_sizes) for seeds in study.cells.values() for cell in seeds.values()
+    )
     versions = {", ".join(f"{name} {v}" for name, v in cell["versions"].items()) for cell in every}
     head = ["task", "frozen model", "dim", "queries", "kNN"]
     measured = [f"Measured with {each}.\n" for each in sorted(versions)]

@@ -1,26 +1,25 @@
 """How a cell is measured: adapters and baselines on features, batch-norm leaks, encoders."""
 
 import time
-import warnings
 from typing import Any, assert_never
 
 import torch
 from torch import Tensor
 
-from querykey.adapter.estimator import Adapter
-from querykey.evaluation import baselines
 from querykey.evaluation.logistic_regression import logistic_regression
 from querykey.evaluation.protocol import KNN, Examination
 from querykey.evaluation.task import Protocol, embed_task
 from querykey.io.records import versions
 from querykey.pretraining.batchnorm_leak import probe_leakage
 from querykey.runs.evaluate_adapter import rows_of
-from querykey.studies.engine.data import FitRows, StudyFeatures
+from querykey.studies.engine.baselines import baseline
+from querykey.studies.engine.data import StudyFeatures
 from querykey.studies.engine.grid import Cell, Work, compact
 from querykey.studies.engine.measure_encoders import measure_encoder
+from querykey.studies.engine.measure_sizes import fitted, measure_points
 from querykey.studies.engine.study import LEAK, SCORE
 
-__all__ = ["baseline", "measure_cell", "measure_features", "protocol_of"]
+__all__ = ["measure_cell", "measure_features", "protocol_of"]
 
 LOGISTIC_STRENGTHS, LOGISTIC_FOLDS = (1.0, 10.0, 100.0), 5
 """Candidates for the C of logistic regression, and folds of the cross-validation that chooses it."""
@@ -76,7 +75,10 @@ def measure_features(work: Work, seed: int) -> dict[str, Any]:
     examination = Examination(task, protocol_of(work.knn))
     fields: dict[str, Any] = {"run": {}}
     numbers: dict[str, Tensor]
-    if arm.kind == "classifier":
+    if "method" in arm.settings:
+        numbers, end = measure_points(examination, train, arm.settings, list(work.measures or ()), seed)
+        fields["run"] = {"end": end}
+    elif arm.kind == "classifier":
         assert task.train is not None
         assert task.train_labels is not None
         model = logistic_regression(
@@ -85,17 +87,14 @@ def measure_features(work: Work, seed: int) -> dict[str, Any]:
         numbers = {KNN: examination.correct(model.predict(task.test))}
         fields["run"] = {"end": {"C": model.strength}}
     elif arm.kind == "adapter":
-        adapter = Adapter(**arm.settings, random_state=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # they are in the report, which the record stores
-            _fit(adapter, train)
+        adapter = fitted(train, arm.settings, seed)
         numbers = examination.per_query(arm.name, rows_of(adapter, task))
         end = {name: float(v) for name, v in adapter.report_.items() if isinstance(v, int | float)}
         fields = {"settings": adapter.settings_.as_dict(), "run": {"end": end}}
     else:
         projector = baseline(arm.settings["projection"], train, arm.settings.get("dim", 0))
         numbers = examination.per_query(arm.name, embed_task(task, projector.transform))
-    if arm.kind != "classifier":
+    if arm.kind != "classifier" and "method" not in arm.settings:
         numbers[SCORE] = numbers["R@1" if task.queries is None else "NDCG@10"]
     wanted = numbers if work.measures is None else {m: numbers[m] for m in work.measures if m in numbers}
     queries = {name: compact(values.tolist()) for name, values in wanted.items()}
@@ -113,47 +112,6 @@ def protocol_of(knn: tuple[int, float]) -> Protocol:
         The protocol.
     """
     return Protocol(knn_k=knn[0], knn_temperature=knn[1])
-
-
-def baseline(name: str, train: FitRows, dim: int) -> baselines.Projector:
-    """Fit a baseline by its name.
-
-    Args:
-        name: "frozen", "truncated", "pca", "pca_uncentred", "whitened_pca", "random_projection" or "lda".
-        train: What it is fitted on; "lda" needs labels.
-        dim: Width of its output; "frozen" keeps that of the rows.
-
-    Returns:
-        The projection.
-
-    Raises:
-        KeyError: If there is none of that name.
-    """
-    width = train.rows.shape[1]
-    match name:
-        case "frozen":
-            return baselines.Projector(name=name, dim=width)
-        case "truncated":
-            return baselines.truncated(width, dim)
-        case "pca" | "pca_uncentred":
-            return baselines.pca(train.rows, dim, centred=name == "pca")
-        case "whitened_pca":
-            return baselines.whitened_pca(train.rows, dim)
-        case "random_projection":
-            return baselines.random_projection(width, dim)
-        case "lda":
-            assert train.labels is not None
-            return baselines.lda(train.rows, train.labels, dim)
-        case _:
-            raise KeyError(name)
-
-
-def _fit(adapter: Adapter, train: FitRows) -> None:
-    if train.pairs is None:
-        adapter.fit(train.rows, train.labels)
-    else:
-        assert train.queries is not None
-        adapter.fit_pairs(train.queries, train.rows, pairs=train.pairs[:, :2].numpy())
 
 
 def _sum_and_count(numbers: Tensor) -> list[float | int]:

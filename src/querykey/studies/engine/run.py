@@ -281,6 +281,14 @@ def identity_of(described: dict[str, Any], arm: Arm, data: StudyImages | StudyFe
             }  # fmt: skip
         case "fit":
             assert isinstance(data, StudyFeatures)
+            recipes = {kind: [recipe._asdict() for recipe in some] for kind, some in RECIPES.items()}
+            if "method" in arm.settings:
+                found = {
+                    "settings": arm.settings, "metrics": shown_measures(described), "features": data.keys(),
+                    "threads": _threads(arm),
+                }  # fmt: skip
+                found |= {} if arm.pairs is None else {"pairs": arm.pairs}
+                return found | ({"recipes": recipes} if arm.kind == "adapter" else {})
             identity = {
                 "dim": arm.settings["dim"], "metrics": shown_measures(described), "features": data.keys(),
                 "protocol": asdict(protocol_of(tuple(described["knn"]))), "per_class": arm.labels_a_class,
@@ -294,7 +302,6 @@ def identity_of(described: dict[str, Any], arm: Arm, data: StudyImages | StudyFe
             for name in ADDED_SETTINGS:
                 if settings[name] == default[name]:
                     del settings[name]
-            recipes = {kind: [recipe._asdict() for recipe in some] for kind, some in RECIPES.items()}
             return identity | {"settings": settings, "recipes": recipes, "threads": _threads(arm)}
         case _:
             identity = {name: getattr(arm, name) for name in IDENTITY} | {"data": about["fingerprint"]}

@@ -36,7 +36,8 @@ class Arm:
         kind: How it is trained and scored.
         settings: Of `pretrain` or `Adapter`, where they differ from the defaults; those of `pretrain`
             by their names in version 0.1, which identify the cells of results. Of a baseline: "projection"
-            and "dim". Of a leak: arguments of `probe_leakage`.
+            and "dim". Of several sizes: "method" and "dims", see `measure_points`. Of a leak: arguments of
+            `probe_leakage`.
         images: Training images it sees, relative to the other arms of its study.
         seeds: Number of seeds, at most.
         threads: Of torch; 0: all cores, and no other cell runs meanwhile.
@@ -140,7 +141,8 @@ class Figure:
         kind: "lines": x against a measure, a line for each `line` of the arms. "bars": a bar for each arm and
             measure. "heat map": row by column; if only one half is planned, it is mirrored. "curves": metrics
             over the training steps, a line for each arm; a measure that ends in "_" stands for the metric of
-            that prefix with the largest number, such as `drift_` for the drift of the oldest rows.
+            that prefix with the largest number, such as `drift_` for the drift of the oldest rows. "sizes":
+            measures at a size and a precision (`querykey.io.points`) over bytes, a line an arm and precision.
         title: Of the chart.
         measures: What is drawn.
         x: Title of the x axis, with its unit.
@@ -149,7 +151,7 @@ class Figure:
         group: Of the arms drawn; empty: all arms.
     """
 
-    kind: Literal["lines", "bars", "heat map", "curves"]
+    kind: Literal["lines", "bars", "heat map", "curves", "sizes"]
     title: str
     measures: tuple[str, ...]
     x: str = ""
