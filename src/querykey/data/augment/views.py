@@ -9,9 +9,16 @@ import numpy as np
 import torch
 
 from querykey.config.ranges import Probability
-from querykey.data.augment.checks import check_boxes, check_images, check_settings
 from querykey.data.augment.ops import change_, chunks, cut_, normalise_, put_
-from querykey.data.augment.parameters import JITTERS, TRIES, ViewParameters, draw_boxes
+from querykey.data.augment.parameters import (
+    JITTERS,
+    TRIES,
+    ViewParameters,
+    check_boxes,
+    check_images,
+    check_settings,
+    draw_boxes,
+)
 from querykey.data.augment.resampling import Interpolation, resample
 from querykey.data.augment.rng import keyed_bits, keyed_order, keyed_uniforms
 from querykey.data.readers.grammar import nearest_words

@@ -69,7 +69,7 @@ class ArrowTable:
 
     Args:
         what: What to call it in a message.
-        table: The `pyarrow.ColumnTable`.
+        table: The `pyarrow.Table`.
         class_names: Names of the classes of columns that have them.
     """
 
