@@ -56,9 +56,7 @@ def test_npz_with_x_and_y(tmp_path, save):
 def test_several_arrays_need_a_name(tmp_path):
     np.savez(tmp_path / "x.npz", left=X, right=X + 1, classes=np.array([5, 6, 5, 5]))
     save_file({"left": X, "right": X + 1}, tmp_path / "x.safetensors")
-    with pytest.raises(
-        SourceError, match=r"several arrays \(left, right, classes\) .* say which .* --column"
-    ):
+    with pytest.raises(SourceError, match=r"several arrays \(left, right, classes\) .* as column"):
         read_source(tmp_path / "x.npz")
     with pytest.raises(SourceError, match=r"no array 'rihgt' \(nearest: 'right'\)"):
         read_source(tmp_path / "x.safetensors", column="rihgt")
@@ -102,7 +100,7 @@ def test_truncated_files_are_one_message(tmp_path, name, keep):
     save_file({"X": X}, tmp_path / "x.safetensors")
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[:keep])
-    with pytest.raises(SourceError, match=r"is not a whole|is cut short"):
+    with pytest.raises(SourceError, match=r"is not a complete|is truncated"):
         read_source(tmp_path / name)
 
 
@@ -130,7 +128,7 @@ def test_the_header_of_safetensors_is_checked_before_it_is_trusted(tmp_path):
     path = tmp_path / "x.safetensors"
     header = b'{"X":{"dtype":"F32","shape":[1000,1000],"data_offsets":[0,4000000]}}'
     path.write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(SourceError, match=r"not a whole .safetensors file"):
+    with pytest.raises(SourceError, match=r"not a complete .safetensors file"):
         read_source(path)
 
 
@@ -184,7 +182,7 @@ def test_rows_that_cannot_be_compared_are_counted_and_the_first_are_named(dtype)
         require_finite_rows(vectors, what="features/")
     assert str(error.value) == (
         "features/: 24 of 100000 rows cannot be compared: 1 NaN (row 99999), 3 infinite (rows 7, 8, 90000), "
-        "20 zero (rows 20, 21, 22, 23, 24, ...); take these rows out, or make them again"
+        "20 zero (rows 20, 21, 22, 23, 24, ...); remove these rows, or compute them again"
     )
 
 

@@ -61,7 +61,7 @@ def test_a_path_that_looks_like_a_scheme_is_a_path(tmp_path, monkeypatch):
 
 def test_a_file_of_no_known_kind(tmp_path):
     for name, message in (
-        ("a.docx", r"of no kind that is known here; known are .parquet, .csv, .*querykey help sources"),
+        ("a.docx", r"of an unknown kind; known are .parquet, .csv, .*querykey help sources"),
         ("a.png", "is a single image; give the folder that it is in"),
         ("a.pth", "is a pickle, which is never loaded"),
     ):
@@ -112,7 +112,7 @@ def test_splits_by_name():
     assert choose_split(None, ["fold1"], "x") == "fold1"
     assert choose_split("dev", ["train", "validation"], "x") == "validation"
     assert choose_split("dev", ["train", "dev"], "x") == "dev"
-    with pytest.raises(SourceError, match="has the splits test and files of none; say which"):
+    with pytest.raises(SourceError, match="has the splits test and files of none; give one"):
         choose_split(None, [None, "test"], "x")
 
 

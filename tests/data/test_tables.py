@@ -60,7 +60,7 @@ def test_an_ambiguous_table_is_one_message_that_lists_its_columns(tmp_path):
     path = write_jsonl(tmp_path / "t.jsonl", [{"title": "a", "body": "b", "year": 1999}])
     listed = r"its columns: title \(string\), body \(string\), year \(int64\)"
     with pytest.raises(
-        SourceError, match=rf"several columns that can be the items; say which with --column; {listed}"
+        SourceError, match=rf"several columns that can be the items; give one as column; {listed}"
     ):
         read_source(path)
     with pytest.raises(SourceError, match=rf"no column 'bodi' \(nearest: 'body'\); {listed}"):
@@ -97,15 +97,15 @@ def test_text_that_looks_like_numbers_or_dates_is_taken_letter_by_letter(tmp_pat
     [
         ("t.csv", b"a,b\n1,2,3\n", "Expected 2 columns, got 3"),
         ("t.csv", b"", "Empty CSV"),
-        ("t.csv", b"text,b\ncaf\xe9,1\n", "the column 'text' is no UTF-8 text; save the file as UTF-8"),
+        ("t.csv", b"text,b\ncaf\xe9,1\n", "the column 'text' is not UTF-8 text; save the file as UTF-8"),
         ("t.csv", b"text\n", "has no rows; at least one is needed"),
-        ("t.csv", b"a,a\n1,2\n", "several columns called 'a'"),
+        ("t.csv", b"a,a\n1,2\n", "several columns named 'a'"),
         ("t.jsonl", b'{"a": "x"}\n{"a": \n', "JSON parse error"),
         ("t.jsonl", b'{"a": "x"}\n{"a": [1]}\n', "cannot be read"),
         ("t.jsonl", b"", "cannot be read"),
         ("t.csv.gz", b"not packed", "cannot be read"),
-        ("t.parquet", b"PAR1 not", "is not a whole parquet file"),
-        ("t.parquet", b"", "is not a whole parquet file"),
+        ("t.parquet", b"PAR1 not", "is not a complete parquet file"),
+        ("t.parquet", b"", "is not a complete parquet file"),
     ],
 )
 def test_damaged_tables_are_one_message(tmp_path, name, data, reason):
@@ -119,7 +119,7 @@ def test_a_truncated_parquet_file_is_one_message(tmp_path):
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"text": ["a", "b"] * 99}), path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(SourceError, match="is not a whole parquet file"):
+    with pytest.raises(SourceError, match="is not a complete parquet file"):
         read_source(path)
 
 
@@ -139,7 +139,7 @@ def test_files_of_a_folder_are_splits_by_name_and_one_table_otherwise(tmp_path):
         SourceError, match=r"has no split 'tests' \(nearest: 'test'\); its splits: test, train, valid"
     ):
         read_source(tmp_path, split="tests")
-    with pytest.raises(SourceError, match="has no splits, and 'train' was asked for"):
+    with pytest.raises(SourceError, match="has no splits, and split is 'train'"):
         read_source(tmp_path / "val.parquet", split="train")
     other = tmp_path / "other"
     (other / "data" / "test").mkdir(parents=True)
@@ -252,15 +252,15 @@ def test_an_id_column_gives_the_ids_and_is_no_item(tmp_path):
     write_jsonl(path, [{"id": "same", "text": "a"}, {"id": "same", "text": "b"}])
     assert list(read_source(path).ids) == ["0", "1"]
     write_jsonl(path, [{"_id": "same", "text": "a"}, {"_id": "same", "text": "b"}])
-    with pytest.raises(DataError, match="the column _id has missing or equal ids"):
+    with pytest.raises(DataError, match="the column _id has missing or repeated ids"):
         read_source(path)
 
 
 def test_labels_that_are_no_classes(tmp_path):
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": "a", "score": 0.5, "many": [1]}])
-    with pytest.raises(DataError, match=r"holds decimals \(double\), which are no classes"):
+    with pytest.raises(DataError, match=r"holds decimals \(double\), which are not classes"):
         read_source(path, column="text", label_column="score")
-    with pytest.raises(DataError, match="which are no classes"):
+    with pytest.raises(DataError, match="which are not classes"):
         read_source(path, column="text", label_column="many")
 
 
@@ -285,9 +285,9 @@ def test_pairs_that_cannot_be_made(tmp_path):
     path.write_text("q,a,label\nq1,a1,x\nq2,,x\nq3,,x\n")
     with pytest.raises(DataError, match=r"2 of 3 rows have no text in 'a' \(first: row 1\)"):
         read_source(path, column="a", pair_column="q")
-    with pytest.raises(SourceError, match="the column 'a' cannot be two things"):
+    with pytest.raises(SourceError, match="the column 'a' is given twice"):
         read_source(path, column="a", pair_column="a")
-    with pytest.raises(SourceError, match="pairs have no classes; give --pair-column or --label-column"):
+    with pytest.raises(SourceError, match="pairs have no classes; give pair_column or label_column"):
         read_source(path, column="a", pair_column="q", label_column="label")
     vectors = write_jsonl(tmp_path / "v.jsonl", [{"q": "x", "v": [1.0]}])
     with pytest.raises(SourceError, match="pairs need two columns of text"):
@@ -309,7 +309,7 @@ def test_text_that_is_no_utf8_in_parquet_is_a_damaged_item(tmp_path):
     pq.write_table(pa.table({"text": bad}), tmp_path / "t.parquet")
     items = read_source(tmp_path / "t.parquet").items
     assert items[0] == "fine"
-    with pytest.raises(DamagedItemError, match="row 1 is no UTF-8 text"):
+    with pytest.raises(DamagedItemError, match="row 1 is not UTF-8 text"):
         items[1]
 
 

@@ -228,7 +228,7 @@ def test_the_layout_is_as_asked():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_recipes_make_views_survive_json_and_say_what_they_do(name, channels):
     if channels == 1 and name not in {"grayscale", "digits"}:
-        with pytest.raises(ConfigError, match='one channel do not have; take "grayscale"'):
+        with pytest.raises(ConfigError, match='one channel do not have; use "grayscale"'):
             view_preset(name, size=16, channels=1)
         return
     views = view_preset(name, size=16, channels=channels)

@@ -43,7 +43,7 @@ def put_shard(path):
 def test_a_file_beside_folders_of_classes_leaves_them_a_folder_of_images(name, put, tmp_path):
     put_images(tmp_path)
     put(tmp_path / name)
-    with pytest.warns(DataWarning, match=f"left out 1 file that is no image .*first: {name}"):
+    with pytest.warns(DataWarning, match=f"left out 1 file that is not an image .*first: {name}"):
         source = read_source(tmp_path)
     assert source.kind == "image"
     assert source.label_names == ("cat", "dog")

@@ -34,7 +34,7 @@ def test_images_that_cannot_be_read_are_named_with_the_class_they_take_along(tmp
     with pytest.warns(DataWarning) as said:
         source = read_source(tmp_path)
     message = str(said[0].message)
-    assert "left out 3 files that are no images (3 .heic; first: owl/IMG_0.HEIC)" in message
+    assert "left out 3 files that are not images (3 .heic; first: owl/IMG_0.HEIC)" in message
     assert "install pillow-heif for .heic" in message
     assert "no image is left of the classes owl" in message
     assert source.label_names == ("cat", "dog")
@@ -46,7 +46,7 @@ def test_a_file_of_another_kind_and_an_image_that_is_hidden_are_counted(tmp_path
         put(tmp_path / name)
     (tmp_path / "a" / "README").write_text("")
     (tmp_path / "a" / ".DS_Store").write_text("")
-    with pytest.warns(DataWarning, match=r"left out 2 files that are no images \(1 .png, 1 no ending; fir"):
+    with pytest.warns(DataWarning, match=r"left out 2 files that are not images \(1 .png, 1 no ending; fir"):
         source = read_source(tmp_path)
     assert list(source.ids) == ["a/1.png"]
     assert sorted(source.left_out) == ["a/.2.png", "a/README"]
@@ -54,7 +54,9 @@ def test_a_file_of_another_kind_and_an_image_that_is_hidden_are_counted(tmp_path
 
 def test_a_folder_without_an_image_that_can_be_read_says_what_it_holds(tmp_path, no_plugins):
     (tmp_path / "1.svg").write_text("<svg/>")
-    with pytest.raises(SourceError, match=r"holds no images; .*it holds 1 file that is no image \(1 .svg"):
+    with pytest.raises(
+        SourceError, match=r"holds no images; .*it holds 1 file that is not an image \(1 .svg"
+    ):
         read_source(tmp_path)
 
 
@@ -94,5 +96,5 @@ def test_the_command_says_it_in_a_note(tmp_path):
         app, ["embed", str(tmp_path), "--model", "cli.models:letters", "--out", str(tmp_path.parent / "out")]
     )
     assert "note: " in done.stderr
-    assert "left out 1 file that is no image (1 .txt; first: a/notes.txt)\n" in done.stderr
+    assert "left out 1 file that is not an image (1 .txt; first: a/notes.txt)\n" in done.stderr
     assert "DataWarning" not in done.stderr

@@ -75,7 +75,7 @@ def test_a_delimiter_that_does_not_fit_each_record_is_not_taken(tmp_path):
 
 def test_a_table_whose_delimiter_is_not_clear_is_refused_until_it_is_said(tmp_path):
     (tmp_path / "t.csv").write_text("text;label|note\na;x|n\nb;y|m\n")
-    with pytest.raises(SourceError, match=r"separated by ; and \|; say which with the option delimiter"):
+    with pytest.raises(SourceError, match=r"separated by ; and \|; give one as delimiter"):
         read_source(tmp_path / "t.csv")
     assert list(read_source(tmp_path / "t.csv", column="text", delimiter=";").items) == ["a", "b"]
 
@@ -90,8 +90,8 @@ def test_one_column_with_delimiters_in_its_texts_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("text,l\xe4bel\na,x\n".encode("latin-1"), "its header .* is no UTF-8 text; save the file as UTF-8"),
-        ("text,label\n\xe4,x\n".encode("latin-1"), "the column 'text' is no UTF-8 text; save the file"),
+        ("text,l\xe4bel\na,x\n".encode("latin-1"), "its header .* is not UTF-8 text; save the file as UTF-8"),
+        ("text,label\n\xe4,x\n".encode("latin-1"), "the column 'text' is not UTF-8 text; save the file"),
         ("text,label\na,x\n".encode("utf-16-le"), "its header holds null characters"),
     ],
 )
@@ -107,7 +107,7 @@ def test_the_option_says_the_delimiter_of_what_is_embedded(tmp_path):
              "--column", "text"]  # fmt: skip
     refused = CliRunner().invoke(app, [str(one) for one in given])
     assert refused.exit_code == 2
-    assert "say which with the option delimiter" in refused.stderr
+    assert "give one as delimiter" in refused.stderr
     done = CliRunner().invoke(app, [*map(str, given), "--delimiter", ";"])
     assert done.exit_code == 0, done.output
     with pytest.raises(SourceError, match="one character, tab, or none for one column; got 'semicolon'"):
@@ -137,7 +137,7 @@ def test_every_command_that_reads_a_table_takes_the_delimiter(tmp_path):
         ("adapt", table, "--out", tmp_path / "other"),
     ):  # fmt: skip
         refused = querykey(*words, "--column", "text")
-        assert "say which with the option delimiter" in refused.stderr or words[0] == "compare", words
+        assert "give one as delimiter" in refused.stderr or words[0] == "compare", words
         done = querykey(*words, *option)
         expected = {"adapt": "holds texts", "compare": "no run here"}.get(words[0], "")
         assert done.exit_code == (2 if expected else 0), done.output

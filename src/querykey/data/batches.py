@@ -1,4 +1,4 @@
-"""Which items each step trains on: a function of the seed and the step, with no state to save."""
+"""The items of each training step: a function of seed and step, without state to save."""
 
 from typing import Protocol, runtime_checkable
 
@@ -13,19 +13,19 @@ __all__ = ["Batches", "ClassBatches", "UniformBatches"]
 
 @runtime_checkable
 class Batches(Protocol):
-    """The order in which the items are read."""
+    """The order of the items."""
 
     def __call__(self, step: int) -> Ids:
-        """The items of one step: the same step, the same items, on any machine."""
+        """The items of a step; the same on any machine."""
         ...
 
 
 class UniformBatches:
-    """Every item once an epoch, in a new order each epoch; what does not fill a batch is left to the next.
+    """Every item at most once an epoch, in a new random order; an incomplete last batch is dropped.
 
     Args:
-        items: How many items there are.
-        batch_size: Items a step, from 1 to items.
+        items: Number of items.
+        batch_size: Items per step, from 1 to items.
         seed: Of the order.
 
     Raises:
@@ -56,12 +56,12 @@ class UniformBatches:
 
 
 class ClassBatches:
-    """P classes and K items of each, drawn anew each step: every query has a positive in its batch.
+    """P classes and K items of each, drawn at each step, so that every query has a positive in its batch.
 
     Args:
         labels: Class of each item; items labelled -1 and classes of one item are not drawn.
-        classes: P, classes a step, clipped to those there are.
-        items: K, items a class, at least 2; a smaller class gives all it has.
+        classes: P, classes per step, at most those that exist.
+        items: K, items per class, at least 2; of a smaller class all items are used.
         seed: Of the draw.
 
     Raises:

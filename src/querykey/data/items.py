@@ -1,4 +1,4 @@
-"""What a source is: lazy sequences of items and ids, and the fingerprint of the bytes they come from."""
+"""Sources: lazy sequences of items and ids, and a fingerprint of their bytes."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -16,24 +16,24 @@ Kind = Literal["image", "text", "vector"]
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What the user has: items, their ids and, where there are any, labels and pairs.
+    """A data set: items, their ids and, if there are any, labels and pairs.
 
-    Nothing is decoded before it is asked for: `items[i]` reads one item.
+    Items are decoded on access: `items[i]` reads one item.
 
     Args:
-        name: How the user named it.
-        kind: What an item is: a PIL image (its mode kept), a string, or a row of numbers.
-        items: Lazy for images and text; a 2-d array, memory-mapped where the format allows,
+        name: As the user gave it.
+        kind: Of an item: a PIL image in its mode, a string, or a row of numbers.
+        items: Lazy for images and text; a 2-d array, memory-mapped if the format allows it,
             for vectors. `items[i]` of an image may raise `DamagedItemError`.
         ids: Unique and stable: the path inside the folder, the `_id` column, or the row number.
-        labels: int64 [n], an index into `label_names`, -1 where unknown; None without labels.
-        label_names: The classes, () without labels. Two sources number their classes
-            separately: compare by name, or with `common_labels`.
-        fingerprint: sha256 in hex over the data's bytes and what was chosen of them.
-        queries: The query side, where the data are pairs.
+        labels: int64 [n], an index into `label_names`, -1 if unlabelled; None without labels.
+        label_names: The classes, () without labels. Each source numbers its classes: compare by name, or
+            use `common_labels`.
+        fingerprint: sha256 in hex of the bytes of the data and the chosen columns.
+        queries: The queries, if the data are pairs.
         pairs: int64 [m, 3]: row in `queries`, row in `items`, grade >= 1.
-        left_out: Files or rows that were given and are not among the items.
-        notes: What was left out or assumed in reading, a sentence each.
+        left_out: Files or rows that are not among the items.
+        notes: What was left out or assumed in reading, one sentence each.
     """
 
     name: str
@@ -49,14 +49,14 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """How many items there are."""
+        """Number of items."""
         return len(self.items)
 
 
 class Items(Sequence[Any]):
-    """Items read one at a time; a slice is a view that has read nothing yet.
+    """Items that are read on access; a slice is a lazy view.
 
-    A child gives `__len__` and `_read`.
+    Subclasses implement `__len__` and `_read`.
     """
 
     def _read(self, row: int) -> Any:
@@ -76,11 +76,11 @@ class Items(Sequence[Any]):
 
 
 class Chosen(Items):
-    """Some rows of another sequence, in the order given.
+    """Some rows of another sequence, in the given order.
 
     Args:
-        items: What is chosen from.
-        rows: Places in it.
+        items: The sequence.
+        rows: Indices.
 
     Example:
         >>> list(Chosen(["a", "b", "c"], np.array([2, 0])))
@@ -99,7 +99,7 @@ class Chosen(Items):
 
 
 class RowNumbers(Items):
-    """The ids of rows that have none: "0", "1", ... without a string kept for each.
+    """The ids of rows without ids: "0", "1", ..., made on access.
 
     Example:
         >>> RowNumbers(1_000_000)[-1]
@@ -120,7 +120,7 @@ _BLOCK = 1 << 22
 
 
 class Fingerprint:
-    """A sha256 of several parts, each with its length: moving a byte to the next part changes it.
+    """A sha256 of several values, each with its length: moving a byte to the next value changes it.
 
     Example:
         >>> Fingerprint().text("ab").text("c").hex() == Fingerprint().text("a").text("bc").hex()
@@ -130,23 +130,20 @@ class Fingerprint:
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
-    def text(self, *words: str | None) -> "Fingerprint":
-        """Add texts: a column, a split, the id of an item."""
-        for word in words:
-            data = b"" if word is None else word.encode("utf-8", "surrogateescape")
-            self.data(data, tag=b"n" if word is None else b"t")
+    def text(self, *texts: str | None) -> "Fingerprint":
+        """Add texts, such as a column, a split or an id."""
+        for one in texts:
+            data = b"" if one is None else one.encode("utf-8", "surrogateescape")
+            self.data(data, tag=b"n" if one is None else b"t")
         return self
 
     def data(self, data: bytes, *, tag: bytes = b"b") -> "Fingerprint":
-        """Add bytes held in memory."""
+        """Add bytes."""
         self._digest.update(tag + len(data).to_bytes(8, "little") + data)
         return self
 
     def file(self, path: Path) -> "Fingerprint":
-        """Add a file, a block at a time; one that cannot be read counts as unreadable.
-
-        Whoever reads the item finds the fault; it is not the fingerprint's to raise.
-        """
+        """Add a file, a block at a time; one that cannot be read is added as such, and its item raises."""
         part = hashlib.sha256()
         try:
             with path.open("rb", buffering=0) as stream:
@@ -157,7 +154,7 @@ class Fingerprint:
         return self.data(part.digest(), tag=b"f")
 
     def array(self, array: NDArray[Any]) -> "Fingerprint":
-        """Add an array's shape, dtype and values, a block of rows at a time."""
+        """Add the shape, dtype and values of an array, a block of rows at a time."""
         self.text(str(array.dtype), str(array.shape))
         rows = max(1, _BLOCK // max(1, array[:1].nbytes))
         for start in range(0, len(array), rows):
@@ -165,12 +162,12 @@ class Fingerprint:
         return self
 
     def hex(self) -> str:
-        """The sum so far, 64 hexadecimal digits."""
+        """The digest so far, 64 hexadecimal digits."""
         return self._digest.hexdigest()
 
 
 def fingerprint_files(paths: Iterable[Path], *choices: str | None) -> str:
-    """The fingerprint of whole files, in order, and of what was chosen of them."""
+    """The fingerprint of files, in order, and of the chosen columns or splits."""
     digest = Fingerprint().text(*choices)
     for path in paths:
         digest.file(path)

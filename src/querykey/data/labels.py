@@ -1,4 +1,4 @@
-"""Labels of any kind as numbers 0, 1, ... with their names."""
+"""Encodes labels of any type as integers 0, 1, ... with class names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,22 +21,21 @@ _Numbered = tuple[NDArray[np.int64], tuple[str, ...]]
 
 
 def number_labels(values: Any, *, what: str, names: Sequence[str] = ()) -> _Numbered:
-    """Number the classes of a column.
+    """Encode the classes of a column as integers.
 
-    Strings are sorted; integers keep their order, and -1 means unlabelled, as in scikit-learn.
-    Missing values, empty strings and NaN are unlabelled too.
+    Classes are sorted; of integers, -1 means unlabelled, as in scikit-learn. Missing values, empty strings
+    and NaN are unlabelled too.
 
     Args:
-        values: One value an item: an arrow column, an array or a list.
-        what: Where they come from, for the message.
-        names: Names of classes 0, 1, ... where the data bring them; then all of these are
-            classes, also those that have no item.
+        values: One per item: an Arrow column, an array or a list.
+        what: Their source, for messages.
+        names: Names of classes 0, 1, ... from the data, including classes without an item.
 
     Returns:
-        (labels int64 [n] with -1 where unknown, the name of each class).
+        (labels int64 [n], -1 if unlabelled; the name of each class).
 
     Raises:
-        DataError: If the values are no classes: decimals, lists, numbers without a name.
+        DataError: If the values are not classes: decimals, lists, integers without a name.
 
     Example:
         >>> labels, names = number_labels(["cat", "ant", None, "cat"], what="pets.csv")
@@ -51,7 +50,7 @@ def number_labels(values: Any, *, what: str, names: Sequence[str] = ()) -> _Numb
     if pa.types.is_boolean(kind):
         column = pc.cast(column, pa.string())
     elif pa.types.is_floating(kind):
-        column = _whole_numbers(column, what)
+        column = _integers(column, what)
     elif pa.types.is_null(kind):
         column = pc.cast(column, pa.string())
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
@@ -59,21 +58,21 @@ def number_labels(values: Any, *, what: str, names: Sequence[str] = ()) -> _Numb
     elif pa.types.is_uint64(kind):
         column = _signed(column)
     elif not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"{what} holds {kind}, which are no classes; labels are strings or whole numbers")
+        raise DataError(f"{what} holds {kind}, which are not classes; labels are strings or integers")
 
     unknown = "" if not pa.types.is_integer(column.type) else IGNORE_LABEL
-    known = pc.and_kleene(pc.is_valid(column), pc.fill_null(pc.not_equal(column, unknown), False))
+    labelled = pc.and_kleene(pc.is_valid(column), pc.fill_null(pc.not_equal(column, unknown), False))
     if len(names) and pa.types.is_integer(column.type):
-        return _named_already(column, known, what, tuple(names))
-    classes = pc.unique(column.filter(known))
+        return _with_names(column, labelled, what, tuple(names))
+    classes = pc.unique(column.filter(labelled))
     classes = classes.take(pc.sort_indices(classes))
-    numbers = pc.index_in(pc.if_else(known, column, None), value_set=classes)
+    numbers = pc.index_in(pc.if_else(labelled, column, None), value_set=classes)
     labels = pc.fill_null(numbers, IGNORE_LABEL).to_numpy(zero_copy_only=False).astype(np.int64)
     return labels, tuple(str(name) for name in classes.to_pylist())
 
 
 def common_labels(*parts: _Numbered) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
-    """Number the classes of several sources the same way, by their names.
+    """Encode the classes of several sources in the same way, by their names.
 
     Args:
         parts: (labels, label_names) of each source.
@@ -87,30 +86,30 @@ def common_labels(*parts: _Numbered) -> tuple[list[NDArray[np.int64]], tuple[str
         >>> [labels.tolist() for labels in common_labels(train, test)[0]]
         [[0, 1], [1, -1]]
     """
-    names = tuple(dict.fromkeys(name for _, own in parts for name in own))
+    names = tuple(dict.fromkeys(name for _, part_names in parts for name in part_names))
     place = {name: number for number, name in enumerate(names)}
     numbered = []
-    for labels, own in parts:
-        # the last entry is where an index of -1 falls
-        onto = np.array([*(place[name] for name in own), IGNORE_LABEL], dtype=np.int64)
+    for labels, part_names in parts:
+        # the last entry is that of index -1
+        onto = np.array([*(place[name] for name in part_names), IGNORE_LABEL], dtype=np.int64)
         numbered.append(onto[labels])
     return numbered, names
 
 
 def label_array(values: Any, *, what: str) -> NDArray[Any]:
-    """Labels in any container as an array in which what is missing is None or NaN.
+    """Convert labels in any container to an array in which missing values are None or NaN.
 
-    NumPy alone loses it: `np.asarray([nan, "a"])` holds the text "nan", and a mask is left out.
+    `np.asarray` alone loses them: `np.asarray([nan, "a"])` contains the text "nan", and masks are dropped.
 
     Args:
         values: A list, array, masked array, column of pandas or tensor.
-        what: Where they come from, for the message.
+        what: Their source, for messages.
 
     Returns:
-        [n]; of objects where they came in a list or some are missing. Of more dimensions as they were given.
+        [n]; of dtype object if given as a list or if some are missing. More dimensions are kept.
 
     Raises:
-        DataError: If they are no sequence.
+        DataError: If they are not a sequence.
     """
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
@@ -144,7 +143,9 @@ def _one_array(values: Any, what: str) -> Any:
     if found.dtype == object:
         found = np.array([None if _is_missing(value) else value for value in found], dtype=object)
         if len({isinstance(value, bytes) for value in found if value is not None}) == 2:
-            raise DataError(f"{what} holds bytes and others, which are no classes together; decode the bytes")
+            raise DataError(
+                f"{what} holds bytes and others, which cannot be classes together; decode the bytes"
+            )
         if any(type(value) is int and not -(2**63) <= value < 2**63 for value in found):
             found = np.array([None if value is None else str(value) for value in found], dtype=object)
     try:
@@ -152,13 +153,13 @@ def _one_array(values: Any, what: str) -> Any:
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         kinds = sorted({type(value).__name__ for value in found.flat if value is not None})
         raise DataError(
-            f"{what} holds {' and '.join(kinds[:4])}, which are no classes together; "
-            "labels are strings or whole numbers, all of one kind"
+            f"{what} holds {' and '.join(kinds[:4])}, which cannot be classes together; "
+            "labels are strings or integers, all of one type"
         ) from error
 
 
 def _is_missing(value: Any) -> bool:
-    """None, NaN, NaT, pandas' NA, and what a masked array masks."""
+    """None, NaN, NaT, pandas' NA, and masked values."""
     if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"):
         return True
     if isinstance(value, np.datetime64 | np.timedelta64):
@@ -166,42 +167,41 @@ def _is_missing(value: Any) -> bool:
     return isinstance(value, float | np.floating) and bool(np.isnan(value))
 
 
-def _whole_numbers(column: Any, what: str) -> Any:
-    """Integers that came as decimals because some are missing."""
+def _integers(column: Any, what: str) -> Any:
+    """Integers that are stored as decimals because some are missing."""
     column = pc.if_else(pc.is_nan(column), None, column)
     try:
         return pc.cast(column, pa.int64())
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"{what} holds decimals ({column.type}), which are no classes; "
-            "labels are strings or whole numbers"
+            f"{what} holds decimals ({column.type}), which are not classes; labels are strings or integers"
         ) from error
 
 
 def _decoded(column: Any, what: str) -> Any:
-    """Bytes as the text that they are in UTF-8."""
+    """Bytes decoded as UTF-8."""
     try:
         return pc.cast(pc.cast(column, pa.binary()), pa.string())
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"{what} holds bytes that are no UTF-8 text, which are no classes; labels are strings or numbers"
+            f"{what} holds bytes that are not UTF-8 text; labels are strings or integers"
         ) from error
 
 
 def _signed(column: Any) -> Any:
-    """Numbers as those with a sign; as text where one is too large for that."""
+    """Unsigned integers as signed ones; as text if one is too large."""
     try:
         return pc.cast(column, pa.int64())
     except pa.ArrowInvalid:
         return pc.cast(column, pa.string())
 
 
-def _named_already(column: Any, known: Any, what: str, names: tuple[str, ...]) -> _Numbered:
-    filled = pc.if_else(known, column, IGNORE_LABEL)
+def _with_names(column: Any, labelled: Any, what: str, names: tuple[str, ...]) -> _Numbered:
+    filled = pc.if_else(labelled, column, IGNORE_LABEL)
     labels = filled.to_numpy(zero_copy_only=False).astype(np.int64)
     if len(labels) and not (labels.min() >= IGNORE_LABEL and labels.max() < len(names)):
         raise DataError(
             f"{what} holds labels from {labels.min()} to {labels.max()}, but names {len(names)} classes; "
-            f"labels must lie in 0 to {len(names) - 1}, or be -1 where unknown"
+            f"labels must lie in 0 to {len(names) - 1}, or be -1 if unlabelled"
         )
     return labels, names

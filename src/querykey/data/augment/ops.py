@@ -1,7 +1,7 @@
-"""Colour changes of whole batches, in place, a number of its own for each image.
+"""Changes of batches of images, in place, with different parameters for each image.
 
-Images are planes here: float32 [channels, images, height, width] with values 0 to 1, so that each
-channel of all images is one run of memory. What a function changes it also returns.
+Images are planes: float32 [channels, images, height, width], 0 to 1, so that each channel of all images is
+contiguous. Functions in place return their argument.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _LUMA = (0.2989, 0.587, 0.114)
-"""Of red, green and blue in gray, ITU-R BT.601."""
+"""Weights of red, green and blue, ITU-R BT.601."""
 
 
 def brighten_(planes: Tensor, factors: Tensor) -> Tensor:
@@ -41,37 +41,37 @@ def brighten_(planes: Tensor, factors: Tensor) -> Tensor:
 
 
 def contrast_(planes: Tensor, factors: Tensor) -> Tensor:
-    """Move each image away from the mean of its own gray: mean + factor * (x - mean), clipped."""
-    # by rows first: one sum over all of a large image would depend on the number of threads
+    """Scale the contrast around the mean gray of each image: mean + factor * (x - mean), clipped."""
+    # by rows first: a sum over a large image would depend on the number of threads
     means = planes.mean(3).mean(2)
     means = _luma(means) if len(planes) == 3 else means[0]
     return planes.mul_(factors[:, None, None]).add_((means * (1 - factors))[:, None, None]).clamp_(0, 1)
 
 
 def saturate_(planes: Tensor, factors: Tensor) -> Tensor:
-    """Move each pixel away from its own gray: gray + factor * (x - gray), clipped; three channels."""
+    """Scale the saturation of three channels: gray + factor * (x - gray) of each pixel, clipped."""
     gray = _luma(planes).mul_((1 - factors)[:, None, None])
     return planes.mul_(factors[:, None, None]).add_(gray).clamp_(0, 1)
 
 
 def gray_(planes: Tensor) -> Tensor:
-    """Put each pixel's gray into all three channels."""
+    """Convert to gray, in all three channels."""
     return planes.copy_(_luma(planes).expand_as(planes))
 
 
 def solarize_(planes: Tensor, threshold: float) -> Tensor:
-    """Turn values at or above the threshold into 1 - value."""
-    # x or 1 - x: their distance from each other, where the threshold says so
+    """Invert values at or above the threshold: 1 - value."""
+    # x + reached * (1 - 2x)
     reached = torch.ge(planes, threshold, out=torch.empty_like(planes))
     return planes.add_(reached.mul_(planes.mul(-2).add_(1)))
 
 
 def turn_hue_(planes: Tensor, turns: Tensor) -> Tensor:
-    r"""Turn the hue of each image by a share of the circle, in HSV; three channels.
+    r"""Rotate the hue of each image by a fraction of the circle, in HSV; three channels.
 
     With the hue :math:`h \in [0, 6)`, the lowest channel *m* and the chroma *c*, a channel is
-    :math:`m + c \cdot p(h)`, where *p* is 1 in the third of the circle around the channel's own hue, 0
-    in the opposite third, and a straight line between them.
+    :math:`m + c \cdot p(h)`, where *p* is 1 in the third of the circle around the hue of the channel,
+    0 in the opposite third, and linear between them.
 
     Args:
         planes: [3, images, height, width], changed in place.
@@ -79,7 +79,7 @@ def turn_hue_(planes: Tensor, turns: Tensor) -> Tensor:
     """
     red, green, blue = planes
     upper, low = torch.maximum(green, blue), torch.minimum(green, blue)
-    # sorted: the highest channel first, and where on the circle (in sixths) the counting starts
+    # sorted: the highest channel first, and the origin of the hue on the circle, in sixths
     start = _is_below(green, blue).mul_(-6)
     start.add_(_is_below(red, upper).mul_(start.mul(-2).sub_(2)))
     high = torch.maximum(red, upper)
@@ -87,9 +87,9 @@ def turn_hue_(planes: Tensor, turns: Tensor) -> Tensor:
     chroma = torch.minimum(hue, low)
     hue.sub_(low)
     torch.sub(high, chroma, out=chroma)
-    # gray has no hue: 0 by anything above 0
+    # gray has no hue: 0 divided by a positive number
     hue.div_(torch.clamp(chroma, min=1e-12, out=low)).add_(start).abs_()
-    # 0 to 6 again, after a turn that is made forward
+    # back to 0 to 6, after a rotation made positive
     hue.add_(((turns + 1) * 6)[:, None, None]).mul_(1 / 6).frac_().mul_(6)
     for channel, place in enumerate((3, 2, 4)):
         part = torch.sub(hue, place, out=planes[channel]).abs_().clamp_(1, 2).mul_(chroma)
@@ -101,7 +101,7 @@ def turn_hue_(planes: Tensor, turns: Tensor) -> Tensor:
 
 
 def _is_below(some: Tensor, others: Tensor) -> Tensor:
-    """1 where some < others, else 0; as numbers at once, for bool to float is slow."""
+    """1 where some < others, else 0; directly as numbers, since bool to float is slow."""
     return torch.lt(some, others, out=torch.empty_like(some))
 
 
@@ -113,11 +113,11 @@ def _luma(planes: Tensor) -> Tensor:
 
 
 _LARGE, _BAND = 96, 32
-"""Above so many pixels a side most of the matrix of a whole row would be 0: bands are taken."""
+"""Pixels per side above which most of the matrix of a row would be 0, so that bands are used."""
 
 
 def blur(planes: Tensor, sigmas: Tensor, radius: int) -> Tensor:
-    """Blur each image with a Gaussian of its own, edges mirrored without the edge pixel.
+    """Blur each image with its Gaussian; edges are reflected, without the edge pixel.
 
     Args:
         planes: [channels, images, size, size], size > radius.
@@ -144,7 +144,7 @@ def _gaussians(sigmas: NDArray[np.float32], radius: int, band: int) -> Tensor:
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigmas[:, None].astype(np.float64)) ** 2)
     taps /= taps.sum(axis=1, keepdims=True)
     matrices = np.zeros((len(sigmas), band, band + 2 * radius), np.float32)
-    # each row starts one place further than the one above
+    # each row starts one column after the one above
     step, row, column = matrices.strides
     diagonals = np.lib.stride_tricks.as_strided(
         matrices, (len(sigmas), band, 2 * radius + 1), (step, row + column, column)
@@ -154,7 +154,7 @@ def _gaussians(sigmas: NDArray[np.float32], radius: int, band: int) -> Tensor:
 
 
 def _blur_and_turn(images: Tensor, matrices: Tensor, radius: int) -> Tensor:
-    """Blur along the rows and swap rows and columns: done twice, both are blurred and back in place."""
+    """Blur along the rows and transpose: applied twice, rows and columns are blurred."""
     count, size, _ = images.shape
     band, reach = matrices.shape[1:]
     padded = images.new_empty(count, size, size + 2 * radius)
@@ -172,7 +172,7 @@ def _blur_and_turn(images: Tensor, matrices: Tensor, radius: int) -> Tensor:
 
 
 def sobel(planes: Tensor) -> Tensor:
-    """The strength of edges: the length of the Sobel gradient of the gray, by 4, at most 1.
+    """The length of the Sobel gradient of the gray image, divided by 4, at most 1.
 
     Args:
         planes: [1 or 3, images, height, width].
@@ -191,11 +191,11 @@ def sobel(planes: Tensor) -> Tensor:
 
 
 def add_noise_(planes: Tensor, deviation: float, keys: NDArray[np.uint64]) -> Tensor:
-    """Add Gaussian noise to each image, drawn from its own key; clipped to 0..1.
+    """Add Gaussian noise to each image, seeded by its key; clipped to 0..1.
 
     Args:
         planes: Changed in place.
-        deviation: Of the noise, on the scale 0 to 1.
+        deviation: Standard deviation of the noise, on the scale 0 to 1.
         keys: [images].
     """
     shape = len(planes), *planes.shape[2:]
@@ -206,16 +206,16 @@ def add_noise_(planes: Tensor, deviation: float, keys: NDArray[np.uint64]) -> Te
 
 
 _CHUNK_BYTES = 3_200_000
-"""Of planes worked on together by a thread: near its core, and worth the cost of each call."""
+"""Size of the planes that a thread processes at once: they fit the cache, and calls are amortised."""
 
 _WORTH_A_CALL = 4096
-"""Numbers from which copying each image by itself is faster than by its index."""
+"""Size of an image from which copying images one by one is faster than by index."""
 
 _JITTERS = (brighten_, contrast_, saturate_, turn_hue_)
 
 
 def chunks(count: int, *, channels: int, size: int, device: torch.device) -> Iterator[slice]:
-    """Images that are worked on together: all on an accelerator, few on a CPU."""
+    """Slices of images to process at once: all on an accelerator, few on a CPU."""
     step = count
     if device.type == "cpu":
         step = max(1, torch.get_num_threads() * _CHUNK_BYTES // (4 * channels * size * size))
@@ -226,14 +226,14 @@ def chunks(count: int, *, channels: int, size: int, device: torch.device) -> Ite
 def change_(
     planes: Tensor, drawn: ViewParameters, *, blur_radius: int, threshold: float, deviation: float
 ) -> None:
-    """Do all that was drawn between resampling and normalising, in place.
+    """Apply the changes between resampling and normalisation, in place.
 
     Args:
         planes: float32 [channels, images, size, size], 0 to 1.
-        drawn: What is done to each image; those that are jittered come first.
+        drawn: Parameters; jittered images come first.
         blur_radius: Of the blur's kernel.
         threshold: Of solarize.
-        deviation: Of the noise.
+        deviation: Standard deviation of the noise.
     """
 
     def some(chosen: Tensor, change: Callable[[Tensor], Tensor]) -> None:
@@ -261,7 +261,7 @@ def change_(
 
 
 def put_(planes: Tensor, rows: Tensor, changed: Tensor) -> None:
-    """The changed images [channels, rows, ...] into their places among the planes."""
+    """Copy changed images [channels, rows, ...] into `rows` of the planes."""
     if planes.device.type == "cpu" and planes[0, 0].numel() > _WORTH_A_CALL:
         for place, row in enumerate(rows.tolist()):
             planes[:, row].copy_(changed[:, place])
@@ -272,13 +272,13 @@ def put_(planes: Tensor, rows: Tensor, changed: Tensor) -> None:
 
 
 def normalise_(planes: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> None:
-    """Take off each channel's mean and divide by its deviation, in place."""
+    """Subtract the mean of each channel and divide by its standard deviation, in place."""
     for channel, (middle, width) in enumerate(zip(mean, deviation, strict=True)):
         planes[channel].sub_(middle).mul_(1 / width)
 
 
 def cut_(planes: Tensor, holes: Tensor) -> Tensor:
-    """Set each image's hole to 0, which is the mean of normalised images.
+    """Set the hole of each image to 0, the mean of normalised images.
 
     Args:
         planes: Changed in place.

@@ -1,8 +1,8 @@
-"""Crop, flip and scale whole batches in one resampling, each image with a box of its own.
+"""Crop, flip and scale batches in one resampling, with a different box for each image.
 
-A row of the result is a weighted sum of rows of the box, and a column likewise: two small matrices an
-image. Small images take them as batched matrix products. On a CPU large images go one by one, in bands
-of rows and columns, so that only weights that are not 0 are multiplied.
+A row of the result is a weighted sum of rows of the box, and so is a column: two small matrices per image.
+Small images are multiplied by them in batched matrix products. On a CPU large images are resampled one by
+one, in bands of rows and columns, so that only non-zero weights are multiplied.
 """
 
 import math
@@ -20,7 +20,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 _Numbers = NDArray[Any]
 
 _LARGE = 96
-"""Pixels a side from which images are taken one by one in bands."""
+"""Pixels per side above which images are resampled one by one, in bands."""
 _BAND = 32
 
 
@@ -40,14 +40,14 @@ def resample(
         images: uint8, or float 0 to 1, [images, channels, height, width].
         boxes: [images, 4] on the CPU: top, left, height and width in pixels, within the image.
         size: Side of the result.
-        flips: bool [images] on the CPU: which are mirrored left to right.
-        limits: [images, 4] like boxes: the pixels that may be read; the box itself where not given,
-            as if it had been cut out first.
-        interpolation: Between pixels; bicubic as torch has it (a = -0.75, with antialias -0.5).
-        antialias: Whether a kernel is widened where the box is larger than the result.
+        flips: bool [images] on the CPU: mirrored left to right.
+        limits: [images, 4] like boxes: the pixels that may be read; by default the box, as if it had been
+            cropped first.
+        interpolation: Bicubic as in PyTorch (a = -0.75, with antialias -0.5).
+        antialias: Whether the kernel is widened if the box is larger than the result.
 
     Returns:
-        Planes, float32 [channels, images, size, size], 0 to 1: what bicubic shoots over is clipped.
+        Planes, float32 [channels, images, size, size], clipped to 0 to 1.
     """
     spans = boxes.numpy().astype(np.float32)
     bounds = spans if limits is None else limits.numpy().astype(np.float32)
@@ -83,16 +83,16 @@ def tap_weights(
     interpolation: Interpolation,
     antialias: bool,
 ) -> _Numbers:
-    """How much of each source pixel goes into each pixel of the result; the sum over pixels is 1.
+    """The weight of each source pixel in each pixel of the result; the sum over source pixels is 1.
 
     Args:
-        centres: [n, out], where the middle of each result pixel lies in the source, pixel 0 being 0 to 1.
-        pixels: [n, taps], numbers of source pixels one after the other, which include all that count.
+        centres: [n, out], position in the source of the middle of each result pixel; pixel 0 is 0 to 1.
+        pixels: [n, taps], consecutive indices of source pixels, including all with a weight.
         low: [n], the first pixel that may be read.
         high: [n], one past the last.
-        scale: [n], source pixels a result pixel.
+        scale: [n], source pixels per result pixel.
         interpolation: The kernel.
-        antialias: Whether it is widened by scale where that is above 1.
+        antialias: Whether it is widened by scale if that is above 1.
 
     Returns:
         float32 [n, out, taps].
@@ -121,7 +121,7 @@ def _cubic(distance: _Numbers, a: float) -> _Numbers:
 
 
 def _cubic_taps(centres: _Numbers, pixels: _Numbers, low: _Numbers, high: _Numbers) -> _Numbers:
-    """Four taps a pixel; one outside counts for the pixel at the edge."""
+    """Four taps per pixel; those outside count for the pixel at the edge."""
     first = np.floor(centres - np.float32(0.5))
     weights = np.zeros((*centres.shape, pixels.shape[1]), np.float32)
     row, column = np.indices(centres.shape)
@@ -133,7 +133,7 @@ def _cubic_taps(centres: _Numbers, pixels: _Numbers, low: _Numbers, high: _Numbe
 
 
 def _centres(spans: _Numbers, flips: _Numbers | None, size: int) -> tuple[_Numbers, _Numbers]:
-    """Where result pixels lie along one axis [n, size], and source pixels a result pixel [n]."""
+    """Positions of result pixels along an axis [n, size], and source pixels per result pixel [n]."""
     start, length = spans[:, :1], spans[:, 1:]
     scale = length / size
     centres = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale
@@ -150,7 +150,7 @@ def _matrix(
     source: int,
     kernel: tuple[Interpolation, bool],
 ) -> Tensor:
-    """[n, size, source]: the weights along one axis."""
+    """[n, size, source]: the weights along an axis."""
     centres, scale = _centres(spans, flips, size)
     pixels = np.broadcast_to(np.arange(source, dtype=np.float32), (len(spans), source))
     low, high = limits[:, 0], limits[:, 0] + limits[:, 1]
@@ -160,7 +160,7 @@ def _matrix(
 def _bands(
     span: _Numbers, limit: _Numbers, flip: bool, size: int, kernel: tuple[Interpolation, bool]
 ) -> list[tuple[int, int, Tensor]]:
-    """The weights of one image along one axis in bands: (first result, first source pixel, weights)."""
+    """The weights of an image along an axis, in bands: (first result pixel, first source pixel, weights)."""
     interpolation, antialias = kernel
     centres, scale = _centres(span[None], np.array([flip]), size)
     low, length = int(limit[0]), int(limit[1])
@@ -185,11 +185,11 @@ def _resample_large(
     flip: bool,
     kernel: tuple[Interpolation, bool],
 ) -> None:
-    """One image into its planes [channels, size, size]."""
+    """Resample an image into its planes [channels, size, size]."""
     size = plane.shape[-1]
     top, left, height, width = (int(number) for number in limit)
     channels = len(image)
-    # all channels of a row side by side, so that one product takes them all
+    # all channels of a row side by side: one product for all
     part = torch.empty(height, channels, width)
     part.copy_(image[:, top : top + height, left : left + width].transpose(0, 1))
     part = part.view(height * channels, width)

@@ -1,4 +1,4 @@
-"""Random numbers that belong to an item: a function of seed, epoch, item and view, with no state."""
+"""Stateless random numbers: a function of a key (seed, epoch, view) and an item id."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,19 +11,19 @@ _TO_UNIT = 2.0**-53
 
 
 def keyed_bits(key: tuple[int, ...], ids: NDArray[np.int64], slots: int) -> NDArray[np.uint64]:
-    """64 bits for each id and slot, the same wherever, whenever and beside whatever they are drawn.
+    """64 random bits for each id and slot; they depend on key, id and slot alone.
 
     Args:
-        key: What all of them share, for example (seed, epoch, view); any integers, taken modulo 2^64.
+        key: For example (seed, epoch, view); any integers, modulo 2^64.
         ids: [n].
-        slots: How many draws each id has, >= 0. More slots change none of those before them.
+        slots: Draws of each id, >= 0. More slots do not change earlier ones.
 
     Returns:
         uint64 [n, slots].
 
     Source:
-        Steele et al. 2014, Fast splittable pseudorandom number generators (SplitMix64): each word of
-        the key moves the state, which is then mixed.
+        Steele et al. 2014, Fast splittable pseudorandom number generators (SplitMix64): each integer of
+        the key is added to the state, which is then mixed.
     """
     state = np.zeros(1, np.uint64)
     for word in key:
@@ -33,7 +33,7 @@ def keyed_bits(key: tuple[int, ...], ids: NDArray[np.int64], slots: int) -> NDAr
 
 
 def keyed_uniforms(key: tuple[int, ...], ids: NDArray[np.int64], slots: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1), float64 [n, slots], of `keyed_bits`.
+    """Uniform numbers in [0, 1), float64 [n, slots], from `keyed_bits`.
 
     Example:
         >>> both = keyed_uniforms((7, 0, 1), np.array([3, 5]), 2)

@@ -1,4 +1,4 @@
-"""Images as they are, for evaluation."""
+"""Random views of images for training, and the deterministic view for evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -49,15 +49,15 @@ def plain_view(
     sizes: ImageSizes | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> ViewRows:
-    """Images as they are, for evaluation: the shorter side scaled to size, the middle cut out, normalised.
+    """The view for evaluation: resize the shorter side, crop the centre, normalise.
 
     Args:
         images: uint8, or float 0 to 1. Images of several sizes lie at the top left of one canvas.
         size: Side of the result.
-        mean: Of each channel, taken off.
-        deviation: Of each channel, divided by.
-        sizes: Height and width of each image, where they differ.
-        memory_format: Of the result; contiguous where not given.
+        mean: Of each channel.
+        deviation: Standard deviation of each channel.
+        sizes: Height and width of each image, if they differ.
+        memory_format: Of the result; by default contiguous.
 
     Returns:
         float32 [images, channels, size, size]; antialiased, bilinear.
@@ -103,14 +103,14 @@ _PRESETS: dict[str, dict[str, Any]] = {
 _GRAY_IN = {"grayscale", "digits"}
 
 VIEW_PRESETS = tuple(_PRESETS)
-"""The names of all presets."""
+"""Names of the presets."""
 
 
 def preset_settings(name: str, *, channels: int, strength: float | None) -> dict[str, Any]:
-    """The settings of a recipe but the size; `view_preset` says more.
+    """The settings of a preset, without the size; see `view_preset`.
 
     Raises:
-        ConfigError: If there is no such recipe, or it needs colours.
+        ConfigError: If the preset does not exist, or it needs colours.
         RangeError: If strength is negative.
     """
     if name not in _PRESETS:
@@ -122,14 +122,14 @@ def preset_settings(name: str, *, channels: int, strength: float | None) -> dict
     if channels == 1 and name not in _GRAY_IN:
         raise ConfigError(
             f"the views {name!r} change hue and saturation, which images of one channel do not have; "
-            'take "grayscale", or "digits" where a mirror image means something else'
+            'use "grayscale", or "digits" if mirror images have another meaning'
         )
     settings = dict(_PRESETS[name])
     if strength is not None:
         if strength < 0:
             raise RangeError(f"strength must be at least 0, got {strength}")
-        own = _SIMCLR if name == "small_images" else settings["jitter"]
-        brightness, contrast, saturation, hue = (strength * most for most in own)
+        jitter = _SIMCLR if name == "small_images" else settings["jitter"]
+        brightness, contrast, saturation, hue = (strength * most for most in jitter)
         settings["jitter"] = (brightness, contrast, saturation, min(hue, 0.5))
     if channels == 1:
         settings |= {"mean": GRAY_MEAN, "deviation": GRAY_DEVIATION}
@@ -139,11 +139,11 @@ def preset_settings(name: str, *, channels: int, strength: float | None) -> dict
 
 
 def describe_views(settings: Mapping[str, Any], *, blur_kernel: int) -> str:
-    """A line for each kind of change that can happen, with all its numbers."""
-    said = {name: _number(value) for name, value in settings.items()}
-    lines = [f"size {said['size']}, {said['interpolation']}, antialias {said['antialias']}"]
+    """One line for each possible change, with its parameters."""
+    shown = {name: _number(value) for name, value in settings.items()}
+    lines = [f"size {shown['size']}, {shown['interpolation']}, antialias {shown['antialias']}"]
     if settings["crop_scale"] is not None:
-        lines.append(f"crop {said['crop_scale']} of the area, ratio {said['crop_ratio']}")
+        lines.append(f"crop {shown['crop_scale']} of the area, ratio {shown['crop_ratio']}")
     jitter = ", ".join(
         f"{kind} {_number(most)}" for kind, most in zip(JITTERS, settings["jitter"], strict=True)
     )
@@ -152,16 +152,16 @@ def describe_views(settings: Mapping[str, Any], *, blur_kernel: int) -> str:
         "rotate": ", quarter turns",
         "jitter_probability": f", {jitter}",
         "grayscale": "",
-        "blur": f", sigma {said['blur_sigma']}, kernel {blur_kernel}",
-        "solarize": f", threshold {said['solarize_threshold']}",
+        "blur": f", sigma {shown['blur_sigma']}, kernel {blur_kernel}",
+        "solarize": f", threshold {shown['solarize_threshold']}",
         "sobel": "",
-        "noise": f", deviation {said['noise_deviation']}",
-        "cutout": f", share {said['cutout_share']} of the side",
+        "noise": f", deviation {shown['noise_deviation']}",
+        "cutout": f", share {shown['cutout_share']} of the side",
     }
     idle = set() if any(settings["jitter"]) else {"jitter_probability"}
     for name, more in kinds.items():
         if settings[name] > 0 and name not in idle:
-            lines.append(f"{name.partition('_')[0]} p {said[name]}{more}")
+            lines.append(f"{name.partition('_')[0]} p {shown[name]}{more}")
     mean, deviation = (", ".join(_number(x) for x in settings[name]) for name in ("mean", "deviation"))
     lines.append(f"normalise mean {mean}; deviation {deviation}")
     return "\n".join(lines)
@@ -175,7 +175,7 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-# which draw is for what; a new one goes to the end, so that no other changes
+# the draw of each parameter; append new ones, so that the others do not change
 _CROP, _FLIP, _JITTER, _FACTORS, _GRAY, _BLUR, _SIGMA = 0, 22, 23, 24, 28, 29, 30
 _SOLARIZE, _CUTOUT, _HOLE, _SOBEL, _NOISE, _ROTATE, _TURN, _SLOTS = 31, 32, 33, 35, 36, 37, 38, 39
 _NOISE_KEY, _ORDER_KEY = 1, 2
@@ -183,38 +183,38 @@ _NOISE_KEY, _ORDER_KEY = 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """How views of images are made: what is done, how often and how strongly.
+    """Random views of images: the changes, their probabilities and their strengths.
 
-    In this order: crop, flip and scale (one resampling), quarter turns, jitter of the colours, gray,
-    blur, solarize, Sobel, noise, normalise, cutout. The defaults are SimCLR's without blur.
+    Changes are applied in this order: crop, flip and scale (one resampling), rotation, colour jitter,
+    grayscale, blur, solarize, Sobel, noise, normalisation, cutout. The defaults are SimCLR's without blur.
 
     Args:
         size: Side of a view in pixels.
-        crop_scale: Share of the area that a crop has, from and to; None for the whole image.
-        crop_ratio: Width by height of a crop, from and to.
+        crop_scale: Smallest and largest fraction of the area of a crop; None: the full image.
+        crop_ratio: Smallest and largest width / height of a crop.
         flip: Probability of a mirror image.
-        jitter: Greatest change of brightness, contrast and saturation (a factor is drawn from
-            max(0, 1 - x) to 1 + x) and of hue (a turn from -x to x of the circle, at most 0.5).
-        jitter_probability: That an image is jittered. The order of the four is drawn for each batch.
-        grayscale: Probability of gray.
-        blur: Probability of a Gaussian blur with a kernel of a tenth of the size, 3 at least.
-        blur_sigma: Its deviation in pixels of the view, from and to.
-        solarize: Probability that values from `solarize_threshold` on are turned into 1 - value.
+        jitter: Largest change of brightness, contrast and saturation (a factor from max(0, 1 - x) to 1 + x)
+            and of hue (a rotation from -x to x of the circle, at most 0.5).
+        jitter_probability: Probability of the jitter. The order of the four is drawn for each batch.
+        grayscale: Probability of conversion to gray.
+        blur: Probability of a Gaussian blur with a kernel of a tenth of the size, at least 3.
+        blur_sigma: Smallest and largest standard deviation in pixels of the view.
+        solarize: Probability that values from `solarize_threshold` are inverted.
         solarize_threshold: 0 to 1.
         cutout: Probability that a square is set to the mean.
-        cutout_share: Its side by the side of the view.
+        cutout_share: Side of the square / side of the view.
         sobel: Probability of the Sobel filter.
         noise: Probability of Gaussian noise.
-        noise_deviation: Its deviation, on the scale 0 to 1.
-        rotate: Probability of a turn by 0, 90, 180 or 270 degrees, each as likely.
-        mean: Of each channel, taken off at the end; its length says how many channels the images have.
-        deviation: Of each channel, by which is divided at the end.
-        antialias: Whether a crop larger than the view is smoothed when it shrinks.
+        noise_deviation: Standard deviation of the noise, on the scale 0 to 1.
+        rotate: Probability of a rotation by 0, 90, 180 or 270 degrees, each as likely.
+        mean: Of each channel; its length is the number of channels.
+        deviation: Standard deviation of each channel.
+        antialias: Whether the kernel is widened for crops larger than the view.
         interpolation: "bilinear" or "bicubic".
 
     Raises:
         RangeError: If a number is outside its range.
-        ConfigError: If one channel shall change its hue, saturation or be made gray.
+        ConfigError: If a change of colour is set for images of one channel.
 
     Example:
         >>> views = Views(size=8)
@@ -225,8 +225,8 @@ class Views:
         ((2, 3, 8, 8), True)
 
     Source:
-        Chen et al. 2020, arXiv:2002.05709, app. A; He et al. 2020, arXiv:1911.05722, sec. 3.3; each
-        operation as torchvision defines it.
+        Chen et al. 2020, arXiv:2002.05709, app. A; He et al. 2020, arXiv:1911.05722, sec. 3.3; operations
+        are those of torchvision.
     """
 
     size: int
@@ -256,20 +256,20 @@ class Views:
 
     @property
     def channels(self) -> int:
-        """How many channels the images must have: 1 or 3."""
+        """Number of channels of the images: 1 or 3."""
         return len(self.mean)
 
     @property
     def blur_radius(self) -> int:
-        """Pixels on each side of the middle of the blur's kernel."""
+        """Pixels on each side of the centre of the blur kernel."""
         return max(1, self.size // 10 // 2)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Views":
-        """The views of which `dataclasses.asdict`, also by way of JSON, gave the settings.
+        """Views from the output of `dataclasses.asdict`, possibly read from JSON.
 
         Raises:
-            ConfigError: If there is a setting that views do not have.
+            ConfigError: If a setting does not exist.
         """
         known = [field.name for field in fields(cls)]
         for name in settings:
@@ -279,7 +279,7 @@ class Views:
         return cls(**values)
 
     def describe(self) -> str:
-        """All parameters, a line for each kind of change that can happen."""
+        """One line for each possible change, with its parameters."""
         return describe_views(vars(self), blur_kernel=2 * self.blur_radius + 1)
 
     def draw(
@@ -292,21 +292,21 @@ class Views:
         sizes: ImageSizes | tuple[int, int],
         batch: int = 0,
     ) -> ViewParameters:
-        """Draw what is done to each image.
+        """Draw the parameters of each image.
 
-        An image's draws depend on seed, epoch, view and its id alone, not on who draws them, beside
-        which images or in which order. The order of the jitters depends on seed, epoch, view and batch.
+        The parameters of an image depend on seed, epoch, view and id alone, not on the process, the batch or
+        the order. The order of the jitters depends on seed, epoch, view and batch.
 
         Args:
             ids: [images].
             seed: Of the run.
-            epoch: How often the items have been seen.
-            view: Which of an item's views, 0, 1, ...
+            epoch: From 0.
+            view: Index of the view of an item, 0, 1, ...
             sizes: Height and width of each image, or of all.
-            batch: Number of the batch in the epoch.
+            batch: Index of the batch in the epoch.
 
         Raises:
-            ShapeError: If there are more or fewer sizes than ids.
+            ShapeError: If the number of sizes is not that of ids.
         """
         key, names = (seed, epoch, view), ids.cpu().numpy()
         u = keyed_uniforms(key, names, _SLOTS)
@@ -349,13 +349,12 @@ class Views:
     def apply(
         self, images: Images, parameters: ViewParameters, *, memory_format: torch.memory_format | None = None
     ) -> ViewRows:
-        """Make the views that were drawn.
+        """Make views with given parameters.
 
         Args:
             images: uint8, or float 0 to 1. Images of several sizes lie at the top left of one canvas.
-            parameters: What is done to each.
-            memory_format: Of the result: `torch.contiguous_format` (where not given) or
-                `torch.channels_last`, which is written directly.
+            parameters: Of each image.
+            memory_format: Of the result: `torch.contiguous_format` (the default) or `torch.channels_last`.
 
         Returns:
             float32 [images, channels, size, size], normalised.
@@ -373,7 +372,7 @@ class Views:
         radius, threshold = self.blur_radius, self.solarize_threshold
         for rows in chunks(len(images), channels=self.channels, size=self.size, device=images.device):
             part = parameters.rows(rows)
-            # those that are jittered side by side
+            # jittered images first
             order = torch.argsort(part.jitters.to(torch.int8), descending=True, stable=True)
             part, places = part.rows(order), order.to(images.device)
             planes = cut_out(images[rows].index_select(0, places), part.boxes, flips=part.flips)
@@ -395,7 +394,7 @@ class Views:
         sizes: ImageSizes | None = None,
         memory_format: torch.memory_format | None = None,
     ) -> ViewRows:
-        """Draw and make one view of each image; see `draw` and `apply`."""
+        """Draw parameters and make one view of each image; see `draw` and `apply`."""
         if len(ids) != len(images):
             raise ShapeError(f"{len(ids)} ids for {len(images)} images; one for each is needed")
         within = (int(images.shape[-2]), int(images.shape[-1])) if sizes is None else sizes
@@ -404,23 +403,22 @@ class Views:
 
 
 def view_preset(name: str, *, size: int, channels: int, strength: float | None = None) -> Views:
-    """The views of a recipe.
+    """The views of a preset.
 
     Args:
         name: "simclr" (s = 1, blur), "small_images" (SimCLR's for CIFAR: s = 0.5, no blur), "moco_v1",
             "moco_v2", "grayscale" (crops of 0.2 to 1, brightness and contrast alone) or "digits" (the
-            same without mirror images, which would be other signs).
+            same without mirror images).
         size: Side of a view in pixels.
-        channels: 1 or 3. Images of one channel have no hue or saturation to change and are refused by
-            the recipes for colours; "grayscale" and "digits" take 1 or 3.
+        channels: 1 or 3. Presets that change hue and saturation need 3; "grayscale" and "digits" take both.
         strength: Scales the jitter: s of 0.8s, 0.8s, 0.8s, 0.2s for "simclr" and "small_images"; for the
-            others a factor on their own. The hue stays at most 0.5.
+            others a factor of their jitter. The hue stays at most 0.5.
 
     Returns:
-        The views, normalised with the numbers of ImageNet.
+        The views, normalised with the mean and standard deviation of ImageNet.
 
     Raises:
-        ConfigError: If there is no such recipe, or it needs colours.
+        ConfigError: If the preset does not exist, or it needs colours.
         RangeError: If strength is negative.
 
     Example:
@@ -430,6 +428,6 @@ def view_preset(name: str, *, size: int, channels: int, strength: float | None =
     Source:
         Chen et al. 2020, arXiv:2002.05709, app. A and B.9; He et al. 2020, arXiv:1911.05722, sec. 3.3;
         Chen et al. 2020, arXiv:2003.04297, sec. 3 (crops from 0.2 as in its code). "grayscale" and
-        "digits" are our own.
+        "digits" are ours.
     """
     return Views(size=size, **preset_settings(name, channels=channels, strength=strength))

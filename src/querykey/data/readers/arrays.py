@@ -1,4 +1,4 @@
-"""Vectors in files of arrays, and the check that vectors can be compared."""
+"""Vectors in files of arrays, and the check that they are finite and not zero."""
 
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ def read_arrays(path: Path, *, name: str, wanted: Wanted) -> Source:
     Args:
         path: The file.
         name: How the user named it.
-        wanted: Which array holds the vectors, needed where there are several and none is X; and
-            which the labels, y where there is one.
+        wanted: `column`: the array of the vectors, needed if there are several and none is named X.
+            `label_column`: the array of the labels; y if there is one.
 
     Returns:
-        A source of kind "vector"; `items` is [n, dim] in the file's own dtype.
+        A source of kind "vector"; `items` is [n, dim] in the dtype of the file.
 
     Raises:
-        SourceError: If the file is damaged, holds Python objects, or the array is not there.
+        SourceError: If the file is damaged, holds Python objects, or the array does not exist.
         ShapeError: If the array is not [n, dim] with n and dim >= 1.
     """
     if path.suffix.lower() == ".npy":
@@ -61,16 +61,16 @@ def read_arrays(path: Path, *, name: str, wanted: Wanted) -> Source:
 
 
 def require_finite_rows(X: Tensor, *, what: str) -> None:
-    """Refuse vectors that cannot be compared: NaN, infinite or all zero.
+    """Check that no vector is NaN, infinite or zero, since those have no cosine.
 
-    Walks blocks of rows, so a memory-mapped tensor is never copied whole.
+    It reads blocks of rows, so a memory-mapped tensor is never copied completely.
 
     Args:
         X: [rows, dim], any float dtype.
         what: What the vectors are, for the message.
 
     Raises:
-        DataError: If a row is none of use; says how many and the first of each kind.
+        DataError: If there is such a row; the message has their number and the first of each kind.
 
     Example:
         >>> require_finite_rows(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), what="features.npy")
@@ -81,7 +81,7 @@ def require_finite_rows(X: Tensor, *, what: str) -> None:
     counts = dict.fromkeys(bad, 0)
     step = max(1, _BLOCK_BYTES // (4 * max(1, X.shape[1])))
     for start in range(0, len(X), step):
-        # the largest magnitude of a row tells all three faults in one pass
+        # the largest magnitude of a row shows all three cases in one pass
         rows = X[start : start + step].float()
         peak = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
         if bool((peak.isfinite() & (peak > 0)).all()):
@@ -92,12 +92,12 @@ def require_finite_rows(X: Tensor, *, what: str) -> None:
             bad[kind] += at[: _SHOWN - len(bad[kind])].tolist()
     if not any(counts.values()):
         return
-    faults = ", ".join(
+    listed = ", ".join(
         f"{count} {kind} ({_row_list(bad[kind], count)})" for kind, count in counts.items() if count
     )
     raise DataError(
-        f"{what}: {sum(counts.values())} of {len(X)} rows cannot be compared: {faults}; "
-        "take these rows out, or make them again"
+        f"{what}: {sum(counts.values())} of {len(X)} rows cannot be compared: {listed}; "
+        "remove these rows, or compute them again"
     )
 
 
@@ -106,12 +106,12 @@ def _row_list(rows: list[int], count: int) -> str:
     return f"{'row' if count == 1 else 'rows'} {listed}"
 
 
-def _choose(arrays: Arrays, asked: str | None, path: Path) -> str:
-    if asked is not None:
-        if asked in arrays:
-            return asked
-        near = nearest_words(asked, arrays)
-        raise SourceError(f"{path} has no array {asked!r}{near}; it holds: {', '.join(arrays)}")
+def _choose(arrays: Arrays, name: str | None, path: Path) -> str:
+    if name is not None:
+        if name in arrays:
+            return name
+        near = nearest_words(name, arrays)
+        raise SourceError(f"{path} has no array {name!r}{near}; it holds: {', '.join(arrays)}")
     if len(arrays) == 1:
         return next(iter(arrays))
     if "X" in arrays:
@@ -119,8 +119,8 @@ def _choose(arrays: Arrays, asked: str | None, path: Path) -> str:
     if not arrays:
         raise SourceError(f"{path} holds no array; vectors [n, dim] are needed")
     raise SourceError(
-        f"{path} holds several arrays ({', '.join(arrays)}) and none is called X; "
-        "say which holds the vectors with --column"
+        f"{path} holds several arrays ({', '.join(arrays)}) and none is named X; "
+        "give that of the vectors as column"
     )
 
 

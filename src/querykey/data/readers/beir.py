@@ -1,4 +1,4 @@
-"""BEIR folders: documents, queries, and graded judgements of which answers which."""
+"""BEIR folders: documents, queries, and graded relevance judgements."""
 
 import csv
 import warnings
@@ -19,7 +19,7 @@ __all__ = ["read_beir"]
 
 
 class _Documents(Items):
-    """Title and text with a blank between; a document may be empty."""
+    """Title and text, separated by a space; a document may be empty."""
 
     def __init__(self, table: ColumnTable) -> None:
         self._parts = [table.cells(column) for column in ("title", "text") if column in table.types]
@@ -45,20 +45,20 @@ class _Queries(Items):
 
 
 def read_beir(folder: Path, *, name: str, wanted: Wanted) -> Source:
-    """Read a collection of documents, with its queries and judgements where they are there.
+    """Read a collection of documents, with its queries and judgements if they exist.
 
-    The documents are the items: title and text, empty ones too, so that row numbers fit the
-    corpus. The queries are those that the split judges; a grade below 1 (judged, and not
-    relevant) makes no pair.
+    The documents are the items: title and text, including empty ones, so that row numbers are those of
+    the corpus. The queries are those with judgements in the split; a grade below 1 (not relevant) makes no
+    pair.
 
     Args:
-        folder: Holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.
+        folder: With corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.
         name: How the user named it.
-        wanted: Which split of the judgements; the only one or train if not said.
+        wanted: Which split of the judgements; the only one, or train, if not given.
 
     Raises:
-        SourceError: If a file is damaged or there is no such split.
-        DataError: If ids are missing or equal, or no judgement fits the documents.
+        SourceError: If a file is damaged or the split does not exist.
+        DataError: If ids are missing or repeated, or no judgement matches the documents.
     """
     wanted.allow("split", what=f"{folder}, a BEIR folder,")
     corpus_file, queries_file = folder / "corpus.jsonl", folder / "queries.jsonl"
@@ -88,7 +88,7 @@ def _read_records(path: Path) -> tuple[ColumnTable, list[str]]:
             f"{path} {'has no ' + ' and no '.join(missing) if missing else 'is empty'}; "
             'a BEIR file has lines like {"_id": "1", "text": "..."}'
         )
-    # what looks like a date or a number is text all the same, and an id is what is written
+    # values that look like dates or numbers are text here, and an id stays as it is written
     texts = [column for column in ("title", "text") if column in table.types]
     other = [column for column in texts if not pa.types.is_string(table.types[column])]
     other += ["_id"] if pa.types.is_temporal(table.types["_id"]) else []
@@ -98,14 +98,14 @@ def _read_records(path: Path) -> tuple[ColumnTable, list[str]]:
         None if value is None else str(value) for chunk in table.chunks("_id") for value in chunk.to_pylist()
     ]
     if None in ids or len(set(ids)) < len(ids):
-        raise DataError(f"{path} has missing or equal _id; each record needs its own")
+        raise DataError(f"{path} has missing or repeated _id; each record needs a unique one")
     return table, [identity for identity in ids if identity is not None]
 
 
 def _read_judgements(
     path: Path, query_ids: list[str], document_ids: list[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(rows of the queries that are judged, pairs over these queries)."""
+    """(rows of the queries with judgements, pairs of these queries)."""
     query_rows = {identity: row for row, identity in enumerate(query_ids)}
     document_rows = {identity: row for row, identity in enumerate(document_ids)}
     found, unknown = {}, 0
@@ -118,8 +118,8 @@ def _read_judgements(
                 query, document, grade = line[0], line[1], int(float(line[2]))
             except (IndexError, ValueError) as error:
                 raise SourceError(
-                    f"{path}, line {number}: {line} is no judgement; "
-                    "a line is query-id, corpus-id and score, with tabs between"
+                    f"{path}, line {number}: {line} is not a judgement; "
+                    "a line is query-id, corpus-id and score, separated by tabs"
                 ) from error
             if query not in query_rows or document not in document_rows:
                 unknown += 1
@@ -129,12 +129,12 @@ def _read_judgements(
                 found[query_rows[query], document_rows[document]] = grade
     if not found:
         raise DataError(
-            f"{path} has no judgement of 1 or above whose query and document are both there "
-            f"({unknown} name one that is not); the files may be of different collections"
+            f"{path} has no judgement of 1 or above whose query and document exist "
+            f"({unknown} have others); the files may be of different collections"
         )
     if unknown:
         warnings.warn(
-            f"{path}: {unknown} judgements name a query or document that is not there; left out",
+            f"{path}: {unknown} judgements of a query or document that does not exist are left out",
             DataWarning,
             stacklevel=2,
         )

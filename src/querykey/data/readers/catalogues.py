@@ -25,22 +25,22 @@ _TORCHVISION_ROOT = "TORCHVISION_DATA"
 
 
 def read_hub(name: str, *, spec: str, wanted: Wanted) -> Source:
-    """Read a data set of the Hugging Face hub, from the local copy where there is one.
+    """Read a data set of the Hugging Face hub, from the local cache if it is there.
 
     Args:
         name: "NAME" or "NAME:CONFIG"; NAME may be a folder.
         spec: How the user named it.
-        wanted: Columns, as in a table, and the split; train if not said.
+        wanted: Columns, as in a table, and the split; train if not given.
 
     Raises:
-        SourceError: If it cannot be had, or has no such split.
+        SourceError: If it cannot be loaded, or the split does not exist.
     """
     import datasets
 
     repository, _, config = name.partition(":")
     try:
         parts = datasets.load_dataset(repository, config or None)
-    except Exception as error:  # the hub, the file system and every format raise their own
+    except Exception as error:  # the hub, the file system and every format raise different errors
         reason = str(error).split("\n", maxsplit=1)[0]
         raise SourceError(
             f"{spec} cannot be loaded: {type(error).__name__}: {reason}; "
@@ -59,7 +59,7 @@ def read_hub(name: str, *, spec: str, wanted: Wanted) -> Source:
 
 
 def _storage(column: Any) -> Any:
-    """The plain arrow column below an extension type."""
+    """The storage column of an Arrow extension type."""
     if isinstance(column.type, pa.BaseExtensionType):
         return pa.chunked_array([chunk.storage for chunk in column.chunks], type=column.type.storage_type)
     return column
@@ -77,7 +77,7 @@ def read_sklearn(name: str, *, spec: str, wanted: Wanted) -> Source:
         (1797, (8, 8), ('0', '1', '2'))
     """
     if name != "digits":
-        raise SourceError(f"{spec} is not there; the one data set of scikit-learn here is sklearn:digits")
+        raise SourceError(f"{spec} does not exist; the only data set of scikit-learn is sklearn:digits")
     wanted.allow(what=spec)
     from sklearn.datasets import load_digits
 
@@ -104,16 +104,16 @@ class _FirstOfPair(Items):
 def read_torchvision(name: str, *, spec: str, wanted: Wanted) -> Source:
     """Read a torchvision data set that is on this machine; nothing is downloaded.
 
-    It is looked for in the folder that the variable TORCHVISION_DATA names, or else in
+    It is read from the folder in the environment variable TORCHVISION_DATA, by default
     ~/.cache/torchvision.
 
     Args:
         name: A class of `torchvision.datasets`, in any case.
         spec: How the user named it.
-        wanted: The split; train if not said.
+        wanted: The split; train if not given.
 
     Raises:
-        SourceError: If there is no such data set, it is not on this machine, or has no such split.
+        SourceError: If the data set does not exist, is not on this machine, or has no such split.
         MissingExtraError: If torchvision is not installed.
     """
     wanted.allow("split", what=spec)
@@ -129,17 +129,17 @@ def read_torchvision(name: str, *, spec: str, wanted: Wanted) -> Source:
     options = _split_options(make, wanted.split, spec)
     try:
         dataset = make(root=str(root), **options)
-    except Exception as error:  # each data set has its own way to say that it is not there
+    except Exception as error:  # each data set raises a different error where it is missing
         reason = str(error).split("\n", maxsplit=1)[0]
         raise SourceError(
             f"{spec} is not in {root} ({type(error).__name__}: {reason}); put it there, "
-            f"or name its folder in the variable {_TORCHVISION_ROOT}; nothing is downloaded unasked"
+            f"or set {_TORCHVISION_ROOT} to its folder; nothing is downloaded"
         ) from error
     return _source_of_dataset(dataset, spec, options)
 
 
 def _split_options(make: Any, split: str | None, spec: str) -> dict[str, Any]:
-    """The argument by which this class of torchvision takes the split; they differ."""
+    """The argument of the split, which differs between the classes of torchvision."""
     known = inspect.signature(make).parameters
     if "train" in known:
         return {"train": choose_split(split, ["train", "test"], spec) == "train"}
@@ -155,9 +155,9 @@ def _source_of_dataset(dataset: Any, spec: str, options: dict[str, Any]) -> Sour
         raise SourceError(f"{spec} is empty; at least one item is needed")
     values: Sequence[Any] | NDArray[Any] | None = None
     for attribute in ("targets", "labels", "_labels"):
-        held = getattr(dataset, attribute, None)
-        if held is not None and len(held) == len(items):
-            values = np.asarray(held)
+        values_there = getattr(dataset, attribute, None)
+        if values_there is not None and len(values_there) == len(items):
+            values = np.asarray(values_there)
             break
     labels, names = None, NO_NAMES
     if values is not None:

@@ -1,4 +1,4 @@
-"""Which columns of a table are the items, the classes and the queries."""
+"""Chooses the columns of a table that are the items, the classes and the queries."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ __all__ = [
 
 @runtime_checkable
 class ColumnTable(Protocol):
-    """Rows of named columns, read only where they are asked for."""
+    """Rows of named columns, read on access."""
 
     what: str
     types: Mapping[str, Any]
@@ -65,10 +65,10 @@ class _ArrowCells(Items):
 
 
 class ArrowTable:
-    """A table that arrow holds, in memory or mapped from a file.
+    """An Arrow table, in memory or memory-mapped.
 
     Args:
-        what: What to call it in a message.
+        what: Its name in messages.
         table: The `pyarrow.Table`.
         class_names: Names of the classes of columns that have them.
     """
@@ -108,7 +108,7 @@ class TextCells(Items):
         try:
             value = self._cells[row]
         except UnicodeDecodeError as error:
-            raise DamagedItemError(f"{self._what}: row {row} is no UTF-8 text: {error}") from error
+            raise DamagedItemError(f"{self._what}: row {row} is not UTF-8 text: {error}") from error
         return "" if value is None else str(value)
 
 
@@ -125,12 +125,12 @@ def class_names_of(schema: Any) -> dict[str, tuple[str, ...]]:
             if feature.get("_type") == "ClassLabel" and feature.get("names")
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        # a note that cannot be read names no classes; the numbers are still there
+        # metadata that cannot be read gives no class names; the numbers are still there
         return {}
 
 
 def vectors_of(table: ColumnTable, column: str) -> NDArray[Any]:
-    """A column of lists as one array [n, dim]; float16 stays, all else becomes float32.
+    """A column of lists as one array [n, dim]; float16 is kept, everything else becomes float32.
 
     A missing number inside a row becomes NaN, for `require_finite_rows` to find.
 
@@ -146,7 +146,7 @@ def vectors_of(table: ColumnTable, column: str) -> NDArray[Any]:
             continue
         if chunk.null_count:
             row = start + int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])
-            raise DataError(f"{what}: row {row} has no vector; fill it in or take the row out")
+            raise DataError(f"{what}: row {row} has no vector; fill it in or remove the row")
         widths = pc.list_value_length(chunk).to_numpy(zero_copy_only=False)
         if vectors is None:
             half = pa.types.is_float16(chunk.type.value_type)
@@ -176,20 +176,20 @@ def types_of(what: str, schema: Any) -> dict[str, Any]:
     """
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
-        raise SourceError(f"{what} has several columns called {twice[0]!r}; give each its own name")
+        raise SourceError(f"{what} has several columns named {twice[0]!r}; give each a different name")
     return dict(zip(schema.names, schema.types, strict=True))
 
 
 LABEL_COLUMNS = ("label", "labels", "category", "class", "target", "intent", "y")
-"""A column of one of these names holds the classes where none is named."""
+"""Names of columns that hold the classes, if label_column is not given."""
 
 ID_COLUMNS = ("_id", "id")
-"""A column of one of these names holds the ids, and is no item unless named."""
+"""Names of columns that hold the ids; they are not used as items unless column names them."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns chosen: the items and their kind, their classes, the queries."""
+    """The chosen columns: the items and their kind, the classes, the queries."""
 
     item: str
     kind: Kind
@@ -198,7 +198,7 @@ class Columns:
 
 
 def item_kind(type_: Any) -> Kind | None:
-    """What a column of this arrow type holds; None for nothing that can be embedded.
+    """The kind of items in a column of this Arrow type; None if they cannot be embedded.
 
     Example:
         >>> item_kind(pa.string()), item_kind(pa.list_(pa.float32())), item_kind(pa.int64())
@@ -220,13 +220,13 @@ def item_kind(type_: Any) -> Kind | None:
 
 
 def can_be_classes(type_: Any) -> bool:
-    """Whether a column of this arrow type may hold classes or ids: text, whole numbers, yes or no."""
+    """Whether a column of this Arrow type may hold classes or ids: text, integers or booleans."""
     types = pa.types
     return bool(types.is_integer(type_) or types.is_boolean(type_) or item_kind(type_) == "text")
 
 
 def choose_columns(table: ColumnTable, wanted: Wanted, *, is_typed: bool) -> Columns:
-    """Take the columns that were named, and guess the others where only one will do.
+    """Take the columns that the user named, and choose the others where only one is possible.
 
     Args:
         table: The table.
@@ -234,7 +234,7 @@ def choose_columns(table: ColumnTable, wanted: Wanted, *, is_typed: bool) -> Col
         is_typed: False for csv and jsonl, where a column of numbers or dates may be text.
 
     Raises:
-        SourceError: If a column is not there or of another kind, or several would do.
+        SourceError: If a column does not exist or is of another kind, or several are possible.
     """
     column, label_column, pair_column = wanted.column, wanted.label_column, wanted.pair_column
     for name in (column, label_column, pair_column):
@@ -247,15 +247,15 @@ def choose_columns(table: ColumnTable, wanted: Wanted, *, is_typed: bool) -> Col
     if column is None:
         column = _guess_items(table, label_column, pair_column)
     if column in (label_column, pair_column):
-        raise SourceError(f"{table.what}: the column {column!r} cannot be two things; {_listed(table)}")
-    kind = _kind_as_asked(table.types[column], is_typed=is_typed)
+        raise SourceError(f"{table.what}: the column {column!r} is given twice; {_listed(table)}")
+    kind = _kind_or_text(table.types[column], is_typed=is_typed)
     if kind is None:
         raise SourceError(
             f"{table.what}: the column {column!r} holds {table.types[column]}; "
             f"items are images, text or lists of numbers; {_listed(table)}"
         )
     if pair_column is not None:
-        other = _kind_as_asked(table.types[pair_column], is_typed=is_typed)
+        other = _kind_or_text(table.types[pair_column], is_typed=is_typed)
         if kind != "text" or other != "text":
             raise SourceError(f"{table.what}: pairs need two columns of text; {_listed(table)}")
     return Columns(column, kind, label_column, pair_column)
@@ -266,7 +266,7 @@ def _listed(table: ColumnTable) -> str:
 
 
 def _guess_classes(types: Mapping[str, Any], column: str | None, *, is_typed: bool) -> str | None:
-    # where nothing has a type, what looks like a date is text all the same
+    # in a format without types, a value that looks like a date may be text
     named = {name: kind for name, kind in types.items() if name.lower() in LABEL_COLUMNS and name != column}
     able = [
         name
@@ -283,10 +283,10 @@ def _guess_items(table: ColumnTable, label_column: str | None, pair_column: str 
     if len(able) == 1 or len(vectors) == 1:
         return (vectors or able)[0]
     error = "several columns that can be the items" if able else "no column of images, text or vectors"
-    raise SourceError(f"{table.what} has {error}; say which with --column; {_listed(table)}")
+    raise SourceError(f"{table.what} has {error}; give one as column; {_listed(table)}")
 
 
-def _kind_as_asked(type_: Any, *, is_typed: bool) -> Kind | None:
+def _kind_or_text(type_: Any, *, is_typed: bool) -> Kind | None:
     kind = item_kind(type_)
     if kind is None and not is_typed and not (pa.types.is_nested(type_) or pa.types.is_null(type_)):
         return "text"

@@ -1,4 +1,4 @@
-"""How sources, models and features are named, and how a name that does not exist is answered."""
+"""The names of sources, models and features, and suggestions for misspelled names."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 SCHEMES = ("hf", "torchvision", "sklearn")
-"""What may stand before the colon of a source; anything else is a path."""
+"""Schemes of a source, before the colon; anything else is a path."""
 
 MODEL_SCHEMES = ("timm", "st")
 
@@ -77,14 +77,14 @@ _SPLITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What the user asked for of a source: columns and a split, None where nothing was said.
+    """The columns and the split of a source that the user named; None if not given.
 
     Args:
-        column: What holds the items.
-        label_column: What holds the classes.
-        pair_column: What holds the queries.
-        split: Which part.
-        delimiter: What separates the columns of a csv or tsv file.
+        column: Of the items.
+        label_column: Of the classes.
+        pair_column: Of the queries.
+        split: Name of the split.
+        delimiter: Of the columns of a csv or tsv file.
     """
 
     column: str | None = None
@@ -94,23 +94,22 @@ class Wanted:
     delimiter: str | None = None
 
     def allow(self, *known: str, what: str) -> None:
-        """Refuse what this kind of source does not have, rather than pass over it in silence.
+        """Check that only options are given that this kind of source has.
 
         Raises:
-            SourceError: If one that is not among `known` was asked for.
+            SourceError: If another option than those in `known` is given.
         """
         for option in ("column", "label_column", "pair_column", "split", "delimiter"):
             value = getattr(self, option)
             if value is not None and option not in known:
-                flag = "--" + option.replace("_", "-")
-                raise SourceError(f"{what} has nothing to choose with {flag} {value}; leave it out")
+                raise SourceError(f"{what} has nothing to choose with {option} = {value}; leave it out")
 
 
 def scheme_of(spec: str | Path) -> tuple[str, str] | None:
     """Split "hf:NAME" into its scheme and name; None for a path.
 
     Raises:
-        SourceError: If nothing is at that path and the scheme does not exist.
+        SourceError: If the path does not exist and the scheme does not either.
 
     Example:
         >>> scheme_of("sklearn:digits"), scheme_of("photos/cats")
@@ -138,7 +137,7 @@ def _schemes() -> str:
 
 
 def nearest_words(given: str, known: Iterable[str]) -> str:
-    """The nearest known word, as a message says it; nothing where no word is near.
+    """The most similar known word, for a message; empty if none is similar.
 
     Example:
         >>> nearest_words("lable", ["image", "label"])
@@ -150,7 +149,7 @@ def nearest_words(given: str, known: Iterable[str]) -> str:
 
 
 def split_of(name: str) -> str | None:
-    """Which split the name of a file or folder begins with; None where with none.
+    """The split with which the name of a file or folder begins; None if with none.
 
     Example:
         >>> split_of("train-00000-of-00002"), split_of("val"), split_of("training_notes_2")
@@ -161,41 +160,41 @@ def split_of(name: str) -> str | None:
     return _SPLITS.get(re.split(r"[-_.]", name.lower(), maxsplit=1)[0])
 
 
-def choose_split(asked: str | None, there: Sequence[str | None], what: str) -> str | None:
-    """The split to read: the one asked for, or the only one, or train.
+def choose_split(given: str | None, there: Sequence[str | None], what: str) -> str | None:
+    """The split to read: the given one, or the only one, or train.
 
     Args:
-        asked: What the user named; "val" and "dev" mean validation.
-        there: The split of each part of the source, None where it names none.
+        given: By the user; "val" and "dev" mean validation.
+        there: The split of each file or folder of the source; None if its name contains none.
         what: The source, for the message.
 
     Raises:
-        SourceError: If it is not there, or none was asked for and it is not plain which.
+        SourceError: If it does not exist, or none is given and the choice is ambiguous.
     """
     names = list(dict.fromkeys(there))
     known = [name for name in names if name is not None]
     listed = ", ".join(known)
-    if asked is None:
+    if given is None:
         if len(names) == 1:
             return names[0]
         if "train" in names:
             return "train"
         others = " and files of none" if None in names else ""
-        raise SourceError(f"{what} has the splits {listed}{others}; say which with --split")
-    wanted = asked if asked in names else _SPLITS.get(asked.lower(), asked)
+        raise SourceError(f"{what} has the splits {listed}{others}; give one as split")
+    wanted = given if given in names else _SPLITS.get(given.lower(), given)
     if wanted in names:
         return wanted
     if not listed:
-        raise SourceError(f"{what} has no splits, and {asked!r} was asked for; leave --split out")
+        raise SourceError(f"{what} has no splits, and split is {given!r}; leave split out")
     known = [name for name in names if name is not None]
-    raise SourceError(f"{what} has no split {asked!r}{nearest_words(asked, known)}; its splits: {listed}")
+    raise SourceError(f"{what} has no split {given!r}{nearest_words(given, known)}; its splits: {listed}")
 
 
 def is_beir(folder: Path) -> bool:
-    """Whether a folder is a BEIR collection: it has a corpus.jsonl."""
+    """Whether a folder is a BEIR collection: it contains corpus.jsonl."""
     return (folder / "corpus.jsonl").is_file()
 
 
 def is_idx_images(name: str) -> bool:
-    """Whether a file is one of IDX images by its name, such as train-images-idx3-ubyte.gz."""
+    """Whether the name is that of a file of IDX images, such as train-images-idx3-ubyte.gz."""
     return IDX_IMAGES.fullmatch(name) is not None

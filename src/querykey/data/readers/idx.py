@@ -18,7 +18,7 @@ __all__ = ["ArrayImages", "read_idx"]
 
 
 class ArrayImages(Items):
-    """Images that are rows of one uint8 array, [n, h, w] or [n, h, w, 3]."""
+    """Images as rows of a uint8 array, [n, h, w] or [n, h, w, 3]."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
@@ -33,19 +33,19 @@ class ArrayImages(Items):
 def read_idx(path: Path, *, name: str, wanted: Wanted) -> Source:
     """Read images of the MNIST family, and the labels beside them.
 
-    A plain file is mapped into memory; a .gz is unpacked there.
+    An uncompressed file is memory-mapped; a .gz file is decompressed into memory.
 
     Args:
-        path: An images file, or the folder of it.
+        path: A file of images, or its folder.
         name: How the user named it.
-        wanted: Which split: "train" or "test" (t10k) of a folder; train if not said.
+        wanted: Which split: "train" or "test" (t10k) of a folder; train if not given.
 
     Returns:
-        A source of kind "image", with labels where their file is there too.
+        A source of kind "image", with labels if their file exists.
 
     Raises:
-        SourceError: If a file is cut short or of another format, the numbers of images and labels
-            differ, or there is no such split.
+        SourceError: If a file is truncated or of another format, the numbers of images and labels differ,
+            or the split does not exist.
     """
     wanted.allow("split", what=f"{path}, IDX files,")
     images = _choose_file(path, wanted.split)
@@ -73,7 +73,7 @@ def _choose_file(path: Path, split: str | None) -> Path:
     if path.is_file():
         choose_split(split, [None], str(path))
         return path
-    # plain before .gz, so that what can be mapped is
+    # uncompressed before .gz: it can be mapped
     files = [entry for entry in sorted(path.iterdir(), reverse=True) if is_idx_images(entry.name)]
     found = {_unpacked(entry.name): entry for entry in files}
     splits = {plain: _split_of_file(plain) for plain in sorted(found)}
@@ -89,7 +89,7 @@ def _unpacked(name: str) -> str:
 
 
 def _split_of_file(plain: str) -> str | None:
-    """The last word before "images" tells: emnist-letters-train-images-idx3-ubyte."""
+    """The last word before "images", as in emnist-letters-train-images-idx3-ubyte."""
     match = IDX_IMAGES.fullmatch(plain)
     return split_of(match["stem"].rpartition("-")[2]) if match else None
 
@@ -106,21 +106,21 @@ def _read_array(path: Path, *, dims: int) -> NDArray[np.uint8]:
             )
             if header[:4] != bytes((0, 0, 8, dims)) or len(shape) != dims:
                 raise SourceError(
-                    f"{path} is no IDX file of bytes in {dims} dimensions "
+                    f"{path} is not an IDX file of bytes in {dims} dimensions "
                     f"(it starts with {header[:4].hex() or 'nothing'}); copy it again"
                 )
             size = int(np.prod(shape, dtype=object))
             if not packed:
-                held = path.stat().st_size - len(header)
+                count = path.stat().st_size - len(header)
             else:
                 data = stream.read(size + 1)
-                held = len(data)
+                count = len(data)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise SourceError(f"{path} cannot be unpacked ({error}); copy it again") from error
-    if held != size:
-        raise SourceError(f"{path} says it holds {list(shape)} bytes and holds {held}; copy it again")
+    if count != size:
+        raise SourceError(f"{path}: its header says {list(shape)} bytes, and it has {count}; copy it again")
     if size == 0:
-        raise SourceError(f"{path} holds nothing: its shape is {list(shape)}")
+        raise SourceError(f"{path} is empty: its shape is {list(shape)}")
     if packed:
         return np.frombuffer(data, np.uint8).reshape(shape)
     return np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape)

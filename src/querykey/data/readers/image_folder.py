@@ -18,28 +18,27 @@ __all__ = ["count_images", "listed_names", "read_image_folder"]
 _SHOWN = 3
 _SPLIT_WORDS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev")
 _PART = re.compile(r".*\d")
-"""A name such as train.X1 or train_2: one of the parts of a split."""
+"""A name such as train.X1 or train_2: a split in several folders."""
 
 
 def read_image_folder(folder: Path, *, name: str, wanted: Wanted) -> Source:
     """Read a folder of image files.
 
-    Each folder at the top is a class and everything below it, however deep, is of that class;
-    an image at the top itself is unlabelled. A folder without sub-folders has no labels. Where
-    all folders at the top are called train, test, validation and the like, they are splits; the parts
-    of one split (train.X1, train.X2) are read together. Files that are not images are counted and
-    named in `left_out` and `notes`. Hidden files that are not images do not count.
+    Each top-level folder is a class, which contains all images below it; an image outside of these folders
+    is unlabelled. A folder without sub-folders has no labels. If all top-level folders are named train,
+    test, validation or similar, they are splits; numbered folders of a split (train.X1, train.X2) are read
+    together. Files that are not images are listed in `left_out` and `notes`, except hidden ones.
 
     Args:
         folder: The folder.
         name: How the user named it.
-        wanted: Which split; train where there are several and none is named.
+        wanted: The split; by default train, if there are several.
 
     Returns:
         A source of kind "image"; ids are paths inside the folder, with /, sorted.
 
     Raises:
-        SourceError: If no image is below the folder, or there is no such split.
+        SourceError: If there is no image below the folder, or the split does not exist.
     """
     wanted.allow("split", what=f"{folder}, a folder of images,")
     roots, others, notes = _roots(folder, wanted.split)
@@ -76,12 +75,12 @@ def read_image_folder(folder: Path, *, name: str, wanted: Wanted) -> Source:
 
 
 def count_images(folder: Path) -> int:
-    """The images below a folder, those in folders for each class too."""
+    """The number of images below a folder."""
     return sum(is_image(path.rpartition("/")[2]) for path in _files_below(folder))
 
 
 def listed_names(names: Sequence[str]) -> str:
-    """The first names of many, as a message lists them."""
+    """The first few names, for a message."""
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
@@ -93,7 +92,7 @@ class _File:
 
 
 def _roots(folder: Path, split: str | None) -> tuple[list[str], list[str], list[str]]:
-    """(the folders of the split, "" for the whole folder; what is left out beside them; what to say)."""
+    """(the folders of the split, "" for the folder itself; what is left out; notes)."""
     top = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     splits = {part: split_of(part) for part in top}
     loose = [path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith(".")]
@@ -125,11 +124,11 @@ def _class_of(path: str, roots: Sequence[str]) -> str:
 
 
 def _described(others: Sequence[str]) -> str:
-    """Files that are not images: how many of which ending, and the first."""
+    """Files that are not images: the number of each extension, and the first."""
     endings = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in others)  # noqa: PTH122
     counted = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(_SHOWN))
     more = ", ..." if len(endings) > _SHOWN else ""
-    plural = "file that is no image" if len(others) == 1 else "files that are no images"
+    plural = "file that is not an image" if len(others) == 1 else "files that are not images"
     hint = ""
     if any(ending in PHOTOGRAPHS for ending in endings):
         hint = ", of formats that Pillow cannot read here"
@@ -139,23 +138,23 @@ def _described(others: Sequence[str]) -> str:
 
 
 def _files_below(root: Path) -> list[str]:
-    """Paths below the root, sorted, links followed but never in a circle; hidden ones only if images."""
+    """Sorted paths below the root; links are followed once, and hidden files are included only if images."""
     return sorted(_walk(root), key=lambda path: path.split("/"))
 
 
 def _walk(root: Path) -> Iterator[str]:
-    seen = {os.path.realpath(root)}
+    visited = {os.path.realpath(root)}
     for where, folders, files in os.walk(root, followlinks=True, onerror=_not_readable):
         kept = []
         for part in sorted(folders):
             real = os.path.realpath(os.path.join(where, part))  # noqa: PTH118
-            if not part.startswith(".") and real not in seen:
-                seen.add(real)
+            if not part.startswith(".") and real not in visited:
+                visited.add(real)
                 kept.append(part)
         folders[:] = kept
         below = Path(where).relative_to(root).as_posix()
         for file in files:
-            # ._x.jpg is what macOS keeps beside x.jpg
+            # macOS stores ._x.jpg beside x.jpg
             if not file.startswith(".") or (is_image(file[1:]) and not file.startswith("._")):
                 yield file if below == "." else f"{below}/{file}"
 
@@ -165,5 +164,5 @@ def _not_readable(error: OSError) -> None:
 
 
 def _printable(path: str) -> str:
-    """The path as text that any file can hold: bytes that are no UTF-8 become escapes."""
+    """The path as valid UTF-8: other bytes become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

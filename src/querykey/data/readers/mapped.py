@@ -1,4 +1,4 @@
-"""Arrays in .npy, .npz and .safetensors, mapped into memory where they can be."""
+"""Arrays in .npy, .npz and .safetensors, memory-mapped if possible."""
 
 import json
 import zipfile
@@ -17,7 +17,7 @@ __all__ = ["ARRAY_SUFFIXES", "Arrays", "open_arrays"]
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 
 Arrays = Mapping[str, Callable[[], NDArray[Any]]]
-"""Arrays by name, each read only when called: of many, only the one that is wanted."""
+"""Arrays by name; each is read when it is called."""
 
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
@@ -26,16 +26,16 @@ _DTYPES = {
 
 
 def open_arrays(path: Path) -> Arrays:
-    """The arrays in a file; the one of an .npy file is called X.
+    """The arrays in a file; that of an .npy file is named X.
 
-    An .npy file, an uncompressed .npz and a .safetensors file are mapped, not read: pages that
-    are not touched cost nothing, and the map is copy on write, so the file cannot change.
+    An .npy file, an uncompressed .npz and a .safetensors file are memory-mapped, copy on write:
+    only pages that are used are read, and the file cannot change.
 
     Args:
-        path: A file that ends in one of `ARRAY_SUFFIXES`.
+        path: Its extension is one of `ARRAY_SUFFIXES`.
 
     Raises:
-        SourceError: If the file is damaged; an array of Python objects is refused when it is called.
+        SourceError: If the file is damaged; an array of Python objects raises when it is called.
     """
     match path.suffix.lower():
         case ".npy":
@@ -44,11 +44,11 @@ def open_arrays(path: Path) -> Arrays:
             arrays = _npz_arrays(path)
         case _:
             arrays = _safetensors_arrays(path)
-    return {name: lambda read=read: _whole(path, read) for name, read in arrays.items()}  # type: ignore[misc]
+    return {name: lambda read=read: _checked(path, read) for name, read in arrays.items()}  # type: ignore[misc]
 
 
-def _whole(path: Path, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """What is read; a file whose parts point to where nothing is can break in any way."""
+def _checked(path: Path, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """Read an array; a file with wrong offsets can raise any error."""
     try:
         return read()
     except QuerykeyError:
@@ -66,7 +66,7 @@ def _npy_header(stream: Any, what: str) -> tuple[tuple[int, ...], bool, np.dtype
         shape, fortran_order, dtype = read(stream)
     except (ValueError, EOFError, OSError) as error:
         raise SourceError(
-            f"{what} is not a whole .npy file ({error}); write it again with numpy.save"
+            f"{what} is not a complete .npy file ({error}); write it again with numpy.save"
         ) from error
     if dtype.hasobject:
         raise SourceError(
@@ -88,9 +88,7 @@ def _mapped(
 ) -> NDArray[Any]:
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if offset + size > path.stat().st_size:
-        raise SourceError(
-            f"{path} is cut short: it says it holds {list(shape)} of {dtype} and ends before; copy it again"
-        )
+        raise SourceError(f"{path} is truncated: its header says {list(shape)} of {dtype}; copy it again")
     if size == 0:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype=dtype, mode="c", offset=offset, shape=shape, order=order)
@@ -102,7 +100,7 @@ def _npz_arrays(path: Path) -> Arrays:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
     except (zipfile.BadZipFile, OSError) as error:
         raise SourceError(
-            f"{path} is not a whole .npz file ({error}); write it again with numpy.savez"
+            f"{path} is not a complete .npz file ({error}); write it again with numpy.savez"
         ) from error
     return {
         member.filename.removesuffix(".npy"): lambda member=member: _npz_member(path, member)  # type: ignore[misc]
@@ -115,7 +113,7 @@ def _npz_member(path: Path, member: zipfile.ZipInfo) -> NDArray[Any]:
         with path.open("rb") as stream:
             stream.seek(member.header_offset)
             header = stream.read(30)
-        # the local header repeats the name, but may pad it otherwise than the directory does
+        # the local header repeats the name, with a padding that may differ from that in the directory
         lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         return _mapped_npy(path, member.header_offset + 30 + lengths)
     what = f"{path}: {member.filename}"
@@ -135,12 +133,12 @@ def _safetensors_arrays(path: Path) -> Arrays:
     from safetensors import SafetensorError, safe_open
 
     try:
-        # the library checks the header; what it hands out would be a copy
+        # the library checks the header; its arrays would be copies
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
         raise SourceError(
-            f"{path} is not a whole .safetensors file ({error}); copy or write it again"
+            f"{path} is not a complete .safetensors file ({error}); copy or write it again"
         ) from error
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -158,6 +156,6 @@ def _safetensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> 
     offset = start + entry["data_offsets"][0]
     array = _mapped(path, np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), offset)
     if entry["dtype"] == "BF16":
-        # numpy has no bfloat16: its 16 bits are the upper half of a float32
+        # NumPy has no bfloat16: its 16 bits are the upper half of a float32
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array

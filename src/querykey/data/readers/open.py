@@ -1,4 +1,4 @@
-"""One grammar for whatever the user has: a path or a name in, a `Source` out."""
+"""Reads a path or the name of a data set as a `Source`."""
 
 import errno
 import warnings
@@ -42,29 +42,29 @@ def read_source(
     split: str | None = None,
     delimiter: str | None = None,
 ) -> Source:
-    """Read what the user names, as little of it as possible.
+    """Read a path or a data set by name; items are read on access.
 
     A path may be a folder of images, IDX files, a table (parquet, csv, tsv, jsonl) or a folder of
     them, a BEIR folder, webdataset shards, or vectors (.npy, .npz, .safetensors, .parquet). A name
-    is `hf:NAME`, `torchvision:NAME` or `sklearn:digits`. `SOURCES_HELP` says it with examples.
+    is `hf:NAME`, `torchvision:NAME` or `sklearn:digits`. `SOURCES_HELP` has examples.
 
     Args:
         spec: The path or name.
-        column: The items, where a source has several columns, arrays or endings.
+        column: The items, if a source has several columns, arrays or extensions.
         label_column: The classes.
         pair_column: A second column of text, the query of each row; equal texts are one item.
-        split: Which part; train where there are several and none is named.
-        delimiter: What separates the columns of a csv or tsv file: one character, "tab", or "none"
-            for one column. Found from the file where not given.
+        split: By default train, if there are several.
+        delimiter: Of the columns of a csv or tsv file: one character, "tab", or "none" for one column. By
+            default it is detected.
 
     Returns:
-        A `Source`, after a `DataWarning` for what was left out or assumed. Items are read when they
-        are asked for; only the fingerprint reads every byte.
+        A `Source`, after a `DataWarning` for what was left out or assumed. Only the fingerprint reads every
+        byte.
 
     Raises:
-        MissingPathError: If there is nothing at the path.
-        SourceError: If it cannot be read, or it is not plain what of it to read.
-        DataError: If what is read cannot be used, for example pairs that lack a side.
+        MissingPathError: If the path does not exist.
+        SourceError: If it cannot be read, or the choice of columns or files is ambiguous.
+        DataError: If the data cannot be used, for example pairs with a missing side.
 
     Example:
         >>> source = read_source("sklearn:digits")
@@ -125,7 +125,7 @@ def _read_file(path: Path, name: str, wanted: Wanted) -> Source:
     if is_image(path.name):
         raise SourceError(f"{path} is a single image; give the folder that it is in")
     raise SourceError(
-        f"{path} is of no kind that is known here; known are "
+        f"{path} is of an unknown kind; known are "
         f"{', '.join((*TABLE_SUFFIXES, *ARRAY_SUFFIXES))}, .tar, IDX files "
         "and folders (see: querykey help sources)"
     )
@@ -140,7 +140,7 @@ def _read_folder(folder: Path, name: str, wanted: Wanted) -> Source:
         return read_beir(folder, name=name, wanted=wanted)
     if any(is_idx_images(entry.name) for entry in top):
         return read_idx(folder, name=name, wanted=wanted)
-    # a folder of the hub keeps its files in data/ or in a folder for each split
+    # a data set of the hub has its files in data/ or in a folder for each split
     inside = [entry for entry in top if entry.is_dir() and (entry.name == "data" or split_of(entry.name))]
     inner = [child for entry in inside for child in sorted(entry.iterdir())]
     files = [entry for entry in top + inner if entry.is_file()]
@@ -162,12 +162,12 @@ def _read_folder(folder: Path, name: str, wanted: Wanted) -> Source:
 
 
 def _kind_of_folder(folder: Path, groups: dict[str, list[Path]]) -> str:
-    """What most files of a folder are: "images", "shards", "tables" or "arrays".
+    """The kind of most files of a folder: "images", "shards", "tables" or "arrays".
 
-    Images count in folders for each class too, so that a list of labels beside them is no table of texts.
+    Images in folders of classes count, so a list of labels beside them is not read as a table of texts.
 
     Raises:
-        SourceError: If as many are of one kind as of another.
+        SourceError: If two kinds have the same number of files.
     """
     counts = {kind: len(paths) for kind, paths in groups.items() if paths}
     if not counts:
@@ -176,7 +176,7 @@ def _kind_of_folder(folder: Path, groups: dict[str, list[Path]]) -> str:
     first, second = sorted(counts, key=lambda kind: -counts[kind])[:2]
     if counts[first] > counts[second]:
         return first
-    # vectors beside tables or shards have no columns: they are looked at only by their own name
+    # arrays beside tables or shards have no columns: they are read only if named
     if {first, second} in ({"tables", "arrays"}, {"shards", "arrays"}):
         return first if second == "arrays" else second
     named = next(paths[0].name for kind, paths in groups.items() if paths and kind in (first, second))
@@ -187,7 +187,7 @@ def _kind_of_folder(folder: Path, groups: dict[str, list[Path]]) -> str:
 
 
 def _with_left_out(source: Source, folder: Path, chosen: str, rest: list[Path]) -> Source:
-    """The source with the files beside it that hold data of another kind, named."""
+    """The source, with a note of the files of another kind beside it."""
     names = [str(entry.relative_to(folder)) for entry in rest if _is_data(entry)]
     if not names:
         return source
@@ -201,7 +201,7 @@ def _is_data(path: Path) -> bool:
 
 
 def _splits(paths: list[Path], folder: Path) -> list[str | None]:
-    """The split of each file, by its own name or its folder's."""
+    """The split of each file, by its name or that of its folder."""
     folders = ["" if path.parent == folder else path.parent.name for path in paths]
     return [split_of(path.name) or split_of(above) for path, above in zip(paths, folders, strict=True)]
 

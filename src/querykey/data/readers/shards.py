@@ -1,4 +1,4 @@
-"""Webdataset: samples in .tar files, read where they lie and never unpacked to disk."""
+"""Webdataset: samples in .tar files, read in place and never unpacked to disk."""
 
 import json
 import tarfile
@@ -20,7 +20,7 @@ _CLASSES = "cls"
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """Where the bytes of one file lie. Its name is a key, never a place on disk."""
+    """Position of the bytes of a file in a shard. Its name is a key, never a path on disk."""
 
     shard: Path
     offset: int
@@ -58,11 +58,11 @@ class _Texts(Items):
         try:
             return self._members[row].read().decode()
         except UnicodeDecodeError as error:
-            raise DamagedItemError(f"{self._ids[row]} is no UTF-8 text: {error}") from error
+            raise DamagedItemError(f"{self._ids[row]} is not UTF-8 text: {error}") from error
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file is a shard by its ending."""
+    """Whether the name of a file is that of a shard."""
     return name.lower().endswith(".tar") and not name.startswith(".")
 
 
@@ -71,20 +71,20 @@ def read_shards(
 ) -> Source:
     """Read webdataset shards: files that share a name up to the first dot are one sample.
 
-    Only the headers are read here, one pass over each shard; an item is read when it is asked for.
+    Only the headers are read here, one pass over each shard; an item is read on access.
 
     Args:
         paths: The .tar files, not compressed.
-        splits: The split of each, None where it speaks of none.
+        splits: The split of each; None if its name contains none.
         name: How the user named them.
-        what: What to call them in a message.
-        wanted: `column`: the ending that holds the items (jpg, png, txt); needed where a sample has
-            several that can be. `label_column`: the ending that holds the class (cls if there), or
+        what: Their name in messages.
+        wanted: `column`: the extension of the items (jpg, png, txt); needed if a sample has several
+            possible ones. `label_column`: the ending that holds the class (cls if there), or
             a field of the sample's .json.
 
     Raises:
-        SourceError: If a shard is damaged, or it is not plain which ending to take.
-        DataError: If a sample lacks its item, or two have the same name.
+        SourceError: If a shard is damaged, or the extension of the items is ambiguous.
+        DataError: If a sample has no item, or two have the same name.
     """
     wanted.allow("column", "label_column", "split", what=f"{what}, a webdataset,")
     split = choose_split(wanted.split, splits, what)
@@ -98,9 +98,7 @@ def read_shards(
     members = []
     for key, sample in samples.items():
         if not any(ending in sample for ending in column):
-            raise DataError(
-                f"{what}: the sample {key} has no {' or '.join(column)}; each sample needs its item"
-            )
+            raise DataError(f"{what}: the sample {key} has no {' or '.join(column)}; each sample needs one")
         members.append(next(sample[ending] for ending in column if ending in sample))
     ids = list(samples)
     label_column = wanted.label_column or (_CLASSES if _CLASSES in endings else None)
@@ -117,11 +115,11 @@ def read_shards(
 def _samples(paths: Sequence[Path]) -> _Samples:
     samples: dict[str, dict[str, _Member]] = {}
     for path in paths:
-        own: set[str] = set()
+        of_shard: set[str] = set()
         for key, ending, member in _members(path):
-            if key in samples and key not in own:
+            if key in samples and key not in of_shard:
                 raise DataError(f"{path} has a sample {key} that another shard has too; names must differ")
-            own.add(key)
+            of_shard.add(key)
             if ending in samples.setdefault(key, {}):
                 raise DataError(f"{path} has {key}.{ending} twice; names must differ")
             samples[key][ending] = member
@@ -134,22 +132,22 @@ def _members(path: Path) -> Iterator[tuple[str, str, _Member]]:
             for entry in shard:
                 folder, _, base = entry.name.rpartition("/")
                 stem, _, ending = base.partition(".")
-                # links, devices and sparse files have no bytes of their own to point at
+                # links, devices and sparse files have no contents
                 if entry.isreg() and not entry.issparse() and stem and ending:
                     key = f"{folder}/{stem}" if folder else stem
                     yield key, ending.lower(), _Member(path, entry.offset_data, entry.size)
     except (tarfile.TarError, OSError) as error:
         raise SourceError(
-            f"{path} is not a whole .tar file ({error}); copy it again, or decompress it first"
+            f"{path} is not a complete .tar file ({error}); copy it again, or decompress it first"
         ) from error
 
 
 def _choose_ending(
-    endings: Sequence[str], samples: _Samples, asked: str | None, what: str
+    endings: Sequence[str], samples: _Samples, wanted: str | None, what: str
 ) -> tuple[str, ...]:
-    """The endings that hold the items: several only where each sample has one of them."""
-    if asked is not None:
-        ending = asked.lower().lstrip(".")
+    """The extensions of the items: several only if each sample has one of them."""
+    if wanted is not None:
+        ending = wanted.lower().lstrip(".")
         if ending in endings:
             return (ending,)
         raise SourceError(
@@ -163,7 +161,7 @@ def _choose_ending(
     if texts and not images:
         return texts
     error = "several endings that can be the items" if images else "no images and no .txt"
-    raise SourceError(f"{what} has {error}; say which with --column; its endings: {', '.join(endings)}")
+    raise SourceError(f"{what} has {error}; give one as column; its endings: {', '.join(endings)}")
 
 
 def _classes(samples: _Samples, column: str, endings: Sequence[str], what: str) -> Iterator[int | str | None]:
@@ -179,7 +177,7 @@ def _classes(samples: _Samples, column: str, endings: Sequence[str], what: str) 
 
 
 def _is_plain_number(text: str) -> bool:
-    """Whether a class is a whole number written the plain way: 007 and 7 are two classes."""
+    """Whether a class is an integer without leading zeros: 007 and 7 are two classes."""
     return text.removeprefix("-").isdecimal() and text == str(int(text))
 
 

@@ -1,4 +1,4 @@
-"""A table's columns as a source: items, labels, ids, or pairs."""
+"""Makes a source from the columns of a table: items, labels, ids, or pairs."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,26 +38,26 @@ def source_of_table(
     reread: Callable[[Sequence[str]], ColumnTable] | None = None,
     is_json: bool = False,
 ) -> Source:
-    """Make a source of a table's columns.
+    """Make a source from the columns of a table.
 
     Args:
         table: The table.
         name: How the user named it.
-        digest: Over the table's bytes; the columns chosen are added.
-        folder: Where images kept as a path alone start.
-        wanted: The columns asked for; others are guessed where only one will do.
-        reread: Reads the table again with some columns as text, where the format has no types: labels,
-            ids and texts are what is written.
-        is_json: Whether the format has numbers at least, and only dates are a guess.
+        digest: Of the bytes of the table; the chosen columns are added.
+        folder: Base of the paths of images that are stored as a path.
+        wanted: The columns that the user named; others are chosen where only one is possible.
+        reread: Reads the table again with some columns as text, for formats without types: labels, ids and
+            texts stay as they are written.
+        is_json: Whether the format has numbers, so that only dates are inferred.
 
     Raises:
-        SourceError: If a column is not there or cannot be read, or it is not plain which to take.
-        DataError: If a pair lacks a side.
+        SourceError: If a column does not exist or cannot be read, or the choice of columns is ambiguous.
+        DataError: If a side of a pair is missing.
     """
     if not len(table):
         raise SourceError(f"{table.what} has no rows; at least one is needed")
     if wanted.pair_column is not None and wanted.label_column is not None:
-        raise SourceError(f"{table.what}: pairs have no classes; give --pair-column or --label-column")
+        raise SourceError(f"{table.what}: pairs have no classes; give pair_column or label_column, not both")
     columns = choose_columns(table, wanted, is_typed=reread is None)
     typed = table
     if reread is not None:
@@ -70,9 +70,9 @@ def source_of_table(
     _add_files(digest, table, columns.item, folder)
     labels, names = None, NO_NAMES
     if columns.label is not None:
-        values = _whole(table, columns.label)
+        values = _column(table, columns.label)
         if table is not typed:
-            values = _as_written(_whole(typed, columns.label), values, f"{table.what}: {columns.label}")
+            values = _as_written(_column(typed, columns.label), values, f"{table.what}: {columns.label}")
         labels, names = number_labels(
             values, what=f"{table.what}: {columns.label}", names=table.class_names.get(columns.label, ())
         )
@@ -80,7 +80,7 @@ def source_of_table(
 
 
 def _guessed(table: ColumnTable, columns: Columns, *, is_json: bool) -> list[str]:
-    """The columns in use whose type the reader of the format has guessed."""
+    """The columns in use whose type was inferred by the reader of the format."""
     texts = [one for one in (columns.item, columns.pair) if one and item_kind(table.types[one]) is None]
     ids = [one for one in ID_COLUMNS if one in table.types]
     for one in [*([columns.label] if columns.label else []), *ids]:
@@ -92,10 +92,10 @@ def _guessed(table: ColumnTable, columns: Columns, *, is_json: bool) -> list[str
 
 
 def _as_written(guessed: Any, written: Any, what: str) -> Any:
-    """Labels as they are written, of a column that the reader took for something else than text.
+    """Labels as they are written, for a column that was read as another type than text.
 
-    007, 07 and 7 are three classes. Whole numbers that are all written the plain way stay numbers, with
-    -1 for unlabelled; what the reader took for missing is missing.
+    007, 07 and 7 are three classes. Integers without leading zeros stay integers, with -1 for unlabelled;
+    missing values stay missing.
 
     Raises:
         DataError: If they are decimals.
@@ -105,7 +105,7 @@ def _as_written(guessed: Any, written: Any, what: str) -> Any:
     if pa.types.is_floating(guessed.type):
         numbers = guessed.filter(pc.is_finite(guessed))
         if pc.any(pc.not_equal(pc.floor(numbers), numbers)).as_py():
-            number_labels(numbers, what=what)  # which says that decimals are no classes
+            number_labels(numbers, what=what)  # raises: decimals are not classes
     elif pa.types.is_integer(guessed.type):
         plain = pc.equal(pc.cast(guessed, pa.string()), written)
         if pc.all(plain, skip_nulls=True).as_py() is not False:
@@ -125,12 +125,12 @@ def _items(table: ColumnTable, column: str, kind: Kind, folder: Path) -> Any:
             assert_never(never)
 
 
-def _whole(table: ColumnTable, column: str) -> Any:
+def _column(table: ColumnTable, column: str) -> Any:
     return pa.chunked_array(list(table.chunks(column)), type=table.types[column])
 
 
 class _Names(Items):
-    """What to call each row in a message."""
+    """The name of each row in messages."""
 
     def __init__(self, what: str, rows: int) -> None:
         self._what = what
@@ -147,16 +147,18 @@ def _ids(table: ColumnTable, item: str) -> Sequence[str]:
     for name in ID_COLUMNS:
         if name not in table.types or name == item or not can_be_classes(table.types[name]):
             continue
-        values = _whole(table, name)
+        values = _column(table, name)
         if values.null_count == 0 and pc.count_distinct(values).as_py() == len(values):
             return [str(value) for value in values.to_pylist()]
         if name == "_id":
-            raise DataError(f"{table.what}: the column _id has missing or equal ids; each row needs its own")
+            raise DataError(
+                f"{table.what}: the column _id has missing or repeated ids; each row needs a unique id"
+            )
     return RowNumbers(len(table))
 
 
 def _add_files(digest: Fingerprint, table: ColumnTable, column: str, folder: Path) -> None:
-    """Images kept as a path alone are data too."""
+    """Add the files of images that are stored as a path."""
     if pa.types.is_struct(table.types[column]) and table.may_lack(column, "bytes"):
         for cell in table.cells(column):
             if cell is not None and cell["bytes"] is None and cell["path"] is not None:
@@ -164,7 +166,7 @@ def _add_files(digest: Fingerprint, table: ColumnTable, column: str, folder: Pat
 
 
 def _pairs(table: ColumnTable, item: str, query: str, name: str, fingerprint: str) -> Source:
-    """Each row is a pair; equal texts on a side are one row of that side."""
+    """Each row is a pair; equal texts in a column are one item."""
     queries, documents = _distinct(table, query), _distinct(table, item)
     rows = np.stack([queries.indices.to_numpy(), documents.indices.to_numpy()], axis=1).astype(np.int64)
     _, first = np.unique(rows, axis=0, return_index=True)
@@ -182,11 +184,11 @@ def _pairs(table: ColumnTable, item: str, query: str, name: str, fingerprint: st
 
 def _distinct(table: ColumnTable, column: str) -> Any:
     """The column as indices into its distinct texts, in order of first appearance."""
-    texts = pc.cast(_whole(table, column), pa.large_string()).combine_chunks()
+    texts = pc.cast(_column(table, column), pa.large_string()).combine_chunks()
     empty = pc.fill_null(pc.equal(texts, ""), True).to_numpy(zero_copy_only=False)
     if empty.any():
         raise DataError(
             f"{table.what}: {empty.sum()} of {len(table)} rows have no text in {column!r} "
-            f"(first: row {empty.argmax()}); a pair needs both sides: fill it in or take the row out"
+            f"(first: row {empty.argmax()}); a pair needs both sides: fill it in or remove the row"
         )
     return pc.dictionary_encode(texts)

@@ -37,7 +37,7 @@ _CACHED_BYTES = 1 << 25
 
 DELIMITERS = (",", ";", "\t", "|")
 ONE_COLUMN = "\x1f"
-"""The delimiter of a table with one column: a character that texts do not hold."""
+"""The delimiter of a table with one column: a character that does not occur in texts."""
 _RECORDS = 1000
 _COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _NAMES = {"\t": "tab", ONE_COLUMN: "none"}
@@ -46,12 +46,12 @@ _BYTE_ORDER_MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\xff\xfe": "utf-16", b"\xf
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a delimited file is written.
+    """The format of a delimited file.
 
     Args:
-        delimiter: Between two fields; `ONE_COLUMN` where each record is one field.
+        delimiter: Between two fields; `ONE_COLUMN` if each record is one field.
         encoding: Of the text.
-        note: What was assumed and may be wrong; "" where nothing was.
+        note: An assumption that may be wrong, or "".
     """
 
     delimiter: str
@@ -60,7 +60,7 @@ class Dialect:
 
 
 def compression_of(name: str) -> str | None:
-    """The codec that the ending of a file names, in any case; None for a plain file.
+    """The codec of a file by its extension, in any case; None if it is not compressed.
 
     Example:
         >>> compression_of("train.CSV.GZ"), compression_of("train.csv")
@@ -70,7 +70,7 @@ def compression_of(name: str) -> str | None:
 
 
 def parse_delimiter(given: str) -> str:
-    r"""The delimiter that a user names.
+    r"""The delimiter for a value that the user gave.
 
     Args:
         given: One character, "tab", or "none" for a table with one column.
@@ -89,18 +89,18 @@ def parse_delimiter(given: str) -> str:
 
 
 def find_dialect(path: Path, *, is_tsv: bool, delimiter: str | None) -> Dialect:
-    """How a delimited file is written, from its header and its first 1,000 records.
+    """Detect the format of a delimited file from its header and its first 1,000 records.
 
-    A delimiter is taken only if the header has at least two fields with it and each of these records has
-    as many. Where the header has one field with every delimiter, the table has one column.
+    A delimiter fits if the header has at least two fields with it, and each of these records has as many.
+    If the header has one field with every delimiter, the table has one column.
 
     Args:
-        path: The file, maybe compressed.
-        is_tsv: Whether its ending names the tab.
-        delimiter: What the user says; None to find it.
+        path: The file, possibly compressed.
+        is_tsv: Whether its extension is .tsv.
+        delimiter: Given by the user; None to detect it.
 
     Raises:
-        SourceError: If the header is not text, or no delimiter fits or several do.
+        SourceError: If the header is not text, or not exactly one delimiter fits.
     """
     with pa.input_stream(str(path), compression=compression_of(path.name)) as stream:
         start = stream.read(4)
@@ -126,40 +126,40 @@ def find_dialect(path: Path, *, is_tsv: bool, delimiter: str | None) -> Dialect:
 def _unclear(fitting: list[str], split: list[str], fields: dict[str, list[int]]) -> str:
     if fitting:
         named = " and ".join(_NAMES.get(one, one) for one in fitting)
-        return f"its columns may be separated by {named}; say which with the option delimiter"
+        return f"its columns may be separated by {named}; give one as delimiter"
     widest = max(split, key=lambda one: fields[one][0])
     expected = fields[widest][0]
     place, found = next((at, count) for at, count in enumerate(fields[widest]) if count != expected)
     return (
         f"Expected {expected} columns, got {found} in record {place} with the delimiter "
-        f"{_NAMES.get(widest, widest)}; mend the file, or say the option delimiter (none: one column)"
+        f"{_NAMES.get(widest, widest)}; repair the file, or give the delimiter (none: one column)"
     )
 
 
 def _first_lines(path: Path, encoding: str) -> list[str]:
-    """The lines of the first records; cells that are not text are found later, by their column."""
+    """The lines of the first records; only the header is checked for UTF-8 here."""
     with pa.input_stream(str(path), compression=compression_of(path.name)) as stream:
         codec = ("utf-8-sig", "surrogateescape") if encoding == "utf-8" else (encoding, "strict")
         text = io.TextIOWrapper(stream, *codec, newline="")
-        # a line of a file without line ends could be all of it
+        # limited: a file without line ends is one line
         lines = list(islice(iter(lambda: text.readline(1 << 24), ""), _RECORDS + 1))
     header = lines[0] if lines else ""
     try:
         header.encode("utf-8")
     except UnicodeEncodeError as error:
         raise SourceError(
-            f"{path}: its header {header.strip()[:40]!a} is no UTF-8 text; save the file as UTF-8"
+            f"{path}: its header {header.strip()[:40]!a} is not UTF-8 text; save the file as UTF-8"
         ) from error
     if "\0" in header:
-        raise SourceError(f"{path}: its header holds null characters, so it is no text; save it as UTF-8")
+        raise SourceError(f"{path}: its header holds null characters, so it is not text; save it as UTF-8")
     return lines
 
 
 def _fields(lines: list[str], delimiter: str) -> list[int]:
-    """The number of fields of each record; a record that the lines cut off does not count."""
+    """The number of fields of each record, without an incomplete last one."""
     counts: list[int] = []
     reader: Any = csv.reader(lines, delimiter=delimiter)
-    with suppress(csv.Error):  # a field too long for this reader, which arrow may read
+    with suppress(csv.Error):  # a field too long for this reader, which Arrow may read
         counts.extend(len(record) for record in reader if record)
     is_cut = len(lines) > _RECORDS
     return counts[:-1] if is_cut and len(counts) > 1 else counts
@@ -168,7 +168,7 @@ def _fields(lines: list[str], delimiter: str) -> list[int]:
 class ParquetTable:
     """Parquet files with the same columns, one after the other.
 
-    A cell is read with its row group; the row groups used last are kept, 32 MB of them or one.
+    A cell is read with its row group; the last row groups are cached, up to 32 MB or one.
 
     Raises:
         SourceError: If a file is damaged, or the files differ in their columns.
@@ -218,11 +218,11 @@ class _ParquetCells(Items):
         sizes = [file.metadata.row_group(group).num_rows for file, group in self._groups]
         self._starts = [0, *accumulate(sizes)]
         self._rows = int(self._starts[-1])
-        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._cached: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> Any:
-        # another process opens the files for itself
+        # another process opens the files again
         return _open_cells, (self._paths, self._column)
 
     def __len__(self) -> int:
@@ -232,14 +232,15 @@ class _ParquetCells(Items):
         group = bisect_right(self._starts, row) - 1
         # images may be decoded on several threads; one of them reads, the others wait for it
         with self._lock:
-            if group not in self._kept:
-                self._kept[group] = _read_group(*self._groups[group], self._column)
+            if group not in self._cached:
+                self._cached[group] = _read_group(*self._groups[group], self._column)
                 while (
-                    len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > _CACHED_BYTES
+                    len(self._cached) > 1
+                    and sum(each.nbytes for each in self._cached.values()) > _CACHED_BYTES
                 ):
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(group)
-            values = self._kept[group]
+                    self._cached.popitem(last=False)
+            self._cached.move_to_end(group)
+            values = self._cached[group]
         return values[row - self._starts[group]].as_py()
 
 
@@ -252,7 +253,7 @@ def _open_parquet(path: Path) -> Any:
         return pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
-            f"{path} is not a whole parquet file ({_first_line(error)}); copy it again"
+            f"{path} is not a complete parquet file ({_first_line(error)}); copy it again"
         ) from error
 
 
@@ -271,12 +272,12 @@ def _first_line(error: Exception) -> str:
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 
-# A record may be this long; the reader keeps a few such blocks.
+# Largest size of a record; the reader has a few such blocks in memory.
 _BLOCK_BYTES = 1 << 24
 
 
 def is_table(name: str) -> bool:
-    """Whether a file is a table by its ending; .gz, .bz2 or .zst may follow, hidden files are none."""
+    """Whether the name is that of a table, also with .gz, .bz2 or .zst; hidden files are not."""
     return _suffix(name) in TABLE_SUFFIXES and not name.startswith(".")
 
 
@@ -293,14 +294,13 @@ def read_table_files(
 
     Args:
         paths: The files, of one format.
-        splits: The split of each, None where it speaks of none.
+        splits: The split of each; None if its name contains none.
         name: How the user named them.
-        what: What to call them in a message.
-        wanted: Columns and split; the items are guessed where only one column can be, the classes
-            where one column is called label, category or the like.
+        what: Their name in messages.
+        wanted: Columns and split; see `choose_columns`.
 
     Raises:
-        SourceError: If a file cannot be read, or it is not plain which column or split to take.
+        SourceError: If a file cannot be read, or the choice of column or split is ambiguous.
     """
     chosen = choose_split(wanted.split, splits, what)
     used = [path for path, split in zip(paths, splits, strict=True) if split == chosen]
@@ -336,18 +336,18 @@ def read_table_files(
 def table_of_text(
     paths: Sequence[Path], what: str, as_text: Sequence[str] = (), dialects: Sequence[Dialect | None] = ()
 ) -> ArrowTable:
-    """Read csv, tsv or jsonl files, the types of the columns found by reading all of them.
+    """Read csv, tsv or jsonl files; the types of the columns are inferred from all rows.
 
-    Empty text stays empty and "NA" stays "NA": these are texts too.
+    Empty text stays empty, and "NA" stays "NA".
 
     Args:
         paths: The files.
-        what: What to call them in a message.
-        as_text: Columns to take letter by letter, whatever they look like.
+        what: Their name in messages.
+        as_text: Columns that are read as text.
         dialects: How each csv or tsv file is written; none for jsonl files.
 
     Raises:
-        SourceError: If a line cannot be read; says which and why.
+        SourceError: If a line cannot be read.
     """
     tables = []
     for path, dialect in zip(paths, dialects or [None] * len(paths), strict=True):
@@ -355,14 +355,14 @@ def table_of_text(
             tables.append(_read_text_table(path, as_text, dialect))
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = str(error).split("\n", maxsplit=1)[0]
-            raise SourceError(f"{path} cannot be read: {reason}; mend the file") from error
+            raise SourceError(f"{path} cannot be read: {reason}; repair the file") from error
     try:
         table = pa.concat_tables(tables, promote_options="permissive") if len(tables) > 1 else tables[0]
     except (pa.ArrowException, ValueError) as error:
         raise SourceError(f"{what}: the files differ in their columns ({error}); name one file") from error
     for field in table.schema:
         if pa.types.is_binary(field.type):
-            raise SourceError(f"{what}: the column {field.name!r} is no UTF-8 text; save the file as UTF-8")
+            raise SourceError(f"{what}: the column {field.name!r} is not UTF-8 text; save the file as UTF-8")
     return ArrowTable(what, table)
 
 
@@ -372,12 +372,12 @@ def _dialect(path: Path, suffix: str, delimiter: str | None) -> Dialect:
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, QuerykeyError):
             raise
-        raise SourceError(f"{path} cannot be read: {_first_line(error)}; mend the file") from error
+        raise SourceError(f"{path} cannot be read: {_first_line(error)}; repair the file") from error
 
 
 def _read_text_table(path: Path, as_text: Sequence[str], dialect: Dialect | None) -> Any:
     types = {name: pa.string() for name in as_text}
-    # by the ending in any case; arrow itself knows small letters alone
+    # by the extension in any case; Arrow itself accepts lower case only
     stream = pa.input_stream(str(path), compression=compression_of(path.name))
     if dialect is not None:
         from pyarrow import csv as arrow_csv
