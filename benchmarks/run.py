@@ -18,8 +18,8 @@ from rich.table import Table
 from timing import Row
 
 BENCHMARKS = (
-    "start_up", "numpy_runtime", "nearest", "knn", "losses", "adapter_step", "whole_fit", "cost_against_n",
-    "views", "gradient_cache", "simclr", "methods", "processes",
+    "start_up", "numpy_runtime", "nearest", "knn", "losses", "adapter_step", "whole_fit", "sizes",
+    "cost_against_n", "views", "gradient_cache", "simclr", "methods", "processes",
 )  # fmt: skip
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = ("torch", "numpy", "faiss-cpu", "pytorch-metric-learning", "lightly")

@@ -14,6 +14,7 @@ from querykey.runtime.codes import (
     grid_product,
     grid_rows,
     hamming,
+    nearest_by_hamming,
     search_codes,
 )
 from querykey.runtime.forward import LoadedAdapter
@@ -138,6 +139,17 @@ def test_hamming_counts_the_bits_that_differ():
         hamming(a[:, :3], b[:, :3]),
         [[(int.from_bytes(x[:3]) ^ int.from_bytes(y[:3])).bit_count() for y in b] for x in a],
     )
+
+
+@pytest.mark.parametrize("k", [1, 7, 300])
+def test_the_nearest_by_hamming_are_those_of_a_stable_sort(k):
+    codes = RNG.integers(0, 4, (300, 3), dtype=np.uint8)  # few bits: many ties
+    queries = RNG.integers(0, 4, (11, 3), dtype=np.uint8)
+    differ = hamming(queries, codes)
+    want = np.argsort(differ, axis=1, kind="stable")[:, :k]
+    counts, rows = nearest_by_hamming(queries, codes, k)
+    np.testing.assert_array_equal(rows, want)
+    np.testing.assert_array_equal(counts, np.take_along_axis(differ, want, axis=1))
 
 
 def test_a_row_of_zeros_and_no_rows_have_codes():

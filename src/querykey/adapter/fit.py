@@ -7,7 +7,16 @@ import time
 import warnings
 
 from querykey.adapter.search import Begin, Search
-from querykey.adapter.settings import DRAWN, LARGEST_WHOLE, RECIPES, AdapterSettings, Recipe, Task, resolve
+from querykey.adapter.settings import (
+    DRAWN,
+    DRAWN_OF_SIZES,
+    LARGEST_WHOLE,
+    RECIPES,
+    AdapterSettings,
+    Recipe,
+    Task,
+    resolve,
+)
 from querykey.adapter.split import TrainingPairs, check_labels
 from querykey.adapter.tasks import Judge, LabelTask, PairTask, RowTask, TaskData
 from querykey.adapter.training import Fitted, Record
@@ -87,7 +96,7 @@ def _recipes(settings: AdapterSettings, kind: Task, items: int) -> tuple[Recipe,
     """The recipes of a task; the first alone where a setting of the user's decides."""
     known = RECIPES[kind]
     if kind == "unlabelled" and items > LARGEST_WHOLE and settings.memory.kind == "cross_batch":
-        known = (known[0]._replace(sampled=DRAWN),)
+        known = (known[0]._replace(sampled=DRAWN_OF_SIZES if len(settings.dims) > 1 else DRAWN),)
     chosen = (
         settings.loss.kind,
         settings.selection.sampled,

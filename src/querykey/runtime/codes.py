@@ -25,6 +25,7 @@ __all__ = [
     "grid_product",
     "grid_rows",
     "hamming",
+    "nearest_by_hamming",
     "search_codes",
 ]
 
@@ -36,8 +37,8 @@ SUM_BITS = 52
 """Bits of a sum of float64 that is exact, one left for rounding."""
 BLOCK = 4096
 """Codes that are decoded at once."""
-QUERIES = 64
-"""Queries that are scored with all codes at once."""
+QUERIES, AT_ONCE = 64, 8
+"""Queries that are scored with all codes at once; and those whose differing bits are."""
 
 Rows = NDArray[np.float32]
 Exact = NDArray[np.float64]
@@ -251,10 +252,39 @@ def hamming(queries: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.
     """
     if queries.shape[1] % 8 == 0:
         queries, codes = (np.ascontiguousarray(one).view(np.uint64) for one in (queries, codes))  # type: ignore[assignment]
-    out = np.zeros((len(queries), len(codes)), dtype=np.int32)
-    for column in range(queries.shape[1]):  # a column at a time: the differences of a pair are never held
-        out += np.bitwise_count(queries[:, column, None] ^ codes[None, :, column])
+    out = np.empty((len(queries), len(codes)), dtype=np.int32)
+    total = np.int32 if 8 * queries.nbytes > np.iinfo(np.uint16).max * len(queries) else np.uint16
+    for start in range(0, len(codes), BLOCK):  # all that is made of a block stays in the cache
+        columns = np.ascontiguousarray(codes[start : start + BLOCK].T)
+        differ, at = np.empty_like(columns), slice(start, start + columns.shape[1])
+        for query, counts in zip(queries, out, strict=True):
+            np.bitwise_xor(columns, query[:, None], out=differ)
+            counts[at] = np.bitwise_count(differ).sum(axis=0, dtype=total)
     return out
+
+
+def nearest_by_hamming(
+    queries: NDArray[np.uint8], codes: NDArray[np.uint8], k: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The `k` codes that differ in the fewest bits; ties go to the lower row.
+
+    Args:
+        queries: Packed bits [queries, bytes].
+        codes: Packed bits [rows, bytes].
+        k: From 1 to the number of codes.
+
+    Returns:
+        (bits that differ [queries, k], rows [queries, k]), fewest first.
+    """
+    counts, rows = np.empty((len(queries), k), dtype=np.int32), np.empty((len(queries), k), dtype=np.int64)
+    for start in range(0, len(queries), AT_ONCE):
+        for number, differ in enumerate(hamming(queries[start : start + AT_ONCE], codes), start=start):
+            # the count up to which there are k codes: no sort of them all
+            most = int(np.searchsorted(np.bincount(differ).cumsum(), k))
+            near = np.flatnonzero(differ <= most)
+            rows[number] = near[np.argsort(differ[near], kind="stable")[:k]]
+            counts[number] = differ[rows[number]]
+    return counts, rows
 
 
 def search_codes(
@@ -288,8 +318,8 @@ def search_codes(
             rows[at] = np.argsort(-theirs, axis=1, kind="stable")[:, :k]
             scores[at] = np.take_along_axis(theirs, rows[at], axis=1)
         return scores, rows
-    for number, (query, bits) in enumerate(zip(queries, code.encode(queries), strict=True)):
-        found = np.sort(np.argsort(hamming(bits[None], codes)[0], kind="stable")[:first])
+    best = np.sort(nearest_by_hamming(code.encode(queries), codes, first)[1], axis=1)
+    for number, (query, found) in enumerate(zip(queries, best, strict=True)):
         theirs = code.scores(query[None], codes[found])[0]
         order = np.argsort(-theirs, kind="stable")[:k]
         scores[number], rows[number] = theirs[order], found[order]
