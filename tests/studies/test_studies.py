@@ -15,6 +15,7 @@ from querykey.config.old_names import PRETRAINING
 from querykey.config.settings import current
 from querykey.errors import ConfigError, DataError, OutputExistsError, SourceError
 from querykey.features.features import Features, write_features
+from querykey.io.points import point_of
 from querykey.io.records import read
 from querykey.io.study_folder import measures_of, open_study
 from querykey.pretraining.settings.methods import given_settings
@@ -76,11 +77,11 @@ def test_a_study_is_about_arms_and_measures_that_it_has(study):
     assert len(arms) == len(study.arms)
     for asked in study.questions:
         for name, measure in (asked.ours, asked.theirs):
-            assert measure in MEASURES[arms[name].kind]
+            assert measure in MEASURES[arms[name].kind] or point_of(measure) is not None
             assert arms[name].seeds >= 3
     for figure in study.figures:
         for arm in study.arms:
-            assert figure.kind == "curves" or set(figure.measures) & MEASURES[arm.kind]
+            assert figure.kind in ("curves", "sizes") or set(figure.measures) & MEASURES[arm.kind]
             if figure.kind == "heat map":
                 assert None not in (arm.row, arm.column)
         drawn = [arm for arm in study.arms if arm.x is not None and arm.line]
@@ -89,7 +90,8 @@ def test_a_study_is_about_arms_and_measures_that_it_has(study):
         if arm.kind == "leak":
             continue
         if study.needs == "features":
-            assert arm.kind == "baseline" or AdapterSettings.from_parameters(**arm.settings)
+            given = {name: value for name, value in arm.settings.items() if name != "method"}
+            assert arm.kind == "baseline" or AdapterSettings.from_parameters(**given)
             continue
         given = dict(arm.settings)
         asked = given_settings(**current(given | {"steps": 10}, PRETRAINING, warn=False))

@@ -354,6 +354,7 @@ def _plan_fits(
     """Arms on features: those that need no more dimensions, labels or documents than there are."""
     has = "documents" if features.task().queries is not None else "labels"
     arms = [arm for arm in arms if arm.settings.get("dim", 0) <= about["width"] and arm.needs in (None, has)]
+    arms = [replace(arm, settings=_with_sizes(arm, about["width"])) for arm in arms]
     if not is_trial:
         fits = sum(arm.seeds for arm in arms)
         return arms, Budget(words=f"{fits} fits, each until early stopping ends it")
@@ -364,6 +365,13 @@ def _plan_fits(
         for arm in arms
     ]
     return short, Budget(words=f"a trial: {TRIAL_STEPS} steps on {TRIAL_ROWS} rows, one seed")
+
+
+def _with_sizes(arm: Arm, width: int) -> dict[str, Any]:
+    """Settings of an arm, with those of its sizes that features of this width have."""
+    if "dims" not in arm.settings:
+        return arm.settings
+    return {**arm.settings, "dims": [size for size in arm.settings["dims"] if size <= width]}
 
 
 def _plan_pretraining(
