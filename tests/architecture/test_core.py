@@ -11,6 +11,8 @@ import pytest
 from architecture.source import ROOT
 
 import querykey
+from querykey.runs.adapter_settings import describe_settings
+from querykey.runs.pretrain_settings import describe_pretrain_settings
 
 BLOCKED = """
 import sys
@@ -41,14 +43,23 @@ def in_core(code, *words):
 
 @pytest.mark.parametrize(
     "words",
-    [("--help",), ("--version",), ("help",), ("help", "sources"), ("adapt", "--help"),
-     ("transform", "--help")],
+    [("--help",), ("--version",), ("help",), ("help", "sources"), ("help", "settings"),
+     ("help", "pretraining"), ("adapt", "--help"), ("transform", "--help")],
     ids=" ".join,
 )  # fmt: skip
 def test_the_core_explains_itself(words):
     done = in_core("", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("topic", "describe"), [("settings", describe_settings), ("pretraining", describe_pretrain_settings)]
+)
+def test_the_help_of_settings_is_up_to_date(topic, describe):
+    """Otherwise run `python scripts/settings_help.py`."""
+    text = (ROOT / f"src/querykey/cli/help_{topic}.txt").read_text()
+    assert text == describe() + "\n"
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
@@ -107,8 +118,7 @@ def test_an_array_that_cannot_be_transformed_is_one_message(array, message, tmp_
      ("doctor", "a.csv"), ("pretrain", "--data", "d", "--out", "o"), ("evaluate", "run", "--on", "a"),
      ("search", "run", "a", "--query", "q"), ("transform", "run", "a.npz", "--out", "z.npy"),
      ("export", "run", "--to", "onnx", "--out", "o"), ("report", "run", "--out", "r.html"),
-     ("study", "momentum", "--data", "d", "--out", "o"), ("demo", "--out", "o"),
-     ("help", "settings"), ("help", "pretraining")],
+     ("study", "momentum", "--data", "d", "--out", "o"), ("demo", "--out", "o")],
     ids=" ".join,
 )  # fmt: skip
 def test_any_other_command_says_what_to_install(words, tmp_path):

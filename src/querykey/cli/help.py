@@ -1,5 +1,6 @@
 """`querykey help TOPIC`: the grammar that all commands share."""
 
+from importlib.resources import files
 from typing import Annotated
 
 import typer
@@ -8,15 +9,15 @@ __all__ = ["show_help"]
 
 SETTINGS = """\
 Settings of `querykey adapt`, by --set KEY=VALUE or in a file given with
---run-file. Values are TOML; a bare word is a string. What is left out is the
-fit's own to choose, and RUN/run.json holds what it chose.
+--run-file. Values are TOML; a bare word is a string. The fit chooses settings
+that are not given, and RUN/run.json records its choices.
 """
 
 PRETRAINING = """\
 Settings of `querykey pretrain`, by --set KEY=VALUE or in a file given before
-the options. Values are TOML; a bare word is a string. What is left out is
-chosen for the images and the machine, and printed before the first step;
-RUN/run.json holds all of it.
+the options. Values are TOML; a bare word is a string. Settings that are not
+given are chosen for the images and the machine, and printed before the first
+step; RUN/run.json records all of them.
 """
 
 
@@ -32,15 +33,9 @@ def show_help(
 
             typer.echo(SOURCES_HELP)
         case "settings":
-            from querykey.runs.adapter_settings import describe_settings
-
-            typer.echo(SETTINGS)
-            typer.echo(describe_settings())
+            typer.echo(f"{SETTINGS}\n{_keys('settings')}")
         case "pretraining":
-            from querykey.runs.pretrain_settings import describe_pretrain_settings
-
-            typer.echo(PRETRAINING)
-            typer.echo(describe_pretrain_settings())
+            typer.echo(f"{PRETRAINING}\n{_keys('pretraining')}")
         case "":
             typer.echo("querykey help sources     how SOURCE, MODEL, FEATURES and RUN are named")
             typer.echo("querykey help settings    what --set takes in querykey adapt")
@@ -50,3 +45,8 @@ def show_help(
             from querykey.errors import ConfigError
 
             raise ConfigError(f"help {topic}: no such topic; there are sources, settings and pretraining")
+
+
+def _keys(topic: str) -> str:
+    """Every key and its values: a file, because the settings classes need torch and the help does not."""
+    return (files("querykey.cli") / f"help_{topic}.txt").read_text(encoding="utf-8").rstrip()
