@@ -1,5 +1,6 @@
 """Folders that version 0.1 wrote are read, resumed and reported."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from querykey import load_encoder, resume
 from querykey.cli.main import app
+from querykey.errors import StoreError
 from querykey.pretraining.saved_encoder import read_encoder
 from querykey.runs.pretrain_folder import RunFolder
 
@@ -66,3 +68,20 @@ def test_the_report_of_a_pretraining_of_version_0_1_has_a_command_that_repeats_i
     page = (old / "page.html").read_text()
     for setting in ("key_encoder.momentum=0.9", "views.crop_scale=[0.5, 1.0]", "dictionary.capacity=12"):
         assert setting in page
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "message"),
+    [
+        ("settings", "epochz", r"run.json: settings.epochz: no such key; did you mean epochs\?"),
+        ("asked", "head.dims", r"run.json: asked.head.dims: no such key"),
+        (None, "epochs", r"run.json: epochs: no such key; remove it"),
+    ],
+)
+def test_a_key_of_run_json_that_does_not_exist_is_an_error(old, table, key, message):
+    file = old / "run" / "run.json"
+    described = json.loads(file.read_text())
+    (described if table is None else described[table])[key] = 3
+    file.write_text(json.dumps(described))
+    with pytest.raises(StoreError, match=message):
+        resume(old / "run", old / "photos")

@@ -1,4 +1,4 @@
-"""The folder of a pretraining run: settings, records, checkpoints, and in the end the encoder."""
+"""The folder of a pretraining run: settings, records, checkpoints, and finally the encoder."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from querykey.config.old_names import PRETRAINING
-from querykey.config.settings import current, flat
+from querykey.config.settings import current, flat, make
 from querykey.data.items import Source
 from querykey.distributed.process_group import current_process_group
-from querykey.errors import MissingPathError, QuerykeyError, StoreError
+from querykey.errors import ConfigError, MissingPathError, QuerykeyError, StoreError
 from querykey.io.atomic import (
     file_lock,
     new_folder,
@@ -36,16 +36,20 @@ __all__ = ["BOARD", "CHECKPOINTS", "RUN", "RunFolder", "is_pretraining"]
 RUN, METRICS, CHECKPOINTS, BOARD = "run.json", "metrics.jsonl", "checkpoints", "tensorboard"
 FORMAT, VERSION = "querykey pretraining", 1
 _FIXED = ("settings", "asked", "views", "device", "threads")
-"""What the numbers of a run depend on, in addition to its images."""
+"""Keys of run.json that the results depend on, in addition to the images."""
+_KEYS = {
+    *_FIXED, "format", "version", "changes", "data", "processes", "saving", "calibration", "versions",
+}  # fmt: skip
+"""Keys of run.json."""
 
 
 @dataclass(eq=False)
 class RunFolder:
-    """A run on the disk.
+    """A pretraining run on disk.
 
     Args:
         path: The folder.
-        described: What run.json says.
+        described: The content of run.json.
     """
 
     path: Path
@@ -56,28 +60,37 @@ class RunFolder:
 
     @classmethod
     def new(
-        cls, path: Path, run: TrainingRun, state: Mapping[str, Tensor], *, source: Source,
-        at: dict[str, Any] | None, asked: PretrainSettings, device: str, saving: Saving, seconds: float,
-    ) -> "RunFolder":  # fmt: skip
-        """Make the folder of a new run, with the state before its first step.
+        cls,
+        path: Path,
+        run: TrainingRun,
+        state: Mapping[str, Tensor],
+        *,
+        source: Source,
+        at: dict[str, Any] | None,
+        given: PretrainSettings,
+        device: str,
+        saving: Saving,
+        seconds: float,
+    ) -> "RunFolder":
+        """Create the folder of a new run, with the state before its first step.
 
         The folder appears complete, so that the run can be resumed from it, or not at all.
 
         Args:
-            path: Must not exist.
+            path: The folder, which must not exist.
             run: The run.
-            state: Of its learner, complete.
+            state: The complete state of its learner.
             source: Its images.
             at: Path or name of the images, with column and split; None if they were given as an object.
-            asked: The settings as they were given.
-            device: On which it trains.
+            given: The settings as given.
+            device: Device of the training.
             saving: How often the state is saved.
-            seconds: Since the start of the command.
+            seconds: Seconds since the start of the command.
         """
         found = run.calibration
         described = {
             "format": FORMAT, "version": VERSION,
-            "asked": asked.as_dict(), "settings": run.settings.as_dict(), "changes": [],
+            "asked": given.as_dict(), "settings": run.settings.as_dict(), "changes": [],
             "views": [asdict(one) for one in run.images.views],
             "data": {"at": _absolute(at), "name": source.name, "fingerprint": source.fingerprint,
                      "images": len(run.images.pixels), "trained_on": len(run.split_data.train)},
@@ -99,46 +112,49 @@ class RunFolder:
 
         Raises:
             MissingPathError: If there is none.
-            StoreError: If its run.json is damaged.
+            StoreError: If its run.json is damaged or has a key that does not exist.
         """
         file = path / RUN
         if not file.is_file():
-            raise MissingPathError(f"{path}: no run here; make one with querykey pretrain --out {path}")
+            raise MissingPathError(f"{path}: no run here; make one with querykey pretrain")
         with raises_store_error(str(file), "start a new run"):
             described = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(described, dict) or described.get("format") != FORMAT:
-                raise StoreError(f"{path}: this is not the run of a pretraining, so it cannot be resumed")
+                raise StoreError(f"{path}: this is not a pretraining run, so it cannot be resumed")
             if described["version"] != VERSION:
                 raise StoreError(
                     f"{path}: written as version {described['version']}; this querykey reads {VERSION}"
                 )
-            folder = cls(path, _todays(described))
+            unknown = described.keys() - _KEYS
+            if unknown:
+                raise StoreError(f"{file}: {min(unknown)}: no such key; remove it")
+            folder = cls(path, _with_current_names(described, name=str(file)))
             _ = (folder.fingerprint, folder.device, folder.threads, folder.decoded_size, folder.saving,
                  folder.changes, folder.versions, folder.processes,
                  described["data"]["at"] is None or folder.at)  # fmt: skip
             if folder.settings.steps is None or folder.settings.epochs is None:
-                raise StoreError(f"{file} is damaged: it does not say how long the run is")
+                raise StoreError(f"{file} is damaged: the length of the run is missing")
         return folder
 
     @property
     def settings(self) -> PretrainSettings:
-        """As resolved."""
+        """The resolved settings."""
         return PretrainSettings.from_dict(self.described["settings"])
 
     @property
     def decoded_size(self) -> int | None:
-        """The image size in the settings as given, which images are decoded for; None: not given."""
+        """The image size in the settings as given, which determines decoding; None: not given."""
         size = self.described["asked"]["image_size"]
         return None if size is None else int(size)
 
     @property
     def fingerprint(self) -> str:
-        """Of the images."""
+        """Fingerprint of the images."""
         return str(self.described["data"]["fingerprint"])
 
     @property
     def device(self) -> str:
-        """On which the run trains."""
+        """Device of the training."""
         return str(self.described["device"])
 
     @property
@@ -158,7 +174,7 @@ class RunFolder:
 
     @property
     def changes(self) -> list[dict[str, Any]]:
-        """Settings that have changed since the start, with the step from which on they hold."""
+        """Settings that have changed since the start, each with the step of the change."""
         return [dict(change) for change in self.described.get("changes", [])]
 
     @property
@@ -171,41 +187,40 @@ class RunFolder:
         """Path or name of the images, with columns and split.
 
         Raises:
-            StoreError: If they were given as an object, which has no name.
+            StoreError: If they were given as an object, which has no path.
         """
         at = self.described["data"]["at"]
         if at is None:
             raise StoreError(
                 f"{self.path}: its images were given as an object, not by a path or name, so they cannot be "
-                f"read again; name them: querykey resume {self.path} --data SOURCE"
+                "read again; give their path or name"
             )
         named = {n: None if at[n] is None else str(at[n]) for n in ("column", "label_column", "split")}
         return {"spec": str(at["spec"]), **named}
 
     def record(self, kind: str, **numbers: Any) -> None:
-        """Append the numbers of a step to metrics.jsonl."""
+        """Append a record to metrics.jsonl."""
         self._records.append(kind, **numbers)
 
     def cut_records(self, step: int) -> dict[str, Any]:
-        """Remove the records after a step: a run that is resumed there records them again.
+        """Remove the records after a step, which a run resumed there records again.
 
         Args:
             step: Steps taken.
 
         Returns:
-            The metrics of the last evaluation before it; empty if there is none.
+            The metrics of the last evaluation up to this step; empty if there is none.
         """
         with raises_store_error(str(self.path / METRICS), "remove the line that is not the record of a step"):
             kept = [record for record in self._records.read() if record["step"] <= step]
         lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in kept]
         write_aside(self.path / METRICS, lines)
         self._records = Records(self.path / METRICS)
-        looks = [record for record in kept if record["kind"] == "look"]
-        last = looks[-1] if looks else {}
+        last = next((record for record in reversed(kept) if record["kind"] == "look"), {})
         return {name: value for name, value in last.items() if name not in ("kind", "step")}
 
     def lock(self) -> AbstractContextManager[None]:
-        """A lock: while it is held no other process may write to the folder.
+        """A lock against other processes that write to the folder.
 
         Raises:
             OutputError: If another process holds it.
@@ -213,20 +228,21 @@ class RunFolder:
         return file_lock(self.path / CHECKPOINTS / "lock")
 
     def require_unchanged(self, about: dict[str, Any]) -> None:
-        """Check that run.json is that of the checkpoint.
+        """Check that run.json agrees with a checkpoint.
 
         Args:
-            about: Of the checkpoint.
+            about: The description of the checkpoint.
 
         Raises:
             ConfigError: If settings were changed since that checkpoint.
         """
-        found = {name: self.described.get(name) for name in _FIXED}
-        if "run" in about:  # checkpoints of the first version have none
-            require_unchanged(_todays(about["run"]), _todays(found), self.changes, where=str(self.path / RUN))
+        if "run" not in about:  # a checkpoint of the first version
+            return
+        file, now = str(self.path / RUN), {name: self.described.get(name) for name in _FIXED}
+        require_unchanged(_with_current_names(about["run"], name=file), now, self.changes, where=file)
 
     def prepare_resume(self, *, save_every: float | None) -> None:
-        """Remove temporary files, and write down how often the state is saved from now on.
+        """Remove temporary files, and store how often the state is saved from now on.
 
         Args:
             save_every: Seconds between two checkpoints; None: as before.
@@ -242,18 +258,21 @@ class RunFolder:
         """Reasons why a resumed run may end with other bits than one that was never stopped.
 
         Args:
-            device: On which it trains from now on.
+            device: Device of the training from now on.
 
         Returns:
-            A message each.
+            A message for each reason.
         """
         return reproducibility_warnings(
-            self.versions, threads=self.threads, processes=self.processes, settings=self.settings,
+            self.versions,
+            threads=self.threads,
+            processes=self.processes,
+            settings=self.settings,
             devices=(self.device, device),
-        )  # fmt: skip
+        )
 
     def move(self, *, at: dict[str, Any] | None, device: str, step: int) -> None:
-        """Write down where the images are and on which device the run trains from a step on.
+        """Store the location of the images and the device from a step on.
 
         Args:
             at: Path or name of the images, with columns and split; None: as before.
@@ -270,10 +289,10 @@ class RunFolder:
         self._write()
 
     def change(self, settings: PretrainSettings, *, step: int) -> None:
-        """Write down settings that change from a step on.
+        """Store settings that change from a step on.
 
         Args:
-            settings: From now on.
+            settings: The new settings.
             step: Steps taken.
         """
         before, now = flat(self.settings.as_dict()), settings.as_dict()
@@ -295,7 +314,7 @@ class RunFolder:
         return bool(saved.report.get("steps_taken") == self.settings.steps)
 
     def save(self, step: int, run: TrainingRun, state: Mapping[str, Tensor], *, seconds: float) -> None:
-        """Write a checkpoint, after the records before it have reached the disk."""
+        """Write a checkpoint, after the records before it are on disk."""
         sync_file(self.path / METRICS)
         fixed = {name: self.described.get(name) for name in _FIXED} | {"settings": run.settings.as_dict()}
         about = {"start": dict(run.start), "seconds": seconds, "run": fixed}
@@ -309,26 +328,33 @@ class RunFolder:
         write_aside(self.path / RUN, [json.dumps(self.described, indent=2).encode() + b"\n"])
 
 
-def _todays(described: dict[str, Any]) -> dict[str, Any]:
-    """What a file says of a run, with the settings of version 0.1 under their names of today."""
-    settings = {
-        name: json.loads(json.dumps(PretrainSettings.from_dict(described[name]).as_dict()))
-        for name in ("settings", "asked")
-        if described.get(name) is not None
-    }
-    changes = [
-        {key: value for key, value in change.items() if key == "step"}
-        | {
-            f"settings.{name}": value
-            for key, value in change.items()
-            if key != "step"
-            for name, value in current(
-                {key.removeprefix("settings."): value}, PRETRAINING, warn=False
-            ).items()
-        }
-        for change in described.get("changes", [])
-    ]
-    return described | settings | ({"changes": changes} if "changes" in described else {})
+def _with_current_names(described: dict[str, Any], *, name: str) -> dict[str, Any]:
+    """The content of run.json, with settings of version 0.1 under their current names.
+
+    Raises:
+        StoreError: With the dotted key of a setting that does not exist.
+    """
+    made = dict(described)
+    for key in ("settings", "asked"):
+        if described.get(key) is not None:
+            try:
+                settings = make(PretrainSettings, current(described[key], PRETRAINING, warn=False))
+            except ConfigError as error:
+                raise StoreError(f"{name}: {key}.{error}") from error
+            made[key] = json.loads(json.dumps(settings.as_dict()))
+    if "changes" in described:
+        made["changes"] = [_rename_change(change) for change in described["changes"]]
+    return made
+
+
+def _rename_change(change: dict[str, Any]) -> dict[str, Any]:
+    """A change of settings under their current names; the device has one name."""
+    made = {key: value for key, value in change.items() if key == "step"}
+    for key, value in change.items():
+        if key != "step":
+            named = current({key.removeprefix("settings."): value}, PRETRAINING, warn=False)
+            made |= {f"settings.{name}": value for name, value in named.items()}
+    return made
 
 
 def is_pretraining(path: str | Path) -> bool:
