@@ -261,7 +261,7 @@ def test_pairs_and_queries_alone(querykey, data, tmp_path):
     assert np.load(tmp_path / "queries.npy").shape == (8, 32)
     said = querykey("embed", data / "texts.csv", "--model", run, "--out", tmp_path / "x", "--column", "text")
     assert said.code == 2
-    assert "transforms queries alone" in said.err
+    assert "transforms only queries" in said.err
 
 
 def test_embed_does_nothing_the_second_time(querykey, data, tmp_path):

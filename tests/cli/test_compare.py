@@ -191,7 +191,7 @@ def test_pretrainings_beside_each_other(querykey, pretrained, tmp_path):
     assert ["method", "simclr", "moco"] in lines
     assert ["dictionary.capacity", "none", "32"] in lines
     assert ["steps", "3", "3"] in lines
-    for name in ("images/s", "kNN of the held-out part", "effective rank of h", "loss"):
+    for name in ("images/s", "kNN of the validation images", "effective rank of h", "loss"):
         assert f"\n{name} " in said.out
     told = json.loads((tmp_path / "all.json").read_text())
     assert told["ends"]["loss"].keys() == {"views", "queue"}
@@ -216,7 +216,7 @@ def test_pretrainings_of_other_images_learn_from_those_of_the_first(querykey, pr
     runs, on = (pretrained / "views", pretrained / "elsewhere"), ("--on", pretrained / "test")
     said = querykey("compare", *runs, *on)
     assert said.code == 0, said.err
-    assert f"learn from {pretrained / 'train'}, those of views; name others with --train" in said.err
+    assert f"use {pretrained / 'train'}, the training images of views; train names others" in said.err
     assert banks == [32] * 4
     said = querykey("compare", *runs, *on, "--train", pretrained / "others")
     assert (said.code, said.err) == (0, "")
@@ -232,7 +232,7 @@ def test_a_pretraining_that_is_not_finished_has_settings_and_no_scores(querykey,
     assert "half is not finished" in said.err
     said = querykey("compare", pretrained / "views", tmp_path / "half", "--on", pretrained / "test")
     assert (said.code, said.out) == (2, "")
-    assert "is a pretraining that is not finished; querykey resume" in said.err
+    assert "is a pretraining run that is not finished; resume it with querykey resume" in said.err
 
 
 def test_what_cannot_be_compared_is_one_message(querykey, labelled_run, other_run, pretrained, tmp_path):
@@ -244,7 +244,7 @@ def test_what_cannot_be_compared_is_one_message(querykey, labelled_run, other_ru
     assert refused(querykey(*both, "--label-column", "y"), "--label-column: nothing is scored without --on")
     assert refused(querykey(*both, "--train", "a", "--split", "b"), "--train and --split: nothing is scored")
     assert refused(querykey(*both, "--on", tmp_path / "no.npz"), "no.npz")
-    assert refused(querykey(*both, "--on", "x.npz", "--train", "y"), "--train is for pretrainings")
+    assert refused(querykey(*both, "--on", "x.npz", "--train", "y"), "train is for pretraining runs")
 
 
 def test_nothing_is_written_over_or_half(querykey, labelled_run, other_run, data, tmp_path):

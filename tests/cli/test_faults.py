@@ -56,9 +56,7 @@ def test_no_such_path(refused, tmp_path, out):
 
 
 def test_no_such_run(refused, data, tmp_path):
-    said = (
-        f"{tmp_path / 'none'}: no run here; make one with querykey adapt FEATURES --out {tmp_path / 'none'}"
-    )
+    said = f"{tmp_path / 'none'}: no run here; make one with querykey adapt"
     assert refused("evaluate", tmp_path / "none", "--on", data / "test.npz") == said
     assert refused("search", tmp_path / "none", data / "test.npz", "--query", "1") == said
 
@@ -158,7 +156,7 @@ def test_labels_missing(refused, querykey, data, tmp_path, out):
     assert querykey(*arguments).code == 0
     message = refused("adapt", store, "--labels", "label", out=out)
     assert message == (
-        f"{store} has no labels; make the features again with querykey embed --label-column COLUMN"
+        f"{store} has no labels; make the features again with querykey embed and a label_column"
     )
     assert "no label column 'kind'" in refused("adapt", store, "--labels", "kind", out=out)
 
@@ -242,8 +240,8 @@ def test_features_of_another_model(refused, querykey, text_run, data, tmp_path):
 
 def test_a_text_query_to_features_without_a_model(refused, labelled_run, data):
     message = refused("search", labelled_run, data / "test.npz", "--query", "a plum")
-    assert "its features came without a model" in message
-    assert "a row's id" in message
+    assert "its features do not name their model" in message
+    assert "the id of a row" in message
 
 
 def test_an_unknown_help_topic(refused):

@@ -59,7 +59,7 @@ def test_evaluate_takes_the_test_part_of_the_folder_that_was_fitted_on(querykey,
     said = querykey("adapt", folder, "--out", run, "--dim", 4, "--labels", "label", *FAST)
     assert said.code == 0, said.err
     said = querykey("evaluate", run, "--on", folder)
-    assert f"the run was fitted on {folder}; it is measured on its test part" in said.err
+    assert f"the run was fitted on {folder}; it is evaluated on the test split" in said.err
     assert "50 queries" in said.flat
     asked_for = querykey("evaluate", run, "--on", folder, "--split", "train")
     assert "is what the run was fitted on" in asked_for.err

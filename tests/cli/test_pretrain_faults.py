@@ -242,9 +242,9 @@ def test_a_step_that_does_not_fit_the_memory_is_taken_in_parts(method, tmp_path,
     told = [words for words in said if "memory" in words]
     assert len(told) == 1
     assert told[0].startswith(
-        "step 2 needs more memory than there is: from step 2 on, which was kept, steps "
+        "step 2 needs more memory than there is: restarted from the checkpoint after step 2; steps are "
     )
-    assert told[0].endswith("are computed in 2 parts, with the gradient of the whole batch")
+    assert told[0].endswith("computed in 2 chunks, with the gradient of the full batch")
     for name, value in weights(plain).items():
         torch.testing.assert_close(weights(run)[name], value, rtol=1e-3, atol=2e-5, msg=name)
     assert [r["step"] for r in metrics(tmp_path / "run") if r["kind"] == "step"] == [1, 2, 3, 4]
@@ -277,7 +277,7 @@ def test_a_lack_of_memory_in_the_trial_is_met_before_the_first_step(tmp_path, mo
     with monkeypatch.context() as patch:
         _short_of_memory(patch, 0)
         run = pretrain(DIGITS, out=tmp_path / "run", notify=said.append, **SHORT)
-    assert said == ["the memory is too small for a whole batch: steps are computed in 2 parts"]
+    assert said == ["a batch does not fit in memory: steps are computed in 2 chunks"]
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (described["settings"]["chunks"], described["changes"]) == (2, [])
     assert_equal(run, pretrain(DIGITS, out=tmp_path / "two", chunks=2, **SHORT))

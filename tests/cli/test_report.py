@@ -211,8 +211,10 @@ def test_features_that_have_moved_are_asked_for(querykey, labelled_run, tmp_path
     described["features"]["at"]["spec"] = str(tmp_path / "moved.npz")
     (run / "run.json").write_text(json.dumps(described))
     said = refused(querykey, run, "--out", tmp_path / "report.html")
-    assert f"its training features are gone or have changed (they were at {tmp_path / 'moved.npz'})" in said
-    assert "say where features are with --features FEATURES" in said
+    assert (
+        f"its training features are missing or have changed (they were at {tmp_path / 'moved.npz'})" in said
+    )
+    assert "; give features" in said
 
 
 def test_features_of_another_width_or_model_are_refused(
@@ -233,7 +235,7 @@ def test_features_of_another_width_or_model_are_refused(
 
 def test_an_adapter_that_was_saved_alone_needs_features(querykey, labelled_run, data, tmp_path):
     Adapter.load(labelled_run).save(tmp_path / "saved")
-    words = "its training features are gone or have changed (the run does not say where they were)"
+    words = "its training features are missing or have changed (the run does not record their location)"
     assert words in refused(querykey, tmp_path / "saved", "--out", tmp_path / "a.html")
     out = tmp_path / "b.html"
     assert querykey("report", tmp_path / "saved", "--features", data / "test.npz", "--out", out).code == 0

@@ -144,7 +144,7 @@ def test_every_command_that_reads_a_table_takes_the_delimiter(tmp_path):
         assert expected in done.stderr
     given = querykey("evaluate", run, "--on", features, "--delimiter", ";")
     assert given.exit_code == 2
-    assert "--delimiter ; belongs to querykey embed" in given.stderr
+    assert "delimiter ';' is an option of querykey embed" in given.stderr
 
 
 def test_an_idx_file_with_its_ending_in_capitals_is_read(tmp_path):

@@ -13,7 +13,7 @@ from querykey.runs.adapt import adapt, load_run
 from querykey.runs.adapter_settings import parse_run
 from querykey.runs.compare import compare_runs
 from querykey.runs.data import DataAt
-from querykey.runs.diff import differing, facts_of, kind_of, named
+from querykey.runs.diff import common_kind, differing, facts_of, unique_names
 from querykey.runs.evaluate_adapter import evaluate_run
 
 FIT = {"labels": "y", "dim": 4, "steps": 5, "batch_size": 32, "n_iter_no_change": 9}
@@ -57,15 +57,21 @@ def both(made, *names, **how):
 
 def test_a_run_is_named_by_as_many_folders_as_tell_it_from_the_others():
     folders = ["x/a/run", "x/b/run", "y/b/run", "x/other", "z/frozen"]
-    assert list(named(folders, reserved=["frozen"])) == ["a/run", "x/b/run", "y/b/run", "other", "z/frozen"]
-    assert [str(folder) for folder in named(folders).values()] == folders
-    assert list(named(["run", "deeper/run"]))[1] == "deeper/run"
+    assert list(unique_names(folders, reserved=["frozen"])) == [
+        "a/run",
+        "x/b/run",
+        "y/b/run",
+        "other",
+        "z/frozen",
+    ]
+    assert [str(folder) for folder in unique_names(folders).values()] == folders
+    assert list(unique_names(["run", "deeper/run"]))[1] == "deeper/run"
 
 
 @pytest.mark.parametrize("folders", [["a"], []])
 def test_one_run_cannot_be_compared(folders):
     with pytest.raises(ConfigError, match="at least two runs are needed"):
-        named(folders)
+        unique_names(folders)
 
 
 def test_a_run_is_not_compared_with_itself_by_whatever_name(tmp_path):
@@ -73,11 +79,11 @@ def test_a_run_is_not_compared_with_itself_by_whatever_name(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for other in ("link", "run/../run"):
         with pytest.raises(ConfigError, match="is given twice"):
-            named([tmp_path / "run", tmp_path / other])
+            unique_names([tmp_path / "run", tmp_path / other])
 
 
 def test_a_folder_that_is_no_run_is_refused(made, tmp_path):
-    with pytest.raises(MissingPathError, match="no run here; a run is a folder that querykey adapt or"):
+    with pytest.raises(MissingPathError, match="no run here; a run is an output folder of querykey adapt or"):
         compare_runs([made / "memory", tmp_path])
     with pytest.raises(MissingPathError, match="nowhere: no run here"):
         compare_runs([made / "memory", tmp_path / "nowhere"])
@@ -86,7 +92,7 @@ def test_a_folder_that_is_no_run_is_refused(made, tmp_path):
 def test_runs_of_two_kinds_are_refused(made, tmp_path):
     (tmp_path / "run.json").write_text('{"format": "querykey pretraining"}')
     with pytest.raises(ConfigError, match=r"memory is an adapter and .* a pretraining"):
-        kind_of({"memory": made / "memory", "other": tmp_path})
+        common_kind({"memory": made / "memory", "other": tmp_path})
 
 
 def test_what_is_missing_in_one_run_differs_and_stays_missing():
@@ -159,19 +165,19 @@ def test_the_order_of_runs_turns_the_signs_round(made, test_data):
 
 
 @pytest.mark.parametrize("rows", [120, 240])
-def test_runs_of_other_rows_are_asked_no_knn(made, test_data, tmp_path, rows):
+def test_runs_of_other_rows_have_no_knn(made, test_data, tmp_path, rows):
     """As many rows as the first run had are still others, though arrays number both alike."""
     adapt(put_clusters(tmp_path / "train.npz", rows, 6), parse_run(FIT), tmp_path / "other")
     found, notes = both(made, "memory", tmp_path / "other", on=test_data)
     assert "kNN" not in found.table.metrics
     assert "R@1" in found.table.metrics
-    assert notes == ["the runs were fitted on different items, among which kNN would vote: no kNN is asked"]
+    assert notes == ["the runs were fitted on different items: kNN is left out"]
 
 
-def test_what_one_run_was_fitted_on_is_said(made):
+def test_a_warning_names_the_run_that_was_fitted_on_the_test_data(made):
     found, notes = both(made, "few", "memory", on=DataAt(str(made / "train.npz"), label_column="y"))
     assert len(notes) == 1
-    assert "train.npz is what memory was fitted on; new data would rank it lower" in notes[0]
+    assert "train.npz is what memory was fitted on; scores on new data are likely lower" in notes[0]
     assert "kNN" not in found.table.metrics
 
 
@@ -184,7 +190,7 @@ def test_training_features_that_are_gone_leave_retrieval(made, test_data, tmp_pa
     assert "R@1" in found.table.metrics
     assert "kNN" not in found.table.metrics
     assert len(notes) == 1
-    assert notes[0].endswith("no kNN is asked")
+    assert notes[0].endswith("kNN is left out")
 
 
 def test_without_labels_there_is_the_overlap_alone(made, tmp_path):
@@ -207,7 +213,7 @@ def test_a_row_has_nothing_to_be_looked_up_among(made, test_data, tmp_path):
 
 
 def test_a_train_option_is_for_pretrainings(made, test_data):
-    with pytest.raises(ConfigError, match="is an adapter; --train is for pretrainings"):
+    with pytest.raises(ConfigError, match="is an adapter; train is for pretraining runs"):
         both(made, "memory", "batch", on=test_data, train=test_data)
 
 
@@ -218,7 +224,7 @@ def test_a_saved_adapter_without_a_run_file_has_settings_and_scores(made, test_d
     assert found.origin.values["rows"] == {"memory": 240}
     difference = found.table.cells["bare"]["R@1"].against["memory"]
     assert (difference.mean, difference.low, difference.high) == (0, 0, 0)
-    assert notes == ["bare: the run does not say where its training features are: no kNN is asked"]
+    assert notes == ["bare: the run does not record the location of its training features: kNN is left out"]
 
 
 def test_records_of_no_use_are_one_message(made, tmp_path):
@@ -226,9 +232,7 @@ def test_records_of_no_use_are_one_message(made, tmp_path):
     for name in ("adapter.json", "adapter.safetensors"):
         (tmp_path / name).write_bytes((made / "memory" / name).read_bytes())
     (tmp_path / "run.json").write_text(json.dumps(described))
-    with pytest.raises(
-        StoreError, match=r"(?s)what the run says of itself is damaged .*; make the run again"
-    ):
+    with pytest.raises(StoreError, match=r"(?s)the record of the run is damaged .*; make the run again"):
         both(made, "memory", tmp_path)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from querykey.features.features import Features, features_from_array
-from querykey.runs.neighbours import Side, drawn, look_among
+from querykey.runs.neighbours import Side, compare_neighbours, sample_indices
 from querykey.runs.projections import make_sprite, maps_of
 from querykey.runs.report_data import _served
 
@@ -40,8 +40,8 @@ def order(query, items, own=None):
 def test_labels_by_plain_loops():
     features, moved = labelled(), rows(40, 3)
     sides = [Side("frozen", features.vectors, None), Side("adapted", moved, None)]
-    found = look_among(features, sides)
-    assert (found.kind, found.asked) == ("labels", 40)
+    found = compare_neighbours(features, sides)
+    assert (found.kind, found.num_queries) == ("labels", 40)
     hits, ranks, new = [], {}, {}
     for query in range(40):
         lists = [order(side.rows[query], side.rows, own=query) for side in sides]
@@ -49,7 +49,7 @@ def test_labels_by_plain_loops():
         hits.append([float(one[0]) for one in right])
         ranks[query] = [one.index(True) + 1 for one in right]
         new[query] = len(set(lists[1][:5]) - set(lists[0][:5]))
-    first = found.compared[0]
+    first = found.metrics[0]
     assert first.name == "R@1"
     assert [side.mean for side in first.sides] == pytest.approx(torch.tensor(hits).mean(dim=0).tolist())
     assert first.difference.mean == pytest.approx(first.sides[1].mean - first.sides[0].mean)
@@ -67,15 +67,15 @@ def test_pairs_by_plain_loops():
         Side("frozen", features.vectors, features.queries.vectors),
         Side("adapted", rows(30, 4), rows(12, 5)),
     ]
-    found = look_among(features, sides)
-    assert (found.kind, found.asked) == ("pairs", 12)
+    found = compare_neighbours(features, sides)
+    assert (found.kind, found.num_queries) == ("pairs", 12)
     relevant = {q: {d for query, d, _ in features.pairs.tolist() if query == q} for q in range(12)}
     for place, side in enumerate(sides):
         ranks = [min(order(side.queries[q], side.rows).index(d) for d in relevant[q]) + 1 for q in range(12)]
         mrr = sum(1 / rank if rank <= 10 else 0 for rank in ranks) / 12
-        assert found.compared[0].name == "MRR@10"
-        assert found.compared[0].sides[place].mean == pytest.approx(mrr)
-        assert found.compared[1].sides[place].mean == pytest.approx(sum(rank == 1 for rank in ranks) / 12)
+        assert found.metrics[0].name == "MRR@10"
+        assert found.metrics[0].sides[place].mean == pytest.approx(mrr)
+        assert found.metrics[1].sides[place].mean == pytest.approx(sum(rank == 1 for rank in ranks) / 12)
     for one in (*found.changed, *found.failures):
         for side in one.found:
             assert all(answer.is_right == (answer.item in relevant[one.query]) for answer in side)
@@ -83,27 +83,29 @@ def test_pairs_by_plain_loops():
 
 def test_of_equal_rows_the_lower_comes_first_in_ranks_as_in_answers():
     features = features_from_array(torch.ones(6, 3), y=[0, 1, 1, 1, 1, 0])
-    found = look_among(features, [Side("h", features.vectors, None)])
+    found = compare_neighbours(features, [Side("h", features.vectors, None)])
     assert {one.query: list(one.ranks) for one in found.failures} == {0: [5], 1: [2], 2: [2], 3: [2], 4: [2]}
-    assert found.compared[0].sides[0].mean == pytest.approx(1 / 6)
+    assert found.metrics[0].sides[0].mean == pytest.approx(1 / 6)
 
 
 def test_without_labels_it_says_what_stayed_and_claims_no_failures():
     features = features_from_array(rows(30, 0))
-    same = look_among(features, [Side("a", features.vectors, None), Side("b", 3 * features.vectors, None)])
+    same = compare_neighbours(
+        features, [Side("a", features.vectors, None), Side("b", 3 * features.vectors, None)]
+    )
     assert (same.kind, same.changed, same.failures) == ("neighbours", [], [])
-    assert same.compared[0].sides[0].mean == 1.0
-    assert look_among(features, [Side("h", features.vectors, None)]).compared == []
+    assert same.metrics[0].sides[0].mean == 1.0
+    assert compare_neighbours(features, [Side("h", features.vectors, None)]).metrics == []
 
 
 def test_rows_whose_class_is_alone_or_unknown_are_not_asked():
     features = features_from_array(rows(5, 0), y=[0, 0, 1, -1, -1])
-    assert look_among(features, [Side("h", features.vectors, None)]).asked == 2
+    assert compare_neighbours(features, [Side("h", features.vectors, None)]).num_queries == 2
 
 
 def test_what_is_drawn_is_in_order_and_always_the_same():
-    numbers = drawn(5000, 100)
-    assert numbers.tolist() == sorted(set(numbers.tolist())) == drawn(5000, 100).tolist()
+    numbers = sample_indices(5000, 100)
+    assert numbers.tolist() == sorted(set(numbers.tolist())) == sample_indices(5000, 100).tolist()
     assert len(numbers) == 100
 
 

@@ -445,7 +445,7 @@ def weights_of(course):
 def test_a_folder_of_a_run_that_is_not_finished_is_no_model_yet(tmp_path):
     half = pretrain(DIGITS, out=tmp_path / "run", stop=after(1), **TINY, steps=3)
     assert half.folder == tmp_path / "run"
-    with pytest.raises(ValueError, match=r"not finished; querykey resume .* goes on with it"):
+    with pytest.raises(ValueError, match=r"not finished; resume it with querykey resume"):
         load_encoder(tmp_path / "run")
 
 
@@ -478,7 +478,7 @@ def test_tensorboard_shows_every_step_once_also_of_a_stopped_run(tmp_path):
 
 
 def test_without_tensorboard_there_are_records_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("querykey.io.tensorboard.find_spec", lambda _: None)
+    monkeypatch.setattr("querykey.runs.pretrain_callbacks.find_spec", lambda _: None)
     pretrain(DIGITS, out=tmp_path / "run", **TINY, steps=1)
     assert not (tmp_path / "run" / "tensorboard").exists()
     assert (tmp_path / "run" / "metrics.jsonl").exists()

@@ -40,7 +40,9 @@ def described(run):
 
 def test_images_that_were_moved_are_named_and_the_run_ends_with_the_same_bits(moved):
     run, images, whole = moved
-    with pytest.raises(MissingPathError, match=r"images are not at .*here/images any more.*--data SOURCE"):
+    with pytest.raises(
+        MissingPathError, match=r"images are not at .*here/images any more.*give their present place"
+    ):
         resume(run)
     stopped = resume(run, images, stop=after(1))
     assert stopped.report["steps_taken"] == 3
@@ -72,7 +74,7 @@ def test_a_device_that_is_not_there_is_one_message_and_another_may_be_named(move
         else:
             text["device"] = "cuda:77"
         file.write_text(json.dumps(text))
-    with pytest.raises(ConfigError, match=r"was trained on cuda:77: .*--device DEVICE"):
+    with pytest.raises(ConfigError, match=r"was trained on cuda:77: .*give another device"):
         resume(run, images)
     said = []
     assert resume(run, images, device="cpu", stop=after(1), notify=said.append).report["steps_taken"] == 3

@@ -57,7 +57,7 @@ def test_first_sentences_judge_a_fit(texts, monkeypatch):
     features = described(texts, 300, read_source(texts).fingerprint)
     monkeypatch.setattr(run_pseudo_queries, "encoder_of_features", lambda *_, **__: Toy(features.vectors))
     judge, said = pseudo_queries(features)
-    assert said == "300 first sentences of the texts judge the fit"
+    assert said == "the fit is validated with 300 first sentences"
     assert judge.pairs.shape == (300, 2)
     assert sorted(judge.pairs[:, 1].tolist()) == list(range(300))
     adapter = Adapter(dim=8, steps=5).fit(features, queries=judge)
@@ -68,7 +68,7 @@ def test_first_sentences_judge_a_fit(texts, monkeypatch):
 def test_texts_that_changed_or_are_gone_judge_nothing_and_it_is_said(texts, tmp_path):
     judge, said = pseudo_queries(described(texts, 300, "of other texts"))
     assert judge is None
-    assert "is not what the features were made of" in said
+    assert "has changed since the features were made" in said
     judge, said = pseudo_queries(described(str(tmp_path / "gone.csv"), 300))
     assert judge is None
     assert said.startswith("no pseudo-queries: ")

@@ -1,4 +1,4 @@
-"""From settings to objects: the fit of a run file, and the folder of a run."""
+"""Fits an adapter with the settings of a run file, and reads and writes the folder of a run."""
 
 import json
 import warnings
@@ -21,24 +21,24 @@ from querykey.io.records import Records, versions
 from querykey.runs.adapter_settings import AdaptRun, parse_run
 from querykey.runs.data import DataAt, open_features
 
-__all__ = ["Progress", "Run", "adapt", "estimator", "fit", "load_run", "told"]
+__all__ = ["Progress", "Run", "adapt", "estimator", "fit", "forward_warnings", "load_run"]
 
 RUN, METRICS = "run.json", "metrics.jsonl"
 VERSION = 1
 
 Progress = Callable[[int, int | None], None]
-"""Called with (done, total); total is None where it is not known beforehand."""
+"""Called with (done, total); total is None if it is not known in advance."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A folder that `querykey adapt` wrote.
+    """The output folder of `querykey adapt`.
 
     Args:
-        folder: Where it is.
+        folder: Its path.
         adapter: The fitted adapter.
-        settings: What was asked for; None in a folder that `Adapter.save` wrote.
-        features: Where the training features are, how many, and of which model.
+        settings: The settings as given; None in a folder that `Adapter.save` wrote.
+        features: Location, number and model of the training features.
     """
 
     folder: Path
@@ -48,19 +48,19 @@ class Run:
 
     @property
     def trained_on(self) -> DataAt | None:
-        """The training features; None where the folder does not say."""
+        """The location of the training features; None if the folder does not record it."""
         at = self.features.get("at")
         return None if at is None else DataAt(**at)
 
 
 def estimator(run: AdaptRun) -> Adapter:
-    """The estimator that a run describes, not fitted yet.
+    """Create the estimator that a run describes.
 
     Args:
-        run: What is None is left to the estimator's own default.
+        run: Its settings; None stands for the default of the estimator.
 
     Returns:
-        An `Adapter`.
+        An `Adapter` that is not fitted yet.
 
     Example:
         >>> from querykey.runs.adapter_settings import read_run
@@ -73,23 +73,27 @@ def estimator(run: AdaptRun) -> Adapter:
 
 @in_default_torch_state
 def fit(
-    run: AdaptRun, features: Features, *, record: Callable[[dict[str, Any]], None] | None = None,
-    begin: Notify | None = None, judge: Judge | None = None,
-) -> Adapter:  # fmt: skip
+    run: AdaptRun,
+    features: Features,
+    *,
+    record: Callable[[dict[str, Any]], None] | None = None,
+    begin: Notify | None = None,
+    judge: Judge | None = None,
+) -> Adapter:
     """Fit the estimator of a run to features.
 
     Args:
-        run: Whose task says whether labels or pairs are used.
+        run: Its task decides whether labels or pairs are used.
         features: The training features.
-        record: Called with each record of the history as it is made.
-        begin: Called with what the fit takes of the memory, and with a line a candidate.
-        judge: Queries that tell what a fit without labels is worth.
+        record: Called with each record of the history.
+        begin: Called with the memory that the fit needs, and with one line per candidate.
+        judge: Validation queries for a fit without labels.
 
     Returns:
         The fitted adapter.
 
     Raises:
-        DataError: If the features have not what the task needs.
+        DataError: If the features lack the labels or pairs of the task.
     """
     adapter = estimator(run)
     match run.task:
@@ -97,15 +101,10 @@ def fit(
             if features.queries is None or features.pairs is None:
                 raise DataError(
                     "pairs needs (query, document) pairs, and these features have none; make them with "
-                    "querykey embed from a BEIR folder, or with --pair-column"
+                    "querykey embed from a BEIR folder, or name a pair_column"
                 )
-            return adapter.fit_pairs(
-                features.queries,
-                features,
-                pairs=features.pairs[:, :2].numpy(),
-                record=record,
-                begin=begin,
-            )
+            pairs = features.pairs[:, :2].numpy()
+            return adapter.fit_pairs(features.queries, features, pairs=pairs, record=record, begin=begin)
         case "labels":
             return adapter.fit(features, features.labels, record=record, begin=begin)
         case _:
@@ -125,23 +124,24 @@ def adapt(
 ) -> Run:
     """Fit an adapter to features and write a run folder: adapter, run.json and metrics.jsonl.
 
-    Many processes of torch.distributed share out the queries of each step; the first writes.
+    With several processes of torch.distributed the queries of each step are distributed, and the main
+    process writes.
 
     Args:
-        at: The features; their bytes are verified.
+        at: The features; their checksums are verified.
         run: The settings.
         out: The folder, which must not exist yet.
-        progress: Called with (steps taken, steps in all, where the run says them) now and then.
-        notify: Called with what is worth knowing, such as a setting that was lowered.
-        begin: Called with what the fit takes of the memory, and with a line a candidate.
-        judge: Makes queries that tell what a fit without labels is worth, and says what it did.
+        progress: Called with (steps taken, total steps or None).
+        notify: Called with warnings, such as a setting that was lowered.
+        begin: Called with the memory that the fit needs, and with one line per candidate.
+        judge: Makes validation queries for a fit without labels, and a message about them.
 
     Returns:
         The run.
 
     Raises:
-        OutputExistsError: If something is at `out`.
-        OutputError: If it cannot be written; nothing is left behind.
+        OutputExistsError: If `out` exists.
+        OutputError: If it cannot be written; no partial output remains.
         DataError: If there is nothing to learn from.
         StoreError: If the bytes of the features were changed.
     """
@@ -151,36 +151,45 @@ def adapt(
 
 
 def _adapt(
-    at: DataAt, run: AdaptRun, out: Path, *, progress: Progress | None, notify: Notify | None,
-    begin: Notify | None, judge: Callable[[Features], tuple[Judge | None, str]] | None,
-) -> Run:  # fmt: skip
-    """Fit and write, while the output is reserved."""
+    at: DataAt,
+    run: AdaptRun,
+    out: Path,
+    *,
+    progress: Progress | None,
+    notify: Notify | None,
+    begin: Notify | None,
+    judge: Callable[[Features], tuple[Judge | None, str]] | None,
+) -> Run:
+    """Fit and write while the output is reserved."""
     processes = current_process_group()
     features, fingerprint = open_features(at, verify=True)
     about = {
-        "at": at.as_dict(), "rows": len(features), "width": features.dim, "key": fingerprint,
+        "at": at.as_dict(),
+        "rows": len(features),
+        "width": features.dim,
+        "key": fingerprint,
         "model": features.meta.get("model", {"key": features.model_key}),
-    }  # fmt: skip
-    asked = None
+    }
+    validation = None
     if judge is not None and run.task == "unlabelled":
-        asked, said = judge(features)
-        if notify is not None and said:
-            notify(said)
-    if not processes.is_main_process:  # the first tells and writes
-        adapter = fit(run, features, judge=asked)
+        validation, message = judge(features)
+        if notify is not None and message:
+            notify(message)
+    if not processes.is_main_process:  # only the main process reports and writes
+        adapter = fit(run, features, judge=validation)
         processes.barrier()
         return Run(out, adapter, run, about)
     with new_folder(out) as tmp_path:
-        metrics = Records(tmp_path / METRICS)
+        records = Records(tmp_path / METRICS)
 
-        def record(looked: dict[str, Any]) -> None:
-            metrics.append("step", **looked)
+        def record(metrics: dict[str, Any]) -> None:
+            records.append("step", **metrics)
             if progress is not None:
-                progress(looked["step"], run.steps)
+                progress(metrics["step"], run.steps)
 
-        with told(notify):
-            adapter = fit(run, features, record=record, begin=begin, judge=asked)
-        metrics.append("fit", **adapter.report_)
+        with forward_warnings(notify):
+            adapter = fit(run, features, record=record, begin=begin, judge=validation)
+        records.append("fit", **adapter.report_)
         put_saved(adapter.saved(), tmp_path)
         _write_run(tmp_path / RUN, run, adapter, about)
     processes.barrier()
@@ -192,7 +201,7 @@ def load_run(folder: str | Path) -> Run:
     """Read a run folder, or a folder that `Adapter.save` wrote.
 
     Args:
-        folder: With an adapter.json.
+        folder: A folder with an adapter.json.
 
     Returns:
         The run.
@@ -203,24 +212,24 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
-        raise MissingPathError(f"{folder}: no run here; make one with querykey adapt FEATURES --out {folder}")
+        raise MissingPathError(f"{folder}: no run here; make one with querykey adapt")
     adapter = Adapter.load(folder)
     if not (folder / RUN).is_file():
         return Run(folder, adapter)
     with raises_store_error(str(folder / RUN), "fit the run again"):
-        said = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        run = parse_run(said["settings"], name=str(folder / RUN), warn=False)
-        about = dict(said["features"])
+        described = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        run = parse_run(described["settings"], name=str(folder / RUN), warn=False)
+        about = dict(described["features"])
         DataAt(**about["at"])
     return Run(folder, adapter, run, about)
 
 
 @contextmanager
-def told(notify: Notify | None) -> Iterator[None]:
-    """Hand warnings to whoever tells the user, without the line of code they came from.
+def forward_warnings(notify: Notify | None) -> Iterator[None]:
+    """Pass the text of each warning to a function, without its place in the code.
 
     Args:
-        notify: Called with the text of each; None leaves warnings as they are.
+        notify: Called with each text; None leaves warnings unchanged.
 
     Yields:
         Nothing.

@@ -1,7 +1,8 @@
-"""Runs compared: what differs, and how they score on the same queries, with paired intervals."""
+"""Compares runs: differences of settings, and scores on the same queries with paired intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from querykey.runs.data import DataAt, Opened
 from querykey.runs.diff import (
     Differing,
     Kind,
-    by_name,
+    common_kind,
     differing,
     facts_of,
-    kind_of,
-    named,
+    transpose,
+    unique_names,
 )
 from querykey.runs.evaluate_adapter import features_like_those_of, rows_of, task_of, training_features
 from querykey.runs.evaluate_encoder import (
@@ -48,20 +49,20 @@ FROZEN = "frozen"
 FORMAT, VERSION = "querykey comparison", 1
 
 _Fit = tuple[str, int]
-"""Key of a frozen model and width of its features."""
+"""Key of the frozen model and width of its features."""
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Runs beside each other.
+    """A comparison of runs.
 
     Args:
         kind: "adapter" or "pretraining".
         runs: Name to folder.
         settings: The resolved settings that differ.
-        origin: What differs in what they were trained on and with.
-        ends: What each said of itself at its end: name, then run. No interval goes with it.
-        table: Their scores on the same queries, and what each differs from the first; None without data.
+        origin: Differences in training data and environment.
+        ends: Final metrics that each run recorded, without intervals: name, then run.
+        table: Scores on the same queries, and differences from the first run; None without data.
     """
 
     kind: Kind
@@ -72,7 +73,7 @@ class Comparison:
     table: Table | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values for JSON."""
         return {
             "format": FORMAT, "version": VERSION, "kind": self.kind,
             "runs": {name: str(folder.resolve()) for name, folder in self.runs.items()},
@@ -93,43 +94,43 @@ def compare_runs(
     progress: Progress | None = None,
     notify: Notify | None = None,
 ) -> Comparison:
-    """Set runs beside each other, and score them on the same queries with the same protocol.
+    """Compare the settings of runs, and their scores on the same queries with the same protocol.
 
     Args:
-        folders: At least two, all adapters or all pretrainings; the others are compared with the first.
-        on: What they are scored on: features, or a source that the frozen model of each adapter embeds;
-            labelled images for pretrainings. None: nothing is scored.
-        train: Of pretrainings: labelled images that all learn from; None: those of the first.
-        device: Where models run.
-        seed: Of draws, held-out parts and bootstrap.
-        progress: Called with (items done, items in all) while a source is embedded.
-        notify: Called with what is worth knowing.
+        folders: At least two runs, all adapters or all pretraining runs; the first is the reference.
+        on: Test data: features, or a source that the frozen model of each adapter embeds; labelled images
+            for pretraining runs. None: no scores.
+        train: For pretraining runs: labelled training images for all; None: those of the first.
+        device: Device of the models.
+        seed: Random seed of sampling, validation splits and bootstrap.
+        progress: Called with (items done, total) while a source is embedded.
+        notify: Called with warnings.
 
     Returns:
-        What differs, and the scores.
+        The differences and the scores.
 
     Raises:
-        ConfigError: If there are fewer than two runs, one comes twice, or they are not of one kind.
+        ConfigError: If there are fewer than two runs, one is given twice, or they are not of one kind.
         MissingPathError: If a folder is no run.
-        SourceError: If a pretraining that is to be scored is not finished.
+        SourceError: If a pretraining run is to be scored and is not finished.
         ModelMismatchError: If the features are of another model than that of a run.
         ShapeError: If they are of another width.
-        DataError: If the runs cannot be asked the same queries, or labels are missing.
+        DataError: If the runs cannot be scored on the same queries, or labels are missing.
     """
     notify = notify or (lambda _: None)
-    runs = named(folders, reserved=[FROZEN])
-    if kind_of(runs) == "pretraining":
+    runs = unique_names(folders, reserved=[FROZEN])
+    if common_kind(runs) == "pretraining":
         pretrainings = {name: RunFolder.read(folder) for name, folder in runs.items()}
         found = _beside("pretraining", runs, pretrainings)
         for name, run in pretrainings.items():
             if not run.is_finished:
-                notify(f"{name} is not finished; what it says of its end is of its last step so far")
+                notify(f"{name} is not finished; its final metrics are those of its last step so far")
         if on is None:
             return found
         table = _score_encoders(pretrainings, on, train, device=device, seed=seed, notify=notify)
         return replace(found, table=table)
     if train is not None:
-        raise ConfigError(f"{folders[0]} is an adapter; --train is for pretrainings, leave it out")
+        raise ConfigError(f"{folders[0]} is an adapter; train is for pretraining runs, leave it out")
     adapters = {name: load_run(folder) for name, folder in runs.items()}
     found = _beside("adapter", runs, adapters)
     if on is None:
@@ -145,7 +146,7 @@ def _beside(kind: Kind, runs: dict[str, Path], loaded: Mapping[str, Run | RunFol
         runs=runs,
         settings=differing({name: one.settings for name, one in facts.items()}),
         origin=differing({name: one.origin for name, one in facts.items()}),
-        ends=by_name({name: one.end for name, one in facts.items()}),
+        ends=transpose({name: one.end for name, one in facts.items()}),
     )
 
 
@@ -153,13 +154,12 @@ def _score_adapters(
     runs: Mapping[str, Run], on: DataAt, *, device: str, seed: int, progress: Progress | None, notify: Notify
 ) -> Table:
     tests: dict[_Fit, Opened] = {}
+    embed = partial(features_like_those_of, device=device, progress=progress, notify=notify)
     for run in runs.values():
         if _fit(run) not in tests:
-            tests[_fit(run)] = features_like_those_of(
-                run, on, device=device, progress=progress, notify=notify
-            )
+            tests[_fit(run)] = embed(run, on)
     _require_same_items([test.features for test in tests.values()], on)
-    trains = _voters(runs, tests, on, notify)
+    trains = _knn_training_features(runs, tests, on, notify)
     protocol = Protocol(references=(next(iter(runs)),), seed=seed)
     exams = {
         fit: Examination(task_of(test.features, trains.get(fit), on), protocol) for fit, test in tests.items()
@@ -167,23 +167,23 @@ def _score_adapters(
     numbers: dict[str, dict[str, PerQuery]] = {}
     figures: dict[str, dict[str, float]] = {}
 
-    def ask(name: str, exam: Examination, rows: Embedded) -> None:
+    def score(name: str, exam: Examination, rows: Embedded) -> None:
         numbers[name], figures[name] = exam.per_query(name, rows), exam.figures(rows)
 
     for name, run in runs.items():
         exam = exams[_fit(run)]
-        ask(name, exam, rows_of(run.adapter, exam.task))
+        score(name, exam, rows_of(run.adapter, exam.task))
     first, *others = exams.values()
     if not others:
         task = first.task
-        ask(FROZEN, first, Embedded(test=task.test, train=task.train, queries=task.queries))
+        score(FROZEN, first, Embedded(test=task.test, train=task.train, queries=task.queries))
     keys = {name: tests[_fit(run)].fingerprint for name, run in runs.items()}
     about = {**first.describe(), "on": {**on.as_dict(), "keys": keys}}
     return tabulate(numbers, figures=figures, references=protocol.references, protocol=about, seed=seed)
 
 
 def _fit(run: Run) -> _Fit:
-    """What decides whether features fit a run."""
+    """Features of this model and width fit the run."""
     return run.adapter.model_key_, run.adapter.n_features_in_
 
 
@@ -191,18 +191,18 @@ def _require_same_items(tests: Sequence[Features], on: DataAt) -> None:
     first, *others = ((list(one.ids), one.queries and list(one.queries.ids)) for one in tests)
     if any(other != first for other in others):
         raise DataError(
-            f"{on.spec}: the frozen models of these runs cannot all read the same items of it, so the "
-            "queries are not the same; take the damaged items out"
+            f"{on.spec}: the frozen models of these runs cannot all read the same items, so the queries "
+            "differ; remove the damaged items"
         )
 
 
-def _voters(
+def _knn_training_features(
     runs: Mapping[str, Run], tests: Mapping[_Fit, Opened], on: DataAt, notify: Notify
 ) -> dict[_Fit, Features]:
-    """Where kNN votes: the items that all runs were fitted on; nowhere, and said so, where they differ."""
-    seen = [name for name, run in runs.items() if run.features.get("key") == tests[_fit(run)].fingerprint]
-    if seen:
-        notify(f"{on.spec} is what {', '.join(seen)} was fitted on; new data would rank it lower")
+    """Training features of kNN, if all runs were fitted on the same items; else none, with a warning."""
+    fitted = [name for name, run in runs.items() if run.features.get("key") == tests[_fit(run)].fingerprint]
+    if fitted:
+        notify(f"{on.spec} is what {', '.join(fitted)} was fitted on; scores on new data are likely lower")
         return {}
     if all(test.features.labels is None for test in tests.values()):
         return {}
@@ -213,18 +213,14 @@ def _voters(
         try:
             trains[_fit(run)] = found[key] = found.get(key) or training_features(run)
         except DataError as error:
-            notify(f"{name}: {error}: no kNN is asked")
+            notify(f"{name}: {error}: kNN is left out")
             return {}
     first, *others = found.values()
-    origin = first.meta.get("source", {}).get("fingerprint")
-    for other in others:
-        if (
-            origin is None
-            or origin != other.meta.get("source", {}).get("fingerprint")
-            or (list(first.ids) != list(other.ids))
-        ):
-            notify("the runs were fitted on different items, among which kNN would vote: no kNN is asked")
-            return {}
+    origins = [features.meta.get("source", {}).get("fingerprint") for features in found.values()]
+    same_source = len(set(origins)) == 1 and origins[0] is not None
+    if others and not (same_source and all(list(other.ids) == list(first.ids) for other in others)):
+        notify("the runs were fitted on different items: kNN is left out")
+        return {}
     return trains
 
 
@@ -237,63 +233,60 @@ def _score_encoders(
     at = train or trained_on(runs[first].path, on)
     if train is None and len({run.fingerprint for run in runs.values()}) > 1:
         notify(
-            f"the runs were pretrained on different images; kNN and the linear evaluation of all learn from "
-            f"{at.spec}, those of {first}; name others with --train"
+            f"the runs were pretrained on different images; kNN and the linear evaluation of all use "
+            f"{at.spec}, the training images of {first}; train names others"
         )
-    known_images, asked_images = at.source(), on.source()
-    seen = [name for name, run in runs.items() if run.fingerprint == asked_images.fingerprint]
-    if seen:
-        notify(f"{on.spec} is what {', '.join(seen)} was pretrained on; new images may rank it lower")
+    train_images, test_images = at.source(), on.source()
+    fitted = [name for name, run in runs.items() if run.fingerprint == test_images.fingerprint]
+    if fitted:
+        notify(f"{on.spec} is what {', '.join(fitted)} was pretrained on; scores on new images may be lower")
     sides: dict[tuple[int, int], tuple[Labelled, Labelled]] = {}
     numbers: dict[str, dict[str, PerQuery]] = {}
     figures: dict[str, dict[str, float]] = {}
     fits: dict[str, Any] = {}
     for name, saved in encoders.items():
-        size = saved.settings.image_size or 224
-        taken = size, saved.channels
-        if taken not in sides:
-            sides[taken] = label_pixels(
-                known_images, asked_images, size=size, channels=saved.channels, notify=notify
+        size, channels = saved.settings.image_size or 224, saved.channels
+        if (size, channels) not in sides:
+            sides[size, channels] = label_pixels(
+                train_images, test_images, size=size, channels=channels, notify=notify
             )
-        known, asked = sides[taken]
-        numbers[name], fits[name] = _score_encoder(saved, known, asked, device=place, seed=seed)
+        train_set, test_set = sides[size, channels]
+        numbers[name], fits[name] = _score_encoder(saved, train_set, test_set, device=place, seed=seed)
         figures[name] = {"dim": float(saved.encoder.backbone.dim)}
-    bank = int((known.labels != IGNORE_LABEL).sum())
-    return tabulate(
-        numbers, figures=figures, references=[first], seed=seed,
-        protocol={
-            "encoders": {name: saved.identity for name, saved in encoders.items()},
-            "train": at.as_dict(), "on": on.as_dict(), "asked": len(asked.labels), "labels": bank,
-            "linear": fits, "knn": {"k": neighbours_of(bank), "temperature": KNN_TEMPERATURE, "bank": bank},
-            "left_out": [], "seed": seed, "versions": versions("scikit-learn"),
-        },
-    )  # fmt: skip
+    bank = int((train_set.labels != IGNORE_LABEL).sum())
+    about = {
+        "encoders": {name: saved.identity for name, saved in encoders.items()},
+        "train": at.as_dict(), "on": on.as_dict(), "asked": len(test_set.labels), "labels": bank,
+        "linear": fits, "knn": {"k": neighbours_of(bank), "temperature": KNN_TEMPERATURE, "bank": bank},
+        "left_out": [], "seed": seed, "versions": versions("scikit-learn"),
+    }  # fmt: skip
+    return tabulate(numbers, figures=figures, references=[first], seed=seed, protocol=about)
 
 
 def _finished(run: RunFolder) -> SavedEncoder:
-    """The encoder of a run; one that is trained for longer has an earlier one, which is not its end."""
+    """The encoder of a finished run; while a run is extended it has the encoder of its former end."""
     if (run.path / ENCODER).is_file():
         saved = read_encoder(run.path)
         if saved.report.get("steps_taken") == run.settings.steps:
             return saved
     raise SourceError(
-        f"{run.path} is a pretraining that is not finished; querykey resume {run.path} goes on with it, and "
-        "without --on its settings can be compared"
+        f"{run.path} is a pretraining run that is not finished; resume it with querykey resume {run.path}, "
+        "or compare only the settings, without test data"
     )
 
 
 def _score_encoder(
-    saved: SavedEncoder, known: Labelled, asked: Labelled, *, device: torch.device, seed: int
+    saved: SavedEncoder, train_set: Labelled, test_set: Labelled, *, device: torch.device, seed: int
 ) -> tuple[dict[str, PerQuery], dict[str, Any]]:
-    kept = (known.labels != IGNORE_LABEL).nonzero()[:, 0]
+    kept = (train_set.labels != IGNORE_LABEL).nonzero()[:, 0]
     encoder = saved.encoder.to(device)
-    banks = encode_rows(encoder, saved.prepare, known.pixels, known.pixels.ids[kept])
-    queries = encode_rows(encoder, saved.prepare, asked.pixels, asked.pixels.ids)
+    banks = encode_rows(encoder, saved.prepare, train_set.pixels, train_set.pixels.ids[kept])
+    queries = encode_rows(encoder, saved.prepare, test_set.pixels, test_set.pixels.ids)
     sides = ("h", "z") if saved.settings.head.kind != "none" else ("h",)
     numbers: dict[str, PerQuery] = {}
     fits: dict[str, Any] = {}
     for side, bank, rows in zip(sides, banks, queries, strict=False):
-        fit = linear_evaluation(bank, known.labels[kept], rows, asked.labels, seed=seed)
+        fit = linear_evaluation(bank, train_set.labels[kept], rows, test_set.labels, seed=seed)
         numbers[f"linear {side}"], fits[side] = fit.correct, fit.as_dict()
-        numbers[f"kNN {side}"] = knn_of(bank, known.labels[kept], rows, asked.labels)
+        numbers[f"kNN {side}"] = knn_of(bank, train_set.labels[kept], rows, test_set.labels)
     return numbers, fits

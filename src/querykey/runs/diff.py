@@ -1,4 +1,4 @@
-"""Runs beside each other: which settings differ, what they were trained on, what each said at its end."""
+"""Differences of runs: settings, training data and environment, and final metrics."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from querykey.io.records import dotted, read
 from querykey.runs.adapt import RUN, Run
 from querykey.runs.pretrain_folder import METRICS, RunFolder, is_pretraining
 
-__all__ = ["Differing", "Facts", "Kind", "by_name", "differing", "facts_of", "kind_of", "named"]
+__all__ = ["Differing", "Facts", "Kind", "common_kind", "differing", "facts_of", "transpose", "unique_names"]
 
 Kind = Literal["adapter", "pretraining"]
 LEAST = 2
@@ -21,12 +21,12 @@ LEAST = 2
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run is, as flat names to plain values.
+    """A run as names and plain values.
 
     Args:
-        settings: As resolved; what is inside of another setting has a dotted name.
-        origin: What it was trained on and with.
-        end: What it said of itself at its end, or so far.
+        settings: The resolved settings, with dotted names.
+        origin: Training data and environment.
+        end: The final metrics, or those so far.
     """
 
     settings: dict[str, Any]
@@ -36,44 +36,44 @@ class Facts:
 
 @dataclass(frozen=True)
 class Differing:
-    """What is not the same for all runs.
+    """Values that differ between runs.
 
     Args:
-        values: Name, then run, to its value. A run that has nothing of that name is left out.
-        same: How many names have one value in all runs.
+        values: Name, then run, to its value. A run without a value is left out.
+        same: Number of names with the same value in all runs.
     """
 
     values: dict[str, dict[str, Any]]
     same: int
 
 
-def named(folders: Sequence[str | Path], *, reserved: Sequence[str] = ()) -> dict[str, Path]:
-    """Name runs by their folders, with as many parents as it takes to tell them apart.
+def unique_names(folders: Sequence[str | Path], *, reserved: Sequence[str] = ()) -> dict[str, Path]:
+    """Name runs by their folders, with as many parent folders as unique names need.
 
     Args:
-        folders: At least two, each another.
+        folders: At least two different folders.
         reserved: Names that no run may have.
 
     Returns:
         Name to folder, in order.
 
     Raises:
-        ConfigError: If there are fewer than two, or one comes twice.
+        ConfigError: If there are fewer than two, or one is given twice.
 
     Example:
-        >>> list(named(["a/moco", "b/moco", "a/simclr"]))
+        >>> list(unique_names(["a/moco", "b/moco", "a/simclr"]))
         ['a/moco', 'b/moco', 'simclr']
     """
     if len(folders) < LEAST:
         given = ", ".join(map(str, folders)) or "none"
         raise ConfigError(f"at least two runs are needed to compare them, and this is one: {given}")
-    whole = [Path(folder).resolve() for folder in folders]
-    for place, path in enumerate(whole):
-        if path in whole[:place]:
-            raise ConfigError(f"{folders[place]} is given twice; a run differs in nothing from itself")
+    resolved = [Path(folder).resolve() for folder in folders]
+    for place, path in enumerate(resolved):
+        if path in resolved[:place]:
+            raise ConfigError(f"{folders[place]} is given twice; give different runs")
     names = {}
-    for folder, path in zip(folders, whole, strict=True):
-        others = [other.parts for other in whole if other != path]
+    for folder, path in zip(folders, resolved, strict=True):
+        others = [other.parts for other in resolved if other != path]
         taken, kept = {tuple(name.split("/")) for name in reserved}, 1
         while path.parts[-kept:] in taken or any(path.parts[-kept:] == parts[-kept:] for parts in others):
             kept += 1
@@ -81,8 +81,8 @@ def named(folders: Sequence[str | Path], *, reserved: Sequence[str] = ()) -> dic
     return names
 
 
-def kind_of(runs: Mapping[str, Path]) -> Kind:
-    """What runs are; all must be the same.
+def common_kind(runs: Mapping[str, Path]) -> Kind:
+    """The kind of runs, which must be the same for all.
 
     Args:
         runs: Name to folder.
@@ -106,33 +106,33 @@ def kind_of(runs: Mapping[str, Path]) -> Kind:
 
 
 def facts_of(run: Run | RunFolder) -> Facts:
-    """What a run is.
+    """Settings, origin and final metrics of a run.
 
     Args:
-        run: An adapter or a pretraining.
+        run: An adapter or a pretraining run.
 
     Returns:
-        Settings, origin and end.
+        The facts.
 
     Raises:
-        StoreError: If what it says of itself is damaged.
+        StoreError: If its records are damaged.
     """
     folder = run.folder if isinstance(run, Run) else run.path
-    with raises_store_error(f"{folder}: what the run says of itself", "make the run again"):
+    with raises_store_error(f"{folder}: the record of the run", "make the run again"):
         return _of_adapter(run) if isinstance(run, Run) else _of_pretraining(run)
 
 
-def by_name(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Turn facts of runs into what each run says under a name.
+def transpose(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Group the facts of runs by name.
 
     Args:
         facts: Run, then name, to its value.
 
     Returns:
-        Name, in the order they first come, then run.
+        Name, in the order of first occurrence, then run.
 
     Example:
-        >>> by_name({"a": {"dim": 64}, "b": {"dim": 32, "steps": 5}})
+        >>> transpose({"a": {"dim": 64}, "b": {"dim": 32, "steps": 5}})
         {'dim': {'a': 64, 'b': 32}, 'steps': {'b': 5}}
     """
     names = dict.fromkeys(name for one in facts.values() for name in one)
@@ -140,19 +140,19 @@ def by_name(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def differing(facts: Mapping[str, Mapping[str, Any]]) -> Differing:
-    """What is not the same for all runs.
+    """Find the values that differ between runs.
 
     Args:
         facts: Run, then name, to its value.
 
     Returns:
-        The names that differ, in the order they first come, and how many do not.
+        The names that differ, in the order of first occurrence, and the number of those that do not.
 
     Example:
         >>> differing({"a": {"dim": 64, "steps": 5}, "b": {"dim": 32, "steps": 5}})
         Differing(values={'dim': {'a': 64, 'b': 32}}, same=1)
     """
-    values = by_name(facts)
+    values = transpose(facts)
     differ = {
         name: row
         for name, row in values.items()
@@ -167,7 +167,7 @@ def _kind(folder: Path) -> Kind:
     if (folder / DESCRIPTION).is_file():
         return "adapter"
     raise MissingPathError(
-        f"{folder}: no run here; a run is a folder that querykey adapt or querykey pretrain wrote"
+        f"{folder}: no run here; a run is an output folder of querykey adapt or querykey pretrain"
     )
 
 
@@ -177,7 +177,7 @@ def _article(kind: Kind) -> str:
 
 def _of_adapter(run: Run) -> Facts:
     adapter, report = run.adapter, run.adapter.report_
-    # read again: a Run does not hold with what it was fitted
+    # a Run does not contain threads and versions
     file = run.folder / RUN
     machine = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     model = run.features.get("model", {"key": adapter.model_key_})
@@ -192,8 +192,8 @@ def _of_adapter(run: Run) -> Facts:
         "start": "score of the reference", "best": "score of the candidate", "steps_taken": "steps",
         "seconds": "seconds",
     }  # fmt: skip
-    end = {words: report[name] for name, words in names.items() if name in report}
-    return Facts(dotted(adapter.settings_.as_dict()), _known(origin), end)
+    end = {title: report[name] for name, title in names.items() if name in report}
+    return Facts(dotted(adapter.settings_.as_dict()), _given(origin), end)
 
 
 def _of_pretraining(run: RunFolder) -> Facts:
@@ -205,19 +205,19 @@ def _of_pretraining(run: RunFolder) -> Facts:
     }  # fmt: skip
     records = read(run.path / METRICS) if (run.path / METRICS).is_file() else []
     steps = [record for record in records if record["kind"] == "step"]
-    seen = next((record for record in reversed(records) if record["kind"] == "look"), {})
+    metrics = next((record for record in reversed(records) if record["kind"] == "look"), {})
     seconds = sum(record["seconds"] + record["view_seconds"] for record in steps)
     end: dict[str, Any] = {"steps": len(steps), "seconds of steps": seconds}
     if seconds:
         end["images/s"] = len(steps) * run.settings.batch_size / seconds
-    names = {"knn": "kNN of the held-out part", "effective_rank_h": "effective rank of h", "loss": "loss"}
-    end |= {words: seen[name] for name, words in names.items() if name in seen}
-    return Facts(dotted(run.settings.as_dict()), _known(origin), end)
+    names = {"knn": "kNN of the validation images", "effective_rank_h": "effective rank of h", "loss": "loss"}
+    end |= {title: metrics[name] for name, title in names.items() if name in metrics}
+    return Facts(dotted(run.settings.as_dict()), _given(origin), end)
 
 
 def _versions(found: Mapping[str, str]) -> dict[str, str]:
     return {f"version of {name}": value for name, value in found.items()}
 
 
-def _known(facts: dict[str, Any]) -> dict[str, Any]:
+def _given(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}

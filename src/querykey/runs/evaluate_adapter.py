@@ -1,4 +1,4 @@
-"""A run beside its baselines, on data it was not fitted on."""
+"""Evaluates an adapter and its baselines on data that it was not fitted on."""
 
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,19 @@ from querykey.evaluation.task import Embedded, Protocol, Task, embed_task
 from querykey.features.embed import embed as embed_source
 from querykey.features.embed import features_key
 from querykey.features.features import Features
-from querykey.runs.adapt import Progress, Run, adapt, load_run, told
+from querykey.runs.adapt import Progress, Run, adapt, forward_warnings, load_run
 from querykey.runs.adapter_settings import AdaptRun, parse_run
-from querykey.runs.data import DataAt, Opened, open_data, open_features, unseen_part
+from querykey.runs.data import DataAt, Opened, evaluation_split, open_data, open_features
 from querykey.runs.load_encoder import encoder_of_features
 
 __all__ = [
     "evaluate_run",
     "features_like_those_of",
+    "fit_without_memory",
     "require_like_those_of",
     "rows_of",
     "task_of",
     "training_features",
-    "without_memory",
 ]
 
 ADAPTER, WITHOUT_MEMORY = "adapter", "no_memory"
@@ -46,18 +46,18 @@ def evaluate_run(
     progress: Progress | None = None,
     notify: Notify | None = None,
 ) -> Table:
-    """Evaluate a run beside every baseline at its width, all fitted on its training features.
+    """Evaluate a run and every baseline at its width, all fitted on its training features.
 
-    The same FC layer trained without a memory is one of them; it is fitted once and kept in the
-    run's folder, and so are the features of a source.
+    The same FC layer trained without a memory is one of the baselines. It is fitted once and stored in the
+    folder of the run, like the features of a source.
 
     Args:
         run: A run.
-        on: Features, or a source that the run's frozen model embeds.
-        device: Where the frozen model runs.
-        seed: Of draws, random projection and bootstrap.
-        progress: Called with (items done, items in all) while a source is embedded.
-        notify: Called with what is worth knowing.
+        on: Features, or a source that the frozen model of the run embeds.
+        device: Device of the frozen model.
+        seed: Random seed of sampling, random projection and bootstrap.
+        progress: Called with (items done, total) while a source is embedded.
+        notify: Called with warnings.
 
     Returns:
         The table.
@@ -71,17 +71,17 @@ def evaluate_run(
     train = _to_fit_baselines(run, notify)
     if train is not None:
         source = train.meta.get("source") or {}
-        on = unseen_part(on, source.get("fingerprint", run.features["key"]), notify)
+        on = evaluation_split(on, source.get("fingerprint", run.features["key"]), notify)
     test, fingerprint = features_like_those_of(run, on, device=device, progress=progress, notify=notify)
     if test.labels is None and run.settings is not None and run.settings.task == "labels":
-        notify(f"{on.spec} has no labels, so nothing is measured by class; name them with label_column")
+        notify(f"{on.spec} has no labels, so there are no scores by class; name them with label_column")
     if train is not None and fingerprint == run.features["key"]:
-        notify(f"{on.spec} is what the run was fitted on; new data would rank it lower")
+        notify(f"{on.spec} is what the run was fitted on; scores on new data are likely lower")
         task = task_of(test, None, on)
     else:
         task = task_of(test, train, on)
     methods = {ADAPTER: rows_of(run.adapter, task)}
-    plain = None if train is None else without_memory(run, notify=notify)
+    plain = None if train is None else fit_without_memory(run, notify=notify)
     if plain is not None:
         methods = {WITHOUT_MEMORY: rows_of(plain, task), **methods}
     table = evaluate(task, methods, dim=run.adapter.fc_.dim, protocol=Protocol(seed=seed))
@@ -97,14 +97,14 @@ def features_like_those_of(
     progress: Progress | None = None,
     notify: Notify | None = None,
 ) -> Opened:
-    """Features that a run's adapter can take; a source is embedded by the run's frozen model, once.
+    """Features for the adapter of a run; a source is embedded once, by the frozen model of the run.
 
     Args:
         run: A run.
         at: Features, or a source.
-        device: Where the frozen model runs.
-        progress: Called with (items done, items in all).
-        notify: Called with what is worth knowing.
+        device: Device of the frozen model.
+        progress: Called with (items done, total).
+        notify: Called with warnings.
 
     Returns:
         The features and their fingerprint.
@@ -117,22 +117,20 @@ def features_like_those_of(
     if isinstance(opened, Source):
         encoder = encoder_of_features(run.features.get("model", {}), str(run.folder), device=device)
         key = features_key(opened, encoder)
-        features = embed_source(
-            opened, encoder, run.folder / CACHE / key[:16], progress=progress, notify=notify
-        )
-        return Opened(features, key)
+        cache = run.folder / CACHE / key[:16]
+        return Opened(embed_source(opened, encoder, cache, progress=progress, notify=notify), key)
     opened = open_features(at)
     require_like_those_of(run, opened.features, at.spec)
     return opened
 
 
 def require_like_those_of(run: Run, features: Features, name: str) -> None:
-    """See that a run's adapter can take features.
+    """Check that features fit the adapter of a run.
 
     Args:
         run: A run.
-        features: Any.
-        name: How the user named them.
+        features: Any features.
+        name: Their name, for messages.
 
     Raises:
         ModelMismatchError: If they are of another model.
@@ -150,15 +148,15 @@ def require_like_those_of(run: Run, features: Features, name: str) -> None:
         )
 
 
-def without_memory(run: Run, *, notify: Notify | None = None) -> Adapter | None:
-    """The same fit with the batch alone in place of the memory, from the run's folder or fitted now.
+def fit_without_memory(run: Run, *, notify: Notify | None = None) -> Adapter | None:
+    """The same fit with in-batch keys in place of the memory, read from the folder of the run or fitted now.
 
     Args:
         run: A run with its settings.
-        notify: Told that it is fitted.
+        notify: Called before it is fitted.
 
     Returns:
-        The adapter; None where the run has no memory itself, or does not know its settings.
+        The adapter; None if the run has no memory, or does not record its settings.
     """
     if run.settings is None or run.trained_on is None or run.adapter.memory == "in_batch":
         return None
@@ -168,7 +166,7 @@ def without_memory(run: Run, *, notify: Notify | None = None) -> Adapter | None:
     if notify is not None:
         notify("fitting the same FC layer without a memory, once, as a baseline")
     plain = parse_run(run.settings.as_dict() | {"memory": {"kind": "in_batch"}})
-    with told(lambda _: None):
+    with forward_warnings(lambda _: None):
         return adapt(run.trained_on, plain, folder).adapter
 
 
@@ -179,13 +177,13 @@ def training_features(run: Run) -> Features:
         run: A run.
 
     Returns:
-        They, with the bytes they had.
+        The unchanged features.
 
     Raises:
-        DataError: If the run does not say where they are, or they are gone or have changed.
+        DataError: If the run does not record their location, or they are missing or have changed.
     """
     if run.trained_on is None:
-        raise DataError("the run does not say where its training features are")
+        raise DataError("the run does not record the location of its training features")
     try:
         features, fingerprint = open_features(run.trained_on)
     except QuerykeyError as error:
@@ -196,12 +194,12 @@ def training_features(run: Run) -> Features:
 
 
 def task_of(test: Features, train: Features | None, on: DataAt) -> Task:
-    """What is asked of features, with classes that mean the same in both.
+    """The evaluation task of features, with common class numbers.
 
     Args:
-        test: What is evaluated.
-        train: Where kNN votes and baselines are fitted; None: nowhere, and on `test`.
-        on: How the user named `test`.
+        test: Test features.
+        train: Training features of kNN and of baselines; None: no kNN, and baselines are fitted on `test`.
+        on: The location of `test`, for messages.
 
     Returns:
         The task.
@@ -230,14 +228,14 @@ def task_of(test: Features, train: Features | None, on: DataAt) -> Task:
 
 
 def rows_of(adapter: Adapter, task: Task) -> Embedded:
-    """The rows that an adapter gives for a task.
+    """Transform the rows of a task.
 
     Args:
-        adapter: Fitted on features like the task's.
-        task: What is evaluated.
+        adapter: Fitted on features of the same model and width.
+        task: The evaluation task.
 
     Returns:
-        Its test, train and query rows.
+        Transformed test, training and query rows.
     """
 
     def items(rows: Tensor) -> Tensor:
@@ -254,7 +252,7 @@ def rows_of(adapter: Adapter, task: Task) -> Embedded:
 
 
 def _to_fit_baselines(run: Run, notify: Notify) -> Features | None:
-    """Where baselines are fitted; None, and said so, where they are gone or changed."""
+    """The training features for the baselines; None, with a warning, if they are missing or have changed."""
     try:
         return training_features(run)
     except DataError as error:

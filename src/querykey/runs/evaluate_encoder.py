@@ -1,4 +1,4 @@
-"""A pretrained encoder beside the untrained one and raw pixels: kNN, linear evaluation, fine-tuning."""
+"""Evaluates a pretrained encoder, the untrained one and raw pixels: kNN, linear evaluation, fine-tuning."""
 
 from dataclasses import replace
 from functools import partial
@@ -22,25 +22,22 @@ from querykey.evaluation.linear_evaluation import LinearProtocol, linear_evaluat
 from querykey.evaluation.table import Table, tabulate
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.saved_encoder import SavedEncoder, encode_rows, read_encoder
-from querykey.runs.data import DataAt, unseen_part
+from querykey.runs.data import DataAt, evaluation_split
 from querykey.runs.fine_tune import Labelled, fine_tuned
 from querykey.runs.pretrain_folder import RunFolder
 from querykey.types import PerQuery, Rows
 
-__all__ = [
-    "evaluate_encoder", "knn_of", "label_pixels", "neighbours_of", "pixel_rows",
-    "trained_on",
-]  # fmt: skip
+__all__ = ["evaluate_encoder", "knn_of", "label_pixels", "neighbours_of", "pixel_rows", "trained_on"]
 
 KNN_TEMPERATURE = 0.1
 MANY, NEIGHBOURS, FEW_NEIGHBOURS = 10_000, 200, 20
-"""200 neighbours, as the papers have it, vote in banks of 10,000 rows and more; in smaller ones 20."""
+"""200 neighbours, as in the papers, for banks of at least 10,000 rows; 20 for smaller ones."""
 RANK_ROWS, PIXELS_SIDE = 10_000, 32
 H, Z, UNTRAINED, PIXELS = "h", "z = g(h)", "untrained h", "pixels"
 FINE_TUNED, SUPERVISED = "fine-tuned", "supervised"
 
 Fit = tuple[list[float], dict[str, Any]]
-"""0 or 1 a test image, NaN where its class isn't known; and how it came about."""
+"""(0 or 1 per test image, NaN if it has no label; settings of the fit)."""
 
 
 @in_default_torch_state
@@ -57,25 +54,25 @@ def evaluate_encoder(
     seed: int = 0,
     notify: Notify | None = None,
 ) -> Table:
-    """Score a pretrained encoder on labelled images it has not seen.
+    """Evaluate a pretrained encoder on labelled images.
 
-    Beside h and z = g(h) always stand the untrained encoder's h and raw pixels; with fine-tuning also
-    the same network trained on the same labels alone, with the same views and a tuned learning rate.
+    The baselines are h of the untrained encoder and raw pixels; with fine-tuning also the same network
+    trained only on the same labels, with the same views and a tuned learning rate.
 
     Args:
-        folder: Of a finished pretraining.
+        folder: The folder of a finished pretraining run.
         on: Labelled test images.
-        train: Labelled training images; None: those it was pretrained on.
-        protocol: Of the linear evaluation.
-        labels_fraction: The share of the training labels that is used, by class; None: all.
-        fine_tuning: "h": from the backbone, "first layer": from the first layer of the head too.
-        epochs: Of fine-tuning; None: 60, or as many as make about 400 steps of 256.
-        device: Where to encode and train.
-        seed: Of few labels, held-out parts, fine-tuning and intervals.
-        notify: Called with what is worth knowing.
+        train: Labelled training images; None: those of the pretraining.
+        protocol: Protocol of the linear evaluation.
+        labels_fraction: Fraction of the training labels to use, stratified by class; None: all.
+        fine_tuning: "h": the backbone; "first layer": the first layer of the head too.
+        epochs: Epochs of fine-tuning; None: 60, or as many as about 400 steps of 256 images need.
+        device: Device for encoding and training.
+        seed: Random seed of few labels, validation splits, fine-tuning and intervals.
+        notify: Called with warnings.
 
     Returns:
-        Methods against "linear", "kNN" and, with more than 5 classes, "top-5".
+        Methods with "linear", "kNN" and, with more than 5 classes, "top-5".
 
     Raises:
         MissingPathError: If there is no encoder.
@@ -88,61 +85,60 @@ def evaluate_encoder(
             f"fine-tuning from the first layer needs an MLP head; this one is {saved.settings.head.kind}"
         )
     if train is None:
-        on = unseen_part(on, RunFolder.read(Path(folder)).fingerprint, notify)
+        on = evaluation_split(on, RunFolder.read(Path(folder)).fingerprint, notify)
     at = train or trained_on(folder, on)
     size = saved.settings.image_size or 224
-    known, asked = label_pixels(at.source(), on.source(), size=size, channels=saved.channels, notify=notify)
-    kept = (known.labels != IGNORE_LABEL).nonzero()[:, 0]
+    train_set, test_set = label_pixels(
+        at.source(), on.source(), size=size, channels=saved.channels, notify=notify
+    )
+    kept = (train_set.labels != IGNORE_LABEL).nonzero()[:, 0]
     if labels_fraction is not None:
-        kept = choose_labelled(known.labels, fraction=labels_fraction, seed=seed)
+        kept = choose_labelled(train_set.labels, fraction=labels_fraction, seed=seed)
     untrained = read_encoder(folder, untrained=True)
-    features = _features(saved, untrained, known, kept, asked, place)
+    features = _features(saved, untrained, train_set, kept, test_set, place)
     per_query: dict[str, dict[str, PerQuery]] = {}
     figures: dict[str, dict[str, float]] = {}
     fits: dict[str, Any] = {}
-    few = torch.full_like(known.labels, IGNORE_LABEL).index_copy_(0, kept, known.labels[kept])
+    few = torch.full_like(train_set.labels, IGNORE_LABEL).index_copy_(0, kept, train_set.labels[kept])
     jobs = {
-        name: partial(_linear, rows, known.labels[kept], asked.labels, protocol, seed)
+        name: partial(_linear, rows, train_set.labels[kept], test_set.labels, protocol, seed)
         for name, rows in features.items()
     }
     if fine_tuning != "none":
-        learned = partial(_tuned, known=Labelled(known.pixels, few), asked=asked, epochs=epochs,
-                          device=place, seed=seed)  # fmt: skip
-        jobs[SUPERVISED] = partial(learned, untrained, start="h")
-        jobs[FINE_TUNED] = partial(learned, saved, start=fine_tuning)
-    # several processes share the fits out: each has the bits that one process gives it
-    for name, (correct, how) in zip(
-        jobs, current_process_group().distribute_jobs([*jobs.values()]), strict=True
-    ):
-        per_query[name], fits[name] = {"linear": torch.tensor(correct)}, how
+        labelled = Labelled(train_set.pixels, few)
+        options = {"epochs": epochs, "device": place, "seed": seed}
+        jobs[SUPERVISED] = partial(_fine_tune, untrained, labelled, test_set, start="h", **options)
+        jobs[FINE_TUNED] = partial(_fine_tune, saved, labelled, test_set, start=fine_tuning, **options)
+    # the fits are distributed over the processes; the result does not depend on their number
+    results = current_process_group().distribute_jobs([*jobs.values()])
+    for name, (correct, settings) in zip(jobs, results, strict=True):
+        per_query[name], fits[name] = {"linear": torch.tensor(correct)}, settings
     for name, (bank, queries) in features.items():
-        per_query[name]["kNN"] = knn_of(bank, known.labels[kept], queries, asked.labels)
-        figures[name] = {"dim": float(bank.shape[1])} | _whole(queries, fits[name]["top_5"])
+        per_query[name]["kNN"] = knn_of(bank, train_set.labels[kept], queries, test_set.labels)
+        figures[name] = {"dim": float(bank.shape[1])} | _figures(queries, fits[name]["top_5"])
     k = neighbours_of(len(kept))
-    return tabulate(
-        per_query, figures=figures, references=(UNTRAINED, PIXELS), seed=seed,
-        protocol={
-            "encoder": saved.identity, "train": at.as_dict(), "on": on.as_dict(), "asked": len(asked.labels),
-            "labels": len(kept), "labels_fraction": labels_fraction, "linear": fits, "protocol": protocol,
-            "knn": {"k": k, "temperature": KNN_TEMPERATURE, "bank": len(kept)}, "seed": seed,
-        },
-    )  # fmt: skip
+    about = {
+        "encoder": saved.identity, "train": at.as_dict(), "on": on.as_dict(), "asked": len(test_set.labels),
+        "labels": len(kept), "labels_fraction": labels_fraction, "linear": fits, "protocol": protocol,
+        "knn": {"k": k, "temperature": KNN_TEMPERATURE, "bank": len(kept)}, "seed": seed,
+    }  # fmt: skip
+    return tabulate(per_query, figures=figures, references=(UNTRAINED, PIXELS), seed=seed, protocol=about)
 
 
 def label_pixels(
     train: Source, on: Source, *, size: int, channels: int | None = None, notify: Notify
 ) -> tuple[Labelled, Labelled]:
-    """Decode training and test images, with labels that mean the same in both.
+    """Decode training and test images, with common class numbers.
 
     Args:
-        train: Images with labels.
-        on: Others with labels.
-        size: Pixels of a side that the encoder takes.
-        channels: Of an image that it takes, as `read_pixels` makes them; None: those of the images.
-        notify: Called with what is worth knowing.
+        train: Labelled training images.
+        on: Labelled test images.
+        size: Input size of the encoder in pixels.
+        channels: Input channels of the encoder; None: those of the images.
+        notify: Called with warnings.
 
     Returns:
-        Both.
+        (training images, test images).
 
     Raises:
         DataError: If one of them has no labels.
@@ -156,7 +152,7 @@ def label_pixels(
             )
         parts.append((source.labels, source.label_names))
     if train.fingerprint == on.fingerprint:
-        notify(f"{on.name} holds the training images themselves: each finds itself, and nothing is measured")
+        notify(f"{on.name} contains the training images: each is its own nearest neighbour")
     numbered, _ = common_labels(*parts)
     made = []
     for source, labels in zip(sources, numbered, strict=True):
@@ -166,7 +162,7 @@ def label_pixels(
 
 
 def knn_of(bank: Rows, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> PerQuery:
-    """Whether kNN gives each query its class, with the constants of this evaluation.
+    """Whether kNN predicts the class of each query, with the constants of this evaluation.
 
     Args:
         bank: Training rows.
@@ -175,11 +171,11 @@ def knn_of(bank: Rows, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> 
         labels: Their classes.
 
     Returns:
-        0 or 1 a query, NaN where its class isn't known.
+        0 or 1 per query, NaN if it has no label.
     """
     k, processes = neighbours_of(len(bank)), current_process_group()
-    own = processes.local_slice(len(queries))
-    correct = knn_correct(bank, bank_labels, queries[own], labels[own], k=k, temperature=KNN_TEMPERATURE)
+    local = processes.local_slice(len(queries))
+    correct = knn_correct(bank, bank_labels, queries[local], labels[local], k=k, temperature=KNN_TEMPERATURE)
     return processes.all_gather_with_grad(correct, len(queries))
 
 
@@ -190,40 +186,44 @@ def _linear(
     return found.correct.tolist(), found.as_dict()
 
 
-def _tuned(saved: SavedEncoder, **how: Any) -> Fit:
-    correct, constants = fine_tuned(saved, **how)
+def _fine_tune(saved: SavedEncoder, train_set: Labelled, test_set: Labelled, **options: Any) -> Fit:
+    correct, constants = fine_tuned(saved, train_set, test_set, **options)
     return correct.tolist(), constants
 
 
 def neighbours_of(bank: int) -> int:
-    """How many neighbours vote in a bank of so many rows."""
+    """Number of neighbours for a bank of this many rows."""
     return NEIGHBOURS if bank >= MANY else min(FEW_NEIGHBOURS, bank)
 
 
 def trained_on(folder: str | Path, on: DataAt) -> DataAt:
-    """Where the images of a pretraining are, to be read with labels.
+    """The location of the training images of a pretraining run, with labels.
 
     Args:
-        folder: Of the pretraining.
-        on: Others, whose label column is taken where the run had none.
+        folder: The folder of the run.
+        on: The test images; their label column is used if the run has none.
 
     Returns:
-        Where they are.
+        The location.
 
     Raises:
-        StoreError: If they were handed over as an object, which has no name.
+        StoreError: If the images were given as an object, which has no location.
     """
     at = DataAt(**RunFolder.read(Path(folder)).at)
     return replace(at, label_column=at.label_column or on.label_column)
 
 
 def _features(
-    saved: SavedEncoder, untrained: SavedEncoder, known: Labelled, kept: Tensor, asked: Labelled,
+    saved: SavedEncoder,
+    untrained: SavedEncoder,
+    train_set: Labelled,
+    kept: Tensor,
+    test_set: Labelled,
     device: torch.device,
-) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
-    """(training rows, test rows) of every method, the baselines first."""
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """(training rows, test rows) of every method, baselines first."""
     made: dict[str, tuple[Tensor, Tensor]] = {}
-    sides = ((known.pixels, known.pixels.ids[kept]), (asked.pixels, asked.pixels.ids))
+    sides = ((train_set.pixels, train_set.pixels.ids[kept]), (test_set.pixels, test_set.pixels.ids))
     made[PIXELS] = (pixel_rows(*sides[0]), pixel_rows(*sides[1]))
     for one, names in ((untrained, (UNTRAINED, None)), (saved, (H, Z))):
         encoder = one.encoder.to(device)
@@ -235,11 +235,11 @@ def _features(
 
 
 def pixel_rows(pixels: Pixels, rows: Tensor) -> Tensor:
-    """Images as rows of their pixels, the baseline: at 32 a side where they are larger or of several sizes.
+    """Images as rows of their pixels, a baseline; resized to 32 x 32 if larger or of several sizes.
 
     Args:
         pixels: All images.
-        rows: Which of them.
+        rows: Indices of the images.
 
     Returns:
         float32 [rows, channels x height x width], from 0 to 1.
@@ -250,12 +250,11 @@ def pixel_rows(pixels: Pixels, rows: Tensor) -> Tensor:
         if sizes is None and max(images.shape[2:]) <= PIXELS_SIDE:
             parts.append(images.flatten(1).float() / 255)
         else:
-            parts.append(
-                plain_view(images, size=PIXELS_SIDE, sizes=sizes, mean=zero, deviation=one).flatten(1)
-            )
+            resized = plain_view(images, size=PIXELS_SIDE, sizes=sizes, mean=zero, deviation=one)
+            parts.append(resized.flatten(1))
     return torch.cat(parts)
 
 
-def _whole(queries: Tensor, top_5: float | None) -> dict[str, float]:
+def _figures(queries: Tensor, top_5: float | None) -> dict[str, float]:
     rank = {"rank": effective_rank(queries[:RANK_ROWS])}
     return rank if top_5 is None else rank | {"top-5": top_5}

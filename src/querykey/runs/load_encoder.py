@@ -1,4 +1,4 @@
-"""Any model by name, a run among them: a fitted adapter on its frozen model, or a pretrained encoder."""
+"""Loads any model by name: a frozen model, a pretrained encoder, or a fitted adapter on its frozen model."""
 
 import hashlib
 from collections.abc import Sequence
@@ -33,25 +33,25 @@ def load_encoder(
     prompt: str | None = None,
     dtype: str = "float32",
 ) -> FrozenEncoder:
-    """Load a model by name, ready to encode; nothing is ever downloaded.
+    """Load a model by name, ready to encode; nothing is downloaded.
 
     Args:
         spec: `timm:NAME[@weights.safetensors|.pth|random]`, `st:NAME-OR-FOLDER`, `module:factory`,
-            `FILE.onnx`, or a RUN: the encoder of a pretraining (its h), or an adapter on top of its
-            frozen model. Also what `pretrain` returned.
-        device: Where it runs.
-        prompt: For `st:` models: one of the model's prompts by name, or the text itself.
-        dtype: "float32", "bfloat16", or "auto": bfloat16 where it is measured faster. It is part of the
-            key, so "auto" may embed again on another machine. A RUN with an adapter has its own.
+            `FILE.onnx`, or a RUN: the backbone of a pretrained encoder (its h), or an adapter on top of
+            its frozen model. Also the result of `pretrain`.
+        device: Device of the model.
+        prompt: For `st:` models: the name of one of the model's prompts, or its text.
+        dtype: "float32", "bfloat16", or "auto": bfloat16 if it is measured to be faster. It is part of the
+            key, so "auto" may embed again on another machine. A RUN with an adapter ignores it.
 
     Returns:
-        The encoder; `encode` gives one row an item.
+        The encoder; `encode` returns one row per item.
 
     Raises:
-        SourceError: If there is no such model, it cannot be loaded, or a run does not know its own.
-        MissingExtraError: If a package it needs is not installed.
-        ModelMismatchError: If the frozen model of a run has changed since.
-        ConfigError: If a setting does not fit the model.
+        SourceError: If there is no such model, it cannot be loaded, or a run does not record its model.
+        MissingExtraError: If a package that it needs is not installed.
+        ModelMismatchError: If the frozen model of a run has changed.
+        ConfigError: If an argument does not fit the model.
 
     Example:
         >>> load_encoder("resnet50")
@@ -59,13 +59,13 @@ def load_encoder(
         querykey.errors.SourceError: 'resnet50' names no model; a model is timm:NAME[@weights], ...
     """
     if isinstance(spec, PretrainedRun):
-        return _pretrained(spec.encoder, "a pretraining", device, prompt, dtype)
+        return _pretrained(spec.encoder, "a pretrained encoder", device, prompt, dtype)
     name, folder = str(spec), Path(spec)
     if (folder / ENCODER).is_file():
         return _pretrained(read_encoder(folder), name, device, prompt, dtype)
     if is_pretraining(folder):
         raise SourceError(
-            f"{name} is a pretraining that is not finished; querykey resume {name} goes on with it"
+            f"{name} is a pretraining run that is not finished; resume it with querykey resume {name}"
         )
     if not (folder / DESCRIPTION).is_file():
         return frozen_models.load_frozen_encoder(name, device=device, prompt=prompt, dtype=dtype)
@@ -73,77 +73,76 @@ def load_encoder(
     frozen = encoder_of_features(run.features.get("model", {}), name, device=device)
     if run.adapter.side == "query":
         raise SourceError(
-            f"{name} transforms queries alone: embed the documents with {frozen.spec}, and the queries too; "
-            "querykey transform --queries adapts them"
+            f"{name} transforms only queries: embed documents and queries with {frozen.spec}, then adapt "
+            "the queries with querykey transform"
         )
     return FrozenEncoder(_AdaptedModel(frozen, run), spec=name)
 
 
 def encoder_of_features(model: dict[str, Any], name: str, *, device: str = "cpu") -> FrozenEncoder:
-    """The frozen model that made features.
+    """The frozen model that computed features.
 
     Args:
-        model: What the features' meta says of it.
-        name: What to call the features in a message.
-        device: Where it runs.
+        model: The entry "model" in the metadata of the features.
+        name: Name of the features, for messages.
+        device: Device of the model.
 
     Returns:
         The encoder.
 
     Raises:
         SourceError: If the features do not name their model.
-        ModelMismatchError: If the model of that name is another one now.
+        ModelMismatchError: If the model has changed.
     """
     if not model.get("spec"):
         raise SourceError(
-            f"{name}: its features came without a model, so nothing new can be embedded like them; "
-            "give features, or a row's id"
+            f"{name}: its features do not name their model, so new items cannot be embedded; "
+            "give features, or the id of a row"
         )
     encoder = load_encoder(
         model["spec"], device=device, prompt=model.get("prompt"), dtype=model.get("dtype", "float32")
     )
     if encoder.key != model["key"]:
         raise ModelMismatchError(
-            f"{name}: {model['spec']} is another model now than when the features were made "
-            f"({encoder.key[:12]}, then {model['key'][:12]}); its weights, preprocessing or prompt changed"
+            f"{name}: {model['spec']} has changed since the features were made (key {encoder.key[:12]}, "
+            f"before {model['key'][:12]}): other weights, preprocessing or prompt"
         )
     return encoder
 
 
 def _pretrained(saved: SavedEncoder, name: str, device: str, prompt: str | None, dtype: str) -> FrozenEncoder:
-    """The backbone of a pretraining: h of images, prepared as in its evaluation."""
+    """The backbone of a pretrained encoder: h of images, with the preprocessing of its evaluation."""
     if prompt is not None:
-        raise ConfigError(f"{name} takes no prompt; prompts are for st: models, leave it out")
+        raise ConfigError(f"{name} takes no prompt; only st: models do, leave it out")
     pictures, _ = pillow()
     size = saved.settings.image_size
     assert size is not None
-    mode = "L" if saved.channels == 1 else "RGB"
+    channels, mode = saved.channels, "L" if saved.channels == 1 else "RGB"
+
+    def prepare(image: Any) -> Tensor:
+        """Decode and resize a PIL image in the same way as the images of a source."""
+        decoded = RowDecoder([image], shorter_side=2 * size, channels=channels).one(0)
+        if isinstance(decoded, str):
+            raise DamagedItemError(decoded)
+        images, _ = lay_out([decoded], channels)
+        prepared: Tensor = saved.prepare(images)[0]
+        return prepared
+
     model = TorchModel(
-        saved.encoder.backbone, kind="image", prepare=_Preparation(saved, size),
-        blank=lambda: pictures.new(mode, (size, size)), identity=saved.identity, device=usable_device(device),
-    )  # fmt: skip
+        saved.encoder.backbone,
+        kind="image",
+        prepare=prepare,
+        blank=lambda: pictures.new(mode, (size, size)),
+        identity=saved.identity,
+        device=usable_device(device),
+    )
     return FrozenEncoder(model, spec=name, dtype=dtype)
 
 
-class _Preparation:
-    """A PIL image as the encoder is shown it: the way that whole sources take."""
-
-    def __init__(self, saved: SavedEncoder, size: int) -> None:
-        self._saved, self._size = saved, size
-
-    def __call__(self, image: Any) -> Tensor:
-        decoded = RowDecoder([image], shorter_side=2 * self._size, channels=self._saved.channels).one(0)
-        if isinstance(decoded, str):
-            raise DamagedItemError(decoded)
-        images, _ = lay_out([decoded], self._saved.channels)
-        shown: Tensor = self._saved.prepare(images)[0]
-        return shown
-
-
 class _AdaptedModel:
-    """A frozen model and an adapter, to be asked for features as if it were one."""
+    """A frozen model followed by an adapter, as one model."""
 
-    # the frozen model below has decided both already
+    # the frozen model has its dtype and memory layout already
     fixed_dtype = True
     has_layouts = False
 

@@ -1,4 +1,4 @@
-"""What queries find among rows, before and after: neighbours, the place of the right answer, intervals."""
+"""Nearest neighbours of sampled queries in one or two embeddings: retrieval metrics and examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,21 +13,31 @@ from querykey.lookup.nearest import nearest
 from querykey.lookup.unit_length import unit_length
 from querykey.types import Neighbours, Numbers, Rows, TopScores
 
-__all__ = ["SHOWN_K", "Answer", "Compared", "Kind", "Looked", "Neighbourhood", "Side", "drawn", "look_among"]
+__all__ = [
+    "Answer",
+    "Kind",
+    "MetricComparison",
+    "Neighbourhood",
+    "QueryResult",
+    "Side",
+    "answers",
+    "compare_neighbours",
+    "sample_indices",
+]
 
-ASKED = 1000
-"""Queries asked at the most: enough for an interval of a point or two."""
+MAX_QUERIES = 1000
+"""Enough for an interval of one or two percentage points."""
 FOUND = 10
-"""Neighbours compared."""
+"""Neighbours of a query that metrics use."""
 SHOWN, SHOWN_K = 8, 5
-"""Queries in a gallery, and answers to each."""
+"""Queries in a gallery, and neighbours shown for each."""
 ELEMENTS = 2**24
-"""Scores held at once: 64 MB, whatever the data."""
+"""Scores in memory at once: 64 MB."""
 SEED = 0
-"""Of what is drawn: the same features give the same report."""
+"""A fixed seed, so that the same features give the same report."""
 
 Kind = Literal["labels", "pairs", "neighbours"]
-"""What says which answer is right: classes, pairs, or nothing."""
+"""Source of the relevance judgements: classes, pairs, or none."""
 
 
 class Side(NamedTuple):
@@ -35,8 +45,8 @@ class Side(NamedTuple):
 
     Args:
         name: Such as "frozen" or "adapted".
-        rows: Of the items.
-        queries: Of the queries of pairs; None without pairs.
+        rows: The items [items, dim].
+        queries: The queries of pairs [queries, dim]; None without pairs.
     """
 
     name: str
@@ -46,12 +56,12 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """One row that was found.
+    """One neighbour of a query.
 
     Args:
-        item: Its number.
-        score: Cosine.
-        is_right: Whether it belongs to the query; None where nothing tells.
+        item: Its row number.
+        score: Cosine similarity.
+        is_right: Whether it is a positive of the query; None without relevance judgements.
     """
 
     item: int
@@ -60,14 +70,14 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A query with what it finds.
+class QueryResult:
+    """A query and its neighbours.
 
     Args:
-        query: Its number: among the queries of pairs, otherwise among the items.
-        found: A list a side, best first.
-        new: How many of the answers after were not there before.
-        ranks: Where the first right answer stands, a side, from 1; none where nothing tells.
+        query: Its row number: among the queries of pairs, otherwise among the items.
+        found: One list of neighbours per side, best first.
+        new: How many neighbours of the last side are not among those of the first.
+        ranks: Rank of the first positive, per side, from 1; empty without relevance judgements.
     """
 
     query: int
@@ -77,13 +87,13 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A metric, before and after.
+class MetricComparison:
+    """A metric on each side.
 
     Args:
-        name: Of the metric.
-        sides: One interval a side.
-        difference: Last side minus first, paired; None where there is one side.
+        name: Name of the metric.
+        sides: One interval per side.
+        difference: Last side minus first, paired; None if there is one side.
     """
 
     name: str
@@ -93,21 +103,21 @@ class Compared:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """What queries find.
+    """Metrics and examples of nearest neighbours.
 
     Args:
-        kind: What says which answer is right.
-        asked: How many queries were asked.
-        compared: Metrics.
-        changed: Queries whose answers changed most, most first.
-        failures: Queries whose first right answer stands lowest on the last side, lowest first.
+        kind: Source of the relevance judgements.
+        num_queries: Number of queries.
+        metrics: Metrics of all queries.
+        changed: Queries whose neighbours changed most, most first.
+        failures: Queries whose first positive has the lowest rank on the last side, worst first.
     """
 
     kind: Kind
-    asked: int
-    compared: Sequence[Compared]
-    changed: Sequence[Looked]
-    failures: Sequence[Looked]
+    num_queries: int
+    metrics: Sequence[MetricComparison]
+    changed: Sequence[QueryResult]
+    failures: Sequence[QueryResult]
 
 
 class _Found(NamedTuple):
@@ -117,34 +127,34 @@ class _Found(NamedTuple):
     ranks: Tensor | None
 
 
-def look_among(features: Features, sides: Sequence[Side]) -> Neighbourhood:
-    """Ask the same queries on each side.
+def compare_neighbours(features: Features, sides: Sequence[Side]) -> Neighbourhood:
+    """Search the same queries on each side.
 
     Args:
-        features: What the rows are of: their labels or pairs say which answer is right.
-        sides: At least one; the last is "after".
+        features: The features; their labels or pairs are the relevance judgements.
+        sides: At least one; the first is "before", the last "after".
 
     Returns:
-        What they find.
+        Metrics and examples.
     """
-    kind, asked = _asked(features)
-    found = [_find(features, kind, asked, side) for side in sides]
-    looked = [_look(row, query, found) for row, query in enumerate(asked.tolist())]
-    changed = sorted((one for one in looked if one.new), key=_change)
-    missed = [one for one in looked if one.ranks and one.ranks[-1] > 1]
+    kind, queries = _choose_queries(features)
+    found = [_find(features, kind, queries, side) for side in sides]
+    results = [_result(row, query, found) for row, query in enumerate(queries.tolist())]
+    changed = sorted((one for one in results if one.new), key=_change)
+    missed = [one for one in results if one.ranks and one.ranks[-1] > 1]
     failures = sorted(missed, key=lambda one: (-one.ranks[-1], one.query))
-    return Neighbourhood(kind, len(asked), _compared(kind, found), changed[:SHOWN], failures[:SHOWN])
+    return Neighbourhood(kind, len(queries), _metrics(kind, found), changed[:SHOWN], failures[:SHOWN])
 
 
-def drawn(count: int, most: int) -> Numbers:
-    """So many numbers at the most, in order, and always the same.
+def sample_indices(count: int, most: int) -> Numbers:
+    """A sorted random sample of indices, without replacement and with a fixed seed.
 
     Args:
-        count: They are below it.
-        most: How many.
+        count: Indices are below it.
+        most: Size of the sample; with fewer indices, all of them.
 
     Returns:
-        Numbers.
+        Indices [at most `most`].
 
     Example:
         >>> drawn(3, 5).tolist(), len(drawn(100, 5))
@@ -156,85 +166,96 @@ def drawn(count: int, most: int) -> Numbers:
     return torch.randperm(count, generator=generator)[:most].sort().values
 
 
-def _asked(features: Features) -> tuple[Kind, Numbers]:
-    """What says what is right, and queries that have something right to find."""
+def _choose_queries(features: Features) -> tuple[Kind, Numbers]:
+    """The source of the relevance judgements, and a sample of queries that have a positive."""
     if features.pairs is not None and features.queries is not None and len(features.pairs):
-        having = torch.unique(features.pairs[:, 0])
-        return "pairs", having[drawn(len(having), ASKED)]
+        candidates = torch.unique(features.pairs[:, 0])
+        return "pairs", candidates[sample_indices(len(candidates), MAX_QUERIES)]
     if features.labels is not None:
         classes, counts = torch.unique(features.labels[features.labels >= 0], return_counts=True)
-        having = torch.isin(features.labels, classes[counts > 1]).nonzero()[:, 0]
-        if len(having):
-            return "labels", having[drawn(len(having), ASKED)]
-    return "neighbours", drawn(len(features), ASKED)
+        candidates = torch.isin(features.labels, classes[counts > 1]).nonzero()[:, 0]
+        if len(candidates):
+            return "labels", candidates[sample_indices(len(candidates), MAX_QUERIES)]
+    return "neighbours", sample_indices(len(features), MAX_QUERIES)
 
 
-def _find(features: Features, kind: Kind, asked: Numbers, side: Side) -> _Found:
+def _find(features: Features, kind: Kind, chosen: Numbers, side: Side) -> _Found:
     rows, count = side.rows, len(side.rows)
     if kind == "pairs":
         assert side.queries is not None
-        asks = side.queries[asked]
-        scores, index = nearest(asks, rows, min(FOUND, count))
+        queries = side.queries[chosen]
+        scores, index = nearest(queries, rows, min(FOUND, count))
     else:
-        asks = rows[asked]
-        scores, index = nearest(
-            asks, rows, min(FOUND, count - 1), query_ids=asked, key_ids=torch.arange(count)
-        )
+        queries = rows[chosen]
+        k, ids = min(FOUND, count - 1), torch.arange(count)
+        scores, index = nearest(queries, rows, k, query_ids=chosen, key_ids=ids)
     if kind == "neighbours":
         return _Found(scores, index, None, None)
     unit, at_once = unit_length(rows).float(), max(1, ELEMENTS // count)
     right, ranks = [], []
-    for start in range(0, len(asked), at_once):
-        part = slice(start, start + at_once)
-        is_right = _is_right(features, kind, asked[part])
-        every = unit_length(asks[part]).float() @ unit.T
+    for start in range(0, len(chosen), at_once):
+        block = slice(start, start + at_once)
+        is_right = _is_right(features, kind, chosen[block])
+        every = unit_length(queries[block]).float() @ unit.T
         best = every.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
         if kind == "labels":
-            every[torch.arange(len(every)), asked[part]] = -torch.inf
-        right.append(is_right.gather(1, index[part]))
+            every[torch.arange(len(every)), chosen[block]] = -torch.inf
+        right.append(is_right.gather(1, index[block]))
         counted = 1 + ((every > best) & ~is_right).sum(dim=1)
-        # among those found the place is exact, ties and all; beyond them it is counted
+        # within the neighbours found the rank is exact, including ties; beyond them it is a count
         place, beyond = right[-1].int().argmax(dim=1) + 1, counted.clamp(min=index.shape[1] + 1)
         ranks.append(torch.where(right[-1].any(dim=1), place, beyond))
     return _Found(scores, index, torch.cat(right), torch.cat(ranks))
 
 
-def _is_right(features: Features, kind: Kind, asked: Numbers) -> Tensor:
-    """Which items each query should find [queries, items]."""
+def _is_right(features: Features, kind: Kind, queries: Numbers) -> Tensor:
+    """The positives of each query [queries, items]."""
     if kind == "labels":
         assert features.labels is not None
-        right = features.labels[asked, None] == features.labels
-        right[torch.arange(len(asked)), asked] = False
+        right = features.labels[queries, None] == features.labels
+        right[torch.arange(len(queries)), queries] = False
         return right
     assert features.pairs is not None
     place = torch.full((int(features.pairs[:, 0].max()) + 1,), -1)
-    place[asked] = torch.arange(len(asked))
-    own = features.pairs[place[features.pairs[:, 0]] >= 0]
-    right = torch.zeros(len(asked), len(features), dtype=torch.bool)
-    right[place[own[:, 0]], own[:, 1]] = True
+    place[queries] = torch.arange(len(queries))
+    pairs = features.pairs[place[features.pairs[:, 0]] >= 0]
+    right = torch.zeros(len(queries), len(features), dtype=torch.bool)
+    right[place[pairs[:, 0]], pairs[:, 1]] = True
     return right
 
 
-def _look(row: int, query: int, found: Sequence[_Found]) -> Looked:
-    lists = []
-    for scores, index, right, _ in found:
-        lists.append([
-            Answer(item, score, None if right is None else bool(right[row, place]))
-            for place, (item, score) in enumerate(zip(index[row].tolist(), scores[row].tolist(), strict=True))
-            if item >= 0 and place < SHOWN_K
-        ])  # fmt: skip
+def answers(scores: Tensor, index: Tensor, right: Tensor | None) -> list[Answer]:
+    """The first neighbours of one query.
+
+    Args:
+        scores: Best first [k].
+        index: Their row numbers [k]; -1 where there are fewer.
+        right: Whether each is a positive [k]; None without relevance judgements.
+    """
+    return [
+        Answer(int(index[place]), float(scores[place]), None if right is None else bool(right[place]))
+        for place in range(min(SHOWN_K, len(index)))
+        if index[place] >= 0
+    ]
+
+
+def _result(row: int, query: int, found: Sequence[_Found]) -> QueryResult:
+    lists = [
+        answers(side.scores[row], side.items[row], None if side.right is None else side.right[row])
+        for side in found
+    ]
     before, after = ({answer.item for answer in side} for side in (lists[0], lists[-1]))
     ranks = [int(side.ranks[row]) for side in found if side.ranks is not None]
-    return Looked(query, lists, len(after - before), ranks)
+    return QueryResult(query, lists, len(after - before), ranks)
 
 
-def _change(looked: Looked) -> tuple[int, int, int]:
-    """What changed most comes first: more new answers, then more right ones won or lost."""
-    before, after = (sum(answer.is_right is True for answer in looked.found[side]) for side in (0, -1))
-    return -looked.new, -abs(after - before), looked.query
+def _change(result: QueryResult) -> tuple[int, int, int]:
+    """Sort key: most new neighbours first, then the largest change in the number of positives."""
+    before, after = (sum(answer.is_right is True for answer in result.found[side]) for side in (0, -1))
+    return -result.new, -abs(after - before), result.query
 
 
-def _compared(kind: Kind, found: Sequence[_Found]) -> list[Compared]:
+def _metrics(kind: Kind, found: Sequence[_Found]) -> list[MetricComparison]:
     right = [side.right for side in found if side.right is not None]
     width = found[0].items.shape[1]
     match kind:
@@ -242,7 +263,9 @@ def _compared(kind: Kind, found: Sequence[_Found]) -> list[Compared]:
             if len(found) < 2:
                 return []
             both = found[-1].items[:, :, None] == found[0].items[:, None, :]
-            return [Compared(f"overlap@{width}", [bootstrap(both.any(dim=2).double().mean(dim=1))], None)]
+            return [
+                MetricComparison(f"overlap@{width}", [bootstrap(both.any(dim=2).double().mean(dim=1))], None)
+            ]
         case "labels":
             columns = {
                 "R@1": [side[:, 0].double() for side in right],
@@ -253,15 +276,13 @@ def _compared(kind: Kind, found: Sequence[_Found]) -> list[Compared]:
                 f"MRR@{FOUND}": [_reciprocal(side) for side in right],
                 "R@1": [side[:, 0].double() for side in right],
             }
-    return [
-        Compared(
-            name, [bootstrap(side) for side in sides],
-            paired_difference(sides[-1], sides[0]) if len(sides) > 1 else None,
-        )
-        for name, sides in columns.items()
-    ]  # fmt: skip
+    compared = []
+    for name, sides in columns.items():
+        difference = paired_difference(sides[-1], sides[0]) if len(sides) > 1 else None
+        compared.append(MetricComparison(name, [bootstrap(side) for side in sides], difference))
+    return compared
 
 
 def _reciprocal(right: Tensor) -> Tensor:
-    """1 / place of each query's first right answer, 0 where none was found."""
+    """1 / rank of each query's first positive, 0 if none was found."""
     return right.any(dim=1) / (right.int().argmax(dim=1) + 1).double()

@@ -1,4 +1,4 @@
-"""`pretrain` and `resume`: from images and settings to a trained encoder and its folder."""
+"""`pretrain` and `resume`: train an encoder on images, and write the folder of the run."""
 
 import gc
 import time
@@ -49,54 +49,48 @@ from querykey.runs.pretrain_callbacks import (
 )
 from querykey.runs.pretrain_folder import CHECKPOINTS, RunFolder
 
-__all__ = [
-    "PretrainedRun",
-    "decode",
-    "new_run",
-    "pretrain",
-    "read_images",
-    "resume",
-    "resumed_device",
-]
+__all__ = ["PretrainedRun", "pretrain", "resume", "resumed_device"]
 
 DECODED = 224
-"""The size that images are decoded for if none is given."""
+"""Image size for decoding if the settings give none."""
 
 
-def read_images(source: Source | str | Path, **options: str | None) -> Source:
-    """The images of a run.
-
-    Args:
-        source: What `read_source` takes, or what it gave.
-        **options: Of `read_source`.
-    """
-    return source if isinstance(source, Source) else read_source(source, **options)
-
-
-def decode(source: Source, size: int | None, *, limit: int | None, workers: int, notify: Notify) -> Pixels:
-    """The pixels of images, in memory if they fit.
+@dataclass(frozen=True, eq=False)
+class PretrainedRun:
+    """The result of a pretraining run.
 
     Args:
-        source: Images.
-        size: Pixels of a side as given in the settings; None: not given.
-        limit: Bytes that decoded images may take; None: a quarter of what is free.
-        workers: Processes that decode images which do not fit in memory.
-        notify: Called with warnings.
+        encoder: The pretrained encoder.
+        settings: The resolved settings, with every chosen or measured value.
+        report: Steps, seconds, fraction of the time spent on views, metrics before the first step and after
+            the last.
+        folder: The folder of the run; None if it was not written.
+        is_finished: Whether all steps were taken.
     """
-    return read_pixels(source, size=size or DECODED, memory_limit=limit, workers=workers, notify=notify)
+
+    encoder: SavedEncoder
+    settings: PretrainSettings
+    report: dict[str, Any]
+    folder: Path | None
+    is_finished: bool
 
 
-def new_run(
-    asked: PretrainSettings, source: Source, pixels: Pixels, *, device: torch.device, started_at: float,
+def _new_run(
+    given: PretrainSettings,
+    source: Source,
+    pixels: Pixels,
+    *,
+    device: torch.device,
+    started_at: float,
     notify: Notify,
-) -> TrainingRun:  # fmt: skip
-    """Resolve, measure, then build.
+) -> TrainingRun:
+    """Resolve the settings, measure what is to be measured, then build the run.
 
     Args:
-        asked: Settings as they were given.
-        source: Images.
-        pixels: Of them.
-        device: On which it trains.
+        given: The settings as given.
+        source: The images.
+        pixels: Their pixels.
+        device: Device of the training.
         started_at: `time.monotonic()` at the start of the command.
         notify: Called with warnings.
 
@@ -109,35 +103,40 @@ def new_run(
     processes = current_process_group()
 
     def resolve(images: int) -> PretrainSettings:
-        return resolve_settings(asked, images=images, channels=pixels.channels, side=pixels.side)
+        return resolve_settings(given, images=images, channels=pixels.channels, side=pixels.side)
 
     held_out, labels = resolve(len(pixels)).held_out, _labels(source, pixels)
-    if asked.method == "xbm" and (labels is None or not bool((labels != IGNORE_LABEL).any())):
+    if given.method == "xbm" and (labels is None or not bool((labels != IGNORE_LABEL).any())):
         raise ConfigError(
-            f"xbm learns from labels, and {source.name} has none: name them with label_column, or take "
+            f"xbm learns from labels, and {source.name} has none: name them with label_column, or use "
             "moco, which needs none"
         )
-    split_data = train_val_split(pixels.ids, labels, held_out=held_out, seed=asked.seed)
+    split_data = train_val_split(pixels.ids, labels, held_out=held_out, seed=given.seed)
     count = len(split_data.train)
     resolved = replace(resolve(count), held_out=held_out)
-    if resolved.batch_size < asked.batch_size:
-        notify(f"{count} images to train on: lowered batch_size {asked.batch_size} to all of them")
+    if resolved.batch_size < given.batch_size:
+        notify(f"{count} images to train on: lowered batch_size {given.batch_size} to all of them")
     while True:
         try:
             tuned = autotune(
                 resolved, pixels, split_data, device=device, started_at=started_at, processes=processes
             )
             run = build_run(
-                tuned.settings, pixels, split_data, device=device, start=tuned.start,
-                calibration=tuned.calibration, processes=processes,
-            )  # fmt: skip
+                tuned.settings,
+                pixels,
+                split_data,
+                device=device,
+                start=tuned.start,
+                calibration=tuned.calibration,
+                processes=processes,
+            )
             break
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or processes.world_size > 1:
                 raise
             resolved = double_chunks(resolved, reason="a step needs more memory than there is")
         gc.collect()  # the trial's modules form reference cycles
-        notify(f"the memory is too small for a whole batch: steps are computed in {resolved.chunks} parts")
+        notify(f"a batch does not fit in memory: steps are computed in {resolved.chunks} chunks")
     for message in dictionary_concerns(run.settings, items=count, steps=run.steps):
         notify(message)
     return run
@@ -145,26 +144,6 @@ def new_run(
 
 def _labels(source: Source, pixels: Pixels) -> Tensor | None:
     return None if source.labels is None else torch.from_numpy(source.labels)[pixels.ids]
-
-
-@dataclass(frozen=True, eq=False)
-class PretrainedRun:
-    """The result of a pretraining.
-
-    Args:
-        encoder: The pretrained encoder.
-        settings: Complete: every choice that was made or measured.
-        report: Steps, seconds, share of the time that views took, metrics before the first step and after the
-            last.
-        folder: Of the run; None if none was asked for.
-        is_finished: Whether all steps were taken.
-    """
-
-    encoder: SavedEncoder
-    settings: PretrainSettings
-    report: dict[str, Any]
-    folder: Path | None
-    is_finished: bool
 
 
 def pretrain(
@@ -188,34 +167,34 @@ def pretrain(
     stop: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> PretrainedRun:
-    """Pretrain an encoder from images, without using their labels ("xbm" alone learns from them).
+    """Pretrain an encoder on images.
 
-    Otherwise labels, if there are any, are used for the online kNN on validation images and for the number of
-    false negatives.
+    Only "xbm" learns from labels. With other methods labels, if there are any, are used for the online kNN on
+    validation images and for counting false negatives.
 
     Args:
-        source: Images: what `read_source` takes, or what it gave.
+        source: The images: an argument or a result of `read_source`.
         method: "simclr" (the default), "moco", "moco-v2", "moco-v3", "memory-bank", "end-to-end" or "xbm".
-        preset: A recipe of `PRESETS`, which has a method of its own; settings win over it.
-        out: A new folder for encoder, checkpoints and records; None keeps all in memory.
-        label_column: As `read_source` takes it; column and split too.
-        column: The images.
-        split: The part to train on.
-        device: On which to train.
+        preset: Name of a set of settings in `PRESETS`, including the method; settings override it.
+        out: A new folder for encoder, checkpoints and records; None writes nothing.
+        label_column: The column with the classes, as for `read_source`.
+        column: The column with the images.
+        split: The split to train on.
+        device: Device of the training.
         workers: Processes that decode images which do not fit in memory.
-        memory_limit: Bytes that decoded images may take; None: a quarter of what is free.
-        save_every: Seconds between two checkpoints; 0: one after each step. It changes no number.
-        keep: Number of checkpoints that are kept.
+        memory_limit: Maximum size of decoded images in bytes; None: a quarter of the free memory.
+        save_every: Seconds between two checkpoints; 0: one after each step. Results do not depend on it.
+        keep: Number of checkpoints to keep.
         notify: Called with warnings.
         callbacks: Hooks of the training loop.
-        on_fit_start: Called with the run, once everything is chosen and before its folder is made.
+        on_fit_start: Called with the run after all settings are resolved, before its folder is made.
         on_step_end: Called after each step.
-        stop: Asked after each step; if it says True, the state is saved and the run ends there.
-        **settings: Those of `PretrainSettings`, such as batch_size=64, backbone="timm:resnet18",
+        stop: Called after each step; if it returns True, the state is saved and training stops.
+        **settings: Settings of `PretrainSettings`, such as batch_size=64, backbone="timm:resnet18",
             head={"dim": 64} or **{"head.dim": 64}.
 
     Returns:
-        The run; give it to `load_encoder` for features.
+        The run; `load_encoder` takes it for features.
 
     Raises:
         SourceError: If there are no images.
@@ -227,33 +206,43 @@ def pretrain(
         OutputExistsError: If `out` exists.
     """
     started_at, notify = time.monotonic(), notify or _ignore
-    asked, saving = given_settings(method, preset, **settings), Saving(seconds=save_every, keep=keep)
-    place = usable_device(device)
-    path, columns = None if out is None else Path(out), {
-        "column": column, "label_column": label_column, "split": split,
-    }  # fmt: skip
+    given, saving = given_settings(method, preset, **settings), Saving(seconds=save_every, keep=keep)
+    place, path = usable_device(device), None if out is None else Path(out)
+    columns = {"column": column, "label_column": label_column, "split": split}
+
     is_main = current_process_group().is_main_process
     with default_torch_state(), ExitStack() as lock:
         with nullcontext() if path is None or not is_main else reserve(path):
-            data = read_images(source, **columns)
-            pixels = decode(data, asked.image_size, limit=memory_limit, workers=workers, notify=notify)
-            run = new_run(asked, data, pixels, device=place, started_at=started_at, notify=notify)
+            data = source if isinstance(source, Source) else read_source(source, **columns)
+            size = given.image_size or DECODED
+            pixels = read_pixels(data, size=size, memory_limit=memory_limit, workers=workers, notify=notify)
+            run = _new_run(given, data, pixels, device=place, started_at=started_at, notify=notify)
             if on_fit_start is not None:
                 on_fit_start(run)
             state = run.learner.tensors()  # on all processes: shards go to the main process
             folder = None
             if path is not None and is_main:
                 folder = RunFolder.new(
-                    path, run, state, source=data, at=_at(source, columns), asked=asked,
-                    device=_device_name(place), saving=saving, seconds=time.monotonic() - started_at,
-                )  # fmt: skip
+                    path,
+                    run,
+                    state,
+                    source=data,
+                    at=_at(source, columns),
+                    given=given,
+                    device=_device_name(place),
+                    saving=saving,
+                    seconds=time.monotonic() - started_at,
+                )
                 lock.enter_context(folder.lock())
             del state
         trainer = Trainer(
-            run, [*_callbacks(folder, notify), *callbacks, ProgressDisplay(on_step=on_step_end)],
-            started_at=started_at, stop=stop or _never, save_every=saving.seconds,
+            run,
+            [*_callbacks(folder, notify), *callbacks, ProgressDisplay(on_step_end)],
+            started_at=started_at,
+            stop=stop or _never,
+            save_every=saving.seconds,
             checkpoints=None if path is None else path / CHECKPOINTS,
-        )  # fmt: skip
+        )
         return _fit(trainer, folder, path)
 
 
@@ -274,70 +263,73 @@ def resume(
 ) -> PretrainedRun:
     """Resume a run that was stopped, or train a finished one for more epochs.
 
-    A stopped run ends with the same bits as one that was never stopped, on the same machine with the
-    same number of threads. With more epochs the schedule is that of the longer run from here on.
+    A resumed run ends with the same bits as one that was never stopped, on the same machine with the same
+    number of threads. With more epochs, the schedule from here on is that of the longer run.
 
     Args:
-        folder: Of the run.
-        source: Its images, if they are not where they were; they must be the same, by their fingerprint.
-        epochs: New length of the whole run, longer than it was; None: unchanged.
-        device: On which to train; None: as before.
-        workers: As for `pretrain`; memory_limit, notify, callbacks, on_fit_start, on_step_end and stop too.
-        memory_limit: Bytes.
+        folder: The folder of the run.
+        source: Its images, if they have moved; their fingerprint must be the same.
+        epochs: New total number of epochs, larger than before; None: unchanged.
+        device: Device of the training; None: as before.
+        workers: Processes that decode images which do not fit in memory.
+        memory_limit: Maximum size of decoded images in bytes; None: a quarter of the free memory.
         save_every: Seconds between two checkpoints; None: as before.
         notify: Called with warnings.
         callbacks: Hooks of the training loop.
         on_fit_start: Called with the run before its first step.
         on_step_end: Called after each step.
-        stop: Asked after each step.
+        stop: Called after each step; if it returns True, the state is saved and training stops.
 
     Returns:
         The run.
 
     Raises:
-        MissingPathError: If there is no run, or its images are not where they were.
+        MissingPathError: If there is no run, or its images have moved.
         StoreError: If it is damaged.
         ConfigError: If it is finished and epochs is not given, settings or images have changed, or there is
             no such device.
-        RangeError: If epochs is not above what was trained.
+        RangeError: If epochs is not larger than the number of epochs trained so far.
         OutputError: If another process is training it.
     """
     started_at, notify = time.monotonic(), notify or _ignore
     stored = RunFolder.read(Path(folder))
-    lock = stored.lock() if current_process_group().is_main_process else nullcontext()
-    with default_torch_state(), lock:
+    is_main = current_process_group().is_main_process
+    with default_torch_state(), stored.lock() if is_main else nullcontext():
         checkpoint, is_finished = latest_checkpoint(stored.path / CHECKPOINTS), stored.is_finished
         stored.require_unchanged(checkpoint.about)
-        is_main_process = current_process_group().is_main_process
         for damaged in checkpoint.skipped:
             notify(f"a newer checkpoint is damaged and left out: {damaged}")
         place = resumed_device(stored, device)
-        if is_main_process:
+        if is_main:
             stored.prepare_resume(save_every=save_every)
             for message in stored.reproducibility_warnings(_device_name(place)):
                 notify(message)
         data = _resumed_images(stored, source)
         settings = extend_training(stored.settings, epochs, checkpoint.step, notify, is_finished=is_finished)
-        pixels = decode(data, stored.decoded_size, limit=memory_limit, workers=workers, notify=notify)
+        size = stored.decoded_size or DECODED
+        pixels = read_pixels(data, size=size, memory_limit=memory_limit, workers=workers, notify=notify)
         run, before = _restored(stored, settings, data, pixels, checkpoint, place)
         metrics = dict(run.start)
-        if is_main_process:
+        if is_main:
             metrics |= stored.cut_records(checkpoint.step)
-            columns = {} if source is None or stored.described["data"]["at"] is None else _columns(stored)
-            stored.move(
-                at=None if source is None else _at(source, columns), device=_device_name(place),
-                step=checkpoint.step,
-            )  # fmt: skip
+            at = None if source is None else _at(source, _columns(stored))
+            stored.move(at=at, device=_device_name(place), step=checkpoint.step)
             stored.change(settings, step=checkpoint.step)
             if on_fit_start is not None:
                 on_fit_start(run)
-        written = stored if is_main_process else None
+        folder_of_main = stored if is_main else None
         trainer = Trainer(
-            run, [*_callbacks(written, notify), *callbacks, ProgressDisplay(on_step=on_step_end)],
-            start=checkpoint.step, metrics=metrics, seconds=before, started_at=started_at,
-            stop=stop or _never, save_every=stored.saving.seconds, checkpoints=stored.path / CHECKPOINTS,
-        )  # fmt: skip
-        return _fit(trainer, written, stored.path)
+            run,
+            [*_callbacks(folder_of_main, notify), *callbacks, ProgressDisplay(on_step_end)],
+            start=checkpoint.step,
+            metrics=metrics,
+            seconds=before,
+            started_at=started_at,
+            stop=stop or _never,
+            save_every=stored.saving.seconds,
+            checkpoints=stored.path / CHECKPOINTS,
+        )
+        return _fit(trainer, folder_of_main, stored.path)
 
 
 def resumed_device(stored: RunFolder, device: str | None) -> torch.device:
@@ -345,7 +337,7 @@ def resumed_device(stored: RunFolder, device: str | None) -> torch.device:
 
     Args:
         stored: The folder of the run.
-        device: As given; None: that of the run.
+        device: As given; None: the device of the run.
 
     Raises:
         ConfigError: If there is no such device on this machine.
@@ -356,39 +348,41 @@ def resumed_device(stored: RunFolder, device: str | None) -> torch.device:
         if device is not None:
             raise
         raise ConfigError(
-            f"{stored.path} was trained on {stored.device}: {error}; name another: querykey resume "
-            f"{stored.path} --device DEVICE"
+            f"{stored.path} was trained on {stored.device}: {error}; give another device"
         ) from error
 
 
 def _resumed_images(stored: RunFolder, source: Source | str | Path | None) -> Source:
-    """The images of a run, from where they are now; the fingerprint decides whether they are the same."""
+    """The images of a run at their current location; the fingerprint must be unchanged."""
     if isinstance(source, Source):
         data = source
     elif source is not None:
-        data = read_images(source, **({} if stored.described["data"]["at"] is None else _columns(stored)))
+        data = read_source(source, **_columns(stored))
     else:
         try:
-            data = read_images(stored.at["spec"], **_columns(stored))
+            data = read_source(stored.at["spec"], **_columns(stored))
         except MissingPathError as error:
             raise MissingPathError(
-                f"{stored.path}: its images are not at {stored.at['spec']} any more; name the place "
-                f"where they are now: querykey resume {stored.path} --data SOURCE"
+                f"{stored.path}: its images are not at {stored.at['spec']} any more; give their present place"
             ) from error
     if data.fingerprint != stored.fingerprint:
         name = stored.at["spec"] if source is None else data.name
         raise ConfigError(
-            f"{name} is not what the run was trained on: its fingerprint has changed; give the images as "
-            "they were, or start a new run"
+            f"{name} is not what the run was trained on: its fingerprint has changed; give the unchanged "
+            "images, or start a new run"
         )
     return data
 
 
 def _restored(
-    stored: RunFolder, settings: PretrainSettings, data: Source, pixels: Pixels, checkpoint: Checkpoint,
+    stored: RunFolder,
+    settings: PretrainSettings,
+    data: Source,
+    pixels: Pixels,
+    checkpoint: Checkpoint,
     device: torch.device,
-) -> tuple[TrainingRun, float]:  # fmt: skip
-    """The run after the steps of a checkpoint, whose tensors are removed, and the seconds it has taken."""
+) -> tuple[TrainingRun, float]:
+    """The run after the steps of a checkpoint, and its seconds so far; frees the checkpoint's tensors."""
     labels = _labels(data, pixels)
     split_data = train_val_split(pixels.ids, labels, held_out=settings.held_out, seed=settings.seed)
     run = build_run(
@@ -411,11 +405,14 @@ def _at(source: Source | str | Path, columns: dict[str, str | None]) -> dict[str
 
 
 def _columns(stored: RunFolder) -> dict[str, str | None]:
+    """The columns and split of the images; none if they were given as an object."""
+    if stored.described["data"]["at"] is None:
+        return {}
     return {name: stored.at[name] for name in ("column", "label_column", "split")}
 
 
 def _device_name(device: torch.device) -> str:
-    # each of several processes has another number
+    # with several processes each has its own device index
     return str(device) if current_process_group().world_size == 1 else device.type
 
 
@@ -442,8 +439,8 @@ def _fit(trainer: Trainer, folder: RunFolder | None, path: Path | None) -> Pretr
     except (CollapseError, DataError, OutOfMemoryError, OutputError) as error:
         if folder is None:
             raise
-        kept = latest_checkpoint(folder.path / CHECKPOINTS).step
-        message = f"{error}; the state after step {kept} is kept in {folder.path}"
+        step = latest_checkpoint(folder.path / CHECKPOINTS).step
+        message = f"{error}; the state after step {step} is kept in {folder.path}"
         raise type(error)(message) from error
     run = trainer.run
     saved = run.saved_encoder(trainer.report())

@@ -1,13 +1,12 @@
-"""Callbacks of a pretraining: metrics, checkpoints, TensorBoard and warnings."""
+"""Callbacks of a pretraining run: metrics, checkpoints, TensorBoard and warnings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
 
 from querykey.errors import Notify
-from querykey.io.tensorboard import TensorBoardLogger
-from querykey.pretraining.run import TrainingRun
 from querykey.pretraining.trainer import Callback, Progress, Trainer
 from querykey.runs.pretrain_folder import BOARD, RunFolder
 
@@ -15,14 +14,11 @@ __all__ = ["CheckpointWriter", "DictionaryWarnings", "MetricsLog", "ProgressDisp
 
 
 def _numbers(progress: Progress) -> dict[str, Any]:
-    return {
-        "loss": progress.loss, "learning_rate": progress.learning_rate, "seconds": progress.seconds,
-        "view_seconds": progress.view_seconds,
-    }  # fmt: skip
+    return {name: getattr(progress, name) for name in ("loss", "learning_rate", "seconds", "view_seconds")}
 
 
 class DictionaryWarnings(Callback):
-    """Warns of each problem of the dictionary once.
+    """Reports each problem of the dictionary once.
 
     Args:
         notify: Called with the messages.
@@ -32,17 +28,17 @@ class DictionaryWarnings(Callback):
         self._notify, self._names = notify, set[str]()
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """Warn of what the metrics show."""
+        """Report problems that the metrics show."""
         found = trainer.run.warnings(metrics, step=trainer.step)
         for name in found.keys() - self._names:
             self._notify(f"step {trainer.step:,}: {found[name]}")
         self._names |= found.keys()
 
     def on_restart(self, trainer: Trainer, reason: str) -> None:
-        """Say that the run uses more chunks."""
+        """Report the larger number of chunks."""
         self._notify(
-            f"{reason}: from step {trainer.step} on, which was kept, steps are computed in "
-            f"{trainer.run.settings.chunks} parts, with the gradient of the whole batch"
+            f"{reason}: restarted from the checkpoint after step {trainer.step}; steps are computed in "
+            f"{trainer.run.settings.chunks} chunks, with the gradient of the full batch"
         )
 
 
@@ -62,7 +58,7 @@ class MetricsLog(Callback):
             self._folder.record("look", step=0, **trainer.metrics)
 
     def on_step_end(self, trainer: Trainer, progress: Progress) -> None:
-        """Record some of the steps."""
+        """Record the step if it is one of those to record."""
         del trainer
         if progress.is_recorded:
             self._folder.record("step", step=progress.step, **_numbers(progress))
@@ -72,49 +68,64 @@ class MetricsLog(Callback):
         self._folder.record("look", step=trainer.step, **metrics)
 
     def on_restart(self, trainer: Trainer, reason: str) -> None:
-        """Remove the records after the restored checkpoint, and write down the new settings."""
+        """Remove the records after the restored checkpoint, and store the new settings."""
         del reason
         self._folder.change(trainer.run.settings, step=trainer.step)
         trainer.metrics |= self._folder.cut_records(trainer.step)
 
 
 class TensorBoard(Callback):
-    """Shows the records to TensorBoard, if it is installed.
+    """Writes the records for TensorBoard, if it is installed.
 
     Args:
         folder: Of the run.
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        self._logger = TensorBoardLogger(folder.path / BOARD)
+        self._folder = folder.path / BOARD
+        self._writer: Any = None
+        self._resumed_from: int | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Show the metrics of the untrained encoder, or remove what is shown again."""
+        """Write the metrics of the untrained encoder; in a resumed run, purge the steps that are repeated."""
         if trainer.step == 0:
-            self._logger.show("look", {"step": 0, **trainer.metrics})
+            self._write("look", 0, trainer.metrics)
         else:
-            self._logger.resumed_from = trainer.step
+            self._resumed_from = trainer.step
 
     def on_step_end(self, trainer: Trainer, progress: Progress) -> None:
-        """Show the recorded steps."""
+        """Write the recorded steps."""
         del trainer
         if progress.is_recorded:
-            self._logger.show("step", {"step": progress.step, **_numbers(progress)})
+            self._write("step", progress.step, _numbers(progress))
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """Show each evaluation."""
-        self._logger.show("look", {"step": trainer.step, **metrics})
+        """Write each evaluation."""
+        self._write("look", trainer.step, metrics)
 
     def on_restart(self, trainer: Trainer, reason: str) -> None:
-        """Remove what is shown again."""
+        """Purge the steps that are repeated."""
         del reason
-        self._logger.close()
-        self._logger.resumed_from = trainer.step
+        self.on_fit_end(trainer)
+        self._resumed_from = trainer.step
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Close the files."""
         del trainer
-        self._logger.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, kind: str, step: int, numbers: Mapping[str, Any]) -> None:
+        if self._writer is None and find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = None if self._resumed_from is None else self._resumed_from + 1
+            self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+        if self._writer is not None:
+            for name, value in numbers.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
 
 
 class CheckpointWriter(Callback):
@@ -133,27 +144,17 @@ class CheckpointWriter(Callback):
 
 
 class ProgressDisplay(Callback):
-    """Calls two functions, for a display.
+    """Calls a function after each step.
 
     Args:
-        on_start: Called with the run before the first step.
-        on_step: Called after each step.
+        on_step: The function, or None.
     """
 
-    def __init__(
-        self,
-        on_start: Callable[[TrainingRun], None] | None = None,
-        on_step: Callable[[Progress], None] | None = None,
-    ) -> None:
-        self._on_start, self._on_step = on_start, on_step
-
-    def on_fit_start(self, trainer: Trainer) -> None:
-        """Show the run."""
-        if self._on_start is not None:
-            self._on_start(trainer.run)
+    def __init__(self, on_step: Callable[[Progress], None] | None) -> None:
+        self._on_step = on_step
 
     def on_step_end(self, trainer: Trainer, progress: Progress) -> None:
-        """Show the step."""
+        """Pass on the progress."""
         del trainer
         if self._on_step is not None:
             self._on_step(progress)

@@ -1,4 +1,4 @@
-"""Run files of a pretraining: the settings, and what `pretrain` takes besides.
+"""Run files of a pretraining: the settings, and the other arguments of `pretrain`.
 
     data = "photos"
     method = "simclr"
@@ -7,7 +7,7 @@
     loss = { kind = "decoupled", temperature = 0.1 }
     optimizer = { kind = "lars", lr_scaling = "square_root" }
 
-What is left out is chosen for the images or measured; RUN/run.json holds what was chosen.
+Settings that are not given are chosen for the images or measured; RUN/run.json records the choices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ __all__ = ["PretrainFile", "describe_pretrain_settings", "parse_pretrain_run", "
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainFile(PretrainSettings):
-    """What a run file may say.
+    """The settings of a run file.
 
     Args:
-        data: The images, as `querykey help sources` says.
-        preset: A recipe of a paper's authors, which has a method of its own.
+        data: The images, see `querykey help sources`.
+        preset: Name of a published set of settings, including the method.
         save_every: Seconds between two checkpoints.
-        keep: Number of checkpoints that are kept.
+        keep: Number of checkpoints to keep.
     """
 
     data: str | None = None
@@ -44,36 +44,36 @@ class PretrainFile(PretrainSettings):
 def read_pretrain_run(
     path: str | Path | None, settings: Sequence[str] = (), **options: Any
 ) -> dict[str, Any]:
-    """Read a run from a TOML file, options and `--set` settings; the later win.
+    """Read a run from a TOML file, options and `--set` settings; the later ones win.
 
     Args:
-        path: A run file, or None for a run of defaults.
+        path: A run file; None for the defaults.
         settings: Each "a.b=value".
-        **options: Settings that have their own option on the command line; None is not given.
+        **options: Settings with an option of their own on the command line; None means not given.
 
     Returns:
-        What was given: "data", and keyword arguments of `pretrain`.
+        The given settings: "data", and keyword arguments of `pretrain`.
 
     Raises:
         MissingPathError: If there is no such file.
-        ConfigError: If it is no TOML, or a setting has a fault; all faults are named.
+        ConfigError: If it is not TOML or a setting is wrong; all errors are listed.
     """
     raw = read_raw(PretrainFile, path, settings, **options)
     return parse_pretrain_run(raw, name="the settings" if path is None else str(path))
 
 
 def parse_pretrain_run(raw: Mapping[str, Any], *, name: str = "the settings") -> dict[str, Any]:
-    """Check what a run file says.
+    """Validate the settings of a run file.
 
     Args:
         raw: Nested tables or dotted keys.
-        name: What to call them in a message.
+        name: Name of the settings, for messages.
 
     Returns:
-        What was given, with dotted keys.
+        The given settings, with dotted keys.
 
     Raises:
-        ConfigError: Naming every fault with its dotted key.
+        ConfigError: With the dotted key of every error.
 
     Example:
         >>> parse_pretrain_run({"minutes": 2, "loss": "decoupled"})
@@ -83,9 +83,9 @@ def parse_pretrain_run(raw: Mapping[str, Any], *, name: str = "the settings") ->
 
 
 def describe_pretrain_settings() -> str:
-    """Every key of a run file and what it may be.
+    """Every key of a run file and its values.
 
     Returns:
-        A line a key, of at most 80 characters; what is longer goes on below.
+        One entry per key, wrapped at 80 characters.
     """
     return describe_keys(PretrainFile)

@@ -1,10 +1,10 @@
-"""Two-dimensional maps of embeddings, and sprites of pictures, for a report."""
+"""Two-dimensional projections of embeddings, and thumbnail sprites, for a report."""
 
 import base64
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -22,18 +22,18 @@ from querykey.types import Rows
 __all__ = ["Map", "Sprite", "make_sprite", "maps_of"]
 
 PICTURE = 44
-"""Side of a picture in pixels; it fits into a list of neighbours on a phone."""
+"""Side of a thumbnail in pixels; it fits into a list of neighbours on a phone."""
 QUALITY = 70
 SPLITS = (None, "train", "test", "validation")
 """A store does not record the split of its source; its fingerprint identifies it."""
 
 
 class Map(NamedTuple):
-    """Points in the plane.
+    """A two-dimensional projection.
 
     Args:
-        title: How it was made.
-        places: [items, 2].
+        title: Embedding and method.
+        places: Coordinates [items, 2].
         x: Title of the x axis.
         y: Title of the y axis.
     """
@@ -45,14 +45,14 @@ class Map(NamedTuple):
 
 
 class Sprite(NamedTuple):
-    """Pictures of items in one image.
+    """Thumbnails of items in one image.
 
     Args:
         uri: The image as a data URI.
-        columns: Pictures in a row.
-        rows: Rows of pictures.
-        size: Pixels of a picture's side.
-        place: Item to the place of its picture, row by row.
+        columns: Thumbnails per row.
+        rows: Rows of thumbnails.
+        size: Side of a thumbnail in pixels.
+        place: Item to the position of its thumbnail, in row-major order.
     """
 
     uri: str
@@ -63,14 +63,14 @@ class Sprite(NamedTuple):
 
 
 def maps_of(rows: Rows, name: str) -> list[Map]:
-    """Rows as maps: by PCA, and by UMAP where umap-learn is installed.
+    """Project rows by PCA, and by UMAP if umap-learn is installed.
 
     Args:
         rows: [items, dim].
-        name: Of the embedding.
+        name: Name of the embedding.
 
     Returns:
-        One map or two.
+        One or two maps.
 
     Example:
         >>> found = maps_of(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]]), "frozen")[0]
@@ -79,33 +79,33 @@ def maps_of(rows: Rows, name: str) -> list[Map]:
     """
     unit, of = unit_length(rows).double(), moments(rows)
     variance, axes = of.principal_components(2, centred=True)
-    share = [*(variance / of.covariance.trace().clamp(min=1e-12)).tolist(), 0.0]
-    words = [
-        f"{which} axis, {part:.0%} of the variance"
-        for which, part in zip(("first", "second"), share, strict=False)
+    ratios = [*(variance / of.covariance.trace().clamp(min=1e-12)).tolist(), 0.0]
+    titles = [
+        f"{axis} axis, {ratio:.0%} of the variance"
+        for axis, ratio in zip(("first", "second"), ratios, strict=False)
     ]
     places = (unit - of.mean) @ axes.T
     places = F.pad(places, (0, 2 - places.shape[1]))
-    found = [Map(f"{name}, PCA", places, words[0], words[1])]
+    maps = [Map(f"{name}, PCA", places, titles[0], titles[1])]
     if find_spec("umap") is not None and len(rows) > 15:
-        found.append(Map(f"{name}, UMAP", _umap(unit), "UMAP 1", "UMAP 2"))
-    return found
+        maps.append(Map(f"{name}, UMAP", _umap(unit), "UMAP 1", "UMAP 2"))
+    return maps
 
 
 def _umap(unit: Tensor) -> Tensor:
     import umap  # type: ignore[import-not-found,unused-ignore]
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a fixed seed takes one thread
+        warnings.simplefilter("ignore")  # UMAP warns that a fixed seed means one thread
         places = umap.UMAP(random_state=0, metric="cosine").fit_transform(unit.float().numpy())
     return torch.from_numpy(places).double()
 
 
 def make_sprite(features: Features, items: Sequence[int]) -> Sprite | None:
-    """The pictures of some items, if the features are of images that still exist.
+    """Thumbnails of some items, if the features are of images that still exist.
 
     Args:
-        features: Of a store that records its source.
+        features: Features from a store that records its source.
         items: Row numbers.
 
     Returns:
@@ -123,7 +123,7 @@ def make_sprite(features: Features, items: Sequence[int]) -> Sprite | None:
     place = {}
     for number, item in enumerate(wanted):
         try:
-            picture = images[item].convert("RGB")
+            picture = images(item).convert("RGB")
         except (DamagedItemError, KeyError):
             continue
         picture.thumbnail((PICTURE, PICTURE))
@@ -137,18 +137,8 @@ def make_sprite(features: Features, items: Sequence[int]) -> Sprite | None:
     return Sprite(uri, columns, rows, PICTURE, place)
 
 
-class _Pictures:
-    """Images by the number of their features."""
-
-    def __init__(self, features: Features, source_items: Any, ids: Sequence[str]) -> None:
-        self._features, self._items = features, source_items
-        self._row = {known: row for row, known in enumerate(ids)}
-
-    def __getitem__(self, item: int) -> Any:
-        return self._items[self._row[self._features.ids[item]]]
-
-
-def _images(features: Features) -> "_Pictures | None":
+def _images(features: Features) -> Callable[[int], Any] | None:
+    """Gives the image of a row of the features; None if there are no images."""
     about = features.meta.get("source") or {}
     if about.get("kind") != "image" or find_spec("PIL") is None:
         return None
@@ -158,5 +148,6 @@ def _images(features: Features) -> "_Pictures | None":
         except (QuerykeyError, OSError, KeyError):
             continue
         if source.fingerprint == about.get("fingerprint"):
-            return _Pictures(features, source.items, source.ids)
+            row_of, items = {id_: row for row, id_ in enumerate(source.ids)}, source.items
+            return lambda item: items[row_of[features.ids[item]]]
     return None

@@ -1,4 +1,4 @@
-"""A search before and after: what a query finds among the frozen rows, and among the adapted ones."""
+"""Nearest neighbours of a query among frozen and adapted rows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ class Query:
 
     Args:
         row: Its frozen features [1, width].
-        kind: What the user gave.
-        item: The row it is itself, which it shall not find; -1 where it is none.
+        kind: How the user gave it.
+        item: Index of the query among the rows, which is excluded from its results; -1 if it is none of them.
     """
 
     row: Tensor
@@ -37,13 +37,13 @@ class Query:
 
 @dataclass(frozen=True)
 class Found:
-    """One answer.
+    """One search result.
 
     Args:
         rank: From 1.
-        score: Cosine.
-        id: Of the item.
-        label: Name of its class; "" where there is none.
+        score: Cosine similarity.
+        id: Id of the item.
+        label: Name of its class; "" if it has none.
         preview: One short line.
     """
 
@@ -56,20 +56,20 @@ class Found:
 
 @in_default_torch_state
 def read_query(given: str, features: Features, name: str, *, device: str = "cpu") -> Query:
-    """Understand a query: the id of an item or of a query, or else an image or a text to embed.
+    """Read a query: the id of an item or of a query, or else an image or a text to embed.
 
     Args:
-        given: What the user typed.
-        features: What is searched.
-        name: What to call them in a message.
-        device: Where the frozen model runs.
+        given: The id, the path of an image, or the text.
+        features: The rows that are searched.
+        name: Name of the features, for messages.
+        device: Device of the frozen model.
 
     Returns:
         The query.
 
     Raises:
-        SourceError: If it is no id and the features do not name their model, or no image is there.
-        ModelMismatchError: If the model has changed since.
+        SourceError: If it is no id and the features do not name their model, or there is no such image.
+        ModelMismatchError: If the model has changed.
     """
     for side, is_items in ((features, True), (features.queries, False)):
         place = None if side is None else _place(side, given)
@@ -79,38 +79,37 @@ def read_query(given: str, features: Features, name: str, *, device: str = "cpu"
     if encoder.kind == "text":
         return Query(encoder.encode([given]), "text")
     if not Path(given).is_file():
-        raise SourceError(f"{given!r} is no id in {name}, and there is no image of that name")
+        raise SourceError(f"{given!r} is neither an id in {name} nor the path of an image")
     return Query(encoder.encode([_image(Path(given))]), "image")
 
 
 @in_default_torch_state
 def find(run: Run, features: Features, query: Query, *, k: int) -> tuple[list[Found], list[Found]]:
-    """What a query finds.
+    """Search the frozen and the adapted rows.
 
     Args:
-        run: Whose adapter is used.
-        features: What is searched.
+        run: The run of the adapter.
+        features: The rows that are searched.
         query: The query.
-        k: Answers wanted.
+        k: Number of results.
 
     Returns:
-        (among the frozen rows, among the adapted ones), best first.
+        (results among the frozen rows, results among the adapted rows), best first.
 
     Raises:
         ModelMismatchError: If the features are of another model than the run's.
     """
     adapted = run.adapter.transform_documents(features)
-    asked = run.adapter.transform(query.row)
-    assert isinstance(asked, Tensor)
-    before = _nearest(unit_length(query.row), features.vectors, query, k)
-    after = _nearest(asked, torch.as_tensor(adapted), query, k)
+    adapted_query = run.adapter.transform(query.row)
+    assert isinstance(adapted_query, Tensor)
+    before = _nearest(unit_length(query.row), features.vectors, query.item, k)
+    after = _nearest(adapted_query, torch.as_tensor(adapted), query.item, k)
     return [_named(features, *pair) for pair in before], [_named(features, *pair) for pair in after]
 
 
-def _nearest(asked: Tensor, rows: Tensor, query: Query, k: int) -> list[tuple[int, float, int]]:
-    scores, index = nearest(
-        asked, rows, min(k, len(rows)), query_ids=torch.tensor([query.item]), key_ids=torch.arange(len(rows))
-    )
+def _nearest(query: Tensor, rows: Tensor, item: int, k: int) -> list[tuple[int, float, int]]:
+    k, ids = min(k, len(rows)), torch.arange(len(rows))
+    scores, index = nearest(query, rows, k, query_ids=torch.tensor([item]), key_ids=ids)
     pairs = zip(scores[0].tolist(), index[0].tolist(), strict=True)
     return [(rank, score, item) for rank, (score, item) in enumerate(pairs, start=1) if item >= 0]
 
@@ -123,7 +122,7 @@ def _named(features: Features, rank: int, score: float, item: int) -> Found:
 
 
 def _place(features: Features, given: str) -> int | None:
-    return next((place for place, known in enumerate(features.ids) if known == given), None)
+    return next((place for place, id_ in enumerate(features.ids) if id_ == given), None)
 
 
 def _image(path: Path) -> object:
@@ -136,4 +135,4 @@ def _image(path: Path) -> object:
             image.load()
             return image
     except (UnidentifiedImageError, OSError) as error:
-        raise SourceError(f"{path} is no image that can be read: {error}") from error
+        raise SourceError(f"{path} cannot be read as an image: {error}") from error

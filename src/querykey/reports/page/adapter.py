@@ -67,7 +67,7 @@ def served_blocks(gathered: "Gathered", sprite: str, resolved: Mapping[str, Any]
         return []
     blocks: list[Block] = [Heading("Top-k rows of the memory"), Prose(_selection(resolved, served.rows))]
     if served.suspects is not None:
-        blocks.append(Prose(_suspects(served.suspects, served.by_chance, served.k, served.asked, task)))
+        blocks.append(Prose(_suspects(served.suspects, served.by_chance, served.k, served.num_queries, task)))
     elif task == "unlabelled":
         blocks.append(Prose("The features have no labels, so false negatives cannot be counted."))
     are_items = task != "pairs"

@@ -7,7 +7,7 @@ from querykey.reports.page.blocks import Block, Gallery, Heading, Prose
 
 if TYPE_CHECKING:
     from querykey.features.features import Features
-    from querykey.runs.neighbours import Answer, Looked
+    from querykey.runs.neighbours import Answer, QueryResult
     from querykey.runs.projections import Sprite
     from querykey.runs.report_data import Gathered
 
@@ -47,14 +47,18 @@ def gallery_blocks(gathered: "Gathered", sprite: str) -> list[Block]:
     return blocks
 
 
-def _gallery(gathered: "Gathered", queries: Sequence["Looked"], sprite: str) -> Gallery:
+def _gallery(gathered: "Gathered", queries: Sequence["QueryResult"], sprite: str) -> Gallery:
     shown = [_shown(gathered, one) for one in queries]
     place_pictures(shown, queries, gathered.sprite, are_items=gathered.found.kind != "pairs")
     return Gallery(shown, sprite)
 
 
 def place_pictures(
-    shown: Sequence[dict[str, Any]], queries: Sequence["Looked"], sprite: "Sprite | None", *, are_items: bool
+    shown: Sequence[dict[str, Any]],
+    queries: Sequence["QueryResult"],
+    sprite: "Sprite | None",
+    *,
+    are_items: bool,
 ) -> None:
     """Set the place of each picture in the sprite; queries that are no items have none."""
     if sprite is None:
@@ -65,7 +69,7 @@ def place_pictures(
             answer["picture"] = sprite.place.get(answer["item"], -1)
 
 
-def _shown(gathered: "Gathered", one: "Looked") -> dict[str, Any]:
+def _shown(gathered: "Gathered", one: "QueryResult") -> dict[str, Any]:
     are_items = gathered.found.kind != "pairs"
     entry = entry_of(gathered.features, one, gathered.sides, ("right", "wrong"), are_items=are_items)
     ranks = [f"{name} {rank:,}" for name, rank in zip(gathered.sides, one.ranks, strict=False)]
@@ -74,7 +78,7 @@ def _shown(gathered: "Gathered", one: "Looked") -> dict[str, Any]:
 
 
 def entry_of(
-    features: "Features", one: "Looked", names: Sequence[str], words: tuple[str, str], *, are_items: bool
+    features: "Features", one: "QueryResult", names: Sequence[str], words: tuple[str, str], *, are_items: bool
 ) -> dict[str, Any]:
     """A query with its answers, as the template needs it.
 

@@ -36,9 +36,9 @@ def gathered_answer(gathered: "Gathered") -> VerdictBlock | None:
     Returns:
         The verdict; None without labels or pairs, or with one side only.
     """
-    if not gathered.found.compared or gathered.found.compared[0].difference is None:
+    if not gathered.found.metrics or gathered.found.metrics[0].difference is None:
         return None
-    first = gathered.found.compared[0]
+    first = gathered.found.metrics[0]
     before, after = first.sides[0].mean, first.sides[-1].mean
     where = "on the rows it was fitted on" if gathered.is_fitted_on else f"on {gathered.spec}"
     assert first.difference is not None
@@ -55,7 +55,7 @@ def compared_blocks(gathered: "Gathered") -> list[Block]:
     Returns:
         Blocks; none where nothing was measured.
     """
-    compared = gathered.found.compared
+    compared = gathered.found.metrics
     if not compared:
         return []
     if gathered.found.kind == "neighbours":
@@ -73,7 +73,7 @@ def compared_blocks(gathered: "Gathered") -> list[Block]:
         rows.append([one.name, *sides, *([] if d is None else [signed_interval(d.mean, d.low, d.high)])])
     head = ["metric [95%]", *gathered.sides, *(["difference [95%]"] if len(gathered.sides) > 1 else [])]
     what = "each query among the items" if gathered.found.kind == "pairs" else "each item among the others"
-    caption = f"{gathered.found.asked:,} queries, {what}; intervals: bootstrap over queries"
+    caption = f"{gathered.found.num_queries:,} queries, {what}; intervals: bootstrap over queries"
     title = "Before and after" if len(gathered.sides) > 1 else "Retrieval"
     blocks: list[Block] = [Heading(title), TableBlock(head, rows, caption)]
     if gathered.is_fitted_on:
