@@ -88,8 +88,8 @@ def test_settings_and_ends_stand_beside_each_other(querykey, labelled_run, other
     assert ["memory.kind", "cross_batch", "in_batch"] in lines
     assert any(line[:1] == ["verdict"] for line in lines)
     assert "others are the same" in said.out
-    assert "all were trained on and with the same" in said.out
-    assert "what each said of itself at its end: no interval goes with it" in said.out
+    assert "data and environment are the same" in said.out
+    assert "final metrics as recorded, without intervals" in said.out
     assert not any(line[:1] in (["seed"], ["batch_size"], ["R@1"]) for line in lines)
 
 
@@ -140,7 +140,7 @@ def test_runs_on_other_models_are_compared_on_a_source_alone(
     said = querykey("compare", text_run, other_text_run, *texts, *columns)
     assert said.code == 0, said.err
     lines = [line.split() for line in said.out.splitlines()]
-    assert "trained on and with, where it differs" in said.out
+    assert "data and environment that differ" in said.out
     assert any(line[:2] == ["frozen", "model"] for line in lines)
     assert not any(line[:2] == ["frozen", "32"] for line in lines)
     assert any(line[:2] == ["flipped", "4"] for line in lines)

@@ -31,9 +31,9 @@ def probed(querykey, monkeypatch):
 def test_a_leak_and_what_to_do(probed):
     said, asked = probed([0.9, 0.05, 0.2, 0.05, 0.9, 0.05], "--groups", 6, "--seed", 3)
     assert "pairs of noise without shared content, 6 groups of 4 rows, seed 3" in said.flat
-    assert "Split batch norm in order tells which key is a query's own" in said.flat
-    assert "Shuffled, it tells nothing that this probe finds." in said.flat
-    assert "Batch norm over the whole batch leaks in MoCo too" in said.flat
+    assert "Split batch norm in order leaks which key is the positive" in said.flat
+    assert "Split batch norm with shuffling does not leak in this probe." in said.flat
+    assert "Batch norm over the full batch leaks in MoCo too" in said.flat
     assert "90.0% 89.0% to 91.0% 5.0% leaks" in said.flat
     assert {method for method, _ in asked} == {"moco", "end-to-end"}
     assert all(options["seed"] == 3 for _, options in asked)
@@ -43,9 +43,9 @@ def test_a_leak_and_what_to_do(probed):
 
 def test_a_rest_and_no_leak(probed):
     said, _ = probed([0.05, 0.07, 0.05, 0.05, 0.05, 0.05])
-    assert "Split batch norm in order tells nothing" in said.flat
-    assert "Shuffled, it leaves a rest" in said.flat
-    assert "whole batch leaks" not in said.flat
+    assert "Split batch norm in order does not leak" in said.flat
+    assert "Split batch norm with shuffling leaks a little" in said.flat
+    assert "full batch leaks" not in said.flat
 
 
 def test_it_runs_and_goes_on_to_the_data(querykey, monkeypatch, data):

@@ -66,7 +66,7 @@ def test_a_text_model_with_the_adapter_of_a_run(querykey, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--to", "pickle"), f"--to pickle: no such form; there are {', '.join(FORMS)}"),
+        (("--to", "pickle"), f"--to pickle: no such format; there are {', '.join(FORMS)}"),
         (
             ("--to", "onnx", "--model", "st:some"),
             "--model is for --to sentence-transformers; an export to onnx takes none, leave it out",

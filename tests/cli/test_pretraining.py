@@ -62,7 +62,7 @@ def test_pretrain_says_what_it_chose_before_and_found_after(pretrained):
         "loss info_nce: temperature 0.2", "dictionary: the batch, 31 candidates a query",
         "memory: loss about 1 MiB (dense, 32 x 32 scores)",
         "views grayscale:", "a step takes 0.",
-        f"{run}: 3 steps, 48 images seen", "kNN of h on 3 images held out:", "pretext task solved",
+        f"{run}: 3 steps, 48 images seen", "kNN of h on 3 validation images:", "pretext task solved",
         "decoding and views took",
     ):  # fmt: skip
         assert words in said.flat

@@ -147,7 +147,7 @@ def test_size_without_held_out_rows_lists_bytes_and_recommends_nothing(querykey,
     )
     shown = querykey("size", tmp_path / "run")
     assert shown.code == 0, shown.err
-    assert "nothing was held out when this run was fitted" in shown.flat
+    assert "this run was fitted without held-out queries" in shown.flat
     assert "<-" not in shown.out
     under = querykey("size", tmp_path / "run", "--under", "8B")
     assert under.code == 2

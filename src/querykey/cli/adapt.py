@@ -1,4 +1,4 @@
-"""`querykey adapt`: fits an adapter to features and writes a run."""
+"""`querykey adapt`: fit an adapter to features and write a run."""
 
 from functools import partial
 from pathlib import Path
@@ -25,23 +25,23 @@ __all__ = ["adapt_features"]
 def adapt_features(
     features: Annotated[str, typer.Argument(metavar="FEATURES", help="See `querykey help sources`.")],
     out: Out,
-    dim: Annotated[int | None, typer.Option(help="Width of the adapted rows; 64 if not said.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Width of the adapted rows; default: 64.")] = None,
     dims: Annotated[str | None, typer.Option(metavar="256,128", help="Several, from one fit.")] = None,
-    bits: Annotated[str | None, typer.Option(metavar="8,1", help="Codes to make, at each size.")] = None,
+    bits: Annotated[str | None, typer.Option(metavar="8,1", help="Codes for each size.")] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Learn from classes; `label` in what embed wrote."),
+        typer.Option(metavar="COLUMN", help="Learn from classes; `label` in a feature store."),
     ] = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="Learn from (query, document) pairs.")] = False,
     side: Annotated[
-        str | None, typer.Option(metavar="[both|query]", help="query: documents stay as they are.")
+        str | None, typer.Option(metavar="[both|query]", help="query: documents are not transformed.")
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(metavar="[known|new]", help="Which classes it will meet.")
+        str | None, typer.Option(metavar="[known|new]", help="Classes of future data.")
     ] = None,
     pseudo: Annotated[
         str,
-        typer.Option("--pseudo-queries", metavar="[on|off]", help="Without labels first sentences judge."),
+        typer.Option("--pseudo-queries", metavar="[on|off]", help="Validate with first sentences."),
     ] = "on",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="See `querykey help settings`.")
@@ -57,17 +57,15 @@ def adapt_features(
 ) -> None:
     """Fit an adapter to FEATURES.
 
-    Compress them, or learn from labels or from pairs. Closed forms are tried first, then training;
-    held-out queries choose what is written to OUT, and others say what it is worth.
+    Compress them, or learn from labels or from pairs. Closed forms are tried first, then training.
+    Held-out queries select the result that is written to OUT, and other queries test it.
     """
     from querykey.runs.adapter_settings import read_run
 
     check_choice("--pseudo-queries", pseudo, ("on", "off"))
-    run = read_run(
-        run_file, settings or [], dim=dim, dims=numbers("--dims", dims), bits=numbers("--bits", bits),
-        labels=labels, pairs=pairs or None, side=side, classes=classes,
-        seed=seed,
-    )  # fmt: skip
+    options = {"labels": labels, "pairs": pairs or None, "side": side, "classes": classes, "seed": seed}
+    sizes = {"dim": dim, "dims": numbers("--dims", dims), "bits": numbers("--bits", bits)}
+    run = read_run(run_file, settings or [], **sizes, **options)
     prepare(device, threads, run.seed, supports_torchrun=True)
     from querykey.adapter.verdict import summary
     from querykey.cli.console import detail, line, note, progress

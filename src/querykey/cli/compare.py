@@ -1,4 +1,4 @@
-"""`querykey compare`: what differs between runs, and how they score on the same queries."""
+"""`querykey compare`: differences of runs, and their scores on the same queries."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,26 +26,30 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 WIDTH = 80
-"""What a table beside each other may take; what is wider is shown as a block a row."""
+"""Maximum width of a table with one column per run; a wider one is printed as one block per row."""
 LONGEST_NAME = 20
-"""Beyond this a name leaves no room for the numbers beside it."""
+"""Longer names are replaced by numbers, to leave room for the values."""
 
 
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN RUN...", help="Adapters, or pretrainings; the first is the reference."),
+        typer.Argument(
+            metavar="RUN RUN...", help="Adapters, or pretraining runs; the first is the reference."
+        ),
     ],
     on: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE|FEATURES", help="Score all of them on this too, on the same queries."),
+        typer.Option(metavar="SOURCE|FEATURES", help="Score all of them on the same queries of this."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="A new JSON file with all of it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A new JSON file with all results.")
+    ] = None,
     train: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Of pretrainings: labelled images that all learn from; those of the first if not said.",
+            help="For pretraining runs: labelled training images; default: those of the first run.",
         ),
     ] = None,
     column: Column = None,
@@ -59,8 +63,8 @@ def compare(
 ) -> None:
     """Compare RUNs: settings, final metrics and paired scores.
 
-    Scores need --on. After each mean stands how it compares with the first run: + above and - below
-    it by more than the paired 95% interval, = within it.
+    Scores need --on. The mark after each mean compares it with the first run: + better, - worse,
+    = no difference (paired 95% interval).
     """
     device = prepare(device, threads, seed)
     from querykey.cli.console import line, note, progress
@@ -68,20 +72,19 @@ def compare(
     from querykey.runs.compare import compare_runs
     from querykey.runs.data import DataAt
 
-    about_data = {"train": train, "column": column, "label-column": label_column,
-                  "pair-column": pair_column, "split": split, "delimiter": delimiter}  # fmt: skip
-    given = [f"--{name}" for name, value in about_data.items() if value is not None]
+    options = {
+        "train": train, "column": column, "label-column": label_column, "pair-column": pair_column,
+        "split": split, "delimiter": delimiter,
+    }  # fmt: skip
+    given = [f"--{name}" for name, value in options.items() if value is not None]
     if on is None and given:
         raise ConfigError(f"{' and '.join(given)}: nothing is scored without --on SOURCE|FEATURES; add it")
     if out is not None:
         reserve_output(out)
+    test = None if on is None else DataAt(on, column, label_column, pair_column, split, delimiter)
+    learn = None if train is None else DataAt(train, column, label_column, delimiter=delimiter)
     with progress("comparing") as tick:
-        found = compare_runs(
-            runs,
-            None if on is None else DataAt(on, column, label_column, pair_column, split, delimiter),
-            train=None if train is None else DataAt(train, column, label_column, delimiter=delimiter),
-            device=device, seed=seed, progress=tick, notify=note,
-        )  # fmt: skip
+        found = compare_runs(runs, test, train=learn, device=device, seed=seed, progress=tick, notify=note)
     _show(found)
     if out is not None:
         _write(found, out)
@@ -99,23 +102,23 @@ def _show(found: "Comparison") -> None:
         line()
     for title, what, none in (
         ("settings that differ", found.settings, "no setting differs"),
-        ("trained on and with, where it differs", found.origin, "all were trained on and with the same"),
+        ("data and environment that differ", found.origin, "data and environment are the same"),
     ):
         if what.values:
             _beside(f"{title}; {what.same} others are the same", what.values, names)
         else:
             line(f"{none}\n")
-    _beside("what each said of itself at its end: no interval goes with it", found.ends, names)
+    _beside("final metrics as recorded, without intervals", found.ends, names)
     if found.table is not None:
         _show_table(found.table, names)
 
 
 def _beside(title: str, rows: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
-    """A column a run where the screen has room for it, otherwise a block for each row."""
+    """One column per run if the table is narrow enough, otherwise one block per row."""
     from querykey.cli.console import line, table
 
     head = ["", *names.values()]
-    cells = [[what, *(_said(values, run) for run in names)] for what, values in rows.items()]
+    cells = [[what, *(_text(values, run) for run in names)] for what, values in rows.items()]
     width = sum(max(map(len, column)) + 1 for column in zip(head, *cells, strict=True))
     if width <= WIDTH:
         table(head, cells, title=title)
@@ -129,8 +132,8 @@ def _beside(title: str, rows: Mapping[str, Mapping[str, Any]], names: Mapping[st
     line()
 
 
-def _said(values: Mapping[str, Any], run: str) -> str:
-    """A value as short as it can be read; blank where the run has none of that name."""
+def _text(values: Mapping[str, Any], run: str) -> str:
+    """A value in short form; blank if the run has none."""
     if run not in values:
         return ""
     match values[run]:
@@ -148,13 +151,12 @@ def _show_table(found: "Table", names: Mapping[str, str]) -> None:
     from querykey.cli.console import line, table
 
     first = found.references[0]
-    asked = f"{found.protocol['asked']:,} queries, the same for all"
     for head, *rows in (found.overview(), found.detail(found.metrics[0])):
         shown = [column.replace(f"minus {first}", f"minus {names[first]}") for column in head]
         table(shown, [(names.get(name, name), *cells) for name, *cells in rows])
     line(
-        f"{asked}; signs: against {names[first]}, + - beyond the paired 95% interval over queries. It says "
-        "nothing of other seeds: a run with another seed is another run."
+        f"{found.protocol['asked']:,} queries, the same for all; marks against {names[first]}: + better, "
+        "- worse, = no difference (paired 95% interval over queries, not over seeds)."
     )
     for left_out in found.protocol["left_out"]:
         line(f"left out: {left_out}")

@@ -1,4 +1,4 @@
-"""What a person sees: tables and lines on standard output, progress on standard error."""
+"""Output of commands: tables and lines on standard output, progress on standard error."""
 
 import re
 import sys
@@ -13,39 +13,39 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "detail", "escaped", "line", "note", "progress", "table"]
 
 QUIET_SECONDS = 30.0
-"""Between two lines on how far the work is, where there is no terminal."""
+"""Between two lines of progress without a terminal."""
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What may move the cursor, change colours or order, or cannot be encoded; not tabs and ends of lines."""
+"""Characters that move the cursor, change colours or order, or cannot be encoded; not tabs and newlines."""
 
 Progress = Callable[[int, int | None], None]
-"""Called with (done, total); total is None where it is not known beforehand."""
+"""Called with (done, total); total is None if it is not known in advance."""
 
 
 def escaped(text: str) -> str:
-    """Show characters that control a terminal as Python writes them.
+    """Escape characters that control a terminal, as Python writes them.
 
     Args:
-        text: As it comes from data.
+        text: Any text, such as text from data.
     """
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def line(text: str = "", *, whole: bool = False) -> None:
-    """Write a line, broken between words at the width of the terminal.
+    """Write a line, wrapped at the width of the terminal.
 
     Args:
-        text: Taken as it is: no markup.
-        whole: Leave it unbroken: a command, which will be copied.
+        text: Plain text without markup.
+        whole: Do not wrap, for a command that is copied.
     """
     _console().print(escaped(text), markup=False, soft_wrap=whole)
 
 
 def note(text: str) -> None:
-    """Write a line to standard error: what is worth knowing and no result.
+    """Write a note to standard error.
 
     Args:
-        text: Taken as it is.
+        text: Plain text.
     """
     import typer
 
@@ -53,10 +53,10 @@ def note(text: str) -> None:
 
 
 def detail(text: str) -> None:
-    """Write a line to standard error: how far the work is.
+    """Write a line of progress to standard error.
 
     Args:
-        text: Taken as it is.
+        text: Plain text.
     """
     import typer
 
@@ -69,10 +69,10 @@ def table(
     """Write a table.
 
     Args:
-        columns: Heads.
+        columns: Column headers.
         rows: Cells as text.
-        title: A line above it.
-        words: Which columns hold words, which give way where space is short; the others hold numbers.
+        title: A line above the table.
+        words: Indices of text columns, which are shortened if space is short; the others hold numbers.
     """
     from rich import box
     from rich.table import Table
@@ -80,7 +80,7 @@ def table(
 
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for place, name in enumerate(columns):
-        # words give way where space is short; a number is never cut
+        # text is shortened if space is short; a number never is
         is_words = place in words
         shown.add_column(
             Text(escaped(name)),
@@ -99,35 +99,32 @@ def table(
 
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """A bar with rate and remaining time on standard error; a line every 30 s where that is no terminal.
+    """A progress bar on standard error; one line every 30 s if that is no terminal.
 
     Args:
-        title: What is being done.
+        title: Name of the work.
 
     Yields:
-        What to call with (done, total).
+        A function to call with (done, total).
     """
     if not sys.stderr.isatty():
         last = time.monotonic()
 
-        def tell(done: int, total: int | None) -> None:
+        def write(done: int, total: int | None) -> None:
             nonlocal last
             if time.monotonic() - last >= QUIET_SECONDS:
                 last = time.monotonic()
                 detail(f"{title}: {done:,}" + ("" if total is None else f" of {total:,}"))
 
-        yield tell
+        yield write
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    rate = TextColumn("{task.fields[rate]}")
-    bar = Bar(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
-    with bar:
+    title_column, rate = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+    columns = (title_column, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escaped(title), total=None, rate="")
 
         def show(done: int, total: int | None) -> None:
@@ -140,5 +137,5 @@ def progress(title: str) -> Iterator[Progress]:
 def _console() -> "Console":
     from rich.console import Console
 
-    # a pipe has no width; 80 columns are what people read
+    # a pipe has no width
     return Console(width=None if sys.stdout.isatty() else 80, highlight=False)

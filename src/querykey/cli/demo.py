@@ -18,8 +18,8 @@ def demo(
 ) -> None:
     """Adapt a frozen model to Python's own documentation; takes minutes.
 
-    Summary lines are the queries and the rest of each docstring its answer; some packages are
-    fitted on, others measured. Nothing is downloaded.
+    The summary line of each docstring is a query and the rest is its document. Some packages are for
+    training, others for testing. Nothing is downloaded.
     """
     prepare("cpu", threads, 0)
     from querykey.cli.console import line, progress, table
@@ -29,12 +29,12 @@ def demo(
 
     made = demonstrate(out, stage=progress)
     line(
-        f"{made.pairs['train']:,} pairs of docstring summary and body to fit on; "
-        f"{made.pairs['test']:,} of other packages to measure on."
+        f"{made.pairs['train']:,} pairs of docstring summary and body for training; "
+        f"{made.pairs['test']:,} of other packages for testing."
     )
     line(
-        f"Frozen model: {MODEL}. All is fitted on the first packages, the baselines {DIM} wide; queries of "
-        "theirs choose what is returned."
+        f"Frozen model: {MODEL}. Adapters and baselines ({DIM} wide) are fitted on the training packages, "
+        "and validated with queries of these."
     )
     line()
     head, *rows = made.table.overview()
@@ -47,9 +47,9 @@ def demo(
     table(
         ["summary line", "frozen", "adapter"],
         [(text, str(before), str(after)) for text, before, after in made.moved],
-        title="Where its own body stands among all: helped most, then failed most",
+        title="Rank of the body of a summary line: most improved, then worst",
     )
-    line(f"The fit said of itself: {made.verdict}.")
+    line(f"Verdict of the fit: {made.verdict}.")
     line(f"{out}/adapter: full width. {out}/compressed: {DIM} numbers.")
     line(f"{made.exported}: the same layer as the adapter's, for onnxruntime.")
     try:

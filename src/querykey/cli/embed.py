@@ -1,4 +1,4 @@
-"""`querykey embed`: from a source and a frozen model to features, once."""
+"""`querykey embed`: compute and store the features of a source with a frozen model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,37 +39,31 @@ def embed_source(
     delimiter: Delimiter = None,
     prompt: Annotated[str | None, typer.Option(help="For st: models, a prompt by name or its text.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Items at once; measured if not said.")
+        int | None, typer.Option(min=1, help="Items per batch; measured by default.")
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Keep the features as float16.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store the features as float16.")] = False,
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
     """Turn SOURCE into features with a frozen MODEL.
 
-    The model runs only where features are missing: a stopped run goes on where it stopped, and
-    features of the same data by the same model are left as they are.
+    The model runs only on items without features: a stopped command resumes, and complete features of
+    the same data and model are not computed again.
     """
     device = prepare(device, threads, seed, supports_torchrun=True)
     from querykey.cli.console import line, note, progress
-    from querykey.data.readers.open import read_source
     from querykey.features.embed import embed
     from querykey.features.store import is_store
+    from querykey.runs.data import DataAt
     from querykey.runs.load_encoder import load_encoder
 
-    if not is_store(out):  # one that is there may be what is asked for
+    if not is_store(out):  # an existing store may have these features
         reserve_output(out, resumable=True)
-    items = read_source(
-        source, column=column, label_column=label_column, pair_column=pair_column, split=split,
-        delimiter=delimiter,
-    )  # fmt: skip
-    encoder = load_encoder(model, device=device, prompt=prompt)
+    items = DataAt(source, column, label_column, pair_column, split, delimiter).source()
+    encoder, dtype = load_encoder(model, device=device, prompt=prompt), "float16" if half else "float32"
     with progress(f"embedding {source}") as tick:
-        features = embed(
-            items, encoder, out, batch_size=batch_size, dtype="float16" if half else "float32",
-            progress=tick, notify=note,
-        )  # fmt: skip
+        features = embed(items, encoder, out, batch_size=batch_size, dtype=dtype, progress=tick, notify=note)
     line(f"{out}: {len(features):,} rows of {features.dim} numbers by {encoder.spec}")
     if features.queries is not None and features.pairs is not None:
         line(f"  {len(features.queries):,} queries, {len(features.pairs):,} pairs")

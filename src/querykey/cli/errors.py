@@ -1,4 +1,4 @@
-"""A user's mistake is one message and exit code 2; Ctrl-C is one line and 130."""
+"""Exit codes and messages: 2 and one message for a user's error, 130 and one line for Ctrl-C."""
 
 import signal
 import warnings
@@ -12,61 +12,64 @@ from typer.core import TyperGroup
 
 from querykey.cli.console import escaped
 from querykey.cli.options import reserved_outputs
-from querykey.cli.torchrun import is_parting, tell
+from querykey.cli.torchrun import is_peer_failure, write_once
 from querykey.errors import DataWarning, QuerykeyError, is_out_of_memory, missing_extra
 
-__all__ = [
-    "Commands",
-    "insistent",
-]
+__all__ = ["Commands", "repeated_interrupts"]
 
 MISTAKE = 2
 STOPPED = 130  # 128 + SIGINT, as shells count
 
 
 class Commands(TyperGroup):
-    """The commands; what goes wrong in any of them is told the same way."""
+    """The commands, with one way to report errors."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             with reserved_outputs(), _data_warnings_as_notes():
                 return super().invoke(ctx)
         except QuerykeyError as error:
-            raise _leave(f"error: {_words(error)}", MISTAKE) from error
+            # str() of an error with an errno starts with "[Errno 28]"
+            raise _exit(f"error: {getattr(error, 'strerror', None) or error}", MISTAKE) from error
         except KeyboardInterrupt as stop:
-            raise _leave("stopped by Ctrl-C", STOPPED) from stop
+            raise _exit("stopped by Ctrl-C", STOPPED) from stop
         except ModuleNotFoundError as error:
-            if (said := missing_extra(error, f"querykey {ctx.invoked_subcommand}")) is None:
+            missing = missing_extra(error, f"querykey {ctx.invoked_subcommand}")
+            if missing is None:
                 raise
-            raise _leave(f"error: {said}", MISTAKE) from error
+            raise _exit(f"error: {missing}", MISTAKE) from error
         except PermissionError as error:
-            raise _leave(f"error: no permission: {error.filename or error}", MISTAKE) from error
+            raise _exit(f"error: no permission: {error.filename or error}", MISTAKE) from error
         except Exception as error:
-            if is_out_of_memory(error):
-                raise _leave("error: out of memory; use fewer rows or a smaller batch", MISTAKE) from error
-            if is_parting(error):
-                raise _leave("error: a process of this run has ended, and so all do", MISTAKE) from error
-            from querykey.io.atomic import is_full_disk
-
-            if not is_full_disk(error):
+            if (message := _message_of_system(error)) is None:
                 raise
-            name = getattr(error, "filename", None)
-            where = f"{name}: " if name else ""
-            raise _leave(
-                f"error: {where}the disk is full; free some space and run it again", MISTAKE
-            ) from error
+            raise _exit(f"error: {message}", MISTAKE) from error
+
+
+def _message_of_system(error: Exception) -> str | None:
+    """The message for a lack of memory or disk space, or a lost process; None for a bug."""
+    if is_out_of_memory(error):
+        return "out of memory; use fewer rows or a smaller batch"
+    if is_peer_failure(error):
+        return "another process of this run has ended, so this one ends too"
+    from querykey.io.atomic import is_full_disk
+
+    if not is_full_disk(error):
+        return None
+    name = getattr(error, "filename", None)
+    return f"{name}: the disk is full; free some space and run it again".removeprefix("None: ")
 
 
 @contextmanager
 def _data_warnings_as_notes() -> Iterator[None]:
-    """Show what was left out of the data without the line of code that found it."""
+    """Show warnings about data as notes, without their place in the code."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
         show = warnings.showwarning
 
         def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, DataWarning):
-                tell(f"note: {message}")
+                write_once(f"note: {message}")
             else:
                 show(message, category, *where, **more)
 
@@ -74,26 +77,21 @@ def _data_warnings_as_notes() -> Iterator[None]:
         yield
 
 
-def _words(error: QuerykeyError) -> str:
-    """The message; one that carries an errno would show it as "[Errno 28]"."""
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _leave(message: str, code: int) -> typer.Exit:
-    tell(escaped(message))
+def _exit(message: str, code: int) -> typer.Exit:
+    write_once(escaped(message))
     return typer.Exit(code)
 
 
-AGAIN_SECONDS = 3.0
-"""Longer than anybody takes to clean up after an interrupt that was heard."""
+REPEAT_SECONDS = 3.0
+"""Longer than the cleanup after an interrupt takes."""
 
 
 @contextmanager
-def insistent() -> Iterator[None]:
-    """Repeat an interrupt every few seconds until whoever holds this open has ended.
+def repeated_interrupts() -> Iterator[None]:
+    """Repeat an interrupt every few seconds until the context ends.
 
-    Packages with a bare `except` around their imports swallow a KeyboardInterrupt, and a long run then
-    goes on as if nothing had been said.
+    Packages with a bare `except` around their imports swallow a KeyboardInterrupt, and a long run would
+    then continue.
 
     Yields:
         Nothing.
@@ -103,7 +101,7 @@ def insistent() -> Iterator[None]:
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
         raise KeyboardInterrupt
 
     former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}

@@ -1,7 +1,7 @@
-"""`querykey evaluate`: a run beside every baseline."""
+"""`querykey evaluate`: evaluate a run and its baselines."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -29,17 +29,17 @@ __all__ = ["evaluate_on"]
 
 def evaluate_on(
     run: RunFolder,
-    on: Annotated[str, typer.Option(metavar="SOURCE|FEATURES", help="What it has not been fitted on.")],
+    on: Annotated[str, typer.Option(metavar="SOURCE|FEATURES", help="Data that RUN was not fitted on.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A new JSON file with all numbers.")
     ] = None,
     labels_fraction: Annotated[
         float | None,
-        typer.Option(help="Of a pretraining: use this share of the training labels, by class."),
+        typer.Option(help="For a pretraining run: fraction of the training labels to use, by class."),
     ] = None,
     fine_tune: Annotated[
         bool,
-        typer.Option("--fine-tune", help="Of a pretraining: fine-tune too, beside the supervised network."),
+        typer.Option("--fine-tune", help="For a pretraining run: also fine-tune, and train from scratch."),
     ] = False,
     first_layer: Annotated[
         bool, typer.Option("--first-layer", help="Fine-tune from the first layer of the head, not from h.")
@@ -47,11 +47,11 @@ def evaluate_on(
     train: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE", help="Of a pretraining: labelled images to learn from; its own if not said."
+            metavar="SOURCE", help="For a pretraining run: labelled training images; default: its own."
         ),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(metavar="[lbfgs|moco|simclr]", help="Of the linear evaluation of a pretraining.")
+        str, typer.Option(metavar="[lbfgs|moco|simclr]", help="For a pretraining run: linear evaluation.")
     ] = "lbfgs",
     column: Column = None,
     label_column: LabelColumn = None,
@@ -62,12 +62,13 @@ def evaluate_on(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure a RUN beside its baselines.
+    """Evaluate a RUN and its baselines.
 
-    An adapter: beside the frozen features and every baseline at its width. A pretraining: kNN and
-    linear evaluation beside the untrained encoder and raw pixels. After each number stands how it
-    compares with two of them: + above and - below by more than the 95% interval, = within it.
-    `querykey adapt` prints scores of queries that it held out of its own data; those here are of --on.
+    The baselines of an adapter are the frozen features and closed forms at its width. A pretraining run
+    is evaluated by kNN and linear evaluation; its baselines are the untrained encoder and raw pixels.
+    The marks after each score compare it with two baselines: + better, - worse, = no difference
+    (95% interval). Scores printed by `querykey adapt` are of held-out queries of its training data;
+    these are of --on.
     """
     device = prepare(device, threads, seed, supports_torchrun=True)
     from querykey.errors import ConfigError
@@ -76,17 +77,23 @@ def evaluate_on(
 
     at = DataAt(on, column, label_column, pair_column, split, delimiter)
     if is_pretraining(run):
+        learn = None if train is None else DataAt(train, column, label_column, delimiter=delimiter)
         _evaluate_encoder(
-            run, at, out=out,
-            train=None if train is None else DataAt(train, column, label_column, delimiter=delimiter),
+            run,
+            at,
+            out=out,
+            train=learn,
             fine_tuning="first layer" if first_layer else "h" if fine_tune else "none",
-            labels_fraction=labels_fraction, protocol=protocol, device=device, seed=seed,
-        )  # fmt: skip
+            labels_fraction=labels_fraction,
+            protocol=protocol,
+            device=device,
+            seed=seed,
+        )
         return
     if labels_fraction is not None or fine_tune or first_layer or train is not None:
         raise ConfigError(
             f"{run} is an adapter; --labels-fraction, --fine-tune, --first-layer and --train are for a "
-            "pretraining"
+            "pretraining run"
         )
     _evaluate_adapter(run, at, out=out, device=device, seed=seed)
 
@@ -103,21 +110,16 @@ def _evaluate_adapter(run: Path, at: "DataAt", *, out: Path | None, device: str,
         found = evaluate_run(fitted, at, device=device, seed=seed, progress=tick, notify=note)
     head, *rows = found.overview()
     table(head, rows)
-    asked = found.protocol["asked"]
     line(
-        f"{asked:,} queries; marks against {' and '.join(found.references[:2])}: + better, - worse, "
-        "= no difference (95% interval)"
+        f"{found.protocol['asked']:,} queries; marks against {' and '.join(found.references[:2])}: "
+        "+ better, - worse, = no difference (95% interval)"
     )
     for left_out in found.protocol["left_out"]:
         line(f"left out: {left_out}")
     _write(found, out)
 
 
-def _evaluate_encoder(
-    run: Path, at: "DataAt", *, out: Path | None, train: "DataAt | None",
-    fine_tuning: Literal["none", "h", "first layer"], labels_fraction: float | None, protocol: str,
-    device: str, seed: int,
-) -> None:  # fmt: skip
+def _evaluate_encoder(run: Path, at: "DataAt", *, out: Path | None, protocol: str, **options: Any) -> None:
     from typing import get_args
 
     from querykey.cli.console import line, note, table
@@ -129,10 +131,7 @@ def _evaluate_encoder(
         raise ConfigError(f"--protocol {protocol}: there are {', '.join(get_args(LinearProtocol))}")
     if out is not None:
         reserve_output(out)
-    found = evaluate_encoder(
-        run, at, train=train, labels_fraction=labels_fraction, fine_tuning=fine_tuning,
-        protocol=cast("LinearProtocol", protocol), device=device, seed=seed, notify=note,
-    )  # fmt: skip
+    found = evaluate_encoder(run, at, protocol=cast("LinearProtocol", protocol), notify=note, **options)
     head, *rows = found.overview()
     table(head, rows)
     about = found.protocol

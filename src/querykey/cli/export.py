@@ -1,4 +1,4 @@
-"""`querykey export`: an adapter, or a pretrained backbone, in a form that loads elsewhere."""
+"""`querykey export`: export an adapter or a pretrained backbone to another format."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,23 +19,23 @@ FORMS = ("onnx", "safetensors", "sentence-transformers")
 
 def export_run(
     run: RunFolder,
-    to: Annotated[str, typer.Option(metavar=f"[{'|'.join(FORMS)}]", help="The form.")],
+    to: Annotated[str, typer.Option(metavar=f"[{'|'.join(FORMS)}]", help="The format.")],
     out: Out,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="st:NAME", help="For sentence-transformers: the text model, where the RUN knows none."
+            metavar="st:NAME", help="For sentence-transformers: the text model, if RUN does not record it."
         ),
     ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Write what a RUN has learned in a form that loads elsewhere.
+    """Export the model of a RUN to another format.
 
-    An adapter with all its sizes and codes, or the backbone of a pretraining. What was written is read
-    back: rows must be those of the adapter to 1e-5 and codes to the bit; of a backbone the weights to the
-    bit (safetensors), or h to 1e-4 of its largest number (onnx).
+    The model is an adapter with all its sizes and codes, or the backbone of a pretraining run. The export is
+    read back and compared: rows of an adapter must agree to 1e-5 and its codes exactly; the weights of a
+    backbone (safetensors) exactly, and its h (onnx) to 1e-4 of the largest value.
     """
     prepare(device, threads, seed)
     from querykey.runs.pretrain_folder import is_pretraining
@@ -49,7 +49,7 @@ def export_run(
     from querykey.runs.adapt import load_run
 
     if to not in FORMS:
-        raise ConfigError(f"--to {to}: no such form; there are {', '.join(FORMS)}")
+        raise ConfigError(f"--to {to}: no such format; there are {', '.join(FORMS)}")
     if model is not None and to != "sentence-transformers":
         raise ConfigError(
             f"--model is for --to sentence-transformers; an export to {to} takes none, leave it out"
@@ -66,7 +66,7 @@ def export_run(
         case _:
             done = export_sentence_transformer(fc, out, origin=origin, dims=sizes, codes=codes)
     line(f"{out}: {', '.join(done.files)}")
-    line(f"  read back, it differs from the adapter by {done.difference:.0e} at the most")
+    line(f"  read back, it differs from the adapter by at most {done.difference:.0e}")
     line(f"  {done.re_index}")
 
 
@@ -84,27 +84,25 @@ def _export_encoder(run: "Path", to: str, out: "Path", model: str | None) -> Non
     saved = read_encoder(run)
     views, size = saved.views, saved.settings.image_size
     assert size is not None
-    origin = BackboneOrigin(
-        channels=saved.channels, size=size, mean=views.mean, deviation=views.deviation,
-        method=saved.settings.method,
-    )  # fmt: skip
+    normalisation = {"mean": views.mean, "deviation": views.deviation}
+    origin = BackboneOrigin(channels=saved.channels, size=size, method=saved.settings.method, **normalisation)
     write = export_backbone_onnx if to == "onnx" else export_backbone_safetensors
     done = write(saved.encoder.backbone, out, origin=origin)
     line(f"{out}: {', '.join(done.files)}")
-    same = f"h differs by {done.difference:.0e} of its largest number at the most"
+    same = f"h differs by at most {done.difference:.0e} of its largest value"
     line(f"  read back, {same if done.difference else 'the weights are the same bits'}")
 
 
 def _origin(run: "Run", model: str | None) -> "Origin":
     from querykey.export import Origin
 
-    known = run.features.get("model", {})
+    recorded = run.features.get("model", {})
     return Origin(
         side=run.adapter.settings_.side,
         model_key=run.adapter.model_key_,
-        model=model or known.get("spec", ""),
-        prompt=known.get("prompt"),
-        dtype=known.get("dtype", "float32"),
+        model=model or recorded.get("spec", ""),
+        prompt=recorded.get("prompt"),
+        dtype=recorded.get("dtype", "float32"),
         data_key=run.features.get("key", ""),
         report=run.adapter.report_,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from querykey.cli.errors import STOPPED, Commands, insistent
+from querykey.cli.errors import STOPPED, Commands, repeated_interrupts
 from querykey.cli.torchrun import rank_zero_output
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -16,23 +16,23 @@ COMMANDS = {
     "embed": ("embed", "embed_source", "Turn SOURCE into features with a frozen MODEL."),
     "adapt": ("adapt", "adapt_features", "Fit an adapter to FEATURES."),
     "pretrain": ("pretrain", "pretrain_source", "Pretrain an encoder from images without labels."),
-    "resume": ("pretrain", "resume_run", "Resume a pretraining, or train a finished one for longer."),
-    "evaluate": ("evaluate", "evaluate_on", "Measure a RUN beside its baselines."),
+    "resume": ("pretrain", "resume_run", "Resume a pretraining run, or train a finished one for longer."),
+    "evaluate": ("evaluate", "evaluate_on", "Evaluate a RUN and its baselines."),
     "compare": ("compare", "compare", "Compare RUNs: settings, final metrics and paired scores."),
     "transform": ("transform", "transform_features", "Write the adapted rows of FEATURES, or their codes."),
-    "size": ("size", "size", "Show bytes, quality and search time of the sizes of RUN, and which to take."),
-    "search": ("search", "search", "Show what a query finds among FEATURES, before and after."),
-    "export": ("export", "export_run", "Write what a RUN has learned in a form that loads elsewhere."),
+    "size": ("size", "size", "Show bytes, quality and search time of the sizes of RUN, and select one."),
+    "search": ("search", "search", "Search FEATURES before and after adaptation."),
+    "export": ("export", "export_run", "Export the model of a RUN to another format."),
     "study": ("study", "study", "Run a paper's ablation on your data; `study list` names them."),
     "report": ("report", "report", "Show runs and studies on one page."),
-    "doctor": ("doctor.doctor", "doctor", "Look at data and machine; say what to type, and why."),
+    "doctor": ("doctor.doctor", "doctor", "Check data and machine, and suggest commands."),
     "demo": ("demo", "demo", "Adapt a frozen model to Python's own documentation; takes minutes."),
     "help": ("help", "show_help", "Explain how data and models are named, or what --set takes."),
 }  # fmt: skip
 """Command to its module, its function and its line in the help.
 
-A command's module is imported when the command is called: all of them together cost more than the rest of the
-help.
+The module of a command is imported when the command is called: importing all of them takes longer than the
+rest of the help.
 """
 
 
@@ -57,7 +57,7 @@ class _Commands(Commands):
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    # the rich help costs a third of a second, more than the command itself
+    # the rich help takes a third of a second, more than the command itself
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Adapt a frozen model: embed, adapt, evaluate, search. Or pretrain an encoder.",
@@ -84,12 +84,12 @@ def _all(
 def main() -> None:
     """Run the command line; the entry point of `querykey`."""
     try:
-        with rank_zero_output(), insistent():
+        with rank_zero_output(), repeated_interrupts():
             app(prog_name="querykey")
     except KeyboardInterrupt:
         sys.exit(STOPPED)
     finally:
-        # An interrupt that passed through an exec() of source (every dataclass that an import makes) stays
-        # noted in CPython though it was handled, and `python -m` then dies by SIGINT whatever our exit code
-        # is. The next exec() strikes the note.
+        # An interrupt that passed through an exec() of source (as in every dataclass of an import) leaves a
+        # flag in CPython although it was handled, and `python -m` then dies by SIGINT whatever the exit code.
+        # The next exec() clears the flag.
         exec("")  # noqa: S102

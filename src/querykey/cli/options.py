@@ -1,4 +1,4 @@
-"""Options that many commands share, and what they do to the machine."""
+"""Options that several commands have, and how they configure torch."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,20 +26,18 @@ __all__ = [
     "reserved_outputs",
 ]
 
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1, mps.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, max=1024, help="Processor threads; all cores if not said.")
-]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="Device: cpu, cuda, cuda:1, mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; default: all cores.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed.")]
-Column = Annotated[str | None, typer.Option(metavar="NAME", help="The column that holds the items.")]
-LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The column that holds the classes.")]
+Column = Annotated[str | None, typer.Option(metavar="NAME", help="The column with the items.")]
+LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The column with the classes.")]
 PairColumn = Annotated[
     str | None, typer.Option(metavar="NAME", help="A second column: the query of each row.")
 ]
-Split = Annotated[str | None, typer.Option(metavar="NAME", help="The part to read, where there are several.")]
+Split = Annotated[str | None, typer.Option(metavar="NAME", help="The split to read, if there are several.")]
 Delimiter = Annotated[
     str | None,
-    typer.Option(metavar="CHAR", help="Between csv or tsv columns; found if not said. Also: tab, none."),
+    typer.Option(metavar="CHAR", help="Of csv or tsv columns; detected by default. Also: tab, none."),
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")]
 RunFolder = Annotated[
@@ -52,23 +50,23 @@ RunFolder = Annotated[
 
 
 def prepare(device: str, threads: int | None, seed: int, *, supports_torchrun: bool = False) -> str:
-    """Set threads and seed, and see that the device is there before anything long begins.
+    """Set threads and seed, and check the device before the work starts.
 
     Args:
         device: As torch names it.
-        threads: At least 1; None leaves torch its own choice.
-        seed: For what draws from torch's own generator, such as a model with random weights.
-        supports_torchrun: Whether the command can be shared out over many processes; they meet here.
+        threads: At least 1; None: the default of torch.
+        seed: For torch's global generator, as used by a model with random weights.
+        supports_torchrun: Whether the command can run in several processes, which are joined here.
 
     Returns:
         The device of this process.
 
     Raises:
-        ConfigError: If there is no such device on this machine, or many processes do what is for one.
+        ConfigError: If there is no such device on this machine, or the command supports one process only.
     """
-    from querykey.cli.torchrun import is_one_of_many, join
+    from querykey.cli.torchrun import is_distributed, join
 
-    if is_one_of_many() and not supports_torchrun:
+    if is_distributed() and not supports_torchrun:
         from querykey.errors import ConfigError
 
         raise ConfigError("this command is for one process; call it without torchrun")
@@ -77,7 +75,7 @@ def prepare(device: str, threads: int | None, seed: int, *, supports_torchrun: b
     from querykey.encoders.frozen.model import usable_device
 
     usable_device(device)
-    if is_one_of_many():
+    if is_distributed():
         device = join(device)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -104,21 +102,21 @@ def reserved_outputs() -> Iterator[None]:
 
 
 def reserve_output(out: Path, *, resumable: bool = False) -> None:
-    """Check an output and lock it until the command ends, so that no work is done in vain.
+    """Check an output before the work starts, and lock it until the command ends.
 
     Args:
-        out: Where the output goes.
-        resumable: Whether an earlier call may have left work on it.
+        out: The path of the output.
+        resumable: Whether an earlier call may have left a partial output.
 
     Raises:
-        OutputExistsError: If something is there already.
+        OutputExistsError: If it exists.
         OutputError: If it cannot be written, or another process is writing it.
     """
-    from querykey.cli.torchrun import is_one_of_many
+    from querykey.cli.torchrun import is_distributed
     from querykey.io.atomic import reserve
 
     is_main = True
-    if is_one_of_many():  # alone it needs no torch
+    if is_distributed():  # a single process needs no torch here
         from querykey.distributed.process_group import current_process_group
 
         is_main = current_process_group().is_main_process
@@ -127,17 +125,17 @@ def reserve_output(out: Path, *, resumable: bool = False) -> None:
 
 
 def numbers(option: str, given: str | None) -> list[int] | None:
-    """Whole numbers that are written with commas between them.
+    """Parse comma-separated integers.
 
     Args:
-        option: As it is typed.
-        given: Its value; None where it is not there.
+        option: Name of the option.
+        given: Its value; None if it is not given.
 
     Returns:
         The numbers, or None.
 
     Raises:
-        ConfigError: If they are no whole numbers.
+        ConfigError: If they are not integers.
     """
     from querykey.errors import ConfigError
 
@@ -150,15 +148,15 @@ def numbers(option: str, given: str | None) -> list[int] | None:
 
 
 def check_choice(option: str, given: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that an option does not know.
+    """Check the value of an option.
 
     Args:
-        option: As it is typed.
+        option: Name of the option.
         given: Its value.
-        allowed: All that it may be.
+        allowed: The allowed values.
 
     Raises:
-        ConfigError: If it is none of them.
+        ConfigError: If the value is not allowed.
     """
     from querykey.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""`querykey pretrain`: an encoder from images alone; `querykey resume` continues a run."""
+"""`querykey pretrain`: train an encoder on images; `querykey resume`: continue a run."""
 
 import signal
 import sys
@@ -12,7 +12,7 @@ import typer
 
 from querykey.cli.console import line
 from querykey.cli.options import Column, Device, LabelColumn, Out, Split, Threads, prepare
-from querykey.cli.torchrun import is_one_of_many
+from querykey.cli.torchrun import is_distributed
 
 if TYPE_CHECKING:
     from querykey.pretraining.run import TrainingRun
@@ -20,18 +20,13 @@ if TYPE_CHECKING:
     from querykey.pretraining.trainer import Progress
     from querykey.runs.pretrain import PretrainedRun
 
-__all__ = [
-    "display",
-    "pretrain_source",
-    "resume_run",
-    "show_start",
-]
+__all__ = ["display", "pretrain_source", "resume_run", "show_start"]
 
 SaveEvery = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="Between two checkpoints; 60 if not said.")
+    float | None, typer.Option(metavar="SECONDS", help="Between two checkpoints; default: 60.")
 ]
 Workers = Annotated[
-    int, typer.Option(min=1, max=1024, help="Processes that decode what does not fit in memory.")
+    int, typer.Option(min=1, max=1024, help="Processes that decode images which do not fit in memory.")
 ]
 
 
@@ -49,10 +44,10 @@ def pretrain_source(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="[moco-cifar]", help="A whole recipe of a paper's authors.")
+        str | None, typer.Option(metavar="[moco-cifar]", help="A published set of settings.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="How long to train; 10 if nothing is said.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="How long, in passes over the data.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Training time; default: 10.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Training length in epochs.")] = None,
     init: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Start the backbone from .safetensors or .pth.")
     ] = None,
@@ -67,52 +62,53 @@ def pretrain_source(
     threads: Threads = None,
     workers: Workers = 2,
     save_every: SaveEvery = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows from it.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
 ) -> None:
     """Pretrain an encoder from images without labels.
 
-    Labels, if there are any, are only used to show progress: kNN on validation images (xbm learns from them).
+    Labels, if there are any, are only used for the kNN on validation images (xbm learns from them).
     Ctrl-C saves the state; `querykey resume` continues from there.
     """
     from querykey.runs.pretrain_settings import read_pretrain_run
 
     more = [*(settings or []), *([f"backbone.init={init}"] if init else [])]
-    given = read_pretrain_run(
-        run_file, more, data=data, method=method, preset=preset, minutes=minutes, epochs=epochs, seed=seed,
-        save_every=save_every,
-    )  # fmt: skip
+    options = {"method": method, "preset": preset, "minutes": minutes, "epochs": epochs, "seed": seed}
+    given = read_pretrain_run(run_file, more, data=data, save_every=save_every, **options)
     source = _source(given.pop("data", None))
     device = prepare(device, threads, given.get("seed") or 0, supports_torchrun=True)
     from querykey.cli.console import note
     from querykey.cli.pretrain import display, show_start
     from querykey.runs.pretrain import pretrain
 
-    with display() as (on_step_end, stop):
+    given |= {
+        "device": device,
+        "column": column,
+        "label_column": label_column,
+        "split": split,
+        "workers": workers,
+    }
+    with display() as hooks:
         done = pretrain(
-            source, out=out, column=column, label_column=label_column, split=split, device=device,
-            workers=workers, notify=note, on_fit_start=show_start, on_step_end=on_step_end, stop=stop,
-            **given,
-        )  # fmt: skip
+            source, out=out, device=device, notify=note, on_fit_start=show_start, **hooks, **given
+        )
     _end(done, out)
 
 
 def resume_run(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey pretrain` wrote.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="An output folder of `querykey pretrain`.")],
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Where the same images are now, if they were moved.")
+        str | None, typer.Option(metavar="SOURCE", help="Present place of the images, if they were moved.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Train on to so many epochs in all.")] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="Where to compute; as before if not said.")
-    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="New total number of epochs.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="Device; default: as before.")] = None,
     threads: Threads = None,
     workers: Workers = 2,
     save_every: SaveEvery = None,
 ) -> None:
-    """Resume a pretraining, or train a finished one for longer.
+    """Resume a pretraining run, or train a finished one for longer.
 
-    On the same machine with the same number of threads a stopped run ends with the same bits as
-    one that was not. A run that was copied to another machine is resumed with --data and --device.
+    On the same machine with the same number of threads, a resumed run ends with the same bits as one
+    that was not stopped. A run that was copied to another machine is resumed with --data and --device.
     """
     from querykey.runs.pretrain_folder import RunFolder
 
@@ -123,11 +119,14 @@ def resume_run(
 
     found = str(resumed_device(before, device))
     place = prepare(found, threads or before.threads, before.settings.seed, supports_torchrun=True)
-    with display() as (on_step_end, stop):
-        done = resume(
-            run, data, epochs=epochs, device=place, workers=workers, save_every=save_every, notify=note,
-            on_fit_start=show_start, on_step_end=on_step_end, stop=stop,
-        )  # fmt: skip
+    options: dict[str, Any] = {
+        "epochs": epochs,
+        "device": place,
+        "workers": workers,
+        "save_every": save_every,
+    }
+    with display() as hooks:
+        done = resume(run, data, notify=note, on_fit_start=show_start, **hooks, **options)
     _end(done, run)
 
 
@@ -139,13 +138,13 @@ def _source(named: str | None) -> str:
     return named
 
 
-def _looked_up(end: dict[str, float]) -> str:
+def _candidates(end: dict[str, float]) -> str:
     words = [f"{end['candidates']:,.0f} candidates a query"]
     if "gap" in end:
         words.append(f"gap {end['gap']:.1f} logits")
     wrong = {"id": "false_negatives_id", "class": "false_negatives_label"}
-    shares = [f"{end[name]:.1%} by {what}" for what, name in wrong.items() if name in end]
-    return ", ".join(words) + (f"; false negatives {', '.join(shares)}" if shares else "")
+    rates = [f"{end[name]:.1%} by {what}" for what, name in wrong.items() if name in end]
+    return ", ".join(words) + (f"; false negatives {', '.join(rates)}" if rates else "")
 
 
 def _dictionary(end: dict[str, float]) -> str:
@@ -172,7 +171,7 @@ def _end(done: "PretrainedRun", folder: Path) -> None:
     end, start = report["end"], report["start"]
     if "knn" in end:
         line(
-            f"  kNN of h on {end['knn_queries']:.0f} images held out: {end['knn']:.3f}, untrained "
+            f"  kNN of h on {end['knn_queries']:.0f} validation images: {end['knn']:.3f}, untrained "
             f"{start['knn']:.3f}"
         )
     if end:
@@ -181,15 +180,15 @@ def _end(done: "PretrainedRun", folder: Path) -> None:
             f"(untrained {start['effective_rank_h']:.0f})"
         )
     if "candidates" in end:
-        line(f"  {_looked_up(end)}")
+        line(f"  {_candidates(end)}")
     if "fill" in end:
         line(f"  dictionary {_dictionary(end)}")
-    line(f"  decoding and views took {report['views_share_of_step']:.0%} of a step's time")
+    line(f"  decoding and views took {report['views_share_of_step']:.0%} of the time of a step")
     line(f"next: querykey evaluate {folder} --on SOURCE", whole=True)
 
 
 def show_start(run: "TrainingRun") -> None:
-    """Print everything that was chosen for a run, before its first step.
+    """Print the resolved settings of a run before its first step.
 
     Args:
         run: The run.
@@ -201,7 +200,7 @@ def show_start(run: "TrainingRun") -> None:
     weights = sum(weight.numel() for weight in encoder.backbone.parameters())
     line(
         f"{settings.method}: {len(run.split_data.train):,} images of {pixels.channels} channels, "
-        f"{len(run.split_data.queries):,} held out for the online kNN"
+        f"{len(run.split_data.queries):,} validation images for the online kNN"
     )
     line(
         f"  backbone {settings.backbone.name}: {weights / 1e6:.2f} M weights, h {encoder.backbone.dim}, "
@@ -246,38 +245,38 @@ def _loss_of(settings: "PretrainSettings") -> str:
 
 
 @contextmanager
-def display() -> Iterator[tuple["Callable[[Progress], None] | None", Callable[[], bool]]]:
+def display() -> Iterator[dict[str, Any]]:
     """A progress bar on standard error if that is a terminal, and a graceful Ctrl-C.
 
-    The first SIGINT or SIGTERM asks the run to stop after the current step, so that its state can be
-    saved; a second one is the usual interrupt.
+    After the first SIGINT or SIGTERM the run stops after the current step, so that its state can be
+    saved; a second one interrupts it.
 
     Yields:
-        (function to call after each step, None without a terminal; function that says whether to stop).
+        The hooks "on_step_end" (None without a terminal) and "stop" of `pretrain` and `resume`.
     """
-    asked, is_training = threading.Event(), threading.Event()
+    is_stopping, is_training = threading.Event(), threading.Event()
 
-    def ask(number: int, frame: Any) -> None:  # noqa: ARG001
+    def interrupt(number: int, frame: Any) -> None:  # noqa: ARG001
         if not is_training.is_set():  # before the first step there is nothing to save
             raise KeyboardInterrupt
-        if asked.is_set():
-            if number == signal.SIGTERM and is_one_of_many():
+        if is_stopping.is_set():
+            if number == signal.SIGTERM and is_distributed():
                 return  # torchrun sends it after a Ctrl-C, which the process has received too
             raise KeyboardInterrupt
-        asked.set()
+        is_stopping.set()
         sys.stderr.write("\nstopping after this step; once more stops at once\n")
 
     def stop() -> bool:
         is_training.set()
-        return asked.is_set()
+        return is_stopping.is_set()
 
-    former = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if not sys.stderr.isatty():
-            yield None, stop
+            yield {"on_step_end": None, "stop": stop}
             return
         with _bar() as on_step_end:
-            yield on_step_end, stop
+            yield {"on_step_end": on_step_end, "stop": stop}
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -289,12 +288,9 @@ def _bar() -> Iterator["Callable[[Progress], None]"]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as ProgressBar
 
-    bar = ProgressBar(
-        MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
-    with bar:
+    text = TextColumn("{task.fields[text]}")
+    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TimeRemainingColumn(), text)
+    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None, text="reading images, measuring a step")
         rate = 0.0
 

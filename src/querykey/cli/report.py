@@ -16,21 +16,19 @@ def report(
     folders: Annotated[
         list[Path], typer.Argument(metavar="RUN|STUDY...", help="Folders of runs and of studies.")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="A new HTML file; it needs nothing else.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A new, self-contained HTML file.")],
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder for the figures as SVG.")
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option(
-            metavar="FEATURES", help="What a run is looked at with; what it was fitted on if not said."
-        ),
+        typer.Option(metavar="FEATURES", help="Features to show a run on; default: its training features."),
     ] = None,
 ) -> None:
     """Show runs and studies on one page.
 
-    Verdicts, comparison with baselines, curves, a map of the embedding, and what queries find before
-    and after. From records and stored embeddings alone: the same ones give the same bytes.
+    Verdicts, comparison with baselines, curves, a map of the embedding, and nearest neighbours before
+    and after adaptation. No model is run, and the same records and features give the same bytes.
     """
     reserve_output(out)
     if figures is not None:
@@ -41,13 +39,13 @@ def report(
 def write_report(
     folders: Sequence[Path], out: Path, *, figures: Path | None = None, features: str | None = None
 ) -> None:
-    """Write the page, and say where it is.
+    """Write the page and print its path.
 
     Args:
-        folders: Of runs and of studies.
+        folders: Folders of runs and of studies.
         out: A new file.
         figures: A new folder for the figures.
-        features: What a run is looked at with.
+        features: Features to show a run on; None: its training features.
     """
     from querykey.cli.console import line
     from querykey.io.atomic import new_file, new_folder

@@ -1,4 +1,4 @@
-"""`querykey search`: what a query finds, before and after."""
+"""`querykey search`: nearest neighbours of a query before and after adaptation."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,9 +24,9 @@ __all__ = ["search"]
 
 def search(
     run: RunFolder,
-    features: Annotated[str, typer.Argument(metavar="FEATURES", help="What is searched.")],
-    query: Annotated[str, typer.Option(metavar="TEXT|IMAGE|ID", help="What to look up.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="Answers wanted.")] = 5,
+    features: Annotated[str, typer.Argument(metavar="FEATURES", help="The features to search.")],
+    query: Annotated[str, typer.Option(metavar="TEXT|IMAGE|ID", help="The query.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 5,
     column: Column = None,
     label_column: LabelColumn = None,
     split: Split = None,
@@ -35,10 +35,10 @@ def search(
     threads: Threads = None,
     seed: Seed = 0,
 ) -> None:
-    """Show what a query finds among FEATURES, before and after.
+    """Search FEATURES before and after adaptation.
 
-    Before: among the rows as they are. After: through the adapter of RUN. A query is the id of
-    a row, or else a text or an image, which the model of the features embeds.
+    Before: the frozen rows. After: the rows transformed by RUN. A query is the id of a row, or a text or
+    an image, which the model of the features embeds.
     """
     prepare(device, threads, seed)
     from querykey.runs.adapt import load_run
@@ -48,8 +48,8 @@ def search(
 
     fitted = load_run(run)
     opened = features_like_those_of(fitted, DataAt(features, column, label_column, None, split, delimiter))
-    asked = read_query(query, opened.features, features, device=device)
-    before, after = find(fitted, opened.features, asked, k=k)
+    looked_up = read_query(query, opened.features, features, device=device)
+    before, after = find(fitted, opened.features, looked_up, k=k)
     places = {found.id: f"({found.rank})" for found in before}
     _show(before, "before: the frozen features", [""] * len(before))
     _show(after, "after: through the adapter", [places.get(found.id, "(new)") for found in after])

@@ -1,4 +1,4 @@
-"""`querykey size`: quality and search time of each size and precision of a run, and which one to take."""
+"""`querykey size`: quality and search time of each size and precision of a run, and which one to use."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,10 @@ __all__ = ["size"]
 def size(
     run: RunFolder,
     under: Annotated[
-        str | None, typer.Option(metavar="64B", help="The best of at most so many bytes.")
+        str | None, typer.Option(metavar="64B", help="The best size of at most this many bytes.")
     ] = None,
     keep: Annotated[
-        str | None, typer.Option(metavar=".98", help="The smallest that keeps this share of the quality.")
+        str | None, typer.Option(metavar=".98", help="The smallest size with this fraction of the quality.")
     ] = None,
     time: Annotated[
         str | None, typer.Option(metavar="FEATURES", help="Time the search among these, on this machine.")
@@ -31,11 +31,11 @@ def size(
     delimiter: Delimiter = None,
     threads: Threads = None,
 ) -> None:
-    """Show bytes, quality and search time of the sizes of RUN, and which to take.
+    """Show bytes, quality and search time of the sizes of RUN, and select one.
 
-    Quality was measured when the run was fitted, on held-out queries: float queries, documents as they are
-    stored. Without an option the smallest is marked that keeps 98% of the quality of the largest float rows.
-    With --time it shows how long a search takes instead: exact search, and HNSW and IVF-PQ where faiss is
+    Quality was measured during the fit on held-out queries, with float queries and documents in the stored
+    precision. Without an option, the smallest size with 98% of the quality of the largest float rows is
+    selected. With --time it shows the search time instead: exact search, and HNSW and IVF-PQ if faiss is
     installed.
     """
     from querykey.cli.console import line, table
@@ -68,7 +68,7 @@ def size(
     ]  # fmt: skip
     table(["dim", "as", "bytes", metric, "95% interval", ""], rows, words=(1,))
     if chosen is None:
-        line("nothing was held out when this run was fitted, so the quality of its sizes is not known")
+        line("this run was fitted without held-out queries, so the quality of its sizes is unknown")
         return
     bits = "" if chosen["bits"] == 32 else f", bits={chosen['bits']}"
     call = "transform" if chosen["bits"] == 32 else "quantize"

@@ -74,6 +74,7 @@ def study(
         )
     prepare("cpu", 1, 0)
     import os
+    from dataclasses import replace
 
     from querykey.cli.console import note
     from querykey.runs.data import DataAt
@@ -81,17 +82,13 @@ def study(
     from querykey.studies.engine.run import run_study
 
     train = DataAt(data, column=column, label_column=label_column, split=split, delimiter=delimiter)
-    others = None
-    if test is not None or test_split is not None:
-        others = DataAt(
-            test or data, column=column, label_column=label_column, split=test_split, delimiter=delimiter
-        )
+    has_test = test is not None or test_split is not None
+    held_out = replace(train, spec=test or data, split=test_split) if has_test else None
     kind = StudyImages if chosen.needs == "images" else StudyFeatures
+    study_data, jobs = kind(train=train, test=held_out), 1 if smoke else jobs or os.cpu_count() or 1
+    length: dict[str, Any] = {"seeds": seeds, "minutes": minutes, "is_trial": smoke}
     with _progress(name) as progress:
-        done = run_study(
-            chosen, kind(train=train, test=others), out, seeds=seeds, minutes=minutes, is_trial=smoke,
-            jobs=1 if smoke else jobs or os.cpu_count() or 1, progress=progress, notify=note,
-        )  # fmt: skip
+        done = run_study(chosen, study_data, out, jobs=jobs, progress=progress, notify=note, **length)
     _show(done)
 
 
@@ -118,7 +115,7 @@ def _list(studies: "dict[str, Study]") -> None:
 
 @contextmanager
 def _progress(name: str) -> "Iterator[Progress | None]":
-    """A progress bar over the cells, or a line per cell where there is no terminal."""
+    """A progress bar over the cells, or one line per cell without a terminal."""
     from querykey.cli.console import note, progress
 
     with progress(name) as tick:
@@ -135,8 +132,8 @@ def _progress(name: str) -> "Iterator[Progress | None]":
 
 
 def _score(measure: str, value: list[int]) -> str:
-    right, asked = value
-    return f"{measure} {right / asked:.3f}" if asked else measure
+    correct, total = value
+    return f"{measure} {correct / total:.3f}" if total else measure
 
 
 def _show(done: "StudyRun") -> None:

@@ -1,4 +1,4 @@
-"""Many processes of one command, as torchrun starts them: they meet, and one speaks for all."""
+"""Commands under torchrun: several processes form a group, and the main process writes the output."""
 
 import hashlib
 import os
@@ -10,30 +10,30 @@ from pathlib import Path
 
 from querykey.errors import ConfigError
 
-__all__ = ["is_one_of_many", "is_parting", "join", "rank_zero_output", "tell"]
+__all__ = ["is_distributed", "is_peer_failure", "join", "rank_zero_output", "write_once"]
 
-PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others: some read images, or write a checkpoint, while the others wait.
-One that has died is noticed at once, by the connection that it held."""
-ASKING = timedelta(seconds=5)
+TIMEOUT = timedelta(minutes=10)
+"""Maximum time that a process waits for the others, which may read images or write a checkpoint.
+A dead process is noticed at once, by its closed connection."""
+STORE_TIMEOUT = timedelta(seconds=5)
 
 
-def is_one_of_many() -> bool:
-    """Whether torchrun started this process beside others."""
+def is_distributed() -> bool:
+    """Whether torchrun started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 def join(device: str) -> str:
-    """Meet the other processes, in torch.distributed's default group.
+    """Join the default process group of torch.distributed.
 
     Args:
-        device: As torch names it; "cuda" becomes the one of this process's number on its machine.
+        device: As torch names it; "cuda" becomes the device of this process's local rank.
 
     Returns:
         The device of this process.
 
     Raises:
-        ConfigError: If all are told to take one and the same accelerator, or they do not meet.
+        ConfigError: If the device has an index, or the group cannot be formed.
     """
     import torch
     from torch import distributed
@@ -45,20 +45,20 @@ def join(device: str) -> str:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     try:
-        distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo", timeout=PATIENCE)
+        distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"the processes that torchrun started do not meet: {error}") from error
+        raise ConfigError(f"the processes that torchrun started cannot connect: {error}") from error
     return device
 
 
 @contextmanager
 def rank_zero_output() -> Iterator[None]:
-    """Let the first of many processes alone write to the terminal; the others say why they end, if they must.
+    """Let only rank 0 write to the terminal; the other ranks may still report an error by `write_once`.
 
     Yields:
         Nothing.
     """
-    if not is_one_of_many():
+    if not is_distributed():
         yield
         return
     if os.environ["RANK"] == "0":
@@ -68,36 +68,35 @@ def rank_zero_output() -> Iterator[None]:
             yield
 
 
-def is_parting(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone.
+def is_peer_failure(error: BaseException) -> bool:
+    """Whether an error is the loss of another process.
 
     Args:
-        error: Of a call of torch.distributed, or any other.
+        error: Any error, such as one of torch.distributed.
     """
-    if not is_one_of_many():
+    if not is_distributed():
         return False
     from torch import distributed
 
-    words = str(error).lower()
-    return isinstance(error, distributed.DistError) or (
-        isinstance(error, RuntimeError) and ("gloo" in words or "connection" in words or "peer" in words)
-    )
+    message = str(error).lower()
+    is_connection = any(word in message for word in ("gloo", "connection", "peer"))
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and is_connection)
 
 
-def tell(message: str) -> None:
-    """Write why a process ends to standard error; what several of them end by, once.
+def write_once(message: str) -> None:
+    """Write a message to standard error; if several processes have the same message, once.
 
     Args:
         message: One line.
     """
-    if not is_one_of_many():
+    if not is_distributed():
         sys.stderr.write(f"{message}\n")
         return
     if _is_new(message):
-        rank, own = os.environ["RANK"], sys.__stderr__  # the other one leads nowhere
-        assert own is not None
-        own.write(f"{message}\n" if rank == "0" else f"process {rank}: {message}\n")
-        own.flush()
+        rank, stderr = os.environ["RANK"], sys.__stderr__  # sys.stderr is redirected
+        assert stderr is not None
+        stderr.write(f"{message}\n" if rank == "0" else f"process {rank}: {message}\n")
+        stderr.flush()
 
 
 def _is_new(message: str) -> bool:
@@ -105,8 +104,8 @@ def _is_new(message: str) -> bool:
 
     try:
         store = distributed.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=ASKING
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=STORE_TIMEOUT
         )
-        return store.add(f"querykey/told/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
-    except (RuntimeError, ValueError, KeyError):  # nobody left to ask
+        return store.add(f"querykey/messages/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
+    except (RuntimeError, ValueError, KeyError):  # the store has ended
         return True

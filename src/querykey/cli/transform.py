@@ -103,10 +103,10 @@ def _described(made: Any, bits: int | None) -> str:
 
 def _numpy_will_do(features: str, options: tuple[str | None, ...], device: str, threads: int | None) -> bool:
     """A plain array on the processor needs no torch."""
-    from querykey.cli.torchrun import is_one_of_many
+    from querykey.cli.torchrun import is_distributed
 
     plain = not any(options) and device == "cpu" and threads is None
-    return plain and features.endswith(".npy") and Path(features).is_file() and not is_one_of_many()
+    return plain and features.endswith(".npy") and Path(features).is_file() and not is_distributed()
 
 
 def _transformed_array(run: Path, path: Path, wanted: _Wanted) -> Any:

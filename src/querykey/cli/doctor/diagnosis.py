@@ -1,4 +1,4 @@
-"""What features are like, what a fit on them costs, and what to type: for `querykey doctor`."""
+"""Statistics and problems of features, the cost of a fit, and the command to use: for `querykey doctor`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ USUAL_DIM = 64
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What features are like.
+    """Statistics of features.
 
     Args:
-        rows: How many.
-        dim: How wide.
+        rows: Number of rows.
+        dim: Their width.
         broken: Rows with NaN or infinity.
-        empty: Rows of zeros alone.
-        duplicates: Rows that are byte by byte like an earlier one.
-        labelled: Rows with a known class.
-        classes: Classes that some row has.
-        single: Classes of one row.
+        empty: Rows of zeros.
+        duplicates: Rows that are identical to an earlier one.
+        labelled: Rows with a label.
+        classes: Classes with at least one row.
+        single: Classes with one row.
         queries: Rows of the query side; 0 without pairs.
         pairs: (query, item) pairs.
     """
@@ -52,28 +52,28 @@ class Diagnosis:
 
     @property
     def task(self) -> str:
-        """What can be learned from: "pairs", "labels" or "unlabelled"."""
+        """The available supervision: "pairs", "labels" or "unlabelled"."""
         if self.pairs:
             return "pairs"
         return "labels" if self.classes > 1 and self.single < self.classes else "unlabelled"
 
 
 def diagnose(features: Features) -> Diagnosis:
-    """Walk the features once.
+    """Compute the statistics in one pass.
 
     Args:
         features: As read; memory-mapped rows are read block by block.
 
     Returns:
-        The counts.
+        The statistics.
     """
     broken = empty = 0
-    seen: set[int] = set()
+    hashes: set[int] = set()
     for start in range(0, len(features), BLOCK):
         block = features.vectors[start : start + BLOCK]
         broken += int((~block.isfinite().all(dim=1)).sum())
         empty += int((block == 0).all(dim=1).sum())
-        seen.update(hash(row.tobytes()) for row in block.numpy())
+        hashes.update(hash(row.tobytes()) for row in block.numpy())
     counts = torch.empty(0, dtype=torch.int64)
     if features.labels is not None:
         counts = torch.unique(features.labels[features.labels != IGNORE_LABEL], return_counts=True)[1]
@@ -82,7 +82,7 @@ def diagnose(features: Features) -> Diagnosis:
         dim=features.dim,
         broken=broken,
         empty=empty,
-        duplicates=len(features) - len(seen),
+        duplicates=len(features) - len(hashes),
         labelled=int(counts.sum()),
         classes=len(counts),
         single=int((counts == 1).sum()),
@@ -92,51 +92,51 @@ def diagnose(features: Features) -> Diagnosis:
 
 
 def warnings_of(found: Diagnosis) -> Iterator[str]:
-    """What will go wrong, or is not what it seems.
+    """Problems of the features.
 
     Args:
-        found: What `diagnose` gave.
+        found: The result of `diagnose`.
 
     Yields:
-        One sentence each.
+        One sentence for each problem.
     """
     if found.broken:
-        yield f"{found.broken} rows hold NaN or infinity: adapt refuses them; take them out"
+        yield f"{found.broken} rows contain NaN or infinity, which adapt does not accept; remove them"
     if found.empty:
-        yield f"{found.empty} rows are all zeros and have no direction: adapt refuses them; take them out"
+        yield f"{found.empty} rows are all zeros, which adapt does not accept; remove them"
     if found.duplicates > MANY_DUPLICATES * found.rows:
-        share = found.duplicates / found.rows
-        yield f"{share:.0%} of the rows repeat an earlier one: a copy that counts as a negative misleads"
+        ratio = found.duplicates / found.rows
+        yield f"{ratio:.0%} of the rows repeat an earlier one: duplicates become false negatives"
     yield from _on_labels(found)
     if found.rows < FEW:
-        yield f"{found.rows} rows are few: expect little, and compare with PCA (querykey evaluate)"
+        yield f"{found.rows} rows are few: expect little gain, and compare with PCA (querykey evaluate)"
     if found.rows < found.dim and found.task == "unlabelled":
         yield f"fewer rows than dimensions ({found.rows} < {found.dim}): the frozen rows may be hard to beat"
 
 
 def _on_labels(found: Diagnosis) -> Iterator[str]:
     if found.classes == 1:
-        yield "all labels are of one class: nothing to tell apart; adapt without --labels"
+        yield "all labels are of one class, so there are no negatives; adapt without --labels"
     elif found.classes and found.single == found.classes:
-        yield "every class has one row: adapt whitens all rows softly, and nothing can validate it"
+        yield "every class has one row: adapt whitens all rows softly, without validation"
     elif found.single:
-        yield f"{found.single} of {found.classes} classes have one row: they serve as negatives alone"
+        yield f"{found.single} of {found.classes} classes have one row: they are used only as negatives"
     if found.classes > 1 and 1 < found.labelled / found.classes <= FEW_A_CLASS:
         yield (
-            f"{found.labelled / found.classes:.0f} labelled rows a class are few: --classes known mostly "
-            'gains over the frozen rows, and as few held-out queries often say "no evidence"'
+            f"{found.labelled / found.classes:.0f} labelled rows per class are few: --classes known mostly "
+            'gains over the frozen rows, and with few held-out queries the verdict is often "no evidence"'
         )
     if 0 < found.labelled < found.rows:
-        yield f"{found.rows - found.labelled} rows have no label: they serve PCA and whitening alone"
+        yield f"{found.rows - found.labelled} rows have no label: they are used only by PCA and whitening"
 
 
 def cost_of_fit(found: Diagnosis, machine: Machine, *, dim: int) -> tuple[int, float]:
-    """How much memory and time a fit with the defaults takes, roughly.
+    """An estimate of the memory and time of a fit with the defaults.
 
     Args:
-        found: What `diagnose` gave.
-        machine: What `look_at_machine` gave.
-        dim: Of the adapted rows.
+        found: The result of `diagnose`.
+        machine: The result of `measure_machine`.
+        dim: Width of the adapted rows.
 
     Returns:
         (bytes, seconds).
@@ -147,19 +147,19 @@ def cost_of_fit(found: Diagnosis, machine: Machine, *, dim: int) -> tuple[int, f
     most = 1200 if found.task == "unlabelled" else 1700  # a run, and the refit on all rows
     steps = min(most, 200 * max(1, found.rows // batch))
     once = 2 * memory * memory * found.dim + 4 * min(found.rows, CAPACITY) * found.dim**2
-    # backward costs twice the forward; small products run at half the rate of the large one measured
+    # backward costs twice the forward pass; small matrix products reach half of the measured rate
     seconds = (3 * forward * steps + once) / (machine.rate / 2)
     size = 4 * (2 * memory * found.dim + 3 * projected * dim + 8 * found.dim * dim)
     return size + loss_bytes(batch, memory, dim, "auto"), seconds
 
 
 def advise(found: Diagnosis, path: str | Path, *, label_column: str) -> tuple[str, str]:
-    """The command to type, and why.
+    """The command to use, and the reason.
 
     Args:
-        found: What `diagnose` gave.
+        found: The result of `diagnose`.
         path: The features.
-        label_column: What the labels are called there.
+        label_column: Name of the labels.
 
     Returns:
         (command, reason).
@@ -169,13 +169,13 @@ def advise(found: Diagnosis, path: str | Path, *, label_column: str) -> tuple[st
     match found.task:
         case "pairs":
             return f"{command} --pairs", (
-                f"{found.pairs:,} pairs say which items answer which queries. To leave the documents as "
-                "they are in an index, use --side query in place of --dim"
+                f"{found.pairs:,} pairs assign documents to queries. If the documents in an index must "
+                "not change, use --side query in place of --dim"
             )
         case "labels":
             return f"{command} --labels {quote(label_column)}", (
-                f"{found.classes:,} classes of {found.labelled / found.classes:.1f} rows on average say what "
-                "belongs together. Without --labels the frozen neighbourhoods are kept instead"
+                f"{found.classes:,} classes of {found.labelled / found.classes:.1f} rows on average are "
+                "labels to learn from. Without --labels the fit preserves the frozen neighbourhoods instead"
             )
         case _:
-            return command, "without labels or pairs it compresses, and keeps the frozen neighbourhoods"
+            return command, "without labels or pairs it compresses, and preserves the frozen neighbourhoods"

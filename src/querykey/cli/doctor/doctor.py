@@ -1,6 +1,6 @@
-"""`querykey doctor`: looks at data and machine, and says what to use and why."""
+"""`querykey doctor`: check data and machine, and suggest commands."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,20 +19,16 @@ from querykey.cli.options import (
 if TYPE_CHECKING:
     from querykey.cli.doctor.machine import Machine
     from querykey.data.items import Source
-    from querykey.features.features import Features
-    from querykey.runs.data import DataAt
-if TYPE_CHECKING:
     from querykey.encoders.norm.batchnorm import BatchNormKind
+    from querykey.features.features import Features
     from querykey.pretraining.batchnorm_leak import Leakage, ProbedMethod
+    from querykey.runs.data import DataAt
 
-__all__ = [
-    "doctor",
-    "probe_batch_norm",
-]
+__all__ = ["doctor", "probe_batch_norm"]
 
 
 def doctor(
-    data: Annotated[str, typer.Argument(metavar="[SOURCE|FEATURES]", help="What to look at.")] = "",
+    data: Annotated[str, typer.Argument(metavar="[SOURCE|FEATURES]", help="The data.")] = "",
     column: Column = None,
     label_column: LabelColumn = None,
     pair_column: PairColumn = None,
@@ -45,32 +41,30 @@ def doctor(
         bool,
         typer.Option(
             "--probe-batch-norm",
-            help="See whether batch norm gives pairs away, and what helps; takes a minute, no SOURCE.",
+            help="Test whether batch norm leaks pairs; takes a minute, needs no SOURCE.",
         ),
     ] = False,
-    groups: Annotated[int, typer.Option(min=2, help="Of split batch norm, in the probe.")] = 16,
+    groups: Annotated[int, typer.Option(min=2, help="Groups of split batch norm in the probe.")] = 16,
 ) -> None:
-    """Look at data and machine; say what to type, and why.
+    """Check data and machine, and suggest commands.
 
-    And what it will cost, and what may go wrong.
+    Also estimates the time and memory of a fit, and warns about problems of the data.
     """
     prepare(device, threads, seed)
     if probe:
-        from querykey.cli.doctor.doctor import probe_batch_norm
-
         probe_batch_norm(groups=groups, seed=seed)
         if not data:
             return
     from querykey.cli.console import line
-    from querykey.cli.doctor.machine import look_at_machine
+    from querykey.cli.doctor.machine import measure_machine
     from querykey.runs.data import DataAt, Opened, open_data
 
     at = DataAt(data, column, label_column, pair_column, split, delimiter)
     found = open_data(at) if data else None
-    machine = look_at_machine()
+    machine = measure_machine()
     _show_machine(machine)
     if found is None:
-        line("Give a SOURCE or FEATURES to look at: querykey doctor photos/")
+        line("Give a SOURCE or FEATURES to check: querykey doctor photos/")
     elif isinstance(found, Opened):
         _show_features(at, found.features, machine)
     else:
@@ -100,7 +94,7 @@ def _gain(times: float) -> str:
 
 
 def _label_column(at: "DataAt") -> str:
-    """What `querykey adapt --labels` has to be given for these data."""
+    """The argument of `querykey adapt --labels` for these data."""
     from pathlib import Path
 
     from querykey.features.store import is_store
@@ -117,7 +111,7 @@ def _label_column(at: "DataAt") -> str:
 
     from querykey.data.readers.columns import LABEL_COLUMNS
 
-    # the readers guess the column where one alone has such a name
+    # the readers choose the column if only one has such a name
     named = [name for name in read_schema(tables[0]).names if name.lower() in LABEL_COLUMNS]
     return named[0] if named else "label"
 
@@ -167,12 +161,12 @@ def _show_source(name: str, source: "Source") -> None:
         from querykey.pretraining.settings.settings import PretrainSettings
 
         usual = PretrainSettings()
-        told = describe_memory(usual, items=len(source), width=usual.head.dim)
-        line(f"pretrain, {usual.batch_size} images a step: {told}")
+        memory = describe_memory(usual, items=len(source), width=usual.head.dim)
+        line(f"pretrain, {usual.batch_size} images per step: {memory}")
     line(f"use:  querykey embed {quote(name)} --model {packaged or named} --out FEATURES", whole=True)
     if packaged:
-        line(f"      {packaged} is installed with its weights; any other --model {named} will do.")
-    line("why:  adapt works on the features of a frozen model; embed makes them once and keeps them.")
+        line(f"      {packaged} is installed with its weights; any other --model {named} works too.")
+    line("why:  adapt needs the features of a frozen model; embed computes and stores them.")
     line("then: querykey doctor FEATURES")
 
 
@@ -185,17 +179,17 @@ CASES: tuple[tuple[str, "ProbedMethod", "BatchNormKind", bool], ...] = (
     ("end-to-end, split, in order", "end-to-end", "split", False),
     ("end-to-end, split, shuffled", "end-to-end", "split", True),
 )
-"""What is probed: words, method, normalisation, and whether keys are shuffled."""
-MUCH = 2.0
-"""Times chance from which a task is solved by batch norm, and not by what is left of it."""
+"""Title, method, normalisation, and whether keys are shuffled."""
+LEAK_FACTOR = 2.0
+"""Multiple of chance above which batch norm is taken to solve the task."""
 
 
 def probe_batch_norm(*, groups: int, seed: int) -> None:
-    """Probe and show, a row a case.
+    """Run the probe and print one row per case.
 
     Args:
-        groups: Of split batch norm, at least 2; 4 rows each.
-        seed: Of everything random.
+        groups: Groups of split batch norm, at least 2, of 4 rows each.
+        seed: Random seed.
     """
     from querykey.cli.console import line, progress, table
     from querykey.pretraining.batchnorm_leak import probe_leakage
@@ -203,19 +197,11 @@ def probe_batch_norm(*, groups: int, seed: int) -> None:
     found: list[Leakage] = []
     with progress("probing batch norm") as shown:
         for _, method, kind, shuffle in CASES:
-            # a whole batch leaks less than a group does, and less the larger it is: a small one, for longer
+            # a whole batch leaks less than a group, and less if it is larger: use a small one, for longer
             is_split = kind == "split"
             count, steps = (groups, 150) if is_split else (max(2, groups // 2), 250)
-            one = probe_leakage(
-                method,
-                kind=kind,
-                groups=count,
-                group_size=GROUP_SIZE,
-                shuffle=shuffle,
-                steps=steps,
-                seed=seed,
-            )
-            found.append(one)
+            sizes: dict[str, Any] = {"groups": count, "group_size": GROUP_SIZE, "steps": steps}
+            found.append(probe_leakage(method, kind=kind, shuffle=shuffle, seed=seed, **sizes))
             if shown is not None:
                 shown(len(found), len(CASES))
     rows = [
@@ -233,28 +219,28 @@ def probe_batch_norm(*, groups: int, seed: int) -> None:
 def _word(one: "Leakage") -> str:
     if not one.is_found:
         return "chance"
-    return "leaks" if one.accuracy > MUCH * one.chance else "a rest"
+    return "leaks" if one.accuracy > LEAK_FACTOR * one.chance else "leaks a little"
 
 
 def _verdict(found: list["Leakage"]) -> list[str]:
-    """In plain words."""
-    split, shuffled, whole, _, end_to_end, end_to_end_shuffled = found
-    said = [
-        _sentence("Split batch norm in order", "tells which key is a query's own", split, end_to_end),
-        _sentence("Shuffled, it", "still tells", shuffled, end_to_end_shuffled),
+    """The result in sentences."""
+    split, shuffled, full, _, end_to_end, end_to_end_shuffled = found
+    sentences = [
+        _sentence("Split batch norm in order", split, end_to_end),
+        _sentence("Split batch norm with shuffling", shuffled, end_to_end_shuffled),
     ]
-    if whole.is_found:
-        said.append(
-            "Batch norm over the whole batch leaks in MoCo too: a queue's keys come from other batches, with "
-            "other statistics. Use split batch norm with shuffling, or layer norm."
+    if full.is_found:
+        sentences.append(
+            "Batch norm over the full batch leaks in MoCo too: the keys of a queue come from other batches, "
+            "with other statistics. Use split batch norm with shuffling, or layer norm."
         )
-    return said
+    return sentences
 
 
-def _sentence(subject: str, verb: str, *found: "Leakage") -> str:
+def _sentence(subject: str, *found: "Leakage") -> str:
     words = {_word(one) for one in found}
     if "leaks" in words:
-        return f"{subject} {verb}: the pretext task is solved without looking at content."
-    if "a rest" in words:
-        return f"{subject} leaves a rest: more and smaller groups leave less."
-    return f"{subject} tells nothing that this probe finds."
+        return f"{subject} leaks which key is the positive: the pretext task is solved without the content."
+    if "leaks a little" in words:
+        return f"{subject} leaks a little: more and smaller groups leak less."
+    return f"{subject} does not leak in this probe."

