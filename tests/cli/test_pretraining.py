@@ -55,7 +55,7 @@ def test_pretrain_says_what_it_chose_before_and_found_after(pretrained):
     assert said.err == ""
     assert max(map(len, said.out.splitlines()[:-1])) <= 80  # the last is a command to copy
     for words in (
-        "simclr: 29 images of 1 channels, 3 held out for the online kNN",
+        "simclr: 29 images of 1 channels, 3 validation images for the online kNN",
         "backbone small_cnn:4: 0.01 M weights, h 32, 16 px; head mlp, z 16",
         "3 steps of 16 images", "float32, contiguous",
         "sgd: learning rate 0.0125 (linear scaling, batch 16), weight decay 0.0005, rises in the first 10%",

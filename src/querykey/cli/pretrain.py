@@ -80,17 +80,10 @@ def pretrain_source(
     from querykey.cli.pretrain import display, show_start
     from querykey.runs.pretrain import pretrain
 
-    given |= {
-        "device": device,
-        "column": column,
-        "label_column": label_column,
-        "split": split,
-        "workers": workers,
-    }
+    given |= {"device": device, "workers": workers}
+    given |= {"column": column, "label_column": label_column, "split": split}
     with display() as hooks:
-        done = pretrain(
-            source, out=out, device=device, notify=note, on_fit_start=show_start, **hooks, **given
-        )
+        done = pretrain(source, out=out, notify=note, on_fit_start=show_start, **hooks, **given)
     _end(done, out)
 
 

@@ -58,14 +58,11 @@ def size(
     elif keep is not None or any(point.get("quality") is not None for point in frontier):
         chosen = fewest_bytes(frontier, KEEP if keep is None else parse_share(keep))
     metric = next((str(point["metric"]) for point in frontier if point.get("metric")), "quality")
-    rows = [
-        [
-            str(point["dim"]), _precision(point), str(point["bytes"]), _number(point["quality"]),
-            "" if point["low"] is None else f"[{_number(point['low'])}, {_number(point['high'])}]",
-            "<-" if point is chosen else "",
-        ]
-        for point in frontier
-    ]  # fmt: skip
+    rows = []
+    for point in frontier:
+        interval = "" if point["low"] is None else f"[{_number(point['low'])}, {_number(point['high'])}]"
+        sizes = [str(point["dim"]), _precision(point), str(point["bytes"])]
+        rows.append([*sizes, _number(point["quality"]), interval, "<-" if point is chosen else ""])
     table(["dim", "as", "bytes", metric, "95% interval", ""], rows, words=(1,))
     if chosen is None:
         line("this run was fitted without held-out queries, so the quality of its sizes is unknown")
