@@ -108,7 +108,7 @@ def test_on_data_all_are_scored_with_paired_intervals(querykey, labelled_run, ot
     sign = "=" if not difference["excludes_zero"] else "+" if difference["mean"] > 0 else "-"
     shown = next(line.split() for line in said.out.splitlines() if line.startswith("no-memory"))
     assert shown[1:3] == ["3", f"{cell['mean']:.3f}"[1:] + sign]
-    assert "90 queries, the same for all; signs: against labelled, + - beyond the paired 95%" in said.flat
+    assert "90 queries, the same for all; marks against labelled: + better, - worse" in said.flat
     assert said.flat.endswith("all numbers, with intervals, protocol and versions ")
 
 

@@ -89,7 +89,7 @@ def test_a_run_that_nobody_looks_at_says_nothing_of_its_end(querykey, images, tm
 
 def test_doctor_says_what_the_loss_of_a_pretraining_takes(querykey, images):
     said = querykey("doctor", images / "train")
-    assert "pretrain, 256 images a step: memory: loss about 6 MiB (dense, 512 x 512 scores)" in said.flat
+    assert "pretrain, 256 images per step: memory: loss about 6 MiB (dense, 512 x 512 scores)" in said.flat
 
 
 def test_a_run_with_a_queue_says_what_it_is_and_how_it_was(querykey, images, tmp_path):
@@ -317,9 +317,9 @@ def test_a_terminal_sees_how_far_it_is_and_a_pipe_nothing(monkeypatch):
             return True
 
     before = signal.getsignal(signal.SIGINT)
-    with display() as (on_step_end, stop):
-        assert on_step_end is None
-        assert not stop()
+    with display() as hooks:
+        assert hooks["on_step_end"] is None
+        assert not hooks["stop"]()
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
@@ -327,9 +327,9 @@ def test_a_terminal_sees_how_far_it_is_and_a_pipe_nothing(monkeypatch):
         step=1, steps=8, loss=2.5, learning_rate=0.1, seconds=1.0, view_seconds=0.0, images_per_second=1234.0,
         knn=None, is_recorded=False,
     )  # fmt: skip
-    with display() as (on_step_end, _):
-        on_step_end(plain)
-        on_step_end(replace(plain, step=2, knn=0.625))
+    with display() as hooks:
+        hooks["on_step_end"](plain)
+        hooks["on_step_end"](replace(plain, step=2, knn=0.625))
     seen = screen.getvalue()
     for words in ("2/8", "1,234 images/s", "loss 2.500", "kNN 0.625"):
         assert words in seen
@@ -337,7 +337,8 @@ def test_a_terminal_sees_how_far_it_is_and_a_pipe_nothing(monkeypatch):
 
 
 def test_the_first_interrupt_asks_and_the_second_stops(capsys):
-    with display() as (_, stop):
+    with display() as hooks:
+        stop = hooks["stop"]
         assert not stop()  # from here on there are steps to lose
         signal.raise_signal(signal.SIGINT)
         assert stop()

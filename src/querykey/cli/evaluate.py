@@ -78,17 +78,9 @@ def evaluate_on(
     at = DataAt(on, column, label_column, pair_column, split, delimiter)
     if is_pretraining(run):
         learn = None if train is None else DataAt(train, column, label_column, delimiter=delimiter)
-        _evaluate_encoder(
-            run,
-            at,
-            out=out,
-            train=learn,
-            fine_tuning="first layer" if first_layer else "h" if fine_tune else "none",
-            labels_fraction=labels_fraction,
-            protocol=protocol,
-            device=device,
-            seed=seed,
-        )
+        fine_tuning = "first layer" if first_layer else "h" if fine_tune else "none"
+        options = {"train": learn, "fine_tuning": fine_tuning, "labels_fraction": labels_fraction}
+        _evaluate_encoder(run, at, out=out, protocol=protocol, device=device, seed=seed, **options)
         return
     if labels_fraction is not None or fine_tune or first_layer or train is not None:
         raise ConfigError(

@@ -103,6 +103,7 @@ def resume_run(
     On the same machine with the same number of threads, a resumed run ends with the same bits as one
     that was not stopped. A run that was copied to another machine is resumed with --data and --device.
     """
+    from querykey.errors import MissingPathError
     from querykey.runs.pretrain_folder import RunFolder
 
     before = RunFolder.read(run)
@@ -112,14 +113,14 @@ def resume_run(
 
     found = str(resumed_device(before, device))
     place = prepare(found, threads or before.threads, before.settings.seed, supports_torchrun=True)
-    options: dict[str, Any] = {
-        "epochs": epochs,
-        "device": place,
-        "workers": workers,
-        "save_every": save_every,
-    }
-    with display() as hooks:
-        done = resume(run, data, notify=note, on_fit_start=show_start, **hooks, **options)
+    options: dict[str, Any] = {"epochs": epochs, "device": place, "workers": workers}
+    try:
+        with display() as hooks:
+            done = resume(
+                run, data, save_every=save_every, notify=note, on_fit_start=show_start, **hooks, **options
+            )
+    except MissingPathError as error:
+        raise MissingPathError(f"{error}: querykey resume {run} --data SOURCE") from error
     _end(done, run)
 
 

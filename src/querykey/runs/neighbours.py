@@ -20,7 +20,7 @@ __all__ = [
     "Neighbourhood",
     "QueryResult",
     "Side",
-    "answers",
+    "first_neighbours",
     "compare_neighbours",
     "sample_indices",
 ]
@@ -224,7 +224,7 @@ def _is_right(features: Features, kind: Kind, queries: Numbers) -> Tensor:
     return right
 
 
-def answers(scores: Tensor, index: Tensor, right: Tensor | None) -> list[Answer]:
+def first_neighbours(scores: Tensor, index: Tensor, right: Tensor | None) -> list[Answer]:
     """The first neighbours of one query.
 
     Args:
@@ -241,7 +241,7 @@ def answers(scores: Tensor, index: Tensor, right: Tensor | None) -> list[Answer]
 
 def _result(row: int, query: int, found: Sequence[_Found]) -> QueryResult:
     lists = [
-        answers(side.scores[row], side.items[row], None if side.right is None else side.right[row])
+        first_neighbours(side.scores[row], side.items[row], None if side.right is None else side.right[row])
         for side in found
     ]
     before, after = ({answer.item for answer in side} for side in (lists[0], lists[-1]))

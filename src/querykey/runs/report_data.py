@@ -18,7 +18,7 @@ from querykey.runs.neighbours import (
     Neighbourhood,
     QueryResult,
     Side,
-    answers,
+    first_neighbours,
     compare_neighbours,
     sample_indices,
 )
@@ -221,7 +221,8 @@ def _shown(queries: Tensor, scores: Tensor, index: Tensor, suspect: Tensor | Non
     right = None if suspect is None else ~suspect
     return [
         QueryResult(
-            int(queries[row]), [answers(scores[row], index[row], None if right is None else right[row])]
+            int(queries[row]),
+            [first_neighbours(scores[row], index[row], None if right is None else right[row])],
         )
         for row in order
     ]
