@@ -20,8 +20,8 @@ __all__ = [
     "Neighbourhood",
     "QueryResult",
     "Side",
-    "first_neighbours",
     "compare_neighbours",
+    "first_neighbours",
     "sample_indices",
 ]
 

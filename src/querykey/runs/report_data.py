@@ -18,8 +18,8 @@ from querykey.runs.neighbours import (
     Neighbourhood,
     QueryResult,
     Side,
-    first_neighbours,
     compare_neighbours,
+    first_neighbours,
     sample_indices,
 )
 from querykey.runs.projections import Map, Sprite, make_sprite, maps_of
