@@ -89,13 +89,10 @@ def _show_times(run: Path, at: tuple[Any, ...], out: Path | None, threads: int |
     if out is not None:
         with new_file(out) as tmp_path:
             tmp_path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    rows = [
-        [
-            one["index"], str(one["dim"]), one["stored"], str(one["bytes"]), f"{one['milliseconds']:.3f}",
-            f"{one['found']:.3f}",
-        ]
-        for one in found["times"]
-    ]  # fmt: skip
+    rows = []
+    for one in found["times"]:
+        sizes = [str(one["dim"]), one["stored"], str(one["bytes"])]
+        rows.append([one["index"], *sizes, f"{one['milliseconds']:.3f}", f"{one['found']:.3f}"])
     words = f"{found['rows']:,} rows, {found['queries']:,} queries in one call, threads: {found['threads']}"
     head = ["index", "dim", "as", "bytes", "ms a query", f"found@{found['k']}"]
     table(head, rows, title=words, words=(0, 2))

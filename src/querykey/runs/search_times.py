@@ -19,7 +19,7 @@ from querykey.errors import DataError
 from querykey.features.features import Features
 from querykey.io.records import versions
 from querykey.lookup.nearest import nearest
-from querykey.runs.neighbours import drawn
+from querykey.runs.neighbours import sample_indices
 from querykey.runtime.codes import Code, search_codes
 
 __all__ = ["FORMAT", "search_times", "times_in"]
@@ -72,21 +72,20 @@ def search_times(adapter: Adapter, features: Features, *, on: str) -> dict[str, 
     if len(documents) < 2 * K:
         raise DataError(f"{on}: {len(documents)} rows are too few to time a search; {2 * K} are needed")
     if asked is None:
-        picked = drawn(len(documents), min(QUERIES, len(documents) - K))
+        picked = sample_indices(len(documents), min(QUERIES, len(documents) - K))
         rest = torch.ones(len(documents), dtype=torch.bool)
         rest[picked] = False
         queries, documents = documents[picked], documents[rest]
     else:
-        queries = asked.vectors[drawn(len(asked.vectors), QUERIES)]
+        queries = asked.vectors[sample_indices(len(asked.vectors), QUERIES)]
     wanted, times = None, []
     for index in _indexes(adapter, documents, queries):
         seconds, found = _timed(index.search)
         wanted = found if wanted is None else wanted
         share = np.mean([len({*a} & {*b}) for a, b in zip(found.tolist(), wanted.tolist(), strict=True)]) / K
-        times.append({
-            "index": index.name, "dim": index.dim, "stored": index.stored, "bytes": index.bytes,
-            "milliseconds": round(1000 * seconds / len(queries), 4), "found": round(float(share), 4),
-        })  # fmt: skip
+        about = {"index": index.name, "dim": index.dim, "stored": index.stored, "bytes": index.bytes}
+        speed = {"milliseconds": round(1000 * seconds / len(queries), 4), "found": round(float(share), 4)}
+        times.append(about | speed)
     return {
         "format": FORMAT, "version": 1, "on": on, "rows": len(documents), "queries": len(queries), "k": K,
         "threads": torch.get_num_threads(), "versions": versions("faiss-cpu"), "times": times,
