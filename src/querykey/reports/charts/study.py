@@ -207,7 +207,7 @@ def _sizes(wanted: Mapping[str, Any], arms: Arms, cells: Cells) -> Chart | None:
             if found:
                 mean, low, high = ([three[i] for _, three in found] for i in range(3))
                 xs = [x for x, _ in found]
-                lines.append(Line(f"{arm['label']}{words}", xs, mean, low, high, arm["kind"] == "baseline"))
+                lines.append(Line(f"{arm['label']}{words}", xs, mean, low, high))
     if not lines:
         return None
     log_x = bool(wanted.get("log_x"))
