@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from querykey import Adapter
+from querykey.adapter import fit
 from querykey.errors import (
     ConfigError,
     DataError,
@@ -149,6 +150,42 @@ def test_a_learning_rate_that_wrecks_the_layer_is_not_returned():
     trained = [one for one in adapter.candidates_ if one["name"].startswith("trained")]
     assert trained
     assert all(one["score"] <= adapter.report_["best"] + 0.05 for one in trained)
+
+
+def test_products_in_bfloat16_round_training_alone():
+    X, y = blobs()
+    fits = {
+        name: Adapter(dim=4, steps=8, batch_size=32, precision=name).fit(X, y)
+        for name in ("float32", "bfloat16")
+    }
+    rounded, exact = fits["bfloat16"], fits["float32"]
+    assert rounded.fc_.weight.dtype == torch.float32
+    np.testing.assert_allclose(np.linalg.norm(rounded.transform(X), axis=1), 1, atol=1e-6)
+    trained = [
+        [each["score"] for each in one.candidates_ if each["name"].startswith("trained")]
+        for one in (rounded, exact)
+    ]
+    assert trained[0] != trained[1]
+    assert trained[0] == pytest.approx(trained[1], abs=0.02)
+    closed = [[each["score"] for each in one.candidates_[:5]] for one in (rounded, exact)]
+    assert closed[0] == closed[1]
+
+
+def test_the_faster_precision_is_measured_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path))
+    X, y = blobs()
+    auto = Adapter(dim=4, steps=2, batch_size=32, precision="auto")
+    bits = set()
+    for half in (0.5, 2.0):  # faster in bfloat16; under another load slower
+        seconds = iter((1.0, half))
+        monkeypatch.setattr(fit, "_product_seconds", lambda *_, seconds=seconds: next(seconds))
+        adapter = auto.fit(X, y)
+        assert adapter.settings_.precision == "bfloat16"
+        bits.add(adapter.transform(X).tobytes())
+    assert len(bits) == 1
+    monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(fit, "_product_seconds", lambda *_: 1.0)
+    assert auto.fit(X, y).settings_.precision == "float32"
 
 
 @pytest.mark.parametrize("name", loss_names())

@@ -95,6 +95,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         validation_fraction: Share that is held out where rows are many; few ones are held out in five folds.
             0: nothing is held out.
         n_iter_no_change: Evaluations (25 a run) without a better one before training stops.
+        precision: Of the products of training: "float32", "bfloat16", or "auto": bfloat16 where this machine
+            is 15% faster with it, measured once and kept.
         random_state: Same state, data and threads: same bits. An int, None or a RandomState.
         verbose: Whether a line a candidate is printed.
         seed: Deprecated, `random_state`. Likewise held_out, `validation_fraction`, and patience,
@@ -153,6 +155,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         weight_decay: float = 1e-2,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 8,
+        precision: Literal["float32", "bfloat16", "auto"] = "float32",
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool | int = False,
         seed: Any = DEPRECATED,
@@ -177,6 +180,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.validation_fraction, self.n_iter_no_change = validation_fraction, n_iter_no_change
+        self.precision = precision
         self.random_state, self.verbose = random_state, verbose
         self.seed, self.held_out, self.patience = seed, held_out, patience
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -211,8 +212,11 @@ def _learner(
 
     if settings.weight_decay:
         optimizer.register_step_pre_hook(decay)
+    forward: Callable[[Tensor], Tensor] = fc.stage_rows if isinstance(fc, SequentialLayer) else fc
+    if settings.precision == "bfloat16" and not staged:
+        forward = partial(_in_bfloat16, fc)
     return AdapterLearner(
-        fc.stage_rows if isinstance(fc, SequentialLayer) else fc,
+        forward,
         objective(settings.loss.kind, **settings.loss.options),
         optimizer,
         rule,
@@ -220,6 +224,13 @@ def _learner(
         processes=processes,
         sizes=sizes,
     )
+
+
+def _in_bfloat16(fc: nn.Module, rows: Tensor) -> Tensor:
+    """The layer with its products in bfloat16; weights, their gradients and unit rows are float32."""
+    with torch.autocast(rows.device.type, torch.bfloat16):
+        out: Tensor = fc(rows)
+        return out
 
 
 def _memory(

@@ -179,6 +179,8 @@ class AdapterSettings:
         candidates: "all", "closed_form", or names of candidates or of families of them.
         validation_fraction: Share of the rows for validation where the rows are many; 0: none.
         n_iter_no_change: Evaluations (25 a run) without a better one before training stops.
+        precision: Of the products of the layer in training: "float32"; "bfloat16", where weights, sums,
+            scores and losses stay float32; or "auto": bfloat16 where this machine is 15% faster with it.
         seed: Random seed.
         loss: See `AdapterLoss`; and so on.
     """
@@ -200,6 +202,7 @@ class AdapterSettings:
     candidates: Candidates = "all"
     validation_fraction: Annotated[float, Ge(0), Le(0.5)] = 0.1
     n_iter_no_change: PositiveInt = 8
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     seed: Count = 0
     loss: AdapterLoss = AdapterLoss()
     memory: MemorySettings = MemorySettings()

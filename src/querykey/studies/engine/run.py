@@ -32,7 +32,7 @@ from querykey.studies.engine.study import Arm, Study
 
 __all__ = ["FIXED", "Budget", "StudyRun", "identity_of", "images_within", "plan_study", "run_study"]
 
-ADDED_SETTINGS = ("dims", "bits", "ladder", "size_weights", "rotation")
+ADDED_SETTINGS = ("dims", "bits", "ladder", "size_weights", "rotation", "precision")
 """Of a fit, added since records were stored: left out of the key of a cell where they change nothing."""
 
 FIXED: dict[str, Any] = {"layout": "channels_last", "precision": "float32"}
