@@ -41,6 +41,10 @@ OURS: dict[str, tuple[dict[str, Any], float | None]] = {
         None,
     ),
 }
+OURS |= {
+    f"{name}, bfloat16": (given | {"precision": "bfloat16"}, None if target is None else 10.0)
+    for name, (given, target) in OURS.items()
+}
 """Settings of each course, and how many times the peer's steps per second it should take."""
 
 

@@ -17,23 +17,26 @@ from rich.console import Console
 from rich.table import Table
 from timing import Row
 
+from querykey.io.measured import processor
+
 BENCHMARKS = (
     "start_up", "numpy_runtime", "nearest", "knn", "losses", "adapter_step", "whole_fit", "sizes",
     "cost_against_n", "views", "gradient_cache", "simclr", "methods", "processes",
 )  # fmt: skip
 RESULTS = Path(__file__).with_name("results.json")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+"""Flags of processors that decide which kernels of matrix products there are."""
 PACKAGES = ("torch", "numpy", "faiss-cpu", "pytorch-metric-learning", "lightly")
 
 
 def machine() -> dict[str, Any]:
     """What it was measured on, and how busy that was."""
-    names = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    flags = set(processor().split())
     return {
         "processor": names[0] if names else platform.processor(),
+        "instructions": " ".join(name for name in INSTRUCTIONS if name in flags),
         "processors": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "load_at_start": round(os.getloadavg()[0], 2),
@@ -50,11 +53,14 @@ def installed(package: str) -> str:
         return "not installed"
 
 
+def kind(about: dict[str, Any]) -> str:
+    """What results are kept by: those of one kind of processor say little of another."""
+    return f"{about['processor']}: {about['instructions']}"
+
+
 def show(rows: list[Row], about: dict[str, Any]) -> None:
     """The table."""
-    table = Table(
-        title=f"{about['processor']}, {about['torch_threads']} threads, load {about['load_at_start']}"
-    )
+    table = Table(title=f"{kind(about)}; {about['torch_threads']} threads, load {about['load_at_start']}")
     for column in ("what", "ratio", "target", "met", "made of"):
         table.add_column(column, justify="right" if column == "ratio" else "left", overflow="fold")
     for row in rows:
@@ -64,7 +70,7 @@ def show(rows: list[Row], about: dict[str, Any]) -> None:
 
 
 def main(names: list[str]) -> None:
-    """Run the named benchmarks, or all; what was not run keeps its last result."""
+    """Run the named benchmarks, or all; what was not run, here or on other processors, keeps its result."""
     if unknown := sorted(set(names) - set(BENCHMARKS)):
         sys.exit(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     written = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -72,9 +78,15 @@ def main(names: list[str]) -> None:
         about = machine()
         rows: list[Row] = import_module(name).measure()
         show(rows, about)
-        written[name] = {"machine": about, "rows": [row._asdict() for row in rows]}
-    ordered = {name: written[name] for name in BENCHMARKS if name in written}
-    RESULTS.write_text(json.dumps(ordered, indent=2) + "\n")
+        written.setdefault(kind(about), {})[name] = {
+            "machine": about,
+            "rows": [row._asdict() for row in rows],
+        }
+        ordered = {
+            one: {name: found[name] for name in BENCHMARKS if name in found}
+            for one, found in sorted(written.items())
+        }
+        RESULTS.write_text(json.dumps(ordered, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from timing import Row
 
 from querykey import Adapter
 
-ROWS, WIDTH, DIM, CLASSES, IGNORE_LABEL = 15_000, 384, 256, 150, 100_000
+ROWS, WIDTH, DIM, CLASSES, UNLABELLED_ROWS = 15_000, 384, 256, 150, 100_000
 SECONDS, CLOSED_SECONDS, UNLABELLED_SECONDS, TIMES_THE_PEER = 90.0, 8.0, 180.0, 5.0
 MOST_STEPS = 2_000
 
@@ -41,7 +41,7 @@ def measure() -> list[Row]:
     peer = seconds(lambda: LogisticRegression(C=1, max_iter=1000).fit(vectors, labels))
     whole = seconds(lambda: adapter.fit(vectors, labels))
     closed = seconds(lambda: Adapter(dim=DIM, steps=0).fit(vectors, labels))
-    many = rows(IGNORE_LABEL, seed=1)[0]
+    many = rows(UNLABELLED_ROWS, seed=1)[0]
     unlabelled = seconds(lambda: Adapter(dim=DIM).fit(many))
     steps = adapter.report_["steps_taken"]
     made = f"{ROWS:,} x {WIDTH} with labels"
@@ -60,7 +60,7 @@ def measure() -> list[Row]:
             closed <= CLOSED_SECONDS, {"fit_s": round(closed, 1)},
         ),
         Row(
-            f"a fit of {IGNORE_LABEL:,} x {WIDTH} without labels by {UNLABELLED_SECONDS:g} s",
+            f"a fit of {UNLABELLED_ROWS:,} x {WIDTH} without labels by {UNLABELLED_SECONDS:g} s",
             unlabelled / UNLABELLED_SECONDS, "at most 1", unlabelled <= UNLABELLED_SECONDS,
             {"fit_s": round(unlabelled, 1)},
         ),
