@@ -180,8 +180,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.validation_fraction, self.n_iter_no_change = validation_fraction, n_iter_no_change
-        self.precision = precision
-        self.random_state, self.verbose = random_state, verbose
+        self.precision, self.random_state, self.verbose = precision, random_state, verbose
         self.seed, self.held_out, self.patience = seed, held_out, patience
 
     @in_default_torch_state
