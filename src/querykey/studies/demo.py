@@ -315,9 +315,8 @@ def _search(
 
 
 def _export(run: Run, out: Path) -> Path:
-    origin = Origin(
-        side="both", model_key=run.adapter.model_key_, model=MODEL,
-        data_key=run.features.get("key", ""), report=run.adapter.report_,
-    )  # fmt: skip
-    done = export_onnx(run.adapter.fc_, out, origin=origin)
+    adapter, key = run.adapter, run.features.get("key", "")
+    model_key, report = adapter.model_key_, adapter.report_
+    origin = Origin(side="both", model_key=model_key, model=MODEL, data_key=key, report=report)
+    done = export_onnx(adapter.fc_, out, origin=origin)
     return out / next(name for name in done.files if name.endswith(".onnx"))

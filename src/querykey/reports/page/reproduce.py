@@ -67,20 +67,23 @@ def pretrain_command(described: Mapping[str, Any]) -> str:
     return shlex.join([*words, "--threads", str(described["threads"])])
 
 
-def study_command(described: Mapping[str, Any]) -> str:
+def study_command(described: Mapping[str, Any], folder: str) -> str:
     """The command that runs the same study on the same data.
 
     Args:
         described: study.json.
+        folder: Name of its folder.
 
     Returns:
         `querykey study ...`; with `--minutes` another machine may run another number of steps.
 
     Example:
         >>> train = {"spec": "photos", "split": "train"}
-        >>> print(study_command({"name": "momentum", "data": {"train": train}}))
+        >>> print(study_command({"name": "momentum", "data": {"train": train}}, "momentum"))
         querykey study momentum --data photos --out NEW-FOLDER --split train
     """
+    if described.get("identity", "plan") != "plan":  # a study of docs/results.md, on the project's data sets
+        return f"python scripts/studies.py results --only '*/{folder}'"
     data = described.get("data") or {}
     train, test = data.get("train") or data, data.get("test") or {}
     source = train.get("spec", "SOURCE")

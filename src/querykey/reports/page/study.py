@@ -143,10 +143,7 @@ def _spread(values: Mapping[int, float]) -> str:
 def _reproduce(stored: StoredStudy) -> list[Block]:
     study, cells = stored.described, stored.cells
     data, budget = study.get("data") or {}, study.get("budget") or {}
-    command = study_command(study)
-    if study.get("identity", "plan") != "plan":  # a study of docs/results.md
-        command = f"python scripts/studies.py results --only '*/{stored.name}'"
-    blocks: list[Block] = [Heading("How to reproduce it"), CodeBlock(command)]
+    blocks: list[Block] = [Heading("How to reproduce it"), CodeBlock(study_command(study, stored.name))]
     if budget.get("words"):
         blocks.append(Prose(f"Length: {budget['words']}.", is_quiet=True))
     if data.get("fingerprint"):

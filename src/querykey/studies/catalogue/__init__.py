@@ -12,11 +12,8 @@ from querykey.studies.engine.study import Study
 
 __all__ = ["STUDIES"]
 
-STUDIES: dict[str, Study] = {
-    study.name: study
-    for study in (
-        AUGMENTATION_MATRIX, H_AGAINST_Z, PROJECTION_HEAD, DICTIONARY_SIZE, MOMENTUM, ADAPTER, LADDER,
-        MEMORY_RATIO, DRIFT, BATCH_NORM, TEMPERATURE, LOSSES, BATCH_AND_EPOCHS, COLOUR_STRENGTH, WIDTH,
-        FEW_LABELS,
-    )
-}  # fmt: skip
+_ORDER = (
+    AUGMENTATION_MATRIX, H_AGAINST_Z, PROJECTION_HEAD, DICTIONARY_SIZE, MOMENTUM, ADAPTER, LADDER, MEMORY_RATIO,
+    DRIFT, BATCH_NORM, TEMPERATURE, LOSSES, BATCH_AND_EPOCHS, COLOUR_STRENGTH, WIDTH, FEW_LABELS,
+)  # fmt: skip
+STUDIES: dict[str, Study] = {study.name: study for study in _ORDER}

@@ -21,36 +21,43 @@ _AT_DIM = "at one width"
 Needs = Literal["labels", "documents"]
 
 
-def _at(kind: str, dim: int) -> Arm:
-    is_adapter = kind == "adapter"
+def _on_line(line: str, dim: int, settings: dict[str, Any], **fields: Any) -> Arm:
+    """An arm of the line chart; those of one width are in the table of that width too."""
+    name, group = f"{line}, {dim}", _AT_DIM if dim == _DIM else ""
+    settings = {"dim": dim, **settings}
     return Arm(
-        name=f"{_LINES[kind]}, {dim}", label=f"{_LINES[kind]}, {dim} dimensions", x=float(dim),
-        line=_LINES[kind], kind="adapter" if is_adapter else "baseline",
-        group=_AT_DIM if dim == _DIM else "", seeds=3 if dim in _CLAIMED else 1,
-        settings={"dim": dim} if is_adapter else {"projection": kind, "dim": dim},
-    )  # fmt: skip
+        name=name,
+        label=f"{name} dimensions",
+        x=float(dim),
+        line=line,
+        group=group,
+        settings=settings,
+        **fields,
+    )
+
+
+def _at(kind: str, dim: int) -> Arm:
+    seeds = 3 if dim in _CLAIMED else 1
+    if kind == "adapter":
+        return _on_line(_LINES[kind], dim, {}, kind="adapter", seeds=seeds)
+    return _on_line(_LINES[kind], dim, {"projection": kind}, kind="baseline", seeds=seeds)
 
 
 def _of_papers(dim: int) -> Arm:
-    return Arm(
-        name=f"{_PAPERS}, {dim}", label=f"{_PAPERS}, {dim} dimensions", x=float(dim), line=_PAPERS,
-        kind="adapter", group=_AT_DIM if dim == _DIM else "", needs="documents",
-        settings={"dim": dim, "loss": "score_difference"},
-    )  # fmt: skip
+    return _on_line(_PAPERS, dim, {"loss": "score_difference"}, kind="adapter", needs="documents")
 
 
 def _projected(name: str) -> Arm:
-    return Arm(
-        name=_BASELINES[name], label=_BASELINES[name], kind="baseline", group=_AT_DIM,
-        needs="labels" if name == "lda" else None, settings={"projection": name, "dim": _DIM},
-    )  # fmt: skip
+    label, settings = _BASELINES[name], {"projection": name, "dim": _DIM}
+    needs: Needs | None = "labels" if name == "lda" else None
+    return Arm(name=label, label=label, kind="baseline", group=_AT_DIM, needs=needs, settings=settings)
 
 
 def _differs(name: str, *, seeds: int = 3, needs: Needs | None = None, **settings: Any) -> Arm:
+    settings = {"dim": _DIM, **settings}
     return Arm(
-        name=name, label=name, kind="adapter", group=_AT_DIM, seeds=seeds, needs=needs,
-        settings={"dim": _DIM, **settings},
-    )  # fmt: skip
+        name=name, label=name, kind="adapter", group=_AT_DIM, seeds=seeds, needs=needs, settings=settings
+    )
 
 
 _DEFAULT = f"adapter, {_DIM}"

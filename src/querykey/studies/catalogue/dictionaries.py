@@ -11,10 +11,8 @@ _MOCO: dict[str, Any] = {"method": "moco", "looks": 4, "capacity": 4096}
 
 
 def _momentum(value: float) -> Arm:
-    return Arm(
-        name=f"momentum {value:g}", label=f"{value:g}", x=1.0 - value, line="MoCo",
-        settings={**_MOCO, "momentum": value},
-    )  # fmt: skip
+    settings = {**_MOCO, "momentum": value}
+    return Arm(name=f"momentum {value:g}", label=f"{value:g}", x=1.0 - value, line="MoCo", settings=settings)
 
 
 MOMENTUM = Study(

@@ -13,10 +13,8 @@ _DIMS = (32, 128, 512)
 def _head(kind: str, dim: int | None) -> Arm:
     name = kind if dim is None else f"{kind}, {dim}"
     settings: dict[str, Any] = {"head": kind} | ({} if dim is None else {"head_dim": dim})
-    return Arm(
-        name=name, label=name, x=None if dim is None else float(dim), line=f"{kind} head", settings=settings,
-        seeds=3 if dim in (None, 128) else 1,
-    )  # fmt: skip
+    seeds, x = 3 if dim in (None, 128) else 1, None if dim is None else float(dim)
+    return Arm(name=name, label=name, x=x, line=f"{kind} head", settings=settings, seeds=seeds)
 
 
 PROJECTION_HEAD = Study(
@@ -51,6 +49,22 @@ PROJECTION_HEAD = Study(
 )  # fmt: skip
 
 _TRANSFORMATIONS = ("colour or gray", "rotation", "noise", "Sobel")
+_ANSWERS = (
+    "yes, by 2 points (table 3)", "yes, by 42 points (table 3)", "yes, by 40 points (table 3)",
+    "yes, by 40 points (table 3)",
+)  # fmt: skip
+_ALL_FOUR = {"rotate": 0.5, "noise": 0.5, "sobel": 0.3, "grayscale": 0.3}
+
+
+def _probes(name: str, label: str, options: dict[str, float]) -> Arm:
+    return Arm(name=name, label=label, kind="probes", settings={"view_options": options}, seeds=3)
+
+
+def _is_discarded(transformation: str, published: str) -> Question:
+    ask = f"Is {transformation} predicted better from h than from g(h)?"
+    ours, theirs = ("all", f"{transformation} h"), ("all", f"{transformation} z")
+    return Question(ask=ask, ours=ours, theirs=theirs, published=published)
+
 
 H_AGAINST_Z = Study(
     name="h-against-z",
@@ -59,37 +73,25 @@ H_AGAINST_Z = Study(
     source="SimCLR, arXiv:2002.05709, table 3",
     published=Published(
         what="accuracy of an MLP that predicts the transformation, %: by chance, from h, from g(h)",
-        rows=(("colour or gray", "80, 99.3, 97.4"), ("rotation", "25, 67.6, 25.6"),
-              ("original or noisy", "50, 99.5, 59.6"), ("original or Sobel", "50, 96.6, 56.3")),
+        rows=(
+            ("colour or gray", "80, 99.3, 97.4"),
+            ("rotation", "25, 67.6, 25.6"),
+            ("original or noisy", "50, 99.5, 59.6"),
+            ("original or Sobel", "50, 96.6, 56.3"),
+        ),
     ),
     caveat="A transformation can be discarded if the views are augmented with it: one arm has all four, "
     "the other the default views. Chance is 50%, for rotation 25%.",
-    arms=tuple(
-        Arm(
-            name=name, label=label, kind="probes", settings={"view_options": options},
-            seeds=3,
-        )
-        for name, label, options in (
-            ("all", "all four seen",
-             {"rotate": 0.5, "noise": 0.5, "sobel": 0.3, "grayscale": 0.3}),
-            ("default", "default views", {}),
-        )
-    ),
-    questions=tuple(
-        Question(ask=f"Is {what} predicted better from h than from g(h)?", ours=("all", f"{what} h"),
-              theirs=("all", f"{what} z"), published=published)
-        for what, published in zip(
-            _TRANSFORMATIONS,
-            ("yes, by 2 points (table 3)", "yes, by 42 points (table 3)", "yes, by 40 points (table 3)",
-             "yes, by 40 points (table 3)"),
-            strict=True,
-        )
-    ),
+    arms=(_probes("all", "all four seen", _ALL_FOUR), _probes("default", "default views", {})),
+    questions=tuple(map(_is_discarded, _TRANSFORMATIONS, _ANSWERS)),
     figures=(
-        Figure(kind="bars", title="Predicting the transformation from h and from g(h)",
-               measures=tuple(f"{what} {rows}" for what in _TRANSFORMATIONS for rows in ("h", "z")),
-               y="accuracy of an MLP"),
+        Figure(
+            kind="bars",
+            title="Predicting the transformation from h and from g(h)",
+            measures=tuple(f"{what} {rows}" for what in _TRANSFORMATIONS for rows in ("h", "z")),
+            y="accuracy of an MLP",
+        ),
     ),
     images=IMAGES,
     measured="accuracy of an MLP that predicts the transformation from h or from g(h)",
-)  # fmt: skip
+)

@@ -13,11 +13,9 @@ _CLAIMED = (0.05, 0.2, 1.0)
 
 def _temperature(value: float, *, normalised: bool) -> Arm:
     line = "normalised" if normalised else "not normalised"
-    return Arm(
-        name=f"{line}, {value:g}", label=f"{line}, {value:g}", x=value, line=line,
-        seeds=3 if value in (_CLAIMED if normalised else (10.0,)) else 1,
-        settings={"temperature": value} | ({} if normalised else {"normalised": False}),
-    )  # fmt: skip
+    name, seeds = f"{line}, {value:g}", 3 if value in (_CLAIMED if normalised else (10.0,)) else 1
+    settings = {"temperature": value} | ({} if normalised else {"normalised": False})
+    return Arm(name=name, label=name, x=value, line=line, seeds=seeds, settings=settings)
 
 
 TEMPERATURE = Study(

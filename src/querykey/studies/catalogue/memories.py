@@ -16,9 +16,15 @@ _XBM: dict[str, Any] = {
 def _ratio(share: float) -> Arm:
     name = "no memory" if share == 0 else f"{share:.0%} of the images"
     return Arm(
-        name=name, label=name, x=100 * share, line="batch of 16", kind="retrieval", memory_ratio=share,
-        seeds=3 if share in (0.0, 0.05, 1.0) else 1, settings=dict(_XBM),
-    )  # fmt: skip
+        name=name,
+        label=name,
+        x=100 * share,
+        line="batch of 16",
+        kind="retrieval",
+        memory_ratio=share,
+        seeds=3 if share in (0.0, 0.05, 1.0) else 1,
+        settings=dict(_XBM),
+    )
 
 
 MEMORY_RATIO = Study(
@@ -28,25 +34,43 @@ MEMORY_RATIO = Study(
     source="XBM, arXiv:1912.06798, fig. 1 and table 1",
     published=Published(
         what="R@1, GoogleNet, contrastive loss without and with a memory, %",
-        rows=(("Stanford Online Products", "64.0, 77.8"), ("In-shop", "77.1, 89.1"),
-              ("VehicleID, large", "70.0, 92.5")),
+        rows=(
+            ("Stanford Online Products", "64.0, 77.8"),
+            ("In-shop", "77.1, 89.1"),
+            ("VehicleID, large", "70.0, 92.5"),
+        ),
     ),
     caveat="It needs labels, many classes, and test classes that are not trained on; ten classes are too "
     "few. The network is small and randomly initialised; the paper's was pretrained on ImageNet.",
     arms=tuple(_ratio(share) for share in (0.0, 0.01, 0.05, 0.25, 1.0)),
     questions=(
-        exceeds("Is a memory of 5% of the images better than none?", "5% of the images", "no memory", "R@1 z",
-                "yes, by 12 to 22 points (table 1)"),
-        exceeds("Is a memory of all images better than one of 5%?", "100% of the images", "5% of the images",
-                "R@1 z", "no: it levels off (fig. 1)"),
+        exceeds(
+            "Is a memory of 5% of the images better than none?",
+            "5% of the images",
+            "no memory",
+            "R@1 z",
+            "yes, by 12 to 22 points (table 1)",
+        ),
+        exceeds(
+            "Is a memory of all images better than one of 5%?",
+            "100% of the images",
+            "5% of the images",
+            "R@1 z",
+            "no: it levels off (fig. 1)",
+        ),
     ),
     figures=(
-        Figure(kind="lines", title="R@1 against the memory", measures=("R@1 z", "R@1 h"),
-               x="memory, % of the training images", y="R@1 among images of the test"),
+        Figure(
+            kind="lines",
+            title="R@1 against the memory",
+            measures=("R@1 z", "R@1 h"),
+            x="memory, % of the training images",
+            y="R@1 among images of the test",
+        ),
     ),
     measured="R@1 of z and of h",
     images=40_000,
-)  # fmt: skip
+)
 
 
 def _rate(rate: float, label: str) -> Arm:

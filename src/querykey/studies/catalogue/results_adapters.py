@@ -12,7 +12,7 @@ from querykey.studies.data_sets import (
     OMNIGLOT,
     FrozenDataSet,
 )
-from querykey.studies.engine.study import Arm, Figure, Question, Rule, Study
+from querykey.studies.engine.study import Arm, Figure, Kind, Question, Rule, Study
 
 __all__ = ["RESULTS_ADAPTERS"]
 
@@ -37,13 +37,17 @@ KNN = (20, 0.07)
 
 
 def _baselines(*names: str) -> tuple[Arm, ...]:
+    kinds: dict[str, Kind] = {"logistic_regression": "classifier"}
     return tuple(
         Arm(
-            name=name, label=_LABELS[name], seeds=1, settings={"projection": name},
-            kind="classifier" if name == "logistic_regression" else "baseline",
+            name=name,
+            label=_LABELS[name],
+            kind=kinds.get(name, "baseline"),
+            settings={"projection": name},
+            seeds=1,
         )
         for name in names
-    )  # fmt: skip
+    )
 
 
 def _adapter(seeds: int = 3, **settings: Any) -> Arm:
@@ -51,10 +55,8 @@ def _adapter(seeds: int = 3, **settings: Any) -> Arm:
 
 
 def _claim(ask: str, metric: str, theirs: str, rule: Rule = "above", *, comparisons: int = 1) -> Question:
-    return Question(
-        ask=ask, ours=("adapter", metric), theirs=(theirs, metric), rule=rule, is_claim=True, min_seeds=1,
-        comparisons=comparisons if rule == "not below" else 1,
-    )  # fmt: skip
+    count = comparisons if rule == "not below" else 1
+    return replace(_open(ask, metric, theirs), rule=rule, is_claim=True, comparisons=count)
 
 
 def _open(ask: str, metric: str, theirs: str) -> Question:
@@ -62,9 +64,17 @@ def _open(ask: str, metric: str, theirs: str) -> Question:
 
 
 def _study(
-    data: FrozenDataSet, name: str, title: str, dim: int, *, metrics: tuple[str, ...], arms: tuple[Arm, ...],
-    references: tuple[str, ...], questions: tuple[Question, ...], **every_arm: Any,
-) -> tuple[FrozenDataSet, Study]:  # fmt: skip
+    data: FrozenDataSet,
+    name: str,
+    title: str,
+    dim: int,
+    *,
+    metrics: tuple[str, ...],
+    arms: tuple[Arm, ...],
+    references: tuple[str, ...],
+    questions: tuple[Question, ...],
+    **every_arm: Any,
+) -> tuple[FrozenDataSet, Study]:
     sized = (replace(arm, settings=arm.settings | {"dim": dim}, **every_arm) for arm in arms)
     return data, Study(
         name=f"{data.name}{name}",
@@ -107,21 +117,29 @@ def _known_classes(data: FrozenDataSet, dim: int) -> tuple[FrozenDataSet, Study]
 
 def _few_labels(data: FrozenDataSet, per_class: int) -> tuple[FrozenDataSet, Study]:
     several = per_class > 1
-    baselines = _baselines("frozen", "pca", *(("logistic_regression",) if several else ()))
+    title = f"{per_class} labelled row{'s' * several} a class, MiniLM 384 to 256, five draws"
+    references: tuple[str, ...] = ("frozen", "logistic_regression") if several else ("frozen",)
+    questions: tuple[Question, ...] = (
+        _claim("Is kNN not below frozen?", "kNN", "frozen", "not below", comparisons=2),
+    )
+    if several:
+        ask = "Is kNN not below logistic regression?"
+        questions = (
+            _claim("Is kNN above frozen?", "kNN", "frozen"),
+            _claim(ask, "kNN", "logistic_regression", "not below", comparisons=4),
+        )
+    baselines = _baselines("frozen", "pca", *references[1:])
     return _study(
-        data, f" {per_class} a class",
-        f"{per_class} labelled row{'s' * several} a class, MiniLM 384 to 256, five draws", 256,
+        data,
+        f" {per_class} a class",
+        title,
+        256,
         metrics=("kNN",),
         arms=(*(replace(arm, seeds=5) for arm in baselines), _adapter(5, classes="known")),
-        references=("frozen", "logistic_regression") if several else ("frozen",),
-        questions=(
-            _claim("Is kNN above frozen?", "kNN", "frozen"),
-            _claim("Is kNN not below logistic regression?", "kNN", "logistic_regression", "not below",
-                   comparisons=4),
-        ) if several
-        else (_claim("Is kNN not below frozen?", "kNN", "frozen", "not below", comparisons=2),),
+        references=references,
+        questions=questions,
         labels_a_class=per_class,
-    )  # fmt: skip
+    )
 
 
 def _new_classes() -> tuple[FrozenDataSet, Study]:
@@ -146,35 +164,42 @@ def _no_labels(data: FrozenDataSet, dim: int) -> tuple[FrozenDataSet, Study]:
     is_full = dim == 384
     rule: Rule = "above" if dim <= 64 else "not below"
     frozen: Rule = "above" if data is DEBIAN else "not below"
+    questions: tuple[Question, ...]
+    if is_full:
+        questions = (_claim(f"Is it {frozen} frozen?", "NDCG@10", "frozen", frozen, comparisons=3),)
+    else:
+        ask = "Is it not below PCA that is not centred?"
+        questions = (
+            _claim(f"Is it {rule} centred PCA?", "NDCG@10", "pca", rule, comparisons=12),
+            _claim(ask, "NDCG@10", "pca_uncentred", "not below", comparisons=12),
+        )
     baselines = ("frozen", "pca", "whitened_pca") if is_full else _PROJECTIONS
     return _study(
-        data, f" {dim}", f"MiniLM 384 to {dim} without labels", dim,
+        data,
+        f" {dim}",
+        f"MiniLM 384 to {dim} without labels",
+        dim,
         metrics=("NDCG@10",),
         arms=(*_baselines(*baselines), _adapter(1 if is_full else 3)),
         references=("frozen", "pca") if is_full else ("frozen", "pca", "pca_uncentred"),
-        questions=(_claim(f"Is it {frozen} frozen?", "NDCG@10", "frozen", frozen, comparisons=3),) if is_full
-        else (
-            _claim(f"Is it {rule} centred PCA?", "NDCG@10", "pca", rule, comparisons=12),
-            _claim("Is it not below PCA that is not centred?", "NDCG@10", "pca_uncentred", "not below",
-                   comparisons=12),
-        ),
-    )  # fmt: skip
+        questions=questions,
+    )
 
 
 def _pairs(data: FrozenDataSet, pairs: int, side: str) -> tuple[FrozenDataSet, Study]:
     count = f"{pairs:,}" if pairs else "all"
-    is_above = data is DEBIAN and pairs in (300, 1000)
+    rule: Rule = "above" if data is DEBIAN and pairs in (300, 1000) else "not below"
     return _study(
-        data, f" {count} pairs, {side}", f"{count} pairs, full width, side={side}", 384,
+        data,
+        f" {count} pairs, {side}",
+        f"{count} pairs, full width, side={side}",
+        384,
         metrics=("NDCG@10",),
         arms=(*_baselines("frozen"), _adapter(5 if pairs else 3, side=side)),
         references=("frozen",),
-        questions=(
-            _claim("Is it above frozen?", "NDCG@10", "frozen") if is_above
-            else _claim("Is it not below frozen?", "NDCG@10", "frozen", "not below", comparisons=16),
-        ),
+        questions=(_claim(f"Is it {rule} frozen?", "NDCG@10", "frozen", rule, comparisons=16),),
         pairs=pairs,
-    )  # fmt: skip
+    )
 
 
 def _pairs_and_compressed(data: FrozenDataSet) -> tuple[FrozenDataSet, Study]:

@@ -8,6 +8,8 @@ from querykey.studies.engine.study import Arm, Figure, Kind, Question, Study, ex
 
 __all__ = ["RESULTS_PRETRAINING", "STEPS_IN_TEN_MINUTES"]
 
+Arms = tuple[Arm, ...]
+Questions = tuple[Question, ...]
 STEPS_IN_TEN_MINUTES = {
     "simclr": 3750, "moco": 4900, "moco-v2": 5150, "moco-v3": 2580, "memory-bank": 2540, "end-to-end": 3170,
     "xbm": 4630,
@@ -15,7 +17,7 @@ STEPS_IN_TEN_MINUTES = {
 """Steps that `--minutes 10` gives each method on two otherwise idle cores. They are fixed here, so that the
 load of a machine changes no result, and two arms can run side by side."""
 THREE_MINUTES = 0.276
-"""The share of those steps that `--minutes 3` gives: start-up takes equally long."""
+"""The fraction of those steps that `--minutes 3` gives: start-up takes equally long."""
 BUDGETS = (2, 5, 10, 30)
 """Minutes on all cores."""
 STEPS, FEW_STEPS, MANY_STEPS = 400, 1000, 4000
@@ -29,60 +31,66 @@ OMNIGLOT_RATE = 0.04
 
 
 def _study(
-    name: str, title: str, arms: tuple[Arm, ...], questions: tuple[Question, ...] = (), *, measured: str,
-    measures: tuple[str, ...],
-) -> Study:  # fmt: skip
+    name: str, title: str, arms: Arms, questions: Questions = (), *, measured: str, measures: tuple[str, ...]
+) -> Study:
     figure = Figure(kind="bars", title=title, measures=measures, y="share of test images")
     return Study(
-        name=name, title=title, asks=f"{title}: how good are the embeddings?",
+        name=name,
+        title=title,
+        asks=f"{title}: how good are the embeddings?",
         source="this library and the papers",
         caveat="Minutes of training a small network. Where a paper reports otherwise after days of training "
         "a large one, both can be right.",
-        arms=arms, questions=questions, figures=(figure,), measured=measured,
+        arms=arms,
+        questions=questions,
+        figures=(figure,),
+        measured=measured,
         identity="data set",
-    )  # fmt: skip
+    )
 
 
 def _minutes(minutes: int) -> Arm:
+    name, settings = f"{minutes} minutes", {"minutes": float(minutes)}
     return Arm(
-        name=f"{minutes} minutes", label=f"{minutes} minutes", group="minutes", seeds=1, threads=0,
-        settings={"minutes": float(minutes)}, scores_untrained=True,
-    )  # fmt: skip
+        name=name, label=name, group="minutes", seeds=1, threads=0, settings=settings, scores_untrained=True
+    )
 
 
 def _variant(name: str, label: str, **settings: Any) -> Arm:
-    whole = {"steps": STEPS, "looks": 0, **FIXED, **settings}
-    return Arm(name=name, label=label, group="questions", settings=whole)
+    settings = {"steps": STEPS, "looks": 0, **FIXED, **settings}
+    return Arm(name=name, label=label, group="questions", settings=settings)
 
 
 def _few_labels(name: str, kind: Kind, steps: int) -> Arm:
-    return Arm(
-        name=name, label="1% of the labels", group="few labels", kind=kind, seeds=5,
-        settings={"steps": steps, "looks": 0, **FIXED},
-    )  # fmt: skip
+    settings = {"steps": steps, "looks": 0, **FIXED}
+    return Arm(name=name, label="1% of the labels", group="few labels", kind=kind, seeds=5, settings=settings)
 
 
 def _method(name: str, *, share: float, group: str, seeds: int) -> Arm:
     kind: Kind = "pretrained" if seeds == 1 else "kNN of pretrained"
     steps = round(share * STEPS_IN_TEN_MINUTES[name])
     return Arm(
-        name=f"{name}, {group}", label=name, group=group, kind=kind, seeds=seeds,
+        name=f"{name}, {group}",
+        label=name,
+        group=group,
+        kind=kind,
+        seeds=seeds,
         settings={"method": name, "steps": steps, "looks": 4, **FIXED},
         scores_untrained=name == "simclr",
-    )  # fmt: skip
+    )
 
 
 def _moco(name: str, label: str, **settings: Any) -> Arm:
-    whole = {"method": "moco", "steps": DICTIONARY_STEPS, "looks": 4, **FIXED, "capacity": 4096, **settings}
-    return Arm(name=name, label=label, group="dictionaries", settings=whole)
+    given = {"method": "moco", "steps": DICTIONARY_STEPS, "looks": 4, **FIXED, "capacity": 4096}
+    return Arm(name=name, label=label, group="dictionaries", settings=given | settings)
 
 
 def _omniglot(name: str, label: str, **settings: Any) -> Arm:
-    whole = {
+    given = {
         "method": "xbm", "steps": OMNIGLOT_STEPS, "looks": 20, **FIXED, "image_size": 32, "view_size": 32,
-        "views": "digits", "batch_size": 16, "capacity": 2048, "learning_rate": OMNIGLOT_RATE, **settings,
+        "views": "digits", "batch_size": 16, "capacity": 2048, "learning_rate": OMNIGLOT_RATE,
     }  # fmt: skip
-    return Arm(name=name, label=label, group="omniglot", kind="retrieval", settings=whole)
+    return Arm(name=name, label=label, group="omniglot", kind="retrieval", settings=given | settings)
 
 
 _FEW = (

@@ -32,7 +32,7 @@ _LABELS = {
 
 
 _CHART = "chart"
-"""Arms that the chart shows: more could not be told apart."""
+"""Arms that the chart shows: more could not be distinguished."""
 
 
 def _arm(name: str, label: str, group: str = "", **settings: Any) -> Arm:
@@ -40,58 +40,53 @@ def _arm(name: str, label: str, group: str = "", **settings: Any) -> Arm:
 
 
 def _baselines(sizes: tuple[int, ...], width: int) -> tuple[Arm, ...]:
-    return tuple(
-        Arm(name=name, label=label, kind="baseline", seeds=1, group=_CHART * (name == "pca"),
-            settings={"method": name, "dims": [width] if name == "frozen" else [*sizes]})
-        for name, label in _LABELS.items()
-    )  # fmt: skip
+    arms = []
+    for name, label in _LABELS.items():
+        settings = {"method": name, "dims": [width] if name == "frozen" else [*sizes]}
+        group = _CHART if name == "pca" else ""
+        arms.append(Arm(name=name, label=label, kind="baseline", seeds=1, group=group, settings=settings))
+    return tuple(arms)
 
 
 def _questions(metric: str, *, is_full: bool) -> tuple[Question, ...]:
-    asked = []
+    def claim(
+        ask: str, ours: tuple[str, str], theirs: tuple[str, str], rule: Rule, count: int = 1
+    ) -> Question:
+        sides = [(arm, f"{metric} at {at}") for arm, at in (ours, theirs)]
+        question = Question(ask=ask, ours=sides[0], theirs=sides[1], rule=rule, comparisons=count)
+        return replace(question, is_claim=True, min_seeds=1)
 
-    def claim(ask: str, ours: str, theirs: str, arms: tuple[str, str], rule: Rule, count: int = 1) -> None:
-        asked.append(
-            Question(
-                ask=ask, ours=(arms[0], f"{metric} at {ours}"), theirs=(arms[1], f"{metric} at {theirs}"),
-                rule=rule, is_claim=True, min_seeds=1, comparisons=count,
-            )
-        )  # fmt: skip
-
+    questions, every = [], len(_SIZES) * _CELLS
     for size in _SIZES:
-        is_small = size in _SMALL
-        claim(
-            f"Are {size} numbers {'above' if is_small else 'not below'} PCA?", f"{size}", f"{size}",
-            ("ladder", "pca"), "above" if is_small else "not below", 1 if is_small else 3 * _CELLS,
-        )  # fmt: skip
+        rule: Rule = "above" if size in _SMALL else "not below"
+        count = 1 if size in _SMALL else 3 * _CELLS
+        one, pca = ("ladder", f"{size}"), ("pca", f"{size}")
+        questions.append(claim(f"Are {size} numbers {rule} PCA?", one, pca, rule, count))
     for size in _SIZES:
-        claim(
-            f"Are {size} numbers not below a fit of that size alone?", f"{size}", f"{size}",
-            ("ladder", "alone"), "not below", len(_SIZES) * _CELLS,
-        )  # fmt: skip
+        one, alone = ("ladder", f"{size}"), ("alone", f"{size}")
+        ask = f"Are {size} numbers not below a fit of that size alone?"
+        questions.append(claim(ask, one, alone, "not below", every))
     for size in _SIZES:
-        claim(
-            f"Are {size} numbers at 8 bits not below floats?", f"{size}, 8 bits", f"{size}",
-            ("ladder", "ladder"), "not below", len(_SIZES) * _CELLS,
-        )  # fmt: skip
+        ask, codes, floats = f"Are {size} numbers at 8 bits not below floats?", f"{size}, 8 bits", f"{size}"
+        questions.append(claim(ask, ("ladder", codes), ("ladder", floats), "not below", every))
     if is_full:
-        full = f"{_WIDTH}, 1 bit"
-        claim("Do documents of 1 bit a number keep 95% at full width?", full, f"{_WIDTH}, 95%",
-              ("full", "full"), "at or above")  # fmt: skip
-        claim("Are they above PCA of the same bytes?", full, f"{_PCA}", ("full", "pca"), "above")
-    return tuple(asked)
+        full, part = ("full", f"{_WIDTH}, 1 bit"), ("full", f"{_WIDTH}, 95%")
+        ask = "Do documents of 1 bit a number keep 95% at full width?"
+        questions.append(claim(ask, full, part, "at or above"))
+        questions.append(claim("Are they above PCA of the same bytes?", full, ("pca", f"{_PCA}"), "above"))
+    return tuple(questions)
 
 
 def _open(metric: str) -> tuple[Question, ...]:
     """Against a product quantiser at the same bytes."""
-    return tuple(
-        Question(
-            ask=f"Are {size} numbers, {bits} bit{'s' * (bits > 1)}, above a product quantiser?",
-            ours=("ladder", f"{metric} at {size}, {bits} bit{'s' * (bits > 1)}"),
-            theirs=("product quantisation", f"{metric} at {size * bits // 8} bytes"), min_seeds=1,
-        )
-        for size, bits in ((128, 8), (64, 8), (32, 8), (256, 1), (128, 1))
-    )  # fmt: skip
+    questions = []
+    for size, bits in ((128, 8), (64, 8), (32, 8), (256, 1), (128, 1)):
+        code = f"{size}, {bits} bit{'s' * (bits > 1)}"
+        ask = f"Are {size} numbers, {bits} bit{'s' * (bits > 1)}, above a product quantiser?"
+        ours = ("ladder", f"{metric} at {code}")
+        theirs = ("product quantisation", f"{metric} at {size * bits // 8} bytes")
+        questions.append(Question(ask=ask, ours=ours, theirs=theirs, min_seeds=1))
+    return tuple(questions)
 
 
 def _study(
@@ -101,19 +96,20 @@ def _study(
     given = {**_SHORT_LABELS, **fit} if has_labels else {"labels": False, **_SHORT, **fit}
     full = {name: value for name, value in given.items() if name not in _SHORT}  # a closed form
     is_full = metric == "NDCG@10"
-    arms = (
+    name_of_codes, published, dims = "product quantisation", "Matryoshka-Adaptor", [*_SIZES]
+    settings = {"method": name_of_codes}
+    arms = [
         *_baselines((*_SIZES, _PCA) if is_full else _SIZES, width),
-        Arm(name="product quantisation", label="product quantisation", kind="baseline", seeds=1, group=_CHART,
-            settings={"method": "product quantisation"}),
-        *(() if has_labels else (
-            _arm("Matryoshka-Adaptor", "Matryoshka-Adaptor", method="Matryoshka-Adaptor", dims=[*_SIZES],
-                 labels=False, steps=300),
-        )),
-        _arm("alone", "a fit for each size", method="alone", dims=[*_SIZES], **given),
-        _arm("ladder", "one fit", _CHART, method="ladder", dims=[*_SIZES], bits=[8, 1], **given),
-        *((_arm("full", "full width", method="ladder", dims=[width], bits=[8, 1], **full),) if is_full
-          else ()),
-    )  # fmt: skip
+        Arm(
+            name=name_of_codes, label=name_of_codes, kind="baseline", seeds=1, group=_CHART, settings=settings
+        ),
+    ]
+    if not has_labels:
+        arms.append(_arm(published, published, method=published, dims=dims, labels=False, steps=300))
+    arms.append(_arm("alone", "a fit for each size", method="alone", dims=dims, **given))
+    arms.append(_arm("ladder", "one fit", _CHART, method="ladder", dims=dims, bits=[8, 1], **given))
+    if is_full:
+        arms.append(_arm("full", "full width", method="ladder", dims=[width], bits=[8, 1], **full))
     codes = [f"{metric} at {size}, {bits}" for bits in ("8 bits", "1 bit") for size in _SIZES]
     at_full = [f"{metric} at {width}{of}" for of in ("", ", 8 bits", ", 1 bit", ", 1 bit, rescored")]
     measures = (
@@ -129,7 +125,7 @@ def _study(
         asks="What is each size at each precision of one fit worth?",
         source="SMEC, arXiv:2510.12474; claims of this library",
         caveat=f"Role of the measured part: {role}.",
-        arms=arms,
+        arms=tuple(arms),
         questions=(*_questions(metric, is_full=is_full), *_open(metric)),
         figures=(
             Figure(kind="sizes", title=f"{data.name}{name}: quality by bytes of a stored row",

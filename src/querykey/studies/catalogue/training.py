@@ -7,7 +7,6 @@ __all__ = ["BATCH_AND_EPOCHS", "FEW_LABELS", "WIDTH"]
 IMAGES = 51_200
 _BATCHES = (64, 256, 1024)
 
-
 _CLAIMED = ((64, "linear", 1), (1024, "linear", 1), (64, "square_root", 1), (64, "linear", 2))
 """Batch size, learning-rate rule and length in the questions: they have three seeds, the others one."""
 
@@ -16,10 +15,14 @@ def _batch(size: int, rule: str, length: int) -> Arm:
     words = f"{rule.replace('_', ' ')} rule"
     longer = "" if length == 1 else ", twice as long"
     return Arm(
-        name=f"{rule.replace('_', ' ')}, {size}, {length}", label=f"batch {size:,}, {words}{longer}",
-        x=float(size), line=words + longer, images=float(length),
-        seeds=3 if (size, rule, length) in _CLAIMED else 1, settings={"batch_size": size, "rule": rule},
-    )  # fmt: skip
+        name=f"{rule.replace('_', ' ')}, {size}, {length}",
+        label=f"batch {size:,}, {words}{longer}",
+        x=float(size),
+        line=words + longer,
+        images=float(length),
+        seeds=3 if (size, rule, length) in _CLAIMED else 1,
+        settings={"batch_size": size, "rule": rule},
+    )
 
 
 BATCH_AND_EPOCHS = Study(
@@ -94,6 +97,19 @@ WIDTH = Study(
 
 _LABELS = (1, 5, 20, 100)
 
+
+def _labelled(count: int) -> Arm:
+    name = f"{count} a class"
+    return Arm(name=name, label=name, x=float(count), line="labels", kind="few labels", labels_a_class=count)
+
+
+def _is_better_than_supervised(count: int) -> Question:
+    name = f"{count} a class"
+    ask = f"With {name}, is a linear classifier of h better than supervised training?"
+    published = "yes at 13 a class (table 7, 1%)" if count < 100 else "yes at 128 a class (table 7, 10%)"
+    return Question(ask=ask, ours=(name, "linear h"), theirs=(name, "supervised"), published=published)
+
+
 FEW_LABELS = Study(
     name="few-labels",
     title="Number of labels",
@@ -104,22 +120,18 @@ FEW_LABELS = Study(
         rows=(("supervised", "48.4, 80.4"), ("SimCLR, fine-tuned", "75.5, 87.8")),
     ),
     caveat="Ten classes; one encoder per seed, and a new draw of labels with each.",
-    arms=tuple(
-        Arm(name=f"{count} a class", label=f"{count} a class", x=float(count), line="labels",
-            kind="few labels", labels_a_class=count)
-        for count in _LABELS
-    ),
-    questions=tuple(
-        Question(ask=f"With {count} a class, is a linear classifier of h better than supervised training?",
-              ours=(f"{count} a class", "linear h"), theirs=(f"{count} a class", "supervised"),
-              published="yes at 13 a class (table 7, 1%)" if count < 100 else
-              "yes at 128 a class (table 7, 10%)")
-        for count in _LABELS
-    ),
+    arms=tuple(map(_labelled, _LABELS)),
+    questions=tuple(map(_is_better_than_supervised, _LABELS)),
     figures=(
-        Figure(kind="lines", title="Accuracy against labels", measures=("linear h", "supervised"),
-               x="labels per class", y="accuracy", log_x=True),
+        Figure(
+            kind="lines",
+            title="Accuracy against labels",
+            measures=("linear h", "supervised"),
+            x="labels per class",
+            y="accuracy",
+            log_x=True,
+        ),
     ),
     images=2 * IMAGES,
     measured="accuracy of a linear classifier of h, and of the same network trained on those labels alone",
-)  # fmt: skip
+)

@@ -76,12 +76,12 @@ class StudyImages:
                     f"{source.name} has no labels, so nothing can be scored; name them with --label-column"
                 )
         first = read_pixels(_select(train, np.zeros(1, np.int64)), size=SIDE, workers=0)
-        whole = f"{train.fingerprint} {test.fingerprint}"
+        both = f"{train.fingerprint} {test.fingerprint}"
         return {
             "name": Path(train.name).name, "train": asdict(self.train),
             "test": None if self.test is None else asdict(self.test),
             "trained_on": len(train), "asked": len(test), "channels": first.channels, "side": first.side,
-            "fingerprint": hashlib.sha256(whole.encode()).hexdigest(),
+            "fingerprint": hashlib.sha256(both.encode()).hexdigest(),
         }  # fmt: skip
 
     def labelled(self, *, size: int) -> tuple[Labelled, Labelled]:
@@ -134,7 +134,7 @@ class StudyFeatures:
         """Name, source, number and width of the features, their model, and a fingerprint of all bytes."""
         opened = [open_features(at, verify=True) for at in (self.train, self.test) if at is not None]
         task = self.task()
-        whole = " ".join(one.fingerprint for one in opened) + f" {self.max_rows}"
+        every = " ".join(one.fingerprint for one in opened) + f" {self.max_rows}"
         queries = task.test if task.queries is None else task.queries
         model = opened[0].features.meta.get("model") or {}
         return {
@@ -142,7 +142,7 @@ class StudyFeatures:
             "test": None if self.test is None else asdict(self.test),
             "trained_on": len(_open_features(self)[1].rows), "asked": len(queries),
             "width": task.test.shape[1], "model": model.get("spec"),
-            "fingerprint": hashlib.sha256(whole.encode()).hexdigest(),
+            "fingerprint": hashlib.sha256(every.encode()).hexdigest(),
         }  # fmt: skip
 
     def keys(self) -> dict[str, str]:
@@ -164,8 +164,7 @@ class StudyFeatures:
         Args:
             seed: Of the draw.
             labels_a_class: Labelled rows per class. The other rows are fitted on without a label, and kNN
-            votes
-                among the labelled rows only; None: all labels.
+                votes among the labelled rows only; None: all labels.
             pairs: Number of pairs; 0: all; None: without queries and pairs.
 
         Returns:
@@ -268,10 +267,10 @@ def _open_features(given: StudyFeatures) -> tuple[Task, FitRows]:
         task = task_of(test, features, given.test)
     else:
         order = torch.from_numpy(_split_order(len(features), given.train.spec, "rows"))
-        held_out, kept = order[: len(order) // TEST_FRACTION], order[len(order) // TEST_FRACTION :]
-        rows = features.vectors
+        count, rows = len(order) // TEST_FRACTION, features.vectors
+        tested, fitted = order[:count], order[count:]
         task = Task(
-            test=rows[held_out], test_labels=labels[held_out], train=rows[kept], train_labels=labels[kept]
+            test=rows[tested], test_labels=labels[tested], train=rows[fitted], train_labels=labels[fitted]
         )
     if given.max_rows is not None:
         task = _shortened(task, given.max_rows)
@@ -286,9 +285,11 @@ def _shortened(task: Task, max_rows: int) -> Task:
     assert task.test_labels is not None
     train, test = (torch.from_numpy(evenly_spaced(len(rows), max_rows)) for rows in (task.train, task.test))
     return Task(
-        test=task.test[test], test_labels=task.test_labels[test],
-        train=task.train[train], train_labels=task.train_labels[train],
-    )  # fmt: skip
+        test=task.test[test],
+        test_labels=task.test_labels[test],
+        train=task.train[train],
+        train_labels=task.train_labels[train],
+    )
 
 
 def _labels(features: Features, at: DataAt) -> Labels:

@@ -10,12 +10,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from querykey.io.program import say
 from querykey.io.records import Records
 from querykey.studies.engine.data import StudyFeatures, StudyImages
 from querykey.studies.engine.study import Arm
 
-__all__ = ["CELL", "FORMAT", "Cell", "Measure", "Progress", "Work", "compact", "print_progress", "run_grid"]
+__all__ = ["CELL", "FORMAT", "Cell", "Measure", "Progress", "Work", "compact", "run_grid"]
 
 FORMAT = 1
 """Of a cell's record. It is part of the key: with another format every cell is measured again."""
@@ -72,14 +71,18 @@ class Cell:
             >>> one.key == Cell(task="t", method="b", seed=0, identity={"dim": 2}).key
             True
         """
-        whole = {"format": FORMAT, "task": self.task, "seed": self.seed, "identity": self.identity}
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+        content = {"format": FORMAT, "task": self.task, "seed": self.seed, "identity": self.identity}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def run_grid(
-    cells: Sequence[Cell], records: Records, measure: Measure, *, jobs: int = 1,
+    cells: Sequence[Cell],
+    records: Records,
+    measure: Measure,
+    *,
+    jobs: int = 1,
     progress: Progress | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Measure the cells that have no record yet, in their order, and append a record for each.
 
     Args:
@@ -99,21 +102,6 @@ def run_grid(
         if progress is not None:
             progress(count, len(missing), cell, fields)
     return len(missing)
-
-
-def print_progress(done: int, count: int, cell: Cell, fields: dict[str, Any]) -> None:
-    """Print a line with the scores of a cell.
-
-    Args:
-        done: Cells measured now.
-        count: Cells to measure now.
-        cell: The cell.
-        fields: Its record.
-    """
-    means = (
-        f"{name} {total / queries:.4f}" for name, (total, queries) in fields["values"].items() if queries
-    )
-    say(f"[{done}/{count}] {cell.method}, seed {cell.seed}: {', '.join(means)}, {fields['seconds']:.0f} s")
 
 
 def compact(values: Iterable[float]) -> list[float | int | None]:

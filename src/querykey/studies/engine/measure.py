@@ -1,7 +1,7 @@
 """How a cell is measured: adapters and baselines on features, batch-norm leaks, encoders."""
 
 import time
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,18 +43,8 @@ def measure_cell(cell: Cell) -> dict[str, Any]:
             fields = measure_features(work, cell.seed)
         case "leak":
             fields = _measure_leak(work, cell.seed)
-        case (
-            "pretrained"
-            | "kNN of pretrained"
-            | "pixels"
-            | "few labels"
-            | "linear of few labels"
-            | "retrieval"
-            | "probes"
-        ):
+        case _:
             fields = measure_encoder(work, cell.seed)
-        case never:
-            assert_never(never)
     installed = versions("scikit-learn") if isinstance(work.data, StudyFeatures) else versions()
     return fields | {"seconds": time.monotonic() - start, "versions": installed}
 
@@ -97,9 +87,9 @@ def measure_features(work: Work, seed: int) -> dict[str, Any]:
     if arm.kind != "classifier" and "method" not in arm.settings:
         numbers[SCORE] = numbers["R@1" if task.queries is None else "NDCG@10"]
     wanted = numbers if work.measures is None else {m: numbers[m] for m in work.measures if m in numbers}
-    queries = {name: compact(values.tolist()) for name, values in wanted.items()}
-    return {"values": {name: _sum_and_count(values) for name, values in numbers.items()}, **fields,
-            "queries": queries}  # fmt: skip
+    queries = {name: compact(column.tolist()) for name, column in wanted.items()}
+    values = {name: _sum_and_count(column) for name, column in numbers.items()}
+    return {"values": values, **fields, "queries": queries}
 
 
 def protocol_of(knn: tuple[int, float]) -> Protocol:

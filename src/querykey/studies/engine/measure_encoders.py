@@ -333,9 +333,14 @@ def _encoded(
 
 
 def _knn_and_linear(
-    name: str, train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, *,
+    name: str,
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    *,
     only: Collection[str] | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """Accuracy of kNN and of a linear classifier, which takes a tenth of a cell: only the measures wanted."""
     knn, linear = f"kNN {name}", f"linear {name}"
     values = {}

@@ -115,14 +115,14 @@ def images_within(
         needed = math.ceil((cells * fixed + MIN_STEPS * units * step) / jobs / 60)
         raise ConfigError(
             f"{seconds / 60:g} minutes are too short for {cells} cells that take {fixed:.0f} s each besides "
-            f"their steps; {needed} are the least: raise --minutes, or lower --seeds"
+            f"their steps; {needed} are the least: raise the minutes, or lower the seeds"
         )
     count = int(share * batch)
-    return Budget(
-        images=count, minutes=seconds / 60, step_seconds=round(step, 4), scoring_seconds=round(fixed, 1),
-        words=f"{seconds / 60:g} minutes over {cells} cells: every arm sees {count:,} images; a step takes "
-        f"{step:.3f} s and the rest of a cell {fixed:.0f} s",
-    )  # fmt: skip
+    words = (
+        f"{seconds / 60:g} minutes over {cells} cells: every arm sees {count:,} images; a step takes "
+        f"{step:.3f} s and the rest of a cell {fixed:.0f} s"
+    )
+    return Budget(count, words, seconds / 60, round(step, 4), round(fixed, 1))
 
 
 def _step_seconds(arm: Arm, images: StudyImages) -> tuple[int, float]:
@@ -251,7 +251,7 @@ def plan_study(
         arms, budget = _plan_pretraining(study, arms, data, minutes=minutes, is_trial=is_trial, jobs=jobs)
     else:
         if minutes is not None:
-            raise ConfigError("fits of adapters end by themselves, in seconds each; leave out --minutes")
+            raise ConfigError("fits of adapters end by themselves, in seconds each; leave out the minutes")
         arms, budget = _plan_fits(arms, data, about, is_trial=is_trial)
     return _description(study, arms, about, budget, is_trial=is_trial)
 
@@ -315,16 +315,16 @@ def _threads(arm: Arm) -> int:
 def _read_plan(folder: Path, study: Study, data: StudyImages | StudyFeatures) -> dict[str, Any]:
     """Content of study.json, if it is of this study and of these data."""
     described = read_study(folder)
-    with raises_store_error(f"{folder}: the plan of the study", "give a new folder with --out"):
+    with raises_store_error(f"{folder}: the plan of the study", "give a new folder"):
         name, planned_on = str(described["name"]), dict(described["data"])
         _arms_of(described)
     if name != study.name:
-        raise ConfigError(f"{folder} holds the study {name}, not {study.name}; give a new folder with --out")
-    # None: planned by version 0.1, which kept no fingerprint in the plan of docs/results.md
+        raise ConfigError(f"{folder} holds the study {name}, not {study.name}; give a new folder")
+    # None: planned by version 0.1, which stored no fingerprint in the plan of docs/results.md
     if planned_on.get("fingerprint") not in (None, data.describe()["fingerprint"]):
         raise ConfigError(
             f"{folder}: the study was planned on {planned_on.get('name')}, and the data are not the same "
-            "now; give those, with the same options, or a new folder with --out"
+            "now; give those, with the same options, or a new folder"
         )
     return described
 
@@ -423,17 +423,19 @@ def _with_steps(arm: Arm, budget: Budget) -> dict[str, Any]:
 
 def _cells(described: dict[str, Any], arms: list[Arm], data: StudyImages | StudyFeatures) -> list[Cell]:
     """Seed by seed, so that all arms have a result before any arm is repeated."""
-    measures, knn = measures_of(described), described.get("knn", (10, 0.1))
-    identities = {arm.name: identity_of(described, arm, data) for arm in arms}
-    return [
+    measures, knn = measures_of(described), tuple(described.get("knn", (10, 0.1)))
+    first = [
         Cell(
-            task=described["name"], method=arm.name, seed=seed, identity=identities[arm.name],
-            work=Work(arm, data, _threads(arm), measures, tuple(knn)),
+            task=described["name"],
+            method=arm.name,
+            seed=0,
+            identity=identity_of(described, arm, data),
+            work=Work(arm, data, _threads(arm), measures, knn),
         )
-        for seed in range(max(arm.seeds for arm in arms))
         for arm in arms
-        if seed < arm.seeds
-    ]  # fmt: skip
+    ]
+    seeds = range(max(arm.seeds for arm in arms))
+    return [replace(cell, seed=seed) for seed in seeds for cell in first if seed < cell.work.arm.seeds]
 
 
 def _as_json(study: Study) -> dict[str, Any]:
@@ -458,7 +460,5 @@ def _description(
         length = f", {' to '.join(f'{count:,}' for count in ends)} steps"
     names, described = {arm.name for arm in arms}, _as_json(study)
     described["asked"] = [one for one in described["asked"] if {one["ours"][0], one["theirs"][0]} <= names]
-    return described | {
-        "is_trial": is_trial, "measured": f"{study.measured}, {about['name']}{length}", "data": about,
-        "budget": asdict(budget), "arms": [asdict(arm) for arm in arms],
-    }  # fmt: skip
+    described |= {"is_trial": is_trial, "measured": f"{study.measured}, {about['name']}{length}"}
+    return described | {"data": about, "budget": asdict(budget), "arms": [asdict(arm) for arm in arms]}

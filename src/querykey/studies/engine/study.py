@@ -13,10 +13,13 @@ LEAK = "own key in noise"
 """The measure of leaks: share of queries that find their own key among noise, through batch statistics
 alone."""
 
-Kind = Literal[
-    "pretrained", "kNN of pretrained", "pixels", "few labels", "linear of few labels", "retrieval", "probes",
-    "adapter", "baseline", "classifier", "leak",
-]  # fmt: skip
+EncoderKind = Literal[
+    "pretrained", "kNN of pretrained", "pixels", "few labels", "linear of few labels", "retrieval", "probes"
+]
+"""How an arm on images is trained and scored."""
+FeatureKind = Literal["adapter", "baseline", "classifier"]
+"""How an arm on features is fitted and scored."""
+Kind = EncoderKind | FeatureKind | Literal["leak"]
 """How an arm is trained and scored."""
 Rule = Literal["above", "at or above", "not below"]
 """When the verdict is yes: the 95% interval of the paired difference lies above 0, its mean is at least 0, or
