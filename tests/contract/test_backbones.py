@@ -162,18 +162,18 @@ def test_no_dropout_is_left_before_h():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("timm:resnet81", "timm has no network 'resnet81'; near it are .*resnet18"),
-        ("torchvision:resnet81", "torchvision has no network 'resnet81'; near it are .*resnet18"),
+        ("timm:resnet81", "timm has no network 'resnet81'; similar names: .*resnet18"),
+        ("torchvision:resnet81", "torchvision has no network 'resnet81'; similar names: .*resnet18"),
         ("resnet18", "there is no backbone 'resnet18'; give timm:NAME, torchvision:NAME, small_cnn"),
         ("small_cnn:wide", "after small_cnn: comes a width"),
         ("small_cnn:0", "after small_cnn: comes a width"),
         ("small_cnn:8x", "convolutions of a block, at most 9, as in small_cnn:64x2"),
         ("small_cnn:8x10", "convolutions of a block, at most 9"),
         ("timm:resnet18@file.pth", "give a file of weights as init"),
-        ("timm:test_vit:2x", "timm:test_vit:2x cannot be made so"),
+        ("timm:test_vit:2x", "timm:test_vit:2x cannot be made"),
         ("timm:test_vit", "timm:test_vit cannot (be made|take)"),
         ("own_backbones:nothing", "own_backbones has no callable 'nothing'"),
-        ("own_backbones:map_of_features", r"gave shape \[1, 2, 28, 28\] for 1 items"),
+        ("own_backbones:map_of_features", r"returned shape \[1, 2, 28, 28\] for 1 items"),
     ],
 )
 def test_what_cannot_be_made(spec, message):

@@ -224,7 +224,7 @@ class _Gives(nn.Module):
 
 
 def test_a_model_that_gives_no_rows_is_refused():
-    with pytest.raises(ShapeError, match=r"gave shape \[1, 8, 7, 7\] for 1 items; one row of features"):
+    with pytest.raises(ShapeError, match=r"returned shape \[1, 8, 7, 7\] for 1 items; one row of features"):
         _encoder_of(_Gives(lambda n: torch.zeros(n, 8, 7, 7)))
     with pytest.raises(ShapeError, match="gave tuple for 1 items"):
         _encoder_of(_Gives(lambda n: (torch.zeros(n, 8),)))
@@ -234,7 +234,7 @@ def test_a_model_that_gives_no_rows_is_refused():
 
 def test_a_model_that_raises_on_a_blank_item_is_one_message():
     with pytest.raises(
-        SourceError, match=r"toy:wrong cannot encode a blank item \(RuntimeError: .*do not fit"
+        SourceError, match=r"toy:wrong cannot encode a blank item \(RuntimeError: .*does not fit"
     ):
         _encoder_of(_Gives(lambda n: torch.zeros(n, 2) @ torch.zeros(3, 2)))
 

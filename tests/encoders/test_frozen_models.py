@@ -67,7 +67,7 @@ def test_trap_5_9_two_fine_tunes_of_one_model_have_two_keys(weights, tmp_path):
 
 
 def test_random_weights_only_when_asked(weights):
-    with pytest.raises(SourceError, match="has no weights on this machine, and none are downloaded unasked"):
+    with pytest.raises(SourceError, match="has no weights on this machine, and none are downloaded"):
         load_frozen_encoder(f"timm:{NAME}")
     assert load_frozen_encoder(f"timm:{NAME}@random").dim == load_frozen_encoder(f"timm:{NAME}@{weights}").dim
 
@@ -181,13 +181,13 @@ def test_trap_5_9_the_key_covers_the_code_and_the_preprocessing_of_a_factory(tmp
     [
         (
             "no_such_module:encoder",
-            r"no_such_module cannot be imported \(ModuleNotFoundError: .*working folder",
+            r"no_such_module cannot be imported \(ModuleNotFoundError: .*working directory",
         ),
         ("bad_nets:nothing", "bad_nets has no callable 'nothing'; give MODULE:FACTORY"),
         ("bad_nets:number", "bad_nets has no callable 'number'"),
         ("bad_nets:a_number", "returned a int; an nn.Module is needed"),
         ("bad_nets:broken", "bad_nets:broken raised KeyError: 'no weights'"),
-        ("resnet18", "'resnet18' names no model; a model is timm:NAME"),
+        ("resnet18", "'resnet18' is not a model; a model is timm:NAME"),
     ],
 )
 def test_a_factory_that_is_none(tmp_path, monkeypatch, spec, message):
@@ -290,7 +290,7 @@ def test_default_preprocessing_scales_cuts_and_normalises():
 def test_images_that_are_not_pooled_are_refused(tmp_path, monkeypatch):
     (tmp_path / "maps.py").write_text("from torch import nn\ndef net():\n    return nn.Conv2d(3, 4, 3)\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ShapeError, match=r"Conv2d gave shape \[1, 4, 222, 222\] for 1 items"):
+    with pytest.raises(ShapeError, match=r"Conv2d returned shape \[1, 4, 222, 222\] for 1 items"):
         load_frozen_encoder("maps:net")
 
 
@@ -337,5 +337,5 @@ class TestSentenceTransformers:
             load_frozen_encoder(f"st:{tmp_path}/none")
 
     def test_only_texts_have_prompts(self):
-        with pytest.raises(ConfigError, match="takes no prompt"):
+        with pytest.raises(ConfigError, match="has no prompt"):
             load_frozen_encoder(f"timm:{NAME}@random", prompt="query: ")

@@ -108,7 +108,7 @@ def test_what_is_refused():
         head(layers=4)
     with pytest.raises(RangeError, match=r"must be >= 1, got 8, 0 and 4"):
         head(hidden=0)
-    with pytest.raises(RangeError, match="has 2 layers; layer 3 was asked for"):
+    with pytest.raises(RangeError, match="has 2 layers; got layer 3"):
         head().layer(H, 3)
     with pytest.raises(
         ConfigError, match="last_norm of a projection head is scale, plain or none; got 'shift'"

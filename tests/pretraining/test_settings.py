@@ -181,7 +181,7 @@ def test_what_no_image_is_needed_for_is_refused_first(tmp_path):
 
 
 def test_an_unknown_network_is_answered_with_the_nearest_names():
-    with pytest.raises(SourceError, match=r"near it are .*resnet18"):
+    with pytest.raises(SourceError, match=r"similar names: .*resnet18"):
         pretrain("sklearn:digits", backbone="torchvision:resnet81", steps=1)
     with pytest.raises(SourceError, match="there is no backbone 'small_cmm'"):
         pretrain("sklearn:digits", backbone="small_cmm", steps=1)

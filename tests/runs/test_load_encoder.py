@@ -174,7 +174,7 @@ def test_colour_into_a_gray_encoder_becomes_gray(run, folders):
 
 
 def test_what_it_takes_not(run):
-    with pytest.raises(ConfigError, match="takes no prompt"):
+    with pytest.raises(ConfigError, match="has no prompt"):
         load_encoder(run.folder, prompt="a photo of")
     with pytest.raises(ConfigError, match="device 'nowhere' cannot be used"):
         load_encoder(run.folder, device="nowhere")

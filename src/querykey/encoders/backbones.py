@@ -1,4 +1,4 @@
-"""Backbones that are trained: networks of timm and torchvision, small ones of our own, and yours."""
+"""Backbones for pretraining: networks of timm and torchvision, `SmallCNN`, and user-defined modules."""
 
 import re
 from collections.abc import Callable
@@ -30,11 +30,11 @@ class Backbone(nn.Module):
     """A network without its classifier: images in, embeddings h out.
 
     Args:
-        network: With the keys of the library it comes from.
-        spec: How the user named it.
+        network: With the parameter names of its library.
+        spec: Its name, as given by the user.
         dim: Width of h.
-        stem: "small" or "plain", as it was resolved.
-        classifier: Modules that a file of weights may have beyond the network.
+        stem: "small" or "plain".
+        classifier: Modules that a file of weights may contain in addition to the network.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Backbone(nn.Module):
 
     def forward(self, images: ImageRows) -> Rows:
         """Images [images, channels, height, width] to h [images, dim]."""
-        h: Tensor = self.network(images)  # one row an image: `make_backbone` has checked it
+        h: Tensor = self.network(images)  # one row per image, as checked by `make_backbone`
         return h
 
     def start_(self, images: Tensor) -> None:
-        """Initialise a network from the statistics of these images if it has such an initialisation.
+        """Initialise a network from the statistics of images, if it has such an initialisation.
 
         Args:
-            images: As it will see them [images, channels, height, width].
+            images: Training views [images, channels, height, width].
         """
         if isinstance(self.network, SmallCNN):
             self.network.start_(images)
@@ -71,35 +71,35 @@ class _Made(NamedTuple):
 
 
 def make_backbone(spec: str, *, channels: int, image_size: int, stem: Stem = "auto", seed: int) -> Backbone:
-    """A network with random weights, the same bits for the same seed.
+    """Make a network with random weights, the same for the same seed.
 
     - `timm:NAME` and `torchvision:NAME`: without classifier, and without the dropout before it.
       `timm:resnet50:2x` (any ResNet of timm) has twice the channels in every stage, as SimCLR's
       wider networks; `wide_resnet50_2`, of either library, widens the inner 3x3 convolutions alone.
     - `small_cnn`, `small_cnn:WIDTH` or `small_cnn:WIDTHxDEPTH`: `SmallCNN.of_width`.
-    - `module:factory`: your own nn.Module, which gives one row of features an image.
+    - `module:factory`: any nn.Module that returns one row of features per image.
 
     With the small-image stem, a ResNet's first convolution is 3x3 with stride 1 (of a deep stem,
-    the first of three gets stride 1), and there is no max pooling. The width of h is found by
-    running one blank image.
+    the first of three has stride 1), and there is no max pooling. The width of h is that of the features of a
+    blank image.
 
     Args:
         spec: As above.
         channels: Of an image, >= 1.
-        image_size: Its height and width in pixels, >= 1; timm's and torchvision's vision transformers
-            are made for it, other networks take any.
+        image_size: Its height and width in pixels, >= 1; vision transformers of timm and torchvision
+            are made for it, other networks take any size.
         stem: "small" and "plain" for ResNets of timm and torchvision; "auto" is small for them below
-            64 pixels, and plain for all others.
-        seed: Of the random weights. The caller's generators do not move. A factory of yours that
-            draws from another generator than torch's default has to seed it by itself.
+            64 pixels, else plain.
+        seed: Of the random weights. The state of the default generator is restored. A factory that uses
+            another generator has to seed it.
 
     Returns:
         The backbone, in train mode, on the CPU.
 
     Raises:
-        SourceError: If there is no such network (the message lists the nearest names), or it cannot take
+        SourceError: If the network does not exist (the message lists similar names), or it does not accept
             such images.
-        ConfigError: If a small stem is requested of a network that has none.
+        ConfigError: If a small stem is requested for a network that has none.
         RangeError: If a number is outside its range.
         MissingExtraError: If timm or torchvision is needed and not installed.
 
@@ -122,11 +122,11 @@ def make_backbone(spec: str, *, channels: int, image_size: int, stem: Stem = "au
         network, classifier = _made(spec, channels, image_size)
         is_resnet = type(network).__name__ == "ResNet" and hasattr(network, "maxpool")
         if stem == "small" and not is_resnet:
-            raise ConfigError(f"{spec} has no small stem, only ResNets have; leave stem at auto")
+            raise ConfigError(f"{spec} has no small stem, only ResNets have; use stem auto")
         is_small = stem == "small" or (stem == "auto" and image_size < _SMALL_IMAGE and is_resnet)
         if is_small:
             _use_small_stem(network)
-        dim = _asked_width(network, spec, channels, image_size)
+        dim = _feature_width(network, spec, channels, image_size)
     return Backbone(
         network.train(), spec=spec, dim=dim, stem="small" if is_small else "plain", classifier=classifier
     )
@@ -138,12 +138,12 @@ def load_backbone_weights(backbone: Backbone, path: Path | str) -> None:
     Args:
         backbone: All of its weights and buffers must be in the file, under the keys of
             `backbone.network`.
-        path: A .safetensors file, or a .pth, .pt or .bin file that holds tensors alone; with a
-            classifier, which is left out, or without.
+        path: A .safetensors file, or a .pth, .pt or .bin file that holds tensors alone; with or without
+            a classifier, which is ignored.
 
     Raises:
-        MissingPathError: If there is no such file.
-        SourceError: If the file cannot be read or is of another network; nothing was loaded then.
+        MissingPathError: If the file does not exist.
+        SourceError: If the file cannot be read or is of another network; nothing is loaded.
     """
     hint = "" if backbone.stem == "plain" else "; a file with the library's own stem needs stem = plain"
     load_weights(
@@ -212,24 +212,24 @@ def _of_torchvision(name: str, channels: int, image_size: int) -> _Made:
         options["image_size"] = image_size
     network = _call(lambda: models.get_model(name, **options), f"torchvision:{name}")
     _take_channels(network, channels)
-    return _Made(network, (_take_classifier_off(network), *_AUXILIARY))
+    return _Made(network, (_remove_classifier(network), *_AUXILIARY))
 
 
 def _call(make: Callable[[], nn.Module], spec: str) -> nn.Module:
     try:
         return make()
-    except Exception as error:  # the libraries raise whatever comes
-        raise SourceError(f"{spec} cannot be made so ({type(error).__name__}: {error})") from error
+    except Exception as error:  # the libraries raise any error
+        raise SourceError(f"{spec} cannot be made ({type(error).__name__}: {error})") from error
 
 
 def _unknown(library: str, name: str, names: list[str]) -> SourceError:
     near = get_close_matches(name, names, n=3, cutoff=0.5)
-    like = f"; near it are {', '.join(near)}" if near else ""
+    like = f"; similar names: {', '.join(near)}" if near else ""
     return SourceError(f"{library} has no network {name!r}{like}; {library}'s list_models() lists all")
 
 
 def _take_channels(network: nn.Module, channels: int) -> None:
-    """The first convolution for images of so many channels, each drawn as the library draws one."""
+    """Adapt the first convolution to a number of channels, each with weights drawn by the library."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             source = torch.arange(channels) % module.in_channels
@@ -238,14 +238,14 @@ def _take_channels(network: nn.Module, channels: int) -> None:
             return
 
 
-def _take_classifier_off(network: nn.Module) -> str:
-    """Where the classifier was: the last layer, with as many outputs as ImageNet has classes."""
+def _remove_classifier(network: nn.Module) -> str:
+    """Remove the classifier, the last layer with one output per ImageNet class; returns its name."""
     layers = [(name, layer) for name, layer in network.named_modules() if _outputs(layer) == _CLASSES]
     name: str = layers[-1][0]
     parent_name, _, last = name.rpartition(".")
     parent = network.get_submodule(parent_name)
     setattr(parent, last, nn.Identity())
-    if isinstance(parent, nn.Sequential):  # h is not what dropout leaves of it
+    if isinstance(parent, nn.Sequential):  # remove the dropout before it, too
         for place in reversed(range(int(last) if last.isdecimal() else 0)):
             if not isinstance(parent[place], nn.Dropout):
                 break
@@ -268,14 +268,14 @@ def _use_small_stem(network: Any) -> None:
     else:
         first[0].stride = (1, 1)
     for module in network.maxpool.modules():
-        if isinstance(module, nn.Conv2d):  # some of timm's pool by a convolution
+        if isinstance(module, nn.Conv2d):  # some of timm's networks pool by a convolution
             module.stride = (1, 1)
     if not any(True for _ in network.maxpool.parameters()):
         network.maxpool = nn.Identity()
 
 
-def _asked_width(network: nn.Module, spec: str, channels: int, image_size: int) -> int:
-    """The width of h, by the features of one blank image."""
+def _feature_width(network: nn.Module, spec: str, channels: int, image_size: int) -> int:
+    """The width of the features of a blank image."""
     was_training = network.training
     network.eval()
     try:
@@ -283,10 +283,10 @@ def _asked_width(network: nn.Module, spec: str, channels: int, image_size: int) 
             features = network(torch.zeros(1, channels, image_size, image_size))
     except QuerykeyError:
         raise
-    except Exception as error:  # a network is anyone's code
+    except Exception as error:  # a user-defined network can raise any error
         raise SourceError(
             f"{spec} cannot take an image of {channels} x {image_size} x {image_size} "
-            f"({type(error).__name__}: {error}); another image size or another network may fit"
+            f"({type(error).__name__}: {error}); try another image size or another network"
         ) from error
     finally:
         network.train(was_training)

@@ -1,4 +1,4 @@
-"""The FC layer on top of a frozen model: linear, residual or two layers, started where it does no harm."""
+"""The FC layer on top of a frozen model: linear, residual or two layers."""
 
 from typing import Literal, assert_never
 
@@ -17,7 +17,7 @@ Start = Literal["pca", "pca_centred", "identity", "orthogonal"]
 
 
 class FCLayer(nn.Module):
-    r"""What an adapter is: unit rows of a frozen model in, unit rows of width `dim` out.
+    r"""The layer of an adapter: maps unit rows of a frozen model to unit rows of width `dim`.
 
     With :math:`x` a unit row,
 
@@ -25,12 +25,12 @@ class FCLayer(nn.Module):
               z = \text{norm}(x + W x + b) \quad\text{(residual)}, \qquad
               z = \text{norm}(W x + b + W_2\,\text{gelu}(W_1 x + b_1)) \quad\text{(two layers)}
 
-    It is started with `set_affine_`, never at random. A residual layer and the second layer of two
-    start at 0, so that training begins at the frozen rows or at the linear start.
+    It is initialised with `set_affine_`, not at random. A residual layer and the second of two layers are
+    initialised to 0, so that training starts from the frozen rows or from the linear layer.
 
     Args:
         width: Width of a frozen row.
-        dim: Width of what comes out, from 1 to width.
+        dim: Width of the output, from 1 to width.
         kind: "linear", "residual" (dim = width) or "two_layer".
         hidden: Width between two layers; None: the same as `width`.
 
@@ -81,7 +81,7 @@ class FCLayer(nn.Module):
 
     @torch.no_grad()
     def set_affine_(self, weight: Tensor, bias: Tensor) -> None:
-        """Set the layer, in place, to rows of W x + b scaled to length 1; a second layer starts at 0.
+        """Set the layer, in place, to W x + b, scaled to length 1; a second layer stays 0.
 
         Args:
             weight: W [dim, width].
@@ -94,7 +94,7 @@ class FCLayer(nn.Module):
 
 
 def orthogonal(rows: int, columns: int, *, seed: int) -> Tensor:
-    """A matrix whose rows (or, where there are more of them, columns) are orthonormal."""
+    """A random matrix with orthonormal rows, or columns if there are more rows than columns."""
     noise = torch.randn(
         max(rows, columns),
         min(rows, columns),
@@ -103,5 +103,5 @@ def orthogonal(rows: int, columns: int, *, seed: int) -> Tensor:
     )
     basis, upper = torch.linalg.qr(noise)
     basis = basis * upper.diagonal().sign()
-    turned: Tensor = basis if rows > columns else basis.T
-    return turned.float()
+    matrix: Tensor = basis if rows > columns else basis.T
+    return matrix.float()

@@ -1,4 +1,4 @@
-"""The momentum encoder: a copy of an encoder that follows it slowly and makes the keys."""
+"""The momentum encoder: an exponential moving average of an encoder, which encodes the keys."""
 
 import copy
 import math
@@ -15,16 +15,15 @@ MomentumSchedule = Literal["constant", "cosine"]
 
 
 class MomentumEncoder(nn.Module):
-    r"""A copy of an encoder whose weights are a moving average of that encoder's.
+    r"""A copy of an encoder whose weights are an exponential moving average (EMA) of its weights.
 
     .. math:: \theta_k \leftarrow m\,\theta_k + (1 - m)\,\theta_q
 
-    Parameters alone are averaged. Buffers, as the running statistics of batch norm, are those of the copy
-    and come from the keys that it encodes; so it is in train mode while it makes them. It follows
-    before it encodes: `ema_update_`, then call it.
+    Only parameters are averaged. Buffers, such as the running statistics of batch norm, are computed from
+    the keys that it encodes, in train mode. Call `ema_update_` before encoding.
 
     Args:
-        encoder: Any module; copied as it is, with its mode and its device.
+        encoder: Any module; copied with its mode and device.
 
     Example:
         >>> encoder = torch.nn.Linear(1, 1)
@@ -38,8 +37,8 @@ class MomentumEncoder(nn.Module):
 
     Source:
         He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2019,
-        arXiv:1911.05722, eq. 2. Algorithm 1 there follows at the end of a step; the authors' code,
-        and this one, just before the keys are encoded.
+        arXiv:1911.05722, eq. 2. Algorithm 1 updates at the end of a step; the authors' code and this
+        library update just before the keys are encoded.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -51,7 +50,7 @@ class MomentumEncoder(nn.Module):
         """Move every parameter towards the encoder's, in place.
 
         Args:
-            encoder: The one that this is a copy of.
+            encoder: The encoder that was copied.
             momentum: EMA coefficient, from 0 (a copy of the encoder) to 1 (unchanged).
 
         Raises:
@@ -60,25 +59,25 @@ class MomentumEncoder(nn.Module):
         """
         if not 0 <= momentum <= 1:
             raise RangeError(f"momentum of the key encoder must be from 0 to 1, got {momentum}")
-        own, others = dict(self.encoder.named_parameters()), dict(encoder.named_parameters())
-        shapes = [{name: tuple(weight.shape) for name, weight in one.items()} for one in (own, others)]
+        weights, others = dict(self.encoder.named_parameters()), dict(encoder.named_parameters())
+        shapes = [{name: tuple(weight.shape) for name, weight in one.items()} for one in (weights, others)]
         if shapes[0] != shapes[1]:
             differing = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
             raise ShapeError(
                 f"the key encoder cannot follow an encoder with other parameters ({', '.join(differing[:3])})"
-                "; make it as a copy of that encoder"
+                "; make it from that encoder"
             )
-        if own:
-            torch._foreach_lerp_(list(own.values()), [others[name] for name in own], 1 - momentum)
+        if weights:
+            torch._foreach_lerp_(list(weights.values()), [others[name] for name in weights], 1 - momentum)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Any:
-        """What the encoder gives of images, here (h, z), without gradient."""
+        """The output of the encoder, here (h, z), without gradient."""
         return self.encoder(images)
 
 
 def half_life(momentum: float) -> float:
-    r"""After how many steps half of what the key encoder is has been replaced.
+    r"""The number of steps after which half of the weight of the average has been replaced.
 
     .. math:: \log \tfrac{1}{2} / \log m
 

@@ -1,4 +1,4 @@
-"""Projection heads, and a backbone with its head: images in, h and z = g(h) out."""
+"""Projection heads, and a backbone with its head: images to h and z = g(h)."""
 
 from typing import Literal
 
@@ -22,9 +22,9 @@ class ProjectionHead(nn.Module):
 
     .. math:: g(h) = W_2\,\text{relu}(W_1 h) \quad\text{(two layers)}
 
-    With `batch_norm`, every linear layer is without bias and has batch norm after it; that of
-    the last layer scales but does not shift. Without it, every linear layer has a bias, which is
-    the head of MoCo v2 (two layers). z is not scaled to length 1 here.
+    With `batch_norm`, every linear layer has no bias and is followed by batch norm; that of
+    the last layer has a scale and no shift. Without it, every linear layer has a bias, which is
+    the head of MoCo v2 (two layers). z is not scaled to length 1.
 
     The heads of MoCo v3 have hidden=4096, dim=256 and last_norm="plain"; its prediction head is another
     such head on z (width=256), which for a ResNet has last_norm="none".
@@ -32,13 +32,13 @@ class ProjectionHead(nn.Module):
     Args:
         width: Of h, >= 1.
         kind: "none" (z is h), "linear" (one layer) or "mlp".
-        layers: Of an MLP, 2 or 3; the others have as many as they have.
+        layers: Of an MLP, 2 or 3; ignored for other kinds.
         hidden: Width between an MLP's layers, >= 1; None: the same as h.
         dim: Width of z, >= 1; of "none" it is that of h.
-        batch_norm: Whether there is any.
-        last_norm: Batch norm after the last layer, where there is batch norm: "scale" scales and does not
-            shift, "plain" does neither, "none" is no batch norm there.
-        seed: Of the random weights; the caller's generators do not move.
+        batch_norm: Whether layers have batch norm.
+        last_norm: Batch norm of the last layer, if layers have batch norm: "scale" with a scale and no shift,
+            "plain" with neither, "none" without batch norm.
+        seed: Of the random weights; the state of the default generator is restored.
 
     Raises:
         ConfigError: If the kind or last_norm is not known.
@@ -102,22 +102,21 @@ class ProjectionHead(nn.Module):
         return self.layer(h, len(self.layers))
 
     def layer(self, h: Embeddings, number: int) -> Rows:
-        """What the head has after some of its layers, ReLU included: 0 is h, 1 is for fine-tuning.
+        """The output of a layer, after its ReLU: 0 is h; 1 is used for fine-tuning.
 
         Args:
             h: Embeddings [rows, width].
-            number: From 0 to the number of layers, whose result is z.
+            number: From 0 to the number of layers; the last output is z.
 
         Returns:
-            [rows, width of that layer].
+            [rows, width of the layer].
 
         Raises:
-            RangeError: If the head has no such layer.
+            RangeError: If the layer does not exist.
         """
         if not 0 <= number <= len(self.layers):
             raise RangeError(
-                f"this projection head has {len(self.layers)} layers; layer {number} was asked for "
-                "(0 is h itself)"
+                f"this projection head has {len(self.layers)} layers; got layer {number} (0 is h)"
             )
         out = h
         for layer in self.layers[:number]:
@@ -126,14 +125,14 @@ class ProjectionHead(nn.Module):
 
 
 class ViewEncoder(nn.Module):
-    """A backbone f and a projection head g: what the views of a batch go through.
+    """A backbone f and a projection head g, which encode the views.
 
     Args:
         backbone: Images to h.
         head: h to z.
 
     Raises:
-        RangeError: If the head is made for another width of h.
+        RangeError: If the head has another input width.
     """
 
     def __init__(self, backbone: Backbone, head: ProjectionHead) -> None:
@@ -158,7 +157,7 @@ class ViewEncoder(nn.Module):
 
 
 def _layer(before: int, after: int, *, batch_norm: bool, last_norm: LastNorm | None) -> nn.Sequential:
-    """One layer; `last_norm` is None of all but the last."""
+    """One layer; `last_norm` is None for all but the last."""
     layer = nn.Sequential(nn.Linear(before, after, bias=not batch_norm))
     if batch_norm and last_norm != "none":
         norm = nn.BatchNorm1d(after, affine=last_norm != "plain")

@@ -56,7 +56,7 @@ def load_encoder(
     Example:
         >>> load_encoder("resnet50")
         Traceback (most recent call last):
-        querykey.errors.SourceError: 'resnet50' names no model; a model is timm:NAME[@weights], ...
+        querykey.errors.SourceError: 'resnet50' is not a model; a model is timm:NAME[@weights], ...
     """
     if isinstance(spec, PretrainedRun):
         return _pretrained(spec.encoder, "a pretrained encoder", device, prompt, dtype)

@@ -1,4 +1,4 @@
-"""How a model is run on this machine: measured once, before the run, and written into it."""
+"""The batch size and memory layout of a frozen model, measured before a run and recorded in it."""
 
 import time
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ _SECONDS_IN_ALL = 3.0
 class BatchPlan:
     """Batch size and memory layout.
 
-    Both change how fast features come, and the features themselves by rounding alone (about
-    1e-6 of their size), so neither is part of a model's key.
+    Both change the speed, and the features only by rounding (about 1e-6 of their size), so neither is part of
+    the key of a model.
 
     Args:
-        batch_size: Items a forward, >= 1.
-        channels_last: Whether images lie in memory pixel by pixel.
+        batch_size: Items per forward pass, >= 1.
+        channels_last: Whether images are in the channels-last memory format.
     """
 
     batch_size: int = 32
@@ -39,17 +39,16 @@ class BatchPlan:
 def measure_plan(
     model: FrozenModel, items: Sequence[Any], *, dtype: torch.dtype, batch_size: int | None = None
 ) -> BatchPlan:
-    """Find the layout and the batch size that give the most items a second.
+    """Measure the layout and the batch size with the most items per second.
 
-    The layout is the faster of two on four items. The batch doubles from 8 to 256 as
-    long as the rate grows by a twentieth, a batch takes less than 0.75 s and it fits memory;
-    3 s are spent at the most, but for the batch under way.
+    The layout is the faster of two on four items. The batch size is doubled from 8 to 256 while the rate
+    grows by 5%, a batch takes less than 0.75 s and fits into memory, for at most about 3 s.
 
     Args:
-        model: What runs.
-        items: Some of the real items, prepared; repeated where a batch needs more.
-        dtype: In which the model will run.
-        batch_size: Given by the user; then only the layout is measured.
+        model: The model.
+        items: Some prepared items; repeated if a batch needs more.
+        dtype: Of the computation.
+        batch_size: If given, only the layout is measured.
 
     Returns:
         The plan.
@@ -82,13 +81,13 @@ def measure_plan(
 
 
 def faster_dtype(model: FrozenModel) -> torch.dtype:
-    """bfloat16 where two blank items take less time in it, float32 elsewhere.
+    """bfloat16 if two blank items are faster in it, else float32.
 
     Args:
-        model: What runs.
+        model: The model.
 
     Returns:
-        torch.bfloat16 only if it is at least a fifth faster.
+        torch.bfloat16 if it is at least 20% faster.
     """
     if model.fixed_dtype:
         return torch.float32
@@ -102,7 +101,7 @@ def _repeated(items: Sequence[Any], size: int) -> list[Any]:
 
 
 def _time(model: FrozenModel, batch: list[Any], dtype: torch.dtype, *, channels_last: bool) -> float:
-    """The second run counts: the first one sets up the kernels."""
+    """Seconds of the second run; the first one loads the kernels."""
     _seconds(model, batch, dtype, channels_last=channels_last)
     return _seconds(model, batch, dtype, channels_last=channels_last)
 

@@ -1,4 +1,4 @@
-"""A frozen model: items in, features out, and a key that says which features they are."""
+"""A frozen model: encodes items as features, and has a key that identifies the features."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -37,23 +37,21 @@ _Prepared = tuple[int, Any]
 
 
 class FrozenEncoder:
-    """A model that never learns: no gradient, eval mode and inference mode at every forward.
+    """A model without training: no gradient, and eval mode and inference mode in every forward pass.
 
-    Batch norm and dropout therefore do not move its features, even where someone else calls
-    `.train()` on the module.
+    Batch norm and dropout do not change its features, even if `.train()` is called on the module.
 
     Args:
-        model: What computes the features; see `load_frozen_encoder`.
-        spec: How the user named it.
-        dtype: "float32"; "bfloat16" computes in it by autocast, which changes features in the
-            third digit; "auto" takes bfloat16 where it is measured faster now. The dtype that
-            was taken is part of the key.
-        prompt: The text that the model puts before every item, for the records.
+        model: The model; see `load_frozen_encoder`.
+        spec: Its name, as given by the user.
+        dtype: "float32"; "bfloat16" uses autocast, which changes features in the third digit; "auto" uses
+            bfloat16 if it is measured to be faster. The dtype is part of the key.
+        prompt: The text before every item, for the records.
 
     Raises:
-        ConfigError: If there is no such dtype, or the model's is fixed and another is requested.
-        ShapeError: If the model does not give one row an item.
-        SourceError: If it raises an error of its own on a blank item.
+        ConfigError: If the dtype does not exist, or differs from the fixed one of the model.
+        ShapeError: If the model does not return one row per item.
+        SourceError: If it raises an error for a blank item.
     """
 
     @in_default_torch_state
@@ -63,7 +61,7 @@ class FrozenEncoder:
         if dtype not in (*_DTYPES, "auto"):
             raise ConfigError(f"dtype {dtype!r} is not known; it is float32, bfloat16 or auto")
         if model.fixed_dtype and dtype == "bfloat16":
-            raise ConfigError(f"{spec} computes in the dtype it was exported with; leave dtype at float32")
+            raise ConfigError(f"{spec} computes in the dtype it was exported with; use dtype float32")
         self.spec = spec
         self.kind: Kind = model.kind
         self.prompt = prompt
@@ -74,33 +72,32 @@ class FrozenEncoder:
             self.dim = int(self._forward([model.prepare(model.blank())]).shape[1])
         except QuerykeyError:
             raise
-        except Exception as error:  # a model is anyone's code
+        except Exception as error:  # a user-defined model can raise any error
             raise SourceError(
                 f"{spec} cannot encode a blank item ({type(error).__name__}: {error}); "
-                "its preprocessing and its input do not fit"
+                "its preprocessing does not fit its input"
             ) from error
 
     @property
     def dtype(self) -> str:
-        """In which the model computes: "float32" or "bfloat16"."""
+        """The dtype of the computation: "float32" or "bfloat16"."""
         return str(self._dtype).removeprefix("torch.")
 
     @property
     def key(self) -> str:
-        """sha256 over weights, preprocessing, pooling, prompt and dtype."""
+        """sha256 of weights, preprocessing, pooling, prompt and dtype."""
         return combined_digest({"model": self._model.identity, "dtype": self.dtype})
 
     @in_default_torch_state
     def measure(self, items: Sequence[Any] | NDArray[Any], *, batch_size: int | None = None) -> BatchPlan:
-        """Measure how to run, on some of the items that will be encoded, and keep to it.
+        """Measure the batch size and layout on some items, and use them from now on.
 
         Args:
-            items: The real items; the first few that can be read are used.
-            batch_size: >= 1, where the user gave it.
+            items: To be encoded; the first few that can be read are used.
+            batch_size: >= 1; None: measured.
 
         Returns:
-            The plan, which `encode` follows from now on. Without a readable item it is the
-            plan there was.
+            The plan, which `encode` uses; unchanged without a readable item.
 
         Raises:
             RangeError: If batch_size is not positive.
@@ -129,33 +126,32 @@ class FrozenEncoder:
     ) -> Rows:
         """Features of items, in their order.
 
-        Images are read and prepared by a few threads, one batch ahead of the model. Texts are
-        encoded longest first, so that those of a batch are padded little. A batch that does not
-        fit memory is halved, and so are all after it.
+        Images are read and prepared by a few threads, one batch ahead of the model. Texts are sorted by
+        length, so that a batch has little padding. If a batch does not fit into memory, the batch size is
+        halved from then on.
 
         Args:
-            items: Images, texts or vectors, as `kind` says; `items[i]` may be lazy. An image is what
-                `as_image` takes: a PIL image, a path, bytes, an array or a tensor, each decoded the
-                way that a source decodes its files.
-            on_damaged: Called with the place of an item that cannot be read, which then has no
-                row; without it the error is raised.
-            on_progress: Called after each batch with the number of items in it, damaged ones too.
+            items: Images, texts or vectors, as `kind` says; `items[i]` may be lazy. An image is a
+                PIL image, a path, bytes, an array or a tensor, decoded like the files of a source.
+            on_damaged: Called with the index of an item that cannot be read, which then has no row; None: the
+                error is raised.
+            on_progress: Called after each batch with its number of items, including damaged ones.
 
         Returns:
             float32 [items that could be read, dim], on the CPU.
 
         Raises:
             DamagedItemError: If an item cannot be read and `on_damaged` is not given.
-            ShapeError: If the model gives features of another width than before.
+            ShapeError: If the width of the features changes.
         """
         features = torch.empty(len(items), self.dim)
-        kept = torch.ones(len(items), dtype=torch.bool)
+        is_read = torch.ones(len(items), dtype=torch.bool)
         for batch, damaged in self._batches(items):
             for place, error in damaged:
                 if on_damaged is None:
                     raise error
                 on_damaged(place, error)
-                kept[place] = False
+                is_read[place] = False
             if batch:
                 rows = self._forward([prepared for _, prepared in batch])
                 if rows.shape[1] != self.dim:
@@ -163,10 +159,10 @@ class FrozenEncoder:
                 features[[place for place, _ in batch]] = rows
             if on_progress is not None:
                 on_progress(len(batch) + len(damaged))
-        return features if bool(kept.all()) else features[kept]
+        return features if bool(is_read.all()) else features[is_read]
 
     def _item(self, item: Any, place: int) -> Any:
-        """An image however it is given, as a source gives it; texts and vectors as they are."""
+        """Images converted to PIL; texts and vectors unchanged."""
         return as_image(item, what=f"image {place}") if self.kind == "image" else item
 
     def _forward(self, batch: list[Any]) -> Tensor:
@@ -186,7 +182,7 @@ class FrozenEncoder:
     def _batches(
         self, items: Sequence[Any] | NDArray[Any]
     ) -> Iterator[tuple[list[_Prepared], list[tuple[int, DamagedItemError]]]]:
-        """(prepared items with their places, damaged places) batch by batch, one batch ahead."""
+        """(prepared items with their indices, damaged indices) of each batch, one batch ahead."""
         places = list(range(len(items)))
         if self.kind == "text":
             items = list(items)
@@ -212,41 +208,41 @@ class FrozenEncoder:
 def _gathered(
     futures: list[tuple[int, Future[Any]]],
 ) -> tuple[list[_Prepared], list[tuple[int, DamagedItemError]]]:
-    whole, damaged = list[_Prepared](), list[tuple[int, DamagedItemError]]()
+    prepared, damaged = list[_Prepared](), list[tuple[int, DamagedItemError]]()
     for place, future in futures:
         try:
-            whole.append((place, future.result()))
+            prepared.append((place, future.result()))
         except DamagedItemError as error:
             damaged.append((place, error))
-    return whole, damaged
+    return prepared, damaged
 
 
 @in_default_torch_state
 def load_frozen_encoder(
     spec: str, *, device: str = "cpu", prompt: str | None = None, dtype: str = "float32"
 ) -> FrozenEncoder:
-    """Load a frozen model by name; nothing is ever downloaded.
+    """Load a frozen model by name, without downloading.
 
     Args:
         spec: `timm:NAME[@weights.safetensors|.pth|random]`, `st:NAME-OR-FOLDER`,
             `module:factory`, or `FILE.onnx`.
-        device: Where it runs.
+        device: Of the model.
         prompt: For `st:` models: one of the model's prompts by name, or the text itself.
-        dtype: "float32", "bfloat16", or "auto": bfloat16 where it is measured faster. It is part
-            of the key, so "auto" may embed again on another machine.
+        dtype: "float32", "bfloat16", or "auto": bfloat16 if it is measured to be faster. It is part of
+            the key, so with "auto" another machine may embed again.
 
     Returns:
         The frozen encoder.
 
     Raises:
-        SourceError: If there is no such model, or it cannot be loaded.
+        SourceError: If the model does not exist or cannot be loaded.
         MissingExtraError: If a package it needs is not installed.
         ConfigError: If a setting does not fit the model.
 
     Example:
         >>> load_frozen_encoder("resnet50")
         Traceback (most recent call last):
-        querykey.errors.SourceError: 'resnet50' names no model; a model is timm:NAME[@weights], ...
+        querykey.errors.SourceError: 'resnet50' is not a model; a model is timm:NAME[@weights], ...
     """
     place = usable_device(device)
     model: FrozenModel
@@ -256,7 +252,7 @@ def load_frozen_encoder(
         sentences = load_sentence_transformer(spec.removeprefix("st:"), device=place, prompt=prompt)
         return FrozenEncoder(sentences, spec=spec, dtype=dtype, prompt=sentences.prompt)
     if prompt is not None:
-        raise ConfigError(f"{spec} takes no prompt; prompts are for st: models, leave it out")
+        raise ConfigError(f"{spec} has no prompt; only st: models have one, leave it out")
     if spec.startswith("timm:"):
         from querykey.encoders.frozen.image import load_timm
 
@@ -273,7 +269,7 @@ def load_frozen_encoder(
         model = load_factory(spec, device=place)
     else:
         raise SourceError(
-            f"{spec!r} names no model; a model is timm:NAME[@weights], st:NAME-OR-FOLDER, "
+            f"{spec!r} is not a model; a model is timm:NAME[@weights], st:NAME-OR-FOLDER, "
             "module:factory or FILE.onnx"
         )
     return FrozenEncoder(model, spec=spec, dtype=dtype)

@@ -1,4 +1,4 @@
-"""What makes two frozen models the same: a sha256 over everything their features depend on."""
+"""Digests that identify a frozen model: sha256 of everything that its features depend on."""
 
 import hashlib
 import inspect
@@ -27,7 +27,7 @@ def state_digest(module: nn.Module) -> str:
     """The sha256 of a module's parameters and buffers: names, shapes, dtypes and bytes.
 
     Args:
-        module: Any module; nothing of it is changed and no copy of all of it is made.
+        module: Any module; not changed and not copied.
 
     Returns:
         64 hexadecimal digits.
@@ -42,7 +42,7 @@ def state_digest(module: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        if not isinstance(value, Tensor):  # what a module gives as extra state
+        if not isinstance(value, Tensor):  # extra state of a module
             digest.update(f"{name} {describe(value)}\n".encode())
             continue
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
@@ -68,13 +68,13 @@ def file_digest(path: Path) -> str:
 
 
 def source_digest(*parts: Any) -> str:
-    """The sha256 of the Python files in which functions and classes are written.
+    """The sha256 of the Python files that define functions and classes.
 
-    Two models may hold the same weights and use them differently; what tells them apart is code.
+    Two models may have the same weights and differ in their code.
 
     Args:
-        parts: Functions, classes, or values whose class is meant. What is written in no file
-            (built in, or typed at a prompt) adds its description alone.
+        parts: Functions, classes, or instances, for their class. Those without a file (built in, or
+            interactive) only add their name.
 
     Returns:
         64 hexadecimal digits.
@@ -93,7 +93,7 @@ def source_digest(*parts: Any) -> str:
 
 
 def describe(value: object) -> str:
-    """The repr of a value without memory addresses, so that it is the same in the next process.
+    """The repr of a value without memory addresses, so that it is the same in every process.
 
     Example:
         >>> describe(describe)
@@ -103,7 +103,7 @@ def describe(value: object) -> str:
 
 
 def combined_digest(parts: Mapping[str, Any]) -> str:
-    """The sha256 of named parts, each of which JSON can hold.
+    """The sha256 of values by name, as JSON.
 
     Example:
         >>> combined_digest({"a": 1, "b": 2}) == combined_digest({"b": 2, "a": 1})
@@ -114,6 +114,8 @@ def combined_digest(parts: Mapping[str, Any]) -> str:
 
 
 def preprocessing_digest(prepare: Callable[..., Any]) -> str:
-    """The sha256 of a preprocessing's description and, for a user's own, of its code."""
-    own_code = not type(prepare).__module__.startswith(("torchvision.", "timm.", "querykey."))
-    return combined_digest({"says": describe(prepare), "code": source_digest(prepare) if own_code else ""})
+    """The sha256 of the repr of a preprocessing and, if it is user-defined, of its code."""
+    is_user_code = not type(prepare).__module__.startswith(("torchvision.", "timm.", "querykey."))
+    return combined_digest(
+        {"says": describe(prepare), "code": source_digest(prepare) if is_user_code else ""}
+    )

@@ -25,7 +25,7 @@ __all__ = ["load_factory", "load_timm"]
 
 
 class TimmPreprocessing:
-    """timm's own evaluation transform of a model, of an image in any mode."""
+    """The evaluation transform of a timm model, for images in any mode."""
 
     def __init__(self, transform: Any) -> None:
         self.transform = transform
@@ -38,19 +38,19 @@ class TimmPreprocessing:
 
 
 def load_timm(name: str, *, device: torch.device) -> TorchModel:
-    """A model of timm without its classifier, with timm's own preprocessing.
+    """Load a timm model without its classifier, with the preprocessing of timm.
 
     Args:
-        name: `NAME` takes weights that are in the local cache already; `NAME@FILE` takes them from
-            a .safetensors or .pth file; `NAME@random` has random ones.
-        device: Where it runs.
+        name: `NAME` uses weights in the local cache; `NAME@FILE` those in a .safetensors or .pth file;
+            `NAME@random` random ones.
+        device: Of the model.
 
     Returns:
-        A frozen model of images.
+        A frozen image model.
 
     Raises:
         MissingExtraError: If timm is not installed.
-        SourceError: If timm has no such model, or its weights are not here or do not fit.
+        SourceError: If the model does not exist in timm, or its weights are missing or do not fit.
     """
     try:
         import timm
@@ -60,7 +60,7 @@ def load_timm(name: str, *, device: torch.device) -> TorchModel:
     name, at, weights = name.partition("@")
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:3]
-        like = f"; near it are {', '.join(near)}" if near else ""
+        like = f"; similar names: {', '.join(near)}" if near else ""
         raise SourceError(f"timm has no model {name!r}{like}; timm.list_models() lists all")
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
     if weights != "random":
@@ -88,23 +88,23 @@ def load_timm(name: str, *, device: torch.device) -> TorchModel:
 
 
 def load_factory(spec: str, *, device: torch.device) -> TorchModel:
-    """A model that the user's own code makes: `module:factory`, from the working folder or installed.
+    """Load a user-defined model: `module:factory`, from the working directory or installed.
 
-    The module may carry
+    The module may have the attributes
 
     - `kind`: "image" (the default) or "text"; the forward of a text model takes a list of str.
-    - `preprocess`: PIL image (or str) to what the forward takes, without the batch axis. Without it
-      an image becomes RGB of `image_size` (224 without it), ImageNet's mean and deviation.
+    - `preprocess`: maps a PIL image (or str) to the input of the forward, without the batch axis. By default
+      an image is converted to RGB, resized to `image_size` (by default 224) and normalised as for ImageNet.
 
     Args:
-        spec: `package.module:callable`; the callable takes nothing and returns an nn.Module.
-        device: Where it runs.
+        spec: `package.module:callable`; the callable has no arguments and returns an nn.Module.
+        device: Of the model.
 
     Returns:
         A frozen model.
 
     Raises:
-        SourceError: If there is no such module or callable, or what it returns is no nn.Module.
+        SourceError: If the module or callable does not exist, or it does not return an nn.Module.
     """
     factory, module = made_by(spec)
     kind: Kind = getattr(module, "kind", "image")
@@ -115,7 +115,7 @@ def load_factory(spec: str, *, device: torch.device) -> TorchModel:
     height, width = (size, size) if isinstance(size, int) else size
     prepare: Any = getattr(module, "preprocess", None)
     if prepare is None:
-        prepare = ImagePreprocessing(height, width) if kind == "image" else _as_it_is
+        prepare = ImagePreprocessing(height, width) if kind == "image" else _unchanged
     identity = combined_digest(
         {
             "weights": state_digest(module),
@@ -128,7 +128,7 @@ def load_factory(spec: str, *, device: torch.device) -> TorchModel:
     return TorchModel(module, kind=kind, prepare=prepare, blank=blank, identity=identity, device=device)
 
 
-def _as_it_is(text: str) -> str:
+def _unchanged(text: str) -> str:
     return text
 
 
@@ -141,7 +141,7 @@ def _gray(height: int, width: int) -> "Image.Image":
 
 
 def _cached_weights(model: nn.Module, name: str) -> Path:
-    """Where a former download of the model's weights lies; nothing is downloaded."""
+    """The path of the weights in the local cache; nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
     from torch.hub import get_dir
 
@@ -156,7 +156,7 @@ def _cached_weights(model: nn.Module, name: str) -> Path:
         if path.is_file():
             return path
     raise SourceError(
-        f"timm:{name} has no weights on this machine, and none are downloaded unasked; give a file "
+        f"timm:{name} has no weights on this machine, and none are downloaded; give a file "
         f"(timm:{name}@weights.safetensors), fetch them once with timm.create_model({name!r}, "
-        f"pretrained=True), or ask for random ones (timm:{name}@random)"
+        f"pretrained=True), or use random ones (timm:{name}@random)"
     )

@@ -1,4 +1,4 @@
-"""What every kind of frozen model offers to `FrozenEncoder`, and the kind made of an nn.Module."""
+"""The interface of frozen models, and its implementation for an nn.Module."""
 
 import importlib
 import sys
@@ -19,12 +19,12 @@ Kind = Literal["image", "text", "vector"]
 
 @runtime_checkable
 class FrozenModel(Protocol):
-    """A model that is used for features alone.
+    """A model that computes features.
 
-    kind: what an item is.
-    identity: sha256 over weights, preprocessing, pooling and prompt; not the dtype.
-    fixed_dtype: whether the model computes in its own dtype, whatever is requested.
-    has_layouts: whether the model can be tried in the channels-last memory layout.
+    kind: Of an item.
+    identity: sha256 of weights, preprocessing, pooling and prompt; not of the dtype.
+    fixed_dtype: Whether the dtype of the computation cannot be chosen.
+    has_layouts: Whether the model supports the channels-last memory format.
     """
 
     @property
@@ -37,28 +37,28 @@ class FrozenModel(Protocol):
     def has_layouts(self) -> bool: ...
 
     def blank(self) -> Any:
-        """An item of the right kind, to ask how wide a feature is."""
+        """An item of the kind, to determine the width of the features."""
         ...
 
     def prepare(self, item: Any) -> Any:
-        """What the model takes for one item; called from several threads at once."""
+        """Preprocess an item; called from several threads at once."""
         ...
 
     def forward(self, batch: Sequence[Any], *, dtype: torch.dtype, channels_last: bool) -> Tensor:
-        """Features [len(batch), dim] of prepared items; inference mode is on already."""
+        """Features [len(batch), dim] of prepared items; called in inference mode."""
         ...
 
 
 class TorchModel:
-    """An nn.Module as a frozen model: no gradient, and eval mode at every forward.
+    """An nn.Module as a frozen model: no gradient, and eval mode in every forward pass.
 
     Args:
         module: Moved to the device, its parameters frozen.
         kind: "image": prepared items are tensors, stacked. "text": strings, as a list.
-        prepare: One item to what the module takes.
-        blank: An item of the right kind.
-        identity: What makes its features.
-        device: Where it runs.
+        prepare: Preprocesses an item.
+        blank: Makes an item of the kind.
+        identity: See `FrozenModel`.
+        device: Of the model.
     """
 
     fixed_dtype = False
@@ -83,7 +83,7 @@ class TorchModel:
         self._layout = torch.contiguous_format
 
     def forward(self, batch: Sequence[Any], *, dtype: torch.dtype, channels_last: bool) -> Tensor:
-        # Whoever holds the module may have called .train() since the last batch.
+        # other code may have called .train() since the last batch
         self.module.eval()
         inputs: Any = list(batch)
         if self.kind != "text":
@@ -103,30 +103,30 @@ class TorchModel:
 
 
 def freeze(module: nn.Module, device: torch.device) -> nn.Module:
-    """Take gradients away, set eval mode, move to the device; the module itself is returned."""
+    """Disable gradients, set eval mode and move to the device; returns the module."""
     return module.requires_grad_(requires_grad=False).eval().to(device)
 
 
 def require_rows(features: Any, rows: int, what: str) -> Tensor:
-    """The features, if they are one row an item.
+    """Check that features have one row per item, and return them.
 
     Raises:
-        ShapeError: If they are anything else.
+        ShapeError: If they do not.
     """
     if isinstance(features, Tensor) and features.ndim == 2 and len(features) == rows and features.shape[1]:
         return features
     given = f"shape {list(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
     raise ShapeError(
-        f"{what} gave {given} for {rows} items; one row of features for each is needed "
+        f"{what} returned {given} for {rows} items; one row of features for each is needed "
         "([items, dim]): pool and flatten inside the model"
     )
 
 
 def usable_device(name: str) -> torch.device:
-    """The device, if this machine has it.
+    """The device, if it can be used on this machine.
 
     Raises:
-        ConfigError: If torch does not know it or cannot reach it.
+        ConfigError: If it cannot be used.
 
     Example:
         >>> usable_device("cpu")
@@ -142,26 +142,26 @@ def usable_device(name: str) -> torch.device:
 
 
 def made_by(spec: str) -> tuple[Callable[[], Any], nn.Module]:
-    """The factory that a spec names, and the module it makes.
+    """Import the factory of a spec, and call it.
 
     Args:
-        spec: `package.module:callable`, looked for in the working folder first; the callable
-            takes nothing.
+        spec: `package.module:callable`, searched in the working directory first; the callable has
+            no arguments.
 
     Returns:
         (the callable, the nn.Module that it returned).
 
     Raises:
-        SourceError: If there is no such module or callable, or what it returns is no nn.Module.
+        SourceError: If the module or callable does not exist, or it does not return an nn.Module.
     """
     place, _, name = spec.partition(":")
     with _working_folder_first():
         try:
             factory: Any = importlib.import_module(place)
-        except Exception as error:  # whatever the user's own file raises
+        except Exception as error:  # user code can raise any error
             raise SourceError(
                 f"{spec}: {place} cannot be imported ({type(error).__name__}: {error}); "
-                "it is looked for in the working folder and among the installed packages"
+                "it is searched in the working directory and among the installed packages"
             ) from error
         for part in name.split("."):
             factory = getattr(factory, part, None)

@@ -1,4 +1,4 @@
-"""What stands where a network has batch norm: per device, over all devices, split, or layer norm."""
+"""Replaces the batch norm of a network: per device, global, split, or layer norm."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,28 +16,28 @@ BatchNormKind = Literal["device", "global", "layer", "split"]
 
 
 def convert_batch_norm(module: nn.Module, kind: BatchNormKind, *, groups: int | None = None) -> nn.Module:
-    """Put another normalisation in the place of every batch norm, with its scale, shift and eps.
+    """Replace every batch norm by another normalisation, with its scale, shift and eps.
 
-    - "device": what there is; the statistics are those of the rows on one device.
+    - "device": unchanged; the statistics are those of the rows on one device.
     - "global": over the rows of all processes, if torch.distributed runs with more than one (see
       `GlobalBatchNorm`); the same as "device" if it does not.
-    - "layer": over channels and places of one image, GroupNorm with one group. The scale and the
-      shift stay one number a channel, so that images of any size fit; nothing of an image depends
-      on the others, and there are no running statistics.
-    - "split": over `groups` sub-batches of consecutive rows, on one device. With fewer rows a
-      statistic, what a positive pair shares through the batch becomes easier to see.
+    - "layer": over channels and positions of an image, GroupNorm with one group. Scale and shift are one
+      number per channel, so that images of any size fit. Images do not depend on each other, and there are
+      no running statistics.
+    - "split": over `groups` sub-batches of consecutive rows, on one device. With fewer rows per statistic, a
+      positive pair in the same sub-batch is easier to recognise.
 
     Args:
-        module: Changed in place, where it is no batch norm itself.
+        module: Changed in place, unless it is a batch norm.
         kind: As above.
         groups: Of "split", >= 1, and of nothing else.
 
     Returns:
-        The module; another one only if it was a batch norm itself.
+        The module; another one only if it was a batch norm.
 
     Raises:
-        ConfigError: If the kind is not known, groups are missing or given without need, or a
-            library's own batch norm does more than torch's.
+        ConfigError: If the kind is not known, groups are missing or not needed, or the
+            network has a subclass of batch norm that does more.
         RangeError: If groups is below 1.
 
     Source:
@@ -71,7 +71,7 @@ def _require_plain(module: nn.Module) -> None:
         if isinstance(norm, BatchNorm) and type(norm) not in _PLAIN:
             raise ConfigError(
                 f"{name or 'the module'} is a {type(norm).__name__}, which does more than batch norm; "
-                "only torch's own can be replaced: leave batch norm at device, or take another network"
+                "only torch's own can be replaced: use batch norm of kind device, or another network"
             )
 
 

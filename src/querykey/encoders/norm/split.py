@@ -1,8 +1,8 @@
-"""Split batch norm, and keys that are encoded in another order so that its groups give nothing away.
+"""Split batch norm, and shuffled encoding of keys, so that batch statistics do not leak the positive.
 
 A query and its key that are normalised by the same statistics can be matched by these alone. Split batch norm
 has the statistics of sub-batches on one device, as several devices would have. Shuffled keys are normalised
-in other sub-batches than their queries and put back in order.
+in other sub-batches than their queries, and put back in order.
 """
 
 from collections.abc import Callable
@@ -63,19 +63,19 @@ def _dtype_of_statistics(norm: BatchNorm, rows: Tensor) -> torch.dtype:
 
 
 class SplitBatchNorm1d(nn.BatchNorm1d):
-    """Batch norm over sub-batches of consecutive rows, as if each were on a device of its own.
+    """Batch norm over sub-batches of consecutive rows, as if each were on a separate device.
 
-    In eval mode it is plain batch norm; the running statistics are moved by the mean over the
+    In eval mode it is plain batch norm; the running statistics are updated with the mean over
     sub-batches.
 
     Args:
         num_features: Channels.
-        groups: Sub-batches of one size, >= 1; 1 is plain batch norm.
+        groups: Sub-batches of equal size, >= 1; 1 is plain batch norm.
         options: Those of torch.nn.BatchNorm1d.
 
     Raises:
         RangeError: If groups is below 1.
-        ShapeError: At a forward in train mode, if the rows do not split into so many of one size.
+        ShapeError: At a forward in train mode, if the rows cannot be split into groups of equal size.
 
     Example:
         >>> rows = torch.tensor([[0.0], [2.0], [10.0], [14.0]])
@@ -97,12 +97,12 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
     Args:
         num_features: Channels.
-        groups: Sub-batches of one size, >= 1; 1 is plain batch norm.
+        groups: Sub-batches of equal size, >= 1; 1 is plain batch norm.
         options: Those of torch.nn.BatchNorm2d.
 
     Raises:
         RangeError: If groups is below 1.
-        ShapeError: At a forward in train mode, if the images do not split into so many of one size.
+        ShapeError: At a forward in train mode, if the images cannot be split into groups of equal size.
     """
 
     def __init__(self, num_features: int, *, groups: int, **options: Any) -> None:
@@ -122,31 +122,30 @@ def encode_shuffled(
     generator: torch.Generator | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Rows:
-    r"""Encode images in another order, so that batch norm groups them otherwise; rows come back in order.
+    r"""Encode images in a permuted order, so that batch norm has other groups; the order of rows is restored.
 
     .. math:: k_{\pi(j)} = f(x_{\pi(1)}, \dots, x_{\pi(B)})_j
 
-    A query and its key that go through batch norm in the same group share its statistics, and can be
-    told to belong together by them alone. Groups are the rows of one process, or the sub-batches
-    of split batch norm on one device; with batch norm over the whole batch of one process, order
-    changes nothing but rounding.
+    A query and its key in the same batch norm group share its statistics, by which they can be recognised as
+    a pair. Groups are the rows of a process, or the sub-batches of split batch norm on one device. With
+    batch norm over the complete batch of a single process, the order changes only rounding.
 
-    Over several processes the images of all of them are gathered, each encodes its part of the
+    Over several processes the images of all of them are gathered, each encodes its slice of the
     permutation, and the rows are gathered. The permutation must be the same on all.
 
     Args:
         encode: Images to rows [images, dim]; gradient flows through, over processes too.
-        images: [images, channels, height, width]: this process's part of a batch.
+        images: [images, channels, height, width]: this process's slice of a batch.
         permutation: Of 0 to the number of images of all processes, less 1.
-        generator: To draw one from, in the place of a permutation; keyed by seed and step by the caller.
-        processes: Among which the batch is parted.
+        generator: Draws the permutation, if none is given; seeded by the caller by seed and step.
+        processes: Over which the batch is sliced.
 
     Returns:
         [images of all processes, dim]; row i is that of image i.
 
     Raises:
-        ConfigError: If there is neither a permutation nor a generator, or both.
-        ShapeError: If the permutation has another length, or the images are not this process's part.
+        ConfigError: If neither a permutation nor a generator is given, or both.
+        ShapeError: If the permutation has another length, or the images are not this process's slice.
         RangeError: If it is not a permutation.
 
     Example:
@@ -209,20 +208,20 @@ def in_order(rows: Rows, permutation: Tensor) -> Rows:
 def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tensor:
     """A permutation that spreads each group of consecutive rows evenly over all groups.
 
-    In a random one some rows of a group meet again: the statistics of their new group are a little
-    like those of the old one, which is a rest of the leak. Here each new group has as many rows of
-    every old one, to within one; who goes where is random.
+    In a random permutation some rows of a group are again in one group, whose statistics resemble those of
+    the old group: a part of the leak remains. Here each new group has equally many rows of every old one, to
+    within one, chosen at random.
 
     Args:
         rows: Of a batch.
-        groups: Of one size.
-        generator: Keyed by seed and step by the caller.
+        groups: Of equal size.
+        generator: Seeded by the caller by seed and step.
 
     Returns:
         Numbers 0 to rows - 1 [rows], for `encode_shuffled`.
 
     Raises:
-        ShapeError: If rows do not make so many groups of one size.
+        ShapeError: If rows cannot be split into groups of equal size.
 
     Example:
         >>> order = spread_order(8, groups=2, generator=torch.Generator().manual_seed(0))
@@ -230,7 +229,7 @@ def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tenso
         [[0, 0, 1, 1], [0, 0, 1, 1]]
 
     Source:
-        This library's; He et al. 2019 draw a random permutation.
+        Ours; He et al. 2019 draw a random permutation.
     """
     if groups < 1 or rows % groups:
         raise ShapeError(f"{rows} rows do not make {groups} groups of one size; take a multiple of {groups}")
@@ -242,7 +241,7 @@ def spread_order(rows: int, *, groups: int, generator: torch.Generator) -> Tenso
 def key_order(
     norm: str, *, groups: int, world_size: int
 ) -> Callable[[int, torch.Generator], Tensor | None] | None:
-    """How the permutation of a step is drawn, for a kind of batch norm.
+    """The function that draws the permutation of a step, for a kind of batch norm.
 
     Args:
         norm: "device", "split", "global" or "layer".
@@ -250,8 +249,8 @@ def key_order(
         world_size: Number of processes.
 
     Returns:
-        (rows, generator) to a permutation; None if the order of the keys makes no difference, so that no
-        images need to be sent to other processes.
+        (rows, generator) to a permutation; None if the order of the keys has no effect, so that no
+        images are sent to other processes.
     """
     if world_size > 1 and norm in ("global", "layer"):
         return None

@@ -99,8 +99,8 @@ def move_running(running: tuple[Tensor, Tensor] | None, share: float, statistics
         return
     count = statistics.values
     new = (statistics.mean, statistics.variance * count / (count - 1))
-    for kept, value in zip(running, new, strict=True):
-        kept.mul_(1 - share).add_(value.to(kept.dtype), alpha=share)
+    for old, value in zip(running, new, strict=True):
+        old.mul_(1 - share).add_(value.to(old.dtype), alpha=share)
 
 
 class Shared(NamedTuple):
@@ -150,10 +150,10 @@ def subtract_shared(gradient: Tensor, rows: Tensor, shared: Shared) -> None:
 class GlobalBatchNorm(nn.SyncBatchNorm):
     """Batch norm whose statistics in train mode are those of the rows of all processes.
 
-    On accelerators it is torch's SyncBatchNorm, which does not run on the CPU. There this class computes the
+    On accelerators it is torch's SyncBatchNorm, which does not run on the CPU; there this class computes the
     same. In eval mode, and on one process, it is plain batch norm. Every forward and backward is a collective
-    operation: all processes must call it equally often and in the same order, or they wait for each other for
-    ever. Numbers of rows may differ, with at least one row each.
+    operation: all processes must call it equally often and in the same order, or they wait forever. Numbers
+    of rows may differ, with at least one row each.
 
     The gradients of scale and shift are those of the local rows, like the gradients of all other weights.
     They are summed over the processes together with those.
@@ -251,10 +251,10 @@ class _Normalised(torch.autograd.Function):
         statistics: BatchStatistics = ctx.statistics
         mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))
         # with constant statistics: gives the sums of this process's rows, and the row term to correct
-        known = torch.ones_like(mean) if weight is None else weight
-        own, scale, shift = torch.ops.aten.native_batch_norm_backward(
-            gradient, rows, known, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        scales = torch.ones_like(mean) if weight is None else weight
+        local, scale, shift = torch.ops.aten.native_batch_norm_backward(
+            gradient, rows, scales, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
-        shared = shared_gradient(statistics, known, ctx.eps, (scale, shift), ctx.processes)
-        subtract_shared(own, rows, shared)
-        return own, None if weight is None else scale, shift if ctx.has_bias else None, None, None, None
+        shared = shared_gradient(statistics, scales, ctx.eps, (scale, shift), ctx.processes)
+        subtract_shared(local, rows, shared)
+        return local, None if weight is None else scale, shift if ctx.has_bias else None, None, None, None
