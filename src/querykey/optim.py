@@ -15,7 +15,7 @@ MomentumForm = Literal["simclr", "moco_v3"]
 
 
 class LARS(torch.optim.Optimizer):
-    r"""SGD with momentum whose step is, for each tensor of weights, a fixed share of its length.
+    r"""SGD with momentum and layer-wise adaptive rates: each step is proportional to the norm of the weights.
 
     With gradient :math:`\nabla`, weights :math:`w`, decay :math:`\lambda` and rate :math:`\gamma`,
 
@@ -32,7 +32,7 @@ class LARS(torch.optim.Optimizer):
     :math:`v \leftarrow \mu v + t g,\; w \leftarrow w - \gamma v`, as PyTorch's SGD does. At a
     constant rate they are the same. While the rate rises, "moco_v3" lifts the momentum of earlier
     steps to the new rate and so steps further (up to the ratio of the rates); on the way down
-    it steps less far. We take "simclr": SimCLR's rates and warm-up were tuned with it.
+    it steps less far. We take "simclr": The learning rates and warm-up of SimCLR were tuned with it.
 
     Args:
         params: Parameters, or groups of them (`parameter_groups`); a group may set any of the below.
@@ -135,10 +135,10 @@ class LARS(torch.optim.Optimizer):
 
 
 def _alike(weights: list[Tensor]) -> list[list[Tensor]]:
-    """Those of one device and dtype together, matrices apart from vectors.
+    """Group tensors by device and dtype, with matrices and vectors separate.
 
-    On a CPU matrices go one by one: many at once are no quicker there, and their temporaries,
-    as large as the model, would be given back to the system and asked for again at each step.
+    On a CPU each matrix is a group: larger groups are not faster there, and their temporaries, as large as
+    the model, would be allocated at each step.
     """
     groups: dict[tuple[torch.device, torch.dtype, int], list[Tensor]] = {}
     for place, weight in enumerate(weights, start=1):
@@ -149,7 +149,7 @@ def _alike(weights: list[Tensor]) -> list[list[Tensor]]:
 
 
 def _trusts(weights: list[Tensor], gradients: list[Tensor], coefficient: float) -> list[Tensor]:
-    """One number a tensor; nothing is read back from the device."""
+    """One number per tensor, without synchronisation with the device."""
     lengths, slopes = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, gradients))  # noqa: SLF001
     trust = torch.where((lengths > 0) & (slopes > 0), coefficient * lengths / slopes, 1.0)
     return list(trust.unbind())
@@ -174,18 +174,17 @@ def _check_group(group: dict[str, Any]) -> None:
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Split what a module trains into parameters that decay and parameters that do not.
+    """Split the trained parameters of a module into those with weight decay and those without.
 
-    Tensors of one dimension or none do not: biases, the scale and shift of a normalisation, a learned
+    Tensors of one dimension or none have no decay: biases, the scale and shift of a normalisation, a learned
     temperature. Decay would pull a scale to 0, not to simpler functions. Frozen parameters are left out.
 
     Args:
-        module: Its parameters, each once.
-        weight_decay: Of the others, >= 0.
+        module: The module.
+        weight_decay: Of the other parameters, >= 0.
 
     Returns:
-        Groups for any optimiser of PyTorch or `LARS`, those that decay first; a group with nothing
-        in it is left out.
+        Groups for any optimiser of PyTorch or `LARS`, those with decay first; empty groups are left out.
 
     Raises:
         RangeError: If weight_decay is negative or not finite.
@@ -218,8 +217,8 @@ def scaled_learning_rate(
         batch_size: *B*, images a step, from 1.
         rule: "linear", "square_root" or "none". The square root is better for small batches and few
             epochs: 62.8 against 57.5 at batch 256 and 100 epochs of ImageNet.
-        base: *b* > 0. None for SimCLR's with LARS: 0.3 (linear), 0.075 (square root), with which the two
-            rules agree at B = 4096. "none" has no such value.
+        base: *b* > 0. None: that of SimCLR with LARS, 0.3 (linear) or 0.075 (square root), which agree at
+            B = 4096; required for "none".
 
     Returns:
         The rate.
@@ -254,15 +253,15 @@ def scaled_learning_rate(
 
 
 def warm_up_cosine(step: int, *, steps: int, warm_up: int = 0) -> float:
-    r"""The share of the peak learning rate at a step: a straight rise, then half a cosine to 0.
+    r"""The factor of the peak learning rate at a step: a linear warm-up, then half a cosine to 0.
 
     .. math:: \min\left(1, \frac{t + 1}{w}\right) \text{ for } t < w, \qquad
               \tfrac12\left(1 + \cos\left(\pi\,\frac{t - w}{T - w}\right)\right) \text{ after}
 
     Args:
         step: :math:`t`, counted from 0.
-        steps: :math:`T`, of the whole run, above warm_up.
-        warm_up: :math:`w`, steps of the rise, from 0.
+        steps: :math:`T`, of the run, above warm_up.
+        warm_up: :math:`w`, steps of the warm-up, from 0.
 
     Returns:
         A factor from 0 to 1.
@@ -275,7 +274,7 @@ def warm_up_cosine(step: int, *, steps: int, warm_up: int = 0) -> float:
         [0.5, 1.0, 1.0, 0.5]
 
     Source:
-        Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, one period; the rise as in
+        Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, one period; the warm-up as in
         Chen et al. 2020, arXiv:2002.05709, app. B.1.
     """
     if not 0 <= warm_up < steps:

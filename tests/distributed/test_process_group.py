@@ -38,7 +38,7 @@ def test_what_does_not_exist():
     for rank, count in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(RangeError, match=f"process {rank} of {count} does not exist"):
             ProcessGroup(rank, count)
-    with pytest.raises(ShapeError, match="process 1 of 2 has 3 rows of 5, and its part are 2"):
+    with pytest.raises(ShapeError, match="process 1 of 2 has 3 rows of 5, and needs 2"):
         ProcessGroup(1, 2).all_gather_with_grad(ROWS[:3], 5)
 
 

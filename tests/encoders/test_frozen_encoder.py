@@ -226,7 +226,7 @@ class _Gives(nn.Module):
 def test_a_model_that_gives_no_rows_is_refused():
     with pytest.raises(ShapeError, match=r"returned shape \[1, 8, 7, 7\] for 1 items; one row of features"):
         _encoder_of(_Gives(lambda n: torch.zeros(n, 8, 7, 7)))
-    with pytest.raises(ShapeError, match="gave tuple for 1 items"):
+    with pytest.raises(ShapeError, match="returned tuple for 1 items"):
         _encoder_of(_Gives(lambda n: (torch.zeros(n, 8),)))
     with pytest.raises(ShapeError, match="features of width 3 after 1"):
         _encoder_of(_Gives(lambda n: torch.zeros(n, n))).encode(["a", "b", "c"])

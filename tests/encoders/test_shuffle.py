@@ -137,7 +137,7 @@ def test_two_processes_exchange_their_images(tmp_path):
         for name, order in (("keys", ORDER), ("drawn", drawn)):
             found = torch.tensor(one[name], dtype=torch.float64)
             torch.testing.assert_close(found, by_groups(ROWS, order, 2), rtol=1e-12, atol=1e-12)
-        assert one["sizes"].startswith(f"process {rank} of 2 has 3 rows of 8, and its part are 4")
+        assert one["sizes"].startswith(f"process {rank} of 2 has 3 rows of 8, and needs 4")
     rows = ROWS.clone().requires_grad_()
     norm = SplitBatchNorm1d(3, groups=2, affine=False).double()
     keys = encode_shuffled(norm, rows, permutation=ORDER)

@@ -307,6 +307,6 @@ def test_a_drift_out_of_range_is_refused(drift):
     with pytest.raises(RangeError) as error:
         MomentAlignment(dim=3, drift=drift)
     assert str(error.value) == (
-        f"drift must be > 0 and finite, or None to take each batch as it is, got {drift}; "
+        f"drift must be > 0 and finite, or None to use the moments of each batch, got {drift}; "
         "0.01 to 0.1 is usual"
     )

@@ -17,7 +17,7 @@ from querykey.types import Labels, Numbers, Rows
 __all__ = ["check_collapse", "mean_cosine", "monitor", "pretext_accuracy"]
 
 NEIGHBOURS = 20
-"""Of a bank of thousands; the 200 of the papers vote in banks of all training rows."""
+"""For a bank of thousands; the papers use 200 with a bank of all training rows."""
 TEMPERATURE = 0.1
 QUERY_SHARE = 0.25
 SCORE_ELEMENTS = 2**22
@@ -43,20 +43,20 @@ def monitor(
     """Metrics of a pretraining run, for its record.
 
     Args:
-        h: Embeddings [rows, dim] in eval mode; the queries are images that training doesn't see.
+        h: Embeddings [rows, dim] in eval mode; the queries are images that are not trained on.
         z_1: Projections [pairs, dim] of one view of some images.
         z_2: Of another view of the same images, in the same order.
         loss: Of the step, or a mean over steps.
-        labels: Class of each row of h, -1 where unknown; None leaves out the kNN.
+        labels: Class of each row of h, -1 if unlabelled; None: no kNN.
         queries: Rows of h that are classified by the other rows; None: a quarter, by class.
-        seed: Of that quarter: the same at every call, or scores can't be compared.
+        seed: Of that quarter; use the same in every call, so that scores are comparable.
 
     Returns:
         loss; effective_rank_h and effective_rank_z (of both views); alignment in [0, 4]; uniformity of
         one view, at most 0; mean_cosine of different images in [-1, 1]; pretext, see
         `pretext_accuracy`; width_z. With labels also knn, the accuracy of classifying the
         queries by the other rows, with knn_k, knn_temperature, knn_bank and knn_queries (labelled rows),
-        without which the number says nothing. A figure of rows that aren't finite is NaN.
+        which it depends on. Metrics of rows that are not finite are NaN.
 
     Raises:
         ShapeError: If the views differ in shape.
@@ -91,7 +91,7 @@ def pretext_accuracy(z_1: Tensor, z_2: Tensor) -> float:
 
     .. math:: \frac{1}{2B} \sum_i \Bigl[ s_{i\,p(i)} > \max_{k \ne i,\, p(i)} s_{ik} \Bigr]
 
-    A tie counts as not solved, so rows that are all one point score 0. Scores are cosines, computed in
+    A tie counts as not solved, so identical rows score 0. Scores are cosines, computed in
     blocks: no matrix [2B, 2B] is stored.
 
     Args:
@@ -137,7 +137,7 @@ def mean_cosine(rows: Rows) -> float:
         rows: [rows, dim], at least 2.
 
     Returns:
-        From -1 to 1: 1 where all rows point one way, about 0 where they spread.
+        From -1 to 1: 1 if all rows have the same direction, about 0 if they are spread.
 
     Raises:
         DataError: If there are fewer than 2 rows.
@@ -157,15 +157,15 @@ def check_collapse(metrics: Mapping[str, float], start: Mapping[str, float] | No
     """Whether a run has collapsed.
 
     Args:
-        metrics: What `monitor` gave in pretraining. Of an adapter: loss, and effective_rank of the adapted
-            rows of a sample.
-        start: The same before the first step. An untrained network without batch norm gives rows that are
-            close together, too: what was so before training is no collapse, except for a single point. The
-            rank of an adapter is compared with the one before training.
+        metrics: Of `monitor` in pretraining; for an adapter loss, and effective_rank of the adapted rows of a
+            sample.
+        start: Metrics before the first step. Rows of an untrained network without batch norm may be close
+            together: what was so before training is not a collapse, except for a single point. The rank of
+            an adapter is compared with that before training.
 
     Returns:
-        What has collapsed and what to do, in a sentence; None if nothing has. Reasons are a loss or
-        projections that are not finite, rows along few directions, or all at one point.
+        A message with what has collapsed and what to do, or None. Reasons are a loss or projections that are
+        not finite, rows along few directions, or identical rows.
 
     Example:
         >>> check_collapse(monitor(torch.eye(3), torch.ones(3, 2), torch.ones(3, 2), loss=1.0))
@@ -200,7 +200,7 @@ def _collapsed_projections(metrics: Mapping[str, float], start: Mapping[str, flo
 
 
 def _collapsed_rows(rank: float, start_rank: float) -> str | None:
-    """Of an adapter. Its rank before training is that of its closed form; NaN is no collapse."""
+    """For an adapter; its rank before training is that of its closed form. NaN is not a collapse."""
     if (rank < LOWEST_RANK and start_rank > LEAST_START_RANK) or rank < LEAST_RANK_SHARE * start_rank:
         return (
             f"the rows have collapsed: effective rank {rank:.1f}, {start_rank:.1f} before training; "

@@ -57,29 +57,29 @@ def dictionary_warnings(
     start: Mapping[str, float] | None = None,
     is_over: bool = False,
 ) -> dict[str, str]:
-    """A sentence for each thing that is off, with its number and what to do.
+    """Warnings about a dictionary, each with the metric and what to do.
 
-    What is off: rows that have drifted by more than `DRIFT_SHARE` of the distance between items; keys older
+    Conditions: rows that have drifted by more than `DRIFT_SHARE` of the distance between items; keys older
     than the half-life of their encoder, made by one of which less than half is left; a dictionary
     that is not full when the run is over; `COPIES` of the own item a query, or `OWN_ITEM_SHARE` of
     the negatives; `OWN_CLASS_SHARE`; a gap below `LEAST_GAP`; a pretext task that is `SOLVED` without
-    `KNN_GAIN`, or no more often than chance. Each number says at its place why it is that.
+    `KNN_GAIN`, or no more often than chance. The constants say why they have their values.
 
     Args:
-        metrics: What `lookup_health`, `dictionary_health` and `monitor` gave; what is missing is not checked.
-        drift: What `drift_of` gave: by age in steps.
-        half_life: Of the momentum encoder in steps; None where there is none.
-        start: What `monitor` gave before the first step, for its kNN.
+        metrics: Of `lookup_health`, `dictionary_health` and `monitor`; missing ones are not checked.
+        drift: Of `drift_of`, by age in steps.
+        half_life: Of the momentum encoder in steps; None without one.
+        start: Metrics of `monitor` before the first step, for the kNN.
         is_over: Whether this is the end of the run.
 
     Returns:
-        By the name of what is off, sentences without a full stop; none where all is well.
+        Messages without a full stop, by the name of the condition; empty if there is none.
 
     Example:
         >>> dictionary_warnings({"gap": 3.0, "age_max": 200.0}, half_life=69.0)
         {'age': 'the oldest keys are 200 steps old and the half-life of their encoder is 69: ...'}
     """
-    words = {
+    found = {
         "drift": _of_drift(metrics, drift or {}),
         "age": _of_age(metrics, half_life),
         "fill": _of_fill(metrics) if is_over else None,
@@ -88,7 +88,7 @@ def dictionary_warnings(
         "gap": _of_gap(metrics),
         "pretext": _of_pretext(metrics, start or {}),
     }
-    return {name: word for name, word in words.items() if word is not None}
+    return {name: message for name, message in found.items() if message is not None}
 
 
 def _of_drift(metrics: Mapping[str, float], drift: Mapping[int, float]) -> str | None:
@@ -172,10 +172,10 @@ def _of_pretext(metrics: Mapping[str, float], start: Mapping[str, float]) -> str
 
 
 ELEMENTS = 2**22
-"""Scores held at once: 16 MB, whatever the look-up."""
+"""Scores in memory at once: 16 MB."""
 
 FAR = 1e30
-"""Taken off what is not of a mask, so that it is never the best."""
+"""Subtracted from scores outside a mask, so that they are never the best."""
 
 
 @runtime_checkable
@@ -210,26 +210,26 @@ def lookup_health(
     Args:
         lookup: Detached, as `on_lookup` receives it.
         temperature: Of its loss, > 0.
-        query_ids: Which item each query is; None: as its pairs say, where they know.
+        query_ids: Which item each query is; None: those of its pairs, if they have ids.
         key_ids: Which item each key is, likewise; -1: of no item.
-        query_labels: Class of each query, -1 where unknown; None leaves out what needs classes.
+        query_labels: Class of each query, -1 if unlabelled; None: no metrics of classes.
         key_labels: Class of each key, likewise.
 
     Returns:
-        By name, without what there is nothing to compute from:
+        By name, without metrics that cannot be computed:
 
-        - queries; candidates: positives and negatives a query, mean.
+        - queries; candidates: mean number of positives and negatives per query.
         - pretext: share of the queries with both whose best positive scores above every negative; a tie
-          is not solved. chance: what random scores would give, positives / candidates, mean.
+          is not solved. chance: its value for random scores, positives / candidates, mean.
         - positive_score, negative_score: means over all such pairs. hardest_negative: mean over queries.
         - gap: (positive_score - negative_score) / temperature, in logits.
-        - false_negatives_id: share of the negatives that are the query's own item. own_copies: how many
-          such a query has, mean.
-        - false_negatives_label: share of the negatives, both of known class, that are of one class.
+        - false_negatives_id: share of the negatives that are the query's own item. own_copies: their mean
+          number per query.
+        - false_negatives_label: share of the negatives that have the class of the query, of those labelled.
 
     Raises:
         RangeError: If temperature is not a positive number.
-        ShapeError: If ids or labels do not number the rows, or one of two is missing.
+        ShapeError: If the number of ids or labels is not that of rows, or one of two is missing.
 
     Example:
         >>> from querykey.lookup.two_view_pairs import look_up_views
@@ -264,7 +264,7 @@ def item_labels(ids: Ids, labels: Numbers) -> Labels:
 
     Args:
         ids: Which item each row is; -1: of no item.
-        labels: Class of each item, by its id; -1 where unknown.
+        labels: Class of each item, by its id; -1 if unlabelled.
 
     Returns:
         [rows]; -1 for rows of no item.
@@ -312,7 +312,7 @@ def dictionary_health(dictionary: Dictionary | MemoryBank, capacity: int) -> dic
 
 
 class _Tally:
-    """What the blocks of a look-up add up to."""
+    """Sums over the blocks of a look-up."""
 
     def __init__(self, lookup: Lookup) -> None:
         self.queries, device = len(lookup), lookup.queries.device
@@ -368,9 +368,9 @@ class _Tally:
 
 
 def _of_pairs(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Of the pairs of a mask: the best score and how many there are, query by query, and the sum of all.
+    """(best score, count) of the pairs of a mask for each query, and the sum of their scores.
 
-    Numbers in the place of the mask: on a CPU that is several times as fast.
+    Computed with numbers instead of the mask: several times as fast on a CPU.
     """
     numbers = mask.view(torch.uint8).to(scores.dtype)
     total = float((scores * numbers).sum())
@@ -382,7 +382,7 @@ def _of_pairs(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, float]:
 def _both(
     name: str, lookup: Lookup, of_queries: Tensor | None, of_keys: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Both of them, if they are there and fit."""
+    """Both, if they are given and fit."""
     if of_queries is None and of_keys is None:
         return None
     if of_queries is None or of_keys is None:

@@ -1,4 +1,4 @@
-"""Drift: how far the rows that a dictionary holds are from what today's encoder makes of the same views."""
+"""Drift: the distance of stored rows from those of the current encoder for the same views."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,16 +31,16 @@ class ViewBatch(Protocol):
 
     @property
     def ids(self) -> Ids:
-        """Which items they show, as the dictionary knows them."""
+        """Item ids, as in the dictionary."""
         ...
 
 
 @runtime_checkable
 class ViewSource(Protocol):
-    """The views of every step, the same however often they are made: `TrainingImages`."""
+    """The views of every step, deterministic: `TrainingImages`."""
 
     def walk(self, start: int, stop: int) -> Iterator[ViewBatch]:
-        """Those of steps start to stop."""
+        """The batches of steps start to stop."""
         ...
 
 
@@ -54,8 +54,8 @@ def drift(stored: Rows, fresh: Tensor) -> float:
         fresh: [rows, dim], in the same order.
 
     Returns:
-        Of unit rows from 0 (the encoder has not moved) to 4; 2 - 2 times their mean cosine, so 2 where they
-        have nothing in common.
+        Of unit rows from 0 (the encoder has not moved) to 4; 2 - 2 times their mean cosine, so 2 if they
+        are orthogonal.
 
     Raises:
         ShapeError: If the shapes differ.
@@ -74,17 +74,17 @@ def drift(stored: Rows, fresh: Tensor) -> float:
             f"stored rows are {list(stored.shape)} and fresh ones {list(fresh.shape)}; need the same shape"
         )
     if not len(stored):
-        raise DataError("a drift needs at least 1 row, got none; ask for it after the first step")
+        raise DataError("a drift needs at least 1 row, got none; measure it after the first step")
     return float((fresh.double() - stored.double()).square().sum(dim=1).mean())
 
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Let a module encode in train mode, and leave no trace of it.
+    """Let a module encode in train mode, without a change of its state.
 
-    Inside, the module is in train mode, nothing is recorded for backward, and its buffers (the running
-    statistics of batch norm) are copies. Afterwards its modes, the very tensors of its buffers and torch's
-    generators are what they were, so that this may happen between a forward and its backward.
+    Inside, the module is in train mode, without gradient, and its buffers (the running statistics of batch
+    norm) are copies. Afterwards its modes, buffers and the generators of PyTorch are restored, so it may be
+    used between a forward pass and its backward pass.
 
     Args:
         module: Any.
@@ -131,21 +131,19 @@ def drift_of(
 ) -> dict[int, float]:
     """How far the rows of some earlier steps have drifted.
 
-    A view is a function of seed, epoch, item, number and place in the epoch, so that the very views of an
-    earlier step are made again, and encoded as they were then: in train mode, as one batch. What
-    differs is the encoder alone. Of a memory bank, whose slots are running means, it is the distance of
-    the mean from what would go into it today.
+    Views are deterministic, so those of an earlier step are made again and encoded in the same way: in train
+    mode, as one batch. Only the encoder differs. For a memory bank, whose slots are running means, it is the
+    distance of the mean from the current row.
 
     Args:
         dictionary: Written once a step.
         images: The views of every step.
         encode: (images, number of their step) to rows as they are stored, by the encoder as it is now. The
-            number is for what a step draws, as the permutation of shuffled batch norm; the encoder
-            without it would show other rows where nothing has drifted.
-        module: What `encode` runs; see `undisturbed`.
-        step: Steps taken. The encoder has had so many updates.
-        views: Which view of a pair the rows are of, 0 or 1, in the order in which they were put in:
-            (1,) of MoCo's, (1, 0) where it is symmetric, (0,) of one view a step.
+            number seeds the random draws of a step, such as the permutation of shuffled batch norm.
+        module: The module that `encode` runs; see `undisturbed`.
+        step: Steps taken.
+        views: The view, 0 or 1, of the stored rows, in the order of writing: (1,) for MoCo, (1, 0) if it is
+            symmetric, (0,) for one view per step.
         ages: In steps, >= 1: 1 is the last step. See `stored_ages`.
         lost: Returns the items of which no view can be made any more; called after each walk.
 

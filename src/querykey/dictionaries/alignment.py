@@ -1,4 +1,4 @@
-"""Adaptive cross-batch normalisation: rows of a memory moved to where the encoder puts rows now."""
+"""Adaptive cross-batch normalisation: aligns the rows of a memory with the current encoder."""
 
 import math
 
@@ -15,26 +15,25 @@ __all__ = ["MomentAlignment"]
 UNKNOWN = 1e30
 """Initial variance of the estimate: the first batch replaces it."""
 NARROW = 1e-6
-"""A dimension of the memory whose standard deviation is below this is moved, not stretched."""
+"""A dimension of the memory whose standard deviation is below this is shifted, not scaled."""
 
 
 class MomentAlignment(nn.Module):
-    r"""Give the rows of a memory the mean and the spread of the current batch, dimension by dimension.
+    r"""Give the rows of a memory the mean and standard deviation of the current batch, per dimension.
 
-    Rows in a memory are of older encoders. If what the encoder did since is a shift and a stretch of
-    each dimension, it can be done to them as well:
+    Rows in a memory are from older encoders. If the change of the encoder since is a shift and a scale of
+    each dimension, it can be applied to them:
 
     .. math:: z \leftarrow \mathrm{unit}\left(
               \frac{z - \mu_\mathrm{memory}}{\sigma_\mathrm{memory}} \sigma + \mu \right)
 
     with :math:`\mu, \sigma` those of the batch, or an estimate from the batches before it as well.
 
-    A small batch says little of its distribution, and the memory would be moved by its noise. With a
-    `drift` the moments are followed by a Kalman filter, one for each moment of each dimension: a
-    batch of *B* rows measures a mean with variance :math:`\sigma^2 / B` and a variance with
-    :math:`2 \sigma^4 / (B - 1)`; between two batches a mean moves by about `drift` times
-    :math:`\sigma`, and :math:`\sigma` by a share of `drift`. A large batch is then believed almost as
-    it is, a small one a little. What is believed is saved with the module.
+    The moments of a small batch are noisy, and so would be the memory. With a `drift` the moments are
+    estimated by a Kalman filter, one for each moment of each dimension: a batch of *B* rows measures a mean
+    with variance :math:`\sigma^2 / B` and a variance with :math:`2 \sigma^4 / (B - 1)`; between two batches a
+    mean moves by about `drift` times :math:`\sigma`, and :math:`\sigma` by a fraction `drift`. A large batch
+    then has a large weight, a small one a small weight. The estimate is saved with the module.
 
     Args:
         dim: Width of a row, at least 1.
@@ -54,8 +53,8 @@ class MomentAlignment(nn.Module):
     Source:
         Ajanthan et al., Adaptive Cross Batch Normalization for Metric Learning, 2023, arXiv:2303.17127:
         stored embeddings are updated at each iteration to the first and second moments of the current
-        ones, with a Kalman filter where batches are small. The filter's model of noise, given above, is
-        ours, and so is that `drift` is a setting.
+        ones, with a Kalman filter where batches are small. The noise model above and the
+        setting `drift` are ours.
     """
 
     mean: Tensor
@@ -69,7 +68,7 @@ class MomentAlignment(nn.Module):
             raise RangeError(f"dim must be at least 1, got {dim}")
         if drift is not None and not 0.0 < drift < math.inf:
             raise RangeError(
-                f"drift must be > 0 and finite, or None to take each batch as it is, got {drift}; "
+                f"drift must be > 0 and finite, or None to use the moments of each batch, got {drift}; "
                 "0.01 to 0.1 is usual"
             )
         self.drift = drift
@@ -96,7 +95,7 @@ class MomentAlignment(nn.Module):
                 f"a batch of {list(batch.shape)} has no moments of {len(self.mean)} dimensions; "
                 "at least two rows of this width are needed"
             )
-        self._see(batch.to(self.mean.dtype))
+        self._update(batch.to(self.mean.dtype))
         count = processes.total(stored)
         if count < 2:
             return
@@ -109,7 +108,7 @@ class MomentAlignment(nn.Module):
     def extra_repr(self) -> str:
         return f"dim={len(self.mean)}, drift={self.drift}"
 
-    def _see(self, batch: Queries) -> None:
+    def _update(self, batch: Queries) -> None:
         variance, mean = torch.var_mean(batch, dim=0)
         if self.drift is None:
             self.mean.copy_(mean)
@@ -128,9 +127,9 @@ class MomentAlignment(nn.Module):
         )
 
 
-def _follow(believed: Tensor, doubt: Tensor, measured: Tensor, *, noise: Tensor, moved: Tensor) -> None:
-    """One step of a Kalman filter whose state wanders: predict, then correct, in place."""
+def _follow(estimate: Tensor, doubt: Tensor, measured: Tensor, *, noise: Tensor, moved: Tensor) -> None:
+    """One step of a Kalman filter with a random-walk state: predict, then correct, in place."""
     doubt.add_(moved)
     gain = doubt / (doubt + noise)
-    believed.lerp_(measured, gain)
+    estimate.lerp_(measured, gain)
     doubt.copy_(gain * noise)

@@ -1,4 +1,4 @@
-"""The memory bank: one slot an item, for the whole data set."""
+"""The memory bank: one slot per item of the data set."""
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,23 @@ __all__ = ["MemoryBank"]
 
 
 class MemoryBank(nn.Module):
-    r"""One row an item, written by the item's id: slot i is item i.
+    r"""One row per item, written by id: slot i is item i.
 
     It is full from the start, with random rows about as long as 1: each number uniform from
     :math:`-1/\sqrt{d/3}` to :math:`1/\sqrt{d/3}`. A row that was written has length 1.
 
     Writing mixes the new row into the old, :math:`V_i \leftarrow \mathrm{unit}(m V_i + (1 - m) v_i)`,
-    so a slot remembers several passes over the data: about :math:`1 / (1 - m)` of them.
+    so a slot averages several epochs: about :math:`1 / (1 - m)`.
 
-    All of it is saved: rows, when each was written, and the normaliser of NCE.
+    Rows, their times of writing and the normaliser of NCE are saved.
 
     Args:
         items: Slots, at least 1: as many as the data has items.
         dim: Width of a row, at least 1.
-        seed: Of the random start; the caller's generators do not move.
-        momentum: m in [0, 1), the share of the old row that stays.
-        processes: Over which the rows are sharded, slot i with process i mod N; one alone holds all.
-            When each was written all of them know.
+        seed: Of the random rows; the state of the default generator is unchanged.
+        momentum: m in [0, 1), the weight of the old row.
+        processes: Over which the rows are sharded, slot i on process i mod N. The times of writing
+            are stored on all processes.
 
     Raises:
         RangeError: If items or dim is below 1, or momentum is not in [0, 1).
@@ -79,7 +79,7 @@ class MemoryBank(nn.Module):
         self._writes = 0
 
     def __len__(self) -> int:
-        """Items, from the start."""
+        """Number of items."""
         return len(self.ids)
 
     def read(self) -> MemoryRows:
@@ -92,7 +92,7 @@ class MemoryBank(nn.Module):
         return MemoryRows(self.vectors, self.ids[local], self.labels[local])
 
     def rows(self, ids: Ids) -> Rows:
-        """The stored rows of these items, whichever process holds them.
+        """The stored rows of these items, from the processes that store them.
 
         Args:
             ids: Items [rows], from 0 to below the number of slots.
@@ -101,17 +101,17 @@ class MemoryBank(nn.Module):
             [rows, dim], a copy.
 
         Raises:
-            RangeError: If there is no slot for one of them.
+            RangeError: If an item has no slot.
         """
         self._require_slots(ids)
         return gather_rows(self.vectors, ids, self.processes)
 
     def sample(self, count: int, generator: torch.Generator) -> Numbers:
-        """Items drawn uniformly, each as if alone: one may be drawn twice.
+        """Draw items uniformly, with replacement.
 
         Args:
-            count: How many, at least 1.
-            generator: Of the draws, on its own device.
+            count: Number of items, at least 1.
+            generator: On any device.
 
         Returns:
             Ids [count].
@@ -127,20 +127,20 @@ class MemoryBank(nn.Module):
     def age(self) -> Tensor:
         """How many calls of `write` ago each row was written: int64 [items].
 
-        A row that never was counts them all; `written` is 0 for it.
+        For a row that was never written it is the number of all calls; its `written` is 0.
         """
         return self._writes - self.written
 
     @torch.no_grad()
     def put(self, vectors: Rows, ids: Ids) -> None:
-        """Set the slots of items, in the place of their random start; no step's `write` is counted.
+        """Set the slots of items, without counting a `write`.
 
         Args:
-            vectors: [rows, dim]; kept without gradient.
+            vectors: [rows, dim]; stored without gradient.
             ids: Which item each row is, each at most once.
 
         Raises:
-            RangeError: If there is no slot for one of the items; nothing is put.
+            RangeError: If an item has no slot; nothing is set.
         """
         self._require_slots(ids)
         local, places = shard(ids, self.processes)
@@ -151,12 +151,12 @@ class MemoryBank(nn.Module):
         """Mix rows into their items' slots.
 
         Args:
-            vectors: [rows, dim]; kept without gradient.
-            ids: Which item each row is. Of an item that is there twice the last row counts, and the
-                others are as if they had not been given.
+            vectors: [rows, dim]; stored without gradient.
+            ids: Which item each row is. Of a repeated item the last row is used, and the others
+                are ignored.
 
         Raises:
-            RangeError: If there is no slot for one of the items; nothing is written.
+            RangeError: If an item has no slot; nothing is written.
             ShapeError: If rows, ids and widths do not fit.
         """
         if len(vectors) != len(ids) or vectors.shape[1] != self.vectors.shape[1]:
@@ -176,11 +176,11 @@ class MemoryBank(nn.Module):
         self.written[slots] = self._writes
 
     def get_extra_state(self) -> Tensor:
-        """Calls of write, for `state_dict`."""
+        """Number of calls of `write`, for `state_dict`."""
         return torch.tensor([self._writes])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take them back from a `state_dict`."""
+        """Restore it from a `state_dict`."""
         (self._writes,) = state.tolist()
 
     def extra_repr(self) -> str:

@@ -14,21 +14,21 @@ __all__ = ["CrossBatchMemory"]
 class CrossBatchMemory(nn.Module):
     """The last `capacity` rows, oldest overwritten first: a FIFO of features or of projections.
 
-    It starts empty and hands out only what was put in. The caller decides the order:
+    It starts empty. The caller decides the order:
     cross-batch memory enqueues and then looks up, so that the rows of the batch are in it.
     Filled with a frozen model's features it never goes stale; filled with projections its rows
     are as old as `age` says.
 
-    The place is kept as plain integers, so that reading never waits for the device, and saved
-    with the tensors, so that a resumed run sees the same rows in the same order.
+    The position is stored as Python integers, so that reading does not wait for the device, and saved with
+    the tensors, so that a resumed run has the same rows in the same order.
 
-    Of several processes each may hold its share of the rows, slot *s* with process *s* mod N. Which item a
-    row is of, and when it was written, all of them know: that is little beside the row.
+    The rows may be sharded over processes, slot *s* on process *s* mod N. Ids, labels and times of writing
+    are small and stored on all processes.
 
     Args:
         capacity: Rows stored when full, at least 1; on all processes together.
         dim: Width of a row, at least 1.
-        processes: Over which the rows are sharded; one alone holds all.
+        processes: Over which the rows are sharded.
 
     Raises:
         RangeError: If capacity or dim is below 1.
@@ -84,7 +84,7 @@ class CrossBatchMemory(nn.Module):
         )
 
     def rows(self, slots: Numbers) -> Rows:
-        """The rows of some slots, whichever process holds them.
+        """The rows of some slots, from the processes that store them.
 
         Args:
             slots: Filled ones [rows], the same on every process.
@@ -100,15 +100,15 @@ class CrossBatchMemory(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
-        """Put rows in, over the oldest where the memory is full.
+        """Enqueue rows, replacing the oldest if the memory is full.
 
         Args:
-            vectors: [rows, dim]; kept without gradient.
+            vectors: [rows, dim]; stored without gradient.
             ids: Which item each row is.
             labels: Class of each row; -1 if unlabelled.
 
         Raises:
-            ShapeError: If more rows come at once than the memory holds.
+            ShapeError: If there are more rows than the capacity.
         """
         if len(vectors) > self.capacity:
             raise ShapeError(
@@ -127,9 +127,9 @@ class CrossBatchMemory(nn.Module):
         self._filled = min(self._filled + len(vectors), self.capacity)
 
     def get_extra_state(self) -> Tensor:
-        """The place, for `state_dict`: cursor, filled, calls of enqueue."""
+        """The position, for `state_dict`: cursor, filled, calls of enqueue."""
         return torch.tensor([self._cursor, self._filled, self._enqueued])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the place back from a `state_dict`."""
+        """Restore the position from a `state_dict`."""
         self._cursor, self._filled, self._enqueued = state.tolist()

@@ -1,4 +1,4 @@
-"""What every dictionary can do, and what it hands out."""
+"""The interface of dictionaries, and the rows that they return."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -24,12 +24,12 @@ class Dictionary(Protocol):
 
     @property
     def processes(self) -> ProcessGroup:
-        """Over which the rows are sharded, slot *s* with process *s* mod N; one alone holds all."""
+        """Over which the rows are sharded, slot *s* on process *s* mod N."""
         ...
 
     @property
     def ids(self) -> Ids:
-        """Which item each slot holds, whichever process has its row."""
+        """Which item each slot stores, on all processes."""
         ...
 
     @property

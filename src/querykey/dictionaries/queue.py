@@ -1,4 +1,4 @@
-"""The queue of keys: FIFO, read before this step's keys are put in."""
+"""The queue of keys: FIFO, read before the keys of the step are enqueued."""
 
 from typing import Literal
 
@@ -24,10 +24,10 @@ class KeyQueue(CrossBatchMemory):
     Args:
         capacity: Keys stored when full, at least 1.
         dim: Width of a key, at least 1.
-        start: "empty": only keys that were put in are handed out, fewer than `capacity` in the first
+        start: "empty": only enqueued keys are read, fewer than `capacity` in the first
             steps. "random": the queue is full from the start with random rows of length 1 and id -1,
             which belong to no item.
-        seed: Of the random rows; the caller's generators do not move.
+        seed: Of the random rows; the state of the default generator is unchanged.
         processes: Over which the rows are sharded; see `CrossBatchMemory`.
 
     Raises:
@@ -65,10 +65,10 @@ class KeyQueue(CrossBatchMemory):
             self._filled = capacity
 
     def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:
-        """Put keys in, over the oldest; of more than the queue holds, the last stay.
+        """Enqueue keys, replacing the oldest; of more than the capacity, the last are stored.
 
         Args:
-            vectors: [rows, dim]; kept without gradient.
+            vectors: [rows, dim]; stored without gradient.
             ids: Which item each key is of.
             labels: Class of each key; -1 if unlabelled.
         """
@@ -77,7 +77,7 @@ class KeyQueue(CrossBatchMemory):
 
 
 def stale_copies(capacity: int, items: int, batch_size: int, *, keys_an_item: int = 1) -> str | None:
-    r"""What to tell a user whose queue reaches further back than an epoch.
+    r"""A warning for a queue that contains older keys of the queries' items.
 
     The other items of an epoch leave `items - batch_size` keys. A larger queue holds older keys of
     the very items that are looked up; as negatives they push each query away from itself. Where batches take
@@ -86,7 +86,7 @@ def stale_copies(capacity: int, items: int, batch_size: int, *, keys_an_item: in
 
     .. math:: x - \tfrac{1}{2} \; (x \ge 1), \quad x^2 / 2 \; (x < 1)
 
-    times the keys that an item leaves an epoch: half a one at one epoch, and next to none well below it.
+    times the keys of an item per epoch: one half at one epoch, and almost none well below it.
 
     Args:
         capacity: Of the queue, >= 1.

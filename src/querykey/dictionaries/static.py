@@ -1,4 +1,4 @@
-"""The smallest dictionary: this batch."""
+"""Dictionaries without a memory of steps: the batch, and a complete frozen data set."""
 
 import torch
 from torch import Tensor
@@ -65,16 +65,15 @@ class InBatch:
 
 
 class WholeSet:
-    """Every item of a frozen data set: what a cross-batch memory becomes when it covers the data.
+    """Every item of a frozen data set: a cross-batch memory that covers the data.
 
     Frozen features never change, so a stored row need not be written again, and a batch
-    has nothing to add. It reads the vectors where they lie (a memory-mapped file, for one)
-    and copies nothing.
+    has nothing to add. The vectors are not copied; they may be memory-mapped.
 
     Args:
-        vectors: [items, dim]; slot i is the item with id i. Of several processes those of its share.
+        vectors: [items, dim]; slot i is the item with id i; with several processes, the shard of this one.
         labels: Class of each item of all, -1 if unlabelled; None: all unlabelled, on a single process.
-        processes: Over which the rows are sharded, row i with process i mod N; one alone stores all.
+        processes: Over which the rows are sharded, row i on process i mod N.
 
     Example:
         >>> whole = WholeSet(torch.eye(3), torch.tensor([7, 7, -1]))
@@ -96,15 +95,15 @@ class WholeSet:
         return len(self.ids)
 
     def read(self) -> MemoryRows:
-        """All items, or this process's share of them."""
+        """All items, or the shard of this process."""
         return self._stored
 
     def rows(self, slots: Numbers) -> Rows:
-        """The rows of some items, whichever process holds them: [slots, dim], a copy."""
+        """The rows of some items, from the processes that store them: [slots, dim], a copy."""
         return gather_rows(self._stored.vectors, slots, self.processes)
 
     def age(self) -> Tensor:
-        """Always 0: a frozen row is as good as new."""
+        """Always 0: frozen rows do not age."""
         return torch.zeros_like(self.ids)
 
     def enqueue(self, vectors: Rows, ids: Ids, labels: Labels | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Several processes: who they are, what they exchange, and which rows each of them holds."""
+"""Process groups: collective operations and sharded rows."""
 
 from querykey.errors import require_train
 

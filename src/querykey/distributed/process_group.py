@@ -1,8 +1,8 @@
-"""The processes of a run: which part of a batch is whose, and what they tell one another.
+"""Process groups: slices of a batch, collective operations, and sharded rows.
 
-A batch is that of all processes, in one order: the first process has its first rows, and so on. What a
-step computes of its local rows is gathered, so that every process looks up what one process alone would.
-`default_torch_state` is the state of PyTorch in which a process computes, whatever its caller has set.
+A batch is sliced over the processes in order: the first process has the first rows. What a step computes from
+local rows is gathered, so that each process looks up the same queries and keys as a single process would.
+`default_torch_state` sets the state of PyTorch in which a process computes.
 """
 
 import json
@@ -38,7 +38,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of torch.distributed's default group; a single process needs no group.
+    """This process among those of torch.distributed's default group; or a single process without a group.
 
     All processes must call the same methods in the same order.
 
@@ -47,7 +47,7 @@ class ProcessGroup:
         world_size: How many there are, at least 1.
 
     Raises:
-        RangeError: If there is no such process.
+        RangeError: If rank is not below world_size.
 
     Example:
         >>> [ProcessGroup(rank, 4).local_slice(10) for rank in range(4)]
@@ -65,17 +65,17 @@ class ProcessGroup:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that writes and speaks for all."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def local_slice(self, rows: int) -> slice:
-        """The rows of a batch that this process computes: consecutive; sizes differ by one at the most.
+        """The consecutive rows of a batch that this process computes; sizes differ by one at most.
 
         Args:
-            rows: Of the whole batch; the first processes have one more where they do not divide.
+            rows: Of the batch of all processes. If it is not divisible, the first processes have one more.
 
         Returns:
-            Where they begin and end.
+            The slice.
         """
         size, more = divmod(rows, self.world_size)
         start = self.rank * size + min(self.rank, more)
@@ -92,7 +92,7 @@ class ProcessGroup:
 
         Args:
             local: [rows of `local_slice(rows)`, ...], of one dtype and otherwise one shape everywhere.
-            rows: Of the whole batch.
+            rows: Of the batch of all processes.
 
         Returns:
             [rows, ...], with gradient where `local` has one; on one process `local` itself.
@@ -105,20 +105,20 @@ class ProcessGroup:
         part = self.local_slice(rows)
         if len(local) != part.stop - part.start:
             raise ShapeError(
-                f"process {self.rank} of {self.world_size} has {len(local)} rows of {rows}, and its part are "
-                f"{part.stop - part.start}; give each process its part of the batch, and ids of all of it"
+                f"process {self.rank} of {self.world_size} has {len(local)} rows of {rows}, and needs "
+                f"{part.stop - part.start}; give each process its slice of the batch, and the ids of all rows"
             )
         gathered: Tensor = _Gather.apply(local, rows, self)
         return gathered
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of what each process has, without gradient; the same bits on all.
+        """The sum over the processes, without gradient; the same bits on all.
 
         Args:
-            value: Of one shape and dtype everywhere.
+            value: Of the same shape and dtype on all processes.
 
         Returns:
-            A new tensor; on one process the value itself, detached.
+            A new tensor; on a single process the value, detached.
         """
         if self.world_size == 1:
             return value.detach()
@@ -138,24 +138,24 @@ class ProcessGroup:
         return value
 
     def total(self, local: Tensor) -> int:
-        """How many rows all processes have together.
+        """The number of rows of all processes.
 
         Args:
-            local: Those of this process.
+            local: The rows of this process.
         """
         if self.world_size == 1:
             return len(local)
         return int(self.sum(torch.tensor(len(local), device=local.device)))
 
     def sum_gradients_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make each parameter's gradient the sum of what the processes have of it, in place.
+        """Replace each gradient by its sum over the processes, in place.
 
-        In one piece a dtype, after backward. torch's DistributedDataParallel sums from hooks while one
+        One all_reduce per dtype, after backward. torch's DistributedDataParallel sums from hooks while one
         forward pass runs back; a step here may run an encoder several times, in chunks, or without gradient.
 
         Args:
-            optimizer: Of the same parameters in the same order everywhere. One that has no gradient on any
-                process keeps none.
+            optimizer: With the same parameters in the same order on all processes. A parameter without
+                gradient on every process stays without.
         """
         if self.world_size == 1:
             return
@@ -177,43 +177,43 @@ class ProcessGroup:
                     parameter.grad = local.copy_(gradient.view_as(local))
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
-        """Put the first process's numbers in the place of this one's.
+        """Copy tensors from the main process, in place.
 
         Args:
-            tensors: Of the same shapes in the same order everywhere.
+            tensors: Of the same shapes in the same order on all processes.
         """
         if self.world_size == 1:
             return
         for tensor in tensors:
-            whole = tensor.detach().contiguous()
-            network.broadcast(whole, src=0)
-            tensor.detach().copy_(whole)
+            received = tensor.detach().contiguous()
+            network.broadcast(received, src=0)
+            tensor.detach().copy_(received)
 
     def broadcast_object(self, value: Plain) -> Plain:
-        """What the first process has.
+        """Send a value from the main process to all.
 
         Args:
-            value: Of what JSON can write; numbers keep their bits.
+            value: JSON-serialisable; numbers keep their bits.
 
         Returns:
-            The first process's, on every process.
+            The value of the main process.
         """
         return self._from(0, value)
 
     def distribute_jobs(self, jobs: Sequence[Callable[[], Plain]]) -> list[Plain]:
-        """Do each of several jobs on one of the processes.
+        """Run each of several jobs on one of the processes.
 
         Args:
-            jobs: The same ones in the same order everywhere; what each gives is of what JSON can write.
+            jobs: The same in the same order on all processes; results are JSON-serialisable.
 
         Returns:
-            What all of them gave, on every process.
+            All results, on every process.
         """
         done = [job() if number % self.world_size == self.rank else None for number, job in enumerate(jobs)]
         return [self._from(number % self.world_size, value) for number, value in enumerate(done)]  # type: ignore[misc]
 
     def barrier(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have called this."""
         if self.world_size > 1:
             network.barrier()
 
@@ -236,10 +236,10 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def current_process_group() -> ProcessGroup:
-    """The processes that torch.distributed runs.
+    """The process group of torch.distributed.
 
     Returns:
-        This one among them; `SINGLE_PROCESS` where it does not run.
+        This process in it; `SINGLE_PROCESS` if torch.distributed is not initialised.
 
     Example:
         >>> current_process_group() == SINGLE_PROCESS
@@ -251,10 +251,10 @@ def current_process_group() -> ProcessGroup:
 
 
 def processes_here() -> int:
-    """How many processes of the run share this machine, its memory above all.
+    """Number of processes of the run on this machine, which share its memory.
 
     Returns:
-        What torchrun says; 1 where it says nothing.
+        LOCAL_WORLD_SIZE as set by torchrun; 1 if it is not set.
     """
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if current_process_group().world_size > 1 else 1
 
@@ -263,7 +263,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, rows: int, processes: ProcessGroup) -> Tensor:
         ctx.part, ctx.processes = processes.local_slice(rows), processes
-        # gloo gathers parts of one size alone: each is filled up to that of the first, the largest
+        # gloo gathers tensors of equal size only: each is padded to the size of the first, the largest
         most, is_even = -(-rows // processes.world_size), rows % processes.world_size == 0
         filled = local.contiguous() if is_even else local.new_zeros(most, *local.shape[1:])
         if not is_even:
@@ -287,19 +287,19 @@ class _Gather(torch.autograd.Function):
 
 
 def _device() -> torch.device:
-    """Where values have to be for the default group: NCCL knows accelerators alone."""
+    """Device of tensors for the default group: NCCL supports accelerators only."""
     return torch.device("cuda" if network.get_backend() == "nccl" else "cpu")
 
 
 BLOCK = 65_536
-"""Rows that are collected at a time: no process but the first ever holds all."""
+"""Rows that are gathered at a time: only the main process stores all."""
 
 
 def shard_size(rows: int, processes: ProcessGroup) -> int:
-    """How many of some rows this process holds.
+    """Number of rows that this process stores.
 
     Args:
-        rows: In all.
+        rows: Of all processes.
         processes: Over which they are sharded.
 
     Example:
@@ -310,14 +310,14 @@ def shard_size(rows: int, processes: ProcessGroup) -> int:
 
 
 def shard(numbers: Tensor, processes: ProcessGroup) -> tuple[Tensor | slice, Tensor]:
-    """Which of some rows are this process's, and where it has them.
+    """Which rows this process stores, and their local indices.
 
     Args:
-        numbers: Of the rows, the same on every process.
+        numbers: Global indices of rows, the same on every process.
         processes: Over which they are sharded.
 
     Returns:
-        (which of `numbers`, their places among all rows that it holds).
+        (mask of `numbers` or a slice, local indices).
 
     Example:
         >>> is_local, places = shard(torch.tensor([5, 2, 3, 7]), ProcessGroup(1, 2))
@@ -332,11 +332,11 @@ def shard(numbers: Tensor, processes: ProcessGroup) -> tuple[Tensor | slice, Ten
 
 @torch.no_grad()
 def gather_rows(stored: Tensor, numbers: Tensor, processes: ProcessGroup) -> Tensor:
-    """Rows by their numbers, whichever process holds them; without gradient.
+    """Rows by their global indices, from the processes that store them; without gradient.
 
     Args:
-        stored: This process's rows.
-        numbers: The same on every process.
+        stored: The rows of this process.
+        numbers: Global indices, the same on every process.
         processes: Over which the rows are sharded.
 
     Returns:
@@ -347,19 +347,19 @@ def gather_rows(stored: Tensor, numbers: Tensor, processes: ProcessGroup) -> Ten
         return stored.index_select(0, places)
     found = stored.new_zeros(len(numbers), *stored.shape[1:])
     found[local] = stored[places]
-    return processes.sum_(found)  # each row is non-zero on one process alone, so the sum copies it
+    return processes.sum_(found)  # each row is non-zero on one process only, so the sum copies it
 
 
 def gather_full(stored: Tensor, rows: int, processes: ProcessGroup) -> Tensor:
-    """All rows in the order of their numbers, on the first process alone, to be written down.
+    """All rows in global order, on the main process only, to be saved.
 
     Args:
-        stored: This process's rows.
-        rows: In all.
+        stored: The rows of this process.
+        rows: Of all processes.
         processes: Over which they are sharded.
 
     Returns:
-        [rows, ...] on the CPU, none on the others; on one process `stored` itself.
+        [rows, ...] on the CPU; no rows on other processes; on a single process `stored` itself.
     """
     if processes.world_size == 1:
         return stored

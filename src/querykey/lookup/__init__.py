@@ -1,4 +1,4 @@
-"""Queries, keys, and the rule that says which pairs count: the one idea of this package."""
+"""Queries, keys, and the rule that defines positive and negative pairs."""
 
 from querykey.errors import require_train
 

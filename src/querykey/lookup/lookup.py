@@ -1,4 +1,4 @@
-"""A look-up: queries, keys, and the rule that says which pairs count.
+"""A look-up: queries, keys, and the rule that defines positive and negative pairs.
 
 Losses, top-k and metrics all read a `Lookup`. A small one gives its scores and pair masks as
 matrices; a large one is computed in blocks of keys. The loop over blocks is written once, here, so the
@@ -62,7 +62,7 @@ class PairRule:
     """What makes a pair positive, negative or neither.
 
     Args:
-        positive: "id": the query's own item, as `same_id` says; every other item is negative.
+        positive: "id": the item of the query, see `same_id`; every other item is negative.
             "label": items of the same class; items of other classes are negative. A row
             labelled -1 (unlabelled) is neither.
         same_id: How to treat other keys that come from the same item as the query: "masked" (neither),
@@ -92,9 +92,9 @@ class PairRule:
             case "label":
                 if query_labels is None or key_labels is None:
                     raise ShapeError('PairRule(positive="label") needs labels of queries and keys; got none')
-                known = (query_labels != IGNORE_LABEL)[:, None] & (key_labels != IGNORE_LABEL)[None, :]
+                labelled = (query_labels != IGNORE_LABEL)[:, None] & (key_labels != IGNORE_LABEL)[None, :]
                 same_class = query_labels[:, None] == key_labels[None, :]
-                positive, negative = same_class & known & ~same_item, ~same_class & known & ~same_item
+                positive, negative = same_class & labelled & ~same_item, ~same_class & labelled & ~same_item
             case never:
                 assert_never(never)
         match self.same_id:
@@ -126,7 +126,7 @@ class DensePairs:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RulePairs:
-    """Pairs that a rule makes from ids and labels, block by block: no mask of all pairs exists."""
+    """Pairs from a rule, ids and labels, computed in blocks: no mask of all pairs is stored."""
 
     rule: PairRule
     query_ids: QueryIds
@@ -135,7 +135,7 @@ class RulePairs:
     key_labels: KeyLabels | None = None
 
     def block(self, start: int, stop: int) -> tuple[PairMask, PairMask]:
-        """What the rule says of keys start to stop."""
+        """The masks of keys start to stop."""
         labels = None if self.key_labels is None else self.key_labels[start:stop]
         return self.rule.pairs(self.query_ids, self.key_ids[start:stop], self.query_labels, labels)
 
@@ -147,7 +147,7 @@ class RulePairs:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OwnKeyPairs:
-    """Query i should find key i; rows B and up are a dictionary's. No mask of all pairs exists.
+    """The positive of query i is key i; keys from B on are a dictionary's. No mask of all pairs is stored.
 
     Args:
         ids: Which item each of the B queries is.
@@ -208,10 +208,10 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """Queries looked up among keys, and which pairs count.
+    """Queries, keys, and which pairs are positive and negative.
 
     Nothing is computed before it is used. `scores`, `positive` and `negative` are matrices
-    [queries, keys] and kept; `blocks` walks the keys and keeps nothing.
+    [queries, keys] and cached; `blocks` iterates over the keys and caches nothing.
 
     Args:
         queries: [queries, dim].
@@ -239,7 +239,7 @@ class Lookup:
         return cls(scores, eye, DensePairs(positive, negative))
 
     def __len__(self) -> int:
-        """How many queries there are."""
+        """Number of queries."""
         return len(self.queries)
 
     @cached_property
@@ -254,16 +254,16 @@ class Lookup:
 
     @property
     def positive(self) -> PairMask:
-        """Which keys each query should find [queries, keys]."""
+        """Mask of positive pairs [queries, keys]."""
         return self.masks[0]
 
     @property
     def negative(self) -> PairMask:
-        """Which keys each query should not find [queries, keys]."""
+        """Mask of negative pairs [queries, keys]."""
         return self.masks[1]
 
     def blocks(self, size: int) -> Iterator[Block]:
-        """Walk the keys, `size` at a time, in order.
+        """Iterate over the keys in order, `size` at a time.
 
         Raises:
             RangeError: If size is not positive.
@@ -275,7 +275,7 @@ class Lookup:
             yield Block(start, self._score(start, stop), *self.pairs.block(start, stop))
 
     def rows(self, start: int, stop: int) -> "Lookup":
-        """The look-up of queries start to stop alone."""
+        """The look-up of queries start to stop."""
         return replace(
             self,
             queries=self.queries[start:stop],
@@ -293,7 +293,7 @@ class Lookup:
         )
 
     def with_pairs(self, positive: PairMask, negative: PairMask) -> "Lookup":
-        """The same queries and keys with other pairs; scores that are computed already are kept."""
+        """The same queries and keys with other pairs; computed scores are reused."""
         other = replace(self, pairs=DensePairs(positive, negative), whole=None)
         if "scores" in self.__dict__:
             other.__dict__["scores"] = self.scores
@@ -305,8 +305,8 @@ class Lookup:
         return unit_length(queries) if self.score == "cosine" else queries
 
     def _score(self, start: int, stop: int) -> Scores:
-        # a product in half precision is off by up to 1e-2: a loss at temperature .07 by .1, a top k by
-        # hundreds of keys. Autocast would make it one again.
+        # the error of a product in half precision is up to 1e-2: 0.1 in a loss at temperature 0.07, hundreds
+        # of keys in a top-k. Autocast would use half precision again.
         with torch.autocast(self.queries.device.type, enabled=False):
             keys = self.keys[start:stop].to(self._ready_queries.dtype)
             keys = unit_length(keys) if self.score == "cosine" else keys
@@ -331,8 +331,8 @@ def look_up(
         queries: [queries, dim], for example unit rows of an encoder.
         keys: [keys, dim].
         query_ids: Which item each query is.
-        key_ids: Which item each key is; an item may be there twice.
-        query_labels: Class of each query, -1 where unknown; needed by a rule on labels.
+        key_ids: Which item each key is; items may repeat.
+        query_labels: Class of each query, -1 if unlabelled; needed by a rule on labels.
         key_labels: Class of each key, likewise.
         rule: Which pairs are positive, negative or neither.
         score: "dot" or "cosine".
@@ -395,8 +395,7 @@ def look_up_own_key(
         stored_vectors: Rows of a dictionary [K, dim], K >= 0; copied, so that a loss may run backward
             after the dictionary has changed.
         stored_ids: Their item ids [K]; -1: of no item, negative to every query.
-        same_id: "masked": neither. "negative": pushed away, as the paper has it. "positive": to be
-            found as well.
+        same_id: "masked": neither. "negative": as in the paper. "positive": positives, too.
         score: "dot" or "cosine".
 
     Returns:
@@ -404,7 +403,7 @@ def look_up_own_key(
 
     Raises:
         ShapeError: If rows, widths or ids do not fit together.
-        ConfigError: If same_id is not known.
+        ConfigError: If same_id is not one of these.
 
     Example:
         >>> rows, stored_ids = torch.eye(2), torch.tensor([7, 5])

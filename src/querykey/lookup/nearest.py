@@ -1,4 +1,4 @@
-"""The exact best keys of each query, computed in blocks, with ties broken the same way every time.
+"""The exact best keys of each query, computed in blocks, with deterministic ties.
 
 A block's scores are rounded differently by every matrix product, so they only propose: a few more
 candidates than are wanted. These are scored again, row by row in float64, and sorted by score and
@@ -39,7 +39,7 @@ QUERIES_AT_ONCE = 2**15
 MANY_QUERIES = 64
 """Fewer, and rounding the keys takes longer than the product saves."""
 GROUP = 16
-"""Columns whose maximum tells if any matters; the fastest of 16, 32 and 64 for 28 and 201 keys."""
+"""Columns of which the maximum is compared first; the fastest of 16, 32 and 64 for 28 and 201 keys."""
 LEAST_SETTLED = 0.5
 """Where bfloat16 settles fewer queries, float32 proposes for the rest: near-equal rows."""
 WORTH_ROUNDING = 0.7
@@ -98,7 +98,7 @@ def in_fast_blocks(
 ) -> list[Answer]:
     """Answer queries block by block, by products in `fast_dtype` as long as these settle most queries.
 
-    The first block is small and tells: among near-equal rows every query would be multiplied twice.
+    The first block is small, to measure it: among near-equal rows every query would be multiplied twice.
 
     Args:
         queries: [queries, dim].
@@ -126,8 +126,8 @@ def rough_cosines(
 ) -> tuple[TopScores, Neighbours, PerQuery]:
     """The best cosines of each query as a matrix product rounds them: proposals, not settled.
 
-    For whoever can bound what a small difference in each score does to their result, and settles the few
-    queries where it matters: several times faster than `nearest` where many keys are wanted.
+    For callers that can bound the effect of a small difference in each score on their result and settle the
+    few queries that need it: several times faster than `nearest` for many keys.
 
     Args:
         queries: [queries, dim], any float dtype.
@@ -137,7 +137,7 @@ def rough_cosines(
 
     Returns:
         (scores [queries, count] float32, indices [queries, count] int64, error [queries]). Best first; ties
-        are in no certain order. The scores are within `error` of the truth, and no key left out is above the
+        are in arbitrary order. The scores are within `error` of the truth, and no key left out is above the
         last of them by more: `TIE` in float32.
 
     Raises:
@@ -193,8 +193,8 @@ def _propose(
     for start in range(0, len(keys), KEY_BLOCK):
         block, lost = _ready_keys(keys[start : start + KEY_BLOCK], score)
         if dtype != torch.float32:
-            # What all keys have in common adds the same to all of a query's scores: the shorter rows that are
-            # left lose less to rounding.
+            # The mean of the keys adds the same to all scores of a query. Without it rows are shorter, and
+            # the rounding errors smaller.
             centre = centre if start else block[~lost].mean(dim=0).nan_to_num()
             block = block - centre
         rounded_block = block.to(dtype)
@@ -210,7 +210,7 @@ def _propose(
         scale = torch.ones(()) if score == "cosine" else queries.norm(dim=1) * _longest(keys)
         return scores, index, (TIE * scale).expand(len(queries))
     lengths, residuals = queries.norm(dim=1), (queries - rounded.float()).norm(dim=1)
-    # Cauchy-Schwarz for what rounding took from query and key
+    # Cauchy-Schwarz for the rounding errors of query and key
     error = residuals * longest + lengths * farthest + residuals * farthest
     # The score itself is rounded too. Of a key left out, only a score up to the last one kept matters: the
     # true score that a rounded one may stand for rises with it.
@@ -223,7 +223,7 @@ def best_of_blocks(blocks: Iterable[Tensor], count: int) -> tuple[Tensor, Tensor
     """Merge the best `count` columns out of consecutive blocks of scores [queries, columns].
 
     Returns:
-        (scores float32, indices) [queries, at most count], best first; ties in no certain order.
+        (scores float32, indices) [queries, at most count], best first; ties in arbitrary order.
     """
     best: tuple[Tensor, Tensor] | None = None
     start = 0
@@ -231,7 +231,7 @@ def best_of_blocks(blocks: Iterable[Tensor], count: int) -> tuple[Tensor, Tensor
         best = _merge(best, scores, start, count)
         start += scores.shape[1]
     if best is None:
-        raise RangeError("there are no keys to look among; at least one is needed")
+        raise RangeError("there are no keys; at least one is needed")
     return _ordered(*best)
 
 

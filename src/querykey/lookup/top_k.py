@@ -1,4 +1,4 @@
-"""Selection: which keys of a look-up go on to the FC layer and the loss. Indices, not losses."""
+"""Selection of the keys of a look-up for the FC layer and the loss: indices, not losses."""
 
 from collections.abc import Iterator
 from typing import Literal, assert_never
@@ -24,11 +24,11 @@ KEY_BLOCK = 4096
 
 @torch.no_grad()
 def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
-    """The k keys that matter most to each query, exactly, computed in blocks.
+    """The k most important keys of each query, exactly, computed in blocks.
 
     Args:
         lookup: Frozen scores with their pairs. Where its keys are sharded, each process finds the best of
-            its share, and the lists are merged.
+            its shard, and the lists are merged.
         k: Keys wanted per query, at least 1.
         mode: "similar": the highest scores among positives and negatives.
             "hard_negative": the highest scores among negatives.
@@ -62,7 +62,7 @@ def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
 
 
 def _of_all(scores: TopScores, index: Neighbours, processes: ProcessGroup) -> Neighbours:
-    """The best of all shares out of the best of each."""
+    """The best of all shards, from the best of each."""
     if processes.world_size == 1:
         return index
     numbers = torch.where(index < 0, index, index * processes.world_size + processes.rank)
@@ -74,7 +74,7 @@ def _of_all(scores: TopScores, index: Neighbours, processes: ProcessGroup) -> Ne
 
 
 def _top_k(lookup: Lookup, k: int, mode: _AnyMode) -> tuple[TopScores, Neighbours]:
-    """(what is sorted by, indices); -inf and -1 where there are fewer."""
+    """(sort keys, indices); -inf and -1 if there are fewer."""
     sign = -1.0 if mode == "hard_positive" else 1.0
     ceiling = torch.full((len(lookup),), torch.inf, device=lookup.queries.device)
     if mode == "semi_hard":
@@ -109,7 +109,7 @@ def _wanted(block: Block, mode: _AnyMode, below: Tensor) -> PairMask:
         case "hard_positive" | "nearest_positive":
             return block.positive
         case "semi_hard":
-            # wider by what rounding may do: exact scores decide
+            # wider by the rounding error: exact scores decide
             reach = TIE * below.nan_to_num(neginf=0.0).abs().clamp(min=1.0)
             return block.negative & (block.scores < (below + reach)[:, None])
         case never:

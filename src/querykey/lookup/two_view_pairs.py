@@ -1,4 +1,4 @@
-"""Two views of a batch, looked up in one another: what SimCLR and its kin learn from."""
+"""The look-up of two views of a batch in each other, as in SimCLR."""
 
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ __all__ = ["TwoViewPairs", "look_up_views"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TwoViewPairs:
-    """Row i of 2B rows should find row (i + B) mod 2B, made from its place: no mask of all pairs exists.
+    """The positive of row i of 2B rows is row (i + B) mod 2B; no mask of all pairs is stored.
 
     Args:
         ids: Which item each of the B pairs of views shows.
@@ -54,17 +54,16 @@ class TwoViewPairs:
 
 
 def look_up_views(view_1: Rows, view_2: Rows, *, ids: Ids | None = None, score: Score = "dot") -> Lookup:
-    r"""Look the rows of two views up among all rows of both.
+    r"""Look up the rows of two views among all rows of both.
 
-    Queries and keys are the same 2B rows, first those of view 1, then those of view 2. Row *i*
-    should find the other view of its item, row :math:`(i + B) \bmod 2B`. The row itself is neither
-    positive nor negative, and so is any further row of the same item; rows of other items are
-    negative.
+    Queries and keys are the same 2B rows, first those of view 1, then those of view 2. The positive
+    of row *i* is the other view of its item, row :math:`(i + B) \bmod 2B`. The row itself and further rows of
+    the same item are neither positive nor negative; rows of other items are negative.
 
     Args:
         view_1: [B, dim], one row an image.
         view_2: [B, dim], another view of the same images in the same order.
-        ids: Which item each image is, where an item may be in the batch twice. None: each its own.
+        ids: Which item each image is, if items may repeat. None: all differ.
         score: "dot" or "cosine".
 
     Returns:

@@ -1,4 +1,4 @@
-"""Rows scaled to length 1, whatever their magnitude."""
+"""Rows scaled to length 1, for any magnitude."""
 
 import torch
 from torch import Tensor
