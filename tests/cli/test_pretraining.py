@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from pretraining_toys import put_stripes
 from safetensors.torch import load_file
 
+from querykey.cli import console
 from querykey.cli.pretrain import display
 from querykey.config.settings import flat, rows
 from querykey.errors import ConfigError, MissingPathError
@@ -311,22 +313,25 @@ def test_export_writes_the_backbone(querykey, pretrained, tmp_path):
 # the display
 
 
-def test_a_terminal_sees_how_far_it_is_and_a_pipe_nothing(monkeypatch):
+def test_a_terminal_sees_how_far_it_is_and_a_pipe_a_line_now_and_then(monkeypatch, capsys):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     before = signal.getsignal(signal.SIGINT)
-    with display() as hooks:
-        assert hooks["on_step_end"] is None
-        assert not hooks["stop"]()
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setenv("TERM", "xterm")
     plain = Progress(
         step=1, steps=8, loss=2.5, learning_rate=0.1, seconds=1.0, view_seconds=0.0, images_per_second=1234.0,
         knn=None, is_recorded=False,
     )  # fmt: skip
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0.01)
+    with display() as hooks:
+        hooks["on_step_end"](replace(plain, step=2, knn=0.625))
+        time.sleep(0.05)
+        assert not hooks["stop"]()
+    assert "pretraining: step 2 of 8, loss 2.500, kNN 0.625\n" in capsys.readouterr().err
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
     with display() as hooks:
         hooks["on_step_end"](plain)
         hooks["on_step_end"](replace(plain, step=2, knn=0.625))

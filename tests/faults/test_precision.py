@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 
-from querykey.cli import console
-from querykey.cli.console import escaped, progress
 from querykey.errors import ConfigError, RangeError
 from querykey.lookup.lookup import DensePairs, Lookup
 from querykey.lookup.nearest import nearest, rough_cosines
@@ -86,14 +84,3 @@ def test_keys_that_are_not_finite_are_never_found():
         assert set(index[0].tolist()) == {*range(32), -1} - {3, 5}
     assert not torch.isin(rough_cosines(ROWS, keys, 20)[1], torch.tensor([3, 5])).any()
     assert nearest(keys[3:4], ROWS, 2)[1].tolist() == [[-1, -1]]
-
-
-def test_terminal_controls_are_shown_escaped():
-    assert escaped("a\x1b[31mb\x9b\r\u202e\udcff\tc\nd") == "a\\x1b[31mb\\x9b\\r\\u202e\\udcff\tc\nd"
-
-
-def test_without_a_terminal_a_line_says_how_far_the_work_is(capsys, monkeypatch):
-    monkeypatch.setattr(console, "QUIET_SECONDS", 0.0)
-    with progress("embedding x") as tick:
-        tick(1000, 2000)
-    assert capsys.readouterr().err == "embedding x: 1,000 of 2,000\n"

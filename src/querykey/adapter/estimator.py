@@ -321,6 +321,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         self._check_model(X, any_model=any_model)
         rows = check_rows(self, X, reset=False)
+        rows = rows if rows.dtype == torch.float64 else rows.float()
         return self.saved().loaded().quantize(rows.numpy(), dim=dim, bits=bits)
 
     def code(self, *, dim: int | None = None, bits: int = 8) -> Code:

@@ -9,7 +9,6 @@ import typer
 from querykey.cli.options import (
     Column,
     Delimiter,
-    Device,
     Out,
     PairColumn,
     Split,
@@ -21,11 +20,23 @@ from querykey.cli.options import (
 
 __all__ = ["adapt_features"]
 
+ModelDevice = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="Where a frozen model embeds pseudo-queries: cpu, cuda, cuda:1, mps. Fits are on the CPU.",
+    ),
+]
+Side = Annotated[
+    str | None,
+    typer.Option(metavar="[both|query]", help="query: documents stay as they are. Default: both."),
+]
+
 
 def adapt_features(
     features: Annotated[str, typer.Argument(metavar="FEATURES", help="See `querykey help sources`.")],
     out: Out,
-    dim: Annotated[int | None, typer.Option(help="Width of the adapted rows; default: 64.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Width of the adapted rows; default: 64 at most.")] = None,
     dims: Annotated[str | None, typer.Option(metavar="256,128", help="Several, from one fit.")] = None,
     bits: Annotated[str | None, typer.Option(metavar="8,1", help="Codes for each size.")] = None,
     labels: Annotated[
@@ -33,11 +44,9 @@ def adapt_features(
         typer.Option(metavar="COLUMN", help="Learn from classes; `label` in a feature store."),
     ] = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="Learn from (query, document) pairs.")] = False,
-    side: Annotated[
-        str | None, typer.Option(metavar="[both|query]", help="query: documents are not transformed.")
-    ] = None,
+    side: Side = None,
     classes: Annotated[
-        str | None, typer.Option(metavar="[known|new]", help="Classes of future data.")
+        str | None, typer.Option(metavar="[known|new]", help="Classes of future data; default: both.")
     ] = None,
     pseudo: Annotated[
         str,
@@ -51,9 +60,9 @@ def adapt_features(
     pair_column: PairColumn = None,
     split: Split = None,
     delimiter: Delimiter = None,
-    device: Device = "cpu",
+    device: ModelDevice = "cpu",
     threads: Threads = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed; 0 if not said.")] = None,
 ) -> None:
     """Fit an adapter to FEATURES.
 

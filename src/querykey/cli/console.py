@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Progress", "detail", "escaped", "line", "note", "progress", "table"]
+__all__ = ["Progress", "detail", "escaped", "heartbeat", "line", "note", "progress", "table"]
 
 QUIET_SECONDS = 30.0
 """Between two lines of progress without a terminal."""
@@ -32,13 +33,23 @@ def escaped(text: str) -> str:
 
 
 def line(text: str = "", *, whole: bool = False) -> None:
-    """Write a line, wrapped at the width of the terminal.
+    """Write a line, wrapped at the width of the terminal and indented as it begins.
 
     Args:
         text: Plain text without markup.
         whole: Do not wrap, for a command that is copied.
     """
-    _console().print(escaped(text), markup=False, soft_wrap=whole)
+    from rich.text import Text
+
+    console, words = _console(), escaped(text)
+    if whole or not words.strip():
+        console.print(words, markup=False, soft_wrap=True)
+        return
+    indent = len(words) - len(words.lstrip(" "))
+    width = max(1, console.width - indent)
+    for part in Text(words[indent:]).wrap(console, width):
+        part.rstrip()
+        console.print(" " * indent + part.plain, markup=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
@@ -108,15 +119,8 @@ def progress(title: str) -> Iterator[Progress]:
         A function to call with (done, total).
     """
     if not sys.stderr.isatty():
-        last = time.monotonic()
-
-        def write(done: int, total: int | None) -> None:
-            nonlocal last
-            if time.monotonic() - last >= QUIET_SECONDS:
-                last = time.monotonic()
-                detail(f"{title}: {done:,}" + ("" if total is None else f" of {total:,}"))
-
-        yield write
+        with heartbeat(title) as tell:
+            yield lambda done, total: tell(f"{done:,}" + ("" if total is None else f" of {total:,}"))
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -132,6 +136,35 @@ def progress(title: str) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
 
         yield show
+
+
+@contextmanager
+def heartbeat(title: str) -> Iterator[Callable[[str], None]]:
+    """A line on standard error every 30 s, also while nothing reports, for what runs without a terminal.
+
+    Args:
+        title: What is being done.
+
+    Yields:
+        What to call with how far the work is.
+    """
+    started_at, words, ended = time.monotonic(), "", threading.Event()
+
+    def tell(text: str) -> None:
+        nonlocal words
+        words = text
+
+    def beat() -> None:
+        while not ended.wait(QUIET_SECONDS):
+            detail(f"{title}: {words or f'{time.monotonic() - started_at:.0f} s'}")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield tell
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _console() -> "Console":

@@ -12,7 +12,8 @@ __all__ = ["demo"]
 
 def demo(
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="A new folder: features, two adapters, an ONNX export.")
+        Path,
+        typer.Option(metavar="DIR", help="A new folder: features, two adapters, an ONNX export, a page."),
     ],
     threads: Threads = None,
 ) -> None:
@@ -39,7 +40,7 @@ def demo(
     line()
     head, *rows = made.table.overview()
     table(head, rows)
-    line("Marks: against frozen, then pca; + better, - worse, = no difference (95% interval).")
+    line("Marks: against frozen, then pca; + better, - worse, = no difference (95% interval), blank itself.")
     line()
     for question, before, after in made.searches:
         answers = [(one.id, other.id) for one, other in zip(before, after, strict=True)]

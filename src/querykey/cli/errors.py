@@ -69,7 +69,7 @@ def _data_warnings_as_notes() -> Iterator[None]:
 
         def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, DataWarning):
-                write_once(f"note: {message}")
+                write_once(escaped(f"note: {message}"))
             else:
                 show(message, category, *where, **more)
 

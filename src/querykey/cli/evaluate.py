@@ -104,7 +104,7 @@ def _evaluate_adapter(run: Path, at: "DataAt", *, out: Path | None, device: str,
     table(head, rows)
     line(
         f"{found.protocol['asked']:,} queries; marks against {' and '.join(found.references[:2])}: "
-        "+ better, - worse, = no difference (95% interval)"
+        "+ better, - worse, = no difference (95% interval), blank: itself"
     )
     for left_out in found.protocol["left_out"]:
         line(f"left out: {left_out}")
@@ -114,7 +114,7 @@ def _evaluate_adapter(run: Path, at: "DataAt", *, out: Path | None, device: str,
 def _evaluate_encoder(run: Path, at: "DataAt", *, out: Path | None, protocol: str, **options: Any) -> None:
     from typing import get_args
 
-    from querykey.cli.console import line, note, table
+    from querykey.cli.console import line, note, progress, table
     from querykey.errors import ConfigError
     from querykey.evaluation.linear_evaluation import LinearProtocol
     from querykey.runs.evaluate_encoder import evaluate_encoder
@@ -123,13 +123,14 @@ def _evaluate_encoder(run: Path, at: "DataAt", *, out: Path | None, protocol: st
         raise ConfigError(f"--protocol {protocol}: there are {', '.join(get_args(LinearProtocol))}")
     if out is not None:
         reserve_output(out)
-    found = evaluate_encoder(run, at, protocol=cast("LinearProtocol", protocol), notify=note, **options)
+    with progress(f"evaluating {run}"):
+        found = evaluate_encoder(run, at, protocol=cast("LinearProtocol", protocol), notify=note, **options)
     head, *rows = found.overview()
     table(head, rows)
     about = found.protocol
     line(
         f"{about['asked']:,} test images, {about['labels']:,} labelled training images; marks against "
-        f"{' and '.join(found.references)}: + better, - worse, = no difference (95% interval)"
+        f"{' and '.join(found.references)}: + better, - worse, = no difference (95% interval), blank: itself"
     )
     knn = about["knn"]
     line(f"kNN: {knn['k']} neighbours, temperature {knn['temperature']}; linear: protocol {protocol}")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from querykey.cli.options import Device, Out, RunFolder, Seed, Threads, prepare, reserve_output
+from querykey.cli.options import Out, RunFolder, Threads, Unused, UnusedSeed, prepare, reserve_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +27,9 @@ def export_run(
             metavar="st:NAME", help="For sentence-transformers: the text model, if RUN does not record it."
         ),
     ] = None,
-    device: Device = "cpu",
+    device: Unused = "cpu",
     threads: Threads = None,
-    seed: Seed = 0,
+    seed: UnusedSeed = 0,
 ) -> None:
     """Export the model of a RUN to another format.
 

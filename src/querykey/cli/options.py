@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "AdapterFolder",
     "Column",
     "Delimiter",
     "Device",
@@ -19,6 +20,8 @@ __all__ = [
     "Seed",
     "Split",
     "Threads",
+    "Unused",
+    "UnusedSeed",
     "check_choice",
     "numbers",
     "prepare",
@@ -29,6 +32,10 @@ __all__ = [
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="Device: cpu, cuda, cuda:1, mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; default: all cores.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed.")]
+Unused = Annotated[str, typer.Option(hidden=True)]
+"""`--device` of a command that computes on the processor alone; taken as other commands take it."""
+UnusedSeed = Annotated[int, typer.Option(min=0, max=2**31 - 1, hidden=True)]
+"""`--seed` of a command that draws nothing."""
 Column = Annotated[str | None, typer.Option(metavar="NAME", help="The column with the items.")]
 LabelColumn = Annotated[str | None, typer.Option(metavar="NAME", help="The column with the classes.")]
 PairColumn = Annotated[
@@ -44,9 +51,10 @@ RunFolder = Annotated[
     Path,
     typer.Argument(
         metavar="RUN",
-        help="Output folder of `querykey adapt`; evaluate and export also take one of `pretrain`.",
+        help="A folder that `querykey adapt` or `querykey pretrain` wrote.",
     ),
 ]
+AdapterFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `querykey adapt` wrote.")]
 
 
 def prepare(device: str, threads: int | None, seed: int, *, supports_torchrun: bool = False) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from querykey.cli.console import line
+from querykey.cli.console import heartbeat, line
 from querykey.cli.options import Column, Device, LabelColumn, Out, Split, Threads, prepare
 from querykey.cli.torchrun import is_distributed
 
@@ -62,7 +62,7 @@ def pretrain_source(
     threads: Threads = None,
     workers: Workers = 2,
     save_every: SaveEvery = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed; default: 0.")] = None,
 ) -> None:
     """Pretrain an encoder from images without labels.
 
@@ -94,7 +94,9 @@ def resume_run(
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="New total number of epochs.")] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="Device; default: as before.")] = None,
-    threads: Threads = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; default: as before.")
+    ] = None,
     workers: Workers = 2,
     save_every: SaveEvery = None,
 ) -> None:
@@ -240,13 +242,13 @@ def _loss_of(settings: "PretrainSettings") -> str:
 
 @contextmanager
 def display() -> Iterator[dict[str, Any]]:
-    """A progress bar on standard error if that is a terminal, and a graceful Ctrl-C.
+    """A progress bar on standard error, a line every 30 s if that is no terminal, and a graceful Ctrl-C.
 
     After the first SIGINT or SIGTERM the run stops after the current step, so that its state can be
     saved; a second one interrupts it.
 
     Yields:
-        The hooks "on_step_end" (None without a terminal) and "stop" of `pretrain` and `resume`.
+        The hooks "on_step_end" and "stop" of `pretrain` and `resume`.
     """
     is_stopping, is_training = threading.Event(), threading.Event()
 
@@ -267,13 +269,20 @@ def display() -> Iterator[dict[str, Any]]:
     former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if not sys.stderr.isatty():
-            yield {"on_step_end": None, "stop": stop}
+            with heartbeat("pretraining") as tell:
+                yield {"on_step_end": lambda progress: tell(_far(progress)), "stop": stop}
             return
         with _bar() as on_step_end:
             yield {"on_step_end": on_step_end, "stop": stop}
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def _far(progress: "Progress") -> str:
+    """How far a pretraining is, in a line."""
+    knn = "" if progress.knn is None else f", kNN {progress.knn:.3f}"
+    return f"step {progress.step:,} of {progress.steps:,}, loss {progress.loss:.3f}{knn}"
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from querykey.cli.options import (
+    AdapterFolder,
     Column,
     Delimiter,
     Device,
     LabelColumn,
-    RunFolder,
     Seed,
     Split,
     Threads,
@@ -23,8 +23,8 @@ __all__ = ["search"]
 
 
 def search(
-    run: RunFolder,
-    features: Annotated[str, typer.Argument(metavar="FEATURES", help="The features to search.")],
+    run: AdapterFolder,
+    features: Annotated[str, typer.Argument(metavar="SOURCE|FEATURES", help="The features to search.")],
     query: Annotated[str, typer.Option(metavar="TEXT|IMAGE|ID", help="The query.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 5,
     column: Column = None,
@@ -38,16 +38,20 @@ def search(
     """Search FEATURES before and after adaptation.
 
     Before: the frozen rows. After: the rows transformed by RUN. A query is the id of a row, or a text or
-    an image, which the model of the features embeds.
+    an image, which the model of the features embeds. The column "was" is the rank before; (new): not
+    among the first before.
     """
-    prepare(device, threads, seed)
+    device = prepare(device, threads, seed)
+    from querykey.cli.console import note, progress
     from querykey.runs.adapt import load_run
     from querykey.runs.data import DataAt
     from querykey.runs.evaluate_adapter import features_like_those_of
     from querykey.runs.search import find, read_query
 
     fitted = load_run(run)
-    opened = features_like_those_of(fitted, DataAt(features, column, label_column, None, split, delimiter))
+    at = DataAt(features, column, label_column, None, split, delimiter)
+    with progress(f"embedding {features}") as tick:
+        opened = features_like_those_of(fitted, at, device=device, progress=tick, notify=note)
     looked_up = read_query(query, opened.features, features, device=device)
     before, after = find(fitted, opened.features, looked_up, k=k)
     places = {found.id: f"({found.rank})" for found in before}

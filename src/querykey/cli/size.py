@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from querykey.cli.options import Column, Delimiter, RunFolder, Split, Threads, prepare, reserve_output
+from querykey.cli.options import AdapterFolder, Column, Delimiter, Split, Threads, prepare, reserve_output
 
 __all__ = ["size"]
 
 
 def size(
-    run: RunFolder,
+    run: AdapterFolder,
     under: Annotated[
         str | None, typer.Option(metavar="64B", help="The best size of at most this many bytes.")
     ] = None,

@@ -125,8 +125,7 @@ def _progress(name: str) -> "Iterator[Progress | None]":
             if not sys.stderr.isatty():  # a cell takes minutes, so each has a line
                 seconds = f"{fields['seconds']:.0f} s"
                 note(f"{done} of {count}: {cell.method}, seed {cell.seed}: {scores} ({seconds})")
-            else:
-                tick(done, count)
+            tick(done, count)
 
         yield on_cell_end
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from querykey.cli.options import (
+    AdapterFolder,
     Column,
     Delimiter,
     Device,
-    RunFolder,
+    PairColumn,
     Seed,
     Split,
     Threads,
@@ -48,15 +49,18 @@ class _Wanted:
 
 
 def transform_features(
-    run: RunFolder,
-    features: Annotated[str, typer.Argument(metavar="FEATURES", help="See `querykey help sources`.")],
+    run: AdapterFolder,
+    features: Annotated[str, typer.Argument(metavar="SOURCE|FEATURES", help="See `querykey help sources`.")],
     out: Annotated[Path, typer.Option(metavar="Z.npy", help="A new file; .npy or .safetensors.")],
     dim: Annotated[int | None, typer.Option(min=1, help="A size of RUN; the largest if not said.")] = None,
     bits: Annotated[
         int | None, typer.Option(metavar="[8|1]", help="Codes of documents instead of float rows.")
     ] = None,
-    queries: Annotated[bool, typer.Option("--queries", help="The query side of pairs.")] = False,
+    queries: Annotated[
+        bool, typer.Option("--queries", help="The rows are queries; of pairs, their queries.")
+    ] = False,
     column: Column = None,
+    pair_column: PairColumn = None,
     split: Split = None,
     delimiter: Delimiter = None,
     device: Device = "cpu",
@@ -78,13 +82,13 @@ def transform_features(
             "--bits makes codes of documents; queries stay float, so leave out --queries or --bits"
         )
     wanted = _Wanted(dim, bits, queries)
-    if _numpy_will_do(features, (column, split, delimiter), device, threads):
+    if _numpy_will_do(features, (column, pair_column, split, delimiter), device, threads):
         reserve_output(out)
         made = _transformed_array(run, Path(features), wanted)
     else:
-        prepare(device, threads, seed)
+        device = prepare(device, threads, seed)
         reserve_output(out)
-        made = _transformed(run, (features, column, None, None, split, delimiter), wanted)
+        made = _transformed(run, (features, column, None, pair_column, split, delimiter), wanted, device)
     _write(out, made)
     line(f"{out}: {len(made):,} {_described(made, bits)}")
 
@@ -134,13 +138,16 @@ def _transformed_array(run: Path, path: Path, wanted: _Wanted) -> Any:
     return wanted.array(adapter, rows)
 
 
-def _transformed(run: Path, at: tuple[Any, ...], wanted: _Wanted) -> Any:
+def _transformed(run: Path, at: tuple[Any, ...], wanted: _Wanted, device: str) -> Any:
+    from querykey.cli.console import note, progress
     from querykey.runs.adapt import load_run
     from querykey.runs.data import DataAt
     from querykey.runs.evaluate_adapter import features_like_those_of
 
     fitted = load_run(run)
-    given = features_like_those_of(fitted, DataAt(*at)).features
+    with progress(f"embedding {at[0]}") as tick:
+        opened = features_like_those_of(fitted, DataAt(*at), device=device, progress=tick, notify=note)
+    given = opened.features
     asked = wanted.queries and given.queries is not None
     return wanted.array(fitted.adapter, given.queries if asked else given)
 

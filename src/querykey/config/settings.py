@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
-from textwrap import fill
+from textwrap import TextWrapper
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from querykey.config.old_names import VALUES
@@ -278,9 +278,9 @@ def describe_keys(cls: type) -> str:
     Returns:
         A line a key, of at most 80 characters; what is longer goes on below.
     """
-    return "\n".join(
-        fill(words, 80, initial_indent=f"{key:<24} ", subsequent_indent=25 * " ") for key, words in rows(cls)
-    )
+    width = max(len(key) for key, _ in rows(cls)) + 1
+    plain = TextWrapper(80, subsequent_indent=width * " ", break_on_hyphens=False)
+    return "\n".join(plain.fill(f"{key:<{width}}{words}") for key, words in rows(cls))
 
 
 def rows(cls: type, above: str = "") -> Iterator[tuple[str, str]]:
@@ -485,14 +485,16 @@ def _is_word(annotation: Any) -> bool:
 
 def _in_words(annotation: Any) -> str:
     """What a value may be, as a person writes it in TOML."""
-    if annotation is None or annotation is type(None):
-        return ""
+    if annotation in (None, type(None), ...):
+        return "..." if annotation is ... else ""
     if get_origin(annotation) is Literal:
         return " | ".join(str(value) for value in get_args(annotation))
     if isinstance(annotation, type):
         names = {"int": "whole number", "float": "number", "str": "text", "bool": "true | false"}
         return names.get(annotation.__name__, "")
     parts = get_args(annotation)
+    if get_origin(annotation) is tuple:
+        return f"[{', '.join(map(_in_words, parts))}]"
     # Annotated[int, bound] holds the type first and its bounds after it
     parts = parts[:1] if hasattr(annotation, "__metadata__") else parts
     return " | ".join(dict.fromkeys(words for words in map(_in_words, parts) if words))

@@ -138,7 +138,7 @@ class LoadedAdapter:
             DataError: If a number is NaN or infinite.
             RangeError: If the adapter has no such size or no such code.
         """
-        code, rows = self.code(dim=dim, bits=bits), np.asarray(x, dtype=np.float32)
+        code, rows = self.code(dim=dim, bits=bits), _in_range(x)
         matrix = rows[None] if rows.shape == (self.width,) else self._matrix(rows)
         parts = [code.encode(np.empty((0, code.dim), dtype=np.float32))]
         for start in range(0, len(matrix), BLOCK):
@@ -243,7 +243,17 @@ def check_size(dim: int, dims: Sequence[int]) -> int:
 
 def _in_range(x: ArrayLike) -> Rows:
     """Rows in float32; of float64 those beyond the range of it divided by their largest magnitude first."""
-    given: NDArray[Any] = np.asarray(x)
+    if type(x) is np.ndarray and x.dtype == np.float32:  # one query is looked up in microseconds
+        return x
+    if np.ma.is_masked(x):
+        raise DataError("rows are a masked array with missing numbers; fill them in, or leave out their rows")
+    try:
+        given: NDArray[Any] = np.asarray(x)
+        given = given.astype(np.float64) if given.dtype.kind == "O" else given
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors that NumPy does not take
+        raise DataError(f"rows cannot be read as an array: {error}") from error
+    if given.dtype.kind not in "fiub":
+        raise DataError(f"rows must be real numbers, got {given.dtype}")
     if given.dtype != np.float64 or not given.ndim:
         return given.astype(np.float32, copy=False)
     peak = np.abs(given).max(axis=-1, keepdims=True, initial=0.0)

@@ -7,12 +7,12 @@ import typer
 from querykey.cli.options import (
     Column,
     Delimiter,
-    Device,
     LabelColumn,
     PairColumn,
     Seed,
     Split,
     Threads,
+    Unused,
     prepare,
 )
 
@@ -34,7 +34,7 @@ def doctor(
     pair_column: PairColumn = None,
     split: Split = None,
     delimiter: Delimiter = None,
-    device: Device = "cpu",
+    device: Unused = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
     probe: Annotated[

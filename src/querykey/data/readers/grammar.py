@@ -33,7 +33,8 @@ SOURCE: what you have. A path, or a name after a scheme.
 
   photos/            images; sub-folders are classes, a flat folder has none
   mnist/             IDX files of the MNIST family; .gz as well; --split test
-  train.parquet      a table: .parquet, .csv, .tsv, .jsonl, or a folder;
+  train.parquet      a table: .parquet, .csv, .tsv, .jsonl (also .csv.gz, .bz2,
+                     .zst), or a folder of them;
                      columns of images, of text, or of vectors (lists)
   scifact/           BEIR: corpus.jsonl, queries.jsonl, qrels/*.tsv
   shards/            webdataset: .tar files, or a folder of them
@@ -49,7 +50,7 @@ SOURCE: what you have. A path, or a name after a scheme.
   --split NAME          which part, where there are several; train if not said
   --delimiter CHAR      of a csv or tsv file, where it is not found; tab, none
   Columns are guessed where only one will do.
-  Example: querykey embed train.csv --column text --model st:MiniLM --out out/
+  Example: querykey embed a.csv --model st:all-MiniLM-L6-v2 --out features/
 
 MODEL: what turns items into vectors. It stays frozen.
 
@@ -64,6 +65,9 @@ FEATURES: the vectors of a source, as `querykey embed` writes them, or any
 vectors: a folder of features, .npy, .npz (X, and y for labels), .safetensors,
 .parquet with a column of lists.
   Example: querykey adapt features/ --dim 64 --out runs/first
+
+RUN: a folder that `querykey adapt` or `querykey pretrain` wrote.
+  Example: querykey evaluate runs/first --on features-test/
 """
 """What `querykey help sources` prints: the grammar of SOURCE, MODEL and FEATURES."""
 
