@@ -62,7 +62,7 @@ def adapt_features(
     delimiter: Delimiter = None,
     device: ModelDevice = "cpu",
     threads: Threads = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed; 0 if not said.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed; default: 0.")] = None,
 ) -> None:
     """Fit an adapter to FEATURES.
 
