@@ -25,10 +25,10 @@ JOBS = {
     "losses": "Lookup to loss",
     "data": "readers, augmentation", "export": "ONNX, safetensors", "dictionaries": "queue, bank, memory",
     "encoders": "backbones, heads, frozen", "lookup": "queries, keys, pairs", "distributed": "process group",
-    "config": "TOML to settings", "io": "atomic writes, records", "optim": "optimisers, schedules",
+    "config": "TOML to settings", "io": "atomic writes, records", "optim": "optimizers, schedules",
     "runtime": "adapters in NumPy", "types": "array types", "errors": "QuerykeyError",
 }  # fmt: skip
-WIDTH, BOX_WIDTH, BOX_HEIGHT, ROW, MARGIN = 940, 190, 44, 92, 16
+WIDTH, BOX_WIDTH, BOX_HEIGHT, ROW, MARGIN = 1000, 190, 44, 92, 16
 
 Edges = Mapping[str, frozenset[str]]
 
