@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.adapter.closed_forms import principal_components
-from querykey.adapter.sampling import course_of_items
+from querykey.adapter.sampling import plan_of_items
 from querykey.adapter.settings import AdapterSettings, resolve
 from querykey.adapter.training import layer_at
 from querykey.data.batches import UniformBatches
@@ -45,7 +45,7 @@ OURS |= {
     f"{name}, bfloat16": (given | {"precision": "bfloat16"}, None if target is None else 10.0)
     for name, (given, target) in OURS.items()
 }
-"""Settings of each course, and how many times the peer's steps per second it should take."""
+"""Settings of each plan, and how many times the peer's steps per second it should take."""
 
 
 def rows_and_labels() -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ def pca_layer(rows: Tensor, settings: AdapterSettings) -> FCLayer:
 
 
 def our_steps(rows: Tensor, labels: Tensor, chosen: dict[str, Any]) -> Callable[[], None]:
-    """The course that `fit_adapter` takes with these settings."""
+    """The plan that `fit_adapter` takes with these settings."""
     settings = AdapterSettings.from_parameters(
         **{
             "sampled": 0,
@@ -76,11 +76,11 @@ def our_steps(rows: Tensor, labels: Tensor, chosen: dict[str, Any]) -> Callable[
     )
     settings = resolve(settings, task="labels", items=ROWS, width=WIDTH)
     fc = pca_layer(rows, settings)
-    course, numbers = course_of_items(fc, settings, rows, torch.arange(ROWS), labels), itertools.count()
+    plan, numbers = plan_of_items(fc, settings, rows, torch.arange(ROWS), labels), itertools.count()
 
     def steps() -> None:
         for _ in range(STEPS):
-            course.take(next(numbers))
+            plan.take(next(numbers))
 
     return steps
 
@@ -114,7 +114,7 @@ def their_steps(rows: Tensor, labels: Tensor) -> Callable[[], None]:
 
 
 def measure() -> list[Row]:
-    """Steps per second of each course by the peer's."""
+    """Steps per second of each plan by the peer's."""
     rows, labels = rows_and_labels()
     contenders = {name: our_steps(rows, labels, chosen) for name, (chosen, _) in OURS.items()}
     seconds = in_turns({PEER: their_steps(rows, labels), **contenders}, REPEATS)

@@ -24,7 +24,7 @@ from timing import Row
 
 from querykey.adapter.closed_forms import principal_components
 from querykey.adapter.fit import fit_adapter
-from querykey.adapter.sampling import course_of_items
+from querykey.adapter.sampling import plan_of_items
 from querykey.adapter.settings import AdapterSettings, resolve
 from querykey.adapter.training import layer_at
 from querykey.evaluation.moments import moments
@@ -88,15 +88,15 @@ def serve(path: str, rows: int) -> None:
         settings = resolve(settings, task="labels", items=rows, width=WIDTH)
         start = principal_components(moments(vectors, torch.arange(CAPACITY)), 64, centred=False)
         fc = layer_at(start, settings)
-        course = course_of_items(fc, settings, vectors, torch.arange(rows), labels)
+        plan = plan_of_items(fc, settings, vectors, torch.arange(rows), labels)
         numbers = itertools.count()
         for _ in range(STEPS):
-            course.take(next(numbers))
-    report(mb=highest.mb, fit_s=seconds, capacity=len(course.memory))
+            plan.take(next(numbers))
+    report(mb=highest.mb, fit_s=seconds, capacity=len(plan.memory))
     for _ in sys.stdin:
         began = time.perf_counter()
         for _ in range(STEPS):
-            course.take(next(numbers))
+            plan.take(next(numbers))
         report(step_ms=1000 * (time.perf_counter() - began) / STEPS)
 
 

@@ -37,9 +37,9 @@ def test_moments_are_those_of_numpy_and_add_up(rows):
     expected = EmpiricalCovariance().fit(unit(rows).numpy())
     np.testing.assert_allclose(every.covariance.numpy(), expected.covariance_, atol=1e-12)
     np.testing.assert_allclose(every.mean.numpy(), unit(rows).mean(0).numpy(), atol=1e-12)
-    held = torch.arange(0, 300, 3)
-    rest = torch.arange(300)[~torch.isin(torch.arange(300), held)]
-    left, alone = every - moments(rows, held), moments(rows, rest)
+    held_out = torch.arange(0, 300, 3)
+    rest = torch.arange(300)[~torch.isin(torch.arange(300), held_out)]
+    left, alone = every - moments(rows, held_out), moments(rows, rest)
     assert left.count == alone.count == 200
     torch.testing.assert_close(left.covariance, alone.covariance, atol=1e-12, rtol=0)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from querykey import Adapter
 from querykey.adapter.codes import fit_codes, itq
-from querykey.adapter.ladder import ask_sizes, prefix
+from querykey.adapter.ladder import prefix, score_sizes
 from querykey.adapter.sampling import _learner
 from querykey.adapter.selection import at_best_temperature, mean_at_best
 from querykey.adapter.sequential import SequentialLayer, cayley, gumbel_mask
@@ -271,18 +271,19 @@ def test_a_saved_adapter_gives_the_same_bits_here_and_in_the_runtime(fitted, tmp
             assert cosine.min() > (0.97 if bits == 8 else 0.4)
 
 
-@pytest.mark.parametrize("power", [-80, 80])
-def test_rows_of_any_magnitude_are_fitted_and_coded_alike(fitted, power):
-    """By a power of two nothing is rounded, so that every bit must be the same."""
+def test_rows_of_any_magnitude_are_fitted_and_coded_alike(fitted):
+    """A power of two rounds nothing, so every bit must be the same."""
     X, y = clusters()
-    scaled = Adapter(dims=DIMS, bits=[8, 1], **CHEAP).fit(np.ldexp(X, power), y)
+    scaled = Adapter(dims=DIMS, bits=[8, 1], **CHEAP).fit(np.ldexp(X, 30), y)
     for name, tensor in fitted.fc_.state_dict().items():
         assert torch.equal(scaled.fc_.state_dict()[name], tensor)
     for (dim, bits), code in fitted.codes_.items():
         for name, value in code.tensors.items():
             np.testing.assert_array_equal(scaled.codes_[dim, bits].tensors[name], value)
         codes = fitted.quantize(X, dim=dim, bits=bits)
-        np.testing.assert_array_equal(fitted.quantize(np.ldexp(X, power), dim=dim, bits=bits), codes)
+        for power in (-80, 80):
+            other = fitted.quantize(np.ldexp(X, power), dim=dim, bits=bits)
+            np.testing.assert_array_equal(other, codes)
     mixed = X * 10.0 ** np.random.default_rng(0).uniform(-12, 12, (len(X), 1)).astype(np.float32)
     np.testing.assert_array_equal(fitted.quantize(mixed[5:6]), fitted.quantize(mixed)[5:6])
 
@@ -372,9 +373,9 @@ def test_a_question_about_sizes_asks_each_prefix():
     rows = F.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     question = LabelQuestion(rows, torch.arange(30) % 3)
     asked = question.prepare(torch.arange(5), [torch.tensor([i]) for i in range(5)])
-    scores = ask_sizes(question, lambda some: some, asked, (4, 2))
-    torch.testing.assert_close(scores[:, :, 0], question.ask(lambda some: some, asked))
+    scores = score_sizes(question, lambda some: some, asked, (4, 2))
+    torch.testing.assert_close(scores[:, :, 0], question.score(lambda some: some, asked))
     torch.testing.assert_close(
-        scores[:, :, 1], question.ask(lambda some: F.normalize(some[:, :2], dim=1), asked)
+        scores[:, :, 1], question.score(lambda some: F.normalize(some[:, :2], dim=1), asked)
     )
     assert prefix(lambda some: some, 1)(torch.tensor([[-3.0, 9.0]])).tolist() == [[-1.0]]

@@ -45,10 +45,10 @@ def learner(rows, name="info_nce", dim=3, **options):
 
 def hardest(k):
     def choose(batch, memory):
-        held = memory.read()
+        stored = memory.read()
         found = look_up(
-            batch.vectors, held.vectors, query_ids=batch.ids, key_ids=held.ids,
-            query_labels=batch.labels, key_labels=held.labels, rule=PairRule(positive="label"),
+            batch.vectors, stored.vectors, query_ids=batch.ids, key_ids=stored.ids,
+            query_labels=batch.labels, key_labels=stored.labels, rule=PairRule(positive="label"),
             score="cosine",
         )  # fmt: skip
         return SelectedSlots(top_k(found, k, "hard_negative"), NONE)

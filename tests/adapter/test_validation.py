@@ -99,18 +99,18 @@ def test_copies_never_stand_on_both_sides(items):
     ):
         assert folds
         for fold in folds:
-            held = torch.zeros(items, dtype=torch.bool)
-            held[fold.held] = True
-            assert bool((held.view(-1, 4).all(1) | ~held.view(-1, 4).any(1)).all())
-            assert bool(held[fold.asked].all())
+            held_out = torch.zeros(items, dtype=torch.bool)
+            held_out[fold.held_out] = True
+            assert bool((held_out.view(-1, 4).all(1) | ~held_out.view(-1, 4).any(1)).all())
+            assert bool(held_out[fold.asked].all())
             assert len(torch.unique(fold.asked // 4)) == len(fold.asked)
 
 
 def test_few_rows_are_held_out_once_each_and_many_in_one_part():
     labels = torch.arange(600) % 12
     folds = known_folds(rows(600), labels, share=0.1, seed=0)
-    assert sorted(torch.cat([fold.held for fold in folds]).tolist()) == list(range(600))
-    assert all(len(torch.unique(labels[fold.held])) == 12 for fold in folds)
+    assert sorted(torch.cat([fold.held_out for fold in folds]).tolist()) == list(range(600))
+    assert all(len(torch.unique(labels[fold.held_out])) == 12 for fold in folds)
     (fold,) = known_folds(rows(4000), torch.arange(4000) % 12, share=0.1, seed=0)
     assert len(fold.asked) == 400
 
@@ -119,9 +119,9 @@ def test_whole_classes_are_held_out_and_not_of_fewer_than_ten():
     labels = torch.arange(600) % 12
     folds = class_folds(rows(600), labels, share=0.1, seed=0)
     for fold in folds:
-        rest = labels[~torch.isin(torch.arange(600), fold.held)]
-        assert not set(labels[fold.held].tolist()) & set(rest.tolist())
-    assert {int(c) for fold in folds for c in labels[fold.held]} == set(range(12))
+        rest = labels[~torch.isin(torch.arange(600), fold.held_out)]
+        assert not set(labels[fold.held_out].tolist()) & set(rest.tolist())
+    assert {int(c) for fold in folds for c in labels[fold.held_out]} == set(range(12))
     assert class_folds(rows(600), torch.arange(600) % 9, share=0.1, seed=0) == []
 
 
@@ -129,7 +129,7 @@ def test_a_class_with_nothing_else_to_find_is_never_held_out():
     labels = torch.arange(120) % 10
     labels[:3] = torch.tensor([20, 21, 22])
     folds = known_folds(rows(120), labels, share=0.1, seed=0)
-    assert not {0, 1, 2} & {int(row) for fold in folds for row in fold.held}
+    assert not {0, 1, 2} & {int(row) for fold in folds for row in fold.held_out}
 
 
 def test_nothing_is_held_out_of_too_few():

@@ -21,7 +21,7 @@ __all__ = [
 
 
 class Batch(NamedTuple):
-    """Frozen rows of this step, each with its item id and label."""
+    """Frozen rows of a step, each with its item id and label."""
 
     vectors: Rows
     ids: Ids
@@ -29,16 +29,16 @@ class Batch(NamedTuple):
 
 
 class SelectedSlots(NamedTuple):
-    """Slots of the memory that take part in a step."""
+    """Slots of the memory that are used in a step."""
 
     per_query: Tensor
-    """For each query alone [queries, k], -1 where there are fewer."""
+    """Slots selected by each query [queries, k], padded with -1."""
     shared: Tensor
-    """For all queries [rows]."""
+    """Slots used by all queries [rows]."""
 
 
 class Candidates(NamedTuple):
-    """The batch and the rows selected for it, each item once; the batch comes first."""
+    """The batch, followed by the rows selected for it, each item once."""
 
     vectors: Rows
     ids: Ids
@@ -49,7 +49,7 @@ class Candidates(NamedTuple):
 
     @property
     def candidate_mask(self) -> Tensor:
-        """Which rows are candidates of each query: the batch's, and those selected for it [queries, rows]."""
+        """Candidates of each query: the batch and the rows selected for the query [queries, rows]."""
         mask = self.selected.clone()
         mask[:, : self.batch_size] = True
         return mask
@@ -57,11 +57,11 @@ class Candidates(NamedTuple):
 
 @torch.no_grad()
 def candidates_of(batch: Batch, memory: Dictionary, selection: SelectedSlots) -> Candidates:
-    """The batch's rows and the selected ones of the memory, each item once.
+    """Combine the batch with the selected rows of the memory, each item once.
 
     Args:
-        batch: Comes first, in its order.
-        memory: Where the others are; rows that another process stores are sent.
+        batch: Rows of the step; they come first, in order.
+        memory: The other rows; those that another process stores are sent.
         selection: Slots of the memory, the same on every process.
 
     Returns:
@@ -90,24 +90,24 @@ def candidates_of(batch: Batch, memory: Dictionary, selection: SelectedSlots) ->
 
 
 def _find(among: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each wanted id is among these, and where."""
+    """Whether each wanted id is in `among`, and its position."""
     ids, order = among.sort()
     at = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
     return ids[at] == wanted, order[at]
 
 
 class Pool:
-    """The rows that training sees, numbered from 0: unit float32, in memory where they are few.
+    """The training rows, numbered from 0: unit float32, in memory if they are few.
 
     Args:
         vectors: Frozen rows; may be memory-mapped.
-        rows: Which of them; all where None.
+        rows: Indices of the training rows; None for all.
         labels: Class of each of `vectors`, or None.
-        keep: Whether unit copies are kept; otherwise each batch is read from where it lies.
+        keep: Whether unit copies stay in memory; otherwise each batch is read from `vectors`.
     """
 
     BLOCK = 8192
-    """Rows that are walked at once."""
+    """Rows per block of `walk`."""
 
     def __init__(
         self, vectors: FrozenRows, rows: Numbers | None, labels: Labels | None, *, keep: bool
@@ -128,7 +128,7 @@ class Pool:
         return Batch(vectors, ids, self.labels[ids])
 
     def share(self, shard_group: ProcessGroup) -> Rows:
-        """Unit copies of the rows that this process has of all."""
+        """Unit copies of this process's shard of the rows."""
         if self.kept is not None and shard_group.world_size == 1:
             return self.kept
         return unit_rows(self.vectors, self.rows[shard_group.rank :: shard_group.world_size])

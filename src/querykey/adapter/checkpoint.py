@@ -23,22 +23,22 @@ VERSION = 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 WIDEST = 1_000_000
 _RENAMED = {"held_out": "validation_fraction", "patience": "n_iter_no_change"}
-"""Settings of version 0.1 by their names of today."""
+"""Settings of version 0.1 to their present names."""
 
 
 @dataclass(frozen=True, eq=False)
 class SavedAdapter:
-    """What a folder holds.
+    """The content of a folder.
 
     Args:
         fc: The FC layer, in eval mode.
-        settings: As resolved when it was fitted.
-        report: Of the fit.
-        model_key: Of the model whose features it was fitted on.
-        candidates: Each candidate of the fit.
-        feature_names: Of the columns it was fitted on; None where they have none.
-        codes: (size, bits) to the code of rows of that size.
-        frontier: Each size at each precision: bytes, quality and its interval.
+        settings: Resolved settings of the fit.
+        report: Report of the fit.
+        model_key: Key of the model whose features it was fitted on.
+        candidates: The candidates of the fit.
+        feature_names: Names of the columns it was fitted on, or None.
+        codes: (size, bits) to `Code`.
+        frontier: Bytes, quality and interval of each size at each precision.
     """
 
     fc: FCLayer
@@ -51,7 +51,7 @@ class SavedAdapter:
     frontier: list[dict[str, Any]] = field(default_factory=list)
 
     def loaded(self) -> LoadedAdapter:
-        """The same in NumPy, as `querykey.runtime.load` reads it: codes are made there alone."""
+        """The same adapter in NumPy, which is the only implementation of codes."""
         return LoadedAdapter(
             {name: tensor.numpy() for name, tensor in self.fc.state_dict().items()},
             kind=self.fc.kind,
@@ -67,7 +67,7 @@ def write_saved(saved: SavedAdapter, folder: str | Path) -> None:
     """Write an adapter into a new folder.
 
     Args:
-        saved: What to write.
+        saved: The adapter.
         folder: Must not exist yet, or be empty.
 
     Raises:
@@ -79,11 +79,11 @@ def write_saved(saved: SavedAdapter, folder: str | Path) -> None:
 
 
 def put_saved(saved: SavedAdapter, folder: Path) -> None:
-    """Write an adapter's files into a folder that is there.
+    """Write an adapter's files into an existing folder.
 
     Args:
-        saved: What to write.
-        folder: Where.
+        saved: The adapter.
+        folder: An existing folder.
     """
     state = {name: tensor.contiguous() for name, tensor in saved.fc.state_dict().items()}
     save_file(state, folder / WEIGHTS)
@@ -114,7 +114,7 @@ def read_saved(folder: str | Path) -> SavedAdapter:
         folder: With adapter.json and adapter.safetensors.
 
     Returns:
-        What it holds.
+        Its content.
 
     Raises:
         MissingPathError: If there is no adapter.
@@ -145,9 +145,9 @@ def _read(folder: Path, described: dict[str, Any]) -> SavedAdapter:
         )
     width, dim, kind = described["width"], described["dim"], described["kind"]
     if type(width) is not int or type(dim) is not int or not 1 <= dim <= width <= WIDEST:
-        raise StoreError(f"{folder}: width {width!r} and dim {dim!r} are not those of an adapter")
+        raise StoreError(f"{folder}: width {width!r} and dim {dim!r} are not valid for an adapter")
     if kind not in get_args(FCKind):
-        raise StoreError(f"{folder}: an FC layer of kind {kind!r} is not known")
+        raise StoreError(f"{folder}: unknown kind of FC layer: {kind!r}")
     state = load(content)
     if width * dim > sum(tensor.numel() for tensor in state.values()):  # before memory is taken for it
         raise StoreError(f"{folder}: {WEIGHTS} does not hold the weights of {width} x {dim}")

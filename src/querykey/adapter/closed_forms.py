@@ -1,8 +1,7 @@
-"""Closed forms: adapters that are computed from moments, in seconds and without a step of training.
+"""Closed forms: adapters computed from moments in seconds, without training.
 
-Each is an `Affine`, z = normalize(W x + b), with W scaled so that its Frobenius norm is the square root of
-its rows: that of a PCA. Only the direction of z counts, and training that goes on from W meets the same
-scale whichever form it comes from.
+Each is an `Affine`, z = normalize(W x + b). W is scaled to the Frobenius norm of a PCA, the square root of
+its number of rows. Only the direction of z matters, and training starts at the same scale from every form.
 """
 
 import math
@@ -28,7 +27,7 @@ __all__ = [
 ]
 
 FLOOR = 1e-3
-"""Smallest eigenvalue that soft whitening divides by, as a share of the largest."""
+"""Smallest eigenvalue that soft whitening divides by, relative to the largest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +43,12 @@ class Affine:
     bias: Float[Tensor, " dim"]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Unit rows [rows, width] to unit rows [rows, dim], float32."""
+        """Map unit rows [rows, width] to unit rows [rows, dim], float32."""
         return unit_length(F.linear(rows.float(), self.weight.float(), self.bias.float()))
 
     @property
     def directions(self) -> int:
-        """How many of its dimensions are not 0 for every row."""
+        """Number of output dimensions that are not constantly 0."""
         return int(self.weight.any(dim=1).sum())
 
 
@@ -60,7 +59,7 @@ def _scaled(weight: Tensor, mean: Tensor | None) -> Affine:
 
 
 def identity(width: int) -> Affine:
-    """The frozen rows as they are."""
+    """The identity: frozen rows."""
     return Affine(torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
 
 
@@ -99,22 +98,22 @@ def soft_whitening(of: Moments, dim: int, *, power: float) -> Affine:
 def discriminant(
     of: ClassMoments, every: Moments, dim: int, *, shrinkage: float, fill: float = 0.0
 ) -> Affine:
-    r"""Whiten within the classes, then weigh each direction by how far it tells them apart.
+    r"""Whiten within the classes, then scale each direction by how well it separates them.
 
     .. math:: S = (1 - s) S_w + s \frac{\text{tr} S_w}{\text{width}} I, \quad A = S^{-1/2}, \quad
               A B A^T = U \,\text{diag}(b)\, U^T, \quad
               W = \text{diag}\Bigl(\sqrt{b / (1 + b)}\Bigr) U^T A
 
     with :math:`S_w` the covariance within and :math:`B` the covariance between classes. At most classes - 1
-    directions are not 0. A class of n rows inflates b by about 1 / n, which is taken off.
+    directions are not 0. A class of n rows inflates b by about 1 / n, which is subtracted.
 
     Args:
         of: Moments of the rows that have a class; needs a class of two rows.
-        every: Moments of all rows, those without a class too: their mean is taken off.
+        every: Moments of all rows, with or without a class; their mean is subtracted.
         dim: From 1 to width.
         shrinkage: s, above 0 to 1.
-        fill: Weight of the largest remaining principal axes of the whitened rows, in the dimensions that
-            are left over; 0 leaves them 0.
+        fill: Weight of the largest remaining principal axes of the whitened rows, in the remaining
+            dimensions; 0 leaves them 0.
 
     Returns:
         The `Affine`.
@@ -145,13 +144,13 @@ def discriminant(
 
 
 def procrustes(of: PairMoments) -> Affine:
-    """The rotation of queries that brings them nearest to their documents, both centred.
+    """The rotation that brings centred queries nearest to their centred documents.
 
     Args:
         of: Moments of the pairs.
 
     Returns:
-        The `Affine`, for the query side alone.
+        The `Affine` of the query side.
 
     Source:
         Schönemann 1966, A generalized solution of the orthogonal Procrustes problem.
@@ -169,14 +168,14 @@ def ridge(of: PairMoments, *, strength: float) -> Affine:
     .. math:: \min_W \sum_{(q, d)} \lVert W q - d \rVert^2 + \lambda \lVert W - I \rVert_F^2
 
     Args:
-        of: Moments of the pairs, summed and not averaged: more pairs outweigh the same strength.
+        of: Moments of the pairs, as sums, so that more pairs weaken the same strength.
         strength: Lambda, above 0.
 
     Returns:
-        The `Affine`, for the query side alone.
+        The `Affine` of the query side.
 
     Source:
-        Hoerl and Kennard 1970, with the identity in the place of zero.
+        Hoerl and Kennard 1970, shrunk to the identity instead of zero.
     """
     eye = torch.eye(of.cross.shape[1], dtype=torch.float64)
     gram = of.queries.products + strength * eye
@@ -185,7 +184,7 @@ def ridge(of: PairMoments, *, strength: float) -> Affine:
 
 
 def low_rank(of: PairMoments, *, strength: float, rank: int) -> Affine:
-    """The part of rank `rank` of what `ridge` changes: q + U V' q.
+    """The rank-`rank` approximation of the change of `ridge`: q + U V' q.
 
     Args:
         of: Moments of the pairs.
@@ -193,7 +192,7 @@ def low_rank(of: PairMoments, *, strength: float, rank: int) -> Affine:
         rank: From 1 to width.
 
     Returns:
-        The `Affine`, for the query side alone.
+        The `Affine` of the query side.
     """
     full = ridge(of, strength=strength)
     eye = torch.eye(len(full.weight), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Codes are fitted to training rows: ranges, centres and rotations, one of each for every size."""
+"""Fit codes to training rows: ranges, centres and rotations, separately for each size."""
 
 from collections.abc import Sequence
 
@@ -17,24 +17,24 @@ from querykey.types import FrozenRows
 __all__ = ["Codes", "decoded", "drawn_rows", "fit_codes", "itq"]
 
 FITTED_ROWS = 8_192
-"""Rows that ranges and rotations are fitted to, at the most."""
+"""Largest number of rows that ranges and rotations are fitted to."""
 RANGE = 0.999
-"""Quantile of the magnitudes that is the end of the range of 8 bits; what is larger is clipped."""
+"""Quantile of the magnitudes that 8 bits represent; larger magnitudes are clipped."""
 ITERATIONS = 30
-"""Of ITQ; its cost falls little after as many."""
+"""Iterations of ITQ; more hardly lower its cost."""
 
 Codes = dict[tuple[int, int], Code]
 
 
 def fit_codes(transform: Transform, rows: FrozenRows, settings: AdapterSettings) -> Codes:
-    """The codes of every size at every precision.
+    """Fit the code of each size at each precision.
 
-    A prefix of a code of 1 bit is not the code of the smaller size: each has its own rotation.
+    At 1 bit each size has its own rotation, so a prefix of a code is not the code of the smaller size.
 
     Args:
-        transform: Frozen unit rows to unit rows of the largest size.
+        transform: Maps frozen unit rows to unit rows of the largest size.
         rows: Frozen unit rows of training documents.
-        settings: Resolved: sizes, bits, the kind of rotation and the seed.
+        settings: Resolved settings; sizes, bits, rotation and seed are used.
 
     Returns:
         (size, bits) to `Code`, the same bits on every process.
@@ -50,14 +50,14 @@ def fit_codes(transform: Transform, rows: FrozenRows, settings: AdapterSettings)
 
 
 def decoded(transform: Transform, code: Code) -> Transform:
-    """A transform to what the codes of its rows stand for.
+    """Compose a transform with encoding and decoding.
 
     Args:
-        transform: Rows to unit rows [rows, code.dim].
-        code: Of that size.
+        transform: Maps rows to unit rows [rows, code.dim].
+        code: The code of that size.
 
     Returns:
-        Rows to unit rows of the same size.
+        A map from rows to decoded unit rows of the same size.
     """
     return lambda rows: torch.from_numpy(code.decode(code.encode(transform(rows).numpy())))
 
@@ -65,7 +65,7 @@ def decoded(transform: Transform, code: Code) -> Transform:
 def itq(
     rows: NDArray[np.float64], start: NDArray[np.float64], *, iterations: int = ITERATIONS
 ) -> NDArray[np.float64]:
-    r"""The rotation after which rows are nearest to their signs.
+    r"""The rotation that brings rows nearest to their signs.
 
     .. math:: \min_{R, B} \lVert B - V R^T \rVert_F, \quad B = \text{sign}(V R^T), \quad
               R = \text{polar}(B^T V)
@@ -73,7 +73,7 @@ def itq(
     Args:
         rows: V, centred [rows, dim].
         start: A rotation [dim, dim].
-        iterations: Of the two in turn.
+        iterations: Number of alternating updates of B and R.
 
     Returns:
         R [dim, dim], orthogonal.
@@ -105,10 +105,10 @@ def _of_1_bit(rows: NDArray[np.float32], settings: AdapterSettings) -> dict[str,
     return {name: np.ascontiguousarray(one, dtype=np.float32) for name, one in tensors.items()}
 
 
-def drawn_rows(count: int, held: Sequence[int] | torch.Tensor, seed: int) -> torch.Tensor:
-    """At most `FITTED_ROWS` row numbers out of `count`, none of those that are held out, ascending."""
+def drawn_rows(count: int, held_out: Sequence[int] | torch.Tensor, seed: int) -> torch.Tensor:
+    """Draw at most `FITTED_ROWS` of `count` row indices, without the held-out ones, in ascending order."""
     kept = torch.arange(count)
-    if len(held):
-        kept = kept[~torch.isin(kept, torch.as_tensor(held))]
+    if len(held_out):
+        kept = kept[~torch.isin(kept, torch.as_tensor(held_out))]
     order = np.random.default_rng([seed, 9]).permutation(len(kept))[:FITTED_ROWS].astype(np.int64)
     return kept[torch.from_numpy(order)].sort().values

@@ -40,79 +40,79 @@ __all__ = ["Adapter"]
 
 OVERLAP = 10
 DEPRECATED = "deprecated"
-"""As scikit-learn marks a parameter that will go: a plain text, so that a clone has it too."""
+"""scikit-learn's mark of a deprecated parameter; a string, so that `clone` copies it."""
 NAMES = tuple(name for name in PARAMETERS if name != "seed")
-"""Settings that are parameters; the seed is `random_state`."""
+"""Settings that are parameters of `Adapter`; the seed is `random_state`."""
 RENAMED = {"seed": "random_state", "held_out": "validation_fraction", "patience": "n_iter_no_change"}
 
 Vectors = ArrayLike | Tensor | Features
-"""Rows, however they are given."""
+"""Rows in any accepted container."""
 
 
 class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Adapt the rows of a frozen model: compress them, or specialise them, and take the layer away.
+    """Adapt the embeddings of a frozen model: reduce their dimension or specialise them.
 
     A scikit-learn transformer. Rows are scaled to length 1 before and after. Closed forms (PCA, soft
-    whitening, discriminant scaling, ridge) are tried first, then training goes on from the best of them.
-    Held-out queries choose what is returned, and others of them say what it is worth.
+    whitening, discriminant scaling, ridge) are evaluated first; training starts from the best of them.
+    One half of the held-out queries chooses the candidate that is returned, the other half evaluates it.
 
     Args:
-        dim: Width of the adapted rows; None: 64, or the width where that is less.
-        dims: Sizes to fit at once, each the first numbers of the largest; None: `dim` alone.
-        bits: Precisions to make codes of, 8 and 1 bit a number, beside float rows; None: none.
+        dim: Width of the adapted rows; None: 64, or the width if that is less.
+        dims: Sizes to fit at once, each a prefix of the largest; None: `dim` alone.
+        bits: Precisions of codes beside float rows, 8 and 1 bit per number; None: no codes.
         ladder: How sizes are trained: "joint", "sequential" or "selection"; see `AdapterSettings`.
-        size_weights: Of the losses of a joint ladder: "equal", or "inverse" to the size.
-        rotation: Before signs are taken, for 1 bit: "itq", learned, or "random".
-        classes: Whether it will meet the "known" classes that it is fitted on, or "new" ones. None: known
-            ones choose, and nothing is returned that is worse on new ones.
-        target: Whose scores a fit without labels keeps: "frozen", "centred" or "soft_whitened"; None: the
-            last, or what queries prefer.
+        size_weights: Loss weights of a joint ladder: "equal", or "inverse" to the size.
+        rotation: Rotation of 1-bit codes: "itq" (learned) or "random".
+        classes: "known" if it is used on the classes it is fitted on, "new" for other classes. None: chosen
+            by known classes, and never worse on new ones.
+        target: Rows whose scores a fit without labels preserves: "frozen", "centred" or "soft_whitened";
+            None: the last, or the one that the queries prefer.
         candidates: "all", "closed_form", or names of candidates or of their families.
         loss: None: "score_distillation" without labels, "info_nce" for pairs; for labels "nca" or
-            "info_nce", whichever validation prefers. Others: "multi_similarity", "triplet", "contrastive",
+            "info_nce", chosen by validation. Others: "multi_similarity", "triplet", "contrastive",
             "circle", "score_difference".
         loss_options: The loss's own keyword arguments, such as {"temperature": 0.1}.
         fc: "linear", "residual" (dim = width) or "two_layer"; None: residual for labels and pairs at full
             width, linear otherwise.
         start: "pca", "pca_centred", "identity" or "orthogonal"; None: the best of the closed forms.
         memory: "cross_batch", or "in_batch" for none.
-        capacity: Rows the memory holds at the most.
-        holds: What the memory holds: "features" of the frozen model, or "projections", which grow stale.
-        sharded: Whether each of several processes holds and scores a share of the memory.
+        capacity: Capacity of the memory in rows.
+        holds: Content of the memory: "features" of the frozen model, or "projections", which become stale.
+        sharded: Whether each of several processes stores and scores a shard of the memory.
         prefill: Whether the memory is filled before the first step.
         sampled: Rows drawn at random from the memory each step, for all queries. None, here and in the next
-            two: validation chooses between two recipes.
-        negatives: Hardest negatives each query selects (labels, pairs).
-        positives: Farthest positives each query selects (labels).
-        neighbours: Most similar rows each query selects ("score_difference").
+            two: validation chooses between two training presets.
+        negatives: Hardest negatives per query (labels, pairs).
+        positives: Farthest positives per query (labels).
+        neighbours: Most similar rows per query ("score_difference").
         both_sides: Whether the gradient goes through the keys too.
-        side: "query": documents stay as they are in their index, only queries are transformed.
-        steps: Optimiser steps of a run; None: what the data allow, at most 2,000 for all runs of a fit.
-            0: nothing is trained.
-        batch_size: Items a step, clipped to the data.
+        side: "query": only queries are transformed; documents stay as they are in their index.
+        steps: Optimiser steps per run; None: chosen by the size of the data, at most 2,000 in all runs of a
+            fit. 0: no training.
+        batch_size: Items per step, clipped to the data.
         learning_rate: AdamW's peak rate; cosine to 0. None: 1e-3, or 3e-4 for few rows.
-        weight_decay: Towards the closed form that training begins at.
-        validation_fraction: Share that is held out where rows are many; few ones are held out in five folds.
-            0: nothing is held out.
-        n_iter_no_change: Evaluations (25 a run) without a better one before training stops.
-        precision: Of the products of training: "float32", "bfloat16", or "auto": bfloat16 where this machine
-            is 15% faster with it, measured once and kept.
-        random_state: Same state, data and threads: same bits. An int, None or a RandomState.
-        verbose: Whether a line a candidate is printed.
+        weight_decay: Decay towards the closed form that training starts from.
+        validation_fraction: Fraction of the rows that is held out; few rows are held out in five folds
+            instead. 0: nothing is held out.
+        n_iter_no_change: Evaluations (25 per run) without improvement before training stops.
+        precision: Precision of the matrix products in training: "float32", "bfloat16", or "auto": bfloat16 if
+            this machine is 15% faster with it, measured once and stored.
+        random_state: An int, None or a RandomState; the same state, data and threads give the same bits.
+        verbose: Whether to print one line per candidate.
         seed: Deprecated, `random_state`. Likewise held_out, `validation_fraction`, and patience,
             `n_iter_no_change`.
 
     Attributes:
         fc_: The `FCLayer`; settings_: `AdapterSettings` as resolved for the data.
         report_: The verdict ("better", "no evidence", "start kept", "not validated"), the difference to the
-            reference with its interval, what was returned and why.
+            reference with its interval, and the candidate that was returned.
         candidates_: Each candidate with its validation score, difference to the reference and seconds.
-        history_: A record for each time that training was scored.
-        model_key_: Of the model whose features it was fitted on; "" where none is known.
-        frontier_: Each size at each precision: dim, bits (32 for float), bytes a vector, metric, quality with
-            its interval (low, high), and which point is recommended: the one of fewest bytes that keeps 98%
-            of the quality of the largest float rows. [] where there is one size and no code.
-        n_features_in_: Width of the frozen rows; feature_names_in_: their names, where they have any.
+        history_: A record per evaluation during training.
+        model_key_: Key of the model whose features it was fitted on; "" if unknown.
+        frontier_: Each size at each precision: dim, bits (32 for float), bytes (per vector), metric, quality
+            with its interval (low, high), and recommended: true for the point of fewest bytes that keeps 98%
+            of the quality of the largest float rows. Empty for one size without codes.
+        n_features_in_: Width of the frozen rows; feature_names_in_: their names, if they have any.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -194,18 +194,18 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         record: Record | None = None,
         begin: Begin | None = None,
     ) -> "Adapter":
-        """Fit without labels (keep the neighbourhoods) or with (specialise).
+        """Fit without labels (preserve neighbourhoods) or with labels (separate classes).
 
-        Rows alone can't tell which target is worth keeping. Queries can: real ones enter the moments and
-        stop training, and where it is known which row answers a query, they choose and judge.
+        Without labels, real queries improve the fit: they enter the moments and the early stopping. If it is
+        known which row answers a query, they also choose the candidate and evaluate it.
 
         Args:
             X: Rows of a frozen model [items, width]: array, tensor or `Features`.
-            y: A class for each row, of any type; -1 or None where it is not known.
+            y: A class for each row, of any type; -1 or None if unknown.
             queries: Rows of real queries [queries, width], for a fit without labels; or a `Judge`.
-            pairs: (row of queries, row of X that answers it) [pairs, 2], where that is known.
+            pairs: (row of queries, row of X that answers it) [pairs, 2], if known.
             record: Called with each record of the history as it is made.
-            begin: Called with what the fit takes of the memory, and with a line a candidate.
+            begin: Called with a line on the memory that the fit needs, and with one line per candidate.
 
         Returns:
             Itself.
@@ -242,17 +242,17 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         record: Record | None = None,
         begin: Begin | None = None,
     ) -> "Adapter":
-        """Fit on queries and documents that belong together.
+        """Fit on pairs of queries and documents.
 
-        Equal and near-equal rows count as one query or one document, so that no query meets its
-        own answer as a negative; a note of `report_` says how many.
+        Equal and near-equal rows are merged, so that the answer of a query is never among its negatives; a
+        note in `report_` gives their number.
 
         Args:
             Q: Frozen rows of queries [queries, width].
             D: Frozen rows of documents [documents, width].
             pairs: (row of Q, row of D) of each pair [pairs, 2]; row i with row i where not given.
             record: Called with each record of the history as it is made.
-            begin: Called with what the fit takes of the memory, and with a line a candidate.
+            begin: Called with a line on the memory that the fit needs, and with one line per candidate.
 
         Returns:
             Itself.
@@ -275,7 +275,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def transform(
         self, X: Vectors, *, dim: int | None = None, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
-        """Adapt rows: of items, of queries, and (unless side="query") of documents.
+        """Transform rows of items, of queries, and (unless side="query") of documents.
 
         Args:
             X: Rows of the same frozen model [rows, width].
@@ -295,21 +295,21 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def transform_documents(
         self, X: Vectors, *, dim: int | None = None, any_model: bool = False
     ) -> NDArray[np.float32] | Tensor:
-        """Like `transform`, for documents: with side="query" they are only scaled to length 1."""
+        """Transform documents; with side="query" they are only scaled to length 1."""
         move = self._adapted if self.side == "both" else unit_rows
         return self._moved(X, move, dim=dim, any_model=any_model)
 
     def quantize(
         self, X: Vectors, *, dim: int | None = None, bits: int = 8, any_model: bool = False
     ) -> Packed:
-        """Codes of documents, to be looked up with float queries: `code(dim=, bits=).scores(Q, codes)`.
+        """Encode documents, for search with float queries: `code(dim=, bits=).scores(Q, codes)`.
 
-        A row has the code that it has in any batch, and in `querykey.runtime`; see `querykey.runtime.codes`.
+        The code of a row is the same in any batch and in `querykey.runtime`; see `querykey.runtime.codes`.
 
         Args:
             X: Rows of the same frozen model [rows, width].
             dim: One of `dims`; None: the largest.
-            bits: 8 or 1, whichever the adapter was fitted with.
+            bits: 8 or 1; the adapter must have been fitted with it.
             any_model: Take features of another model of the same width.
 
         Returns:
@@ -325,11 +325,11 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self.saved().loaded().quantize(rows.numpy(), dim=dim, bits=bits)
 
     def code(self, *, dim: int | None = None, bits: int = 8) -> Code:
-        """How rows of a size become codes, and what codes stand for: `decode`, `scores`.
+        """The encoder and decoder of rows of one size.
 
         Args:
             dim: One of `dims`; None: the largest.
-            bits: 8 or 1, whichever the adapter was fitted with.
+            bits: 8 or 1; the adapter must have been fitted with it.
 
         Returns:
             The `Code`.
@@ -345,7 +345,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Recall@1 among these rows with labels; overlap with the frozen top 10 without.
 
         Args:
-            X: Rows that `fit` has not seen [rows, width].
+            X: Rows that were not used in `fit` [rows, width].
             y: A class for each row, or None.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The one way to fit an adapter: what the data are, which recipes there are, and the search over candidates.
+"""Fit an adapter: prepare the data, resolve the training presets, and search over candidates.
 
 The estimator and the command line both call `fit_adapter`.
 """
@@ -16,10 +16,10 @@ from querykey.adapter.settings import (
     DRAWN,
     DRAWN_OF_SIZES,
     LARGEST_WHOLE,
-    RECIPES,
+    PRESETS,
     AdapterSettings,
-    Recipe,
     Task,
+    TrainingPreset,
     resolve,
 )
 from querykey.adapter.split import TrainingPairs, check_labels
@@ -52,12 +52,12 @@ def fit_adapter(
 
     Args:
         vectors: Frozen rows [items, width]: the items, or the documents of pairs. May be memory-mapped.
-        settings: What to do; None fields are chosen here.
-        labels: Class of each item, -1 where it is not known.
+        settings: Settings; fields that are None are chosen here.
+        labels: Class of each item, -1 if unknown.
         pairs: (query, document) pairs.
-        judge: Queries that tell what a fit without labels is worth.
+        judge: Queries that evaluate a fit without labels.
         record: Called with each record of the history as it is made.
-        begin: Called with a line on what a fit takes of the memory, and with one a candidate.
+        begin: Called with a line on the memory that the fit needs, and with one line per candidate.
 
     Returns:
         A `Fitted`. The same seed, data and number of threads give the same bits.
@@ -67,7 +67,7 @@ def fit_adapter(
         RangeError: If a setting is outside its range.
         ConfigError: If settings contradict each other.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     if labels is not None:
         check_labels(labels, len(vectors))
     count = min(len(vectors), len(vectors) if pairs is None else len(pairs.query_ids))
@@ -82,22 +82,22 @@ def fit_adapter(
         items = int((labels >= 0).sum())
     if settings.precision == "auto":
         settings = replace(settings, precision=_fastest_precision(vectors.shape[1], settings))
-    recipes: list[tuple[Recipe, AdapterSettings]] = []
-    for recipe in _recipes(settings, kind, items):
+    presets: list[tuple[TrainingPreset, AdapterSettings]] = []
+    for preset in _presets(settings, kind, items):
         with warnings.catch_warnings():
-            if recipes:  # what is lowered for the data is said once
+            if presets:  # warn once of numbers that are lowered for the data
                 warnings.simplefilter("ignore", UserWarning)
-            one = resolve(settings, task=kind, items=items, width=vectors.shape[1], recipe=recipe)
-        recipes.append((recipe, one))
-    resolved = recipes[0][1]
+            one = resolve(settings, task=kind, items=items, width=vectors.shape[1], preset=preset)
+        presets.append((preset, one))
+    resolved = presets[0][1]
     if pairs is not None:
         task = PairTask(vectors, pairs, resolved)
     elif labels is not None:
         task = LabelTask(vectors, labels, resolved)
     else:
         task = RowTask(vectors, resolved, judge)
-    fitted = Search(task, recipes, record, begin or _quiet).run()
-    fitted.report["seconds"] = round(time.monotonic() - began, 2)
+    fitted = Search(task, presets, record, begin or _quiet).run()
+    fitted.report["seconds"] = round(time.monotonic() - started, 2)
     return fitted
 
 
@@ -139,12 +139,12 @@ def _product_seconds(shape: list[int], dtype: torch.dtype) -> float:
 
 
 def _quiet(_: str) -> None:
-    """Nobody listens."""
+    """The default of `begin`: ignore the line."""
 
 
-def _recipes(settings: AdapterSettings, kind: Task, items: int) -> tuple[Recipe, ...]:
-    """The recipes of a task; the first alone where a setting of the user's decides."""
-    known = RECIPES[kind]
+def _presets(settings: AdapterSettings, kind: Task, items: int) -> tuple[TrainingPreset, ...]:
+    """The presets of a task; the first alone where a setting of the user's decides."""
+    known = PRESETS[kind]
     if kind == "unlabelled" and items > LARGEST_WHOLE and settings.memory.kind == "cross_batch":
         known = (known[0]._replace(sampled=DRAWN_OF_SIZES if len(settings.dims) > 1 else DRAWN),)
     chosen = (

@@ -25,9 +25,9 @@ def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int, pr
         'memory: loss about 43 MiB (chunked, 128 x 50,000 scores), features 73 MiB'
     """
     queries = settings.batch_size
-    held = 0 if settings.memory.kind == "in_batch" else min(settings.memory.capacity, items)
+    stored = 0 if settings.memory.kind == "in_batch" else min(settings.memory.capacity, items)
     is_dealt = settings.memory.sharded and processes > 1
-    share = -(-held // processes) if is_dealt else held
+    share = -(-stored // processes) if is_dealt else stored
     if settings.loss.kind == "score_distillation":
         keys = max(queries, share)
     else:
@@ -37,7 +37,7 @@ def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int, pr
             else settings.selection.negatives or 0
         )
         keys = queries + min(
-            held, queries * (own + (settings.selection.positives or 0)) + (settings.selection.sampled or 0)
+            stored, queries * (own + (settings.selection.positives or 0)) + (settings.selection.sampled or 0)
         )
     given: Form = "dense" if is_dealt else settings.loss.options.get("form", "auto")
     can_stream = settings.loss.kind in ("info_nce", "score_distillation")

@@ -1,4 +1,4 @@
-"""What each size and each precision of a fit is worth on held-out queries."""
+"""The quality of each size and precision of a fit on held-out queries."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,50 +21,52 @@ __all__ = ["document_rows", "documents_of", "frontier_of"]
 
 
 def documents_of(transform: Transform, settings: AdapterSettings) -> Transform:
-    """What documents go through: the transform, or nothing where queries alone are adapted."""
+    """The transform of documents: the identity if only queries are adapted."""
     return transform if settings.side == "both" else _as_they_are
 
 
-def document_rows(task: TaskData, held: HeldOutFold | None, seed: int) -> Rows:
-    """Frozen unit rows of documents that codes are fitted to: none of those that are held out.
+def document_rows(task: TaskData, held_out: HeldOutFold | None, seed: int) -> Rows:
+    """Frozen unit rows of the documents that codes are fitted to, without the held-out ones.
 
     Args:
-        task: What the fit learns from.
-        held: A fold, or None for all rows.
-        seed: Of the draw, where there are more than codes need.
+        task: The data of the fit.
+        held_out: A fold, or None for all rows.
+        seed: Seed of the draw if there are more rows than codes need.
 
     Returns:
         Rows [rows, width].
     """
     holds_rows = isinstance(task, LabelTask) or (isinstance(task, RowTask) and task.judge is None)
-    left_out = held.fold.held if held is not None and holds_rows else torch.empty(0, dtype=torch.int64)
+    left_out = (
+        held_out.fold.held_out if held_out is not None and holds_rows else torch.empty(0, dtype=torch.int64)
+    )
     return unit_rows(task.documents, drawn_rows(len(task.documents), left_out, seed))
 
 
 def frontier_of(
     task: TaskData, settings: AdapterSettings, layers: Sequence[tuple[HeldOutFold, Transform]], judges: Tensor
 ) -> list[dict[str, Any]]:
-    """Bytes and quality of each size at each precision: float queries, and documents as they are stored.
+    """Bytes and quality of each size at each precision, for float queries and encoded documents.
 
     Args:
-        task: What the fit learns from.
-        settings: Resolved.
-        layers: Each fold with the layer that was fitted without it; none where nothing was held out.
-        judges: Mask of the queries that judge, of all folds.
+        task: The data of the fit.
+        settings: Resolved settings.
+        layers: Each fold with the layer that was fitted without it; empty if nothing was held out.
+        judges: Mask of the queries used for the report, over all folds.
 
     Returns:
-        A point a size and a precision, by size and bits from the largest: dim, bits (32 for float), bytes a
-        vector, metric, quality, low and high (95% interval over queries), None where nothing was held out.
+        One point per size and precision, in descending order: dim, bits (32 for float), bytes (per vector),
+        metric, quality, low and high (95% interval over queries); None if nothing was held out.
     """
     points = [(size, bits) for size in settings.sizes for bits in sorted({32, *settings.bits}, reverse=True)]
     found: dict[tuple[int, int], list[PerQuery]] = {point: [] for point in points}
     metric = ""
-    for held, layer in layers:
+    for held_out, layer in layers:
         stored = documents_of(layer, settings)
-        codes = fit_codes(stored, document_rows(task, held, settings.seed), settings)
+        codes = fit_codes(stored, document_rows(task, held_out, settings.seed), settings)
         for size, bits in points:
             keys = None if bits == 32 else decoded(prefix(stored, size), codes[size, bits])
-            ranks = task.question.ranks(prefix(layer, size), held.asked, keys)
+            ranks = task.question.ranks(prefix(layer, size), held_out.asked, keys)
             metric = next(iter(ranks))
             found[size, bits].append(ranks[metric])
     return [

@@ -54,13 +54,13 @@ def check_rows(estimator: Any, X: ArrayLike | Tensor | Features, *, reset: bool)
 
 
 def rows_with_direction(rows: FrozenRows) -> Tensor | None:
-    """Which rows are not zero, where some are; says how many are left out.
+    """Mask of the rows that are not zero; warns how many are left out.
 
     Args:
         rows: [rows, width].
 
     Returns:
-        A mask [rows], or None where all have a direction.
+        A mask [rows], or None if no row is zero.
 
     Raises:
         DataError: If more than one in twenty is zero.
@@ -78,18 +78,18 @@ def rows_with_direction(rows: FrozenRows) -> Tensor | None:
 
 
 def labels_of(y: ArrayLike, rows: int) -> Tensor:
-    """Labels of any type as numbers, -1 where unknown.
+    """Convert labels of any type to integers, -1 if unknown.
 
     Args:
-        y: One a row.
-        rows: How many there must be.
+        y: One label per row.
+        rows: Number of rows.
 
     Returns:
         int64 [rows].
 
     Raises:
-        ShapeError: If there are not as many.
-        DataError: If they are no classes.
+        ShapeError: If their number differs.
+        DataError: If they cannot be classes.
     """
     values = label_array(y, what="y")
     if values.shape != (rows,):
@@ -106,7 +106,7 @@ def _rows_of_array(estimator: Any, X: ArrayLike, *, reset: bool) -> Tensor:
     checked = validate_data(
         estimator, X, reset=reset, dtype=[np.float32, np.float64], ensure_min_samples=2 if reset else 1
     )
-    with warnings.catch_warnings():  # torch has no read-only tensors; nothing is written to this one
+    with warnings.catch_warnings():  # torch has no read-only tensors; this one is never written to
         warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
         if checked.dtype == np.float64:  # scaled first: float32 ends at 3e38
             checked = in_range(torch.from_numpy(np.ascontiguousarray(checked))).numpy()
@@ -114,7 +114,7 @@ def _rows_of_array(estimator: Any, X: ArrayLike, *, reset: bool) -> Tensor:
 
 
 def _plain(rows: Tensor) -> Tensor:
-    """A matrix of real numbers, of float64 in the range of float32."""
+    """A matrix of real numbers, scaled into the range of float32 if it is float64."""
     if rows.is_inference():  # autograd refuses to save them
         rows = rows.clone()
     if rows.is_complex():
@@ -128,7 +128,7 @@ def _plain(rows: Tensor) -> Tensor:
 
 @contextmanager
 def unchanged_by_errors(estimator: Any) -> Iterator[None]:
-    """A fit that raises leaves a fitted estimator as it was."""
+    """Restore the estimator if a fit raises."""
     before = dict(vars(estimator))
     try:
         yield

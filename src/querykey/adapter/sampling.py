@@ -1,4 +1,4 @@
-"""From settings to steps: which memory, which batches, which selection."""
+"""Build the training steps from the settings: memory, batches and selection."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,18 +35,18 @@ from querykey.lookup.top_k import Mode, top_k
 from querykey.losses.by_name import objective
 from querykey.types import FrozenRows, Labels, Numbers
 
-__all__ = ["Course", "course_of_items", "course_of_pairs"]
+__all__ = ["FitPlan", "plan_of_items", "plan_of_pairs"]
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
-    """The steps of a fit.
+class FitPlan:
+    """The training steps of a fit.
 
     Args:
-        take: Takes step number i.
-        memory: Where its keys come from.
-        capacity: Rows the memory holds when full.
-        learner: What is trained.
+        take: Runs step i.
+        memory: The dictionary of keys.
+        capacity: Capacity of the memory in rows.
+        learner: Layer, loss and optimizer.
     """
 
     take: Callable[[int], Step]
@@ -55,7 +55,7 @@ class Course:
     learner: AdapterLearner
 
 
-def course_of_items(
+def plan_of_items(
     fc: nn.Module,
     settings: AdapterSettings,
     vectors: FrozenRows,
@@ -64,21 +64,21 @@ def course_of_items(
     *,
     target: Callable[[Tensor], Tensor] | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
-) -> Course:
+) -> FitPlan:
     """Steps over items, with labels or without.
 
     Args:
-        fc: What is trained.
-        settings: Resolved.
+        fc: The layer.
+        settings: Resolved settings.
         vectors: Frozen rows of all items.
-        train: Those that training sees.
+        train: Indices of the training items.
         labels: Class of each item, or None.
-        target: Makes the rows whose scores are kept, where a loss keeps scores; None: the frozen ones.
-        processes: Each selects for its part of the queries, and computes their loss; of a sharded memory
-            each holds and scores a share.
+        target: Maps frozen rows to the rows whose scores are preserved; None: the identity.
+        processes: Each rank selects for its slice of the queries and computes their loss; with a sharded
+            memory it stores and scores a shard.
 
     Returns:
-        The `Course`.
+        The `FitPlan`.
     """
     learner = _learner(fc, settings, LABEL_RULE if labels is not None else ID_RULE, processes)
     learner.target = target
@@ -96,7 +96,7 @@ def course_of_items(
         learner.target = _remembering(target, memory.read().vectors)
 
     if settings.loss.kind == "score_distillation" and not settings.selection.sampled:
-        return Course(
+        return FitPlan(
             lambda i: distillation_step(learner, pool.batch(batches(i)), memory), memory, capacity, learner
         )
     plan: dict[Mode, int] = {
@@ -112,7 +112,7 @@ def course_of_items(
     draws = settings.memory.kind == "cross_batch" and settings.loss.kind != "score_difference"
     sampled = settings.selection.sampled or 0 if draws else 0
     take = projections_step if stale else adapter_step
-    return Course(
+    return FitPlan(
         lambda i: take(
             learner, pool.batch(batches(i)), memory, _with_sample(top, sampled, (settings.seed, i))
         ),
@@ -122,7 +122,7 @@ def course_of_items(
     )
 
 
-def course_of_pairs(
+def plan_of_pairs(
     fc: nn.Module,
     settings: AdapterSettings,
     documents: FrozenRows,
@@ -130,19 +130,19 @@ def course_of_pairs(
     pairs: TrainingPairs,
     *,
     processes: ProcessGroup = SINGLE_PROCESS,
-) -> Course:
+) -> FitPlan:
     """Steps over (query, document) pairs; documents without a pair are negatives.
 
     Args:
-        fc: What is trained.
-        settings: Resolved.
+        fc: The layer.
+        settings: Resolved settings.
         documents: Frozen rows of the documents.
-        train: Numbers of the pairs that training sees.
+        train: Indices of the training pairs.
         pairs: All pairs.
-        processes: As in `course_of_items`.
+        processes: As in `plan_of_items`.
 
     Returns:
-        The `Course`.
+        The `FitPlan`.
     """
     learner = _learner(fc, settings, ID_RULE, processes)
     learner.moves_documents = settings.side == "both"
@@ -156,11 +156,11 @@ def course_of_pairs(
     memory = _memory(pool, settings, shard_group, whole=whole, project=None)
 
     def live(batch: Batch, memory: Dictionary) -> Tensor:
-        held = memory.read()
+        stored = memory.read()
         found = Lookup(
             batch.vectors,
-            held.vectors,
-            RelevantPairs(relevance, batch.ids, held.ids),
+            stored.vectors,
+            RelevantPairs(relevance, batch.ids, stored.ids),
             "cosine",
             shard_group=memory.processes,
         )
@@ -180,13 +180,13 @@ def course_of_pairs(
         choose = _with_sample(top, sampled, (settings.seed, step))
         return pairs_step(learner, queries, answers, memory, choose, relevance)
 
-    return Course(take, memory, _capacity(settings, pool), learner)
+    return FitPlan(take, memory, _capacity(settings, pool), learner)
 
 
-def _remembering(target: Callable[[Tensor], Tensor], held: Tensor) -> Callable[[Tensor], Tensor]:
-    """The target, with its rows of a memory that never changes made once."""
-    kept = in_blocks(target, held)
-    return lambda rows: kept if rows is held else target(rows)
+def _remembering(target: Callable[[Tensor], Tensor], stored: Tensor) -> Callable[[Tensor], Tensor]:
+    """The target, with its images of a constant memory computed once."""
+    kept = in_blocks(target, stored)
+    return lambda rows: kept if rows is stored else target(rows)
 
 
 def _learner(
@@ -196,18 +196,18 @@ def _learner(
     assert settings.learning_rate is not None
     together = len(settings.sizes) > 1 and settings.ladder == "joint"
     sizes = tuple(zip(settings.sizes, settings.weights, strict=True)) if together else ()
-    # the stages of a sequential layer freeze and thaw what they train
+    # a sequential layer changes which parameters are trained from stage to stage
     staged = isinstance(fc, SequentialLayer)
     trained = [parameter for parameter in fc.parameters() if staged or parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     starts = [parameter.detach().clone() for parameter in trained]
 
     def decay(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Weight decay, decoupled as AdamW's, but towards the start: that is what is known to be good."""
+        """Weight decay, decoupled as AdamW's, but towards the start, which is already a good solution."""
         rate = optimizer.param_groups[0]["lr"] * settings.weight_decay
         with torch.no_grad():
             for parameter, start in zip(trained, starts, strict=True):
-                if parameter.grad is not None:  # what another stage trained stays as it is
+                if parameter.grad is not None:  # parameters of other stages are frozen
                     parameter.lerp_(start, min(1.0, rate))
 
     if settings.weight_decay:
@@ -241,7 +241,7 @@ def _memory(
     whole: bool,
     project: Callable[[Tensor], Tensor] | None,
 ) -> Dictionary:
-    """The dictionary, filled before step 0 where the settings say so."""
+    """The dictionary, filled before step 0 if the settings say so."""
     if settings.memory.kind == "in_batch":
         return InBatch()
     if whole:
@@ -266,11 +266,11 @@ def _capacity(settings: AdapterSettings, pool: Pool) -> int:
 
 
 _Top = Callable[[Batch, Dictionary], Tensor]
-"""(batch, memory) to each query's own slots [batch, k]."""
+"""(batch, memory) to the slots selected by each query [batch, k]."""
 
 
 def _with_sample(top: _Top, sampled: int, key: tuple[int, int]) -> Choose:
-    """Each query's top-k, and a random sample of the memory for all of them, keyed by seed and step."""
+    """The top-k of each query, and a random sample for all queries, seeded with (seed, step)."""
 
     def choose(batch: Batch, memory: Dictionary) -> SelectedSlots:
         rows = len(memory)
@@ -282,18 +282,18 @@ def _with_sample(top: _Top, sampled: int, key: tuple[int, int]) -> Choose:
 
 
 def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> _Top:
-    """Select from the memory as it is at each step."""
+    """Select from the current memory at each step."""
     wanted = [(mode, k) for mode, k in plan.items() if k > 0]
 
     def choose(batch: Batch, memory: Dictionary) -> Tensor:
-        held = memory.read()
+        stored = memory.read()
         found = look_up(
             batch.vectors,
-            held.vectors,
+            stored.vectors,
             query_ids=batch.ids,
-            key_ids=held.ids,
+            key_ids=stored.ids,
             query_labels=batch.labels,
-            key_labels=held.labels,
+            key_labels=stored.labels,
             rule=rule,
             score=score,
             shard_group=memory.processes,
@@ -306,7 +306,7 @@ def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> _Top:
 
 
 def _shared_out(top: _Top, processes: ProcessGroup) -> _Top:
-    """Each process selects for its part of the queries, if it holds all keys."""
+    """Each process selects for its slice of the queries, unless the memory is sharded."""
     if processes.world_size == 1:
         return top
 
@@ -322,7 +322,7 @@ def _shared_out(top: _Top, processes: ProcessGroup) -> _Top:
 
 
 def _frozen(top: _Top, pool: Pool, memory: Dictionary) -> _Top:
-    """Select from lists that are found once: frozen scores never change."""
+    """Select from lists that are computed once, since frozen scores never change."""
     table = torch.cat([top(batch, memory) for batch in pool.walk(torch.arange(len(pool)))])
 
     def choose(batch: Batch, memory: Dictionary) -> Tensor:  # noqa: ARG001 - the lists know the memory

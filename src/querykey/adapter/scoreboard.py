@@ -1,4 +1,4 @@
-"""Candidates of a fit that were asked, and what they scored, at each size of the adapted rows."""
+"""The validation scores of the candidates of a fit, at each size of the adapted rows."""
 
 import time
 from collections.abc import Callable
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from querykey.adapter.closed_forms import Affine
-from querykey.adapter.ladder import ask_sizes, prefix
+from querykey.adapter.ladder import prefix, score_sizes
 from querykey.adapter.selection import Scored, at_best_temperature, difference, halves
-from querykey.adapter.settings import AdapterSettings, Recipe
+from querykey.adapter.settings import AdapterSettings, TrainingPreset
 from querykey.adapter.tasks import Form, HeldOutFold, Statistics, TaskData
 from querykey.adapter.training import Record, Training
 from querykey.adapter.validation import Transform
@@ -21,50 +21,50 @@ from querykey.types import PerQuery
 __all__ = ["Begin", "Candidate", "Scoreboard"]
 
 RATE, RATE_OF_FEW = 1e-3, 3e-4
-"""Peak learning rates: of few rows a larger one is past the best state before it is first scored."""
+"""Peak learning rates. With few rows a larger one would pass the best state before the first evaluation."""
 
 Begin = Callable[[str], None]
 
 
 @dataclass(eq=False)
 class Candidate:
-    """A candidate while it is being asked."""
+    """A candidate with its validation scores."""
 
     name: str
     scores: Tensor
-    """[queries, temperatures] of all folds; [queries, temperatures, sizes] of several sizes."""
+    """[queries, temperatures] over all folds; [queries, temperatures, sizes] for several sizes."""
     seconds: float
     form: Form | None = None
-    recipe: int = -1
+    preset: int = -1
     trainings: list[Training] = field(default_factory=list)
     best_step: int = 0
     start: str = ""
-    """The form that training began at."""
+    """The form that training started at."""
 
 
 @dataclass(eq=False)
 class Scoreboard:
-    """Candidates by name, and what is needed to ask one more.
+    """Candidates by name, and how a further one is scored.
 
     Args:
-        task: What the fit learns from.
-        recipes: How a candidate is trained, each with the settings that it resolves to.
+        task: The data of the fit.
+        presets: Training presets, each with the settings that it resolves to.
         record: Called with each record of a training run.
-        say: Called with a line a candidate.
+        say: Called with one line per candidate.
     """
 
     task: TaskData
-    recipes: list[tuple[Recipe, AdapterSettings]]
+    presets: list[tuple[TrainingPreset, AdapterSettings]]
     record: Record | None
     say: Begin
 
     def __post_init__(self) -> None:
         rate = RATE if len(self.task.folds) <= 1 else RATE_OF_FEW
-        self.recipes = [
-            (recipe, one if one.learning_rate is not None else replace(one, learning_rate=rate))
-            for recipe, one in self.recipes
+        self.presets = [
+            (preset, one if one.learning_rate is not None else replace(one, learning_rate=rate))
+            for preset, one in self.presets
         ]
-        self.settings = self.recipes[0][1]
+        self.settings = self.presets[0][1]
         self.seed, self.dim = self.settings.seed, int(self.settings.dim or 0)
         self.sizes, self.width = self.settings.sizes, self.task.sample.shape[1]
         self.processes = current_process_group()
@@ -72,31 +72,33 @@ class Scoreboard:
         self.compared: dict[str, list[dict[str, Any]]] = {}
         self.statistics: dict[HeldOutFold, Statistics] = {}
         self.notes: list[str] = []
-        self.steps_taken, self.told, self.stopped = 0, False, ""
+        self.steps_taken, self.described, self.stopped = 0, False, ""
         self.raced, self.history = list[dict[str, Any]](), list[dict[str, Any]]()
-        queries = sum(len(held.asked.numbers) for held in self.task.folds)
+        queries = sum(len(held_out.asked.numbers) for held_out in self.task.folds)
         self.chooses, self.judges = halves(queries, seed=self.seed)
 
-    def _ask_form(self, name: str, form: Form) -> None:
-        began = time.monotonic()
-        scores = torch.cat([self._ask(self._form(form, held), held) for held in self.task.folds])
+    def _score_form(self, name: str, form: Form) -> None:
+        started = time.monotonic()
+        scores = torch.cat(
+            [self._score(self._form(form, held_out), held_out) for held_out in self.task.folds]
+        )
         self.processes.broadcast_([scores])
-        self._found(Candidate(name, scores, time.monotonic() - began, form=form))
+        self._found(Candidate(name, scores, time.monotonic() - started, form=form))
 
-    def _ask(self, transform: Transform, held: HeldOutFold) -> Tensor:
-        return ask_sizes(self.task.question, transform, held.asked, self.sizes)
+    def _score(self, transform: Transform, held_out: HeldOutFold) -> Tensor:
+        return score_sizes(self.task.question, transform, held_out.asked, self.sizes)
 
     def _found(self, candidate: Candidate) -> None:
         self.found[candidate.name] = candidate
         self.say(f"{candidate.name:<24} {self._mean(candidate):8.4f}  {candidate.seconds:6.1f} s")
 
-    def _form(self, form: Form, held: HeldOutFold) -> Affine:
-        if held not in self.statistics:
-            self.statistics[held] = self.task.statistics(held.fold)
-        return form(self.statistics[held])
+    def _form(self, form: Form, held_out: HeldOutFold) -> Affine:
+        if held_out not in self.statistics:
+            self.statistics[held_out] = self.task.statistics(held_out.fold)
+        return form(self.statistics[held_out])
 
     def _best_form(self) -> str:
-        self._reference()  # where trained candidates alone were asked for
+        self._reference()  # if only trained candidates were requested
         closed = [one for one in self.found.values() if one.form is not None]
         return max(closed, key=self._mean).name
 
@@ -105,7 +107,7 @@ class Scoreboard:
         return float(values[self.chooses].mean())
 
     def _reference(self) -> str:
-        """The frozen rows at full width, else the better PCA of the width."""
+        """The frozen rows at full width, otherwise the better PCA of the width."""
         if "frozen" in self.found:
             return "frozen"
         there = [name for name in ("pca", "pca_uncentred") if name in self.found]
@@ -113,7 +115,7 @@ class Scoreboard:
             forms = self.task.forms()
             for name in ("frozen", "pca", "pca_uncentred"):
                 if name in forms:
-                    self._ask_form(name, forms[name])
+                    self._score_form(name, forms[name])
             return self._reference()
         return max(there, key=lambda name: self._mean(self.found[name]))
 
@@ -121,17 +123,17 @@ class Scoreboard:
         values = at_best_temperature(candidate.scores, seed=self.seed)
         return Scored(candidate.name, values, candidate.seconds)
 
-    def _layer(self, candidate: Candidate, held: HeldOutFold, place: int) -> nn.Module | Affine:
+    def _layer(self, candidate: Candidate, held_out: HeldOutFold, place: int) -> nn.Module | Affine:
         if candidate.form is not None:
-            return self._form(candidate.form, held)
+            return self._form(candidate.form, held_out)
         candidate.trainings[place].restore(candidate.best_step)
         return candidate.trainings[place].fc
 
     def _by_size(self, name: str) -> list[dict[str, Any]]:
-        """A candidate at each size beside the closed form that is best there for the queries that choose.
+        """Compare a candidate with the best closed form of each size, which the choosing queries select.
 
-        They are compared by the first ranking metric of the question: at large sizes a closed form keeps the
-        target's softmax to the third digit, which no search would notice.
+        The first ranking metric of the question is compared: at large sizes the softmax of a closed form
+        equals that of the target up to the third digit, which no search would notice.
         """
         if name in self.compared:
             return self.compared[name]
@@ -154,10 +156,10 @@ class Scoreboard:
         return max(closed, key=lambda name: float(closed[name][self.chooses].mean()))
 
     def _ranks_at(self, candidate: Candidate, size: int) -> tuple[str, PerQuery]:
-        """The first ranking metric of a candidate at a size, of all folds."""
+        """The first ranking metric of a candidate at a size, over all folds."""
         folds = [
-            self.task.question.ranks(prefix(self._layer(candidate, held, place), size), held.asked)
-            for place, held in enumerate(self.task.folds)
+            self.task.question.ranks(prefix(self._layer(candidate, held_out, place), size), held_out.asked)
+            for place, held_out in enumerate(self.task.folds)
         ]
         metric = next(iter(folds[0]))
         values = torch.cat([one[metric] for one in folds])
@@ -169,11 +171,11 @@ class Scoreboard:
         return at_best_temperature(scores, seed=self.seed)
 
     def _below_at_a_size(self, name: str) -> str | None:
-        """Why a candidate may not be returned though it is best in the mean of the sizes, if so."""
+        """Why a candidate that is best on average over the sizes may not be returned, or None."""
         if len(self.sizes) == 1:
             return None
         for row in self._by_size(name):
-            # neighbours of the frozen rows judge nothing: retrieval can gain where they are left
+            # the overlap with frozen neighbours is no criterion: retrieval can improve while it falls
             if row["difference"]["high"] < 0 and row["metric"] != "overlap@10":
                 return (
                     f"{row['dim']} numbers: {row['metric']} is below {row['closed_form']} by more than the "

@@ -1,6 +1,6 @@
-"""The search for the best candidate: cheap ones first, then trained ones, and held-out queries choose.
+"""Search for the best candidate by held-out queries: closed forms first, then trained layers.
 
-What is scored was never fitted on the rows that it is scored on; what is returned is fitted on all rows.
+A candidate is scored on rows that it was not fitted on; the returned one is refitted on all rows.
 """
 
 import time
@@ -44,11 +44,11 @@ from querykey.encoders.heads import FCLayer
 __all__ = ["Begin", "Search"]
 
 RACE = 100
-"""Steps after which the best of the recipes goes on alone."""
+"""Steps after which only the best preset is trained further."""
 FOLDED, RACED = 1_000, 3_000
-"""Rows up to which every recipe is trained on every fold, and up to which the best of them is."""
+"""Rows up to which every preset is trained on every fold, and up to which only the best one is."""
 STEPS = {"few": 150, "some": 240, "many": 800}
-"""Steps of a run by those two limits: at most 2,000 in all runs of a fit."""
+"""Steps per run by these limits, at most 2,000 in all runs of a fit."""
 PAIR_STEPS, ROW_STEPS = 300, 600
 
 
@@ -56,7 +56,7 @@ class Search(Scoreboard):
     """The search for the best candidate of a task."""
 
     def run(self) -> Fitted:
-        """Try what there is, return what is best."""
+        """Score the candidates and return the best one."""
         if not self.task.folds:
             return self._not_validated()
         try:
@@ -95,11 +95,14 @@ class Search(Scoreboard):
         )
 
     def _frontier(self, winner: str) -> list[dict[str, Any]]:
-        """Of the layers that were fitted without each fold; none where there is one size and no code."""
+        """The frontier of the layers that were fitted without each fold; empty for one size without codes."""
         if len(self.sizes) == 1 and not self.settings.bits:
             return []
         folds = self.task.folds if winner in self.found else []
-        layers = [(held, self._layer(self.found[winner], held, place)) for place, held in enumerate(folds)]
+        layers = [
+            (held_out, self._layer(self.found[winner], held_out, place))
+            for place, held_out in enumerate(folds)
+        ]
         return frontier_of(self.task, self.settings, layers, self.judges)
 
     def _codes(self, fc: nn.Module, settings: AdapterSettings) -> Codes:
@@ -118,21 +121,21 @@ class Search(Scoreboard):
         if isinstance(self.task, RowTask):
             self._aim(self.task)
         for name, form in forms.items():
-            self._ask_form(name, form)
+            self._score_form(name, form)
         best = self._best_form()
         if isinstance(self.task, LabelTask) and self.settings.fc.start is None:
             for name, form in self.task.filled(best).items():
-                self._ask_form(name, form)
+                self._score_form(name, form)
 
     def _aim(self, task: RowTask) -> None:
-        """Choose the target that a fit without labels keeps, where queries can judge."""
+        """Choose the target of a fit without labels, if there are queries with known answers."""
         if task.judge is None or task.judge.pairs is None or self.settings.target is not None:
             return
         best, top = task.power, float("-inf")
         names = ["frozen", "pca", *(name for name in task.forms() if name.startswith("soft"))]
         for name in names:
-            form, held = task.target_form(name), task.folds[0]
-            scores = task.question.ask(self._form(form, held), held.asked)
+            form, held_out = task.target_form(name), task.folds[0]
+            scores = task.question.score(self._form(form, held_out), held_out.asked)
             self.processes.broadcast_([scores])
             score = float(at_best_temperature(scores, seed=self.seed)[self.chooses].mean())
             if score > top:
@@ -145,7 +148,7 @@ class Search(Scoreboard):
             return False
         if isinstance(self.settings.candidates, tuple):
             return any(name.startswith("trained") for name in self.settings.candidates)
-        # at full width the target is a form itself: there is nothing to train
+        # at full width the target is itself a closed form, so there is nothing to train
         is_itself = isinstance(self.task, RowTask) and self._at_full_width
         return not is_itself or self.settings.steps is not None
 
@@ -160,9 +163,9 @@ class Search(Scoreboard):
 
     def _trained(self) -> None:
         start, steps, folds = self._best_form(), self._planned(), self.task.folds
-        every = [self._start(number, start, folds[0], 0) for number in range(len(self.recipes))]
+        every = [self._start(number, start, folds[0], 0) for number in range(len(self.presets))]
         best = 0
-        if len(self.recipes) > 1:
+        if len(self.presets) > 1:
             rows = self.task.trained_on(None)
             race = steps if len(folds) > 1 and rows <= FOLDED else min(RACE, steps)
             for training in every:
@@ -175,44 +178,44 @@ class Search(Scoreboard):
                     self._record_raced(number, training)
         self._finish(best, every[best], start)
 
-    def _start(self, number: int, start: str, held: HeldOutFold, first: int) -> Training:
-        """A run of a recipe on one fold, from a closed form; `first` is the place of its first query."""
-        recipe, settings = self.recipes[number]
+    def _start(self, number: int, start: str, held_out: HeldOutFold, first: int) -> Training:
+        """Start training a preset on one fold from a closed form; `first` is the index of its first query."""
+        preset, settings = self.presets[number]
         form = self.found[start].form
         assert form is not None
-        affine, asked = self._form(form, held), held.asked
+        affine, asked = self._form(form, held_out), held_out.asked
         fc: nn.Module = layer_at(affine, settings)
-        if recipe.rank is not None and recipe.rank < self.width:
-            fc = LowRankChange(affine, recipe.rank, seed=self.seed)
+        if preset.rank is not None and preset.rank < self.width:
+            fc = LowRankChange(affine, preset.rank, seed=self.seed)
             self.processes.broadcast_(fc.state_dict().values())
         if len(self.sizes) > 1 and settings.ladder != "joint":
             assert isinstance(fc, FCLayer)
             fc = SequentialLayer(fc, self.sizes, settings.ladder, seed=self.seed)
-        if not self.told:
-            self.told = True
+        if not self.described:
+            self.described = True
             items, world_size = self.task.trained_on(None), self.processes.world_size
             self.say(describe_fit_memory(settings, items=items, width=self.width, processes=world_size))
         return Training(
             fc,
             settings,
             self._planned(),
-            self.task.course(fc, settings, held.fold, self.processes),
-            lambda layer: self._ask(layer, held),
+            self.task.plan(fc, settings, held_out.fold, self.processes),
+            lambda layer: self._score(layer, held_out),
             self.chooses[first : first + len(asked.numbers)],
             self.task.sample,
             self.record,
         )
 
     def _run(self, training: Training, until: int, patience: int | None = None) -> None:
-        taken, began = training.taken, time.monotonic()
+        taken, started = training.taken, time.monotonic()
         try:
             training.run(until, patience=patience)
         finally:
             self.steps_taken += training.taken - taken
-            training.seconds += time.monotonic() - began
+            training.seconds += time.monotonic() - started
 
     def _finish(self, number: int, first: Training, start: str) -> None:
-        """Take a recipe's run to its end, on every fold, and score it at the step that is best for all."""
+        """Finish training a preset on every fold, and score it at the step that is best over all folds."""
         steps, folds, single = self._planned(), self.task.folds, len(self.task.folds) == 1
         try:
             self._run(first, steps, self.settings.n_iter_no_change)
@@ -221,10 +224,10 @@ class Search(Scoreboard):
                 raise
             self.notes.append(f"training stopped by Ctrl-C at step {first.taken}: the best state so far")
         trainings, place = [first], len(folds[0].asked.numbers)
-        for held in folds[1:]:
-            trainings.append(self._start(number, start, held, place))
+        for held_out in folds[1:]:
+            trainings.append(self._start(number, start, held_out, place))
             self._run(trainings[-1], first.taken)
-            place += len(held.asked.numbers)
+            place += len(held_out.asked.numbers)
         common = set.intersection(*(set(one.scores) for one in trainings))
         curves = {step: torch.cat([one.scores[step] for one in trainings]) for step in sorted(common)}
         means = {step: mean_at_best(scores[self.chooses]) for step, scores in curves.items()}
@@ -233,12 +236,12 @@ class Search(Scoreboard):
             first.restore(best)
         self.history = first.history
         self.stopped = first.stopped or "all steps taken"
-        name = f"trained {self.recipes[number][0].name}"
+        name = f"trained {self.presets[number][0].name}"
         seconds = sum(one.seconds for one in trainings)
         self._found(Candidate(name, curves[best], seconds, None, number, trainings, best, start))
 
     def _record_raced(self, number: int, training: Training) -> None:
-        """List a recipe that lost the race with what it reached in it, on the queries of the first fold."""
+        """Record a preset that lost the race with its score on the queries of the first fold."""
         reference = self.found[self._reference()]
         count = len(self.task.folds[0].asked.numbers)
         ours, theirs = (
@@ -247,7 +250,7 @@ class Search(Scoreboard):
         )
         self.raced.append(
             {
-                "name": f"trained {self.recipes[number][0].name}",
+                "name": f"trained {self.presets[number][0].name}",
                 "score": float(ours.mean()),
                 "seconds": round(training.seconds, 2),
                 "refused": f"lost the race after {training.taken} steps",
@@ -275,7 +278,7 @@ class Search(Scoreboard):
         return Choice(name, reference, "not validated", None, {}, choice.selected_on)
 
     def _judged(self) -> bool:
-        """Whether something tells what a fit without labels is worth."""
+        """Whether the fit can be evaluated: with labels, pairs or judging queries."""
         judge = self.task.judge if isinstance(self.task, RowTask) else None
         return judge is not None and (judge.pairs is not None or not self._at_full_width)
 
@@ -292,8 +295,10 @@ class Search(Scoreboard):
         one, start = self.found[name], self.found[reference]
         both = [
             [
-                rank_sizes(self.task.question, self._layer(candidate, held, place), held.asked, self.sizes)
-                for place, held in enumerate(self.task.folds)
+                rank_sizes(
+                    self.task.question, self._layer(candidate, held_out, place), held_out.asked, self.sizes
+                )
+                for place, held_out in enumerate(self.task.folds)
             ]
             for candidate in (one, start)
         ]
@@ -326,29 +331,29 @@ class Search(Scoreboard):
         values = []
         for candidate in (one, start):
             scores = []
-            for held in folds:
+            for held_out in folds:
                 if candidate.form is not None:
-                    layer: nn.Module | Affine = self._form(candidate.form, held)
+                    layer: nn.Module | Affine = self._form(candidate.form, held_out)
                 elif len(task.folds) == 1:  # its fold holds these classes out as well
                     layer = self._layer(candidate, task.folds[0], 0)
                 else:
-                    layer = self._trained_without(candidate, held)
-                scores.append(self._ask(layer, held))
+                    layer = self._trained_without(candidate, held_out)
+                scores.append(self._score(layer, held_out))
             every = torch.cat(scores)
             self.processes.broadcast_([every])
             values.append(at_best_temperature(every, seed=self.seed))
         return difference(values[0] - values[1], groups=task.groups(folds), seed=self.seed)
 
-    def _trained_without(self, candidate: Candidate, held: HeldOutFold) -> nn.Module:
-        training = self._start(candidate.recipe, candidate.start, held, 0)
-        training.ask = training.record = None
+    def _trained_without(self, candidate: Candidate, held_out: HeldOutFold) -> nn.Module:
+        training = self._start(candidate.preset, candidate.start, held_out, 0)
+        training.validate = training.record = None
         self._run(training, candidate.best_step)
         return training.fc
 
     def _refitted(self, name: str) -> tuple[FCLayer, AdapterSettings]:
         """The winner, fitted on all rows."""
         candidate = self.found[name]
-        settings = self.recipes[max(0, candidate.recipe)][1]
+        settings = self.presets[max(0, candidate.preset)][1]
         settings = replace(settings, steps=self._planned() if self._trains() else 0)
         if candidate.form is not None:
             return layer_at(candidate.form(self.task.statistics(None)), settings), settings
@@ -359,9 +364,9 @@ class Search(Scoreboard):
         self.statistics[whole] = self.task.statistics(None)
         if isinstance(self.task, RowTask):
             self.task.aim(self.task.power)
-        training = self._start(candidate.recipe, candidate.start, whole, 0)
+        training = self._start(candidate.preset, candidate.start, whole, 0)
         training.stage_ends = candidate.trainings[0].stage_ends
-        training.ask = training.record = None
+        training.validate = training.record = None
         try:
             self._run(training, candidate.best_step)
         except KeyboardInterrupt:
@@ -392,8 +397,8 @@ class Search(Scoreboard):
         fc: nn.Module = layer_at(form(statistics), settings)
         steps = settings.steps or 0
         if steps:
-            course = self.task.course(fc, settings, None, self.processes)
-            training = Training(fc, settings, steps, course, None, None, self.task.sample, self.record)
+            plan = self.task.plan(fc, settings, None, self.processes)
+            training = Training(fc, settings, steps, plan, None, None, self.task.sample, self.record)
             self._run(training, steps)
             self.history, self.stopped = training.history, training.stopped or "all steps taken"
         stopped = self.stopped or "nothing was trained"

@@ -1,4 +1,4 @@
-"""Sizes that are trained one after the other: a smaller one never disturbs a larger one."""
+"""Sequential training of sizes: training a smaller size leaves larger ones unchanged."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,28 +19,28 @@ HOTTEST, COLDEST = 1.0, 0.1
 TIED = 1e-6
 """Parameters of logits that differ by less are equal."""
 LOGIT_SCALE = 100.0
-"""Logits a unit of their parameter: at the rate of a matrix they would not leave the noise."""
+"""Logits per unit of the parameter: at a matrix's learning rate they would stay below the noise."""
 
 
 class SequentialLayer(nn.Module):
-    r"""An FC layer whose largest size is trained first and then frozen; each next size is found inside of it.
+    r"""An FC layer whose largest size is trained first and then frozen; each smaller size is a later stage.
 
     A stage from the first :math:`p` numbers to the first :math:`d` of them learns a rotation :math:`R` of
-    :math:`p` numbers ("sequential"), which changes no score of the larger sizes, or which :math:`d` of the
-    numbers to take ("selection"), which is a rotation too. `fold_` puts it into the FC layer.
+    :math:`p` numbers ("sequential"), which changes no score of the larger sizes, or selects :math:`d` of the
+    numbers ("selection"), which is a permutation. `fold_` multiplies it into the FC layer.
 
     Args:
-        fc: Is trained in place; the first stage is its largest size.
-        sizes: Largest first, the first the width of what `fc` gives.
+        fc: The layer, trained in place; the first stage is its largest size.
+        sizes: In descending order, the first one equal to `fc.dim`.
         kind: "sequential" or "selection".
-        seed: Of the noise of a selection.
+        seed: Seed of the Gumbel noise.
 
     Raises:
-        RangeError: If the sizes do not fall, or do not begin with the width of the layer.
+        RangeError: If the sizes are not in descending order from `fc.dim`.
 
     Source:
-        Zhang et al. 2025, arXiv:2510.12474 (SMRL, ADS), with an orthogonal map in the place of an FC layer a
-        stage: all sizes stay prefixes of one vector.
+        Zhang et al. 2025, arXiv:2510.12474 (SMRL, ADS), with an orthogonal map instead of an FC layer per
+        stage, so that all sizes stay prefixes of one vector.
     """
 
     stage: Tensor
@@ -50,7 +50,7 @@ class SequentialLayer(nn.Module):
     ) -> None:
         super().__init__()
         if list(sizes) != sorted(set(sizes), reverse=True) or sizes[0] != fc.dim:
-            raise RangeError(f"sizes must fall from {fc.dim}, the width of the layer; got {list(sizes)}")
+            raise RangeError(f"sizes must descend from {fc.dim}, the width of the layer; got {list(sizes)}")
         self.fc, self.sizes, self.kind, self.seed = fc, tuple(sizes), kind, seed
         self.register_buffer("stage", torch.zeros((), dtype=torch.int64))
         shapes = [(p - d, d) if kind == "sequential" else (p,) for p, d in pairwise(sizes)]
@@ -60,11 +60,11 @@ class SequentialLayer(nn.Module):
 
     @property
     def size(self) -> int:
-        """That the stage is about."""
+        """Size that the current stage trains."""
         return self.sizes[int(self.stage)]
 
     def forward(self, rows: FrozenRows) -> Rows:
-        """Unit rows [rows, width] to unit rows of the largest size [rows, dim]."""
+        """Map unit rows [rows, width] to unit rows of the largest size [rows, dim]."""
         z = self.fc.project(rows)
         if (stage := int(self.stage)) > 0:
             larger = self.sizes[stage - 1]
@@ -72,7 +72,7 @@ class SequentialLayer(nn.Module):
         return F.normalize(z, dim=1)
 
     def stage_rows(self, rows: FrozenRows) -> Rows:
-        """What the stage trains: unit rows of its size, or, of a selection, larger ones that are masked."""
+        """Rows of the loss of this stage: unit rows of its size or, for a selection, masked larger ones."""
         z = self.fc.project(rows)
         if (stage := int(self.stage)) == 0:
             return F.normalize(z, dim=1)
@@ -88,17 +88,17 @@ class SequentialLayer(nn.Module):
 
     @torch.no_grad()
     def next_stage_(self) -> None:
-        """Put the map of this stage into the FC layer, and go to the next size."""
+        """Fold the map of this stage into the FC layer, and start the next stage."""
         self.fold_()
         self.stage += 1
         self._train_stage()
 
     @torch.no_grad()
     def fold_(self) -> FCLayer:
-        """Put the map of this stage into the FC layer, in place.
+        """Fold the map of this stage into the FC layer, in place.
 
         Returns:
-            The FC layer, which gives what this layer gives.
+            The FC layer, whose output equals that of this layer.
         """
         if (stage := int(self.stage)) > 0:
             _turn(self.fc, self._map())
@@ -128,8 +128,8 @@ class SequentialLayer(nn.Module):
 def cayley(block: Tensor) -> Tensor:
     r"""The rotation :math:`(I + S)^{-1} (I - S)` with :math:`S = [[0, -B^T], [B, 0]]`.
 
-    It moves the first d axes towards the others and leaves out what turns either of them in itself, since
-    no score of d numbers sees that.
+    It rotates the first d axes against the others. Rotations within either group are left out, since they
+    change no score of d numbers.
 
     Args:
         block: B [others, d].
@@ -171,7 +171,7 @@ def gumbel_mask(logits: Tensor, count: int, *, temperature: float, generator: to
 
 
 def _turn(fc: FCLayer, matrix: Tensor) -> None:
-    """Turn the first numbers that a layer gives, in place."""
+    """Multiply the first outputs of a layer by a matrix, in place."""
     size, exact = len(matrix), matrix.double()
     weight = fc.weight.double()
     if fc.kind == "residual":

@@ -1,4 +1,4 @@
-"""How an adapter is fitted: settings, and what they become for the data at hand."""
+"""Settings of a fit, and how they are resolved for the data."""
 
 import warnings
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ __all__ = [
     "DRAWN_OF_SIZES",
     "LARGEST_WHOLE",
     "PARAMETERS",
-    "RECIPES",
+    "PRESETS",
     "AdapterLoss",
     "AdapterSettings",
     "Candidates",
     "FCLayerSettings",
     "Ladder",
     "MemorySettings",
-    "Recipe",
     "SelectionSettings",
     "Target",
     "Task",
+    "TrainingPreset",
     "resolve",
 ]
 
@@ -41,17 +41,17 @@ Candidates = str | tuple[str, ...]
 Ladder = Literal["joint", "sequential", "selection"]
 
 
-class Recipe(NamedTuple):
-    """How a candidate is trained, where the settings leave it open.
+class TrainingPreset(NamedTuple):
+    """Values of settings that are None, one preset per trained candidate.
 
     Args:
-        name: In reports.
-        loss: By name.
-        temperature: Of a loss that has one.
+        name: Name in reports.
+        loss: Name of the loss.
+        temperature: Temperature of a loss that has one.
         sampled: Rows drawn from the memory each step.
-        negatives: Hardest negatives a query selects.
-        positives: Farthest positives a query selects.
-        rank: Of the change that is trained; None: the whole matrix.
+        negatives: Hardest negatives per query.
+        positives: Farthest positives per query.
+        rank: Rank of the trained change; None: full rank.
     """
 
     name: str
@@ -64,27 +64,27 @@ class Recipe(NamedTuple):
 
 
 LARGEST_WHOLE, DRAWN = 16_384, 8_192
-"""Rows up to which a distillation looks up all of them; beyond, so many are drawn each step."""
+"""Rows up to which distillation uses all of them, and the number drawn each step beyond that."""
 DRAWN_OF_SIZES = 2_048
-"""The same of several sizes, which cost as much each: on cranfield a third of the rows was as good as all."""
+"""Rows drawn each step for several sizes. On cranfield a third of the rows was as good as all of them."""
 
-RECIPES: dict["Task", tuple[Recipe, ...]] = {
-    "unlabelled": (Recipe("distillation", "score_distillation", 0.05),),
+PRESETS: dict["Task", tuple[TrainingPreset, ...]] = {
+    "unlabelled": (TrainingPreset("distillation", "score_distillation", 0.05),),
     "labels": (
-        Recipe("nca", "nca", 0.07, sampled=2048),
-        Recipe("hard negatives", "info_nce", 0.07, sampled=512, negatives=8, positives=4),
+        TrainingPreset("nca", "nca", 0.07, sampled=2048),
+        TrainingPreset("hard negatives", "info_nce", 0.07, sampled=512, negatives=8, positives=4),
     ),
     "pairs": (
-        Recipe("info_nce", "info_nce", 0.05, sampled=2048),
-        Recipe("hard negatives", "info_nce", 0.05, negatives=32),
+        TrainingPreset("info_nce", "info_nce", 0.05, sampled=2048),
+        TrainingPreset("hard negatives", "info_nce", 0.05, negatives=32),
     ),
     "query side": (
-        Recipe("low rank", "info_nce", 0.05, sampled=2048, rank=16),
-        Recipe("info_nce", "info_nce", 0.05, sampled=2048),
+        TrainingPreset("low rank", "info_nce", 0.05, sampled=2048, rank=16),
+        TrainingPreset("info_nce", "info_nce", 0.05, sampled=2048),
     ),
 }
-"""Where labels are clean and classes fine, every positive and the hardest negatives count; where they are
-broad or noisy, one near positive will do. Validation finds out. The evidence is in docs/results.md."""
+"""With clean labels and fine classes, InfoNCE with all positives and the hardest negatives is better; with
+broad or noisy classes NCA, for which one near positive is enough. Validation chooses. See docs/results.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class AdapterLoss:
 
     Args:
         kind: None: "score_distillation" without labels, "info_nce" for pairs; for labels "nca" or "info_nce",
-            whichever validation prefers.
+            chosen by validation.
         options: The loss's own keyword arguments, such as temperature or margin.
     """
 
@@ -108,7 +108,7 @@ class MemorySettings:
     Args:
         kind: "cross_batch", or "in_batch" for none.
         capacity: Rows the memory stores at the most; at least all rows makes it the whole data set.
-        holds: "features" of the frozen model, or "projections", which grow stale.
+        holds: "features" of the frozen model, or "projections", which become stale.
         sharded: Whether each of several processes stores and scores a shard of the memory instead of all.
         prefill: Whether the memory is filled before the first step.
     """
@@ -122,13 +122,13 @@ class MemorySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionSettings:
-    """Which rows of the memory take part in a step. None: see `RECIPES`.
+    """Which rows of the memory are used in a step. None: see `PRESETS`.
 
     Args:
         sampled: Rows drawn at random each step, for all queries.
-        negatives: Hardest negatives each query selects (labels, pairs).
-        positives: Farthest positives each query selects (labels).
-        neighbours: Most similar rows each query selects ("score_difference").
+        negatives: Hardest negatives per query (labels, pairs).
+        positives: Farthest positives per query (labels).
+        neighbours: Most similar rows per query ("score_difference").
     """
 
     sampled: Count | None = None
@@ -153,34 +153,35 @@ class FCLayerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
-    """All settings of a fit; None is chosen for the data at hand.
+    """All settings of a fit; None is chosen for the data.
 
     Args:
         dim: Width of the adapted rows; None: 64, or the width where that is less.
         dims: Sizes of the adapted rows, each a prefix of the largest; () for `dim` alone.
-        bits: Codes to make at each size: 8 and 1 bit a number; () for none. Float rows are always there.
+        bits: Bits per number of the codes of each size, 8 and 1; () for no codes.
         ladder: How several sizes are trained. "joint": the sum of their losses (Matryoshka). "sequential":
-            the largest first, then each as a rotation that leaves the larger ones as they are (SMRL).
-            "selection": the same with chosen dimensions in the place of rotations (ADS).
-        size_weights: Of the losses of a joint ladder: "equal", or "inverse" to the size.
-        rotation: What turns rows before their signs are taken: "itq", learned, or "random".
+            the largest first, then a rotation for each smaller one that leaves larger ones unchanged (SMRL).
+            "selection": the same with selected dimensions instead of rotations (ADS).
+        size_weights: Loss weights of a joint ladder: "equal", or "inverse" to the size.
+        rotation: Rotation of 1-bit codes: "itq" (learned) or "random".
         both_sides: Whether the gradient goes through the keys too.
         side: "both": queries and documents are transformed. "query": documents stay as they are in the
             index, which needs dim = width.
-        steps: Optimizer steps of a run; None: what the data allow within 2,000 for all runs of a fit.
-            0: nothing is trained.
-        batch_size: Items a step, clipped to the data.
+        steps: Optimizer steps per run; None: chosen by the size of the data, at most 2,000 in all runs of a
+            fit. 0: no training.
+        batch_size: Items per step, clipped to the data.
         learning_rate: AdamW's peak rate; cosine to 0. None: 1e-3, or 3e-4 for data so few that they are
             validated in folds.
-        weight_decay: Towards the candidate that training begins at, decoupled as AdamW's.
-        classes: Whether the adapter will meet the "known" classes or "new" ones; None: candidates are
-            chosen by known ones, and none is returned that is worse on new ones.
-        target: Whose scores a fit without labels keeps; None: "soft_whitened", or what queries prefer.
+        weight_decay: Decay towards the candidate that training starts from, decoupled as AdamW's.
+        classes: "known" if the adapter is used on the classes of the fit, "new" for other classes. None:
+            chosen by known classes, and never worse on new ones.
+        target: Rows whose scores a fit without labels preserves; None: "soft_whitened", or what the queries
+            prefer.
         candidates: "all", "closed_form", or names of candidates or of families of them.
-        validation_fraction: Share of the rows for validation where the rows are many; 0: none.
-        n_iter_no_change: Evaluations (25 a run) without a better one before training stops.
-        precision: Of the products of the layer in training: "float32"; "bfloat16", where weights, sums,
-            scores and losses stay float32; or "auto": bfloat16 where this machine is 15% faster with it.
+        validation_fraction: Fraction of the rows for validation if there are many; 0: none.
+        n_iter_no_change: Evaluations (25 per run) without improvement before training stops.
+        precision: Precision of the layer's matrix products in training: "float32"; "bfloat16", with weights,
+            sums, scores and losses in float32; or "auto": bfloat16 if this machine is 15% faster with it.
         seed: Random seed.
         loss: See `AdapterLoss`; and so on.
     """
@@ -215,30 +216,30 @@ class AdapterSettings:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Sizes of the adapted rows, largest first; `dim` alone where `dims` is left out."""
+        """Sizes of the adapted rows, largest first; `dim` alone without `dims`."""
         return self.dims or (int(self.dim or 0),)
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of the losses of the sizes, of mean 1."""
+        """Loss weights of the sizes, with mean 1."""
         raw = [1 / size if self.size_weights == "inverse" else 1.0 for size in self.sizes]
         return tuple(weight * len(raw) / sum(raw) for weight in raw)
 
     def as_dict(self) -> dict[str, Any]:
-        """As nested tables of plain values, for run.json."""
+        """Nested dicts of plain values, for run.json."""
         return tree.as_tables(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AdapterSettings":
-        """Back from adapter.json, of this version or of 0.1; keys that do not exist are left out."""
+        """Read the settings of adapter.json, of this version or of 0.1; unknown keys are ignored."""
         return tree.make(cls, tree.current(values, ADAPTER_FILES, warn=False), ignore_unknown=True)
 
     @classmethod
     def from_parameters(cls, **parameters: Any) -> "AdapterSettings":
-        """From the parameters of `Adapter`, which scikit-learn needs flat.
+        """Make settings from the flat parameters of `Adapter`.
 
         Args:
-            **parameters: By the names of `PARAMETERS`.
+            **parameters: Names of `PARAMETERS` to values.
 
         Example:
             >>> AdapterSettings.from_parameters(capacity=8, fc="linear").memory.capacity
@@ -255,7 +256,7 @@ class AdapterSettings:
 
 
 def _parameters() -> dict[str, str]:
-    """A table's kind has the table's name, and every other setting its own."""
+    """Parameter names: the `kind` of a table has the name of the table, other settings their own."""
     made: dict[str, str] = {}
     for table in fields(AdapterSettings):
         if not is_dataclass(table.type):
@@ -268,29 +269,29 @@ def _parameters() -> dict[str, str]:
 
 
 PARAMETERS = _parameters()
-"""Parameters of `Adapter`, to the settings that they are."""
+"""Parameters of `Adapter` to dotted names of settings."""
 
 
 def resolve(
-    settings: AdapterSettings, *, task: Task, items: int, width: int, recipe: Recipe | None = None
+    settings: AdapterSettings, *, task: Task, items: int, width: int, preset: TrainingPreset | None = None
 ) -> AdapterSettings:
-    """Fill in what was left open and clip what the data does not allow, with one warning for all of it.
+    """Fill in settings that are None and clip numbers to the data, with one warning for all of them.
 
     Args:
-        settings: As given.
-        task: What the fit learns from.
+        settings: Settings as given.
+        task: Type of the data.
         items: Rows to train on.
-        width: Of the frozen rows.
-        recipe: Fills in what is None; the first of the task where not given.
+        width: Width of the frozen rows.
+        preset: Values of settings that are None; None: the first preset of the task.
 
     Returns:
-        Settings without None, but for `start`, which validation decides, and `steps`.
+        Settings without None, except `start`, which validation chooses, and `steps`.
 
     Raises:
         RangeError: If a number is outside its range.
         ConfigError: If settings contradict each other or the task.
     """
-    recipe = RECIPES[task][0] if recipe is None else recipe
+    preset = PRESETS[task][0] if preset is None else preset
     _check(settings, task, width)
     dims = tuple(sorted(set(settings.dims), reverse=True))
     dim = settings.dim or (width if settings.side == "query" else min(64, width))
@@ -298,32 +299,32 @@ def resolve(
     for bits in settings.bits:
         for size in dims or (dim,):
             check_bits(size, bits)
-    loss = settings.loss.kind or recipe.loss
+    loss = settings.loss.kind or preset.loss
     options = dict(settings.loss.options)
     if takes_temperature(loss):
-        options.setdefault("temperature", recipe.temperature)
+        options.setdefault("temperature", preset.temperature)
     if objective(loss, **options).keeps_scores != (task == "unlabelled"):
         need = (
             "keeps the frozen scores and takes no labels" if task != "unlabelled" else "needs labels or pairs"
         )
         raise ConfigError(f"the loss {loss} {need}; choose another, or leave it out")
     fc = settings.fc.kind or ("residual" if dim == width and task != "unlabelled" else "linear")
-    lowered = _clipped(settings, recipe, items)
+    lowered = _clipped(settings, preset, items)
     sizes = {"dim": dim, "dims": dims}
     return tree.changed(settings, {**lowered, **sizes, "loss": {"kind": loss, **options}, "fc.kind": fc})
 
 
-def _clipped(settings: AdapterSettings, recipe: Recipe, items: int) -> dict[str, int]:
-    """Numbers of rows, filled in and clipped to the data, with a warning if a given one is lowered."""
+def _clipped(settings: AdapterSettings, preset: TrainingPreset, items: int) -> dict[str, int]:
+    """Row counts, filled in and clipped to the data, with a warning if a given one is lowered."""
     selection = settings.selection
     given = {
         "batch_size": settings.batch_size, "selection.neighbours": selection.neighbours,
         "selection.sampled": selection.sampled, "selection.negatives": selection.negatives,
         "selection.positives": selection.positives,
     }  # fmt: skip
-    recipes = {f"selection.{name}": getattr(recipe, name) for name in ("sampled", "negatives", "positives")}
+    presets = {f"selection.{name}": getattr(preset, name) for name in ("sampled", "negatives", "positives")}
     chosen: dict[str, int] = {
-        name: recipes[name] if value is None else value for name, value in given.items()
+        name: presets[name] if value is None else value for name, value in given.items()
     }
     most = {name: items if name in ("batch_size", "selection.sampled") else items - 1 for name in chosen}
     clipped = {name: min(value, most[name]) for name, value in chosen.items()}

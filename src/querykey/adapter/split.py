@@ -1,4 +1,4 @@
-"""What a fit is fitted on, and what is held out to ask about it. Copies never stand on both sides."""
+"""Split the data of a fit into training rows and held-out queries. Copies are never on both sides."""
 
 from dataclasses import dataclass
 
@@ -51,31 +51,31 @@ class TrainingPairs:
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """One part to fit on, and the queries that are held out of it.
+    """A held-out set and its queries; the other rows are fitted on.
 
     Args:
-        held: Rows (or queries of pairs) that are not fitted on.
-        asked: Those of them that are asked, one of each group of copies.
+        held_out: Rows (or queries of pairs) that are not used in the fit.
+        asked: The queries among them, one of each group of copies.
     """
 
-    held: Numbers
+    held_out: Numbers
     asked: Int64[Tensor, " asked"]
 
 
 def known_folds(
     rows: FrozenRows, labels: Labels, *, share: float, seed: int, without: Numbers | None = None
 ) -> list[Fold]:
-    """Hold out rows of classes that the fit meets: five folds up to 3,000 labelled rows, one part above.
+    """Hold out rows of the training classes: five folds up to 3,000 labelled rows, otherwise one set.
 
     Args:
         rows: Frozen rows of all items.
-        labels: Class of each, -1 where it is not known.
-        share: To hold out in one part; also 0: nothing is.
-        seed: Of the draw.
-        without: Rows that are not to be asked, for they are held out with their class.
+        labels: Class of each, -1 if unknown.
+        share: Fraction to hold out in one set; 0: nothing is held out.
+        seed: Random seed.
+        without: Rows that are no queries, since their whole class is held out.
 
     Returns:
-        Folds whose asked rows have a class of which another row, no copy, can be found.
+        Folds whose queries have another row, not a copy, of their class.
     """
     allowed = labels >= 0
     if without is not None:
@@ -103,16 +103,16 @@ def known_folds(
 
 
 def class_folds(rows: FrozenRows, labels: Labels, *, share: float, seed: int) -> list[Fold]:
-    """Hold out whole classes: five folds up to 3,000 labelled rows, one part above.
+    """Hold out all rows of some classes: five folds up to 3,000 labelled rows, otherwise one set.
 
     Args:
         rows: Frozen rows of all items.
-        labels: Class of each, -1 where it is not known.
-        share: To hold out in one part; 0: nothing is.
-        seed: Of the draw.
+        labels: Class of each, -1 if unknown.
+        share: Fraction to hold out in one set; 0: nothing is held out.
+        seed: Random seed.
 
     Returns:
-        Folds; none where there are fewer than ten classes of two rows.
+        Folds; none if fewer than ten classes have two rows.
     """
     known = (labels >= 0).nonzero()[:, 0]
     classes, counts = torch.unique(labels[known], return_counts=True)
@@ -127,10 +127,10 @@ def class_folds(rows: FrozenRows, labels: Labels, *, share: float, seed: int) ->
         parts = [order[i::FOLDS] for i in range(FOLDS)]
     folds = []
     for part in parts:
-        held = torch.isin(labels, part).nonzero()[:, 0]
-        asked = held[_shuffled(draw, len(held))[:MOST_HELD_OUT]]
+        held_out = torch.isin(labels, part).nonzero()[:, 0]
+        asked = held_out[_shuffled(draw, len(held_out))[:MOST_HELD_OUT]]
         _, first = same_items(unit_rows(rows, asked))
-        folds.append(Fold(held, asked[first].sort().values))
+        folds.append(Fold(held_out, asked[first].sort().values))
     return _nonempty(folds)
 
 
@@ -151,7 +151,7 @@ def row_fold(rows: FrozenRows, *, share: float, seed: int, most: int = MOST_HELD
         return []
     order = _shuffled(np.random.default_rng([seed, 1]), len(rows))
     fold = _one_part(rows, order, wanted)
-    return [fold] if len(fold.asked) >= 2 and len(fold.held) < len(rows) - 1 else []
+    return [fold] if len(fold.asked) >= 2 and len(fold.held_out) < len(rows) - 1 else []
 
 
 def query_folds(queries: int, answered: Numbers, *, share: float, seed: int) -> list[Fold]:
@@ -222,8 +222,8 @@ def numbered_pairs(pairs: ArrayLike, queries: int, documents: int) -> Tensor:
 
     Args:
         pairs: (query row, document row) [pairs, 2].
-        queries: How many there are.
-        documents: How many there are.
+        queries: Number of queries.
+        documents: Number of documents.
 
     Returns:
         int64 [pairs, 2].
@@ -254,28 +254,28 @@ def numbered_pairs(pairs: ArrayLike, queries: int, documents: int) -> Tensor:
 
 
 def renumbered_pairs(pairs: Tensor, kept: Tensor) -> Tensor:
-    """Pairs of the rows that are kept, by their new numbers.
+    """Renumber pairs after rows are left out.
 
     Args:
         pairs: (query, row) by number [pairs, 2].
-        kept: Mask of the rows [rows].
+        kept: Mask of the remaining rows [rows].
 
     Returns:
-        int64 [pairs that are left, 2].
+        int64 [remaining pairs, 2].
     """
     there = pairs[kept[pairs[:, 1]]]
     return torch.stack([there[:, 0], (kept.cumsum(0) - 1)[there[:, 1]]], dim=1)
 
 
 def check_labels(labels: Labels, items: int) -> None:
-    """Refuse labels that hold nothing to learn.
+    """Check that labels have at least two classes.
 
     Args:
-        labels: Class of each row, -1 where it is not known.
-        items: How many rows there are.
+        labels: Class of each row, -1 if unknown.
+        items: Number of rows.
 
     Raises:
-        DataError: If their number differs, or one class only is known.
+        DataError: If their number differs, or there are fewer than two classes.
     """
     if len(labels) != items:
         raise DataError(f"{len(labels)} labels for {items} rows; one for each row is needed")
@@ -283,21 +283,21 @@ def check_labels(labels: Labels, items: int) -> None:
     if len(known) < 2:
         raise DataError(
             f"the labels name {len(known)} class{'es' if len(known) != 1 else ''}; at least 2 are needed "
-            "to tell apart. Without labels, fit(X) keeps the neighbourhoods"
+            "to separate. Without labels, fit(X) preserves neighbourhoods"
         )
 
 
 def _one_part(rows: Tensor, order: Tensor, wanted: int) -> Fold:
-    """Rows in this order until as many are held out, each with its copies."""
-    held = torch.zeros(len(rows), dtype=torch.bool)
+    """Hold out rows in this order, each with its copies, until there are `wanted`."""
+    held_out = torch.zeros(len(rows), dtype=torch.bool)
     asked = []
     for number, copies in zip(order[:wanted].tolist(), copies_of(rows, order[:wanted]), strict=True):
-        if int(held.sum()) >= wanted:
+        if int(held_out.sum()) >= wanted:
             break
-        if not held[number]:
+        if not held_out[number]:
             asked.append(number)
-            held[copies] = True
-    return Fold(held.nonzero()[:, 0], torch.tensor(sorted(asked), dtype=torch.int64))
+            held_out[copies] = True
+    return Fold(held_out.nonzero()[:, 0], torch.tensor(sorted(asked), dtype=torch.int64))
 
 
 def _fold_of(known: Tensor, items: Tensor, first: Tensor, groups: Tensor) -> Fold:

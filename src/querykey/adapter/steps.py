@@ -1,4 +1,4 @@
-"""The steps of training an adapter, each written out where it happens.
+"""The training steps of an adapter.
 
 frozen features -> enqueue -> scores -> top-k -> FC -> look up -> pair loss -> step
 """
@@ -37,30 +37,30 @@ Choose = Callable[[Batch, Dictionary], SelectedSlots]
 
 
 class Step(NamedTuple):
-    """The loss and the look-up of a step, for the record."""
+    """The loss and the look-up of a step."""
 
     loss: float
     lookup: Lookup
     labels: tuple[Tensor, Tensor]
-    """Of the look-up's queries and keys, -1 where unlabelled."""
+    """Labels of the queries and keys of the look-up, -1 if unlabelled."""
 
 
 @dataclass
 class AdapterLearner:
-    """What is trained, by what, and under which rule.
+    """The layer that is trained, its loss, its optimizer and the pair rule.
 
     Args:
-        fc: The FC layer, or what a stage of a sequential ladder trains of it.
+        fc: The FC layer, or the map that a stage of a sequential ladder trains.
         objective: The loss.
         optimizer: Over the FC layer's parameters (and a learned temperature, where there is one).
         rule: Which pairs count.
         both_sides: Whether the gradient goes through the keys too, or through the queries alone.
-        moves_documents: False leaves (query, document) keys as the frozen model gave them.
-        processes: Each rank computes the loss of its part of the queries or, where a sharded memory is looked
-            up as a whole, the part of the loss of its keys. Batch and selection are the same on all ranks.
-            Each projects all keys itself: one layer costs less than sending its rows.
-        target: Makes the rows whose scores are kept; None: the frozen rows themselves.
-        sizes: (size, weight of its loss) where prefixes are trained together; () for whole rows alone.
+        moves_documents: False leaves the documents of pairs frozen.
+        processes: Each rank computes the loss of its slice of the queries or, with a sharded memory, the loss
+            terms of its keys. Batch and selection are the same on all ranks.
+            Each projects all keys itself, which costs less than sending them.
+        target: Maps frozen rows to the rows whose scores are preserved; None: the identity.
+        sizes: (size, loss weight) of prefixes that are trained jointly; () for one size.
     """
 
     fc: Callable[[Tensor], Tensor]
@@ -74,20 +74,20 @@ class AdapterLearner:
     sizes: tuple[tuple[int, float], ...] = ()
 
     def wanted(self, vectors: Rows) -> Tensor:
-        """Rows whose scores are to be preserved: the frozen ones, or their images under the target."""
+        """Rows whose scores are preserved: the frozen ones, or their images under the target."""
         return vectors if self.target is None else self.target(vectors)
 
     def keys(self, vectors: Rows) -> Tensor:
-        """Keys made of frozen rows, with gradient or without."""
+        """Project keys, with gradient if both sides are trained."""
         with torch.set_grad_enabled(self.both_sides):
             out: Tensor = self.fc(vectors)
             return out
 
     def mean(self, lookup: Lookup, target: Lookup | None = None) -> Tensor:
-        """This process's share of the mean loss over the queries that have a valid term."""
+        """This rank's term of the mean loss over the queries that have a valid term."""
         takes_part = (lookup.positive if target is None else target.negative).any(dim=1)
         looked_up = [lookup] if target is None else [lookup, target]
-        if lookup.shard_group.world_size > 1:  # this rank's part of the loss of all queries: that of its keys
+        if lookup.shard_group.world_size > 1:  # the loss terms of the keys of this rank
             takes_part = lookup.shard_group.sum(takes_part.int()) > 0
         elif self.processes.world_size > 1:
             local = self.processes.local_slice(len(lookup))
@@ -112,7 +112,7 @@ class AdapterLearner:
         return torch.stack(every).mean(dim=0)
 
     def descend(self, *losses: Tensor, lookup: Lookup, labels: tuple[Tensor, Tensor]) -> Step:
-        """Backward and an optimiser step on the average of losses."""
+        """Backward pass and optimizer step on the mean of losses."""
         mean = torch.stack(losses).mean()
         self.optimizer.zero_grad()
         mean.backward()  # type: ignore[no-untyped-call]
@@ -128,7 +128,7 @@ def adapter_step(learner: AdapterLearner, batch: Batch, memory: Dictionary, choo
         learner: FC layer, loss, optimiser and rule.
         batch: Frozen unit rows.
         memory: Of frozen features.
-        choose: What of the memory takes part: top-k over frozen scores, or a sample.
+        choose: Selects slots of the memory: top-k by frozen scores, or a sample.
 
     Returns:
         The loss and the look-up it came from.
@@ -153,10 +153,10 @@ def adapter_step(learner: AdapterLearner, batch: Batch, memory: Dictionary, choo
 
 
 def distillation_step(learner: AdapterLearner, batch: Batch, memory: Dictionary) -> Step:
-    """One step that keeps the frozen scores of the batch with the whole memory.
+    """One step that preserves the frozen scores between the batch and the memory.
 
     Args:
-        learner: FC layer, a loss that keeps scores, and optimiser.
+        learner: FC layer, a loss that preserves scores, and optimizer.
         batch: Frozen unit rows.
         memory: Of frozen features.
 
@@ -180,7 +180,7 @@ def distillation_step(learner: AdapterLearner, batch: Batch, memory: Dictionary)
 
 
 def projections_step(learner: AdapterLearner, batch: Batch, memory: Dictionary, choose: Choose) -> Step:
-    """One step over a memory of projections, which grow stale: the original cross-batch memory.
+    """One step over a memory of projections, as in the original cross-batch memory.
 
     Args:
         learner: FC layer, pair loss, optimiser and rule.
@@ -213,7 +213,7 @@ def pairs_step(
     choose: Choose,
     relevance: Relevance,
 ) -> Step:
-    """One step on (query, document) pairs, both ways; documents of the memory are extra negatives.
+    """One step on (query, document) pairs in both directions; documents of the memory are extra negatives.
 
     Args:
         learner: FC layer, pair loss and optimiser.
@@ -227,7 +227,7 @@ def pairs_step(
         The loss and the look-up of the queries among the documents.
 
     Source:
-        Radford et al. 2021, arXiv:2103.00020, fig. 3 (both ways).
+        Radford et al. 2021, arXiv:2103.00020, fig. 3 (both directions).
     """
     memory.enqueue(documents.vectors, documents.ids, documents.labels)
     candidates = candidates_of(documents, memory, choose(queries, memory))
@@ -247,7 +247,7 @@ def pairs_step(
 def _look_up_candidates(
     queries: Tensor, keys: Tensor, batch: Batch, candidates: Candidates, rule: PairRule
 ) -> Lookup:
-    """A look-up in the candidates: all positives, and of the negatives those of the query's candidates."""
+    """A look-up among the candidates: all positives, and the negatives among the query's candidates."""
     lookup = look_up(
         queries,
         keys,

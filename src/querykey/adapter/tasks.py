@@ -24,7 +24,7 @@ from querykey.adapter.closed_forms import (
     soft_whitening,
 )
 from querykey.adapter.relevance import Relevance, unit_rows
-from querykey.adapter.sampling import Course, course_of_items, course_of_pairs
+from querykey.adapter.sampling import FitPlan, plan_of_items, plan_of_pairs
 from querykey.adapter.settings import AdapterSettings, Target, Task
 from querykey.adapter.split import (
     Fold,
@@ -74,22 +74,22 @@ POWERS = (0.125, 0.25, 0.5, 0.75, 1.0)
 DEFAULT_POWER = 0.25
 SHRINKAGES = (0.02, 0.1, 0.3, 0.5, 0.7)
 FILL = 0.3
-"""Weight of the axes that fill up dimensions beyond the discriminants."""
+"""Weight of the axes in the dimensions beyond the discriminants."""
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 RANKS, LOW_RANK_STRENGTHS = (4, 16, 64), (1.0, 10.0, 100.0)
 ASKED_ROWS = 500
-"""Rows without labels that are asked: they stop training and judge nothing."""
+"""Held-out rows of a fit without labels: used for early stopping only."""
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Moments of what a closed form is fitted on.
+    """Moments that closed forms are computed from.
 
     Args:
-        rows: All of them.
-        classes: Of those with a class.
+        rows: Of all rows.
+        classes: Of the rows with a class.
         pairs: Of (query, document) pairs.
-        growth: All pairs over these: a ridge's strength grows with it, since its error is a sum.
+        growth: Number of all pairs over the number of these, which scales the strength of a ridge.
     """
 
     rows: Moments
@@ -103,10 +103,10 @@ Form = Callable[[Statistics], Affine]
 
 @dataclass(frozen=True, eq=False)
 class HeldOutFold:
-    """A fold with its queries made ready.
+    """A fold with its prepared queries.
 
     Args:
-        fold: What is held out.
+        fold: The held-out rows.
         asked: Its queries.
     """
 
@@ -115,9 +115,9 @@ class HeldOutFold:
 
 
 def general_forms(dim: int, width: int, *, nested: bool = False) -> dict[str, Form]:
-    """The forms that need rows alone; frozen rows are one at full width.
+    """The closed forms of rows alone; at full width the frozen rows are one of them.
 
-    Of several sizes each form is nested: its first numbers are the form of the smaller size.
+    With several sizes each form is nested: a prefix is the form of the smaller size.
     """
     forms: dict[str, Form] = {"frozen": lambda _: identity(width)} if dim == width and not nested else {}
     forms["pca"] = lambda of: principal_components(of.rows, dim, centred=True)
@@ -129,7 +129,7 @@ def general_forms(dim: int, width: int, *, nested: bool = False) -> dict[str, Fo
 
 
 def select_forms(forms: dict[str, Form], wanted: object) -> dict[str, Form]:
-    """The forms that were asked for, by name or by family; all of them otherwise."""
+    """The forms selected by name or by family; all of them if `wanted` is no tuple."""
     if not isinstance(wanted, tuple):
         return forms
     known = {*forms, *(name.split()[0] for name in forms), "frozen", "trained"}
@@ -182,8 +182,9 @@ class LabelTask:
         if settings.classes == "new":
             folds, new = new, []
         elif len(known) > len(new) and len(new) == 1:  # one run of training serves both questions
-            folds = known_folds(vectors, labels, share=share, seed=seed, without=new[0].held)
-            folds = [Fold(torch.unique(torch.cat([one.held, new[0].held])), one.asked) for one in folds]
+            folds = known_folds(vectors, labels, share=share, seed=seed, without=new[0].held_out)
+            both = [torch.unique(torch.cat([one.held_out, new[0].held_out])) for one in folds]
+            folds = [Fold(rows, one.asked) for rows, one in zip(both, folds, strict=True)]
         else:
             folds = known_folds(vectors, labels, share=share, seed=seed)
         every = torch.cat([known[:0], *(fold.asked for fold in [*folds, *new])])
@@ -191,17 +192,17 @@ class LabelTask:
         rows = unit_rows(vectors, self.keys)
         self.question = LabelQuestion(rows, labels[self.keys])
         self.folds, self.new = ([self._ready(fold) for fold in some] for some in (folds, new))
-        held = self.folds[0].fold.asked if self.folds else known
-        self.sample = unit_rows(vectors, held[:1000])
+        sample = self.folds[0].fold.asked if self.folds else known
+        self.sample = unit_rows(vectors, sample[:1000])
         self._total: Statistics | None = None
 
     def _ready(self, fold: Fold) -> HeldOutFold:
         places = torch.searchsorted(self.keys, fold.asked)
         return HeldOutFold(fold, self.question.prepare(places, copies_of(self.question.rows, places)))
 
-    def groups(self, held: list[HeldOutFold]) -> Tensor:
-        """Class of each query that is asked."""
-        return torch.cat([self.question.labels[one.asked.numbers] for one in held])
+    def groups(self, held_out: list[HeldOutFold]) -> Tensor:
+        """Class of each query."""
+        return torch.cat([self.question.labels[one.asked.numbers] for one in held_out])
 
     def statistics(self, fold: Fold | None) -> Statistics:
         if self._total is None:
@@ -211,8 +212,9 @@ class LabelTask:
         if fold is None:
             return self._total
         assert self._total.classes is not None
-        held = class_moments(self.vectors, self.labels, self.classes, fold.held)
-        return Statistics(self._total.rows - moments(self.vectors, fold.held), self._total.classes - held)
+        rows = moments(self.vectors, fold.held_out)
+        classes = class_moments(self.vectors, self.labels, self.classes, fold.held_out)
+        return Statistics(self._total.rows - rows, self._total.classes - classes)
 
     def forms(self) -> dict[str, Form]:
         dim, width = self.settings.dim or 0, self.vectors.shape[1]
@@ -224,21 +226,21 @@ class LabelTask:
         return forms
 
     def filled(self, name: str) -> dict[str, Form]:
-        """The same discriminants with the dimensions beyond them filled; none where there are none."""
+        """The same discriminants with the remaining dimensions filled; empty if there are none."""
         dim = self.settings.dim or 0
         if not name.startswith("discriminant") or dim < len(torch.unique(self.labels[self.labels >= 0])):
             return {}
         shrinkage = float(name.split()[1])
         return {f"{name} + pca": partial(_discriminated, dim=dim, shrinkage=shrinkage, fill=FILL)}
 
-    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> Course:
-        return course_of_items(fc, settings, self.vectors, self._kept(fold), self.labels, processes=to)
+    def plan(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> FitPlan:
+        return plan_of_items(fc, settings, self.vectors, self._kept(fold), self.labels, processes=to)
 
     def trained_on(self, fold: Fold | None) -> int:
         return len(self._kept(fold))
 
     def _kept(self, fold: Fold | None) -> Numbers:
-        """The rows with a class: the others could only be negatives, of their own class too."""
+        """The rows with a class. The others could only be negatives, even of their own class."""
         train = _rest(len(self.vectors), fold)
         return train[self.labels[train] >= 0]
 
@@ -306,15 +308,15 @@ class PairTask:
             forms[f"discriminant {shrinkage:g}"] = partial(_discriminated, dim=dim, shrinkage=shrinkage)
         return forms
 
-    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> Course:
-        return course_of_pairs(fc, settings, self.documents, self._kept(fold), self.pairs, processes=to)
+    def plan(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> FitPlan:
+        return plan_of_pairs(fc, settings, self.documents, self._kept(fold), self.pairs, processes=to)
 
     def trained_on(self, fold: Fold | None) -> int:
         return len(self._kept(fold))
 
     def _kept(self, fold: Fold | None) -> Numbers:
         every = torch.arange(len(self.pairs.query_ids))
-        return every if fold is None else every[~torch.isin(self.pairs.query_ids, fold.held)]
+        return every if fold is None else every[~torch.isin(self.pairs.query_ids, fold.held_out)]
 
 
 def _turned(of: Statistics) -> Affine:
@@ -334,7 +336,7 @@ def _low_ranked(of: Statistics, rank: int, strength: float) -> Affine:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Queries that tell what a fit without labels is worth.
+    """Queries that evaluate a fit without labels.
 
     Args:
         queries: Frozen rows of queries.
@@ -428,22 +430,24 @@ class RowTask:
         if self._total is None:
             self._total = moments(self.vectors)
         if self.judge is None:
-            return Statistics(self._total if fold is None else self._total - moments(self.vectors, fold.held))
+            return Statistics(
+                self._total if fold is None else self._total - moments(self.vectors, fold.held_out)
+            )
         if not self.judge.are_real:
             return Statistics(self._total)
         queries = moments(self.judge.queries)
         if fold is not None:
-            queries -= moments(self.judge.queries, fold.held)
+            queries -= moments(self.judge.queries, fold.held_out)
         return Statistics(self._total + queries)
 
     def forms(self) -> dict[str, Form]:
         nested = len(self.settings.sizes) > 1
         return general_forms(self.settings.dim or 0, self.vectors.shape[1], nested=nested)
 
-    def course(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> Course:
+    def plan(self, fc: nn.Module, settings: AdapterSettings, fold: Fold | None, to: ProcessGroup) -> FitPlan:
         target = self.target(fold)
         keeps: Transform | None = None if self.power == "frozen" else target
-        return course_of_items(fc, settings, self.vectors, self._kept(fold), None, target=keeps, processes=to)
+        return plan_of_items(fc, settings, self.vectors, self._kept(fold), None, target=keeps, processes=to)
 
     def trained_on(self, fold: Fold | None) -> int:
         return len(self._kept(fold))
@@ -489,7 +493,7 @@ def _draw(count: int, most: int, seed: int) -> Tensor:
 
 def _rest(items: int, fold: Fold | None) -> Numbers:
     every = torch.arange(items)
-    return every if fold is None or not len(fold.held) else every[~torch.isin(every, fold.held)]
+    return every if fold is None or not len(fold.held_out) else every[~torch.isin(every, fold.held_out)]
 
 
 def _temperature(settings: AdapterSettings) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from querykey.adapter.closed_forms import Affine
-from querykey.adapter.sampling import Course
+from querykey.adapter.sampling import FitPlan
 from querykey.adapter.selection import mean_at_best
 from querykey.adapter.sequential import SequentialLayer
 from querykey.adapter.settings import AdapterSettings
@@ -32,23 +32,23 @@ from querykey.types import FrozenRows, PairMask, Rows
 __all__ = ["CHECKS", "Fitted", "LowRankChange", "Record", "Training", "layer_at", "step_metrics"]
 
 CHECKS = 25
-"""How often a run is scored."""
+"""Evaluations per run."""
 
 Record = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a fit gives.
+    """The result of a fit.
 
     Args:
         fc: The FC layer, in eval mode.
-        settings: As resolved, with the recipe that was trained.
-        report: Verdict, difference to the reference, what was returned and why, seconds.
-        history: A record for each time a training run was scored: step, validation score and health.
+        settings: Resolved settings, with the preset that was trained.
+        report: Verdict, difference to the reference, the returned candidate, seconds.
+        history: One record per evaluation during training: step, validation score and metrics.
         candidates: Each candidate: name, validation score, difference to the reference, seconds.
-        codes: (size, bits) to the code of rows of that size.
-        frontier: Each size at each precision: bytes, quality and its interval.
+        codes: (size, bits) to `Code`.
+        frontier: Bytes, quality and interval of each size at each precision.
     """
 
     fc: FCLayer
@@ -61,14 +61,14 @@ class Fitted:
 
 
 class LowRankChange(nn.Module):
-    r"""A layer that is kept, and a change of low rank that is trained.
+    r"""A fixed layer plus a trained change of low rank.
 
     .. math:: z = \text{norm}(W x + b + U V x)
 
     Args:
         start: W and b.
-        rank: Of the change, from 1 to the width. U starts at 0 and V at random orthonormal rows.
-        seed: Of V.
+        rank: Rank of the change, from 1 to the width. U starts at 0 and V at random orthonormal rows.
+        seed: Seed of V.
     """
 
     def __init__(self, start: Affine, rank: int, *, seed: int) -> None:
@@ -82,7 +82,7 @@ class LowRankChange(nn.Module):
         self.down = nn.Parameter(orthogonal(min(rank, width), width, seed=seed))
 
     def forward(self, rows: FrozenRows) -> Rows:
-        """Unit rows [rows, width] to unit rows [rows, dim]."""
+        """Map unit rows [rows, width] to unit rows [rows, dim]."""
         kept = F.linear(rows, self.weight, self.bias)
         return unit_length(kept + F.linear(F.linear(rows, self.down), self.up))
 
@@ -92,11 +92,11 @@ class LowRankChange(nn.Module):
 
 
 def layer_at(start: Affine, settings: AdapterSettings) -> FCLayer:
-    """An FC layer that does what a closed form does.
+    """An FC layer that computes a closed form.
 
     Args:
         start: The closed form.
-        settings: Resolved; its `fc` is the kind of the layer.
+        settings: Resolved settings; `fc.kind` is the kind of the layer.
 
     Returns:
         The layer, the same bits on every process.
@@ -110,26 +110,26 @@ def layer_at(start: Affine, settings: AdapterSettings) -> FCLayer:
 
 @dataclass(eq=False)
 class Training:
-    """A run that can be stopped and taken further.
+    """A training run that can be continued.
 
     Args:
-        fc: What is trained, in place.
-        settings: Resolved.
-        steps: That are planned: the learning rate falls to 0 over them.
-        course: The steps.
-        ask: Scores the layer on held-out queries: [queries, temperatures]; None: nothing is held out.
-        chooses: Which of these queries may stop the run; the others judge it.
-        sample: Frozen unit rows for the record of health.
+        fc: The layer, trained in place.
+        settings: Resolved settings.
+        steps: Planned steps, over which the learning rate falls to 0.
+        plan: The steps.
+        validate: Scores the layer on held-out queries, [queries, temperatures]; None: nothing is held out.
+        chooses: Queries that are used for early stopping; the others evaluate the result.
+        sample: Frozen unit rows for the metrics.
         record: Called with each record as it is made.
-        history: A record for each time the run was scored.
-        scores: Step to the scores of all queries then.
+        history: One record per evaluation.
+        scores: Step to the scores of all queries at that step.
     """
 
     fc: nn.Module
     settings: AdapterSettings
     steps: int
-    course: Course
-    ask: Callable[[nn.Module], Tensor] | None
+    plan: FitPlan
+    validate: Callable[[nn.Module], Tensor] | None
     chooses: Tensor | None
     sample: FrozenRows
     record: Record | None = None
@@ -141,7 +141,7 @@ class Training:
     stage_states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     taken: int = 0
     stage_ends: list[int] = field(default_factory=list)
-    """Steps after which each stage of a sequential ladder was at its best; given to a refit."""
+    """Best step of each stage of a sequential ladder, which a refit repeats."""
     stopped: str = ""
     seconds: float = 0.0
 
@@ -151,12 +151,12 @@ class Training:
         self._evaluate()
 
     def run(self, until: int, *, patience: int | None = None, keep: bool = True) -> "Training":
-        """Take steps until so many are taken, scoring the layer now and then.
+        """Train up to a step, with evaluations in between.
 
         Args:
-            until: Steps taken at the end, at most those planned.
-            patience: Evaluations without a better one before the run stops; None: it doesn't.
-            keep: Whether the best state is kept, to return to.
+            until: Number of steps at the end, at most the planned ones.
+            patience: Evaluations without improvement before the run stops; None: no early stopping.
+            keep: Whether to keep the best state.
 
         Returns:
             Itself.
@@ -166,11 +166,11 @@ class Training:
             self._change_stage()
             if self.taken >= min(until, self.steps):
                 break
-            for group in self.course.learner.optimizer.param_groups:
+            for group in self.plan.learner.optimizer.param_groups:
                 group["lr"] = self._rate * warm_up_cosine(
                     self.taken % self._stage_steps, steps=self._stage_steps
                 )
-            step = self.course.take(self.taken)
+            step = self.plan.take(self.taken)
             self.taken += 1
             ends = self.taken % self._stage_steps == 0
             if self.taken % every and self.taken not in (self.steps, until) and not ends:
@@ -195,24 +195,26 @@ class Training:
 
     @property
     def _stage_steps(self) -> int:
-        """Steps of a stage: all of them where there is one."""
+        """Steps per stage of a sequential ladder; all steps otherwise."""
         return -(-self.steps // len(self.fc.sizes)) if isinstance(self.fc, SequentialLayer) else self.steps
 
     def _change_stage(self) -> None:
-        """Go to the next stage of a sequential ladder, from the best state of this one."""
+        """Start the next stage of a sequential ladder from the best state of this one."""
         if not isinstance(self.fc, SequentialLayer):
             return
         stage, length = int(self.fc.stage), self._stage_steps
-        if self.ask is None and stage < len(self.stage_ends) and self.taken >= self.stage_ends[stage]:
-            self.taken = min((stage + 1) * length, self.steps)  # a refit stops where the first fit was best
+        if self.validate is None and stage < len(self.stage_ends) and self.taken >= self.stage_ends[stage]:
+            self.taken = min(
+                (stage + 1) * length, self.steps
+            )  # a refit stops at the best step of the first fit
         if self.taken == (stage + 1) * length < self.steps:
-            if self.ask is not None:
+            if self.validate is not None:
                 step = max(self.stage_states, key=lambda step: (self._at_size(step, stage), -step))
                 self.fc.load_state_dict(self.stage_states[step])
                 self.stage_ends.append(step)
             self.fc.next_stage_()
-            self.course.learner.optimizer.state.clear()
-            if self.ask is not None:
+            self.plan.learner.optimizer.state.clear()
+            if self.validate is not None:
                 self.stage_states = {self.taken: copy.deepcopy(self.fc.state_dict())}
                 self.scores[self.taken] = self.scores[step]
                 self.means.pop(self.taken, None)
@@ -224,33 +226,33 @@ class Training:
 
     @property
     def best_step(self) -> int:
-        """The step whose state scored highest on the queries that may choose."""
+        """The step with the highest mean score over the choosing queries."""
         for step in self.scores.keys() - self.means.keys():
             self.means[step] = self._mean(self.scores[step])
         return max(self.means, key=lambda step: (self.means[step], -step)) if self.means else self.taken
 
     @property
     def best_score(self) -> float:
-        """Its score."""
+        """The score of the best step."""
         return self._mean(self.scores[self.best_step])
 
     def restore(self, step: int) -> None:
-        """Put the layer back to the state of a step that was scored."""
+        """Restore the state of an evaluated step."""
         if step in self.states:
             self.fc.load_state_dict(self.states[step])
 
     @torch.no_grad()
     def _row_metrics(self) -> dict[str, float]:
-        """Effective rank of the adapted sample, fill of the memory, and age of its rows in enqueues."""
+        """Effective rank of the adapted sample, fill level of the memory, and age of its rows in enqueues."""
         rank = effective_rank(self.fc(self.sample))
-        metrics = dictionary_health(self.course.memory, max(1, self.course.capacity))
+        metrics = dictionary_health(self.plan.memory, max(1, self.plan.capacity))
         return metrics if math.isnan(rank) else metrics | {"effective_rank": rank}
 
     def _evaluate(self) -> float:
-        if self.ask is None:
+        if self.validate is None:
             return math.nan
         with torch.no_grad():
-            scores = self.ask(self.fc)
+            scores = self.validate(self.fc)
         current_process_group().broadcast_([scores])
         self.scores[self.taken] = scores
         score = self._mean(scores)
@@ -261,14 +263,14 @@ class Training:
         return score
 
     def _keep_of_stage(self, fc: SequentialLayer) -> None:
-        """Keep the state that is best for the size of the stage, to go on from."""
+        """Keep the best state for the size of this stage, from which the next one starts."""
         stage = int(fc.stage)
         best = max((self._at_size(step, stage) for step in self.stage_states), default=-math.inf)
         if self._at_size(self.taken, stage) > best:
             self.stage_states = {self.taken: copy.deepcopy(fc.state_dict())}
 
     def _mean(self, scores: Tensor) -> float:
-        """At the temperature that is best for the queries that may choose."""
+        """Mean score over the choosing queries, at their best temperature."""
         chosen = scores if self.chooses is None else scores[self.chooses]
         mean = mean_at_best(chosen)
         return -math.inf if math.isnan(mean) else mean
@@ -279,16 +281,16 @@ class Training:
 
 @torch.no_grad()
 def step_metrics(step: Step, fc: nn.Module) -> dict[str, float]:
-    """Metrics of a step, for the record.
+    """Metrics of a step.
 
     Args:
         step: The last step.
-        fc: The FC layer, after the step; its gradients are still there.
+        fc: The FC layer after the step, with its gradients.
 
     Returns:
-        loss; candidates: positives and negatives a query, mean; positive_score and negative_score, means;
-        gradient_norm; and, where labels are known, false_negatives_label: the share of the negatives, both of
-        known class, that are of one class. All of the look-up of all processes.
+        loss; candidates: mean number of positives and negatives per query; positive_score and negative_score:
+        means; gradient_norm; and, if there are labels, false_negatives_label: the fraction of the labelled
+        negative pairs that are of one class. All over the look-ups of all processes.
     """
     lookup, labels = step.lookup, step.labels
     grads = [p.grad.norm() for p in fc.parameters() if p.grad is not None]
@@ -310,7 +312,7 @@ def step_metrics(step: Step, fc: nn.Module) -> dict[str, float]:
 
 
 def _candidates(lookup: Lookup) -> float:
-    """Positives and negatives a query, mean."""
+    """Mean number of positives and negatives per query."""
     counts = torch.stack([mask.sum() for mask in lookup.masks])
     return float(lookup.shard_group.sum(counts).sum()) / max(1, len(lookup))
 

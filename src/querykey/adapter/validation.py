@@ -1,7 +1,7 @@
-"""What is asked of a candidate: held-out queries look up all keys, and the right ones should be likely.
+"""Validation of candidates: held-out queries look up all keys, and the right ones should be likely.
 
-The keys are all rows, those that were fitted on too: that is what a user will ask. Copies of a query are no
-keys of it, since finding itself shows nothing. A tie never favours the right answer.
+The keys are all rows, including the training rows, as in a search by a user. Copies of a query are not among
+its keys. A tie never favours the right answer.
 """
 
 from collections.abc import Callable
@@ -33,24 +33,24 @@ __all__ = [
 
 BLOCK = 8192
 ELEMENTS, FEWEST = 2**20, 64
-"""Scores held at once: 4 MB, which stay near the processor while all temperatures read them; and the fewest
-queries a block, since each block reads all keys."""
+"""Scores per block: 4 MB, which stay in the cache while all temperatures read them; and the fewest queries
+per block, since each block reads all keys."""
 MOST_KEYS = 200_000
 TEMPERATURES = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.5, 2.0, 20.0)
-"""Each candidate is asked at its own best one: at one for all, what is compared is calibration. The last
-give all keys nearly the same probability: without them scores that say nothing lose to flatter ones."""
+"""Each candidate is scored at its best temperature; a common one would compare calibration. The last ones
+give all keys nearly the same probability: without them uninformative scores would lose to flatter ones."""
 HALVINGS = ((20.0,), (2.0,), (0.5,), (0.2, 0.1, 0.05), (0.15,), (0.07,), (0.04, 0.02), (0.03,))
-"""The same, each row of halves in one: the terms of a softmax at half the temperature are the squares, which
-cost less than another exponential."""
+"""The same, grouped by halving: the terms of a softmax at half the temperature are the squares, which cost
+less than another exponential."""
 
 Transform = Callable[[Tensor], Tensor]
 Places = Int64[Tensor, "queries _"]
-"""Columns of keys a query, -1 where there are fewer."""
+"""Columns of keys per query, padded with -1."""
 
 
 @torch.no_grad()
 def in_blocks(transform: Transform, rows: Tensor) -> Tensor:
-    """Apply a transform to many rows without keeping what lies between."""
+    """Apply a transform block by block, to bound the memory of intermediate results."""
     parts = [transform(rows[i : i + BLOCK]) for i in range(0, len(rows), BLOCK)]
     return torch.cat(parts) if parts else transform(rows)
 
@@ -68,7 +68,7 @@ def log_probability(
         queries: Unit rows [queries, dim].
         keys: Unit rows [keys, dim].
         right: Which keys are right; none of them excluded.
-        excluded: Which keys do not take part.
+        excluded: Keys that are left out.
 
     Returns:
         Nats, at most 0; -inf for a query without a right key.
@@ -96,7 +96,7 @@ def log_probability(
 
 @torch.no_grad()
 def ranks(queries: Queries, keys: Keys, right: Places, excluded: Places) -> dict[str, PerQuery]:
-    """Recall@1, MAP@R and the reciprocal rank of the first right key, ties against the right ones.
+    """Recall@1, MAP@R and the reciprocal rank of the first right key; at a tie the wrong key ranks higher.
 
     Args:
         queries: Unit rows [queries, dim].
@@ -188,7 +188,7 @@ class LabelQuestion:
             numbers[kept], _padded([rights[i] for i in kept]), _padded([copies[i] for i in kept])
         )
 
-    def ask(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
+    def score(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
         keys = in_blocks(transform, self.rows)
         return log_probability(keys[asked.numbers], keys, asked.right, asked.excluded)
 
@@ -223,7 +223,7 @@ class PairQuestion:
         rights = [self.relevance.documents_of(int(number)) for number in numbers]
         return HeldOutQueries(numbers, _padded(rights), torch.full((len(numbers), 0), -1))
 
-    def ask(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
+    def score(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
         return log_probability(*self._rows(transform, asked), asked.right, asked.excluded)
 
     def ranks(
@@ -257,7 +257,7 @@ class DistillationQuestion:
     temperature: float
     name: str = "scores of the target kept (-KL)"
 
-    def ask(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
+    def score(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
         keys, wanted = in_blocks(transform, self.keys), self._wanted
         queries, size, out = in_blocks(transform, self.queries[asked.numbers]), self._size, []
         for start in range(0, len(queries), size):
@@ -272,7 +272,7 @@ class DistillationQuestion:
     def ranks(
         self, transform: Transform, asked: HeldOutQueries, keys_as: Transform | None = None
     ) -> dict[str, PerQuery]:
-        """The share of the ten keys that the frozen rows score highest which is still among the ten."""
+        """Fraction of the ten nearest frozen keys that are among the ten nearest transformed keys."""
         keys, queries = (
             in_blocks(keys_as or transform, self.keys), in_blocks(transform, self.queries[asked.numbers])
         )  # fmt: skip
@@ -299,28 +299,28 @@ class DistillationQuestion:
 
 
 Question = LabelQuestion | PairQuestion | DistillationQuestion
-"""`ask` gives log-likelihoods [queries, temperatures], `ranks` what is reported beside them. Where keys are
-made by another transform than queries (codes, looked up by float rows), `keys_as` is that."""
+"""`score` gives log-likelihoods [queries, temperatures], `ranks` the ranking metrics of the report. `keys_as`
+is the transform of the keys if it differs from that of the queries, as for codes."""
 
 
 @torch.no_grad()
 def copies_of(rows: FrozenRows, numbers: Numbers, *, near_equal: float = NEAR_EQUAL) -> list[Tensor]:
-    """The rows that are copies or near-copies of some rows, themselves among them.
+    """The copies and near-copies of some rows, including the rows themselves.
 
     Args:
         rows: Frozen rows; read block by block.
-        numbers: Of the rows in question.
+        numbers: Indices of those rows.
         near_equal: Cosine from which two rows are copies.
 
     Returns:
-        Row numbers, ascending, for each.
+        For each of them row indices in ascending order.
     """
     queries, pairs = unit_rows(rows, numbers), []
     for start in range(0, len(rows), BLOCK):
         near = queries @ unit_rows(rows[start : start + BLOCK]).T >= near_equal
         pairs.append(near.nonzero() + torch.tensor([0, start]))
     places = torch.arange(len(numbers))
-    itself = torch.stack([places, numbers], dim=1)  # its product with itself may round low
+    itself = torch.stack([places, numbers], dim=1)  # a row may score below 1 with itself because of rounding
     found = torch.unique(torch.cat([*pairs, itself]), dim=0)
     return list(torch.split(found[:, 1], torch.bincount(found[:, 0], minlength=len(numbers)).tolist()))
 

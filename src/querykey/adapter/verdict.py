@@ -1,4 +1,4 @@
-"""What a fit found, in a few lines that a person reads."""
+"""The report of a fit as text."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ __all__ = ["Report", "sentence", "summary", "unvalidated_report"]
 
 
 class Report(dict[str, Any]):
-    """What a fit says of itself. "helped" is what earlier versions called the verdict, and warns."""
+    """The report of a fit. The key "helped" of earlier versions is deprecated and warns."""
 
     def __missing__(self, name: str) -> Any:
         if name != "helped":
@@ -26,8 +26,8 @@ def unvalidated_report(candidate: str, steps: int, *, steps_taken: int, stopped:
 
     Args:
         candidate: The closed form that is returned, or that training started from.
-        steps: Planned; 0 if the closed form itself is returned.
-        steps_taken: Fewer, if training stopped early.
+        steps: Planned steps; 0 if the closed form is returned.
+        steps_taken: Steps that were run.
         stopped: Why training ended.
 
     Returns:
@@ -54,15 +54,15 @@ def unvalidated_report(candidate: str, steps: int, *, steps_taken: int, stopped:
 
 
 def summary(report: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The verdict, and the best of each kind of candidate with its interval.
+    """The verdict, and the best candidate of each kind with its interval.
 
     Args:
-        report: Of a fit.
-        candidates: Of the same fit.
+        report: Report of a fit.
+        candidates: Candidates of the same fit.
 
     Returns:
         Lines of at most 78 characters: the verdict; the reference, the best closed form and the best trained
-        candidate, where there are any.
+        candidate, as far as they exist.
     """
     lines = [sentence(report)]
     reference = report.get("reference")
@@ -83,10 +83,10 @@ def summary(report: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) 
 
 
 def sentence(report: Mapping[str, Any]) -> str:
-    """The verdict in a sentence.
+    """The verdict as one sentence.
 
     Args:
-        report: Of a fit.
+        report: Report of a fit.
 
     Returns:
         One line.

@@ -1,8 +1,8 @@
-r"""Codes of adapted rows: int8 and 1 bit a number, in NumPy.
+r"""Codes of adapted rows in NumPy: int8, or 1 bit a number.
 
-A row has the code that it has in any batch, with any BLAS, on any machine: rows and matrices are rounded to
-whole numbers on a grid of a power of two, so coarse that float64 holds every partial sum of their product.
-Such sums are exact, and exact sums do not depend on their order.
+The code of a row does not depend on its batch, on the BLAS library or on the machine. Rows and matrices are
+rounded to integers on a grid whose step is a power of two, coarse enough that float64 represents every
+partial sum of their product. Such sums are exact, so their order does not matter.
 """
 
 import math
@@ -30,15 +30,15 @@ __all__ = [
 ]
 
 BITS = (1, 8)
-"""Bits a number that there are codes of; 32 are the float rows themselves."""
+"""Bits per number of the codes; 32 bits are the float rows themselves."""
 ROW_BITS = 20
-"""Bits of the largest number of a row. Float32 rows have 24: the last of them decide no code but a tie's."""
+"""Bits of the largest number of a row. Float32 has 24; the last four change a code only at a tie."""
 SUM_BITS = 52
-"""Bits of a sum of float64 that is exact, one left for rounding."""
+"""Bits of a float64 sum that stays exact; one bit is left for rounding."""
 BLOCK = 4096
-"""Codes that are decoded at once."""
+"""Codes decoded per block."""
 QUERIES, AT_ONCE = 64, 8
-"""Queries that are scored with all codes at once; and those whose differing bits are."""
+"""Queries scored per block, and queries whose Hamming distances are computed per block."""
 
 Rows = NDArray[np.float32]
 Exact = NDArray[np.float64]
@@ -47,18 +47,18 @@ Packed = NDArray[Any]
 
 
 class Grid(NamedTuple):
-    """Rows as whole numbers, each row on a grid of its own."""
+    """Rows as integers, each row with its own step."""
 
     whole: Exact
-    """[rows, width], at most 2^20 in magnitude."""
+    """Integers [rows, width] of magnitude at most 2^20."""
     lengths: Exact
     """Their Euclidean lengths [rows, 1]; 1 for a row of zeros."""
     step: Exact
-    """What 1 stands for in each row [rows, 1]: a power of two."""
+    """The value of 1 in each row [rows, 1], a power of two."""
 
 
 def grid_rows(rows: NDArray[Any]) -> Grid:
-    """Rows as whole numbers of at most 2^20, each by a power of two of its own, and their exact lengths.
+    """Round each row to integers of magnitude at most 2^20 and compute its length.
 
     Args:
         rows: [rows, width], finite, float32 or float64.
@@ -75,13 +75,13 @@ def grid_rows(rows: NDArray[Any]) -> Grid:
 
 
 def grid_matrix(matrix: NDArray[Any]) -> tuple[Exact, float]:
-    """A matrix as whole numbers whose product with `grid_rows` is exact, and the power of two that it takes.
+    """Round a matrix to integers whose product with `grid_rows` is exact.
 
     Args:
         matrix: [out, width].
 
     Returns:
-        (whole numbers [out, width], what they are to be divided by).
+        (integers [out, width], the power of two they were multiplied by).
     """
     exact = matrix.astype(np.float64)
     longest = math.sqrt(max(np.einsum("ij,ij->i", exact, exact).max(initial=0), 1e-300))
@@ -92,7 +92,7 @@ def grid_matrix(matrix: NDArray[Any]) -> tuple[Exact, float]:
 
 
 def grid_product(rows: Grid, matrix: tuple[Exact, float]) -> Exact:
-    """Unit rows times a matrix, exact until the one division at the end.
+    """The product of unit rows and a matrix, exact up to one final division.
 
     Args:
         rows: Of `grid_rows`.
@@ -108,13 +108,13 @@ def grid_product(rows: Grid, matrix: tuple[Exact, float]) -> Exact:
 
 
 def code_bytes(dim: int, bits: int) -> int:
-    """Bytes that a row of `dim` numbers takes at so many bits a number: 32 (float), 8 or 1."""
+    """Bytes of a row of `dim` numbers at 32 (float), 8 or 1 bits per number."""
     return -(-dim * bits // 8)
 
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    r"""How unit rows of one size become codes of 8 bits or 1 bit a number, and what a code stands for.
+    r"""Encode unit rows of one size at 8 bits or 1 bit per number, and decode them.
 
     With :math:`z` a unit row,
 
@@ -122,11 +122,11 @@ class Code:
 
     .. math:: c = [R z > t], \; \hat z = \text{norm}(R^T (t + s \odot (2 c - 1))) \;\text{(1 bit)}
 
-    where :math:`t = R m` centres by the mean :math:`m` of the training rows. One scale for all numbers of
-    8 bits keeps the order of dot products of codes, which is what stores compute.
+    where :math:`t = R m` centres by the mean :math:`m` of the training rows. All numbers share one scale at
+    8 bits, so dot products of codes, which vector indexes compute, keep their order.
 
     Args:
-        dim: Numbers a row.
+        dim: Numbers per row.
         bits: 8 or 1.
         tensors: "scale" [1] for 8 bits; "rotation" [dim, dim], "threshold" [dim] and "scale" [dim] for 1.
 
@@ -157,11 +157,11 @@ class Code:
 
     @property
     def bytes(self) -> int:
-        """Bytes a row."""
+        """Bytes per row."""
         return code_bytes(self.dim, self.bits)
 
     def encode(self, rows: NDArray[Any]) -> Packed:
-        """Code rows, which are scaled to length 1 first.
+        """Encode rows, which are first scaled to length 1.
 
         Args:
             rows: [rows, dim], finite, float32 or float64.
@@ -179,7 +179,7 @@ class Code:
         return np.packbits(grid_product(grid, matrix) > self.tensors["threshold"], axis=1)
 
     def decode(self, codes: Packed) -> Rows:
-        """The unit rows that codes stand for.
+        """Decode codes to unit rows.
 
         Args:
             codes: Of `encode`.
@@ -191,7 +191,7 @@ class Code:
         return rows if self.bits == 8 else rows @ self.tensors["rotation"]
 
     def scores(self, queries: Rows, codes: Packed) -> Rows:
-        """Dot products of float queries with what codes stand for: asymmetric scores.
+        """Dot products of float queries and decoded rows (asymmetric scores).
 
         Args:
             queries: Unit rows [queries, dim].
@@ -201,7 +201,7 @@ class Code:
             [queries, rows], float32.
         """
         ready = self._checked(queries).astype(np.float32, copy=False)
-        if self.bits == 1:  # the query is turned once, in the place of every code
+        if self.bits == 1:  # rotate the query once instead of every decoded row
             ready = ready @ self.tensors["rotation"].T
         out: Rows = np.empty((len(queries), len(codes)), dtype=np.float32)
         for start in range(0, len(codes), BLOCK):
@@ -209,25 +209,25 @@ class Code:
         return out
 
     def _turned(self, codes: Packed) -> Rows:
-        """What codes stand for, of length 1 and before the rotation is undone [rows, dim]."""
+        """Decoded rows of length 1, before the rotation is undone [rows, dim]."""
         if self.bits == 8:
             rows = codes.astype(np.float32)
         else:
             ones = np.unpackbits(codes, axis=1, count=self.dim).astype(np.float32)
             rows = (2 * ones - 1) * self.tensors["scale"] + self.tensors["threshold"]
-        # the length is in the code itself: it costs no stored byte
+        # the length follows from the code, so it is not stored
         lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
         unit: Rows = rows / np.maximum(lengths, 1e-12).astype(np.float32)
         return unit
 
     def _checked(self, rows: NDArray[Any]) -> NDArray[Any]:
         if rows.ndim != 2 or rows.shape[1] != self.dim:
-            raise ShapeError(f"this code is of rows [rows, {self.dim}], got {list(rows.shape)}")
+            raise ShapeError(f"this code takes rows [rows, {self.dim}], got {list(rows.shape)}")
         return rows
 
 
 def check_bits(dim: int, bits: int) -> None:
-    """Refuse a code that there is not.
+    """Check the number of bits of a code, and its size.
 
     Raises:
         RangeError: If bits is neither 8 nor 1, or dim no multiple of 8 for 1 bit.
@@ -236,12 +236,12 @@ def check_bits(dim: int, bits: int) -> None:
         raise RangeError(f"bits must be 8 or 1, got {bits}; without bits rows are float32")
     if bits == 1 and dim % 8:
         raise RangeError(
-            f"1 bit a number packs 8 numbers a byte, so the size must be a multiple of 8; got {dim}"
+            f"at 1 bit per number a byte holds 8 numbers, so the size must be a multiple of 8; got {dim}"
         )
 
 
 def hamming(queries: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """How many bits differ.
+    """Hamming distances between packed codes.
 
     Args:
         queries: Packed bits [queries, bytes].
@@ -254,7 +254,7 @@ def hamming(queries: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.
         queries, codes = (np.ascontiguousarray(one).view(np.uint64) for one in (queries, codes))  # type: ignore[assignment]
     out = np.empty((len(queries), len(codes)), dtype=np.int32)
     total = np.int32 if 8 * queries.nbytes > np.iinfo(np.uint16).max * len(queries) else np.uint16
-    for start in range(0, len(codes), BLOCK):  # all that is made of a block stays in the cache
+    for start in range(0, len(codes), BLOCK):  # so that the intermediate results stay in the cache
         columns = np.ascontiguousarray(codes[start : start + BLOCK].T)
         differ, at = np.empty_like(columns), slice(start, start + columns.shape[1])
         for query, counts in zip(queries, out, strict=True):
@@ -290,17 +290,17 @@ def nearest_by_hamming(
 def search_codes(
     code: Code, queries: Rows, codes: Packed, k: int, *, rescore: int = 10
 ) -> tuple[Rows, NDArray[np.int64]]:
-    """The `k` codes nearest to float queries; ties go to the lower row.
+    """Find the `k` codes nearest to float queries; ties go to the lower row.
 
-    Codes of 1 bit are looked through by their differing bits, and the best `rescore * k` of them are scored
-    with the float query. Codes of 8 bits are all scored.
+    At 1 bit the candidates are the `rescore * k` codes of smallest Hamming distance; they are scored with the
+    float query. At 8 bits all codes are scored.
 
     Args:
-        code: That made the codes.
+        code: The `Code` that made them.
         queries: Unit rows [queries, dim].
         codes: [rows, ...] of `Code.encode`.
-        k: At most as many as there are rows.
-        rescore: Candidates of the first pass, as a multiple of `k`; 0: all codes are scored.
+        k: Codes to find per query, at most the number of rows.
+        rescore: Candidates of the first pass as a multiple of `k`; 0 scores all codes.
 
     Returns:
         (scores [queries, k], rows [queries, k]), best first.
@@ -312,7 +312,9 @@ def search_codes(
     scores, rows = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
     first = rescore * k
     if code.bits != 1 or not k <= first < len(codes):
-        for start in range(0, len(queries), QUERIES):  # codes are decoded once for so many queries
+        for start in range(
+            0, len(queries), QUERIES
+        ):  # each block of codes is decoded once per block of queries
             at = slice(start, start + QUERIES)
             theirs = code.scores(queries[at], codes)
             rows[at] = np.argsort(-theirs, axis=1, kind="stable")[:, :k]

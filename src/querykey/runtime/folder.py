@@ -20,7 +20,7 @@ __all__ = ["load", "put_codes", "read_codes"]
 FORMAT, VERSION = "querykey adapter", 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 CODES = "codes.safetensors"
-"""Only where there are codes: versions that know none read the other two."""
+"""Written only for an adapter with codes, so that earlier versions can read the folder."""
 WIDEST = 1_000_000
 KINDS = ("linear", "residual", "two_layer")
 SIDES = ("both", "query")
@@ -71,50 +71,54 @@ def _read(folder: Path, described: Any) -> LoadedAdapter:
         )
     width, dim, kind = described["width"], described["dim"], described["kind"]
     if type(width) is not int or type(dim) is not int or not 1 <= dim <= width <= WIDEST:
-        raise StoreError(f"{folder}: width {width!r} and dim {dim!r} are not those of an adapter")
+        raise StoreError(f"{folder}: width {width!r} and dim {dim!r} are not valid for an adapter")
     if kind not in KINDS:
-        raise StoreError(f"{folder}: an FC layer of kind {kind!r} is not known")
+        raise StoreError(f"{folder}: unknown kind of FC layer: {kind!r}")
     side = described.get("side", "both")
     if side not in SIDES:
         raise StoreError(f"{folder}: side is {' or '.join(SIDES)}, got {side!r}")
     return LoadedAdapter(
         _checked(load_tensors(content), width, dim, kind, folder),
-        kind=kind, side=side, model_key=str(described["model_key"]),
-        report=dict(described.get("report", {})), dims=_dims(described, dim, folder),
+        kind=kind,
+        side=side,
+        model_key=str(described["model_key"]),
+        report=dict(described.get("report", {})),
+        dims=_dims(described, dim, folder),
         codes=read_codes(folder, described),
-    )  # fmt: skip
+    )
 
 
 def put_codes(codes: Mapping[tuple[int, int], Code], folder: Path) -> dict[str, Any] | None:
-    """Write the codes of an adapter into its folder, and say what is to be said of them in adapter.json.
+    """Write the codes of an adapter into its folder, and return their entry of adapter.json.
 
     Args:
         codes: (size, bits) to `Code`.
-        folder: That is there.
+        folder: An existing folder.
 
     Returns:
-        The sizes and bits with the checksum of the file; None, and no file, where there are no codes.
+        Sizes, bits and the checksum of the file; None, without a file, if there are no codes.
     """
     if not codes:
         return None
     tensors = {
         f"{dim}.{bits}.{name}": np.ascontiguousarray(tensor)
-        for (dim, bits), code in codes.items() for name, tensor in code.tensors.items()
-    }  # fmt: skip
+        for (dim, bits), code in codes.items()
+        for name, tensor in code.tensors.items()
+    }
     save_file(tensors, folder / CODES)
     digest = hashlib.sha256((folder / CODES).read_bytes()).hexdigest()
     return {"of": [list(key) for key in codes], "sha256": digest}
 
 
 def read_codes(folder: Path, described: Mapping[str, Any]) -> dict[tuple[int, int], Code]:
-    """The codes of a saved adapter.
+    """Read the codes of a saved adapter.
 
     Args:
         folder: Of the adapter.
         described: Its adapter.json.
 
     Returns:
-        (size, bits) to `Code`; {} where it has none.
+        (size, bits) to `Code`; empty for an adapter without codes.
 
     Raises:
         StoreError: If they are damaged or were changed.
@@ -147,7 +151,7 @@ def _dims(described: Mapping[str, Any], dim: int, folder: Path) -> tuple[int, ..
 def _checked(
     tensors: dict[str, NDArray[Any]], width: int, dim: int, kind: str, folder: Path
 ) -> dict[str, NDArray[np.float32]]:
-    """The tensors of an FC layer, if they are all there in the right shapes."""
+    """The tensors of an FC layer, after a check of their names and shapes."""
     shapes: dict[str, tuple[int, ...]] = {"weight": (dim, width), "bias": (dim,)}
     if kind == "residual" and dim != width:
         raise StoreError(f"{folder}: a residual FC layer keeps the width {width}; dim is {dim}")

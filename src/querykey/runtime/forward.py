@@ -14,41 +14,41 @@ from querykey.runtime.codes import Code, Exact, Packed, grid_matrix, grid_produc
 __all__ = ["LoadedAdapter", "check_size"]
 
 BLOCK = 1024
-"""Rows at once: the embeddings of a block stay in the cache between the product and the scaling."""
+"""Rows per block, so that its embeddings stay in the cache between the product and the scaling."""
 LEAST_NORM = 1e-12
-"""As torch.nn.functional.normalize has it."""
+"""The default `eps` of torch.nn.functional.normalize."""
 ERF = (0.3275911, 1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 """p, then a5 to a1, of the approximation of erf in `_gelu`."""
 LARGEST, SMALLEST = 1e15, 1e-11
-"""Magnitudes whose squares, and sums of them, float32 holds; as `querykey.lookup.unit_length` has them."""
+"""Magnitudes whose sums of squares float32 can represent; the same as in `querykey.lookup.unit_length`."""
 
 Rows = NDArray[np.float32]
 
 
 class LoadedAdapter:
-    r"""A saved adapter: rows of a frozen model in, unit rows of width `dim` out, or codes of them.
+    r"""A saved adapter, which maps rows of a frozen model to unit rows of width `dim` or to their codes.
 
-    With :math:`x` a row scaled to length 1, as `Adapter.transform` has it,
+    It computes what `Adapter.transform` computes. With :math:`x` a row scaled to length 1,
 
     .. math:: z = \text{norm}(W x + b) \quad\text{(linear; residual with } W + I),\qquad
               z = \text{norm}(W x + b + W_2\,\text{gelu}(W_1 x + b_1)) \quad\text{(two layers)}
 
-    A smaller size is the first numbers of these, scaled to length 1 again.
+    A smaller size is a prefix of these rows, scaled to length 1 again.
 
-    `querykey.runtime.load` makes one. Nothing changes it, and threads may share it.
+    `querykey.runtime.load` returns one. It is immutable, so threads may share it.
 
     Args:
         tensors: Of the FC layer, float32, by their names in adapter.safetensors.
         kind: "linear", "residual" or "two_layer".
-        side: "query" if documents are not transformed.
-        model_key: Of the model whose features it was fitted on; "" where none is known.
-        report: Of the fit: the verdict and its figures.
-        dims: Sizes that the fit validated, largest first; the width of the layer alone where not given.
-        codes: (size, bits) to the code of rows of that size.
+        side: "both", or "query" if documents are not transformed.
+        model_key: Key of the model whose features it was fitted on; "" if unknown.
+        report: Report of the fit: the verdict and its numbers.
+        dims: Validated sizes, largest first; None for the width of the layer alone.
+        codes: (size, bits) to the `Code` of rows of that size.
 
     Attributes:
-        width: Numbers in a frozen row.
-        dim: Numbers in an adapted row, at the most.
+        width: Numbers per frozen row.
+        dim: Numbers per adapted row of the largest size.
 
     Example:
         >>> adapter = LoadedAdapter({"weight": np.eye(2, 3, dtype="f4"), "bias": np.zeros(2, "f4")})
@@ -83,15 +83,14 @@ class LoadedAdapter:
         return f"LoadedAdapter({self.width} -> {self.dim}, kind={self.kind!r}, side={self.side!r})"
 
     def transform(self, x: ArrayLike, *, dim: int | None = None) -> Rows:
-        """Adapt rows: of items, of queries, and (unless side is "query") of documents.
+        """Transform rows of items, of queries, and (unless side is "query") of documents.
 
         Args:
-            x: One frozen row [width], or several [rows, width]; of any real dtype and length.
+            x: One frozen row [width], or several [rows, width], of any real dtype and Euclidean length.
             dim: One of `dims`; None: the largest.
 
         Returns:
-            Unit rows of the same number of axes, [dim] or [rows, dim], float32. They are those of
-            `Adapter.transform` to 1e-6.
+            Unit rows, float32 [dim] or [rows, dim], equal to those of `Adapter.transform` up to 1e-6.
 
         Raises:
             ShapeError: If a row is not `width` long.
@@ -108,7 +107,7 @@ class LoadedAdapter:
         return out
 
     def transform_documents(self, x: ArrayLike, *, dim: int | None = None) -> Rows:
-        """Like `transform`, for documents: with side "query" they are only scaled to length 1."""
+        """Transform documents; with side "query" they are only scaled to length 1."""
         if self.side == "both":
             return self.transform(x, dim=dim)
         if dim is not None:
@@ -120,18 +119,19 @@ class LoadedAdapter:
         return unit
 
     def quantize(self, x: ArrayLike, *, dim: int | None = None, bits: int = 8) -> Packed:
-        """Codes of documents, to be looked up with float queries (`scores`) or with other codes.
+        """Encode documents, for search with float queries (`Code.scores`) or with codes.
 
-        A row has the code that it has in any batch: nothing is taken from the rows at hand, and no order of
-        summation shows.
+        The code of a row does not depend on its batch: ranges come from the training rows, and sums are
+        exact.
 
         Args:
             x: One frozen row [width], or several [rows, width].
             dim: One of `dims`; None: the largest.
-            bits: 8 or 1 a number, whichever the adapter was fitted with.
+            bits: 8 or 1 per number; the adapter must have been fitted with it.
 
         Returns:
-            int8 [rows, dim], or packed bits uint8 [rows, dim / 8]; see `Code.encode`. One axis for one row.
+            int8 [rows, dim], or packed bits uint8 [rows, dim / 8]; see `Code.encode`. For one row, without
+            the first axis.
 
         Raises:
             ShapeError: If a row is not `width` long.
@@ -149,7 +149,7 @@ class LoadedAdapter:
         return codes[0] if rows.ndim == 1 else codes
 
     def code(self, *, dim: int | None = None, bits: int = 8) -> Code:
-        """How rows of a size become codes, and what codes stand for: `decode`, `scores`.
+        """The encoder and decoder of rows of one size.
 
         Args:
             dim: One of `dims`; None: the largest.
@@ -181,7 +181,7 @@ class LoadedAdapter:
     def _one(self, row: Rows, size: int) -> Rows:
         with np.errstate(over="ignore"):
             square = float(row.dot(row))
-        # outside of this range the square has lost digits, or a number is not finite
+        # outside this range the square has lost digits or is not finite
         if self._hidden is not None or not 1e-20 < square < 1e30:
             out = np.empty((1, size), dtype=np.float32)
             self._many(row[None], out, 0)
@@ -194,7 +194,7 @@ class LoadedAdapter:
         return z
 
     def _many(self, rows: Rows, out: Rows, first: int) -> None:
-        # W x of the row as it is, scaled afterwards: that is `dim` numbers a row, and not `width`
+        # scale W x instead of x: `dim` numbers per row instead of `width`
         size = out.shape[1]
         rows, lengths = _with_lengths(rows, first)
         np.matmul(rows, self._weight[:size].T, out=out)
@@ -209,7 +209,7 @@ class LoadedAdapter:
         out /= np.maximum(np.sqrt(np.einsum("ij,ij->i", out, out)), LEAST_NORM)[:, None]
 
     def _exact(self, rows: Rows) -> Exact:
-        """Rows before they are scaled to length 1 [rows, dim], the same bits in any batch; see `codes`."""
+        """Rows before the final scaling [rows, dim], with the same bits in any batch; see `codes`."""
         grid = grid_rows(rows)
         if self.side == "query":
             return grid.whole / grid.lengths
@@ -228,10 +228,10 @@ class LoadedAdapter:
 
 
 def check_size(dim: int, dims: Sequence[int]) -> int:
-    """A size, if it is one of an adapter's.
+    """Check that an adapter has a size, and return it.
 
     Raises:
-        RangeError: If it is not.
+        RangeError: If it has not.
     """
     if dim not in dims:
         raise RangeError(
@@ -242,7 +242,7 @@ def check_size(dim: int, dims: Sequence[int]) -> int:
 
 
 def _in_range(x: ArrayLike) -> Rows:
-    """Rows in float32; of float64 those beyond the range of it divided by their largest magnitude first."""
+    """Rows in float32. Float64 rows outside its range are first divided by their largest magnitude."""
     if type(x) is np.ndarray and x.dtype == np.float32:  # one query is looked up in microseconds
         return x
     if np.ma.is_masked(x):
@@ -263,11 +263,11 @@ def _in_range(x: ArrayLike) -> Rows:
 
 
 def _with_lengths(rows: Rows, first: int) -> tuple[Rows, Rows]:
-    """Rows of any finite magnitude and their Euclidean lengths [rows, 1], at least 1e-12.
+    """Check that rows are finite, and return them with their Euclidean lengths [rows, 1], at least 1e-12.
 
     Args:
-        rows: [rows, width]; copied only where a square leaves the range of float32.
-        first: Number of the first row, for the message.
+        rows: [rows, width]; copied only if a square leaves the range of float32.
+        first: Index of the first row, for the error message.
     """
     squares: NDArray[Any] = np.einsum("ij,ij->i", rows, rows)
     if not np.isfinite(squares).all() or (squares < SMALLEST**2).any():

@@ -1,4 +1,4 @@
-"""What each size and each precision of an adapter is worth, and which of them to take."""
+"""Bytes and quality of each size and precision of an adapter, and rules to choose one."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,21 @@ from querykey.errors import ConfigError, DataError
 __all__ = ["KEEP", "Point", "best_under", "fewest_bytes", "marked", "parse_bytes", "parse_share"]
 
 KEEP = 0.98
-"""Share of the quality of the largest float rows that the recommended point keeps."""
+"""Fraction of the quality of the largest float rows that the recommended point must keep."""
 
 Point = Mapping[str, Any]
-"""dim, bits, bytes a vector; metric, quality, low and high (None where nothing was held out)."""
+"""Keys: dim, bits, bytes (per vector), metric, quality, low, high (None if nothing was held out)."""
 
 
 def fewest_bytes(frontier: Sequence[Point], keep: float = KEEP) -> Point:
-    """The point of fewest bytes that keeps a share of the quality of the largest float rows.
+    """The point of fewest bytes that keeps a fraction of the quality of the largest float rows.
 
     Args:
         frontier: Points, one of them the largest float rows.
         keep: From 0 to 1.
 
     Returns:
-        The point; of equal bytes that of the higher quality.
+        The point; at equal bytes the one of higher quality.
 
     Raises:
         DataError: If no quality was measured.
@@ -35,13 +35,13 @@ def fewest_bytes(frontier: Sequence[Point], keep: float = KEEP) -> Point:
 
 
 def marked(frontier: Sequence[Point]) -> list[dict[str, Any]]:
-    """The points, each with whether it is the recommended one: that of `fewest_bytes`.
+    """Mark the recommended point, which is that of `fewest_bytes`.
 
     Args:
         frontier: Points.
 
     Returns:
-        The same with "recommended"; of no point where no quality was measured.
+        Copies of the points with "recommended"; False for all if no quality was measured.
     """
     measured = any(point.get("quality") is not None for point in frontier)
     best = fewest_bytes(frontier) if measured else None
@@ -49,17 +49,17 @@ def marked(frontier: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def best_under(frontier: Sequence[Point], most: int) -> Point:
-    """The point of highest quality that takes at most so many bytes.
+    """The point of highest quality within a number of bytes.
 
     Args:
         frontier: Points.
-        most: Bytes a vector.
+        most: Largest number of bytes per vector.
 
     Returns:
-        The point; of equal quality that of fewer bytes.
+        The point; at equal quality the one of fewer bytes.
 
     Raises:
-        DataError: If no quality was measured, or nothing is as small.
+        DataError: If no quality was measured, or every point takes more bytes.
     """
     measured = _measured(frontier)
     small = [point for point in measured if point["bytes"] <= most]
@@ -73,10 +73,10 @@ def best_under(frontier: Sequence[Point], most: int) -> Point:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from "64", "64B" or "1.5kB".
+    """Parse bytes, written as "64", "64B" or "1.5kB".
 
     Raises:
-        ConfigError: If it is none of these.
+        ConfigError: If the text has another form.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(k|ki)?b?\s*", text, re.IGNORECASE)
     if found is None:
@@ -86,10 +86,10 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_share(text: str) -> float:
-    """A share from ".98" or "98%".
+    """Parse a fraction, written as ".98" or "98%".
 
     Raises:
-        ConfigError: If it is no number from 0 to 1.
+        ConfigError: If it is not a number from 0 to 1.
     """
     try:
         share = float(text.rstrip("% ")) / (100 if text.rstrip().endswith("%") else 1)

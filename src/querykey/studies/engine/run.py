@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from querykey.adapter.settings import RECIPES, AdapterSettings
+from querykey.adapter.settings import PRESETS, AdapterSettings
 from querykey.config.old_names import PRETRAINING
 from querykey.config.settings import current
 from querykey.errors import ConfigError, Notify
@@ -281,7 +281,7 @@ def identity_of(described: dict[str, Any], arm: Arm, data: StudyImages | StudyFe
             }  # fmt: skip
         case "fit":
             assert isinstance(data, StudyFeatures)
-            recipes = {kind: [recipe._asdict() for recipe in some] for kind, some in RECIPES.items()}
+            recipes = {kind: [preset._asdict() for preset in some] for kind, some in PRESETS.items()}
             if "method" in arm.settings:
                 found = {
                     "settings": arm.settings, "metrics": shown_measures(described), "features": data.keys(),
