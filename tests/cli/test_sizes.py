@@ -80,6 +80,25 @@ def test_what_a_run_does_not_have_is_refused(querykey, sized, given, options, me
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("dim", "bits"), [(8, None), (8, 8), (16, 1)])
+def test_search_among_rows_of_a_size_and_among_codes(querykey, sized, dim, bits):
+    options = ["--dim", dim, *(("--bits", bits) if bits else ())]
+    shown = querykey("search", sized / "run", sized / "new.npz", "--query", "3", "-k", 4, *options)
+    assert shown.code == 0, shown.err
+    adapter, X = Adapter.load(sized / "run"), np.load(sized / "new.npy")
+    queries = adapter.transform(X[3:4], dim=dim)
+    stored = adapter.transform(X, dim=dim)
+    if bits:
+        stored = adapter.code(dim=dim, bits=bits).decode(adapter.quantize(X, dim=dim, bits=bits))
+    scores = (queries @ stored.T)[0]
+    scores[3] = -1  # the item itself
+    after = shown.out.partition("after: through the adapter")[2]
+    rows = [line.split() for line in after.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+    assert len(rows) == 4
+    for row, want in zip(rows, np.sort(scores)[::-1], strict=False):
+        assert f"{want:.3f}" in row
+
+
 def test_size_lists_every_point_with_its_interval_and_marks_the_recommended_one(querykey, sized):
     shown = querykey("size", sized / "run")
     assert shown.code == 0, shown.err

@@ -27,6 +27,8 @@ def search(
     features: Annotated[str, typer.Argument(metavar="SOURCE|FEATURES", help="The features to search.")],
     query: Annotated[str, typer.Option(metavar="TEXT|IMAGE|ID", help="The query.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 5,
+    dim: Annotated[int | None, typer.Option(min=1, help="A size of RUN; default: the largest.")] = None,
+    bits: Annotated[int | None, typer.Option(metavar="[8|1]", help="Search codes of the rows.")] = None,
     column: Column = None,
     label_column: LabelColumn = None,
     split: Split = None,
@@ -39,7 +41,7 @@ def search(
 
     Before: the frozen rows. After: the rows transformed by RUN. A query is the id of a row, or a text or
     an image, which the model of the features embeds. The column "was" is the rank before; (new): not
-    among the first before.
+    among the first before. With --bits the float query searches codes.
     """
     device = prepare(device, threads, seed)
     from querykey.cli.console import note, progress
@@ -53,7 +55,7 @@ def search(
     with progress(f"embedding {features}") as tick:
         opened = features_like_those_of(fitted, at, device=device, progress=tick, notify=note)
     looked_up = read_query(query, opened.features, features, device=device)
-    before, after = find(fitted, opened.features, looked_up, k=k)
+    before, after = find(fitted, opened.features, looked_up, k=k, dim=dim, bits=bits)
     places = {found.id: f"({found.rank})" for found in before}
     _show(before, "before: the frozen features", [""] * len(before))
     _show(after, "after: through the adapter", [places.get(found.id, "(new)") for found in after])

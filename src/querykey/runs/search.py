@@ -14,6 +14,7 @@ from querykey.lookup.nearest import nearest
 from querykey.lookup.unit_length import unit_length
 from querykey.runs.adapt import Run
 from querykey.runs.load_encoder import encoder_of_features
+from querykey.runtime.codes import search_codes
 
 __all__ = ["Found", "Query", "find", "read_query"]
 
@@ -84,7 +85,9 @@ def read_query(given: str, features: Features, name: str, *, device: str = "cpu"
 
 
 @in_default_torch_state
-def find(run: Run, features: Features, query: Query, *, k: int) -> tuple[list[Found], list[Found]]:
+def find(
+    run: Run, features: Features, query: Query, *, k: int, dim: int | None = None, bits: int | None = None
+) -> tuple[list[Found], list[Found]]:
     """Search the frozen and the adapted rows.
 
     Args:
@@ -92,18 +95,29 @@ def find(run: Run, features: Features, query: Query, *, k: int) -> tuple[list[Fo
         features: The rows that are searched.
         query: The query.
         k: Number of results.
+        dim: One of the sizes of the adapter; None: the largest.
+        bits: 8 or 1 to search codes of the rows with the float query; None: search float rows.
 
     Returns:
         (results among the frozen rows, results among the adapted rows), best first.
 
     Raises:
         ModelMismatchError: If the features are of another model than the run's.
+        RangeError: If the adapter was not fitted with this size or these bits.
     """
-    adapted = run.adapter.transform_documents(features)
-    adapted_query = run.adapter.transform(query.row)
+    adapted_query = run.adapter.transform(query.row, dim=dim)
     assert isinstance(adapted_query, Tensor)
     before = _nearest(unit_length(query.row), features.vectors, query.item, k)
-    after = _nearest(adapted_query, torch.as_tensor(adapted), query.item, k)
+    if bits is None:
+        adapted = run.adapter.transform_documents(features, dim=dim)
+        after = _nearest(adapted_query, torch.as_tensor(adapted), query.item, k)
+    else:
+        code, codes = run.adapter.code(dim=dim, bits=bits), run.adapter.quantize(features, dim=dim, bits=bits)
+        # one more than wanted, since the item of the query is left out
+        scores, rows = search_codes(code, adapted_query.numpy(), codes, min(k + 1, len(codes)))
+        pairs = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
+        others = [(score, item) for score, item in pairs if item != query.item]
+        after = [(rank, *pair) for rank, pair in enumerate(others[:k], start=1)]
     return [_named(features, *pair) for pair in before], [_named(features, *pair) for pair in after]
 
 
