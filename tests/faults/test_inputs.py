@@ -1,4 +1,7 @@
-"""Every container with every type of labels, in every state of PyTorch: one result, or a clear refusal."""
+"""Containers with types of labels, dialects of tables, formats of images, in every state of PyTorch.
+
+One result for each, or a clear refusal.
+"""
 
 from functools import cache
 
@@ -6,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from ambient import STATES
+from faults.test_one_decoder import FORMATS, put
+from faults.test_table_dialects import DIALECTS
+from frozen_toys import image_encoder, text_encoder
 from input_cases import (
     CONTAINERS,
     CORE_CONTAINERS,
@@ -17,7 +23,10 @@ from input_cases import (
     ROWS,
     estimator,
 )
-from pairwise import pairwise
+from pairwise import every, pairwise
+
+from querykey.data.readers.open import read_source
+from querykey.features.embed import embed
 
 
 @cache
@@ -63,3 +72,54 @@ def test_labels_that_are_no_classes_are_refused(labels):
     make, message = REFUSED_LABELS[labels]
     with pytest.raises(ValueError, match=message):
         estimator(0).fit(ROWS, make())
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """Writes each source once; gives its path, an encoder for it, and what no state of PyTorch gives."""
+    torch.set_num_threads(1)
+
+    @cache
+    def source(name):
+        folder = tmp_path_factory.mktemp("source")
+        if name in FORMATS:
+            return put(folder / "images", name), image_encoder()
+        file, data = DIALECTS[name]
+        (folder / file).write_bytes(data)
+        return folder / file, text_encoder()
+
+    @cache
+    def expected(name, steps):
+        return embedded(*source(name), tmp_path_factory.mktemp("expected") / "f", steps)
+
+    return lambda name, steps: (*source(name), expected(name, steps))
+
+
+def embedded(path, encoder, out, steps):
+    """Ids, labels, features, and what a fit makes of them."""
+    features = embed(read_source(path), encoder, out)
+    moved = estimator(steps).fit(features, features.labels).transform(features)
+    return list(features.ids), features.labels.tolist(), np.asarray(features.vectors), np.asarray(moved)
+
+
+def check_source(source, state, out, steps):
+    """Read, embed and fit in a state, and compare."""
+    path, encoder, want = source
+    with STATES[state]():
+        ids, labels, vectors, moved = embedded(path, encoder, out, steps)
+    assert (ids, labels) == want[:2]
+    assert len(ids) == 64
+    assert (vectors.dtype, moved.dtype) == (np.float32, np.float32)
+    np.testing.assert_allclose(vectors, want[2], atol=1e-5)
+    np.testing.assert_allclose(moved, want[3], atol=1e-3 if steps else 1e-4)
+
+
+SOURCES = [*DIALECTS, *FORMATS]
+PRODUCT = enumerate(every({"source": SOURCES, "state": STATES}))
+SOURCE_CASES = [(name, state, (0, 5)[number % 5 == 0]) for number, (name, state) in PRODUCT]
+"""A fifth of them trains; `make soak` tries all with both."""
+
+
+@pytest.mark.parametrize(("name", "state", "steps"), SOURCE_CASES)
+def test_every_table_and_folder_of_images_is_the_same_in_every_state(name, state, steps, written, tmp_path):
+    check_source(written(name, steps), state, tmp_path / "f", steps)
