@@ -66,25 +66,25 @@ def test_asks_that_cannot_be_met_say_so():
             choose_labelled(LABELS, fraction=fraction, seed=0)
     with pytest.raises(RangeError, match="per_class must be at least 1, got 0"):
         choose_labelled(LABELS, per_class=0, seed=0)
-    with pytest.raises(DataError, match="class 5 has 1 labelled rows, 2 are asked for"):
+    with pytest.raises(DataError, match="class 5 has 1 labelled rows, 2 are needed"):
         choose_labelled(LABELS, per_class=2, seed=0)
     with pytest.raises(DataError, match="none of the 2 rows is labelled"):
         choose_labelled(torch.tensor([-1, -1]), fraction=0.5, seed=0)
 
 
 def test_the_parts_share_nothing_and_leave_nothing_out():
-    fitting, held = split_by_class(LABELS, share=0.2, seed=4)
+    fitting, held = split_by_class(LABELS, fraction=0.2, seed=4)
     both = torch.cat([fitting, held])
     assert torch.equal(both.sort().values, (LABELS != -1).nonzero()[:, 0])
     assert counts(LABELS[held]) == {3: 10, 8: 2}
     assert counts(LABELS[fitting]) == {3: 40, 5: 1, 8: 8}
-    assert not torch.equal(held, split_by_class(LABELS, share=0.2, seed=5)[1])
+    assert not torch.equal(held, split_by_class(LABELS, fraction=0.2, seed=5)[1])
 
 
 def test_a_class_of_two_holds_one_out_and_single_rows_none():
-    fitting, held = split_by_class(torch.tensor([0, 0, 1]), share=0.01, seed=0)
+    fitting, held = split_by_class(torch.tensor([0, 0, 1]), fraction=0.01, seed=0)
     assert len(fitting) == 2
     assert len(held) == 1
-    assert not len(split_by_class(torch.tensor([0, 1]), share=0.5, seed=0)[1])
+    assert not len(split_by_class(torch.tensor([0, 1]), fraction=0.5, seed=0)[1])
     with pytest.raises(RangeError, match="between 0 and 1, got 1"):
-        split_by_class(LABELS, share=1.0, seed=0)
+        split_by_class(LABELS, fraction=1.0, seed=0)

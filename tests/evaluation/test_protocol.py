@@ -1,4 +1,4 @@
-"""One evaluation of all methods: what is asked, what is left out, and what the result says of itself."""
+"""One evaluation of all methods: its queries, what is left out, and what the result records."""
 
 import json
 
@@ -127,7 +127,7 @@ def test_more_queries_than_wanted_are_drawn_the_same_for_all(make):
     task, protocol = make(), Protocol(max_queries=7)
     table = evaluate(task, {}, dim=3, protocol=protocol)
     assert table.protocol["asked"] == 7
-    assert any("only 7 drawn" in line for line in table.protocol["left_out"])
+    assert any(": 7 are drawn" in line for line in table.protocol["left_out"])
     whole = evaluate(task, {}, dim=3)
     order = torch.randperm(
         len(task.queries) if task.queries is not None else 60, generator=torch.Generator().manual_seed(0)
@@ -146,7 +146,7 @@ def test_a_drawn_part_of_frozen_neighbours_is_still_itself():
 def test_an_item_is_not_its_own_neighbour():
     run = Examination(Task(test=blobs(30, 0)[0]), Protocol(max_queries=9))
     assert run.frozen_neighbours.shape == (9, 10)
-    assert not (run.frozen_neighbours == run.asked[:, None]).any()
+    assert not (run.frozen_neighbours == run.query_rows[:, None]).any()
 
 
 def test_copies_of_an_item_are_not_its_neighbours():

@@ -211,7 +211,7 @@ def _collapsed_rows(rank: float, start_rank: float) -> str | None:
 
 def _knn(h: Tensor, labels: Tensor, chosen: Tensor | None, seed: int) -> dict[str, float]:
     if chosen is None:
-        bank, queries = split_by_class(labels, share=QUERY_SHARE, seed=seed)
+        bank, queries = split_by_class(labels, fraction=QUERY_SHARE, seed=seed)
     else:
         labelled = labels != IGNORE_LABEL
         queries = chosen[labelled[chosen]]

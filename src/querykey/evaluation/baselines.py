@@ -1,7 +1,7 @@
-"""What an adapter must beat: projections of the frozen features to the same dim.
+"""Baselines of an adapter: projections of the frozen features to the same dim.
 
-Each is fitted on training rows alone. All projections are affine, so one small value holds any of
-them. The same FC layer without a memory is a baseline too; it is trained, so it comes from elsewhere.
+Each is fitted on training rows alone. All are affine, so one class stores any of them. The same FC layer
+without a memory is a baseline too; it is trained, so it is not among them.
 """
 
 import math
@@ -33,7 +33,7 @@ __all__ = [
 
 BLOCK = 8192
 WHITENING_FLOOR = math.sqrt(torch.finfo(torch.float64).eps)
-"""Share of the largest variance. Smaller ones are rounding errors: 4 rows span 3 directions."""
+"""Fraction of the largest variance. Smaller ones are rounding errors: 4 centred rows span 3 directions."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,8 +43,8 @@ class Projector:
     .. math:: z = \operatorname{norm}(W^T (\operatorname{norm}(x) - m))
 
     Args:
-        name: What the table calls it.
-        dim: Width of what it gives; LDA may have to give less than was asked for.
+        name: In tables.
+        dim: Width of the output; LDA may have fewer dimensions than were requested.
         matrix: :math:`W`, or None for the identity.
         mean: :math:`m`, or None for 0.
     """
@@ -71,7 +71,7 @@ class Projector:
 def fit_baselines(
     train: Rows, dim: int, *, labels: Labels | None = None, seed: int = 0
 ) -> dict[str, Projector]:
-    """All projections that make sense at this dim, frozen first.
+    """All projections that differ at this dim, the frozen rows first.
 
     At full width a rotation changes no cosine, so truncation, uncentred PCA and the random
     projection would repeat the frozen row and are left out. LDA comes with labels of two
@@ -112,7 +112,7 @@ def fit_baselines(
 
 @in_default_torch_state
 def truncated(width: int, dim: int) -> Projector:
-    """The first dim coordinates, as a Matryoshka model would be cut."""
+    """The first dim coordinates, as of a Matryoshka model."""
     return Projector(name="truncated", dim=dim, matrix=torch.eye(width, dim))
 
 
@@ -186,7 +186,7 @@ def lda(train: Rows, labels: Labels, dim: int) -> Projector:
     most = min(dim, width, count_classes(known) - 1)
     model = LinearDiscriminantAnalysis(n_components=most)
     with warnings.catch_warnings():
-        # features that repeat one another are no fault here: their direction is simply left out
+        # repeated features are no error here: their direction is left out
         warnings.simplefilter("ignore")
         model.fit(unit.numpy(), known.numpy())
     matrix = torch.from_numpy(model.scalings_[:, :most]).float().contiguous()

@@ -1,4 +1,4 @@
-"""Labels: which rows have one, which keep theirs when labels are few, and which of those are held out."""
+"""Labelled rows: few of them chosen by class, and a split into training and held-out rows."""
 
 import math
 
@@ -15,11 +15,11 @@ from querykey.types import Labels, Numbers, Rows
 __all__ = ["choose_labelled", "count_classes", "labelled_unit_rows", "split_by_class"]
 
 _CHOICE, _HELD_OUT = 11, 12
-"""What a draw is for: with the seed, its key."""
+"""Streams of the random generator, used together with the seed."""
 
 
 def count_classes(labels: Labels) -> int:
-    """How many classes there are among labels, -1 not counted."""
+    """Number of classes among labels; -1 is not counted."""
     return len(set(labels.tolist()) - {IGNORE_LABEL})
 
 
@@ -40,14 +40,14 @@ def labelled_unit_rows(
 def choose_labelled(
     labels: Labels, *, fraction: float | None = None, per_class: int | None = None, seed: int
 ) -> Numbers:
-    """Choose rows that keep their label, by class, the same for every method at one seed.
+    """Choose a few labelled rows of each class, the same for every method at one seed.
 
-    The rows of each class are put into an order that the seed and the labels alone decide, and the
-    first of them are taken: so more labels at the same seed are the fewer ones and others.
+    The rows of each class are ordered by the seed and the labels alone, and the first are taken: a larger
+    choice at the same seed contains the smaller one.
 
     Args:
         labels: Class of each row; -1 rows are never chosen.
-        fraction: The share of each class, above 0 to 1, rounded to the nearest whole number of rows
+        fraction: Fraction of each class, above 0 to 1, rounded to the nearest whole number of rows
             (halves upwards) and at least one row. Either this or `per_class`.
         per_class: Rows of each class, at least 1.
         seed: Same seed and labels, same rows.
@@ -57,7 +57,7 @@ def choose_labelled(
 
     Raises:
         RangeError: If not exactly one of fraction and per_class is given, or it is out of its range.
-        DataError: If no row is labelled, or a class has fewer rows than are asked for.
+        DataError: If no row is labelled, or a class has fewer than `per_class` rows.
 
     Example:
         >>> labels = torch.tensor([5, 5, 5, 5, -1, 9, 9])
@@ -77,7 +77,7 @@ def choose_labelled(
     for label, rows in _in_order(labels, seed, _CHOICE):
         if per_class is not None and per_class > len(rows):
             raise DataError(
-                f"class {label} has {len(rows)} labelled rows, {per_class} are asked for; "
+                f"class {label} has {len(rows)} labelled rows, {per_class} are needed; "
                 "lower per_class, or give a fraction"
             )
         wanted = per_class if fraction is None else max(1, math.floor(fraction * len(rows) + 0.5))
@@ -85,36 +85,36 @@ def choose_labelled(
     return torch.cat(chosen).sort().values
 
 
-def split_by_class(labels: Labels, *, share: float, seed: int) -> tuple[Numbers, Int64[Tensor, " held"]]:
-    """Part the labelled rows, class by class, into those to fit on and those held out.
+def split_by_class(labels: Labels, *, fraction: float, seed: int) -> tuple[Numbers, Int64[Tensor, " held"]]:
+    """Split the labelled rows, class by class, into training and held-out rows.
 
     Args:
         labels: Class of each row; -1 rows are in neither part.
-        share: Of each class that is held out, above 0 and below 1, rounded down; a class of two rows
+        fraction: Held-out fraction of each class, above 0 and below 1, rounded down; a class of two rows
             or more holds out at least one, a class of one row none.
         seed: Same seed and labels, same parts.
 
     Returns:
-        (row numbers to fit on, row numbers held out), both ascending. The second is empty where no
+        (training row numbers, held-out row numbers), both ascending. The second is empty where no
         class has two rows.
 
     Raises:
-        RangeError: If share is not between 0 and 1.
+        RangeError: If fraction is not between 0 and 1.
         DataError: If no row is labelled.
 
     Example:
-        >>> fitting, held = split_by_class(torch.tensor([0, 0, 0, 1, -1]), share=0.3, seed=0)
-        >>> len(fitting), len(held)
+        >>> train, held_out = split_by_class(torch.tensor([0, 0, 0, 1, -1]), fraction=0.3, seed=0)
+        >>> len(train), len(held_out)
         (3, 1)
     """
-    if not 0 < share < 1:
-        raise RangeError(f"the share held out must be between 0 and 1, got {share}")
-    fitting, held = [], []
+    if not 0 < fraction < 1:
+        raise RangeError(f"fraction must be between 0 and 1, got {fraction}")
+    train, held_out = [], []
     for _, rows in _in_order(labels, seed, _HELD_OUT):
-        count = min(len(rows) - 1, max(1, int(share * len(rows))))
-        held.append(rows[:count])
-        fitting.append(rows[count:])
-    return torch.cat(fitting).sort().values, torch.cat(held).sort().values
+        count = min(len(rows) - 1, max(1, int(fraction * len(rows))))
+        held_out.append(rows[:count])
+        train.append(rows[count:])
+    return torch.cat(train).sort().values, torch.cat(held_out).sort().values
 
 
 def _in_order(labels: Tensor, seed: int, purpose: int) -> list[tuple[int, Tensor]]:

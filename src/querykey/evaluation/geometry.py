@@ -1,4 +1,4 @@
-"""How embeddings lie: neighbours kept, positives close, rows spread out, dimensions in use."""
+"""Geometry of embeddings: preserved neighbours, alignment, uniformity, effective rank."""
 
 import math
 
@@ -18,7 +18,7 @@ BLOCK = 512
 
 
 def neighbour_overlap(found: Int64[Tensor, "others found"], wanted: Neighbours) -> PerQuery:
-    r"""The share of the wanted neighbours that were found, in whatever order.
+    r"""The fraction of the wanted neighbours that were found, in any order.
 
     .. math:: \frac{|F_i \cap W_i|}{|W_i|}
 
@@ -39,12 +39,12 @@ def neighbour_overlap(found: Int64[Tensor, "others found"], wanted: Neighbours) 
     if len(found) != len(wanted):
         raise ShapeError(f"neighbours of {len(found)} and of {len(wanted)} queries; need the same queries")
     eligible = wanted >= 0
-    kept = torch.stack([(found == column[:, None]).any(dim=1) for column in wanted.T], dim=1) & eligible
-    return kept.sum(dim=1) / eligible.sum(dim=1)  # 0 / 0 is the NaN that is promised
+    is_found = torch.stack([(found == column[:, None]).any(dim=1) for column in wanted.T], dim=1) & eligible
+    return is_found.sum(dim=1) / eligible.sum(dim=1)  # 0 / 0: NaN where no neighbour is wanted
 
 
 def alignment(left: Float[Tensor, "left dim"], right: Float[Tensor, "right dim"]) -> float:
-    r"""The mean squared distance of positive pairs, as unit rows: 0 is best.
+    r"""The mean squared distance between the unit rows of positive pairs; 0 is best.
 
     .. math:: \operatorname{E} \lVert x - y \rVert_2^2
 
@@ -100,13 +100,13 @@ def class_alignment(rows: Rows, labels: Labels) -> float:
     Source:
         Wang and Isola 2020, arXiv:2005.10242, eq. 2 with alpha = 2.
     """
-    known = labels != IGNORE_LABEL
-    member = torch.from_numpy(np.unique(labels[known].numpy(), return_inverse=True)[1])
+    is_labelled = labels != IGNORE_LABEL
+    member = torch.from_numpy(np.unique(labels[is_labelled].numpy(), return_inverse=True)[1])
     count = torch.bincount(member).double()
     pairs = float((count * (count - 1)).sum())
     if not pairs:
         raise DataError("alignment needs two rows of one class, got none; give labels that repeat")
-    where = known.nonzero()[:, 0]
+    where = is_labelled.nonzero()[:, 0]
     sums = torch.zeros(len(count), rows.shape[1], dtype=torch.float64)
     squares = torch.zeros(len(count), dtype=torch.float64)
     for start in range(0, len(where), BLOCK):
@@ -118,7 +118,7 @@ def class_alignment(rows: Rows, labels: Labels) -> float:
 
 
 def uniformity(rows: Rows, *, t: float = 2.0, max_rows: int = 10_000, seed: int = 0) -> float:
-    r"""How evenly unit rows cover the sphere: the lower, the more evenly.
+    r"""How evenly unit rows cover the sphere; lower is more even.
 
     .. math:: \log \operatorname{E} \exp(-t \lVert x - y \rVert_2^2)
 
@@ -157,8 +157,8 @@ def uniformity(rows: Rows, *, t: float = 2.0, max_rows: int = 10_000, seed: int 
         here = slice(start, start + BLOCK)
         apart = norms[here, None] + norms[None, :] - 2 * unit[here] @ unit.T
         exponent = -t * apart.clamp(min=0)
-        own = torch.arange(len(exponent))
-        exponent[own, start + own] = -torch.inf
+        row = torch.arange(len(exponent))
+        exponent[row, start + row] = -torch.inf
         sums.append(exponent.logsumexp(dim=1))
     return float(torch.cat(sums).logsumexp(dim=0)) - math.log(len(unit) * (len(unit) - 1))
 
@@ -169,8 +169,8 @@ def effective_rank(rows: Rows, *, unit: bool = False) -> float:
     .. math:: \exp \Bigl( -\sum_k p_k \log p_k \Bigr), \qquad p_k = \sigma_k / \sum_j \sigma_j
 
     Args:
-        rows: [rows, dim], not centred; only a matrix [dim, dim] is held.
-        unit: Scale rows to length 1 first; else they are taken as they are, as the source does.
+        rows: [rows, dim], not centred; only a matrix [dim, dim] is in memory.
+        unit: Scale rows to length 1 first; else they are not scaled, as in the source.
 
     Returns:
         From 1 to min(rows, dim); 0 where all rows are 0.

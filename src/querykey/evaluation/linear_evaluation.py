@@ -311,14 +311,14 @@ def _by_lbfgs(rows: Tensor, targets: Labels, classes: int, seed: int) -> _Fitted
     splits = 1 if len(rows) >= FEW_ROWS else SPLITS
     problems = []
     for number in range(splits):
-        fitting, held = split_by_class(targets, share=HELD_OUT, seed=SPLITS * seed + number)
-        if len(held):
+        train, held_out = split_by_class(targets, fraction=HELD_OUT, seed=SPLITS * seed + number)
+        if len(held_out):
             # so many rows that the path is quick on wide ones, raw pixels above all; the order is a draw's
             most = max(FEW_ROWS, CHOOSE_NUMBERS // rows.shape[1])
-            drawn = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed))
-            fitting = fitting[drawn[:most]] if len(fitting) > most else fitting
-            problem = LogisticProblem(rows[fitting], targets[fitting], classes, spectrum)
-            problems.append((problem, rows[held], targets[held]))
+            drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+            train = train[drawn[:most]] if len(train) > most else train
+            problem = LogisticProblem(rows[train], targets[train], classes, spectrum)
+            problems.append((problem, rows[held_out], targets[held_out]))
     path: list[PathPoint] = []
     start: Solution | None = None
     l2 = DEFAULT_L2

@@ -260,6 +260,6 @@ def pair_moments(queries: Queries, documents: Keys, query_of: Numbers, document_
         Their `PairMoments`.
     """
     cross = torch.zeros(documents.shape[1], queries.shape[1], dtype=torch.float64)
-    for asked, found in zip(torch.split(query_of, BLOCK), torch.split(document_of, BLOCK), strict=True):
-        cross.addmm_(unit_length(documents[found].double()).T, unit_length(queries[asked].double()))
+    for queried, found in zip(torch.split(query_of, BLOCK), torch.split(document_of, BLOCK), strict=True):
+        cross.addmm_(unit_length(documents[found].double()).T, unit_length(queries[queried].double()))
     return PairMoments(moments(queries, query_of), moments(documents, document_of), cross)

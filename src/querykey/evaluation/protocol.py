@@ -1,4 +1,4 @@
-"""One evaluation: which queries are asked, what is measured, and the constants that go with it."""
+"""One evaluation: its queries, its metrics and its constants."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -63,7 +63,7 @@ KNN = "kNN"
 
 @dataclass(frozen=True, eq=False)
 class Examination:
-    """A task under a protocol: the same queries and the same frozen answers for every method.
+    """A task with a protocol: the same queries and the same frozen neighbours for every method.
 
     Args:
         task: What is evaluated.
@@ -74,8 +74,8 @@ class Examination:
     protocol: Protocol
 
     @cached_property
-    def asked(self) -> Ids:
-        """The rows that are asked: test items, or queries of pairs."""
+    def query_rows(self) -> Ids:
+        """Row numbers of the queries: test items, or queries of pairs; a random sample of many."""
         count = len(self.task.test if self.task.queries is None else self.task.queries)
         if count <= self.protocol.max_queries:
             return torch.arange(count)
@@ -84,21 +84,28 @@ class Examination:
 
     @cached_property
     def frozen_neighbours(self) -> Neighbours:
-        """What each query finds among the frozen rows."""
+        """The nearest frozen rows of each query."""
         return self._neighbours(Embedded(test=self.task.test, queries=self.task.queries))
 
     @cached_property
     def graded(self) -> GradedPairs:
-        """The pairs of the queries that are asked, by their place among them."""
+        """The pairs of these queries, by their index in `query_rows`."""
         assert self.task.pairs is not None
         query = self.task.pairs[:, 0].contiguous()
-        place = torch.searchsorted(self.asked, query).clamp(max=len(self.asked) - 1)
-        kept = self.asked[place] == query
-        triples = torch.cat([place[:, None], self.task.pairs[:, 1:]], dim=1)[kept]
-        return GradedPairs(triples, queries=len(self.asked), keys=len(self.task.test))
+        place = torch.searchsorted(self.query_rows, query).clamp(max=len(self.query_rows) - 1)
+        is_query = self.query_rows[place] == query
+        triples = torch.cat([place[:, None], self.task.pairs[:, 1:]], dim=1)[is_query]
+        return GradedPairs(triples, queries=len(self.query_rows), keys=len(self.task.test))
 
     def per_query(self, name: str, rows: Embedded) -> dict[str, PerQuery]:
-        """Metric to one number a query.
+        """Metrics with one value per query.
+
+        Args:
+            name: Of the method, for messages.
+            rows: Its embeddings of the task.
+
+        Returns:
+            Metric to values [queries]; NaN where a query does not count.
 
         Raises:
             ShapeError: If the rows don't fit the task.
@@ -108,7 +115,7 @@ class Examination:
         numbers: dict[str, PerQuery] = {}
         if self.task.kind == "pairs":
             assert rows.queries is not None
-            lookup = Lookup(rows.queries[self.asked], rows.test, self.graded, "cosine")
+            lookup = Lookup(rows.queries[self.query_rows], rows.test, self.graded, "cosine")
             numbers = measure_rankings(lookup, PAIR_METRICS)
         elif self.task.kind == "labels":
             numbers = measure_rankings(self._among_the_others(rows), LABEL_METRICS)
@@ -118,13 +125,13 @@ class Examination:
         return numbers
 
     def correct(self, classes: Labels) -> PerQuery:
-        """Whether a classifier is right about the items that are asked."""
+        """Whether a classifier's prediction is correct for each query item; NaN for unlabelled items."""
         assert self.task.test_labels is not None
-        truth = self.task.test_labels[self.asked]
-        return (classes[self.asked] == truth).float().masked_fill(truth == IGNORE_LABEL, torch.nan)
+        truth = self.task.test_labels[self.query_rows]
+        return (classes[self.query_rows] == truth).float().masked_fill(truth == IGNORE_LABEL, torch.nan)
 
     def figures(self, rows: Embedded) -> dict[str, float]:
-        """Of the embedding as a whole, without interval."""
+        """Figures of the whole embedding, without intervals."""
         figures = {
             "dim": float(rows.test.shape[1]),
             "uniformity": uniformity(rows.test, seed=self.protocol.seed),
@@ -139,7 +146,7 @@ class Examination:
         return figures
 
     def describe(self) -> dict[str, Any]:
-        """Everything the numbers depend on, as JSON."""
+        """All constants and counts that the numbers depend on, as JSON."""
         task = self.task
         items = {"test": task.test, "train": task.train, "queries": task.queries, "pairs": task.pairs}
         return {
@@ -153,7 +160,7 @@ class Examination:
             "knn_k": min(self.protocol.knn_k, self._voters()),
             "rows": {name: len(rows) for name, rows in items.items() if rows is not None},
             "width": task.test.shape[1],
-            "asked": len(self.asked),
+            "asked": len(self.query_rows),
             "left_out": self._left_out(),
             "versions": versions("scikit-learn"),
         }
@@ -163,20 +170,19 @@ class Examination:
         return 0 if labels is None else int((labels != IGNORE_LABEL).sum())
 
     def _left_out(self) -> list[str]:
-        """What a reader may miss, and why it isn't there."""
+        """Metrics and rows that are left out, each with the reason."""
         task, out = self.task, []
         every = len(task.test if task.queries is None else task.queries)
-        if len(self.asked) < every:
-            out.append(
-                f"{every - len(self.asked)} of {every} queries: only {len(self.asked)} drawn are asked"
-            )
+        used = len(self.query_rows)
+        if used < every:
+            out.append(f"{every - used} of {every} queries: {used} are drawn at random")
         if task.kind == "neighbours":
             out.append("retrieval and kNN: the test items have no labels and no pairs")
         if task.kind == "labels":
             assert task.test_labels is not None
             unlabelled = int((task.test_labels == IGNORE_LABEL).sum())
             if unlabelled:
-                out.append(f"{unlabelled} unlabelled test items: neither asked nor found")
+                out.append(f"{unlabelled} unlabelled test items: neither queries nor keys")
             if not task.shares_classes:
                 out.append("kNN and logistic regression: no training items of the test classes")
             else:
@@ -193,19 +199,21 @@ class Examination:
 
     def _neighbours(self, rows: Embedded) -> Neighbours:
         if rows.queries is not None:
-            return nearest(rows.queries[self.asked], rows.test, OVERLAP_K)[1]
+            return nearest(rows.queries[self.query_rows], rows.test, OVERLAP_K)[1]
         ids = self.task.ids
-        return nearest(rows.test[self.asked], rows.test, OVERLAP_K, query_ids=ids[self.asked], key_ids=ids)[1]
+        return nearest(
+            rows.test[self.query_rows], rows.test, OVERLAP_K, query_ids=ids[self.query_rows], key_ids=ids
+        )[1]
 
     def _among_the_others(self, rows: Embedded) -> Lookup:
         ids, labels = self.task.ids, self.task.test_labels
         assert labels is not None
         return look_up(
-            rows.test[self.asked],
+            rows.test[self.query_rows],
             rows.test,
-            query_ids=ids[self.asked],
+            query_ids=ids[self.query_rows],
             key_ids=ids,
-            query_labels=labels[self.asked],
+            query_labels=labels[self.query_rows],
             key_labels=labels,
             rule=PairRule(positive="label"),
             score="cosine",
@@ -218,28 +226,28 @@ class Examination:
         return knn_correct(
             rows.train,
             self.task.train_labels,
-            rows.test[self.asked],
-            self.task.test_labels[self.asked],
+            rows.test[self.query_rows],
+            self.task.test_labels[self.query_rows],
             k=self.protocol.knn_k,
             temperature=self.protocol.knn_temperature,
         )
 
     def _check(self, name: str, rows: Embedded) -> None:
-        for side, ours, asked in (
+        for side, given, needed in (
             ("test", rows.test, self.task.test),
             ("train", rows.train, self.task.train),
             ("queries", rows.queries, self.task.queries),
         ):
-            if ours is None:
-                if side == "queries" and asked is not None:
-                    raise ShapeError(f"{name} has no queries, but the task has {len(asked)}; embed them too")
+            if given is None:
+                if side == "queries" and needed is not None:
+                    raise ShapeError(f"{name} has no queries, but the task has {len(needed)}; embed them too")
                 continue
-            if asked is None or len(ours) != len(asked):
-                wanted = "none" if asked is None else len(asked)
+            if needed is None or len(given) != len(needed):
+                wanted = "none" if needed is None else len(needed)
                 raise ShapeError(
-                    f"{name} has {len(ours)} {side} rows, the task {wanted}; they must be the same"
+                    f"{name} has {len(given)} {side} rows, the task {wanted}; they must be the same"
                 )
-            if not is_finite(ours):
+            if not is_finite(given):
                 raise DataError(f"{name} has NaN or infinite numbers in its {side} rows; look at the model")
 
 
@@ -270,7 +278,7 @@ def evaluate(
     dim: int,
     protocol: Protocol | None = None,
 ) -> Table:
-    """Evaluate methods beside every baseline at the same dim.
+    """Evaluate methods and all baselines at the same dim.
 
     Args:
         task: What is evaluated.

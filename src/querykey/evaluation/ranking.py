@@ -76,8 +76,8 @@ class GradedPairs:
     def rows(self, start: int, stop: int) -> "GradedPairs":
         """The same for queries start to stop."""
         low, high = self.first + start, self.first + min(stop, self.queries)
-        mine = (self.triples[:, 0] >= low) & (self.triples[:, 0] < high)
-        return replace(self, triples=self.triples[mine], queries=high - low, first=low)
+        is_within = (self.triples[:, 0] >= low) & (self.triples[:, 0] < high)
+        return replace(self, triples=self.triples[is_within], queries=high - low, first=low)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ __all__ = ["Table", "TableCell", "tabulate"]
 
 OVERLAP_K = 10
 OVERLAP = f"overlap@{OVERLAP_K}"
-"""1 for the frozen embeddings by definition, so there is no difference to them worth stating."""
+"""1 for the frozen embeddings by definition, so no difference from them is shown."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TableCell:
     Args:
         value: The mean over queries, with its 95% interval.
         against: Reference to the paired difference, this method minus that one.
-        queries: How many queries count; the others have nothing to find.
+        queries: Number of queries that count; the others have no relevant items.
     """
 
     value: Interval
@@ -41,13 +41,13 @@ class TableCell:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Args:
         cells: Method, then metric.
-        figures: Method, then name of a figure of the embedding as a whole: it has no interval.
-        per_query: Method, then metric, the numbers themselves; NaN where there is nothing to find.
-        references: What methods are compared with.
+        figures: Method, then name of a figure of the whole embedding, without an interval.
+        per_query: Method, then metric, the values; NaN where a query has no relevant items.
+        references: Methods that the others are compared with.
         protocol: Every constant and count that the numbers depend on.
     """
 

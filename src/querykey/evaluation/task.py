@@ -29,7 +29,7 @@ class Protocol:
     Args:
         knn_k: Neighbours that vote.
         knn_temperature: Above 0, dimensionless.
-        max_queries: With more queries than this, so many drawn at random are asked.
+        max_queries: With more queries than this, so many are drawn at random.
         most_work: Rows x width x classes up to which logistic regression is fitted; this much
             takes minutes.
         references: Methods that the others are compared with, pair by pair.
@@ -99,7 +99,7 @@ class Task:
 
     @property
     def kind(self) -> Literal["pairs", "labels", "neighbours"]:
-        """What can be asked of it."""
+        """What it measures: retrieval by "pairs" or "labels", or "neighbours" alone."""
         if self.pairs is not None:
             return "pairs"
         known = self.test_labels is not None and bool((self.test_labels != IGNORE_LABEL).any())
@@ -127,7 +127,7 @@ class Task:
 
 
 Maker = Embedded | Callable[[], Embedded]
-"""Rows, or a function that makes them when their turn comes: then one method's are held at a time."""
+"""Rows, or a function that makes them when they are needed: then one method's are in memory at a time."""
 
 
 def embed_task(task: Task, items: Transform, queries: Transform | None = None) -> Embedded:

@@ -93,7 +93,7 @@ class Exported:
 
 
 def on_cpu(fc: FCLayer) -> FCLayer:
-    """A copy of a layer on the CPU, in float32, that nobody trains.
+    """A detached copy of a layer on the CPU, in float32.
 
     Args:
         fc: Not changed.

@@ -1,4 +1,4 @@
-"""The decoupled contrastive loss: the positive is not among what it is compared with."""
+"""The decoupled contrastive loss: InfoNCE without the positives in the denominator."""
 
 import math
 
@@ -54,7 +54,7 @@ def decoupled(
         ConfigError: If there is no such form.
 
     Example:
-        Three candidates alike: log 2, one less than for `info_nce`:
+        Three candidates with equal scores: log 2, and log 3 for `info_nce`:
 
         >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False, False]])
@@ -103,7 +103,7 @@ def _chunked(lookup: Lookup, temperature: float | Tensor, sigma: float | None) -
         above = views.all_positives.detach() * (_number(temperature) / sigma)
         log_mean = above.logsumexp(dim=0) - math.log(len(above))
         pull = pull * (2.0 - (pull.detach() * (_number(temperature) / sigma) - log_mean).exp())
-    # 1 in place of a sum over nothing: its logarithm is not read, and must be finite.
+    # 1 in place of an empty sum: its logarithm is not used, but must be finite.
     has_negative = views.negatives > 0
     return torch.where(has_negative, views.negatives.where(has_negative, 1.0).log() - pull, 0.0)
 

@@ -1,4 +1,4 @@
-"""Negatives that may be positives: the debiased loss, and the one that looks at hard negatives most."""
+"""InfoNCE corrected for false negatives (debiased), and with weights on hard negatives."""
 
 import math
 
@@ -58,9 +58,9 @@ def debiased(lookup: Lookup, *, temperature: float | Tensor, tau_plus: float = 0
 def hard_negative(
     lookup: Lookup, *, temperature: float | Tensor, tau_plus: float = 0.1, beta: float = 1.0
 ) -> PerQuery:
-    r"""The debiased loss with negatives weighed by how near they are (HCL).
+    r"""The debiased loss with negatives weighted by their scores (HCL).
 
-    As `debiased`, with the sum over negatives taken as if near ones were more frequent:
+    As `debiased`, with a sum over negatives in which high scores have more weight:
 
     .. math:: \sum_{n \in N_i} e_{in} \;\to\;
               |N_i| \frac{\sum_n e_{in}^{\beta} \, e_{in}}{\sum_n e_{in}^{\beta}}

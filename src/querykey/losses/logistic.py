@@ -1,4 +1,4 @@
-"""NT-logistic: each pair on its own, told to be alike or not."""
+"""NT-logistic: binary logistic regression on each pair."""
 
 from typing import Literal, assert_never
 
@@ -17,7 +17,7 @@ __all__ = ["nt_logistic"]
 def nt_logistic(
     lookup: Lookup, *, temperature: float | Tensor, mining: Literal["all", "semi_hard"] = "all"
 ) -> PerQuery:
-    r"""Logistic regression on each pair: positives alike, negatives not.
+    r"""Binary logistic regression on each pair: is it positive or negative?
 
     With :math:`P_i` the positives and :math:`N_i` the negatives of query *i*, and :math:`s` the scores,
 
@@ -43,7 +43,7 @@ def nt_logistic(
         ShapeError: If temperature is a tensor of more than one number.
 
     Example:
-        Two pairs that say nothing cost one bit each:
+        Two pairs with a score of 0 cost one bit each:
 
         >>> from querykey.lookup.lookup import Lookup
         >>> mask = torch.tensor([[True, False]])
@@ -77,7 +77,7 @@ def nt_logistic(
 
 
 def _nearest_below(scores: Scores, positive: Scores, negative: Scores, is_positive: PairMask) -> Scores:
-    """1.0 at the negatives nearest to the query of those below its farthest positive."""
+    """1.0 at the semi-hard negatives: the highest scores below that of the query's farthest positive."""
     farthest = (scores - penalty(positive)).amin(dim=1, keepdim=True)
     below = negative * (scores < farthest) * is_positive.any(dim=1, keepdim=True)
     nearest = (scores + penalty(below)).amax(dim=1, keepdim=True).clamp_(min=-FAR / 2)

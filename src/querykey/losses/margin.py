@@ -1,4 +1,4 @@
-"""Sums over (query, positive, negative) without a cube of all triplets."""
+"""Contrastive and triplet loss, without a tensor [queries, positives, negatives] of all triplets."""
 
 from typing import Literal, assert_never
 
@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 CUBE = 2**20
-"""Triplets held at once: 4 MB in float32."""
+"""Triplets in memory at once: 4 MB in float32."""
 
 
 def hinge_triplets(
@@ -60,7 +60,7 @@ def soft_triplets(
 ) -> PerQuery:
     """Mean of log(1 + exp(s_n - s_p + margin)) over a query's triplets.
 
-    The positives are walked, a few at a time.
+    Computed for a few positives at a time.
 
     Args:
         scores: [queries, keys].
@@ -89,7 +89,7 @@ def soft_triplets(
             slope = logs.expm1()
             taken = is_negative[:, :, None]
             if semi_hard:
-                # of the scores themselves: a difference is rounded, and a tie is no smaller score
+                # compare the scores, not their difference, which is rounded; a tie is no smaller score
                 middle = (own < reach) & (scores[:, None, :] < own)
                 logs, slope = logs * middle, slope * middle
                 count += _total(found, middle.to(scores.dtype), taken)
@@ -109,14 +109,14 @@ def _total(found: Tensor, triplets: Tensor, taken: Tensor) -> PerQuery:
 
 
 def _pack(positive: PairMask) -> tuple[Tensor, Tensor]:
-    """Positives of each query side by side: (is one, its column), [queries, most of any query]."""
+    """Positives of each query in adjacent columns: (is one, its key), each [queries, largest number]."""
     most = int(positive.sum(dim=1).max()) if len(positive) else 0
     is_positive, column = positive.view(torch.uint8).topk(most, dim=1)
     return is_positive.bool(), column
 
 
 MARGINS = {"cosine": (1.0, 0.5), "euclidean": (0.0, 1.0)}
-"""Of contrastive, where none are given: of a positive and of a negative."""
+"""Default margins of `contrastive`: of positives and of negatives."""
 
 
 def contrastive(
@@ -126,7 +126,7 @@ def contrastive(
     negative_margin: float | None = None,
     distance: Literal["cosine", "euclidean"] = "cosine",
 ) -> PerQuery:
-    r"""Positives pulled up to one margin, negatives pushed down to another.
+    r"""Contrastive loss: positives are pulled to one margin, negatives pushed beyond another.
 
     "cosine", with :math:`s` the scores, margins :math:`m_p, m_n`, and :math:`P_i, N_i` the
     positives below and the negatives above their margin:
@@ -209,7 +209,7 @@ def triplet(
     mining: Literal["all", "hard", "semi_hard"] = "all",
     soft: bool = False,
 ) -> PerQuery:
-    r"""Every positive nearer than every negative, by a margin.
+    r"""Triplet loss: each positive should be nearer than each negative by a margin.
 
     With the cosine distance :math:`d = 1 - s`, over triplets of a query, a positive and a negative,
 

@@ -19,7 +19,7 @@ __all__ = ["nce", "nce_normaliser"]
 def nce(
     lookup: Lookup, *, temperature: float | Tensor, normaliser: float | Tensor, noise_items: int
 ) -> PerQuery:
-    r"""Cross-entropy of telling the query's own item from noise, one key at a time.
+    r"""Binary cross-entropy of the query's own item against noise, one key at a time.
 
     With a fixed normaliser *Z* the model gives item *k* the probability
     :math:`P_{ik} = \exp(s_{ik} / \tau) / Z`. With :math:`K_i` negatives drawn uniformly from *N*
@@ -109,7 +109,7 @@ def nce_normaliser(
         pair counts. At temperatures below about 0.0015 it is beyond float64 too, and refused.
 
     Raises:
-        RangeError: If temperature or items is not positive, or the temperature so low that Z is no number.
+        RangeError: If temperature or items is not positive, or the temperature so low that Z is not finite.
         ShapeError: If temperature is a tensor of more than one number.
 
     Example:

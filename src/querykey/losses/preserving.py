@@ -1,4 +1,4 @@
-"""Losses that keep what the frozen model says: its scores are the target, no label is needed."""
+"""Losses that preserve the scores of the frozen model: they are the target, and no label is needed."""
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def score_distillation(
     target_temperature: float | None = None,
     form: Form = "auto",
 ) -> PerQuery:
-    r"""How far each query's distribution over the keys is from the frozen model's.
+    r"""KL divergence of each query's distribution over the keys from the frozen model's.
 
     With :math:`t` the target's scores and :math:`A_i` the pairs that are positive or negative in
     the target,
@@ -62,7 +62,7 @@ def score_distillation(
         ConfigError: If there is no such form.
 
     Example:
-        A target that is sure of one key, against scores that can't choose between two, loses a bit:
+        A target of probability 1 for one key, against two equal scores, costs one bit:
 
         >>> from querykey.lookup.lookup import Lookup
         >>> take_part = torch.tensor([[True, True]])
@@ -93,17 +93,20 @@ def score_distillation(
         frozen, pairs = read_target(lookup, target)
         frozen = frozen.to(scores.dtype) / (target_temperature or temperature)
         takes_part = as_numbers(pairs, scores.dtype)
-        mine, theirs = (softmax_of_all(softmax(some, takes_part), shard_group) for some in (logits, frozen))
-        gap = frozen.sub_(logits).mul_(theirs.probability).sum(dim=1)
-        value = (
-            gap + (mine.top - theirs.top + mine.log_total - theirs.log_total)[:, 0] / shard_group.world_size
+        trained, wanted = (
+            softmax_of_all(softmax(some, takes_part), shard_group) for some in (logits, frozen)
         )
-        weights = mine.probability.sub_(theirs.probability)
+        gap = frozen.sub_(logits).mul_(wanted.probability).sum(dim=1)
+        value = (
+            gap
+            + (trained.top - wanted.top + trained.log_total - wanted.log_total)[:, 0] / shard_group.world_size
+        )
+        weights = trained.probability.sub_(wanted.probability)
     return weigh(logits, value, weights)
 
 
 def score_difference(lookup: Lookup, target: Lookup) -> PerQuery:
-    r"""How far each query's scores are from the frozen model's, on average.
+    r"""Mean absolute difference of each query's scores from the frozen model's.
 
     With :math:`A_i` the pairs that are positive or negative in the target (the selected ones),
 
@@ -124,9 +127,9 @@ def score_difference(lookup: Lookup, target: Lookup) -> PerQuery:
     Example:
         >>> from querykey.lookup.lookup import Lookup
         >>> take_part = torch.tensor([[True, True]])
-        >>> mine, frozen = (Lookup.from_scores(torch.tensor([s]), take_part, ~take_part)
+        >>> trained, frozen = (Lookup.from_scores(torch.tensor([s]), take_part, ~take_part)
         ...                 for s in ([0.5, 0.0], [1.0, 0.25]))
-        >>> score_difference(mine, frozen)
+        >>> score_difference(trained, frozen)
         tensor([0.3750])
 
     Source:

@@ -1,4 +1,4 @@
-"""Dense or chunked: whether a loss holds the matrix of its scores or walks it in blocks."""
+"""Dense or chunked: whether a loss stores the matrix of its scores or computes it in blocks."""
 
 import warnings
 from typing import Any, Literal, get_args
@@ -10,7 +10,7 @@ from querykey.lookup.two_view_pairs import TwoViewPairs
 __all__ = ["Form", "chosen_form", "current_form", "is_chunked", "loss_bytes", "takes_chunked"]
 
 Form = Literal["auto", "dense", "chunked"]
-"""How a loss is computed; the numbers are the same but for rounding. "auto" goes by `is_chunked`."""
+"""How a loss is computed; the values are equal up to rounding. "auto": as `is_chunked` says."""
 
 RENAMED: dict[str, Form] = {"plain": "dense", "streamed": "chunked"}
 """Names of version 0.1; they warn, and go with the next version."""
@@ -20,14 +20,14 @@ PAIRS, PAIRS_OF_VIEWS = 2**22, 2**19
 matrix of them leaves the processor's cache (benchmarks/losses.py)."""
 
 DENSE_BYTES = 26
-"""Of memory for each score: six matrices of numbers and two of masks are held at once."""
+"""Memory per score: six matrices of numbers and two of masks exist at once."""
 
 ROWS, KEYS = 256, 2048
-"""Queries and keys that are walked together: what is held at once is a few matrices of this size."""
+"""Queries and keys of one block: a few matrices of this size exist at once."""
 
 
 def is_chunked(queries: int, keys: int, *, of_views: bool = False) -> bool:
-    """Which form of a loss is faster, by the size of its look-up alone: the same on every machine.
+    """Which form of a loss is faster, by the size of its look-up alone, the same on every machine.
 
     Args:
         queries: Of a look-up.
@@ -35,7 +35,7 @@ def is_chunked(queries: int, keys: int, *, of_views: bool = False) -> bool:
         of_views: Whether it is two views looked up in themselves, of which each score counts twice.
 
     Returns:
-        Whether it is to be chunked.
+        Whether the chunked form is faster.
 
     Example:
         >>> is_chunked(256, 256), is_chunked(8192, 8192)
@@ -45,14 +45,14 @@ def is_chunked(queries: int, keys: int, *, of_views: bool = False) -> bool:
 
 
 def current_form(form: Any, *, warn: bool = True) -> Any:
-    """The name that a form has today.
+    """The current name of a form.
 
     Args:
         form: A name of today, or one of version 0.1: "plain" or "streamed".
         warn: Whether an old name warns. A saved run is read without.
 
     Returns:
-        The name of today; what is neither is returned as it is.
+        The current name; an unknown name is returned unchanged.
     """
     if form not in RENAMED:
         return form
@@ -65,7 +65,7 @@ def current_form(form: Any, *, warn: bool = True) -> Any:
 def chosen_form(
     form: Form, queries: int, keys: int, *, of_views: bool = False
 ) -> Literal["dense", "chunked"]:
-    """The form in which a loss is computed: as it is wanted, or by `is_chunked`.
+    """The form in which a loss is computed: the given one, or by `is_chunked`.
 
     Args:
         form: As its caller wants it.
@@ -80,7 +80,7 @@ def chosen_form(
 
 
 def loss_bytes(queries: int, keys: int, width: int, form: Form) -> int:
-    """How much memory a loss takes beside its queries and keys, forward and backward, roughly.
+    """The approximate memory of a loss besides its queries and keys, forward and backward.
 
     Args:
         queries: Of a look-up.
@@ -102,7 +102,7 @@ def loss_bytes(queries: int, keys: int, width: int, form: Form) -> int:
 
 
 def takes_chunked(lookup: Lookup, form: Form) -> bool:
-    """Whether a loss is to be chunked.
+    """Whether a loss uses the chunked form.
 
     Args:
         lookup: What it is of.
@@ -114,7 +114,7 @@ def takes_chunked(lookup: Lookup, form: Form) -> bool:
     form = current_form(form)
     if form not in get_args(Form):
         raise ConfigError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}")
-    if lookup.shard_group.world_size > 1:  # a share of the keys: its matrix is a share too
+    if lookup.shard_group.world_size > 1:  # a shard of the keys: its matrix is smaller too
         return False
     of_views = isinstance(lookup.pairs, TwoViewPairs)
     return chosen_form(form, len(lookup), len(lookup.keys), of_views=of_views) == "chunked"

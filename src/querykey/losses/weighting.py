@@ -1,4 +1,4 @@
-"""Losses that weigh each pair by how hard it is: multi-similarity and circle."""
+"""Losses that weight each pair by its hardness: multi-similarity and circle."""
 
 import math
 
@@ -59,7 +59,7 @@ def multi_similarity(
     """
     _require_positive(alpha=alpha, beta=beta)
     if epsilon is not None and not epsilon >= 0.0:
-        raise RangeError(f"epsilon must be >= 0, got {epsilon}; give None to keep all pairs")
+        raise RangeError(f"epsilon must be >= 0, got {epsilon}; None selects all pairs")
     scores, positive, negative = scores_and_masks(lookup)
     with torch.no_grad():
         near = scores + penalty(as_numbers(negative, scores.dtype))  # -FAR where not a negative
@@ -71,8 +71,8 @@ def multi_similarity(
             informative = nearest > bounds[0]
             nearest = torch.where(informative, nearest, -FAR)
             farthest = torch.where(informative, farthest, FAR)
-        # The largest exponent of the pairs kept, or 0, the exponent of the 1 inside the logarithm:
-        # subtracted, so that nothing overflows; where nothing is kept the clamp sees to it.
+        # Subtract the largest exponent of the selected pairs, or 0, the exponent of the 1 inside the
+        # logarithm, against overflow; the clamp covers rows without selected pairs.
         top_near = ((nearest - base) * beta).clamp_(min=0.0)
         top_far = ((base - farthest) * alpha).clamp_(min=0.0)
         weights = (near * beta).sub_(beta * base + top_near).clamp_(min=NOTHING, max=0.0).exp_()
@@ -88,7 +88,7 @@ def multi_similarity(
 
 
 def circle(lookup: Lookup, *, margin: float = 0.4, gamma: float = 80.0) -> PerQuery:
-    r"""Every pair pulled towards its own optimum, by the distance it has left to go.
+    r"""Each pair is pulled towards its optimum, weighted by its distance from it.
 
     .. math:: \ell_i = \log\Bigl(1 + \sum_n e^{\gamma \alpha_n (s_{in} - m)}
               \sum_p e^{-\gamma \alpha_p (s_{ip} - 1 + m)}\Bigr), \quad

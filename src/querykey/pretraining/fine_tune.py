@@ -290,7 +290,7 @@ def tune_learning_rate(
     tried = sorted(set(rates))
     if len(tried) < 2:
         raise RangeError(f"give at least two learning rates to choose from, got {list(rates)}")
-    fitting, held = split_by_class(images.labels, share=share, seed=settings.seed)
+    fitting, held = split_by_class(images.labels, fraction=share, seed=settings.seed)
     if not len(held):
         raise DataError("no class has two labelled images, so none can be held out; give more labels")
     seen = replace(images, labels=_only(images.labels, fitting))

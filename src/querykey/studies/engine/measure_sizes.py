@@ -172,12 +172,12 @@ def _of_projection(name: str, train: FitRows, dims: Sequence[int], point: Point)
 
 def _measured(examination: Examination, point: Point, made: Made) -> PerQuery:
     task = examination.task
-    ids, asked = task.ids, examination.asked
+    ids, query_rows = task.ids, examination.query_rows
     metric_name = {"retrieval": "R@1" if task.queries is None else "NDCG@10"}.get(point.metric, point.metric)
-    queries = made.queries((task.test if task.queries is None else task.queries)[asked])
+    queries = made.queries((task.test if task.queries is None else task.queries)[query_rows])
     keys = made.keys(task.test)
     if point.metric == OVERLAP:
-        found = nearest(queries, keys, OVERLAP_K, query_ids=ids[asked], key_ids=ids)[1]
+        found = nearest(queries, keys, OVERLAP_K, query_ids=ids[query_rows], key_ids=ids)[1]
         return neighbour_overlap(found, examination.frozen_neighbours) * point.share
     if task.queries is not None:
         metric = PAIR_METRICS[metric_name]
@@ -191,9 +191,9 @@ def _measured(examination: Examination, point: Point, made: Made) -> PerQuery:
         lookup = look_up(
             queries,
             keys,
-            query_ids=ids[asked],
+            query_ids=ids[query_rows],
             key_ids=ids,
-            query_labels=labels[asked],
+            query_labels=labels[query_rows],
             key_labels=labels,
             rule=rule,
             score="cosine",
