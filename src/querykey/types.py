@@ -3,7 +3,7 @@
 queries   rows that are searched for
 keys      rows of the candidate set
 dim       width of an embedding
-rows      any rows, where neither role applies
+rows      any rows, if neither role applies
 images    rows that are images, [channels, height, width] each
 """
 

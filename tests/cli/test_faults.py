@@ -98,7 +98,7 @@ def test_an_output_that_exists(querykey, refused, labelled_run, data, tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
-    message = f"{precious} exists already; give another --out or remove it first"
+    message = f"{precious} exists already; give another path or remove it first"
     assert refused("adapt", data / "train.npz", out=precious) == message
     (tmp_path / "Z.npy").write_text("mine")
     assert "Z.npy exists already" in refused(

@@ -145,10 +145,10 @@ def test_a_second_interrupt_amid_a_checkpoint_leaves_no_half_of_it(tmp_path, mon
 def test_an_output_that_cannot_be_is_refused_before_anything_long(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     begun = []
-    with pytest.raises(OutputError, match=rf"{tmp_path / 'file'} is not a folder; give another --out"):
+    with pytest.raises(OutputError, match=rf"{tmp_path / 'file'} is not a folder; give another path"):
         pretrain(DIGITS, out=tmp_path / "file" / "deep" / "run", on_fit_start=begun.append, **SETTINGS)
     monkeypatch.setattr(os, "access", lambda *_: False)  # as of a folder, or a disk, that is read-only
-    with pytest.raises(OutputError, match=rf"no permission to write in {tmp_path}; give another --out"):
+    with pytest.raises(OutputError, match=rf"no permission to write in {tmp_path}; give another path"):
         pretrain(DIGITS, out=tmp_path / "run", on_fit_start=begun.append, **SETTINGS)
     assert begun == []
     assert names(tmp_path) == ["file"]
@@ -158,7 +158,7 @@ def test_a_disk_that_becomes_read_only_is_one_message(tmp_path, monkeypatch):
     def refused(*_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    with pytest.raises(OutputError, match=r"nothing can be made in .*Read-only.*; give another --out"):
+    with pytest.raises(OutputError, match=r"nothing can be made in .*Read-only.*; give another path"):
         pretrain(
             DIGITS,
             out=tmp_path / "run",

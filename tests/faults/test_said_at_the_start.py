@@ -96,7 +96,7 @@ def test_a_place_where_the_system_makes_nothing(out):
 
 
 def test_a_path_with_a_null_character(tmp_path):
-    with pytest.raises(OutputError, match="it holds a null character; give another --out"):
+    with pytest.raises(OutputError, match="it contains a null character; give another path"):
         check_new(f"{tmp_path}/a\0b")
     with pytest.raises(SourceError):
         read_source(f"{tmp_path}/a\0b")

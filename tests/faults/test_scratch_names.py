@@ -15,7 +15,7 @@ from querykey import Adapter
 from querykey.cli.main import app
 from querykey.errors import OutputError
 from querykey.features.embed import embed
-from querykey.io.atomic import new_file, new_folder, remove_temp_files, replace_dir, reserve, write_aside
+from querykey.io.atomic import new_file, new_folder, remove_temp_files, replace_dir, reserve, write_atomically
 from querykey.io.scratch import MARK, claim_output
 
 WRITE_AND_DIE = """
@@ -193,7 +193,7 @@ def test_temporary_files_of_others_in_a_run_folder_stay(tmp_path):
     (tmp_path / ".folder.querykey-12-0123abcd").mkdir()
     remove_temp_files(tmp_path)
     assert names(tmp_path) == [".folder.querykey-12-0123abcd", ".notes.2024", ".weights.1.5"]
-    write_aside(tmp_path / "run.json", [b"{}"])
+    write_atomically(tmp_path / "run.json", [b"{}"])
     assert "run.json" in names(tmp_path)
 
 

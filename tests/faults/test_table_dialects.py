@@ -139,7 +139,7 @@ def test_every_command_that_reads_a_table_takes_the_delimiter(tmp_path):
         refused = querykey(*words, "--column", "text")
         assert "give one as delimiter" in refused.stderr or words[0] == "compare", words
         done = querykey(*words, *option)
-        expected = {"adapt": "holds texts", "compare": "no run here"}.get(words[0], "")
+        expected = {"adapt": "contains texts", "compare": "no run here"}.get(words[0], "")
         assert done.exit_code == (2 if expected else 0), done.output
         assert expected in done.stderr
     given = querykey("evaluate", run, "--on", features, "--delimiter", ";")

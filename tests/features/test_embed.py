@@ -195,7 +195,7 @@ class _Broken(LetterModel):
 
 def test_features_that_are_not_finite_are_an_error_and_named(tmp_path):
     with pytest.raises(
-        DataError, match=r"toy:letters gave NaN or infinite .* for 4 items of texts.csv \(t2, t4, t5"
+        DataError, match=r"toy:letters returned NaN or infinity .* for 4 items of texts.csv \(t2, t4, t5"
     ):
         embed(text_source(WORDS), text_encoder(_Broken()), tmp_path / "f")
     assert names_in(tmp_path) == []
@@ -212,13 +212,13 @@ def test_float16_that_overflows_is_an_error(tmp_path):
 
 def test_a_model_of_another_kind(tmp_path):
     with pytest.raises(
-        SourceError, match=r"texts.csv holds texts and toy:shaky takes images; choose another"
+        SourceError, match=r"texts.csv contains texts and toy:shaky takes images; choose another"
     ):
         embed(text_source(WORDS), image_encoder(), tmp_path / "f")
     vectors = Source("x.npy", "vector", np.ones((2, 2)), ["a", "b"], None, (), "0")
-    with pytest.raises(SourceError, match=r"x.npy holds vectors .*; these are features already"):
+    with pytest.raises(SourceError, match=r"x.npy contains vectors .*; these are features already"):
         embed(vectors, text_encoder(), tmp_path / "f")
-    with pytest.raises(DataError, match=r"texts.csv holds no items"):
+    with pytest.raises(DataError, match=r"texts.csv contains no items"):
         embed(text_source([]), text_encoder(), tmp_path / "f")
 
 
@@ -226,7 +226,7 @@ def test_settings_out_of_range(tmp_path):
     for wrong in ({"batch_size": 0}, {"shard_size": 0}):
         with pytest.raises(RangeError, match="must be >= 1, got 0"):
             embed(text_source(WORDS), text_encoder(), tmp_path / "f", **wrong)
-    with pytest.raises(ConfigError, match="a store holds float32 or float16, not int8"):
+    with pytest.raises(ConfigError, match="the dtype of a store is float32 or float16, not int8"):
         embed(text_source(WORDS), text_encoder(), tmp_path / "f", dtype="int8")
 
 
@@ -234,7 +234,7 @@ def test_what_is_no_store_is_not_touched(tmp_path):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "thesis.txt").write_text("mine")
     module = LetterModel()
-    with pytest.raises(OutputExistsError, match="is there and is no feature store; give another --out"):
+    with pytest.raises(OutputExistsError, match="exists and is no feature store; give another path"):
         embed(text_source(WORDS), text_encoder(module), tmp_path / "f")
     assert (tmp_path / "f" / "thesis.txt").read_text() == "mine"
     assert module.batches == []
@@ -290,7 +290,7 @@ def test_what_another_run_left_is_not_taken_up(tmp_path, said):
         embed(text_source(WORDS), text_encoder(_Stops(2, KeyboardInterrupt())), tmp_path / "f", shard_size=2)
     module = LetterModel(seed=1)
     embed(text_source(WORDS), text_encoder(module), tmp_path / "f", notify=said.append)
-    assert said[0].endswith("was left by a run on other data or with another model; starting anew")
+    assert said[0].endswith("is of other data or another model; starting again")
     assert sorted(module.seen) == sorted(WORDS)
 
 
@@ -346,7 +346,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch, at)
 
 def test_an_output_that_may_not_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot be written: .* is not a folder; give another --out"):
+    with pytest.raises(OutputError, match=r"cannot be written: .* is not a folder; give another path"):
         embed(text_source(WORDS), text_encoder(), tmp_path / "file" / "f")
 
 

@@ -114,7 +114,7 @@ def test_a_size_that_changed_is_always_found(store, name):
 def test_a_header_that_changed_is_always_found(store):
     path = store / "vectors.npy"
     path.write_bytes(path.read_bytes().replace(b"(7, 3)", b"(3, 7)"))
-    with pytest.raises(StoreError, match=r"holds float32 \[3, 7\], not float32 \[7, 3\]"):
+    with pytest.raises(StoreError, match=r"contains float32 \[3, 7\], not float32 \[7, 3\]"):
         read_features(store)
 
 
@@ -145,10 +145,10 @@ def test_what_holds_no_vectors(tmp_path):
     (tmp_path / "photos").mkdir()
     images(1)[0].save(tmp_path / "photos" / "a.png")
     with pytest.raises(
-        SourceError, match="holds images, not vectors; make features of it first: querykey embed"
+        SourceError, match="contains images, not vectors; compute features first, with querykey embed"
     ):
         read_features(tmp_path / "photos")
-    with pytest.raises(SourceError, match=r"texts\.csv holds texts, not vectors"):
+    with pytest.raises(SourceError, match=r"texts\.csv contains texts, not vectors"):
         features_of_source(text_source(["a"]))
 
 

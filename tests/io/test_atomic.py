@@ -56,7 +56,7 @@ def test_nothing_is_written_over(tmp_path):
     precious = tmp_path / "run" / "precious"
     precious.parent.mkdir()
     precious.write_text("a")
-    with pytest.raises(OutputExistsError, match="run exists already; give another --out or remove it first"):
+    with pytest.raises(OutputExistsError, match="run exists already; give another path or remove it first"):
         new_folder(tmp_path / "run").__enter__()
     with pytest.raises(OutputExistsError):
         new_file(precious).__enter__()

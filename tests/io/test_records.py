@@ -39,7 +39,7 @@ def test_what_json_has_not_becomes_null(tmp_path):
 
 def test_what_no_record_can_hold_is_refused_before_anything_is_written(tmp_path):
     records = Records(tmp_path / "r.jsonl")
-    with pytest.raises(TypeError, match="a record cannot hold a object"):
+    with pytest.raises(TypeError, match="a record cannot contain a object"):
         records.append("step", what=object())
     assert not records.path.exists()
 

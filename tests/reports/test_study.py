@@ -209,8 +209,8 @@ def test_two_studies_of_one_name_have_figures_of_their_own(tmp_path):
     ("damage", "words"),
     [
         (lambda s: "{", "is damaged"),
-        (lambda s: "[]", "this is not what a study wrote"),
-        (lambda s: json.dumps(s | {"format": "other"}), "this is not what a study wrote"),
+        (lambda s: "[]", "this is not a study"),
+        (lambda s: json.dumps(s | {"format": "other"}), "this is not a study"),
         (lambda s: json.dumps(s | {"version": 2}), "written as version 2; this querykey reads 1"),
         (lambda s: json.dumps({k: v for k, v in s.items() if k != "arms"}), "is damaged"),
         (lambda s: json.dumps(s | {"figures": [{"kind": "pie", "measures": []}]}), "unknown kind .* 'pie'"),

@@ -90,12 +90,12 @@ def test_a_setting_is_a_toml_literal_or_a_bare_word(setting, value):
 
 @pytest.mark.parametrize("setting", ["dim", "=3", "a..b=3", ".=1", ""])
 def test_a_setting_without_key_or_value_is_refused(setting):
-    with pytest.raises(ConfigError, match=r"must be KEY=VALUE, such as --set loss\.temperature=0\.1"):
+    with pytest.raises(ConfigError, match=r"must be KEY=VALUE, such as loss\.temperature=0\.1"):
         parse_setting(setting)
 
 
 def test_a_setting_inside_a_number_is_refused():
-    with pytest.raises(ConfigError, match=r"--set steps\.count: steps is 5, so it has no count"):
+    with pytest.raises(ConfigError, match=r"steps\.count: steps is 5, so it has no count"):
         read_run(None, ["steps=5", "steps.count=3"])
 
 

@@ -1,1 +1,1 @@
-"""Reads run files and validates the settings class that it is handed; it knows no setting itself."""
+"""Reads run files and validates settings classes; it defines no settings."""

@@ -1,6 +1,6 @@
-"""Names of settings in version 0.1: read for one version more, from files and from users.
+"""Names of settings in version 0.1, which are read for one more version, from files and from users.
 
-Folders that 0.1 wrote hold its names in run.json, encoder.json and adapter.json; they are read without a
+Folders of version 0.1 have these names in run.json, encoder.json and adapter.json; they are read without a
 warning.
 """
 
@@ -54,13 +54,13 @@ PRETRAINING: Names = {
     "predictor_hidden": "key_encoder.predictor_hidden",
     "looks": "num_evals",
 }
-"""Settings of a pretraining: Python's flat names, and two of its run files."""
+"""Settings of pretraining: flat names in Python, and two names of run files."""
 
 ADAPTER: Names = {
     "held_out": "validation_fraction",
     "patience": "n_iter_no_change",
 }
-"""Settings of a fit that users wrote."""
+"""Settings of a fit, as written by users."""
 
 ADAPTER_FILES: Names = {
     **ADAPTER,
@@ -76,4 +76,4 @@ VALUES: Mapping[str, Names] = {
     "loss.kind": {"nt_xent": "info_nce", "margin": "triplet"},
     "loss.form": {"plain": "dense", "streamed": "chunked"},
 }
-"""Words that settings took, by the name of the setting today."""
+"""Old values of settings, by the current name of the setting."""

@@ -14,20 +14,20 @@ __all__ = ["parse_setting", "read_raw"]
 def read_raw(
     cls: type, path: str | Path | None, settings: Sequence[str] = (), **options: Any
 ) -> dict[str, Any]:
-    """Settings from a TOML file, options and `--set` settings; the later win.
+    """Settings from a TOML file, options and `--set` settings; the later ones win.
 
     Args:
         cls: The class of the settings.
-        path: A run file, or None for none.
+        path: A run file, or None.
         settings: Each "a.b=value".
-        **options: Settings that have their own option on the command line; None is not given.
+        **options: Settings with an option of their own on the command line; None means not given.
 
     Returns:
-        Nested tables, not checked yet.
+        Nested tables, not validated.
 
     Raises:
         MissingPathError: If there is no such file.
-        ConfigError: If it is no TOML, or a setting is no KEY=VALUE.
+        ConfigError: If it is not TOML, or a setting is not KEY=VALUE.
     """
     raw: dict[str, Any] = {}
     if path is not None:
@@ -41,10 +41,7 @@ def read_raw(
     raw |= {name: value for name, value in options.items() if value is not None}
     for setting in settings:
         key, value = parse_setting(setting)
-        try:
-            raw = tables_of(cls, {**raw, key: value})
-        except ConfigError as error:
-            raise ConfigError(f"--set {error}") from None
+        raw = tables_of(cls, {**raw, key: value})
     return raw
 
 
@@ -67,7 +64,7 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     key, equals, text = setting.partition("=")
     key, text = key.strip(), text.strip()
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"--set {setting}: must be KEY=VALUE, such as --set loss.temperature=0.1")
+        raise ConfigError(f"{setting}: must be KEY=VALUE, such as loss.temperature=0.1")
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Types with a range, for the fields of settings: checked by `config.settings`, nothing to a type checker."""
+"""Types with a range, for the fields of settings; `config.settings` checks the range."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 LARGEST = 2**31 - 1
-"""Of a whole number: counts of rows, steps or images, and seeds, are far below."""
+"""Largest integer: counts of rows, steps or images, and seeds, are far below."""
 
 Count = Annotated[int, Ge(0), Le(LARGEST)]
 PositiveInt = Annotated[int, Gt(0), Le(LARGEST)]
@@ -27,4 +27,4 @@ NonNegative = Annotated[float, Ge(0)]
 Probability = Annotated[float, Ge(0), Le(1)]
 ProbabilityBelowOne = Annotated[float, Ge(0), Lt(1)]
 Side = Annotated[int, Ge(8), Le(4096)]
-"""Of an image or a view, in pixels."""
+"""Side of an image or a view in pixels."""

@@ -1,7 +1,7 @@
 """Nested frozen dataclasses as settings: one class for Python, TOML, `--set` and run.json.
 
 A field whose type is a dataclass is a table: `settings.head.dim` in Python is `head.dim` in a file, in
-`--set` and as a key of a dict. A word in the place of a table is its first field: `head = "mlp"` is
+`--set` and as a key of a dict. A string in place of a table is its first field: `head = "mlp"` is
 `head.kind = "mlp"`. A field with `Options` takes the keys that belong to a kind, such as the arguments of a
 loss.
 """
@@ -42,10 +42,10 @@ _RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal",
 class Options:
     """Keys that depend on a kind; the metadata "options" of a field that is a mapping.
 
-    The keys stand in the table of the field, beside `kind`; the mapping holds those that are given.
+    The keys are in the table of the field, next to `kind`; the mapping contains those that are given.
 
     Args:
-        kinds: Gives kind to (key to its type).
+        kinds: Returns kind to (key to its type).
         by: The field of the same table that names the kind; None: all keys belong to every table.
     """
 
@@ -53,7 +53,7 @@ class Options:
     by: str | None = "kind"
 
     def of(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The keys that a table takes; those of all kinds if it names none."""
+        """The keys of a table; those of all kinds if it names none."""
         kinds = self.kinds()
         kind = None if self.by is None else values.get(self.by)
         chosen = [kinds[kind]] if isinstance(kind, str) and kind in kinds else kinds.values()
@@ -61,14 +61,14 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """What is wrong with one key.
+class Issue:
+    """An error in one key.
 
     Args:
-        key: Dotted.
-        text: What is needed, and what was given.
-        is_range: Whether it is a number outside its range.
-        is_unknown: Whether there is no such key.
+        key: The dotted key.
+        text: What is required, and what was given.
+        is_range: Whether a number is outside its range.
+        is_unknown: Whether the key does not exist.
     """
 
     key: str
@@ -78,17 +78,17 @@ class Fault:
 
 
 def tables_of(cls: type, given: Mapping[str, Any]) -> Tables:
-    """Settings as nested tables, from nested tables, dotted keys and bare words.
+    """Settings as nested tables, from nested tables, dotted keys and bare strings.
 
     Args:
         cls: The class of the settings.
-        given: The later key wins.
+        given: The settings; later keys win.
 
     Returns:
-        Tables; nothing is checked but that a dotted key goes into tables.
+        Nested tables, not validated.
 
     Raises:
-        ConfigError: If a dotted key goes into a value.
+        ConfigError: If a dotted key goes into a value that is no table.
     """
     made: Tables = {}
     for dotted, value in given.items():
@@ -106,7 +106,7 @@ def tables_of(cls: type, given: Mapping[str, Any]) -> Tables:
 
 
 def _as_table(cls: type, name: str, value: Any) -> Any:
-    """A mapping as a dict of plain tables; a word in the place of a table as its first field."""
+    """A mapping as a dict of plain tables; a string in place of a table as its first field."""
     inner = _table_class(cls, name)
     if inner is not None and isinstance(value, str):
         first = _first(inner)
@@ -117,77 +117,77 @@ def _as_table(cls: type, name: str, value: Any) -> Any:
 
 
 def check(cls: type, given: Mapping[str, Any], *, name: str) -> Tables:
-    """Check settings that may be incomplete.
+    """Validate settings that may be incomplete.
 
     Args:
         cls: Their class.
-        given: As `tables_of` takes it.
-        name: What to call them in a message.
+        given: As for `tables_of`.
+        name: Name of the settings, for messages.
 
     Returns:
-        Nested tables of what was given, with values of the right types.
+        Nested tables of the given settings, with values of the right types.
 
     Raises:
-        ConfigError: With every fault: its dotted key and what would be right.
+        ConfigError: With every error: its dotted key and what is required.
     """
-    checked, faults = _walk(cls, tables_of(cls, given), root=cls)
-    if faults:
-        lines = "\n".join(f"  {fault.key}: {fault.text}" for fault in faults)
+    checked, issues = _walk(cls, tables_of(cls, given), root=cls)
+    if issues:
+        lines = "\n".join(f"  {issue.key}: {issue.text}" for issue in issues)
         raise ConfigError(f"{name}: cannot be run\n{lines}")
     return checked
 
 
 def require_valid(settings: Any) -> None:
-    """Check settings that were made in Python.
+    """Validate settings that were made in Python.
 
     Args:
         settings: An instance of a settings class.
 
     Raises:
         RangeError: If a number is outside its range.
-        ConfigError: If a key or a word does not exist.
+        ConfigError: If a key or a kind does not exist.
     """
     cls = type(settings)
-    _, faults = _walk(cls, as_tables(settings), root=cls)
-    _refuse(faults)
+    _, issues = _walk(cls, as_tables(settings), root=cls)
+    _raise_issues(issues)
 
 
 def make(cls: type[Settings], given: Mapping[str, Any], *, ignore_unknown: bool = False) -> Settings:
-    """Settings from what was given; the rest has the defaults of the class.
+    """Create settings; those that are not given have the defaults of the class.
 
     Args:
         cls: Their class.
-        given: As `tables_of` takes it.
-        ignore_unknown: Whether keys that do not exist are left out: those of a later version, in a file.
+        given: As for `tables_of`.
+        ignore_unknown: Whether to ignore keys that do not exist, such as those of a later version in a file.
 
     Returns:
         The settings.
 
     Raises:
         RangeError: If a number is outside its range.
-        ConfigError: If a key or a word does not exist.
+        ConfigError: If a key or a kind does not exist.
     """
-    tables, faults = _walk(cls, tables_of(cls, given), root=cls)
-    _refuse([fault for fault in faults if not (ignore_unknown and fault.is_unknown)])
+    tables, issues = _walk(cls, tables_of(cls, given), root=cls)
+    _raise_issues([issue for issue in issues if not (ignore_unknown and issue.is_unknown)])
     made: Settings = _made(cls, tables)
     return made
 
 
-def _refuse(faults: Sequence[Fault]) -> None:
-    if faults:
-        kind = RangeError if all(fault.is_range for fault in faults) else ConfigError
-        raise kind("; ".join(f"{fault.key}: {fault.text}" for fault in faults))
+def _raise_issues(issues: Sequence[Issue]) -> None:
+    if issues:
+        kind = RangeError if all(issue.is_range for issue in issues) else ConfigError
+        raise kind("; ".join(f"{issue.key}: {issue.text}" for issue in issues))
 
 
 def changed(settings: Settings, given: Mapping[str, Any]) -> Settings:
-    """Settings with some changed.
+    """A copy of settings with changes.
 
     Args:
-        settings: Stay as they are.
-        given: As `tables_of` takes it, such as {"optimizer.learning_rate": 0.1}.
+        settings: The settings, which are not modified.
+        given: The changes, as for `tables_of`, such as {"optimizer.learning_rate": 0.1}.
 
     Returns:
-        Other settings.
+        The changed settings.
     """
     made: Settings = _changed(settings, tables_of(type(settings), given))
     return made
@@ -200,7 +200,7 @@ def as_tables(settings: Any) -> Tables:
         settings: An instance of a settings class.
 
     Returns:
-        Every field; options stand beside the fields of their table.
+        Every field; options are next to the fields of their table.
     """
     made: Tables = {}
     for field in fields(settings):
@@ -216,11 +216,11 @@ def as_tables(settings: Any) -> Tables:
 
 
 def flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys.
+    """Flatten nested tables to dotted keys.
 
     Args:
-        tables: Nested.
-        above: Put before each key.
+        tables: Nested tables.
+        above: Prefix of each key.
 
     Example:
         >>> flat({"head": {"dim": 8}, "seed": 0})
@@ -236,12 +236,12 @@ def flat(tables: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def current(values: Mapping[str, Any], names: Mapping[str, str], *, warn: bool = True) -> dict[str, Any]:
-    """Settings under their names of today.
+    """Settings under their current names.
 
     Args:
-        values: Nested tables or dotted keys, with names of 0.1 or of today.
-        names: Old names to those of today; where both are given, today's wins.
-        warn: Whether each old name warns: where a person wrote it.
+        values: Nested tables or dotted keys, with names of version 0.1 or current names.
+        names: Old names to current names; if both are given, the current name wins.
+        warn: Whether each old name warns, for settings that a person wrote.
 
     Returns:
         Dotted keys.
@@ -255,13 +255,13 @@ def current(values: Mapping[str, Any], names: Mapping[str, str], *, warn: bool =
     for key, value in flat(values).items():
         name, _, rest = key.partition(".")
         renamed = names.get(key) or (f"{names[name]}.{rest}" if rest and name in names else key)
-        words = VALUES.get(renamed, {})
-        word = words.get(value, value) if isinstance(value, str) else value
-        (new if renamed == key else old)[renamed] = word
+        names_of_values = VALUES.get(renamed, {})
+        now = names_of_values.get(value, value) if isinstance(value, str) else value
+        (new if renamed == key else old)[renamed] = now
         if warn and renamed != key:
             _warn(f"the setting {key} is named {renamed}")
-        if warn and word is not value:
-            _warn(f"{renamed} {value!r} is named {word!r}")
+        if warn and now is not value:
+            _warn(f"{renamed} {value!r} is named {now!r}")
     return old | new
 
 
@@ -270,28 +270,28 @@ def _warn(what: str) -> None:
 
 
 def describe_keys(cls: type) -> str:
-    """Every key that a settings class has and what it may be, for a help text.
+    """Every key of a settings class and its values, for a help text.
 
     Args:
         cls: The class.
 
     Returns:
-        A line a key, of at most 80 characters; what is longer goes on below.
+        One entry per key, wrapped at 80 characters.
     """
     width = max(len(key) for key, _ in rows(cls)) + 1
     plain = TextWrapper(80, subsequent_indent=width * " ", break_on_hyphens=False)
-    return "\n".join(plain.fill(f"{key:<{width}}{words}") for key, words in rows(cls))
+    return "\n".join(plain.fill(f"{key:<{width}}{value}") for key, value in rows(cls))
 
 
 def rows(cls: type, above: str = "") -> Iterator[tuple[str, str]]:
-    """Every key that a settings class has.
+    """Every key of a settings class.
 
     Args:
         cls: The class.
-        above: Put before each key.
+        above: Prefix of each key.
 
     Yields:
-        (dotted key, what it may be, and the kinds it belongs to).
+        (dotted key, its values, with the kinds that it belongs to).
     """
     hints = _hints(cls)
     named = [found for field in fields(cls) if (found := _options(field)) is not None]
@@ -303,42 +303,43 @@ def rows(cls: type, above: str = "") -> Iterator[tuple[str, str]]:
             kinds: dict[tuple[str, str], list[str]] = {}
             for kind, keys in options.kinds().items():
                 for key, annotation in keys.items():
-                    kinds.setdefault((key, _in_words(annotation)), []).append(kind)
-            for (key, words), having in kinds.items():
-                yield f"{above}{key}", words if options.by is None else f"{words}  ({', '.join(having)})"
+                    kinds.setdefault((key, _allowed_values(annotation)), []).append(kind)
+            for (key, allowed), of_key in kinds.items():
+                yield f"{above}{key}", allowed if options.by is None else f"{allowed}  ({', '.join(of_key)})"
         else:
             of_kinds = [" | ".join(one.kinds()) for one in named if one.by == field.name]
-            yield f"{above}{field.name}", of_kinds[0] if of_kinds else _in_words(hints[field.name])
+            yield f"{above}{field.name}", of_kinds[0] if of_kinds else _allowed_values(hints[field.name])
 
 
-def _walk(cls: type, tables: Mapping[str, Any], *, root: type, above: str = "") -> tuple[Tables, list[Fault]]:
-    """What was given, converted, and all faults: in the order of the fields, unknown keys last."""
+def _walk(cls: type, tables: Mapping[str, Any], *, root: type, above: str = "") -> tuple[Tables, list[Issue]]:
+    """The given settings, converted, and all issues: in the order of the fields, unknown keys last."""
     made: Tables = {}
-    faults: list[Fault] = []
+    issues: list[Issue] = []
     known = _keys(cls, tables)
     order = {name: place for place, name in enumerate(known)}
     for name in sorted(tables, key=lambda name: order.get(name, len(order))):
         key, value, inner = f"{above}{name}", tables[name], _table_class(cls, name)
         if name not in known:
-            faults.append(Fault(key, _meant(cls, name, list(known), root=root, above=above), is_unknown=True))
+            issues.append(
+                Issue(key, _correction(cls, name, list(known), root=root, above=above), is_unknown=True)
+            )
         elif inner is not None and isinstance(value, Mapping):
             made[name], found = _walk(inner, value, root=root, above=f"{key}.")
-            faults += found
+            issues += found
         elif inner is not None:
             first = _first(inner)
             such = "" if first is None else f', such as {{ {first} = "..." }}'
-            faults.append(Fault(key, f"must be a table{such}, got {value!r}"))
+            issues.append(Issue(key, f"must be a table{such}, got {value!r}"))
         else:
             wrong_kind = _wrong_kind(cls, name, value)
-            made[name], fault = (
-                (value, Fault(key, wrong_kind)) if wrong_kind else _leaf(key, known[name], value)
-            )
-            faults += [] if fault is None else [fault]
-    return made, faults
+            leaf = (value, Issue(key, wrong_kind)) if wrong_kind else _leaf(key, known[name], value)
+            made[name], issue = leaf
+            issues += [] if issue is None else [issue]
+    return made, issues
 
 
 def _keys(cls: type, tables: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that a table takes, to their types."""
+    """The keys of a table, to their types."""
     hints = _hints(cls)
     keys = {field.name: hints[field.name] for field in fields(cls) if _options(field) is None}
     for field in fields(cls):
@@ -348,15 +349,15 @@ def _keys(cls: type, tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wrong_kind(cls: type, name: str, value: Any) -> str | None:
-    """What is wrong with a word that names a kind with options; None: nothing."""
+    """The issue of a value that names a kind with options; None if there is none."""
     for options in filter(None, map(_options, fields(cls))):
         if options.by == name and isinstance(value, str) and value not in (kinds := options.kinds()):
-            return f"no such kind {value!r}{_nearest(value, list(kinds))}"
+            return f"no such kind {value!r}{_suggestion(value, list(kinds))}"
     return None
 
 
-def _leaf(key: str, annotation: Any, value: Any) -> tuple[Any, Fault | None]:
-    """A value of the right type, or what is wrong with it."""
+def _leaf(key: str, annotation: Any, value: Any) -> tuple[Any, Issue | None]:
+    """A value of the right type, or its issue."""
     from pydantic import ValidationError
 
     if value is None and _allows_none(annotation):
@@ -376,7 +377,7 @@ def _leaf(key: str, annotation: Any, value: Any) -> tuple[Any, Fault | None]:
         case _:
             text = first["msg"].replace("Input should be", "must be")
     shown = f", got {value!r}" if isinstance(value, str | int | float) else ""
-    return value, Fault(key, f"{text}{shown}", first["type"] in _RANGES)
+    return value, Issue(key, f"{text}{shown}", first["type"] in _RANGES)
 
 
 @cache
@@ -387,11 +388,11 @@ def _adapter(annotation: Any) -> Any:
 
 
 def _plain(annotation: Any) -> Any:
-    """The types of values that a file can hold: without None, and without tensors."""
+    """The types of values that a file can contain: without None, and without tensors."""
     if get_origin(annotation) is Annotated or not _is_union(annotation):
         return annotation
     kept = [part for part in get_args(annotation) if part is not type(None) and _is_plain(part)]
-    return Union[tuple(kept)]  # noqa: UP007 -- of types that are known only now
+    return Union[tuple(kept)]  # noqa: UP007 -- the types are known only at run time
 
 
 def _is_plain(annotation: Any) -> bool:
@@ -406,22 +407,20 @@ def _allows_none(annotation: Any) -> bool:
     return _is_union(annotation) and type(None) in get_args(annotation)
 
 
-def _meant(cls: type, wrong: str, known: Sequence[str], *, root: type, above: str) -> str:
-    """The nearest right spelling: of another kind, in the same table, or of a key in another."""
+def _correction(cls: type, wrong: str, known: Sequence[str], *, root: type, above: str) -> str:
+    """The nearest existing key: of another kind, in the same table, or in another table."""
     for options in filter(None, map(_options, fields(cls))):
-        having = [kind for kind, keys in options.kinds().items() if wrong in keys]
-        if having and options.by is not None:
-            return f"no such key of this kind; set {above}{options.by} to {' or '.join(having)}"
+        of_key = [kind for kind, keys in options.kinds().items() if wrong in keys]
+        if of_key and options.by is not None:
+            return f"no such key of this kind; set {above}{options.by} to {' or '.join(of_key)}"
     if get_close_matches(wrong, known, n=1):
-        return f"no such key{_nearest(wrong, known)}"
+        return f"no such key{_suggestion(wrong, known)}"
     elsewhere = {key.rpartition(".")[2]: key for key, _ in reversed(list(rows(root)))}
     near = get_close_matches(wrong, elsewhere, n=1)
-    return (
-        f"no such key; did you mean {elsewhere[near[0]]}?" if near else f"no such key{_nearest(wrong, known)}"
-    )
+    return f"no such key{f'; did you mean {elsewhere[near[0]]}?' if near else _suggestion(wrong, known)}"
 
 
-def _nearest(wrong: str, right: Sequence[str]) -> str:
+def _suggestion(wrong: str, right: Sequence[str]) -> str:
     near = get_close_matches(wrong, right, n=1)
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(right)}"
 
@@ -449,9 +448,9 @@ def _changed(settings: Any, tables: Mapping[str, Any]) -> Any:
 
 
 def _rest(cls: type, tables: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a table: what is no field of it."""
-    own = {field.name for field in fields(cls)}
-    return {key: value for key, value in tables.items() if key not in own}
+    """The options of a table: its keys that are no fields."""
+    names = {field.name for field in fields(cls)}
+    return {key: value for key, value in tables.items() if key not in names}
 
 
 def _options(field: "Field[Any]") -> Options | None:
@@ -471,7 +470,7 @@ def _table_class(cls: type, name: str) -> type | None:
 
 
 def _first(cls: type) -> str | None:
-    """The field that a word in the place of a table stands for; None if the first field is no word."""
+    """The field that a string in place of a table stands for; None if the first field is no string."""
     field = fields(cls)[0]
     named = _options(field) is None and _is_word(_hints(cls)[field.name])
     return field.name if named else None
@@ -483,8 +482,8 @@ def _is_word(annotation: Any) -> bool:
     return annotation is str or (_is_union(annotation) and any(map(_is_word, get_args(annotation))))
 
 
-def _in_words(annotation: Any) -> str:
-    """What a value may be, as a person writes it in TOML."""
+def _allowed_values(annotation: Any) -> str:
+    """The values of a type, as written in TOML."""
     if annotation in (None, type(None), ...):
         return "..." if annotation is ... else ""
     if get_origin(annotation) is Literal:
@@ -494,7 +493,7 @@ def _in_words(annotation: Any) -> str:
         return names.get(annotation.__name__, "")
     parts = get_args(annotation)
     if get_origin(annotation) is tuple:
-        return f"[{', '.join(map(_in_words, parts))}]"
-    # Annotated[int, bound] holds the type first and its bounds after it
+        return f"[{', '.join(map(_allowed_values, parts))}]"
+    # the first argument of Annotated[int, bound] is the type
     parts = parts[:1] if hasattr(annotation, "__metadata__") else parts
-    return " | ".join(dict.fromkeys(words for words in map(_in_words, parts) if words))
+    return " | ".join(dict.fromkeys(filter(None, map(_allowed_values, parts))))

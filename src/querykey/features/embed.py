@@ -1,4 +1,4 @@
-"""From a source and a frozen model to a feature store, once."""
+"""Computes the features of a source with a frozen model, and stores them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -35,14 +35,7 @@ from querykey.features.store import DTYPES, QUERIES, StoreItems, is_store, read_
 from querykey.io.atomic import replace_dir, reserve
 from querykey.io.scratch import Claim, remove_abandoned, resumable_content
 
-__all__ = [
-    "Count",
-    "Kept",
-    "embed",
-    "encode_side",
-    "features_key",
-    "write_side",
-]
+__all__ = ["Count", "EncodedRows", "embed", "encode_side", "features_key", "write_side"]
 
 _MOST_DAMAGED = 0.05
 _SHOWN = 5
@@ -50,7 +43,7 @@ _PREVIEW = 100
 
 
 class Count:
-    """Counts the items that are done, for a progress display."""
+    """Counts finished items, for a progress display."""
 
     def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
         self._done = 0
@@ -58,21 +51,21 @@ class Count:
         self._progress = progress
 
     def add(self, items: int) -> None:
-        """Count items as done."""
+        """Count items as finished."""
         self._done += items
         if self._progress is not None:
             self._progress(self._done, self._total)
 
 
-class Kept:
-    """Which rows of one side have a vector, and which do not."""
+class EncodedRows:
+    """The rows of one side that have a vector, and those that were skipped."""
 
     def __init__(self) -> None:
         self.rows: list[NDArray[np.int64]] = []
         self.skipped: list[Skipped] = []
 
     def all_rows(self) -> NDArray[np.int64]:
-        """The rows of the source that have a vector, in order."""
+        """The rows of the source with a vector, in order."""
         return np.concatenate(self.rows)
 
 
@@ -84,32 +77,32 @@ def encode_side(
     count: Count,
     notify: Callable[[str], None],
     processes: ProcessGroup = SINGLE_PROCESS,
-) -> Kept:
-    """Encode the shards of one side that are not there yet.
+) -> EncodedRows:
+    """Encode the missing shards of one side.
 
     Args:
         side: The items or the queries.
         encoder: The frozen model.
-        shards: Where they are kept.
-        dtype: Of the vectors.
+        shards: The shards on disk.
+        dtype: Dtype of the vectors.
         count: Called after every batch, and for every shard that exists already.
-        notify: Called with what was skipped.
+        notify: Called with the skipped items.
         processes: Each encodes some of the shards; the main process returns all rows.
 
     Returns:
-        Which rows have a vector.
+        The rows with a vector.
 
     Raises:
-        DataError: If more than 5% of the items cannot be read, or the model gives numbers that are
-            not finite.
+        DataError: If more than 5% of the items cannot be read, or the model returns numbers that are not
+            finite.
         OutputError: If a shard cannot be written.
     """
-    kept = Kept()
+    kept = EncodedRows()
     if processes.world_size > 1:
-        alone = Count(len(side), None)
+        silent = Count(len(side), None)
         for number, span in shards.spans():
             if number % processes.world_size == processes.rank and shards.read(number) is None:
-                _put_span(shards, number, side, encoder, span, dtype, alone)
+                _put_span(shards, number, side, encoder, span, dtype, silent)
         processes.barrier()
     for number, span in shards.spans():
         shard = shards.read(number)
@@ -124,7 +117,7 @@ def encode_side(
             raise DataError(
                 f"{side.name}: {len(kept.skipped)} of the first {span.stop} items (of {len(side)}) cannot "
                 f"be read, more than {_MOST_DAMAGED:.0%} of all: {_listed(kept.skipped)}; "
-                "mend them or take them out"
+                "repair or remove them"
             )
     if kept.skipped:
         notify(
@@ -145,7 +138,7 @@ def _put_span(
 def _encode_span(
     side: Source, encoder: FrozenEncoder, span: range, dtype: torch.dtype, count: Count
 ) -> tuple[Tensor, NDArray[np.int64], list[Skipped]]:
-    """(vectors, the rows they are of, the rows that could not be read)."""
+    """(vectors, their rows, rows that could not be read)."""
     rows = np.arange(span.start, span.stop, dtype=np.int64)
     skipped: list[Skipped] = []
 
@@ -159,7 +152,7 @@ def _encode_span(
     if bad:
         ids = ", ".join(side.ids[int(kept[place])] for place in bad[:_SHOWN])
         raise DataError(
-            f"{encoder.spec} gave NaN or infinite numbers in {vectors.dtype} for {len(bad)} items of "
+            f"{encoder.spec} returned NaN or infinity in {vectors.dtype} for {len(bad)} items of "
             f"{side.name} ({ids}{', ...' if len(bad) > _SHOWN else ''}); "
             "check the weights, or compute and store in float32"
         )
@@ -170,7 +163,7 @@ def write_side(
     folder: Path,
     side: Source,
     shards: Shards,
-    kept: Kept,
+    kept: EncodedRows,
     pairs: NDArray[np.int64] | None,
     dtype: str,
     about: dict[str, Any],
@@ -191,12 +184,18 @@ def write_side(
         labels=None if side.labels is None else side.labels[rows],
         previews=[_preview(text) for text in _of(side.items, rows)] if side.kind == "text" else ids,
     )
-    named = {"name": side.name, "kind": side.kind, "fingerprint": side.fingerprint, "rows": len(side)}
+    source = {"name": side.name, "kind": side.kind, "fingerprint": side.fingerprint, "rows": len(side)}
+    about = {**about, "source": source, "skipped": [asdict(one) for one in kept.skipped]}
     write_store(
-        folder, shards.all_vectors(), items=items, dim=first.shape[1], dtype=dtype,
-        label_names=side.label_names, pairs=pairs,
-        about={**about, "source": named, "skipped": [asdict(one) for one in kept.skipped]},
-    )  # fmt: skip
+        folder,
+        shards.all_vectors(),
+        items=items,
+        dim=first.shape[1],
+        dtype=dtype,
+        label_names=side.label_names,
+        pairs=pairs,
+        about=about,
+    )
 
 
 def _preview(text: str) -> str:
@@ -229,43 +228,42 @@ def embed(
     progress: Callable[[int, int], None] | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Features:
-    """Features of every item of a source, kept in a store so that the model runs only once.
+    """Compute the features of every item of a source and store them, so that the model runs only once.
 
-    A store at `out` made of the same data by the same model is returned as it is. One of other
-    data or another model is made again beside the old one, which goes when the new one is whole.
-    A run that was stopped at any moment, even killed, is resumed: finished shards stay in
-    `OUT.querykey`. The processes of torch.distributed distribute the shards; the first
-    writes the store, in a file system that all of them see.
+    An existing store of the same data and model is returned unchanged. A store of other data or another
+    model is replaced once the new one is complete. A call that was stopped or killed is resumed by the next
+    one: finished shards stay in `OUT.querykey`. With several processes of torch.distributed the shards are
+    distributed, and the main process writes the store; they need a common file system.
 
     Args:
-        source: Images or texts, and their queries where it has pairs.
+        source: Images or texts, and their queries if it has pairs.
         encoder: The frozen model; see `load_encoder`.
-        out: The store's folder.
-        batch_size: Items a forward, >= 1; measured once if not given.
-        shard_size: Items a shard, >= 1: what a kill can cost.
-        dtype: Of the vectors in the store, "float32" or "float16" (half the disk, 3 digits).
-        progress: Called with (items done, items in all), queries counted too.
-        notify: Called with a sentence on what is resumed, made again or skipped.
+        out: The folder of the store.
+        batch_size: Items per forward pass, >= 1; measured once if not given.
+        shard_size: Items per shard, >= 1: the work that a killed process can lose.
+        dtype: Dtype of the stored vectors, "float32" or "float16" (half the size, 3 digits).
+        progress: Called with (items done, total), including queries.
+        notify: Called with notes on what is resumed, computed again or skipped.
 
     Returns:
-        The features, mapped from the store.
+        The features, memory-mapped from the store.
 
     Raises:
-        SourceError: If the model takes other items than the source has.
-        DataError: If there are no items, more than 5% cannot be read, or the model gives numbers
-            that are not finite.
+        SourceError: If the model takes other items than those of the source.
+        DataError: If there are no items, more than 5% cannot be read, or the model returns numbers that are
+            not finite.
         RangeError: If a size is not positive.
         ConfigError: If there is no such dtype.
-        OutputExistsError: If `out` is there and is no feature store.
-        OutputError: If it cannot be written; what was finished stays for the next call.
+        OutputExistsError: If `out` exists and is no feature store.
+        OutputError: If it cannot be written; finished shards stay for the next call.
     """
-    out, notify = Path(out), notify or _say_nothing
+    out, notify = Path(out), notify or _ignore
     if batch_size is not None and batch_size < 1:
         raise RangeError(f"batch_size must be >= 1, got {batch_size}")
     if shard_size < 1:
         raise RangeError(f"shard_size must be >= 1, got {shard_size}")
     if dtype not in DTYPES:
-        raise ConfigError(f"a store holds {' or '.join(DTYPES)}, not {dtype}")
+        raise ConfigError(f"the dtype of a store is {' or '.join(DTYPES)}, not {dtype}")
     _check_kinds(source, encoder)
     key = features_key(source, encoder, dtype=dtype)
     finished = _finished(out, key, notify)
@@ -281,14 +279,14 @@ def embed(
             partial = work.open(claim.content, notify)
             processes.barrier()
             kept = work.encode(partial, count, notify, processes)
-            processes.barrier()  # all have read the shards, which are removed once the store is complete
+            processes.barrier()  # all have read the shards, which are removed after the store is complete
             work.write(partial, kept, claim)
     else:
-        processes.barrier()  # until the main process has started or resumed a store, and measured
+        processes.barrier()  # the main process has started or resumed a store, and measured
         content = resumable_content(out)
         if content is None:
-            raise OutputError(f"{out}: the shards of the first process are not here; share the file system")
-        kept = work.encode(work.open(content, _say_nothing), count, notify, processes)
+            raise OutputError(f"{out}: the shards of the main process are not here; use a common file system")
+        kept = work.encode(work.open(content, _ignore), count, notify, processes)
         processes.barrier()
     processes.barrier()
     return read_features(out)
@@ -298,23 +296,29 @@ class _Work:
     """The features to compute: a source, a model and how they are stored."""
 
     def __init__(
-        self, source: Source, encoder: FrozenEncoder, *, key: str, shard_size: int, dtype: str,
+        self,
+        source: Source,
+        encoder: FrozenEncoder,
+        *,
+        key: str,
+        shard_size: int,
+        dtype: str,
         batch_size: int | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._source, self._encoder, self._batch_size = source, encoder, batch_size
         self._key, self._shard_size, self._dtype = key, shard_size, dtype
         self.sides = {"items": source} | ({QUERIES: source.queries} if source.queries is not None else {})
 
     def open(self, content: Path, notify: Callable[[str], None]) -> PartialStore:
-        """The shards so far, and how the model is run, measured once."""
+        """The shards so far; also sets or measures the batch plan of the model."""
         partial = PartialStore.open(content, key=self._key, shard_size=self._shard_size, notify=notify)
         _follow_plan(partial, self._encoder, self._source, self._batch_size)
         return partial
 
     def encode(
         self, partial: PartialStore, count: Count, notify: Callable[[str], None], processes: ProcessGroup
-    ) -> dict[str, Kept]:
-        """Encode what is missing of each side."""
+    ) -> dict[str, EncodedRows]:
+        """Encode the missing shards of each side."""
         try:
             return {
                 name: encode_side(
@@ -322,37 +326,31 @@ class _Work:
                 )
                 for name, side in self.sides.items()
             }
-        except DataError:  # running it again would end the same way
+        except DataError:  # another call would fail in the same way
             if processes.is_main_process:
                 partial.discard()
             raise
 
-    def write(self, partial: PartialStore, kept: dict[str, Kept], claim: Claim) -> None:
-        """Put the store together from its shards."""
-        encoder = self._encoder
-        about = {
-            "key": self._key,
-            "model": {
-                "spec": encoder.spec, "key": encoder.key, "kind": encoder.kind, "dtype": encoder.dtype,
-                "prompt": encoder.prompt, "plan": asdict(encoder.plan),
-            },
-        }  # fmt: skip
-        whole = partial.folder / "whole"
+    def write(self, partial: PartialStore, kept: dict[str, EncodedRows], claim: Claim) -> None:
+        """Assemble the store from its shards."""
+        names = ("spec", "key", "kind", "dtype", "prompt")
+        model = {name: getattr(self._encoder, name) for name in names} | {"plan": asdict(self._encoder.plan)}
+        about, store = {"key": self._key, "model": model}, partial.folder / "whole"
         for name, side in self.sides.items():
             pairs = _pairs_of_kept(self._source, kept) if name == "items" else None
-            folder = whole if name == "items" else whole / name
+            folder = store if name == "items" else store / name
             write_side(folder, side, partial.side(name, len(side)), kept[name], pairs, self._dtype, about)
-        replace_dir(claim, whole)
+        replace_dir(claim, store)
         partial.discard()
 
 
 def features_key(source: Source, encoder: FrozenEncoder, *, dtype: str = "float32") -> str:
-    """The sha256 of all that a store depends on: the model's key, the data's bytes, the dtype.
+    """The SHA-256 of everything that determines a store: the model's key, the data's bytes, the dtype.
 
     Args:
-        source: With its queries and pairs.
+        source: The source, with its queries and pairs.
         encoder: The frozen model.
-        dtype: Of the vectors in the store.
+        dtype: Dtype of the stored vectors.
 
     Returns:
         64 hexadecimal digits.
@@ -367,8 +365,8 @@ def features_key(source: Source, encoder: FrozenEncoder, *, dtype: str = "float3
     return digest.hex()
 
 
-def _say_nothing(_: str) -> None:
-    pass
+def _ignore(_: str) -> None:
+    """The default of `notify`."""
 
 
 def _check_kinds(source: Source, encoder: FrozenEncoder) -> None:
@@ -376,18 +374,18 @@ def _check_kinds(source: Source, encoder: FrozenEncoder) -> None:
         if side is not None and side.kind != encoder.kind:
             hint = "these are features already" if side.kind == "vector" else "choose another model"
             raise SourceError(
-                f"{side.name} holds {side.kind}s and {encoder.spec} takes {encoder.kind}s; {hint}"
+                f"{side.name} contains {side.kind}s and {encoder.spec} takes {encoder.kind}s; {hint}"
             )
         if side is not None and not len(side):
-            raise DataError(f"{side.name} holds no items; there is nothing to embed")
+            raise DataError(f"{side.name} contains no items; there is nothing to embed")
 
 
 def _finished(out: Path, key: str, notify: Callable[[str], None]) -> Features | None:
-    """The store that is at `out`, if it is the one that is wanted."""
+    """The store at `out`, if it has the same key."""
     if not out.exists():
         return None
     if not is_store(out):
-        raise OutputExistsError(f"{out} is there and is no feature store; give another --out, or remove it")
+        raise OutputExistsError(f"{out} exists and is no feature store; give another path, or remove it")
     try:
         if read_meta(out).get("key") == key:
             return read_features(out)
@@ -400,7 +398,7 @@ def _finished(out: Path, key: str, notify: Callable[[str], None]) -> Features | 
 def _follow_plan(
     partial: PartialStore, encoder: FrozenEncoder, source: Source, batch_size: int | None
 ) -> None:
-    """Measure how to run the model, or read back the plan of the run that is resumed."""
+    """Measure the batch plan of the model, or use that of the call that is resumed."""
     if partial.plan is not None:
         encoder.plan = BatchPlan(**partial.plan)
         return
@@ -408,11 +406,11 @@ def _follow_plan(
         encoder.measure(source.items, batch_size=batch_size)
     else:
         encoder.plan = BatchPlan(batch_size=batch_size or BatchPlan().batch_size)
-    partial.keep_plan(asdict(encoder.plan))
+    partial.store_plan(asdict(encoder.plan))
 
 
-def _pairs_of_kept(source: Source, kept: dict[str, Kept]) -> NDArray[np.int64] | None:
-    """Pairs between the rows that have a vector, renumbered to them."""
+def _pairs_of_kept(source: Source, kept: dict[str, EncodedRows]) -> NDArray[np.int64] | None:
+    """Pairs between rows with a vector, renumbered."""
     if source.pairs is None or source.queries is None:
         return None
     place = {}

@@ -1,4 +1,4 @@
-"""Features: the rows of a frozen model, with what is known of each item."""
+"""Features: rows computed by a frozen model, with ids, labels and pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,24 +34,24 @@ _ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Rows of features and what they are of.
+    """Rows of features, with their ids, labels and pairs.
 
-    `numpy.asarray(features)` and scikit-learn take it as its vectors.
+    `numpy.asarray(features)` and scikit-learn use its vectors.
 
     Args:
-        vectors: [n, dim], float32 or float16. From a store or a .npy file they are mapped into
-            memory: a row that is not read costs nothing, and writing to one changes no file.
-        ids: One an item, unique.
-        labels: int64 [n], -1 where unknown; None without labels.
-        label_names: The classes, () where they have no names; labels index into it.
-        previews: One short line an item, to show in a search: the text's start, or the path.
-        model_key: Of the model that made the vectors; "" where none is known.
-        meta: What meta.json of the store holds; {} without a store.
-        queries: The query side, where the data are pairs.
+        vectors: [n, dim], float32 or float16. Those of a store or a .npy file are memory-mapped copy on
+            write: rows are read when they are used, and writing to them changes no file.
+        ids: One per row, unique.
+        labels: int64 [n], -1 for no label; None without labels.
+        label_names: Names of the classes, which labels index; () if they have no names.
+        previews: One short line per row, to show in a search: the start of the text, or the path.
+        model_key: Key of the model that computed the vectors; "" if unknown.
+        meta: Content of meta.json of the store; {} without a store.
+        queries: The query side of pairs.
         pairs: int64 [m, 3]: row in `queries`, row here, grade >= 1.
 
     Raises:
-        ShapeError: If ids, labels or previews are not one a row.
+        ShapeError: If ids, labels or previews do not have one entry per row.
     """
 
     vectors: Rows
@@ -72,7 +72,7 @@ class Features:
                 )
 
     def __len__(self) -> int:
-        """How many items there are."""
+        """Number of rows."""
         return len(self.vectors)
 
     @property
@@ -81,7 +81,7 @@ class Features:
         return int(self.vectors.shape[1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """The vectors as a numpy array; not copied unless another dtype or a copy is asked for."""
+        """The vectors as a numpy array, copied only for another dtype or with copy=True."""
         array = self.vectors.numpy()
         wanted = array.dtype if dtype is None else np.dtype(dtype)
         if copy is False and wanted != array.dtype:
@@ -96,20 +96,20 @@ def features_from_array(
     *,
     model_key: str = "",
 ) -> Features:
-    """Features of vectors that are in memory.
+    """Features of vectors in memory.
 
     Args:
         X: [n, dim]; numpy, torch, or anything numpy takes. float32 and float16 are not copied.
-        y: Labels, one a row: whole numbers (-1 or missing: unknown) or strings; None for none.
-        ids: One a row, unique; row numbers without.
-        model_key: Of the model that made them, where it is known.
+        y: Labels, one per row: integers (-1 or missing: no label) or strings; None without labels.
+        ids: One per row, unique; None: row numbers.
+        model_key: Key of the model that computed them; "" if unknown.
 
     Returns:
-        The features, sharing memory with X where its dtype allows.
+        The features, which share memory with X if its dtype allows.
 
     Raises:
-        ShapeError: If X is not [n, dim], or y or ids are not one a row.
-        DataError: If y holds no classes.
+        ShapeError: If X is not [n, dim], or y or ids do not have one entry per row.
+        DataError: If y contains no classes.
 
     Example:
         >>> features = features_from_array([[1.0, 0.0], [0.0, 1.0]], y=["b", "a"])
@@ -137,21 +137,20 @@ def features_from_array(
 
 
 def features_of_source(source: Source) -> Features:
-    """Features of a source that holds vectors already; no model is known to have made them.
+    """Features of a source of vectors, whose model is unknown.
 
     Args:
-        source: Of kind "vector".
+        source: A source of kind "vector".
 
     Returns:
-        Its vectors, not copied where they are float32 or float16, with its labels, queries and pairs.
+        Its vectors, not copied if they are float32 or float16, with its labels, queries and pairs.
 
     Raises:
-        SourceError: If it holds images or texts.
+        SourceError: If it contains images or texts.
     """
     if source.kind != "vector":
         raise SourceError(
-            f"{source.name} holds {source.kind}s, not vectors; make features of it first: "
-            f"querykey embed {source.name} --model MODEL --out FEATURES"
+            f"{source.name} contains {source.kind}s, not vectors; compute features first, with querykey embed"
         )
     return Features(
         vectors=_tensor(np.asanyarray(source.items)),
@@ -170,8 +169,8 @@ def read_features(path: str | Path, *, verify: bool = False) -> Features:
 
     Args:
         path: The store's folder, or the file.
-        verify: Read every byte of a store and compare its sha256; without it the sizes and
-            headers of its files are checked.
+        verify: Whether to check the SHA-256 of every file of a store; otherwise only sizes and headers are
+            checked.
 
     Returns:
         The features, memory-mapped.
@@ -182,7 +181,7 @@ def read_features(path: str | Path, *, verify: bool = False) -> Features:
     """
     path = Path(path)
     if not is_store(path):
-        # a folder of images, say, is read only to tell its kind
+        # for example a folder of images, whose kind is part of the error message
         from querykey.data.readers.open import read_source
 
         return features_of_source(read_source(path))
@@ -190,18 +189,18 @@ def read_features(path: str | Path, *, verify: bool = False) -> Features:
 
 
 def write_features(features: Features, out: str | Path) -> Path:
-    """Write features as a store: into a scratch folder, then renamed into place.
+    """Write features as a store, atomically.
 
     Args:
-        features: With their queries and pairs, where they have them.
-        out: The store's folder.
+        features: The features, with their queries and pairs.
+        out: The folder of the store.
 
     Returns:
         The folder.
 
     Raises:
-        OutputExistsError: If something is there already.
-        OutputError: If it cannot be written; nothing is left behind.
+        OutputExistsError: If the folder exists.
+        OutputError: If it cannot be written; no partial output remains.
     """
     out = Path(out)
     with new_folder(out) as tmp_path:
@@ -261,7 +260,7 @@ def _array(X: ArrayLike | Tensor) -> NDArray[Any]:
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
-    """float16 and float32 as they are, all else as float32."""
+    """float16 and float32 unchanged, other dtypes as float32."""
     if array.dtype not in (np.float32, np.float16):
         array = array.astype(np.float32)
     if not array.flags.writeable:  # torch has no read-only tensors

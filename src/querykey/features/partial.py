@@ -1,4 +1,4 @@
-"""A feature store in progress: shards that survive the process that makes them."""
+"""A feature store in progress: shards on disk, from which a stopped call is resumed."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from querykey.io.atomic import make_folder, write_aside
+from querykey.io.atomic import make_folder, write_atomically
 
 __all__ = ["PartialStore", "Shards", "Skipped"]
 
@@ -26,9 +26,9 @@ class Skipped:
     """An item that could not be read.
 
     Args:
-        row: Its place in the source.
-        id: Its id there.
-        reason: What was wrong with it.
+        row: Its row in the source.
+        id: Its id.
+        reason: Why it could not be read.
     """
 
     row: int
@@ -40,9 +40,9 @@ class Shards:
     """The shards of one side of a store: rows 0 to size - 1 in shard 0, and so on.
 
     Args:
-        folder: Where they lie.
-        rows: Of the source, the skipped ones too.
-        size: Rows a shard, >= 1.
+        folder: Their folder.
+        rows: Rows of the source, including skipped ones.
+        size: Rows per shard, >= 1.
     """
 
     def __init__(self, folder: Path, *, rows: int, size: int) -> None:
@@ -52,18 +52,18 @@ class Shards:
         make_folder(folder)
 
     def spans(self) -> Iterator[tuple[int, range]]:
-        """(number of the shard, the rows of the source in it), in order."""
+        """(number of the shard, its rows of the source), in order."""
         for number, start in enumerate(range(0, self._rows, self._size)):
             yield number, range(start, min(start + self._size, self._rows))
 
     def put(self, number: int, vectors: Tensor, kept: Sequence[int], skipped: Sequence[Skipped]) -> None:
-        """Write a shard whole.
+        """Write a shard.
 
         Args:
-            number: Which.
+            number: Number of the shard.
             vectors: [kept, dim].
             kept: Row in the source of each vector.
-            skipped: The rows that have none.
+            skipped: The rows without a vector.
 
         Raises:
             OutputError: If it cannot be written; the other shards are kept.
@@ -72,7 +72,7 @@ class Shards:
 
         tensors = {"vectors": vectors.contiguous(), "kept": torch.tensor(kept, dtype=torch.int64)}
         notes = json.dumps([vars(one) for one in skipped])
-        write_aside(self._path(number), [save(tensors, metadata={"skipped": notes})])
+        write_atomically(self._path(number), [save(tensors, metadata={"skipped": notes})])
 
     def read(self, number: int) -> tuple[Tensor, NDArray[np.int64], list[Skipped]] | None:
         """(vectors, kept, skipped) of a shard; None if it was not finished."""
@@ -81,7 +81,7 @@ class Shards:
                 notes = json.loads(shard.metadata()["skipped"])
                 kept: NDArray[np.int64] = shard.get_tensor("kept").numpy()
                 return shard.get_tensor("vectors"), kept, [Skipped(**note) for note in notes]
-        except (OSError, SafetensorError):  # not there, or the disk lost a part of it
+        except (OSError, SafetensorError):  # missing or incomplete
             return None
 
     def all_vectors(self) -> Iterator[Tensor]:
@@ -96,11 +96,11 @@ class Shards:
 
 
 class PartialStore:
-    """The scratch folder of a store, in which its shards are collected.
+    """The scratch folder of a store, with its shards.
 
     Args:
-        folder: Where the shards lie.
-        manifest: What they are shards of.
+        folder: The folder.
+        manifest: Key of the store, shard size and batch plan.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -111,23 +111,23 @@ class PartialStore:
     def open(
         cls, folder: Path, *, key: str, shard_size: int, notify: Callable[[str], None]
     ) -> "PartialStore":
-        """Resume what an earlier call left, if it is of the same key; start anew otherwise.
+        """Resume from the shards of an earlier call with the same key, or start a new store.
 
         Args:
             folder: The content of the claim on the store, see `reserve`.
-            key: Of the store to make.
-            shard_size: Rows a shard, if it starts anew.
-            notify: Called with what is done with the shards that were left.
+            key: Key of the store.
+            shard_size: Rows per shard of a new store.
+            notify: Called with a note on the existing shards.
 
         Raises:
             OutputError: If the folder cannot be made.
         """
         manifest = _manifest_of(folder)
         if manifest is not None and manifest.get("key") == key:
-            notify(f"resuming from {folder}, which an earlier run left")
+            notify(f"resuming from {folder} of an earlier run")
             return cls(folder, manifest)
         if folder.exists():
-            notify(f"{folder} was left by a run on other data or with another model; starting anew")
+            notify(f"{folder} is of other data or another model; starting again")
             shutil.rmtree(folder)
         started = cls(folder, {"key": key, "shard_size": shard_size, "plan": None})
         make_folder(folder)
@@ -136,12 +136,12 @@ class PartialStore:
 
     @property
     def plan(self) -> dict[str, Any] | None:
-        """How the model was run so far, for the rest to be run likewise."""
+        """The batch plan of the model so far."""
         plan: dict[str, Any] | None = self._manifest["plan"]
         return plan
 
-    def keep_plan(self, plan: Mapping[str, Any]) -> None:
-        """Write down how the model is run."""
+    def store_plan(self, plan: Mapping[str, Any]) -> None:
+        """Store the batch plan of the model."""
         self._manifest["plan"] = dict(plan)
         self._write()
 
@@ -150,11 +150,11 @@ class PartialStore:
         return Shards(self.folder / name, rows=rows, size=int(self._manifest["shard_size"]))
 
     def discard(self) -> None:
-        """Remove it and all shards."""
+        """Remove the folder with all shards."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self) -> None:
-        write_aside(self.folder / _MANIFEST, [json.dumps(self._manifest, indent=2).encode()])
+        write_atomically(self.folder / _MANIFEST, [json.dumps(self._manifest, indent=2).encode()])
 
 
 def _manifest_of(folder: Path) -> dict[str, Any] | None:

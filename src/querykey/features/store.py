@@ -1,7 +1,7 @@
 """The files of a feature store: vectors.npy, items.parquet, pairs.parquet, meta.json.
 
-Each file is written whole, forced to the disk and only then given its name; meta.json comes last
-and holds the size and sha256 of the others and of itself. Nothing in it is pickled.
+Each file is written under a temporary name, flushed to disk and renamed. meta.json is written last, and
+contains the size and SHA-256 of the others and its own SHA-256. No file is pickled.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from querykey.data.items import Items
 from querykey.errors import StoreError
-from querykey.io.atomic import make_folder, write_aside
+from querykey.io.atomic import make_folder, write_atomically
 
 __all__ = [
     "DTYPES",
@@ -48,7 +48,7 @@ _PACKAGES = ("querykey", "torch", "timm", "sentence-transformers", "onnxruntime"
 
 
 class StringColumn(Items):
-    """Strings kept in one block of memory by arrow, each a str only while it is looked at.
+    """Strings stored in one block of memory by arrow; each becomes a str when it is read.
 
     Example:
         >>> StringColumn(pa.array(["a", "b"]))[-1]
@@ -67,7 +67,7 @@ class StringColumn(Items):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StoreItems:
-    """What a store holds of each item beside its vector."""
+    """Ids, labels and previews of the items of a store."""
 
     ids: Sequence[str]
     labels: NDArray[np.int64] | None
@@ -75,7 +75,7 @@ class StoreItems:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder is a feature store, whole or damaged."""
+    """Whether a folder is a feature store, possibly a damaged one."""
     try:
         return bool(json.loads((path / META).read_text())["format"] == _FORMAT)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -83,59 +83,59 @@ def is_store(path: Path) -> bool:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What meta.json holds, if it is as it was written.
+    """The content of meta.json.
 
     Raises:
         StoreError: If it was changed, or is of a later version.
     """
     try:
         meta: dict[str, Any] = json.loads((folder / META).read_text())
-        version, said = meta["version"], meta["sha256"]
+        version, digest = meta["version"], meta["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder / META} is damaged ({error!r}); {_AGAIN}") from error
     if version > _VERSION:
         raise StoreError(f"{folder} is a store of version {version}; this querykey reads up to {_VERSION}")
-    if _meta_digest(meta) != said:
+    if _meta_digest(meta) != digest:
         raise StoreError(f"{folder / META} was changed after it was written; {_AGAIN}")
     return meta
 
 
 def check_store(folder: Path, meta: Mapping[str, Any], *, verify: bool) -> None:
-    """Compare the files of a store with what meta.json says of them.
+    """Compare the files of a store with their description in meta.json.
 
     Args:
         folder: The store.
-        meta: What `read_meta` gave.
-        verify: Read every byte and compare sha256 too; sizes always are.
+        meta: The result of `read_meta`.
+        verify: Whether to compare the SHA-256 too, not only sizes.
 
     Raises:
-        StoreError: If a file is missing, or is not the one that was written.
+        StoreError: If a file is missing or has changed.
     """
-    for name, said in meta["files"].items():
+    for name, written in meta["files"].items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
-        if size != said["bytes"]:
+        if size != written["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes"
-            raise StoreError(f"{path} {found}, {said['bytes']} were written; {_AGAIN}")
-        if verify and _digest_of(path) != said["sha256"]:
+            raise StoreError(f"{path} {found}, {written['bytes']} were written; {_AGAIN}")
+        if verify and _digest_of(path) != written["sha256"]:
             raise StoreError(f"{path}: its bytes were changed after it was written; {_AGAIN}")
 
 
 def read_vectors(folder: Path, meta: Mapping[str, Any]) -> NDArray[Any]:
-    """The vectors [rows, dim], mapped copy on write: what is written to them reaches no file.
+    """The vectors [rows, dim], memory-mapped copy on write: writing to them changes no file.
 
     Raises:
-        StoreError: If the header of the file does not say what meta.json says.
+        StoreError: If the header of the file does not agree with meta.json.
     """
     path = folder / VECTORS
     try:
         vectors: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} is no array ({error}); {_AGAIN}") from error
-    said = ([meta["rows"], meta["dim"]], meta["dtype"])
-    if (list(vectors.shape), str(vectors.dtype)) != said:
+    shape, dtype = [meta["rows"], meta["dim"]], meta["dtype"]
+    if (list(vectors.shape), str(vectors.dtype)) != (shape, dtype):
         found = f"{vectors.dtype} {list(vectors.shape)}"
-        raise StoreError(f"{path} holds {found}, not {said[1]} {said[0]}; {_AGAIN}")
+        raise StoreError(f"{path} contains {found}, not {dtype} {shape}; {_AGAIN}")
     return vectors
 
 
@@ -143,20 +143,20 @@ def read_items(folder: Path, meta: Mapping[str, Any]) -> StoreItems:
     """Ids, labels and previews.
 
     Raises:
-        StoreError: If the file cannot be read, or has not one line a vector.
+        StoreError: If the file cannot be read, or does not have one row per vector.
     """
     table = _read_table(folder / ITEMS)
     if len(table) != meta["rows"]:
         raise StoreError(f"{folder / ITEMS} has {len(table)} lines for {meta['rows']} vectors; {_AGAIN}")
     labels = None
     if "label" in table.column_names:
-        # copied: what arrow hands out is read-only
+        # a copy, because arrays of arrow are read-only
         labels = np.array(table["label"].to_numpy(), dtype=np.int64)
     return StoreItems(ids=StringColumn(table["id"]), labels=labels, previews=StringColumn(table["preview"]))
 
 
 def read_pairs(folder: Path, meta: Mapping[str, Any]) -> NDArray[np.int64] | None:
-    """Pairs [m, 3] of query row, item row and grade; None where there are none."""
+    """Pairs [m, 3] of query row, item row and grade; None if there are none."""
     if PAIRS not in meta["files"]:
         return None
     table = _read_table(folder / PAIRS)
@@ -174,17 +174,17 @@ def write_store(
     pairs: NDArray[np.int64] | None,
     about: Mapping[str, Any],
 ) -> None:
-    """Write the files of a store into a folder that is not read yet.
+    """Write the files of a store into a folder that is not in use yet.
 
     Args:
-        folder: Made if it is not there; what is in it is written over.
-        blocks: The vectors, some rows at a time, in order.
-        items: One entry a row.
+        folder: Created if it does not exist; existing files are replaced.
+        blocks: The vectors in blocks of rows, in order.
+        items: One entry per row.
         dim: Width of a row.
         dtype: "float32" or "float16".
-        label_names: The classes.
+        label_names: Names of the classes.
         pairs: int64 [m, 3], or None.
-        about: What else meta.json shall hold: key, model, source, skipped items.
+        about: Other content of meta.json: key, model, source, skipped items.
 
     Raises:
         OutputError: If the disk is full or may not be written.
@@ -196,12 +196,12 @@ def write_store(
     columns["preview"] = _strings(items.previews)
     make_folder(folder)
     files = {
-        VECTORS: write_aside(folder / VECTORS, _npy(blocks, rows, dim, dtype)),
-        ITEMS: write_aside(folder / ITEMS, [_parquet(pa.table(columns))]),
+        VECTORS: write_atomically(folder / VECTORS, _npy(blocks, rows, dim, dtype)),
+        ITEMS: write_atomically(folder / ITEMS, [_parquet(pa.table(columns))]),
     }
     if pairs is not None:
         named = {name: pa.array(pairs[:, place]) for place, name in enumerate(("query", "item", "grade"))}
-        files[PAIRS] = write_aside(folder / PAIRS, [_parquet(pa.table(named))])
+        files[PAIRS] = write_atomically(folder / PAIRS, [_parquet(pa.table(named))])
     meta: dict[str, Any] = {
         **about,
         "format": _FORMAT,
@@ -215,7 +215,7 @@ def write_store(
         "files": files,
     }
     meta["sha256"] = _meta_digest(meta)
-    write_aside(folder / META, [json.dumps(meta, indent=2).encode()])
+    write_atomically(folder / META, [json.dumps(meta, indent=2).encode()])
 
 
 def _strings(values: Sequence[str]) -> Any:

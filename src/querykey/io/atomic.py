@@ -1,8 +1,8 @@
-"""Outputs are whole or not there: one way to write, and one rule for scratch names.
+"""Atomic output: complete or absent, with one rule for scratch names.
 
-An output is written into a scratch folder beside it (`querykey.io.scratch`) and renamed into place: a rename
-is atomic only within one file system, so a folder in /tmp would not do. Files
-inside a folder that querykey owns are replaced one at a time with `write_aside`.
+An output is written into a scratch folder next to it (`querykey.io.scratch`) and renamed: a rename is atomic
+only within one file system, which excludes a folder in /tmp. Files inside a folder that querykey owns are
+replaced one at a time with `write_atomically`.
 """
 
 import errno
@@ -36,7 +36,7 @@ __all__ = [
     "sync",
     "sync_file",
     "to_output_error",
-    "write_aside",
+    "write_atomically",
 ]
 
 _LONGEST_NAME = 255
@@ -52,15 +52,15 @@ def reserve(path: str | Path, *, overwrite: bool = False, resumable: bool = Fals
     `new_folder` and `new_file` within this context write to the claim.
 
     Args:
-        path: Where the output goes.
-        overwrite: Whether something may be there already.
-        resumable: Keep what is in `Claim.content` for a later call, and take up what an earlier one left.
+        path: The path of the output.
+        overwrite: Whether the output may exist.
+        resumable: Keep `Claim.content` for a later call, and resume from that of an earlier one.
 
     Yields:
         The claim.
 
     Raises:
-        OutputExistsError: If something is there already.
+        OutputExistsError: If the output exists.
         OutputError: If it cannot be written, or another process is writing it.
     """
     target = Path(path)
@@ -84,14 +84,14 @@ def reserve(path: str | Path, *, overwrite: bool = False, resumable: bool = Fals
     finally:
         if claim is not None:
             claim.release()
-        for folder in reversed(made):  # of an output that was not written nothing is left
+        for folder in reversed(made):  # removed if the output was not written
             with suppress(OSError):
                 folder.rmdir()
 
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to write into that takes its real name when all is written.
+    """A temporary folder that is renamed at the end of the context.
 
     Args:
         path: The folder to make.
@@ -100,8 +100,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         An empty folder on the same disk.
 
     Raises:
-        OutputExistsError: If something is there already.
-        OutputError: If it cannot be written, or another process is writing it; nothing is left behind.
+        OutputExistsError: If the output exists.
+        OutputError: If it cannot be written, or another process is writing it; no partial output remains.
     """
     path = Path(path)
     with reserve(path) as claim, _one_message(path):
@@ -109,8 +109,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         try:
             tmp_path.mkdir(parents=True)
             yield tmp_path
-            # The order matters: contents reach the disk before the name does, or a crash could leave the name
-            # with empty files; the parent is synced last, or a crash could lose the name again.
+            # The order matters: the contents must be on disk before the name, or a crash could leave the name
+            # with empty files; the parent is synced last, or a crash could lose the name.
             _finish(claim, tmp_path)
             _make_room(path)
             tmp_path.rename(path)
@@ -121,7 +121,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A file to write that takes its real name when all is written.
+    """A temporary file that is renamed at the end of the context.
 
     Args:
         path: The file to make.
@@ -131,8 +131,8 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         The path of a file on the same disk, with the same name.
 
     Raises:
-        OutputExistsError: If something is there already and may not be overwritten.
-        OutputError: If it cannot be written, or another process is writing it; nothing is left behind.
+        OutputExistsError: If the output exists and may not be overwritten.
+        OutputError: If it cannot be written, or another process is writing it; no partial output remains.
     """
     path = Path(path)
     with reserve(path, overwrite=overwrite) as claim, _one_message(path):
@@ -150,30 +150,30 @@ def new_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def check_new(path: str | Path) -> Path:
-    """Check, before long work, that an output can be written and that nothing is there yet.
+    """Check before long work that an output can be written and does not exist.
 
     Args:
-        path: Where an output is to go.
+        path: The path of the output.
 
     Returns:
-        The path. An empty folder counts as nothing.
+        The path. An empty folder may exist.
 
     Raises:
-        OutputExistsError: If something is there already.
-        OutputError: If nothing can be made there.
+        OutputExistsError: If the output exists.
+        OutputError: If it cannot be written.
     """
     path = Path(path)
     _check_place(path)
     if os.path.lexists(path) and not _is_empty_folder(path):
-        raise OutputExistsError(f"{path} exists already; give another --out or remove it first")
+        raise OutputExistsError(f"{path} exists already; give another path or remove it first")
     return path
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error says that the disk, or the quota on it, is full.
+    """Whether an error means that the disk or the quota is full.
 
     Args:
-        error: What was raised. Writers in other languages keep only the text of the system's error.
+        error: Any error. Writers in other languages keep only the text of the system's error.
 
     Returns:
         True if it does.
@@ -186,15 +186,15 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk.
+    """Flush a file, or the names in a folder, to disk.
 
     Args:
-        path: Of what is there.
+        path: An existing file or folder.
 
     Raises:
         OSError: As the system raises it.
     """
-    if path.is_dir() and os.name != "posix":  # systems whose folders cannot be opened do it by themselves
+    if path.is_dir() and os.name != "posix":  # other systems cannot open folders, and need not
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -203,10 +203,10 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_aside(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
+def write_atomically(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
     """Write a file of a folder that querykey owns under a temporary name, then rename it.
 
-    After a crash at any moment the file is whole or is not there.
+    After a crash at any moment the file is complete or absent.
 
     Args:
         path: The file; an older one is replaced.
@@ -216,7 +216,7 @@ def write_aside(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
         {"bytes": its size, "sha256": of its bytes}.
 
     Raises:
-        OutputError: If the disk is full or may not be written; nothing is left of the file.
+        OutputError: If the disk is full or may not be written; no partial file remains.
     """
     tmp_path = path.with_name(f".{path.name}.querykey-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     digest, size = hashlib.sha256(), 0
@@ -226,7 +226,7 @@ def write_aside(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
                 stream.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
-            # Python's buffer, then the system's: renamed before that, the file could be empty after a crash
+            # flush the buffers of Python and of the system first, or the file could be empty after a crash
             stream.flush()
             os.fsync(stream.fileno())
         tmp_path.replace(path)
@@ -239,10 +239,10 @@ def write_aside(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
 
 
 def sync_file(path: Path) -> None:
-    """Force what was written to a file to the disk; nothing where there is none.
+    """Flush a file to disk, if it exists.
 
     Raises:
-        OutputError: If the disk does not take it.
+        OutputError: If it cannot be written.
     """
     try:
         sync(path)
@@ -253,7 +253,7 @@ def sync_file(path: Path) -> None:
 
 
 def remove_temp_files(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder; other files stay.
+    """Remove the temporary files of killed processes in a folder, and no other files.
 
     Args:
         folder: Locked by this process, so that no other process writes to it; it need not exist.
@@ -265,16 +265,16 @@ def remove_temp_files(folder: Path) -> None:
 
 @contextmanager
 def file_lock(file: Path) -> Iterator[None]:
-    """Lock a folder for this process, until the context or the process ends in whatever way.
+    """Lock a folder for this process until the context or the process ends.
 
     Args:
-        file: In that folder, an empty one that stays there.
+        file: The lock file in that folder, which is not removed.
 
     Yields:
         Nothing.
 
     Raises:
-        OutputError: If another process holds it.
+        OutputError: If another process has locked it.
     """
     make_folder(file.parent)
     lock = FileLock(file, mode=0o644)
@@ -294,11 +294,11 @@ def file_lock(file: Path) -> Iterator[None]:
 
 @contextmanager
 def raises_store_error(what: str, remedy: str) -> Iterator[None]:
-    """Read a file that may be a stranger's: whatever is raised inside becomes one StoreError.
+    """Turn errors of reading an untrusted file into a StoreError.
 
     Args:
         what: The file or folder.
-        remedy: What to do then.
+        remedy: What the user should do.
 
     Yields:
         Nothing.
@@ -315,10 +315,10 @@ def raises_store_error(what: str, remedy: str) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
+    """Make a folder and its parents.
 
     Raises:
-        OutputError: If it may not be made.
+        OutputError: If it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -327,23 +327,23 @@ def make_folder(folder: Path) -> None:
 
 
 def to_output_error(error: OSError, path: Path) -> OutputError:
-    """The system's error of a write, as one message."""
+    """An OSError of a write as an OutputError with one message."""
     if is_full_disk(error):
         reason, remedy = "the disk is full", "free some space"
     else:
         reason, remedy = error.strerror or str(error), "allow writing there or give another output"
-    said = OutputError(
+    made = OutputError(
         f"{path} cannot be written: {reason}; {remedy} and run it again: what was finished is kept"
     )
-    said.errno = error.errno
-    return said
+    made.errno = error.errno
+    return made
 
 
 def replace_dir(claim: Claim, new: Path) -> None:
-    """Give a finished folder the name of the output; an older output goes only when it is replaced.
+    """Rename a finished folder to the output; an older output is removed only after it is replaced.
 
     Args:
-        claim: Of the output.
+        claim: The claim of the output.
         new: The finished folder, inside the claim.
 
     Raises:
@@ -352,8 +352,8 @@ def replace_dir(claim: Claim, new: Path) -> None:
     old = claim.folder / "replaced"
     try:
         _finish(claim, new)
-        # No system call replaces a folder that has files: for a moment the output has neither name. The old
-        # one lies in the scratch folder then, and comes back if the second rename fails.
+        # No system call replaces a folder that has files: for a moment there is no output. The old one is in
+        # the scratch folder then, and is renamed back if the second rename fails.
         if os.path.lexists(claim.target):
             claim.target.rename(old)
         try:
@@ -376,18 +376,18 @@ def _claimed(target: Path, *, resumable: bool) -> Claim:
     except OSError as error:
         if is_full_disk(error):
             raise OutputError(f"{target}: the disk is full; free some space and run it again") from error
-        raise OutputError(f"{target} cannot be written: {error.strerror}; give another --out") from error
+        raise OutputError(f"{target} cannot be written: {error.strerror}; give another path") from error
 
 
 def _check_place(path: Path) -> None:
-    """Refuse what can never be written.
+    """Check that a path can be written.
 
     Raises:
-        OutputError: Says why.
+        OutputError: With the reason.
     """
-    remedy = "give another --out"
+    remedy = "give another path"
     if "\0" in str(path):
-        raise OutputError(f"{str(path)!r} cannot be written: it holds a null character; {remedy}")
+        raise OutputError(f"{str(path)!r} cannot be written: it contains a null character; {remedy}")
     for part in path.parts:
         size = len(os.fsencode(part))
         if size > _LONGEST_NAME:
@@ -406,7 +406,7 @@ def _check_place(path: Path) -> None:
         raise OutputError(f"{path} cannot be written: {above} is not a folder; {remedy}")
     if not os.access(above, os.W_OK | os.X_OK):
         raise OutputError(f"{path} cannot be written: no permission to write in {above}; {remedy}")
-    # the administrator may write everywhere by the rules, and cannot in /proc or on a read-only disk
+    # os.access allows root everything, but /proc and read-only disks cannot be written
     probe = above / f".querykey-{uuid.uuid4().hex[:12]}"
     try:
         probe.mkdir()
@@ -424,27 +424,27 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _make_room(path: Path) -> None:
-    """See that nothing has appeared at the output meanwhile; an empty folder goes."""
+    """Check that the output has not appeared meanwhile; remove an empty folder."""
     if _is_empty_folder(path):
         path.rmdir()
     if os.path.lexists(path):
         raise OutputExistsError(
-            f"{path} appeared while it was being made; remove it, or give another --out, and run it again"
+            f"{path} appeared while it was being made; remove it, or give another path, and run it again"
         )
 
 
 def _make_parents(target: Path) -> list[Path]:
-    """Make the folders above an output; returns those that were not there, from the top down."""
+    """Make the parent folders of an output; returns the new ones, from the top down."""
     missing = [folder for folder in target.absolute().parents if not folder.exists()][::-1]
     make_folder(target.absolute().parent)
     return missing
 
 
 def _finish(claim: Claim, tmp_path: Path) -> None:
-    """Give an output the permissions of the umask, and force it to the disk before it has its name.
+    """Give an output the permissions of the umask, and flush it to disk before it is renamed.
 
-    Some writers make files that their owner alone may read. The mark and its folder were made with the
-    umask, or the access list of the folder above.
+    Some writers make files that only their owner may read. The mark and its folder were made with the umask,
+    or the access list of the parent folder.
     """
     modes = {False: (claim.folder / MARK).stat().st_mode, True: claim.folder.stat().st_mode}
     inside = [Path(where) / name for where, folders, files in os.walk(tmp_path) for name in folders + files]
@@ -459,7 +459,7 @@ def _finish(claim: Claim, tmp_path: Path) -> None:
 
 @contextmanager
 def _one_message(path: Path) -> Iterator[None]:
-    """Turn the system's error of a write into one message."""
+    """Turn an OSError of a write into one message."""
     try:
         yield
     except (OutputError, OutputExistsError):
@@ -470,5 +470,5 @@ def _one_message(path: Path) -> Iterator[None]:
         if isinstance(error, PermissionError):
             raise OutputError(f"{path}: no permission to write {error.filename or 'here'}") from error
         if isinstance(error, OSError) and error.errno == errno.EROFS:
-            raise OutputError(f"{path}: the disk is read-only; give another --out") from error
+            raise OutputError(f"{path}: the disk is read-only; give another path") from error
         raise

@@ -1,4 +1,4 @@
-"""One decoder for every image: files, their bytes, arrays, tensors and PIL images."""
+"""Decoding of images: files, bytes, arrays, tensors and PIL images."""
 
 import io
 from pathlib import Path
@@ -19,19 +19,18 @@ _ORIENTATION = 0x0112
 
 
 def decode_image(data: bytes, *, what: str) -> "Image.Image":
-    """Decode one image whole.
+    """Decode one image.
 
-    The mode stays (gray, palette, RGBA, ...) except for more than 8 bits a channel, which become
-    8: 16-bit values are divided by 257; floats are taken as 0 to 1, or as 0 to 255 where one is
-    above 1. The first frame of an animation is taken. A photograph is turned the way its EXIF
-    orientation says.
+    The mode is kept (gray, palette, RGBA, ...), except that more than 8 bits per channel become 8: 16-bit
+    values are divided by 257; floats are taken as 0 to 1, or as 0 to 255 if one is above 1. Of an animation
+    the first frame is decoded. The EXIF orientation is applied.
 
     Args:
         data: The bytes of an image file.
-        what: Which image, for the message.
+        what: Name of the image, for messages.
 
     Raises:
-        DamagedItemError: If it is empty, cut short, no image, or so large that it may be an attack.
+        DamagedItemError: If it is empty, truncated, no image, or so large that it may be an attack.
     """
     image_module, operations = pillow()
     if not data:
@@ -48,18 +47,18 @@ def decode_image(data: bytes, *, what: str) -> "Image.Image":
 
 
 def as_image(value: Any, *, what: str = "an image") -> "Image.Image":
-    """An image however it is given, as `decode_image` gives that of a file.
+    """Convert a value to an image like those of `decode_image`.
 
     Args:
         value: A PIL image, the path or the bytes of an image file, an array [h, w], [h, w, c] or
-            [c, h, w], or a tensor [h, w] or [c, h, w], with 1, 3 or 4 channels. uint8 is taken as it is,
-            uint16 is divided by 257, bool is black and white, decimals are 0 to 1, or 0 to 255 where
-            one is above 1; other whole numbers are 0 to 255, or 0 to 65535 where one is above 255.
-        what: Which image, for the message.
+            [c, h, w], or a tensor [h, w] or [c, h, w], with 1, 3 or 4 channels. uint8 is unchanged,
+            uint16 is divided by 257, bool is black and white, floats are 0 to 1, or 0 to 255 if one is
+            above 1; other integers are 0 to 255, or 0 to 65535 if one is above 255.
+        what: Name of the image, for messages.
 
     Returns:
-        A PIL image of 8 bits a channel, turned the way its EXIF orientation says. An image that is so
-        already comes back as it is.
+        A PIL image of 8 bits per channel, with the EXIF orientation applied; the same object if nothing
+        had to be changed.
 
     Raises:
         DamagedItemError: If it is no image.
@@ -85,7 +84,7 @@ def as_image(value: Any, *, what: str = "an image") -> "Image.Image":
             return _eight_bits(_turned(value, operations))
     except DamagedItemError:
         raise
-    except Exception as error:  # a file that Pillow reads late is damaged in any way
+    except Exception as error:  # Pillow may read the file only now, and raise anything
         raise DamagedItemError(f"{what} cannot be decoded: {type(error).__name__}: {error}") from error
     raise DamagedItemError(
         f"{what} is a {type(value).__name__}; give a PIL image, an array, a tensor, or the path or bytes of "
@@ -94,13 +93,13 @@ def as_image(value: Any, *, what: str = "an image") -> "Image.Image":
 
 
 def _turned(image: "Image.Image", operations: Any) -> "Image.Image":
-    """The image as its EXIF orientation says; the caller's own stays as it is."""
+    """A copy of the image with its EXIF orientation applied."""
     image.load()
     try:
         if image.getexif().get(_ORIENTATION, 1) == 1:
             return image
         turned: Image.Image = operations.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - the pixels are whole, only the note beside them is damaged
+    except Exception:  # noqa: BLE001 - only the metadata are damaged
         return image
     return turned
 
@@ -143,15 +142,15 @@ def image_of_array(array: NDArray[Any]) -> "Image.Image":
 
 
 def plain_pixels(image: Any, *, shorter_side: int | None = None) -> NDArray[np.uint8]:
-    """An image of any mode as numbers: gray stays gray, all else becomes red, green and blue.
+    """An image of any mode as an array: gray stays gray, other modes become RGB.
 
-    What is transparent lies on white.
+    Transparent pixels are composited on white.
 
     Args:
-        image: What `as_image` takes.
-        shorter_side: Of the result at most, in pixels; a larger image is shrunk, smoothed. The longer side
-            is then at most `longest_side(shorter_side)`, so that a batch of a wide and a tall image,
-            which takes the product of the two, stays small.
+        image: As for `as_image`.
+        shorter_side: Maximum shorter side of the result in pixels; a larger image is resized with
+            antialiasing. The longer side is then at most `longest_side(shorter_side)`, so that a batch of a
+            wide and a tall image, whose size is the product of both, stays small.
 
     Returns:
         uint8 [height, width] or [height, width, 3].
@@ -179,10 +178,10 @@ def plain_pixels(image: Any, *, shorter_side: int | None = None) -> NDArray[np.u
 
 
 def longest_side(shorter_side: int) -> int:
-    """The longer side of a decoded image at most, in pixels: 4 times the shorter one, or 512.
+    """Maximum longer side of a decoded image in pixels: 4 times the shorter one, or 512.
 
     Args:
-        shorter_side: Of a decoded image at most.
+        shorter_side: Maximum shorter side of a decoded image.
     """
     return max(512, 4 * shorter_side)
 
@@ -201,10 +200,10 @@ def pillow() -> tuple[Any, Any]:
 
 
 def _turn_(image: "Image.Image", operations: Any) -> None:
-    """Turn the pixels the way the EXIF orientation says, in place."""
+    """Apply the EXIF orientation in place."""
     try:
         operations.exif_transpose(image, in_place=True)
-    except Exception:  # noqa: BLE001 - the pixels are whole, only the note beside them is damaged
+    except Exception:  # noqa: BLE001 - only the metadata are damaged
         return
 
 

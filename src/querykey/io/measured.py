@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from querykey.errors import OutputError
-from querykey.io.atomic import write_aside
+from querykey.io.atomic import write_atomically
 
 __all__ = ["cache_folder", "processor", "recall", "remember"]
 
@@ -64,7 +64,7 @@ def remember(question: Mapping[str, Any], answer: Any) -> None:
     entries = _read(path) | {_key(question): {"question": dict(question), "answer": answer}}
     with suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(path, [json.dumps(entries, indent=1).encode()])
+        write_atomically(path, [json.dumps(entries, indent=1).encode()])
 
 
 def _key(question: Mapping[str, Any]) -> str:

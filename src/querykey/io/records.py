@@ -1,4 +1,4 @@
-"""Settings in tables, as one table of dotted names."""
+"""Append-only JSON-lines files of records."""
 
 import json
 import math
@@ -11,24 +11,18 @@ from typing import Any
 
 from querykey.errors import MissingPathError, OutputError, StoreError
 
-__all__ = [
-    "Record",
-    "Records",
-    "dotted",
-    "read",
-    "versions",
-]
+__all__ = ["Record", "Records", "dotted", "read", "versions"]
 
 
 def dotted(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Lay tables in tables flat.
+    """Flatten nested tables to dotted names.
 
     Args:
         settings: Name to a value or to a table; an empty table is a value.
-        above: What every name begins with.
+        above: Prefix of every name.
 
     Returns:
-        Dotted name to value, in their order.
+        Dotted name to value, in the same order.
 
     Example:
         >>> dotted({"dim": 8, "loss": {"kind": "nca"}, "options": {}})
@@ -45,10 +39,10 @@ Record = dict[str, Any]
 
 
 class Records:
-    """A file of records that only grows.
+    """An append-only file of records.
 
-    A record that is there already is not written again: a run that was killed and repeats its last
-    steps leaves each of them once. So a record should say what it is of (step, seed, cell).
+    A record that exists already is not written again, so a killed run that repeats its last steps leaves
+    each of them once. A record should therefore contain its key (step, seed, cell).
 
     Args:
         path: The file; it and its folder are made at the first append.
@@ -69,12 +63,12 @@ class Records:
         self._written: set[bytes] | None = None
 
     def append(self, kind: str, /, **fields: Any) -> None:
-        """Write one record at the end, unless the same one is there.
+        """Append one record, unless the same record exists.
 
         Args:
-            kind: What the record is: "run", "step", "score" and so on.
-            **fields: What it says. Numbers of numpy and torch become plain ones; NaN and infinity,
-                which JSON has not, become null.
+            kind: The kind of record: "run", "step", "score" and so on.
+            **fields: Its content. Numbers of numpy and torch become plain numbers; NaN and infinity, which
+                JSON lacks, become null.
 
         Raises:
             OutputError: If it cannot be written, for example on a full disk.
@@ -82,7 +76,7 @@ class Records:
         """
         line = json.dumps(_plain({"kind": kind, **fields}), ensure_ascii=False, allow_nan=False).encode()
         if self._written is None:
-            self._written = self._mend()
+            self._written = self._repair()
         if line in self._written:
             return
         try:
@@ -90,41 +84,41 @@ class Records:
             with self.path.open("ab", buffering=0) as file:
                 _write_whole(file.fileno(), line + b"\n")
         except OSError as error:
-            # the line may be there in part: look again before the next one
+            # the line may be incomplete: read the file again before the next one
             self._written = None
             raise OutputError(f"{self.path}: cannot write a record: {error.strerror}") from error
         self._written.add(line)
 
     def read(self) -> list[Record]:
-        """All records so far, in the order they were written; none where there is no file yet.
+        """All records in the order in which they were written; none if the file does not exist.
 
         Returns:
-            One dict a record.
+            One dict per record.
 
         Raises:
             StoreError: If a line before the last is no record.
         """
         return read(self.path) if self.path.exists() else []
 
-    def _mend(self) -> set[bytes]:
-        """The lines that are there, after cutting off a half-written one."""
+    def _repair(self) -> set[bytes]:
+        """The complete lines, after removing an incomplete last line."""
         if not self.path.exists():
             return set()
         content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.path, whole)
-        return set(content[:whole].splitlines())
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            os.truncate(self.path, end)
+        return set(content[:end].splitlines())
 
 
 def read(path: str | Path) -> list[Record]:
-    """Read the records of a file, without a half-written last line.
+    """Read the records of a file, without an incomplete last line.
 
     Args:
-        path: A file that `Records` wrote.
+        path: A file written by `Records`.
 
     Returns:
-        One dict a record, in the order they were written; each has its "kind".
+        One dict per record, in the order in which they were written; each has its "kind".
 
     Raises:
         MissingPathError: If there is no such file.
@@ -147,29 +141,29 @@ def read(path: str | Path) -> list[Record]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """What a number was computed by, to stand beside it.
+    """Versions of Python and packages, to store with results.
 
     Args:
-        packages: Installed ones, besides this one, torch and numpy.
+        packages: Installed packages in addition to querykey, torch and numpy.
 
     Returns:
-        By name; Python's too.
+        Name to version.
     """
     from importlib.metadata import version
 
-    # the metadata of an editable installation may be of an older version
-    own = {"python": platform.python_version(), "querykey": sys.modules["querykey"].__version__}
-    return own | {name: version(name) for name in ("torch", "numpy", *packages)}
+    # the metadata of an editable installation may be those of an older version
+    found = {"python": platform.python_version(), "querykey": sys.modules["querykey"].__version__}
+    return found | {name: version(name) for name in ("torch", "numpy", *packages)}
 
 
 def _write_whole(file: int, content: bytes) -> None:
-    """One write where the system takes it whole, so that a kill cuts at most this line."""
+    """Write with one call if the system allows, so that a killed process truncates at most this line."""
     while content:
         content = content[os.write(file, content) :]
 
 
 def _plain(value: Any) -> Any:
-    """The value in the types of JSON."""
+    """The value with the types of JSON."""
     match value:
         case None | bool() | int() | str():
             return value
@@ -184,4 +178,4 @@ def _plain(value: Any) -> Any:
         case _ if hasattr(value, "tolist"):  # arrays and scalars of numpy and torch
             return _plain(value.tolist())
         case _:
-            raise TypeError(f"a record cannot hold a {type(value).__name__}: {value!r}")
+            raise TypeError(f"a record cannot contain a {type(value).__name__}: {value!r}")

@@ -1,12 +1,11 @@
 """Scratch folders: where an output is written, and which process may write it.
 
-A scratch folder is `.NAME.querykey` beside the output NAME (`NAME.querykey` where it holds work that a
-later call resumes). It holds a lock file and `owner.json`, which names the output, the process and the
-machine:
+A scratch folder is `.NAME.querykey` next to the output NAME (`NAME.querykey` if a later call can resume from
+it). It contains a lock file and `owner.json`, which names the output, the process and the machine:
 
-- One whose owner is dead, so that its lock is free, is removed or resumed.
-- One whose owner lives is refused: two commands never write one output.
-- Anything else of that name belongs to the user. It is left alone, and the next free name is taken.
+- If its owner is dead, so that its lock is free, it is removed or resumed.
+- If its owner is alive, the output is refused: two commands never write one output.
+- Any other folder of that name belongs to the user. It is not touched, and the next free name is used.
 """
 
 import errno
@@ -30,18 +29,18 @@ __all__ = ["MARK", "Claim", "claim_output", "remove_abandoned", "resumable_conte
 MARK, LOCK, CONTENT = "owner.json", "lock", "content"
 FORMAT = "querykey scratch folder"
 _LONGEST_STEM = 200
-"""Bytes of the output's name in that of its scratch folder, which a file system limits to 255."""
+"""Bytes of the output's name in the name of its scratch folder, which file systems limit to 255."""
 _IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 @dataclass(eq=False)
 class Claim:
-    """An output that this process alone may write.
+    """An output that only this process may write.
 
     Args:
         target: The output.
         folder: The scratch folder.
-        resumable: Whether the folder stays, for a later call to resume from.
+        resumable: Whether the folder is kept, for a later call to resume from.
     """
 
     target: Path
@@ -52,7 +51,7 @@ class Claim:
 
     @property
     def content(self) -> Path:
-        """Where the output is written."""
+        """The folder in which the output is written."""
         return self.folder / CONTENT
 
     def joins(self, target: Path) -> bool:
@@ -60,25 +59,25 @@ class Claim:
         return self._pid == os.getpid() and _resolved(self.target) == _resolved(target)
 
     def release(self) -> None:
-        """Remove the scratch folder, unless it is resumable and holds something, and unlock it."""
+        """Remove the scratch folder, unless it is resumable and not empty, and unlock it."""
         if not (self.resumable and self.content.exists()):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release(force=True)
 
 
 def claim_output(target: Path, *, resumable: bool) -> Claim:
-    """Make and lock the scratch folder of an output, or take up one that can be resumed.
+    """Make and lock the scratch folder of an output, or lock one that can be resumed.
 
     Args:
-        target: The output; the folder above it is there.
-        resumable: Whether what is in `Claim.content` stays for a later call.
+        target: The output; its parent folder exists.
+        resumable: Whether `Claim.content` is kept for a later call.
 
     Returns:
         The claim; the caller releases it.
 
     Raises:
         OutputError: If another process, or another thread of this one, is writing the output.
-        OSError: If nothing can be written there.
+        OSError: If the folder cannot be written.
     """
     for found, is_resumable in _scratch_of(target):
         try:
@@ -93,7 +92,7 @@ def claim_output(target: Path, *, resumable: bool) -> Claim:
         if not is_resumable:
             shutil.rmtree(found, ignore_errors=True)
         lock.release(force=True)
-    # locked under a name of its own first: a folder that can be found is never without its lock and mark
+    # locked under a unique name first: a folder of the final name always has its lock and mark
     staged = target.with_name(f"{_base(target, resumable=resumable)}-{uuid.uuid4().hex[:12]}")
     staged.mkdir()
     lock = FileLock(staged / LOCK, mode=0o644)
@@ -108,7 +107,7 @@ def claim_output(target: Path, *, resumable: bool) -> Claim:
 
 
 def _named(staged: Path, target: Path, *, resumable: bool) -> Path:
-    """Rename a locked folder to the first name that is free: of two processes only one gets it."""
+    """Rename a locked folder to the first free name: of two processes only one succeeds."""
     number = 0
     while True:
         found = target.with_name(_base(target, resumable=resumable) + (f"-{number}" if number else ""))
@@ -120,7 +119,7 @@ def _named(staged: Path, target: Path, *, resumable: bool) -> Path:
                     raise
                 continue
             return found
-        if _mark(found).get("target") == target.name and _is_live(found):  # made since we looked
+        if _mark(found).get("target") == target.name and _is_live(found):  # made in the meantime
             raise _is_being_written(target, found)
         number += 1
 
@@ -129,12 +128,12 @@ def _is_being_written(target: Path, folder: Path) -> OutputError:
     mark = _mark(folder)
     return OutputError(
         f"{target}: another process (number {mark.get('process')} on {mark.get('machine')}) is writing it; "
-        "wait until it has ended, or give another --out"
+        "wait until it has ended, or give another path"
     )
 
 
 def _scratch_of(target: Path) -> list[tuple[Path, bool]]:
-    """(folder, whether it can be resumed) of each scratch folder that our mark says is this output's."""
+    """(folder, whether it can be resumed) of each scratch folder whose mark names this output."""
     try:
         names = sorted(
             entry.name
@@ -160,16 +159,14 @@ def _base(target: Path, *, resumable: bool) -> str:
 
 
 def _write_mark(folder: Path, target: Path, *, resumable: bool) -> None:
-    mark = {
-        "format": FORMAT, "target": target.name, "resumable": resumable, "process": os.getpid(),
-        "machine": socket.gethostname(),
-    }  # fmt: skip
+    owner = {"process": os.getpid(), "machine": socket.gethostname()}
+    mark = {"format": FORMAT, "target": target.name, "resumable": resumable, **owner}
     with (folder / MARK).open("w", encoding="utf-8") as stream:
         json.dump(mark, stream)
 
 
 def _mark(folder: Path) -> dict[str, Any]:
-    """What owner.json of a scratch folder says; {} of any other folder."""
+    """Content of owner.json of a scratch folder; {} for any other folder."""
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -179,7 +176,7 @@ def _mark(folder: Path) -> dict[str, Any]:
 
 
 def _acquire(folder: Path) -> FileLock | None:
-    """The lock of a scratch folder whose owner is dead; None if it lives."""
+    """The lock of a scratch folder whose owner is dead; None if it is alive."""
     lock = FileLock(folder / LOCK, mode=0o644)
     try:
         lock.acquire(timeout=0)
@@ -189,7 +186,7 @@ def _acquire(folder: Path) -> FileLock | None:
 
 
 def resumable_content(path: str | Path) -> Path | None:
-    """What an output can be resumed from, even while another process writes it; None if there is nothing.
+    """The content that an output can be resumed from, even while another process writes it; None without.
 
     Args:
         path: The output.

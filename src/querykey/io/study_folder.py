@@ -12,9 +12,18 @@ from querykey.io.atomic import new_folder, raises_store_error
 from querykey.io.records import Record, Records
 
 __all__ = [
-    "Cells", "StoredStudy", "cells_of", "is_study", "measures_of", "open_study", "raises_study_error",
-    "read_study", "records_of", "shown_measures", "write_study",
-]  # fmt: skip
+    "Cells",
+    "StoredStudy",
+    "cells_of",
+    "is_study",
+    "measures_of",
+    "open_study",
+    "raises_study_error",
+    "read_study",
+    "records_of",
+    "shown_measures",
+    "write_study",
+]
 
 DESCRIPTION, RECORDS = "study.json", "records.jsonl"
 FORMAT, VERSION = "querykey study", 1
@@ -24,12 +33,12 @@ Cells = Mapping[str, Mapping[int, Record]]
 
 
 class StoredStudy(NamedTuple):
-    """A study as far as it is measured.
+    """A study with the results so far.
 
     Args:
-        name: Of its folder.
+        name: Name of its folder.
         described: Content of study.json.
-        cells: The cells that are measured.
+        cells: The measured cells.
     """
 
     name: str
@@ -38,7 +47,7 @@ class StoredStudy(NamedTuple):
 
 
 def is_study(folder: Path) -> bool:
-    """Whether a folder holds a study.
+    """Whether a folder is a study.
 
     Args:
         folder: Any path.
@@ -53,16 +62,16 @@ def write_study(folder: Path, described: Mapping[str, Any]) -> None:
     """Write the plan of a new study.
 
     Args:
-        folder: Must not exist.
+        folder: The folder, which must not exist.
         described: The plan, as JSON.
 
     Raises:
-        OutputExistsError: If something is there.
+        OutputExistsError: If the folder exists.
         OutputError: If it cannot be written.
     """
-    whole = {"format": FORMAT, "version": VERSION, **described}
+    content = {"format": FORMAT, "version": VERSION, **described}
     with new_folder(folder) as tmp_path:
-        (tmp_path / DESCRIPTION).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        (tmp_path / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_study(folder: Path) -> dict[str, Any]:
@@ -80,11 +89,11 @@ def read_study(folder: Path) -> dict[str, Any]:
     """
     file = folder / DESCRIPTION
     if not file.is_file():
-        raise MissingPathError(f"{folder}: no study here; make one with querykey study NAME --out {folder}")
+        raise MissingPathError(f"{folder}: no study here; make one with querykey study")
     with raises_store_error(str(file), "run the study again, in a new folder"):
         study = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(study, dict) or study.get("format") != FORMAT:
-        raise StoreError(f"{file}: this is not what a study wrote; give the folder of a study, or a new one")
+        raise StoreError(f"{file}: this is not a study; give the folder of a study, or a new one")
     if study.get("version") != VERSION:
         raise StoreError(f"{file}: written as version {study.get('version')}; this querykey reads {VERSION}")
     return study
@@ -138,7 +147,7 @@ def open_study(folder: Path) -> StoredStudy:
         folder: Of a study.
 
     Returns:
-        The study as far as it is measured.
+        The study with the results so far.
 
     Raises:
         MissingPathError: If there is no study.
@@ -150,7 +159,7 @@ def open_study(folder: Path) -> StoredStudy:
 
 
 def raises_study_error(folder: Path) -> AbstractContextManager[None]:
-    """A context in which a record that lacks something is a damaged file of the study.
+    """Turn errors of reading a record into one error about a damaged study.
 
     Args:
         folder: Of the study.

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from querykey.errors import MissingPathError, RangeError, StoreError
-from querykey.io.atomic import make_folder, write_aside
+from querykey.io.atomic import make_folder, write_atomically
 
 __all__ = [
     "Checkpoint",
@@ -92,10 +92,10 @@ def write_checkpoint(
     make_folder(folder)
     name = f"step-{step:09d}"
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    written = write_aside(folder / f"{name}.safetensors", [save(plain)])
+    written = write_atomically(folder / f"{name}.safetensors", [save(plain)])
     said = {"format": "querykey checkpoint", "version": VERSION, "step": step, **written, "about": about}
     said["description_sha256"] = _digest(said)
-    write_aside(folder / f"{name}.json", [json.dumps(said, indent=2).encode() + b"\n"])
+    write_atomically(folder / f"{name}.json", [json.dumps(said, indent=2).encode() + b"\n"])
     kept = [found for found in _steps(folder) if found <= step][:keep]
     files = {path: _NAME.fullmatch(path.name) for path in folder.iterdir()}
     # the description first: what is left without one does not count

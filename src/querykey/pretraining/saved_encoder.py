@@ -17,7 +17,7 @@ from querykey.data.pixels.pixels import Pixels
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.projection import ViewEncoder
 from querykey.errors import MissingPathError, StoreError
-from querykey.io.atomic import raises_store_error, write_aside
+from querykey.io.atomic import raises_store_error, write_atomically
 from querykey.pretraining.methods.modules import make_encoder
 from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.types import FrozenRows, Ids, Rows
@@ -159,7 +159,7 @@ def put_untrained(encoder: ViewEncoder, folder: Path) -> None:
         encoder: As it was then.
         folder: Of the run.
     """
-    write_aside(folder / UNTRAINED, [save(_plain(encoder.state_dict()))])
+    write_atomically(folder / UNTRAINED, [save(_plain(encoder.state_dict()))])
 
 
 def put_encoder(saved: SavedEncoder, folder: Path) -> None:
@@ -169,7 +169,7 @@ def put_encoder(saved: SavedEncoder, folder: Path) -> None:
         saved: What to write.
         folder: Where.
     """
-    written = write_aside(folder / WEIGHTS, [save(_plain(saved.encoder.state_dict()))])
+    written = write_atomically(folder / WEIGHTS, [save(_plain(saved.encoder.state_dict()))])
     described = {
         "format": FORMAT,
         "version": VERSION,
@@ -180,7 +180,7 @@ def put_encoder(saved: SavedEncoder, folder: Path) -> None:
         "report": saved.report,
         "sha256": written["sha256"],
     }
-    write_aside(folder / DESCRIPTION, [json.dumps(described, indent=2).encode() + b"\n"])
+    write_atomically(folder / DESCRIPTION, [json.dumps(described, indent=2).encode() + b"\n"])
 
 
 @in_default_torch_state

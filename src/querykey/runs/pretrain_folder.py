@@ -21,7 +21,7 @@ from querykey.io.atomic import (
     raises_store_error,
     remove_temp_files,
     sync_file,
-    write_aside,
+    write_atomically,
 )
 from querykey.io.records import Records, versions
 from querykey.io.scratch import remove_abandoned
@@ -214,7 +214,7 @@ class RunFolder:
         with raises_store_error(str(self.path / METRICS), "remove the line that is not the record of a step"):
             kept = [record for record in self._records.read() if record["step"] <= step]
         lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in kept]
-        write_aside(self.path / METRICS, lines)
+        write_atomically(self.path / METRICS, lines)
         self._records = Records(self.path / METRICS)
         last = next((record for record in reversed(kept) if record["kind"] == "look"), {})
         return {name: value for name, value in last.items() if name not in ("kind", "step")}
@@ -325,7 +325,7 @@ class RunFolder:
         put_encoder(saved, self.path)
 
     def _write(self) -> None:
-        write_aside(self.path / RUN, [json.dumps(self.described, indent=2).encode() + b"\n"])
+        write_atomically(self.path / RUN, [json.dumps(self.described, indent=2).encode() + b"\n"])
 
 
 def _with_current_names(described: dict[str, Any], *, name: str) -> dict[str, Any]:
