@@ -314,7 +314,7 @@ def test_a_full_disk_while_reporting(querykey, refused, labelled_run, data, out,
 
 
 def test_a_full_disk_anywhere_else(querykey, data, monkeypatch):
-    monkeypatch.setattr("querykey.cli.doctor.machine.look_at_machine", full_text)
+    monkeypatch.setattr("querykey.cli.doctor.machine.measure_machine", full_text)
     said = querykey("doctor", data / "test.npz")
     assert (said.code, said.err) == (2, "error: the disk is full; free some space and run it again\n")
 
@@ -331,6 +331,6 @@ def test_what_the_system_says_is_one_line(querykey, monkeypatch, error, code, me
     def fail():
         raise error
 
-    monkeypatch.setattr("querykey.cli.doctor.machine.look_at_machine", fail)
+    monkeypatch.setattr("querykey.cli.doctor.machine.measure_machine", fail)
     said = querykey("doctor")
     assert (said.code, said.err) == (code, message)

@@ -57,7 +57,7 @@ def _message_of_system(error: Exception) -> str | None:
     if not is_full_disk(error):
         return None
     name = getattr(error, "filename", None)
-    return f"{name}: the disk is full; free some space and run it again".removeprefix("None: ")
+    return f"{f'{name}: ' if name else ''}the disk is full; free some space and run it again"
 
 
 @contextmanager
