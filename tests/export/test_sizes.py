@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from querykey import Adapter
-from querykey.encoders.frozen.encoder import load_encoder
+from querykey.encoders.frozen.encoder import load_frozen_encoder
 from querykey.encoders.heads import FCLayer
 from querykey.errors import ExportError
 from querykey.export import Origin, export_onnx, export_safetensors, export_sentence_transformer
@@ -118,7 +118,7 @@ def test_a_sentence_transformer_truncates_and_its_readme_makes_codes(ends_with_n
         modules=modules, device="cpu", prompts={"find": "find: "}, default_prompt_name="find"
     )
     base.save(str(tmp_path / "base"), create_model_card=False)
-    encoder, adapter = load_encoder(f"st:{tmp_path / 'base'}"), sized()
+    encoder, adapter = load_frozen_encoder(f"st:{tmp_path / 'base'}"), sized()
     origin = Origin("both", encoder.key, encoder.spec, encoder.prompt, encoder.dtype)
     out = tmp_path / "out"
     export_sentence_transformer(adapter.fc_, out, origin=origin, dims=DIMS, codes=adapter.codes_)
