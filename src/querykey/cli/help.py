@@ -1,4 +1,4 @@
-"""`querykey help TOPIC`: the grammar that all commands share."""
+"""`querykey help TOPIC`: names of data and models, and the keys of `--set`."""
 
 from importlib.resources import files
 from typing import Annotated

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, records, folders of runs and studies."""
+"""Files: atomic output, records, images, and the folders of studies."""

@@ -1,4 +1,4 @@
-"""Choices that change the bits of a result: measured once a machine, and kept for the next time."""
+"""A cache of measured choices that change the bits of a result, such as dtype and memory layout."""
 
 import hashlib
 import json
@@ -18,10 +18,10 @@ FILE = "measured.json"
 
 
 def cache_folder() -> Path:
-    """Where querykey keeps what it can make again.
+    """The cache folder of querykey.
 
     Returns:
-        The folder that the variable QUERYKEY_CACHE names, or `querykey` in XDG_CACHE_HOME or in ~/.cache.
+        The folder in the variable QUERYKEY_CACHE, or `querykey` in XDG_CACHE_HOME or in ~/.cache.
     """
     named = os.environ.get("QUERYKEY_CACHE")
     parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -29,32 +29,32 @@ def cache_folder() -> Path:
 
 
 def processor() -> str:
-    """The instruction set of this machine's processor: its flags where Linux lists them, else its name."""
+    """The instruction set of the processor: its flags on Linux, otherwise its name."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):  # of x86 and of ARM
+            if line.startswith(("flags", "Features")):  # on x86, on ARM
                 return " ".join(sorted(line.partition(":")[2].split()))
     return f"{platform.machine()} {platform.processor()}".strip()
 
 
 def recall(question: Mapping[str, Any]) -> Any:
-    """What was measured before on a machine of this kind.
+    """Read a measured choice.
 
-    A choice by measurement depends on the load of the moment. Where it changes bits, two runs with one seed
-    must not differ by it: the second takes what the first one measured.
+    A measurement depends on the load of the machine. If it changes bits, two runs with the same seed would
+    differ; so the second uses the measurement of the first.
 
     Args:
-        question: JSON values: everything that the answer depends on, the processor among it.
+        question: JSON values: everything that the answer depends on, including the processor.
 
     Returns:
-        The answer; None where there is none or the cache cannot be read.
+        The answer; None if there is none or the cache cannot be read.
     """
     stored = _read(cache_folder() / FILE).get(_key(question))
     return stored.get("answer") if isinstance(stored, dict) else None
 
 
 def remember(question: Mapping[str, Any], answer: Any) -> None:
-    """Keep an answer for `recall`. Where the cache cannot be written, it is measured again the next time.
+    """Store an answer for `recall`; if the cache cannot be written, it is measured again.
 
     Args:
         question: As for `recall`.

@@ -1,1 +1,1 @@
-"""`querykey doctor`: a look at the data and the machine, and what to type."""
+"""`querykey doctor`: check data and machine, and suggest commands."""
