@@ -112,7 +112,7 @@ def test_old_names_warn_and_todays_win():
 
 def test_every_key_is_listed():
     assert dict(rows(Drawing)) == {
-        "title": "text", "scale": "number", "shape.kind": "round | square", "shape.colour": "text",
+        "title": "text", "scale": "[number, number]", "shape.kind": "round | square", "shape.colour": "text",
         "shape.radius": "number  (round)", "shape.side": "number  (square)",
         "shape.corner": "sharp | soft  (square)", "pen.width": "whole number", "pen.pressure": "number",
     }  # fmt: skip
