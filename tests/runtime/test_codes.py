@@ -56,6 +56,15 @@ def test_a_row_has_the_code_that_it_has_in_any_batch(kind, width, side, bits):
     np.testing.assert_array_equal(codes[50:60], made.quantize(np.asfortranarray(rows[50:60]), bits=bits))
 
 
+def test_rows_beyond_float32_have_codes_too():
+    rows, made = RNG.standard_normal((5, 48)), adapter()
+    for bits in (8, 1):
+        want = made.quantize(rows, bits=bits)
+        for power in (-200, 200):
+            got = made.quantize(rows * 10.0**power, bits=bits)
+            assert np.mean(got != want) < 0.02  # the division by the largest number may round
+
+
 def test_a_product_on_the_grid_is_exact():
     """No order of summation can show, since no sum is rounded: those of fractions are the same."""
     rows = (RNG.standard_normal((3, 200)) * [[1e-9], [1], [1e9]]).astype("f4")
