@@ -1,6 +1,5 @@
 """Commands under torchrun: several processes form a group, and the main process writes the output."""
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -100,12 +99,14 @@ def write_once(message: str) -> None:
 
 
 def _is_new(message: str) -> bool:
+    from hashlib import sha256
+
     from torch import distributed
 
     try:
         store = distributed.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=STORE_TIMEOUT
         )
-        return store.add(f"querykey/messages/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
+        return store.add(f"querykey/messages/{sha256(message.encode()).hexdigest()}", 1) == 1
     except (RuntimeError, ValueError, KeyError):  # the store has ended
         return True
