@@ -288,12 +288,12 @@ def test_a_lack_of_memory_in_the_trial_is_met_before_the_first_step(tmp_path, mo
     [
         (
             {"method": "moco", "batch_norm": "split"},
-            "lower batch_size or capacity: with split batch norm a step cannot be computed in parts",
+            "lower batch_size or capacity: with split batch norm a step cannot be computed in chunks",
         ),
-        ({"method": "end-to-end"}, "with end-to-end keys a step cannot be computed in parts"),
+        ({"method": "end-to-end"}, "with end-to-end keys a step cannot be computed in chunks"),
         (
             {"chunks": 8, "batch_size": 8},
-            "though a batch of 8 is computed in 8 parts; take a smaller network or dictionary",
+            "though a batch of 8 is computed in 8 chunks; use a smaller network or dictionary",
         ),
     ],
 )

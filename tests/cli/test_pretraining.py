@@ -109,7 +109,7 @@ def test_a_run_with_a_queue_says_what_it_is_and_how_it_was(querykey, images, tmp
     ):  # fmt: skip
         assert words in said.flat
     assert "a queue of 32 keys" in said.err  # larger than the images less a batch
-    assert "momentum 0.99 is half its first self after 69 steps, and the run has 3" in said.err
+    assert "momentum 0.99 has a half-life of 69 steps, and the run has 3" in said.err
 
 
 def test_the_folder_of_a_run_holds_everything(pretrained):
@@ -173,7 +173,7 @@ def test_init_starts_from_weights(querykey, pretrained, images, tmp_path):
         (("--data", "x", "--set", "loss.temperature=0"), "loss.temperature: must be greater than 0"),
         (("--data", "x", "--set", "steps"), "must be KEY=VALUE"),
         (("--data", "x", "--method", "mocha"), "method: must be 'simclr'"),
-        (("--data", "x", "--method", "simclr", "--preset", "moco-cifar"), "is a recipe of moco"),
+        (("--data", "x", "--method", "simclr", "--preset", "moco-cifar"), "is for moco"),
         (
             ("--data", "x", "--set", "dictionary.capacity=9"),
             "simclr has no dictionary.capacity",

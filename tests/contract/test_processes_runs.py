@@ -71,7 +71,7 @@ def test_processes_that_find_other_images_all_say_so(several):
 
 def test_what_cannot_be_parted():
     for processes, settings, error, said in (
-        (ProcessGroup(0, 3), WAYS["moco"], RangeError, "groups does not share out over 3 processes"),
+        (ProcessGroup(0, 3), WAYS["moco"], RangeError, "groups cannot be distributed over 3 processes"),
         (
             ProcessGroup(0, 2),
             {"method": "simclr", "batch_norm": "split", "batch_norm.groups": 2, "steps": 1},

@@ -258,8 +258,8 @@ def test_what_is_held_is_told_and_progress_counted():
     read_pixels(source, size=64, memory_limit=2**20, notify=notes.append)
     assert len(notes) == 1
     assert notes[0] == (
-        "the 300 images would take more than the 1 MB allowed; they are decoded anew each time they are "
-        "asked for, by 2 worker processes"
+        "the 300 images would take more than the 1 MB allowed; they are decoded on each access, "
+        "by 2 worker processes"
     )
     read_pixels(source, size=64, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(128, 300), (256, 300), (300, 300)]
@@ -286,7 +286,7 @@ def test_a_sample_that_misleads_does_not_fill_the_memory():
     notes = []
     pixels = read_pixels(source, size=64, memory_limit=50_000, workers=0, notify=notes.append)
     assert len(notes) == 1
-    assert "decoded anew" in notes[0]
+    assert "decoded on each access" in notes[0]
     assert pixels.batch(torch.tensor([1]))[0].shape == (1, 3, 40, 40)
 
 

@@ -21,7 +21,7 @@ def test_the_pretext_task_is_solved_in_order_and_not_when_keys_are_shuffled(meth
     shuffled = probe_leakage(method, shuffle=True, **FEW)
     assert in_order.low > 2 * in_order.chance
     assert shuffled.low < shuffled.chance < shuffled.high
-    assert in_order.asked == shuffled.asked == 240
+    assert in_order.queries == shuffled.queries == 240
 
 
 def test_layer_norm_does_not_leak_and_an_encoder_may_be_ones_own():

@@ -125,7 +125,9 @@ def test_all_damaged_and_none_at_all(tmp_path):
     put(tmp_path, 1, 2)
     for file in tmp_path.glob("*.safetensors"):
         file.write_bytes(b"")
-    with pytest.raises(StoreError, match=r"no checkpoint is whole: step-000000002 .*step-000000001 .*again"):
+    with pytest.raises(
+        StoreError, match=r"no checkpoint is complete: step-000000002 .*step-000000001 .*again"
+    ):
         latest_checkpoint(tmp_path)
 
 
@@ -161,7 +163,7 @@ def test_a_pickle_in_a_checkpoint_is_not_loaded(tmp_path):
     said |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "version": 1}
     file.write_text(json.dumps(said))
     (tmp_path / "step-000000001.safetensors").write_bytes(content)
-    with pytest.raises(StoreError, match=r"no checkpoint is whole: step-000000001 .SafetensorError"):
+    with pytest.raises(StoreError, match=r"no checkpoint is complete: step-000000001 .SafetensorError"):
         latest_checkpoint(tmp_path)
     assert not trap.exists()
 

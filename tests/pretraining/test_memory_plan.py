@@ -30,7 +30,7 @@ def concerns(*, items=50_000, steps=1200, **given):
         ),
         (
             {"key_encoder.momentum": 0.9999},
-            "is half its first self after 6,931 steps, and the run has 1,200; lower",
+            "has a half-life of 6,931 steps, and the run has 1,200; lower",
         ),
     ],
 )

@@ -165,9 +165,7 @@ def test_what_is_off_is_told_once(monkeypatch):
         notify=told.append,
         **TINY | {"method": "moco", "steps": 6, "num_evals": 3, "key_encoder.momentum": 0.999},
     )
-    assert any(
-        "momentum 0.999 is half its first self after 693 steps, and the run has 6" in word for word in told
-    )
+    assert any("momentum 0.999 has a half-life of 693 steps, and the run has 6" in word for word in told)
     off = [word.split(": ")[1][:12] for word in told if word.startswith("step ")]
     assert off
     assert len(off) == len(set(off))
@@ -265,7 +263,7 @@ def test_the_authors_recipe_for_cifar():
     )
     shorter = given_settings(preset="moco-cifar", minutes=5.0, key_encoder={"momentum": 0.9})
     assert (shorter.minutes, shorter.epochs, shorter.key_encoder.momentum) == (5.0, None, 0.9)
-    with pytest.raises(ConfigError, match="preset moco-cifar is a recipe of moco, and method is simclr"):
+    with pytest.raises(ConfigError, match="preset moco-cifar is for moco, and method is simclr"):
         given_settings("simclr", "moco-cifar")
     with pytest.raises(ConfigError, match="preset 'cifar' is not known"):
         given_settings(preset="cifar")

@@ -60,7 +60,7 @@ def test_images_decoded_by_workers_give_the_same_weights_as_held_ones(tmp_path):
         images, memory_limit=0, workers=1, notify=said.append, out=tmp_path / "run", **settings
     )
     assert torch.equal(torch.get_rng_state(), state)
-    assert "decoded anew each time they are asked for, by 1 worker processes" in said[0]
+    assert "decoded on each access, by 1 worker processes" in said[0]
     assert same(held, by_workers)
     alone = pretrain(images, memory_limit=0, workers=0, out=tmp_path / "parted", stop=after(1), **settings)
     assert not alone.is_finished

@@ -1,4 +1,4 @@
-"""Whether batch norm tells a query which key is its own: learned on noise, where nothing else can."""
+"""Measures whether batch norm leaks the positive key, by training on noise without other information."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,25 +40,25 @@ BATCHES_HELD = 4
 
 @dataclass(frozen=True)
 class Leakage:
-    """How often a query found its own key where the two have nothing in common but their batch.
+    """How often a query finds its positive key if the two share only the batch.
 
     Args:
-        accuracy: Share of the queries asked whose own key scored above all others.
+        accuracy: Fraction of the queries whose positive key scored above all others.
         low: Lower end of its 95% interval (exact binomial).
         high: Upper end.
         chance: One over the candidates.
-        asked: Queries asked.
+        queries: Number of queries.
     """
 
     accuracy: float
     low: float
     high: float
     chance: float
-    asked: int
+    queries: int
 
     @property
     def is_found(self) -> bool:
-        """Whether chance lies below the interval."""
+        """Whether chance is below the interval."""
         return self.low > self.chance
 
 
@@ -74,33 +74,31 @@ def probe_leakage(
     make_encoder: Callable[[], nn.Module] | None = None,
     seed: int = 0,
 ) -> Leakage:
-    """Train a method on noise whose pairs share no content, and see whether it finds them all the same.
+    """Train a method on noise whose pairs share no content, and measure whether it finds the positive keys.
 
-    In each group of consecutive rows one row asks, and the others are context. Context shows the same
-    noise image as query and as key, as two views of one photograph would. The query and the key that
-    are asked for are independent noise, and neither is anywhere on the other side. So the only thing that a
-    query and its key have in common are batch statistics, which context makes alike. The loss and the
-    accuracy are of rows that ask alone, among keys of such rows alone.
+    In each group of consecutive rows one row is a query, and the others are context. A context row is the
+    same noise image as query and as key, like two views of a photograph. A query and its key are independent
+    noise images, which occur nowhere else. So they have only batch statistics in common, which the context
+    makes similar. Loss and accuracy are those of the queries among the keys of queries.
 
-    First the method trains as it does; then all weights are held still, and what is measured is on noise
-    that was never seen, with all candidates from the same weights. Without that, the keys in MoCo's queue
-    differ from a query's own by having been made by an older encoder, and the pretext task
-    is partly solved by that, whatever the normalisation.
+    First the method is trained; then the weights are frozen, and the accuracy is measured on new noise, with
+    all candidates from the same weights. Otherwise the keys in MoCo's queue would differ from the positive
+    key by their older encoder, and that would solve a part of the pretext task with any normalisation.
 
     Args:
-        method: Whose step is taken: "moco" (a queue of earlier batches) or "end-to-end" (keys of the batch,
+        method: "moco" (a queue of earlier batches) or "end-to-end" (keys of the batch,
             one encoder).
-        kind: What stands where the encoder has batch norm; see `convert_batch_norm`.
-        groups: Rows that ask in a batch, and groups of "split"; at least 2.
+        kind: Of the normalisation; see `convert_batch_norm`.
+        groups: Queries in a batch, and groups of "split"; at least 2.
         group_size: Rows of one group, at least 2.
-        shuffle: Whether keys are encoded in another order, drawn anew each step; see `spread_order`.
+        shuffle: Whether keys are encoded in a random order, drawn at each step; see `spread_order`.
         steps: Of training, at least 1.
         tests: Steps that are measured, `groups` queries each, at least 1.
         make_encoder: Makes images [images, 3, 8, 8] -> (h, z). None: two small blocks with batch norm.
         seed: Of weights, noise and order.
 
     Returns:
-        The accuracy over the tests, beside chance: 1 / groups end to end, and 1 / (1 + 4 * groups) in MoCo.
+        The accuracy over the tests, and chance: 1 / groups end to end, and 1 / (1 + 4 * groups) in MoCo.
 
     Raises:
         RangeError: If a number is outside its range.
@@ -108,7 +106,7 @@ def probe_leakage(
 
     Example:
         >>> found = probe_leakage("end-to-end", groups=2, steps=1, tests=5)
-        >>> found.chance, found.asked
+        >>> found.chance, found.queries
         (0.5, 10)
 
     Source:
@@ -133,11 +131,11 @@ def probe_leakage(
         if step == steps:
             probe.hold_still()
         if step == steps + settling:
-            probe.solved, probe.asked = 0, 0
+            probe.solved, probe.queries = 0, 0
         order = _order((seed, step, 2), groups, group_size) if shuffle else None
         probe.step(*_pairs(seed, step, groups, group_size), step, order)
-    low, high = _interval(probe.solved, probe.asked)
-    return Leakage(probe.solved / probe.asked, low, high, 1 / probe.candidates, probe.asked)
+    low, high = _interval(probe.solved, probe.queries)
+    return Leakage(probe.solved / probe.queries, low, high, 1 / probe.candidates, probe.queries)
 
 
 class _Small(nn.Module):
@@ -168,7 +166,7 @@ class _Probe:
             with torch.no_grad():
                 _, z = self.key_encoder(torch.zeros(rows, CHANNELS, SIDE, SIDE))
             self.queue = KeyQueue(capacity=BATCHES_HELD * rows, dim=z.shape[1])
-        self.solved = self.asked = self.candidates = 0
+        self.solved = self.queries = self.candidates = 0
 
     def hold_still(self) -> None:
         """From here on no weight moves."""
@@ -177,7 +175,7 @@ class _Probe:
             group["lr"] = 0.0
 
     def step(self, queries: ImageRows, keys: ImageRows, step: int, permutation: Tensor | None) -> None:
-        """The method's own step on one batch of noise."""
+        """The step of the method on one batch of noise."""
         ids = torch.arange(step * len(queries), (step + 1) * len(queries))
         of_keys = ids if self.queue is None else torch.cat([ids, self.queue.read().ids])
         is_asked = of_keys % self.group_size == 0
@@ -198,10 +196,10 @@ class _Probe:
             moco_step(moco, batch, context, self.momentum)
 
     def _count(self, lookup: Lookup) -> None:
-        own = lookup.scores.where(lookup.positive, -torch.inf).amax(dim=1)
+        positive = lookup.scores.where(lookup.positive, -torch.inf).amax(dim=1)
         others = lookup.scores.where(lookup.negative, -torch.inf).amax(dim=1)
-        self.solved += int((own > others).sum())
-        self.asked += len(lookup)
+        self.solved += int((positive > others).sum())
+        self.queries += len(lookup)
         self.candidates = 1 + int(lookup.negative[0].sum())
 
 
@@ -229,7 +227,7 @@ def _order(key: tuple[int, ...], groups: int, group_size: int) -> Tensor:
 
 
 def _noise(key: tuple[int, ...], rows: int) -> Tensor:
-    """Normal noise images of the key alone [rows, 3, 8, 8]."""
+    """Gaussian noise images, seeded by the key [rows, 3, 8, 8]."""
     return torch.randn(rows, CHANNELS, SIDE, SIDE, generator=_generator(key))
 
 
@@ -237,8 +235,8 @@ def _generator(key: tuple[int, ...]) -> torch.Generator:
     return torch.Generator().manual_seed(int(keyed_bits(key, np.zeros(1, np.int64), 1)[0, 0]) >> 1)
 
 
-def _interval(solved: int, asked: int) -> tuple[float, float]:
-    """The exact 95% interval of a share."""
-    low = float(beta.ppf(0.025, solved, asked - solved + 1)) if solved else 0.0
-    high = float(beta.ppf(0.975, solved + 1, asked - solved)) if solved < asked else 1.0
+def _interval(solved: int, queries: int) -> tuple[float, float]:
+    """The exact 95% interval of a fraction."""
+    low = float(beta.ppf(0.025, solved, queries - solved + 1)) if solved else 0.0
+    high = float(beta.ppf(0.975, solved + 1, queries - solved)) if solved < queries else 1.0
     return low, high

@@ -93,9 +93,9 @@ def write_checkpoint(
     name = f"step-{step:09d}"
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     written = write_atomically(folder / f"{name}.safetensors", [save(plain)])
-    said = {"format": "querykey checkpoint", "version": VERSION, "step": step, **written, "about": about}
-    said["description_sha256"] = _digest(said)
-    write_atomically(folder / f"{name}.json", [json.dumps(said, indent=2).encode() + b"\n"])
+    described = {"format": "querykey checkpoint", "version": VERSION, "step": step, **written, "about": about}
+    described["description_sha256"] = _digest(described)
+    write_atomically(folder / f"{name}.json", [json.dumps(described, indent=2).encode() + b"\n"])
     kept = [found for found in _steps(folder) if found <= step][:keep]
     files = {path: _NAME.fullmatch(path.name) for path in folder.iterdir()}
     # the description first: what is left without one does not count
@@ -128,7 +128,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint:
             return _read(folder, name, tuple(skipped))
         except Exception as error:  # noqa: BLE001 -- a damaged file can be wrong in any way
             skipped.append(f"{name} ({type(error).__name__}: {error})")
-    raise StoreError(f"{folder}: no checkpoint is whole: {'; '.join(skipped)}; start the run again")
+    raise StoreError(f"{folder}: no checkpoint is complete: {'; '.join(skipped)}; start the run again")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -159,8 +159,8 @@ def restore_optimizer_(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tens
     for key, value in flat.items():
         number, _, name = key.partition(".")
         state.setdefault(int(number), {})[name] = value
-    whole = optimizer.state_dict()
-    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+    current = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
 
 
 def _steps(folder: Path) -> list[int]:
@@ -172,20 +172,20 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _read(folder: Path, name: str, skipped: tuple[str, ...]) -> Checkpoint:
-    said = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    if said["version"] not in (1, VERSION):
-        raise ValueError(f"it is of version {said['version']!r}; this querykey reads up to {VERSION}")
-    if said["version"] == VERSION and _digest(said) != said["description_sha256"]:
+    described = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    if described["version"] not in (1, VERSION):
+        raise ValueError(f"it is of version {described['version']!r}; this querykey reads up to {VERSION}")
+    if described["version"] == VERSION and _digest(described) != described["description_sha256"]:
         raise ValueError("its description was changed")
-    if f"step-{said['step']:09d}" != name:
-        raise ValueError(f"it is the one after step {said['step']}, renamed")
+    if f"step-{described['step']:09d}" != name:
+        raise ValueError(f"it is the one after step {described['step']}, renamed")
     content = (folder / f"{name}.safetensors").read_bytes()
-    if hashlib.sha256(content).hexdigest() != said["sha256"]:
+    if hashlib.sha256(content).hexdigest() != described["sha256"]:
         raise ValueError("its bytes were changed")
-    return Checkpoint(said["step"], load(content), dict(said["about"]), skipped)
+    return Checkpoint(described["step"], load(content), dict(described["about"]), skipped)
 
 
-def _digest(said: Mapping[str, Any]) -> str:
+def _digest(described: Mapping[str, Any]) -> str:
     """Of a description without its own checksum."""
-    plain = {key: value for key, value in said.items() if key != "description_sha256"}
+    plain = {key: value for key, value in described.items() if key != "description_sha256"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

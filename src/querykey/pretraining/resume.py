@@ -16,12 +16,12 @@ __all__ = ["double_chunks", "extend_training", "reproducibility_warnings", "requ
 
 
 def require_unchanged(
-    kept: Mapping[str, Any], found: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, where: str
+    saved: Mapping[str, Any], found: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, where: str
 ) -> None:
     """Check that the settings of a run are those that it was trained with so far.
 
     Args:
-        kept: Settings as nested tables, from a checkpoint.
+        saved: Settings as nested tables, from a checkpoint.
         found: From the file of the run.
         changes: Changes that the run has made since: dotted names to values.
         where: The name of that file, for the message.
@@ -36,7 +36,7 @@ def require_unchanged(
         querykey.errors.ConfigError: run.json was changed since the last checkpoint; put it back, or start ...
           a.b: 1 in the checkpoint, 2 now
     """
-    before, now = dict(_flat(kept)), dict(_flat(found))
+    before, now = dict(_flat(saved)), dict(_flat(found))
     changed = {name: value for change in changes for name, value in change.items()}
     lines = [
         f"  {name}: {_shown(before, name)} in the checkpoint, {_shown(now, name)} now"
@@ -84,8 +84,8 @@ def reproducibility_warnings(
     slices = []
     if processes != now and settings.batch_norm.kind == "device":
         slices.append(
-            f"processes were {processes} and are {now}: each has batch norm over its own part of a batch, "
-            "and the parts are others from here on"
+            f"processes were {processes} and are {now}: each has batch norm over its slice of a batch, "
+            "and the slices differ from here on"
         )
     elif processes != now:
         differences.append(f"processes were {processes} and are {now}")
@@ -149,17 +149,17 @@ def double_chunks(settings: PretrainSettings, *, reason: str) -> PretrainSetting
         OutOfMemoryError: If a batch cannot be cut into more chunks.
     """
     chunks = 2 * settings.chunks
-    whole = "split batch norm" if settings.batch_norm.kind == "split" else None
+    exact = "split batch norm" if settings.batch_norm.kind == "split" else None
     if settings.method == "end-to-end":
-        whole = "end-to-end keys"
-    if whole is not None:
+        exact = "end-to-end keys"
+    if exact is not None:
         raise OutOfMemoryError(
-            f"{reason}; lower batch_size or capacity: with {whole} a step cannot be computed in parts"
+            f"{reason}; lower batch_size or capacity: with {exact} a step cannot be computed in chunks"
         )
     if chunks > settings.batch_size:
         raise OutOfMemoryError(
-            f"{reason}, though a batch of {settings.batch_size} is computed in {settings.chunks} parts; "
-            "take a smaller network or dictionary"
+            f"{reason}, though a batch of {settings.batch_size} is computed in {settings.chunks} chunks; "
+            "use a smaller network or dictionary"
         )
     # with batch norm, chunks recompute their activations anyway
     checkpointing = settings.checkpointing and settings.batch_norm.kind == "layer"

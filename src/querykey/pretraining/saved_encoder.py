@@ -68,7 +68,7 @@ class SavedEncoder:
 
     @property
     def prepare(self) -> Prepare:
-        """Images as the encoder is shown them outside of training."""
+        """The preprocessing outside of training."""
         return preparation(self.settings, self.channels)
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class SavedEncoder:
 
 
 def preparation(settings: PretrainSettings, channels: int) -> Prepare:
-    """How images are shown to an encoder outside of training.
+    """The preprocessing of images outside of training.
 
     Args:
         settings: Resolved.
@@ -124,8 +124,8 @@ def encode_rows(
     try:
         with torch.no_grad():
             parts = []
-            asked = torch.split(rows, batch_size)
-            for wanted, (images, sizes, found) in zip(asked, pixels.stream(asked), strict=True):
+            batches = torch.split(rows, batch_size)
+            for wanted, (images, sizes, found) in zip(batches, pixels.stream(batches), strict=True):
                 places = torch.isin(wanted, found).nonzero()[:, 0]
                 both = [one.float().cpu() for one in encoder(prepare(images.to(device), sizes))]
                 zeros = [one.new_zeros(len(wanted), one.shape[1]) for one in both]
@@ -163,7 +163,7 @@ def put_untrained(encoder: ViewEncoder, folder: Path) -> None:
 
 
 def put_encoder(saved: SavedEncoder, folder: Path) -> None:
-    """Write an encoder's files into a folder that is there; the description comes last.
+    """Write an encoder's files into an existing folder; the description comes last.
 
     Args:
         saved: What to write.
@@ -238,7 +238,7 @@ def _read(folder: Path, described: dict[str, Any], *, untrained: bool) -> SavedE
 
 
 def _prepared(saved: SavedEncoder) -> dict[str, Any]:
-    """In words and numbers what `preparation` does."""
+    """A description of `preparation`."""
     views = saved.views
     return {
         "size": saved.settings.image_size, "mean": list(views.mean), "deviation": list(views.deviation),

@@ -1,4 +1,4 @@
-"""Images decoded row by row and laid side by side, in this process or in another."""
+"""Decodes rows of a source into batches, in this process or in worker processes."""
 
 import signal
 import threading
@@ -19,29 +19,29 @@ __all__ = ["Decoded", "RowDecoder", "RowLoader", "WorkerDiedError", "lay_out"]
 
 
 class WorkerDiedError(RuntimeError):
-    """A process that decodes images ended before its time: it was killed, or it ran out of memory."""
+    """A worker process died: it was killed, or it ran out of memory."""
 
 
 class Decoded(NamedTuple):
     """Some rows of a source as a batch."""
 
     images: Tensor
-    """uint8 [images, channels, height, width]; smaller images lie at the top left, the rest is 0."""
+    """uint8 [images, channels, height, width]; smaller images are at the top left, and the rest is 0."""
     sizes: Tensor | None
-    """int64 [images, 2], height and width of each; None where all fill the canvas."""
+    """int64 [images, 2], height and width of each; None if all fill the canvas."""
     rows: Tensor
-    """int64 [images]: the rows that could be decoded, in the order asked for."""
+    """int64 [images]: the decoded rows, in the given order."""
     faults: list[tuple[int, str]]
-    """The rows that could not, and why."""
+    """The other rows, with the reason."""
 
 
 class RowDecoder(Dataset[Any]):
-    """The images of a source by their rows, whole batches at a time.
+    """Decodes batches of images of a source, by row.
 
     Args:
         items: PIL images by row, read on access.
-        shorter_side: Of an image at most, in pixels; larger ones are shrunk.
-        channels: 1 or 3; None: 3 for a batch with a colour in it, else 1.
+        shorter_side: Maximum in pixels; larger images are resized.
+        channels: 1 or 3; None: 3 for a batch with a colour image, else 1.
     """
 
     def __init__(self, items: Sequence[Any], *, shorter_side: int, channels: int | None) -> None:
@@ -51,7 +51,7 @@ class RowDecoder(Dataset[Any]):
         return len(self._items)
 
     def one(self, row: int) -> NDArray[np.uint8] | str:
-        """An image [height, width] or [height, width, 3], or what is wrong with it."""
+        """An image [height, width] or [height, width, 3], or the reason why it cannot be decoded."""
         try:
             return plain_pixels(self._items[row], shorter_side=self._shorter_side)
         except DamagedItemError as error:
@@ -61,18 +61,20 @@ class RowDecoder(Dataset[Any]):
         return self.__getitems__([row])
 
     def __getitems__(self, rows: Sequence[int]) -> Decoded:
-        """A batch; what cannot be decoded is left out."""
+        """A batch, without images that cannot be decoded."""
         found = [(row, self.one(row)) for row in rows]
-        whole = [(row, image) for row, image in found if not isinstance(image, str)]
-        arrays = [image for _, image in whole]
+        decoded = [(row, image) for row, image in found if not isinstance(image, str)]
+        arrays = [image for _, image in decoded]
         channels = self._channels or (3 if any(array.ndim == 3 for array in arrays) else 1)
         images, sizes = lay_out(arrays, channels)
-        kept = torch.tensor([row for row, _ in whole], dtype=torch.int64)
-        return Decoded(images, sizes, kept, [(row, text) for row, text in found if isinstance(text, str)])
+        rows_read = torch.tensor([row for row, _ in decoded], dtype=torch.int64)
+        return Decoded(
+            images, sizes, rows_read, [(row, text) for row, text in found if isinstance(text, str)]
+        )
 
 
 def lay_out(arrays: Sequence[NDArray[np.uint8]], channels: int) -> tuple[Tensor, Tensor | None]:
-    """Images as one batch (images, sizes) of so many channels: gray is repeated, colour made gray."""
+    """Images as a batch (images, sizes) with given channels: gray is repeated, colour converted to gray."""
     sides = torch.tensor([array.shape[:2] for array in arrays], dtype=torch.int64).reshape(-1, 2)
     height, width = (int(side) for side in sides.amax(dim=0)) if len(arrays) else (1, 1)
     canvas = np.zeros((len(arrays), channels, height, width), np.uint8)
@@ -92,8 +94,8 @@ def _planes_of(array: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     return np.round(gray).astype(np.uint8)[None]
 
 
-class _Asked(Sampler[list[int]]):
-    """The batches of rows that are wanted next."""
+class _Batches(Sampler[list[int]]):
+    """The batches of rows of the current stream."""
 
     def __init__(self) -> None:
         self.batches: Iterator[Sequence[int]] = iter(())
@@ -103,20 +105,20 @@ class _Asked(Sampler[list[int]]):
 
 
 class RowLoader:
-    """Worker processes that decode batches in the order asked for; they live as long as this does.
+    """Worker processes that decode batches in order; they live as long as this object.
 
     Args:
-        decoder: What they run.
-        workers: How many, >= 1.
+        decoder: Run by the workers.
+        workers: Number of processes, >= 1.
     """
 
     def __init__(self, decoder: RowDecoder, workers: int) -> None:
-        self._asked = _Asked()
+        self._batches = _Batches()
         self._loader: DataLoader[Any] = DataLoader(
             decoder,
-            batch_sampler=self._asked,
+            batch_sampler=self._batches,
             num_workers=workers,
-            collate_fn=_whole_batch,
+            collate_fn=_identity,
             persistent_workers=True,
             generator=torch.Generator(),  # seeds the workers; the default generator is not advanced
         )
@@ -125,22 +127,22 @@ class RowLoader:
         """Each batch of rows; one stream at a time.
 
         Raises:
-            WorkerDiedError: If a worker ended before its time; the stream and its workers are then of no use.
+            WorkerDiedError: If a worker died; the stream and its workers cannot be used afterwards.
         """
-        self._asked.batches = batches
+        self._batches.batches = batches
         try:
-            with _own_handler_of_ends():
+            with _without_child_handler():
                 found = iter(self._loader)
             yield from found
-        except (RuntimeError, OSError, EOFError) as error:  # of a worker, or of the pipe that led to it
+        except (RuntimeError, OSError, EOFError) as error:  # of a worker, or of the pipe to it
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
             raise WorkerDiedError(str(error).split("\n", maxsplit=1)[0]) from error
 
 
 @contextmanager
-def _own_handler_of_ends() -> Iterator[None]:
-    """Keep torch from raising wherever the program is when a worker ends: its stream finds out by itself."""
+def _without_child_handler() -> Iterator[None]:
+    """Restore the handler of SIGCHLD, so that PyTorch does not raise in other code when a worker dies."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -151,6 +153,6 @@ def _own_handler_of_ends() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, former)
 
 
-def _whole_batch(batch: Any) -> Any:
-    """A batch comes whole from the decoder: there is nothing to put together."""
+def _identity(batch: Any) -> Any:
+    """The decoder returns complete batches: nothing to collate."""
     return batch

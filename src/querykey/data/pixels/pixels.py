@@ -1,4 +1,4 @@
-"""Batches of the images of a source: out of the memory, or decoded each time."""
+"""Batches of the images of a source, from memory or decoded on access."""
 
 import multiprocessing
 import os
@@ -33,24 +33,24 @@ __all__ = [
 
 _MOST_DAMAGED = 0.1
 _DEATHS = 3
-"""Of workers, without a batch between them, that are borne."""
+"""Workers that may die without a batch between them."""
 _Batch = Int64[Tensor, " _"]
-"""Rows; the last of many batches may be shorter."""
+"""Indices of rows; the last batch may be shorter."""
 
 
 class PixelBatch(NamedTuple):
     """Some images."""
 
     images: Images
-    """uint8; where sizes differ each lies at the top left of a canvas, the rest is 0."""
+    """uint8; if sizes differ, each is at the top left of a canvas, and the rest is 0."""
     sizes: ImageSizes | None
-    """Height and width of each; None where all have the canvas's."""
+    """Height and width of each; None if all have those of the canvas."""
     rows: ImageIds
-    """Which rows of the source they are."""
+    """Their rows in the source."""
 
 
 class Pixels(ABC):
-    """The images of a source by their row numbers.
+    """The images of a source, by row.
 
     `channels` is 1 if all images are gray and 3 otherwise.
     """
@@ -65,16 +65,16 @@ class Pixels(ABC):
     @property
     @abstractmethod
     def side(self) -> int | None:
-        """The shorter side of every image in pixels; None where they differ, or it is not known."""
+        """The shorter side of every image in pixels; None if they differ, or it is not known."""
 
     @property
     @abstractmethod
     def damaged(self) -> tuple[tuple[int, str], ...]:
-        """The others: (row, what is wrong), in order."""
+        """The other rows: (row, reason), in order."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many images can be decoded, as far as is known."""
+        """Number of images that can be decoded, as far as is known."""
 
     @abstractmethod
     def batch(self, rows: Ids) -> tuple[Images, ImageSizes | None]:
@@ -82,12 +82,12 @@ class Pixels(ABC):
 
         Raises:
             DamagedItemError: If one cannot be decoded.
-            RangeError: If there is no such row.
+            RangeError: If a row does not exist.
         """
 
     @abstractmethod
     def stream(self, batches: Iterable[_Batch]) -> Iterator[PixelBatch]:
-        """Batch after batch in the order asked for; a damaged image is left out of its batch.
+        """The batches, in order; a damaged image is left out of its batch.
 
         Raises:
             DataError: If more than a tenth of the images turn out damaged, or all of one batch.
@@ -95,44 +95,44 @@ class Pixels(ABC):
 
 
 class Damage:
-    """The damaged rows found so far."""
+    """The damaged rows so far."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._faults: dict[int, str] = {}
+        self._reasons: dict[int, str] = {}
 
     def __len__(self) -> int:
-        return len(self._faults)
+        return len(self._reasons)
 
     def add(self, row: int, error: str) -> bool:
-        """Count a row.
+        """Add a row.
 
         Returns:
-            Whether it is a new one.
+            Whether it is new.
 
         Raises:
-            DataError: If it is one too many.
+            DataError: If there are too many.
         """
-        is_new = row not in self._faults
-        self._faults.setdefault(row, error)
-        if len(self._faults) > _MOST_DAMAGED * len(self._source):
+        is_new = row not in self._reasons
+        self._reasons.setdefault(row, error)
+        if len(self._reasons) > _MOST_DAMAGED * len(self._source):
             raise DataError(
                 f"{self._source.name}: more than a tenth of the {len(self._source):,} images cannot be "
-                f"decoded; mend them or take them out; the first: {self.first}"
+                f"decoded; repair or remove them; the first: {self.first}"
             )
         return is_new
 
     @property
     def first(self) -> str:
-        """What is wrong with the first of them."""
-        return self._faults[min(self._faults)]
+        """The reason of the first of them."""
+        return self._reasons[min(self._reasons)]
 
     def listed(self) -> tuple[tuple[int, str], ...]:
-        """(row, what is wrong), in order."""
-        return tuple(sorted(self._faults.items()))
+        """(row, reason), in order."""
+        return tuple(sorted(self._reasons.items()))
 
     def text(self) -> str:
-        """All of it in a sentence."""
+        """A summary for a message."""
         count = len(self)
         verb = "image cannot be decoded and is" if count == 1 else "images cannot be decoded and are"
         return f"{count:,} of {len(self._source):,} {verb} left out; the first: {self.first}"
@@ -142,7 +142,7 @@ PixelArrays = NDArray[np.uint8] | list[NDArray[np.uint8]]
 
 
 class HeldPixels(Pixels):
-    """All images in memory: one array where they have one size, else an array each."""
+    """All images in memory: one array if they have the same size, else one array each."""
 
     def __init__(self, images: PixelArrays, channels: int, rows: int, damage: Damage) -> None:
         self._images, self.channels = images, channels
@@ -169,21 +169,21 @@ class HeldPixels(Pixels):
         return len(self._kept)
 
     def batch(self, rows: Ids) -> tuple[Images, ImageSizes | None]:
-        asked = rows.cpu().numpy()
-        _check_rows(asked, len(self._places))
-        places = self._places[asked]
+        wanted = rows.cpu().numpy()
+        _check_rows(wanted, len(self._places))
+        places = self._places[wanted]
         if (places < 0).any():
-            raise DamagedItemError(dict(self.damaged)[int(asked[places < 0][0])])
+            raise DamagedItemError(dict(self.damaged)[int(wanted[places < 0][0])])
         return self._at(places)
 
     def stream(self, batches: Iterable[_Batch]) -> Iterator[PixelBatch]:
         for rows in batches:
-            asked = rows.cpu().numpy()
-            _check_rows(asked, len(self._places))
-            places = self._places[asked]
-            kept = torch.from_numpy(asked[places >= 0])
-            if not len(kept) and len(asked):
-                raise DataError(f"no image of a batch can be decoded: {dict(self.damaged)[int(asked[0])]}")
+            wanted = rows.cpu().numpy()
+            _check_rows(wanted, len(self._places))
+            places = self._places[wanted]
+            kept = torch.from_numpy(wanted[places >= 0])
+            if not len(kept) and len(wanted):
+                raise DataError(f"no image of a batch can be decoded: {dict(self.damaged)[int(wanted[0])]}")
             yield PixelBatch(*self._at(places[places >= 0]), kept)
 
     def _at(self, places: NDArray[np.int64]) -> tuple[Images, ImageSizes | None]:
@@ -194,7 +194,7 @@ class HeldPixels(Pixels):
 
 
 class DecodedPixels(Pixels):
-    """Images decoded each time they are asked for; streams by worker processes."""
+    """Images decoded on access; streams are decoded by worker processes."""
 
     def __init__(
         self, source: Source, decoder: RowDecoder, channels: int, workers: int, notify: Notify
@@ -231,22 +231,22 @@ class DecodedPixels(Pixels):
 
     def stream(self, batches: Iterable[_Batch]) -> Iterator[PixelBatch]:
         if self._workers == 0:
-            for found in (self._decoder.__getitems__(rows) for rows in self._asked(batches)):
+            for found in (self._decoder.__getitems__(rows) for rows in self._checked(batches)):
                 yield self._note(found)
             return
-        wanted, waiting, deaths = self._asked(batches), deque[list[int]](), 0
+        wanted, waiting, deaths = self._checked(batches), deque[list[int]](), 0
 
-        def asked_now() -> Iterator[list[int]]:
-            yield from tuple(waiting)  # what workers that died had not given yet
+        def pending() -> Iterator[list[int]]:
+            yield from tuple(waiting)  # batches that died workers have not returned
             for rows in wanted:
                 waiting.append(rows)
                 yield rows
 
         while True:
-            # a stream within a stream, such as a look at held-out images amid training, has its own workers
+            # a stream within a stream, such as an evaluation during training, has separate workers
             loader = self._idle.pop() if self._idle else RowLoader(self._decoder, self._workers)
             try:
-                for found in loader.stream(asked_now()):
+                for found in loader.stream(pending()):
                     waiting.popleft()
                     deaths = 0
                     yield self._note(found)
@@ -254,16 +254,16 @@ class DecodedPixels(Pixels):
                 deaths += 1
                 if deaths > _DEATHS:
                     raise DataError(
-                        f"processes that decode images end before their time, {deaths} times in a row "
-                        f"({error}); take fewer workers or a smaller batch if the memory is short"
+                        f"processes that decode images died {deaths} times in a row "
+                        f"({error}); use fewer workers or a smaller batch if memory is short"
                     ) from error
-                self._notify(f"a process that decodes images has ended ({error}); it is started again")
+                self._notify(f"a process that decodes images died ({error}); it is restarted")
                 continue
-            # only if it was read to its end: workers in the middle of a batch are not reused
+            # only after its last batch: workers in the middle of a batch are not reused
             self._idle.append(loader)
             return
 
-    def _asked(self, batches: Iterable[_Batch]) -> Iterator[list[int]]:
+    def _checked(self, batches: Iterable[_Batch]) -> Iterator[list[int]]:
         for rows in batches:
             _check_rows(rows.cpu().numpy(), self._rows)
             yield rows.tolist()
@@ -271,7 +271,7 @@ class DecodedPixels(Pixels):
     def _note(self, found: Decoded) -> PixelBatch:
         for row, error in found.faults:
             if self._damage.add(row, error):
-                self._notify(f"{error}; it is left out from here on")
+                self._notify(f"{error}; it is left out from now on")
         if not len(found.rows) and found.faults:
             raise DataError(f"no image of a batch can be decoded: {found.faults[0][1]}")
         return PixelBatch(found.images, found.sizes, found.rows)
@@ -286,11 +286,11 @@ _SAMPLE = 64
 _BLOCK = 128
 """Images decoded at a time."""
 _SMALL = 128 * 128
-"""Bytes an image below which Python does more than the decoder."""
+"""Bytes per image below which the overhead of Python exceeds the decoding."""
 _WASTEFUL = 16
-"""Times the pixels of its images that a batch may take before it is said."""
+"""Padded pixels of a batch, relative to those of its images, above which a warning is given."""
 _WORTH_PROCESSES = 40
-"""Blocks from which starting processes pays."""
+"""Number of blocks from which starting processes is worth it."""
 
 
 def read_pixels(
@@ -303,21 +303,21 @@ def read_pixels(
     notify: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pixels:
-    """Make the images of a source ready to be augmented.
+    """Prepare the images of a source for augmentation.
 
-    Where they fit into the memory, all are decoded once and held as uint8; otherwise each is decoded
-    when it is asked for. An image whose shorter side is above 2 * size is shrunk to that, smoothed. A thin
-    image is shrunk until its longer side is at most 8 * size, or 512: a batch takes the product of its
-    widest and its tallest image.
+    If they fit into memory, all are decoded once and stored as uint8; otherwise each is decoded on access. An
+    image whose shorter side is above 2 * size is resized to that, with antialiasing. The longer side of a
+    thin image is limited to 8 * size, or 512, since a batch is as wide as its widest and as high as its
+    highest image.
 
     Args:
         source: Of kind "image".
-        size: Side of what is made of an image later, in pixels.
-        channels: 1: colour is made gray; 3: gray is repeated; None: 1 if all images are gray, else 3.
-        memory_limit: Bytes that held images may take; a quarter of the available memory if not given.
-        workers: Threads that decode what is held, or processes that decode what is not; 0: none.
-        notify: Called for damaged images, and if the images are not kept in memory.
-        progress: Called with (images decoded, images in all).
+        size: Side of the views in pixels.
+        channels: 1: converted to gray; 3: gray is repeated; None: 1 if all images are gray, else 3.
+        memory_limit: Bytes for images in memory; by default a quarter of the available memory.
+        workers: Threads that decode images into memory, or processes that decode on access; 0: none.
+        notify: Called for damaged images, and if the images do not fit into memory.
+        progress: Called with (decoded images, all images).
 
     Returns:
         `Pixels`; each batch is uint8 [images, channels, height, width].
@@ -357,13 +357,13 @@ def read_pixels(
     if mean_bytes * len(source) <= limit:
         blocks = [range(start, min(start + _BLOCK, len(source))) for start in range(0, len(source), _BLOCK)]
         found = _decode(decoder, blocks, workers, are_small=mean_bytes < _SMALL)
-        held = _hold(source, found, limit=limit, notify=notify, progress=progress)
-        if held is not None:
-            return held
+        stored = _in_memory(source, found, limit=limit, notify=notify, progress=progress)
+        if stored is not None:
+            return stored
     channels = channels or (1 if all(image.ndim == 2 for image in sample) else 3)
     notify(
         f"the {len(source):,} images would take more than the {limit / 2**20:,.0f} MB allowed; "
-        f"they are decoded anew each time they are asked for, by {workers} worker processes"
+        f"they are decoded on each access, by {workers} worker processes"
     )
     return DecodedPixels(
         source, RowDecoder(items, shorter_side=2 * size, channels=channels), channels, workers, notify
@@ -373,10 +373,10 @@ def read_pixels(
 def _decode(
     decoder: RowDecoder, blocks: Sequence[Sequence[int]], workers: int, *, are_small: bool
 ) -> Iterator[Decoded]:
-    """Block after block, by as many as may work at it.
+    """Decode block after block, by threads or processes.
 
-    Large images are decoded by threads. Small ones cost more in Python than in the decoder, so threads
-    would wait for each other: where a process can be forked in no time, many of them are left to processes.
+    Large images are decoded by threads. For small ones the overhead of Python dominates, so threads would
+    wait for each other: many small images are decoded by processes if these can be forked.
     """
     is_forked = multiprocessing.get_context().get_start_method() == "fork"
     if workers > 1 and are_small and is_forked and len(blocks) >= _WORTH_PROCESSES:
@@ -384,7 +384,7 @@ def _decode(
         return
     threads = 1 if are_small else max(1, workers)
     with ThreadPoolExecutor(threads) as pool:
-        # no further ahead than there are threads, so that little is dropped at the limit of the memory
+        # at most as many blocks ahead as threads, so that little is wasted at the memory limit
         waiting: deque[Future[Decoded]] = deque()
         for block in blocks:
             waiting.append(pool.submit(decoder.__getitems__, block))
@@ -394,7 +394,7 @@ def _decode(
             yield future.result()
 
 
-def _hold(
+def _in_memory(
     source: Source,
     found: Iterator[Decoded],
     *,
@@ -402,12 +402,12 @@ def _hold(
     notify: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> HeldPixels | None:
-    """All images decoded; None where they turn out larger than the limit."""
+    """All images, decoded; None if they exceed the limit."""
     damage, parts, taken, done = Damage(source), [], 0, 0
     for block in found:
         for row, error in block.faults:
             damage.add(row, error)
-        # a copy of one's own: what another process made is shared memory, of which there is little
+        # a copy: arrays of another process are in shared memory, which is small
         part = _part_of(block)
         parts.append(part)
         taken += part.nbytes
@@ -427,7 +427,7 @@ def _hold(
     if sides is not None and all(part.sides == sides for part in parts):
         images = np.empty((sum(map(len, parts)), channels, *sides), np.uint8)
         end = len(images)
-        while parts:  # from the end, so that each part goes as soon as it is copied
+        while parts:  # from the end, so that each part is freed once it is copied
             last = parts.pop().whole
             assert last is not None
             images[end - len(last) : end] = last
@@ -439,17 +439,19 @@ def _hold(
 
 
 class _Part:
-    """Decoded images: one array where they have one size, else an array each, without what pads it."""
+    """Decoded images: one array if they have the same size, else one array each, without padding."""
 
-    def __init__(self, whole: NDArray[np.uint8] | None, own: list[NDArray[np.uint8]], channels: int) -> None:
-        self.whole, self._own, self.channels = whole, own, channels
+    def __init__(
+        self, whole: NDArray[np.uint8] | None, single: list[NDArray[np.uint8]], channels: int
+    ) -> None:
+        self.whole, self._single, self.channels = whole, single, channels
 
     def __len__(self) -> int:
-        return len(self._own) if self.whole is None else len(self.whole)
+        return len(self._single) if self.whole is None else len(self.whole)
 
     @property
     def nbytes(self) -> int:
-        return sum(image.nbytes for image in self._own) if self.whole is None else self.whole.nbytes
+        return sum(image.nbytes for image in self._single) if self.whole is None else self.whole.nbytes
 
     @property
     def sides(self) -> tuple[int, ...] | None:
@@ -458,7 +460,7 @@ class _Part:
     def alone(self) -> Iterator[NDArray[np.uint8]]:
         """Each as [height, width] or [height, width, 3]."""
         if self.whole is None:
-            yield from self._own
+            yield from self._single
             return
         for image in self.whole:
             yield (image[0] if len(image) == 1 else image.transpose(1, 2, 0)).copy()
@@ -468,27 +470,27 @@ def _part_of(block: Decoded) -> _Part:
     images = block.images.numpy()
     if block.sizes is None:
         return _Part(images.copy(), [], images.shape[1])
-    own = []
+    single = []
     for image, (height, width) in zip(images, block.sizes.tolist(), strict=True):
         cut = image[:, :height, :width]
-        own.append((cut[0] if len(cut) == 1 else cut.transpose(1, 2, 0)).copy())
-    return _Part(None, own, images.shape[1])
+        single.append((cut[0] if len(cut) == 1 else cut.transpose(1, 2, 0)).copy())
+    return _Part(None, single, images.shape[1])
 
 
 def _note_thin(source: Source, images: list[NDArray[np.uint8]], notify: Callable[[str], None]) -> None:
-    """Say that a batch may be large, before it is."""
+    """Warn if a batch may be large because of padding."""
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     mean = sum(image.shape[0] * image.shape[1] for image in images) / len(images)
     if height * width > _WASTEFUL * mean:
         notify(
             f"{source.name}: images are up to {height} pixels high and up to {width} wide; a batch with both "
-            f"takes {height * width / mean:.0f} times the memory of its pixels; crop the longest ones if the "
+            f"takes {height * width / mean:.0f} times the memory of its pixels; crop the longest ones if "
             "memory is short"
         )
 
 
 def _available_memory() -> int:
-    """Bytes that can be taken without swapping."""
+    """Bytes that can be allocated without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""Large batches in small memory: the whole batch's gradient while one chunk's activations are held."""
+"""Large batches in small memory: the gradient of the batch, with the activations of one chunk at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,22 +26,21 @@ def cached_backward(
     *,
     checkpoint_blocks: bool = False,
 ) -> Tensor:
-    r"""Add the gradients of a loss over a whole batch, with the activations of one chunk at a time.
+    r"""Add the gradients of a loss over a batch, with the activations of one chunk at a time.
 
     With :math:`z = g(f(x))` and a loss :math:`L` that compares all rows of :math:`z` with each other,
 
     .. math:: \frac{\partial L}{\partial \theta}
               = \sum_{\text{chunks } c} \frac{\partial L}{\partial z_c} \frac{\partial z_c}{\partial \theta}:
 
-    z is found chunk by chunk without a graph, then the gradient at z, then each chunk is encoded
-    again and takes its part of the gradient back. Loss and gradients are the whole batch's, but for
-    rounding. Dropout draws the same both times, other numbers than for the whole batch at once.
+    z is computed chunk by chunk without a graph, then the gradient at z; then each chunk is encoded again,
+    and its part of the gradient is backpropagated. Loss and gradients are those of the batch, to rounding.
+    Dropout draws the same numbers both times, but others than without chunks.
 
-    Batch norm in train mode joins the chunks: mean and variance are those of all rows, and so are
-    the two sums in its gradient. Then all chunks advance in step and wait for each other at each
-    batch norm, forward and backward; between the norms activations are dropped, and computed
-    again from a few places where they were kept. The running statistics move once, by those of the
-    whole batch. What a forward keeps by itself besides, as spectral norm does, is not followed.
+    Batch norm in train mode has the mean and variance of all chunks, and so have the two sums in its
+    gradient. The chunks are synchronised at each batch norm, forward and backward; between the norms
+    activations are recomputed from a few stored ones. The running statistics are updated once, by those of
+    the batch. Other state that a forward pass changes, as in spectral norm, is not supported.
 
     Args:
         encoder: Gives z [rows, dim], or a tuple that ends with z; in the mode it should be in. With batch

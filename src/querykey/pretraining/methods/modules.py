@@ -101,7 +101,7 @@ def with_batch_norm(
     groups, rest = divmod(settings.batch_norm.groups, processes.world_size)
     if rest:
         raise RangeError(
-            f"split batch norm of {settings.batch_norm.groups} groups does not share out over "
+            f"split batch norm of {settings.batch_norm.groups} groups cannot be distributed over "
             f"{processes.world_size} processes; take a multiple of {processes.world_size} "
             "as batch_norm.groups"
         )

@@ -1,4 +1,4 @@
-"""A run's dictionary before the first step: what it is, in words, and what about it won't do."""
+"""Describes the dictionary of a run before the first step, and warns about unsuitable sizes."""
 
 import math
 from typing import assert_never
@@ -16,7 +16,7 @@ __all__ = [
 
 
 def describe_dictionary(settings: PretrainSettings, *, items: int, steps: int) -> list[str]:
-    """What queries are looked up in, and what encodes keys.
+    """Describe the dictionary and the key encoder.
 
     Args:
         settings: Resolved.
@@ -28,7 +28,7 @@ def describe_dictionary(settings: PretrainSettings, *, items: int, steps: int) -
     """
     batch, capacity = settings.batch_size, settings.dictionary.capacity or 0
     both = ", both directions" if settings.key_encoder.symmetric else ""
-    encoder = [words for words in (_momentum(settings, steps), _shuffled(settings)) if words]
+    encoder = [line for line in (_momentum(settings, steps), _shuffled(settings)) if line]
     match settings.method:
         case "simclr":
             return [f"dictionary: the batch, {2 * batch - 1:,} candidates a query"]
@@ -48,9 +48,9 @@ def describe_dictionary(settings: PretrainSettings, *, items: int, steps: int) -
             )
             return [f"dictionary: a bank of {items:,} slots; looked up: {what}"]
         case "end-to-end":
-            own = "an encoder of their own" if settings.key_encoder.separate else "the same encoder"
+            encoding = "a separate encoder" if settings.key_encoder.separate else "the same encoder"
             return [
-                f"dictionary: the batch, {batch:,} candidates a query{both}; keys: {own}",
+                f"dictionary: the batch, {batch:,} candidates a query{both}; keys: {encoding}",
                 *encoder,
             ]
         case "xbm":
@@ -61,7 +61,7 @@ def describe_dictionary(settings: PretrainSettings, *, items: int, steps: int) -
 
 
 def look_up_size(settings: PretrainSettings, *, items: int) -> tuple[int, int]:
-    """How many queries a step looks up among how many keys.
+    """The numbers of queries and keys of a look-up.
 
     Args:
         settings: Resolved.
@@ -90,14 +90,14 @@ def look_up_size(settings: PretrainSettings, *, items: int) -> tuple[int, int]:
 
 
 def loss_form(settings: PretrainSettings, *, items: int) -> Form:
-    """The form of the loss: as it was chosen, or by the size of what is looked up.
+    """The form of the loss: as given, or chosen by the size of the look-up.
 
     Args:
-        settings: Resolved, but for that.
+        settings: Resolved, except the form.
         items: Images trained on.
 
     Returns:
-        "dense" or "chunked"; dense where the loss has no other.
+        "dense" or "chunked"; "dense" if the loss has no other.
     """
     if not takes_form(settings.loss.kind):
         return "dense"
@@ -107,7 +107,7 @@ def loss_form(settings: PretrainSettings, *, items: int) -> Form:
 
 
 def describe_memory(settings: PretrainSettings, *, items: int, width: int, processes: int = 1) -> str:
-    """What loss and dictionary take of the memory, beside the encoder's own.
+    """Describe the memory of loss and dictionary, without that of the encoder.
 
     Args:
         settings: Resolved.
@@ -120,13 +120,13 @@ def describe_memory(settings: PretrainSettings, *, items: int, width: int, proce
     """
     queries, keys = look_up_size(settings, items=items)
     form = loss_form(settings, items=items)
-    held = items if settings.method == "memory-bank" else settings.dictionary.capacity
-    if settings.dictionary.sharded and held is not None:
-        share = -(-held // processes)
-        keys, held = keys - held + share if keys >= held else keys, share
+    rows = items if settings.method == "memory-bank" else settings.dictionary.capacity
+    if settings.dictionary.sharded and rows is not None:
+        shard = -(-rows // processes)
+        keys, rows = keys - rows + shard if keys >= rows else keys, shard
     size = loss_bytes(queries, keys, width, form)
-    words = f"memory: loss about {max(1, size >> 20):,} MiB ({form}, {queries:,} x {keys:,} scores)"
-    return words if held is None else f"{words}, dictionary {max(1, 4 * held * width >> 20):,} MiB"
+    message = f"memory: loss about {max(1, size >> 20):,} MiB ({form}, {queries:,} x {keys:,} scores)"
+    return message if rows is None else f"{message}, dictionary {max(1, 4 * rows * width >> 20):,} MiB"
 
 
 def key_half_life(settings: PretrainSettings) -> float | None:
@@ -136,13 +136,13 @@ def key_half_life(settings: PretrainSettings) -> float | None:
         settings: Resolved.
 
     Returns:
-        At the first step's momentum; None where the method has no momentum encoder.
+        At the momentum of the first step; None without a momentum encoder.
     """
     return half_life(settings.key_encoder.momentum) if settings.method.startswith("moco") else None
 
 
 def dictionary_concerns(settings: PretrainSettings, *, items: int, steps: int) -> list[str]:
-    """What will make a run worse than it could be.
+    """Warnings about the sizes of dictionary and run.
 
     Args:
         settings: Resolved.
@@ -150,14 +150,14 @@ def dictionary_concerns(settings: PretrainSettings, *, items: int, steps: int) -
         steps: Of the run.
 
     Returns:
-        A sentence each, with its numbers and what to do.
+        A message each, with numbers and what to do.
     """
     found, batch, life = [], settings.batch_size, key_half_life(settings)
     capacity, keys_of = settings.dictionary.capacity, settings.key_encoder
     if settings.method in ("moco", "moco-v2") and capacity is not None:
         keys = 2 if keys_of.symmetric else 1
-        words = stale_copies(capacity, items, batch, keys_an_item=keys)
-        found += [] if words is None else [words]
+        warning = stale_copies(capacity, items, batch, keys_an_item=keys)
+        found += [] if warning is None else [warning]
         if capacity < keys * batch:
             found.append(
                 f"a queue of {capacity:,} keys holds the last of the {keys * batch:,} that a step "
@@ -170,7 +170,7 @@ def dictionary_concerns(settings: PretrainSettings, *, items: int, steps: int) -
             )
     if life is not None and life > steps:
         found.append(
-            f"a key encoder of momentum {keys_of.momentum:g} is half its first self after {_steps(life)}, "
+            f"a key encoder of momentum {keys_of.momentum:g} has a half-life of {_steps(life)}, "
             f"and the run has {steps:,}; lower key_encoder.momentum"
         )
     return found

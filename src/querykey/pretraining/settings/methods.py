@@ -17,7 +17,7 @@ from querykey.pretraining.settings.settings import (
 __all__ = ["LENGTHS", "METHODS", "ONE_VIEW", "OPTIMIZERS", "PRESETS", "OptimizerDefaults", "given_settings"]
 
 LENGTHS = ("minutes", "epochs", "steps")
-"""Each says how long a run is."""
+"""Settings of the length of a run."""
 
 _OF_SOME_METHODS = ("dictionary.", "key_encoder.")
 
@@ -47,14 +47,14 @@ OPTIMIZERS: dict[OptimizerName, OptimizerDefaults] = {
 
 @dataclass(frozen=True)
 class MethodTraits:
-    """What a method is like.
+    """The properties of a method.
 
     Args:
-        settings: Those of the dictionary and the key encoder that it has, by dotted name.
+        settings: Its settings of dictionary and key encoder, by dotted name.
         defaults: Settings that differ from SimCLR's.
-        views: How many views of an image it needs.
+        views: Number of views of an image.
         large_views: Preset for images from 64 pixels up.
-        rate: Of the optimizer's base rate, found with SGD in runs of minutes (LOG.md).
+        rate: Factor of the base rate of the optimizer, found with SGD in runs of minutes (LOG.md).
     """
 
     settings: frozenset[str]
@@ -114,7 +114,7 @@ METHODS: dict[Method, MethodTraits] = {
         rate=0.3,
     ),
 }
-"""The methods. Where a paper's setting is for ImageNet and its authors have one for CIFAR, it is that."""
+"""The methods. Settings of the authors for CIFAR are preferred to those for ImageNet."""
 
 ONE_VIEW = frozenset(name for name, traits in METHODS.items() if traits.views == 1)
 
@@ -130,16 +130,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "views.jitter": (0.4, 0.4, 0.4, 0.1),
     },
 }  # fmt: skip
-"""Whole recipes of authors: MoCo's notebook for CIFAR-10 (github.com/facebookresearch/moco)."""
+"""Published settings: the MoCo notebook for CIFAR-10 (github.com/facebookresearch/moco)."""
 
 
 def given_settings(method: str | None = None, preset: str | None = None, **given: Any) -> PretrainSettings:
-    """What was given, on a preset and the defaults of its method; nothing is resolved yet.
+    """The given settings, with those of a preset and the defaults of the method; not resolved.
 
     Args:
         method: See `METHODS`; None: the preset's, else "simclr".
         preset: One of `PRESETS`, or None.
-        **given: As `PretrainSettings.make` takes it; it wins over the preset.
+        **given: As `PretrainSettings.make` takes it; overrides the preset.
 
     Returns:
         The settings.
@@ -157,15 +157,13 @@ def given_settings(method: str | None = None, preset: str | None = None, **given
         return _on_defaults(method or "simclr", own)
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r} is not known; there are {', '.join(PRESETS)}")
-    recipe = dict(PRESETS[preset])
-    of_preset = recipe.pop("method")
+    values = dict(PRESETS[preset])
+    of_preset = values.pop("method")
     if method not in (None, of_preset):
-        raise ConfigError(
-            f"preset {preset} is a recipe of {of_preset}, and method is {method}; give one of them"
-        )
+        raise ConfigError(f"preset {preset} is for {of_preset}, and method is {method}; give one of them")
     if any(own.get(name) is not None for name in LENGTHS):
-        recipe = {name: value for name, value in recipe.items() if name not in LENGTHS}
-    return _on_defaults(of_preset, recipe | own)
+        values = {name: value for name, value in values.items() if name not in LENGTHS}
+    return _on_defaults(of_preset, values | own)
 
 
 def _on_defaults(method: str, given: Mapping[str, Any]) -> PretrainSettings:

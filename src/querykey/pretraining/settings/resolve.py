@@ -23,7 +23,7 @@ SMALL = 64
 """Images below this are small: no blur, the small stem, and views of three quarters of their size."""
 
 QUEUE_SHARE = 0.1
-"""Of the images: above it old keys of a query's own image, and of its like, crowd the queue."""
+"""Of the images: in larger queues old keys of the query's image and of similar ones are too many."""
 
 LARGEST_QUEUE, LARGEST_MEMORY = 65536, 8192
 """MoCo's own, and XBM's default."""
@@ -104,18 +104,18 @@ def default_capacity(method: Method, *, images: int, batch_size: int) -> int | N
         batch_size: In a step.
 
     Returns:
-        At least a batch, since XBM enqueues one whole before it looks up.
+        At least a batch, since XBM enqueues a batch before it looks up.
     """
     if method == "xbm":
         return max(batch_size, min(images, LARGEST_MEMORY))
     if "dictionary.capacity" not in METHODS[method].settings:
         return None
-    share = max(2, int(QUEUE_SHARE * images))
-    return int(max(2 * batch_size, min(LARGEST_QUEUE, 2 ** (share.bit_length() - 1))))
+    keys = max(2, int(QUEUE_SHARE * images))
+    return int(max(2 * batch_size, min(LARGEST_QUEUE, 2 ** (keys.bit_length() - 1))))
 
 
 def _batch(settings: PretrainSettings, images: int) -> int:
-    """The batch size: no more than there are images, and of whole groups of a split batch norm."""
+    """The batch size: at most the number of images, and divisible by the groups of split batch norm."""
     batch, groups = min(settings.batch_size, images), settings.batch_norm.groups
     if settings.batch_norm.kind != "split":
         return batch

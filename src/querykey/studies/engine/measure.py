@@ -111,5 +111,5 @@ def _sum_and_count(numbers: Tensor) -> list[float | int]:
 
 def _measure_leak(work: Work, seed: int) -> dict[str, Any]:
     found = probe_leakage(**work.arm.settings, seed=seed)
-    values = {LEAK: [round(found.accuracy * found.asked), found.asked]}
+    values = {LEAK: [round(found.accuracy * found.queries), found.queries]}
     return {"values": values, "run": {"chance": found.chance}}
