@@ -49,7 +49,10 @@ def tables(draw):
     dialect = {
         "delimiter": draw(st.sampled_from(",;\t|")),
         "lineterminator": draw(st.sampled_from(["\n", "\r\n"])),
-        "quoting": draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
+        # what Python leaves unquoted beside \\n, a lone \\r, ends a record for every other reader
+        "quoting": csv.QUOTE_ALL
+        if any("\r" in cell for row in rows for cell in row)
+        else draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
     }
     writer = csv.writer(stream, **dialect)
     writer.writerows([header, *rows])
@@ -181,7 +184,8 @@ def test_every_file_of_a_folder_of_images_is_an_item_or_left_out(tree, split):
         assert all(map(split_of, tops))
         beside = {path for path in given if "/" not in path}
         inside = [{path[len(top) + 1 :] for path in given if path.startswith(f"{top}/")} for top in tops]
-        assert any(set(counted) - {f"{top}/" for top in tops} == own | beside for own in inside)
+        empty = {f"{below.split('/')[0]}/" for below, _ in tree}  # or all that is in them is hidden
+        assert any(set(counted) - empty == own | beside for own in inside)
 
 
 def is_hidden(name):
