@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from querykey import Adapter
 from querykey.adapter.codes import fit_codes, itq
+from querykey.adapter.fit import _presets
 from querykey.adapter.ladder import prefix, score_sizes
-from querykey.adapter.sampling import _learner
+from querykey.adapter.sampling import _learner, course_of_items
 from querykey.adapter.selection import at_best_temperature, mean_at_best
 from querykey.adapter.sequential import SequentialLayer, cayley, gumbel_mask
 from querykey.adapter.settings import AdapterSettings, resolve
@@ -130,6 +131,20 @@ def test_a_joint_step_costs_the_weighted_sum_of_the_sizes(weights):
             total -= weight * math.log(right / every) / 12 / 2
     assert learner.mean(lookup).item() == pytest.approx(total, rel=1e-4)
     assert nca(lookup, temperature=0.07).mean().item() != pytest.approx(total, rel=1e-3)
+
+
+def test_many_rows_are_drawn_and_each_query_has_its_nearest_among_them(monkeypatch):
+    monkeypatch.setattr("querykey.adapter.fit.LARGEST_WHOLE", 50)
+    rows = F.normalize(torch.randn(60, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    (recipe,) = _presets(AdapterSettings(dims=(4, 2)), "unlabelled", 60)
+    assert (recipe.sampled, recipe.negatives) == (2048, 10)
+    assert _presets(AdapterSettings(dim=4), "unlabelled", 60)[0].negatives == 0
+    few = AdapterSettings.from_parameters(
+        dims=(4, 2), sampled=3, negatives=5, batch_size=8, learning_rate=1e-3
+    )
+    settings = resolve(few, task="unlabelled", items=60, width=6)
+    lookup = course_of_items(FCLayer(6, 4), settings, rows, torch.arange(60), None).take(0).lookup
+    assert int(lookup.negative.sum(dim=1).min()) >= 5
 
 
 def test_the_rotation_of_a_stage_is_orthogonal_and_begins_at_the_identity():

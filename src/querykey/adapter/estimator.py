@@ -82,7 +82,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         prefill: Whether the memory is filled before the first step.
         sampled: Rows drawn at random from the memory each step, for all queries. None, here and in the next
             two: validation chooses between two training presets.
-        negatives: Hardest negatives per query (labels, pairs).
+        negatives: Hardest negatives per query; without labels the most similar rows.
         positives: Farthest positives per query (labels).
         neighbours: Most similar rows per query ("score_difference").
         both_sides: Whether the gradient goes through the keys too.

@@ -16,6 +16,7 @@ from querykey.adapter.settings import (
     DRAWN,
     DRAWN_OF_SIZES,
     LARGEST_WHOLE,
+    NEAREST,
     PRESETS,
     AdapterSettings,
     Task,
@@ -146,7 +147,8 @@ def _presets(settings: AdapterSettings, kind: Task, items: int) -> tuple[Trainin
     """The presets of a task; the first alone where a setting of the user's decides."""
     known = PRESETS[kind]
     if kind == "unlabelled" and items > LARGEST_WHOLE and settings.memory.kind == "cross_batch":
-        known = (known[0]._replace(sampled=DRAWN_OF_SIZES if len(settings.dims) > 1 else DRAWN),)
+        one = known[0]._replace(sampled=DRAWN)
+        known = (one if len(settings.dims) < 2 else one._replace(sampled=DRAWN_OF_SIZES, negatives=NEAREST),)
     chosen = (
         settings.loss.kind,
         settings.selection.sampled,

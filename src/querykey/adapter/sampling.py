@@ -103,7 +103,8 @@ def plan_of_items(
         "hard_negative": settings.selection.negatives or 0, "hard_positive": settings.selection.positives or 0
     }  # fmt: skip
     if learner.objective.keeps_scores:
-        plan = {"similar": settings.selection.neighbours} if settings.loss.kind == "score_difference" else {}
+        is_difference = settings.loss.kind == "score_difference"
+        plan = {"similar": settings.selection.neighbours if is_difference else plan["hard_negative"]}
     if settings.memory.kind == "in_batch" and not learner.objective.keeps_scores:
         plan = {}
     top = _shared_out(_live(plan, learner.rule, score="dot" if stale else "cosine"), processes)

@@ -20,6 +20,7 @@ __all__ = [
     "DRAWN",
     "DRAWN_OF_SIZES",
     "LARGEST_WHOLE",
+    "NEAREST",
     "PARAMETERS",
     "PRESETS",
     "AdapterLoss",
@@ -65,8 +66,9 @@ class TrainingPreset(NamedTuple):
 
 LARGEST_WHOLE, DRAWN = 16_384, 8_192
 """Rows up to which distillation uses all of them, and the number drawn each step beyond that."""
-DRAWN_OF_SIZES = 2_048
-"""Rows drawn each step for several sizes. On cranfield a third of the rows was as good as all of them."""
+DRAWN_OF_SIZES, NEAREST = 2_048, 10
+"""Rows drawn each step for several sizes, and nearest rows of each query beside them. NDCG@10 of debian to 16
+numbers, on its train queries: 512 drawn rows .368, 2,048 .385, 512 with the nearest 10 .395."""
 
 PRESETS: dict["Task", tuple[TrainingPreset, ...]] = {
     "unlabelled": (TrainingPreset("distillation", "score_distillation", 0.05),),
@@ -126,7 +128,7 @@ class SelectionSettings:
 
     Args:
         sampled: Rows drawn at random each step, for all queries.
-        negatives: Hardest negatives per query (labels, pairs).
+        negatives: Hardest negatives per query; without labels the most similar rows.
         positives: Farthest positives per query (labels).
         neighbours: Most similar rows per query ("score_difference").
     """
