@@ -12,7 +12,7 @@ from querykey import Adapter
 from querykey.adapter.codes import fit_codes, itq
 from querykey.adapter.fit import _presets
 from querykey.adapter.ladder import prefix, score_sizes
-from querykey.adapter.sampling import _learner, course_of_items
+from querykey.adapter.sampling import _learner, plan_of_items
 from querykey.adapter.selection import at_best_temperature, mean_at_best
 from querykey.adapter.sequential import SequentialLayer, cayley, gumbel_mask
 from querykey.adapter.settings import AdapterSettings, resolve
@@ -143,7 +143,7 @@ def test_many_rows_are_drawn_and_each_query_has_its_nearest_among_them(monkeypat
         dims=(4, 2), sampled=3, negatives=5, batch_size=8, learning_rate=1e-3
     )
     settings = resolve(few, task="unlabelled", items=60, width=6)
-    lookup = course_of_items(FCLayer(6, 4), settings, rows, torch.arange(60), None).take(0).lookup
+    lookup = plan_of_items(FCLayer(6, 4), settings, rows, torch.arange(60), None).take(0).lookup
     assert int(lookup.negative.sum(dim=1).min()) >= 5
 
 
