@@ -136,8 +136,6 @@ def test_a_name_has_one_definition():
 
 SKIP = "# fmt: " + "skip"
 TABLES = (ast.List, ast.Tuple, ast.Dict, ast.Set)
-LEFT = {"runtime"}
-"""Packages that still lay out other statements by hand. Only shorter."""
 
 
 def is_table(statement):
@@ -154,8 +152,6 @@ def is_table(statement):
 
 @each_module
 def test_only_tables_are_laid_out_by_hand(path):
-    if path.relative_to(SOURCE).with_suffix("").parts[0] in LEFT:
-        return
     statements = [node for node in ast.walk(parse(path)) if isinstance(node, ast.stmt)]
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if SKIP in line:
