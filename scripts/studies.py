@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from querykey.errors import MissingPathError
 from querykey.io.program import exit_code, say
 from querykey.reports.markdown.results import write_results
 from querykey.reports.markdown.studies import write_studies
@@ -119,9 +120,12 @@ def _run_all(studies: Sequence[Planned], given: argparse.Namespace) -> None:
 
     @cache
     def opened(data: Images | FrozenDataSet) -> StudyImages | StudyFeatures:
-        if isinstance(data, Images):
-            return data.open(given.data)
-        return data.open(given.data, given.features, say)
+        try:
+            if isinstance(data, Images):
+                return data.open(given.data)
+            return data.open(given.data, given.features, say)
+        except MissingPathError as error:
+            raise MissingPathError(f"{error} (--data DIR, --only NAME)") from error
 
     for one in () if given.report else wanted:
         say(f"{one.folder}:")

@@ -127,10 +127,10 @@ LABELS = {
 }  # fmt: skip
 """How to make them, and whose class is known: of "all" (one of four, or of "two"), of "some", of "none"."""
 REFUSED_LABELS = {
-    "mixed": (lambda: [1, "a"] * 32, "no classes"),
-    "words and bytes": (lambda: ["a", b"a"] * 32, "no classes"),
-    "bytes that are no text": (lambda: [b"\xff", b"a"] * 32, "no UTF-8"),
-    "dates": (lambda: np.array(["2020-01-01"] * 64, "M8[D]"), "no classes"),
+    "mixed": (lambda: [1, "a"] * 32, "cannot be classes together"),
+    "words and bytes": (lambda: ["a", b"a"] * 32, "cannot be classes together"),
+    "bytes that are no text": (lambda: [b"\xff", b"a"] * 32, "not UTF-8"),
+    "dates": (lambda: np.array(["2020-01-01"] * 64, "M8[D]"), "not classes"),
     "decimals": (lambda: CLASSES + 0.5, "decimals"),
     "infinite": (lambda: np.where(ABSENT, np.inf, CLASSES), "decimals|infinite"),
     "two columns": (lambda: np.stack([CLASSES, CLASSES], 1), "one label for each row"),
@@ -139,7 +139,7 @@ REFUSED_LABELS = {
     "one word": (lambda: "a", "one value"),
     "one class": (lambda: np.zeros(64), "1 class"),
     "all missing": (lambda: [None] * 64, "0 classes"),
-    "complex": (lambda: CLASSES * 1j, "no classes"),
+    "complex": (lambda: CLASSES * 1j, "not classes"),
 }
 
 CORE_CONTAINERS = ("list", "C order", "F order", "read-only", "strided", "float16", "float64", "int64",

@@ -346,9 +346,9 @@ def test_a_worker_that_is_killed_is_started_again_and_no_bit_differs(workers, tm
         **HERE,
     )
     assert killed
-    told = [words for words in said if "has ended" in words]
+    told = [words for words in said if "died" in words]
     assert told
-    assert all("it is started again" in words for words in told)
+    assert all("it is restarted" in words for words in told)
     assert_equal(run, plain)
 
 

@@ -37,7 +37,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_labels_that_are_no_classes_are_refused_in_our_words(name):
-    with pytest.raises(DataError, match=r"y holds .* labels are strings or whole numbers"):
+    with pytest.raises(DataError, match=r"y holds .* labels are strings or integers"):
         labels_of(REFUSED[name], 3)
 
 

@@ -109,4 +109,4 @@ def test_refuses_an_epsilon_below_0(epsilon):
     _, lookup = find([0.5, 0.5], 1)
     with pytest.raises(RangeError) as error:
         multi_similarity(lookup, epsilon=epsilon)
-    assert str(error.value) == f"epsilon must be >= 0, got {epsilon}; give None to keep all pairs"
+    assert str(error.value) == f"epsilon must be >= 0, got {epsilon}; None selects all pairs"

@@ -114,7 +114,7 @@ def test_intervals_by_hand():
 
 def test_data_that_are_not_there_are_one_message(tmp_path):
     with pytest.raises(
-        MissingPathError, match=r"cifar10 is not there: give the folder of the data with --data"
+        MissingPathError, match=r"cifar10 is not there; give the folder that holds the data sets"
     ):
         CIFAR10.open(tmp_path)
 

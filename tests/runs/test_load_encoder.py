@@ -174,7 +174,7 @@ def test_colour_into_a_gray_encoder_becomes_gray(run, folders):
 
 
 def test_what_it_takes_not(run):
-    with pytest.raises(ConfigError, match="has no prompt"):
+    with pytest.raises(ConfigError, match="takes no prompt"):
         load_encoder(run.folder, prompt="a photo of")
     with pytest.raises(ConfigError, match="device 'nowhere' cannot be used"):
         load_encoder(run.folder, device="nowhere")
@@ -235,7 +235,7 @@ def test_test_images_that_were_trained_on_are_told(run, folders):
     said = []
     evaluate_encoder(run.folder, DataAt(str(folders / "gray" / "train")), notify=said.append)
     assert len(said) == 1
-    assert "holds the training images themselves" in said[0]
+    assert "contains the training images" in said[0]
 
 
 def test_what_cannot_be_evaluated(run, folders, tmp_path):

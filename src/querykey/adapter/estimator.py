@@ -155,7 +155,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         weight_decay: float = 1e-2,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 8,
-        precision: Literal["float32", "bfloat16", "auto"] = "float32",
+        precision: Literal["auto", "float32", "bfloat16"] = "float32",
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool | int = False,
         seed: Any = DEPRECATED,

@@ -205,7 +205,7 @@ class AdapterSettings:
     candidates: Candidates = "all"
     validation_fraction: Annotated[float, Ge(0), Le(0.5)] = 0.1
     n_iter_no_change: PositiveInt = 8
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     seed: Count = 0
     loss: AdapterLoss = AdapterLoss()
     memory: MemorySettings = MemorySettings()

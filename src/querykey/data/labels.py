@@ -152,8 +152,9 @@ def _one_array(values: Any, what: str) -> Any:
         return pa.array(found, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         kinds = sorted({type(value).__name__ for value in found.flat if value is not None})
+        together = "cannot be classes together" if len(kinds) > 1 else "are not classes"
         raise DataError(
-            f"{what} holds {' and '.join(kinds[:4])}, which cannot be classes together; "
+            f"{what} holds {' and '.join(kinds[:4])}, which {together}; "
             "labels are strings or integers, all of one type"
         ) from error
 

@@ -157,7 +157,7 @@ def sample_indices(count: int, most: int) -> Numbers:
         Indices [at most `most`].
 
     Example:
-        >>> drawn(3, 5).tolist(), len(drawn(100, 5))
+        >>> sample_indices(3, 5).tolist(), len(sample_indices(100, 5))
         ([0, 1, 2], 5)
     """
     if count <= most:

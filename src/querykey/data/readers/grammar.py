@@ -33,7 +33,7 @@ SOURCE: what you have. A path, or a name after a scheme.
 
   photos/            images; sub-folders are classes, a flat folder has none
   mnist/             IDX files of the MNIST family; .gz as well; --split test
-  train.parquet      a table: .parquet, .csv, .tsv, .jsonl (also .csv.gz, .bz2,
+  train.parquet      a table: .parquet, .csv, .tsv, .jsonl (also .gz, .bz2,
                      .zst), or a folder of them;
                      columns of images, of text, or of vectors (lists)
   scifact/           BEIR: corpus.jsonl, queries.jsonl, qrels/*.tsv
