@@ -11,7 +11,7 @@ from typing import Any
 
 from querykey.errors import MissingPathError, OutputError, StoreError
 
-__all__ = ["Record", "Records", "dotted", "read", "versions"]
+__all__ = ["Record", "Records", "dotted", "json_tables", "read", "versions"]
 
 
 def dotted(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -33,6 +33,26 @@ def dotted(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         is_table = isinstance(value, Mapping) and len(value) > 0
         flat |= dotted(value, f"{above}{name}.") if is_table else {f"{above}{name}": value}
     return flat
+
+
+def json_tables(folder: Path) -> dict[str, dict[str, Any]]:
+    """The JSON files of a folder that hold a table.
+
+    Args:
+        folder: A folder; not below it.
+
+    Returns:
+        File name to table, sorted; files that cannot be read or hold something else are skipped.
+    """
+    found = {}
+    for file in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(content, dict):
+            found[file.name] = content
+    return found
 
 
 Record = dict[str, Any]

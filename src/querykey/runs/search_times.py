@@ -1,6 +1,5 @@
 """Search time at each size and precision: exact search, and HNSW and IVF-PQ of faiss."""
 
-import json
 import math
 import statistics
 import time
@@ -17,7 +16,7 @@ from querykey.adapter.estimator import Adapter
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import DataError
 from querykey.features.features import Features
-from querykey.io.records import versions
+from querykey.io.records import json_tables, versions
 from querykey.lookup.nearest import nearest
 from querykey.runs.neighbours import sample_indices
 from querykey.runtime.codes import Code, search_codes
@@ -102,15 +101,7 @@ def times_in(folder: Path) -> dict[str, dict[str, Any]]:
     Returns:
         File name to record; other JSON files are skipped.
     """
-    found = {}
-    for file in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(content, dict) and content.get("format") == FORMAT:
-            found[file.name] = content
-    return found
+    return {name: table for name, table in json_tables(folder).items() if table.get("format") == FORMAT}
 
 
 def _indexes(adapter: Adapter, documents: torch.Tensor, queries: torch.Tensor) -> Iterator[_Index]:

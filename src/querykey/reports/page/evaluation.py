@@ -1,10 +1,10 @@
 """Blocks on the evaluations that `querykey evaluate --out` wrote into a run's folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from querykey.io.records import json_tables
 from querykey.reports.charts.spec import Bars
 from querykey.reports.page.blocks import Block, Charts, Heading, Prose, TableBlock, VerdictBlock, number
 from querykey.reports.verdicts import signed_interval, verdict
@@ -34,15 +34,8 @@ def evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     Returns:
         File name to content; other JSON files are skipped.
     """
-    found = {}
-    for file in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(content, dict) and {"protocol", "references", "methods"} <= set(content):
-            found[file.name] = content
-    return found
+    wanted = {"protocol", "references", "methods"}
+    return {name: table for name, table in json_tables(folder).items() if wanted <= set(table)}
 
 
 def judged(found: Mapping[str, Any]) -> list[VerdictBlock]:
