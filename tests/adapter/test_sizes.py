@@ -137,8 +137,7 @@ def test_many_rows_are_drawn_and_each_query_has_its_nearest_among_them(monkeypat
     monkeypatch.setattr("querykey.adapter.fit.LARGEST_WHOLE", 50)
     rows = F.normalize(torch.randn(60, 6, generator=torch.Generator().manual_seed(0)), dim=1)
     (recipe,) = _presets(AdapterSettings(dims=(4, 2)), "unlabelled", 60)
-    assert (recipe.sampled, recipe.negatives) == (2048, 10)
-    assert _presets(AdapterSettings(dim=4), "unlabelled", 60)[0].negatives == 0
+    assert (recipe.sampled, recipe.negatives) == (8192, 0)
     few = AdapterSettings.from_parameters(
         dims=(4, 2), sampled=3, negatives=5, batch_size=8, learning_rate=1e-3
     )

@@ -14,9 +14,7 @@ from torch.nn import functional as F
 from querykey.adapter.search import Begin, Search
 from querykey.adapter.settings import (
     DRAWN,
-    DRAWN_OF_SIZES,
     LARGEST_WHOLE,
-    NEAREST,
     PRESETS,
     AdapterSettings,
     Task,
@@ -29,12 +27,11 @@ from querykey.adapter.training import Fitted, Record
 from querykey.adapter.verdict import Report
 from querykey.distributed.process_group import current_process_group
 from querykey.errors import DataError
-from querykey.io.measured import processor, recall, remember
+from querykey.io.measured import CLEARLY_FASTER, processor, recall, remember
 from querykey.types import FrozenRows, Labels
 
 __all__ = ["Begin", "Fitted", "Record", "Report", "fit_adapter"]
 
-CLEARLY_FASTER = 0.85
 STEP_ROWS, PRODUCTS_TIMED = 1024, 5
 """Rows of a product that is timed, about those of a step, and how many are."""
 
@@ -147,8 +144,7 @@ def _presets(settings: AdapterSettings, kind: Task, items: int) -> tuple[Trainin
     """The presets of a task; the first alone where a setting of the user's decides."""
     known = PRESETS[kind]
     if kind == "unlabelled" and items > LARGEST_WHOLE and settings.memory.kind == "cross_batch":
-        one = known[0]._replace(sampled=DRAWN)
-        known = (one if len(settings.dims) < 2 else one._replace(sampled=DRAWN_OF_SIZES, negatives=NEAREST),)
+        known = (known[0]._replace(sampled=DRAWN),)
     chosen = (
         settings.loss.kind,
         settings.selection.sampled,

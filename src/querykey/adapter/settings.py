@@ -18,9 +18,7 @@ from querykey.runtime.codes import check_bits
 
 __all__ = [
     "DRAWN",
-    "DRAWN_OF_SIZES",
     "LARGEST_WHOLE",
-    "NEAREST",
     "PARAMETERS",
     "PRESETS",
     "AdapterLoss",
@@ -66,9 +64,6 @@ class TrainingPreset(NamedTuple):
 
 LARGEST_WHOLE, DRAWN = 16_384, 8_192
 """Rows up to which distillation uses all of them, and the number drawn each step beyond that."""
-DRAWN_OF_SIZES, NEAREST = 2_048, 10
-"""Rows drawn each step for several sizes, and nearest rows of each query beside them. NDCG@10 of debian to 16
-numbers, on its train queries: 512 drawn rows .368, 2,048 .385, 512 with the nearest 10 .395."""
 
 PRESETS: dict["Task", tuple[TrainingPreset, ...]] = {
     "unlabelled": (TrainingPreset("distillation", "score_distillation", 0.05),),

@@ -12,9 +12,12 @@ from typing import Any
 from querykey.errors import OutputError
 from querykey.io.atomic import write_atomically
 
-__all__ = ["cache_folder", "processor", "recall", "remember"]
+__all__ = ["CLEARLY_FASTER", "cache_folder", "processor", "recall", "remember"]
 
 FILE = "measured.json"
+CLEARLY_FASTER = 0.85
+"""A choice changes bits, so it must take at most this fraction of the default's time; a smaller gain is
+within the noise of a loaded machine."""
 
 
 def cache_folder() -> Path:

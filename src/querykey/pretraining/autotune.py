@@ -12,7 +12,7 @@ import torch
 
 from querykey.data.pixels.pixels import Pixels
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from querykey.io.measured import processor, recall, remember
+from querykey.io.measured import CLEARLY_FASTER, processor, recall, remember
 from querykey.pretraining.images import DataSplit
 from querykey.pretraining.learner import Learner
 from querykey.pretraining.methods.step import StepOutput
@@ -24,8 +24,6 @@ __all__ = ["Autotuned", "autotune", "calibrate", "steps_in"]
 Layout = Literal["contiguous", "channels_last"]
 TRIALS, WARM_UP = 3, 1
 STEADY_SECONDS, STEADY_TRIALS = 4.0, 40
-CLEARLY_FASTER = 0.85
-"""A choice changes bits, so it must gain 15%: less is within the noise of a loaded machine."""
 BUSY = 0.98
 """Share of the time limit that is planned: the rest is for writing and for other load on the machine."""
 TRIAL_STEPS = 1000
