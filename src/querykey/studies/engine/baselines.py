@@ -1,6 +1,7 @@
 """What adapters are compared with: projections, product quantisation, two published adaptors."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,14 +83,14 @@ def product_quantised(rows: Rows, count: int, *, seed: int) -> Moves:
         raise MissingExtraError("faiss", extra="results", purpose="product quantisation") from error
 
     unit = unit_rows(rows).numpy()
-    quantiser = faiss.ProductQuantizer(unit.shape[1], count, 8)
+    quantiser: Any = faiss.ProductQuantizer(unit.shape[1], count, 8)  # only some versions have types
     quantiser.cp.seed = 1234 + seed
     quantiser.cp.min_points_per_centroid = 1  # small collections are fitted without a word
     quantiser.train(unit)
 
     def stored(frozen: Tensor) -> Tensor:
         codes = quantiser.compute_codes(unit_rows(frozen).numpy())
-        return torch.from_numpy(quantiser.decode(codes))  # type: ignore[call-arg, func-returns-value]
+        return torch.from_numpy(quantiser.decode(codes))
 
     return stored
 
