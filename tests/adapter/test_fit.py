@@ -157,16 +157,16 @@ def test_queries_with_answers_judge_a_fit_without_labels():
     assert adapter.report_["verdict"] == "better"
     assert adapter.report_["candidate"].startswith("soft_whitening")
     assert adapter.report_["measure"] == "log p(right document)"
-    with pytest.raises(ConfigError, match="judges a fit without labels"):
+    with pytest.raises(ConfigError, match="validates a fit without labels"):
         Adapter().fit(D, np.arange(400) % 4, queries=Q)
 
 
 def test_real_queries_without_answers_stop_training_and_enter_the_moments():
     X, _ = classes(np.ones(16), np.ones(16))
     Q = X[:120] + 0.3 * np.random.default_rng(1).normal(size=(120, 16))
-    alone, asked = Adapter(dim=4, steps=20).fit(X), Adapter(dim=4, steps=20).fit(X, queries=Q)
-    assert asked.report_["measure"].startswith("scores of the target kept")
-    assert alone.transform(X).tobytes() != asked.transform(X).tobytes()
+    alone, validated = Adapter(dim=4, steps=20).fit(X), Adapter(dim=4, steps=20).fit(X, queries=Q)
+    assert validated.report_["measure"].startswith("scores of the target kept")
+    assert alone.transform(X).tobytes() != validated.transform(X).tobytes()
 
 
 def test_every_row_twelve_times_is_fitted_as_every_row_once():

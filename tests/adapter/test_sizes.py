@@ -16,7 +16,7 @@ from querykey.adapter.sampling import _learner, plan_of_items
 from querykey.adapter.selection import at_best_temperature, mean_at_best
 from querykey.adapter.sequential import SequentialLayer, cayley, gumbel_mask
 from querykey.adapter.settings import AdapterSettings, resolve
-from querykey.adapter.validation import LabelQuestion
+from querykey.adapter.validation import LabelScorer
 from querykey.distributed.process_group import SINGLE_PROCESS
 from querykey.encoders.heads import FCLayer, orthogonal
 from querykey.errors import ConfigError, RangeError, StoreError
@@ -80,7 +80,7 @@ def test_what_is_below_at_one_size_is_refused_though_its_mean_is_best(monkeypatc
     """A candidate that is best in the mean, and whose smallest size is spoilt, is not returned."""
 
     def ranks_at(self, candidate, size):
-        values = torch.full((len(self.chooses),), 0.5)
+        values = torch.full((len(self.selection),), 0.5)
         return "R@1", values - 0.2 if candidate.name.startswith("disc") and size == 8 else values
 
     X, y = clusters()
@@ -383,11 +383,11 @@ def test_settings_that_do_not_fit_are_refused(settings, error, message):
 
 def test_a_question_about_sizes_asks_each_prefix():
     rows = F.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    question = LabelQuestion(rows, torch.arange(30) % 3)
-    asked = question.prepare(torch.arange(5), [torch.tensor([i]) for i in range(5)])
-    scores = score_sizes(question, lambda some: some, asked, (4, 2))
-    torch.testing.assert_close(scores[:, :, 0], question.score(lambda some: some, asked))
+    scorer = LabelScorer(rows, torch.arange(30) % 3)
+    held_out = scorer.prepare(torch.arange(5), [torch.tensor([i]) for i in range(5)])
+    scores = score_sizes(scorer, lambda some: some, held_out, (4, 2))
+    torch.testing.assert_close(scores[:, :, 0], scorer.score(lambda some: some, held_out))
     torch.testing.assert_close(
-        scores[:, :, 1], question.score(lambda some: F.normalize(some[:, :2], dim=1), asked)
+        scores[:, :, 1], scorer.score(lambda some: F.normalize(some[:, :2], dim=1), held_out)
     )
     assert prefix(lambda some: some, 1)(torch.tensor([[-3.0, 9.0]])).tolist() == [[-1.0]]

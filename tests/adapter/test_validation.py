@@ -1,4 +1,4 @@
-"""What is held out, what is asked of it, and what may be said: beside plain loops."""
+"""What is held out, what is held_out of it, and what may be said: beside plain loops."""
 
 import math
 
@@ -12,8 +12,8 @@ from querykey.adapter.split import class_folds, known_folds, query_folds, row_fo
 from querykey.adapter.validation import (
     HALVINGS,
     TEMPERATURES,
-    LabelQuestion,
-    PairQuestion,
+    LabelScorer,
+    PairScorer,
     copies_of,
     log_probability,
     ranks,
@@ -63,12 +63,12 @@ def test_a_row_never_finds_its_copies():
     """Six rows, each there four times: nearest is always a copy, and says nothing."""
     x = rows(6).repeat(4, 1)
     labels = torch.tensor([0, 0, 1, 1, 2, 3]).repeat(4)
-    question = LabelQuestion(x, labels)
+    scorer = LabelScorer(x, labels)
     numbers = torch.arange(6)
-    asked = question.prepare(numbers, copies_of(x, numbers))
-    assert asked.numbers.tolist() == [0, 1, 2, 3]  # the last two have copies alone
-    assert asked.excluded[0].tolist() == [0, 6, 12, 18]
-    assert asked.right[0].tolist() == [1, 7, 13, 19]
+    held_out = scorer.prepare(numbers, copies_of(x, numbers))
+    assert held_out.numbers.tolist() == [0, 1, 2, 3]  # the last two have copies alone
+    assert held_out.excluded[0].tolist() == [0, 6, 12, 18]
+    assert held_out.relevant[0].tolist() == [1, 7, 13, 19]
 
 
 def test_a_chain_of_near_rows_is_not_one_item():
@@ -102,8 +102,8 @@ def test_copies_never_stand_on_both_sides(items):
             held_out = torch.zeros(items, dtype=torch.bool)
             held_out[fold.held_out] = True
             assert bool((held_out.view(-1, 4).all(1) | ~held_out.view(-1, 4).any(1)).all())
-            assert bool(held_out[fold.asked].all())
-            assert len(torch.unique(fold.asked // 4)) == len(fold.asked)
+            assert bool(held_out[fold.queries].all())
+            assert len(torch.unique(fold.queries // 4)) == len(fold.queries)
 
 
 def test_few_rows_are_held_out_once_each_and_many_in_one_part():
@@ -112,7 +112,7 @@ def test_few_rows_are_held_out_once_each_and_many_in_one_part():
     assert sorted(torch.cat([fold.held_out for fold in folds]).tolist()) == list(range(600))
     assert all(len(torch.unique(labels[fold.held_out])) == 12 for fold in folds)
     (fold,) = known_folds(rows(4000), torch.arange(4000) % 12, share=0.1, seed=0)
-    assert len(fold.asked) == 400
+    assert len(fold.queries) == 400
 
 
 def test_whole_classes_are_held_out_and_not_of_fewer_than_ten():
@@ -145,24 +145,24 @@ def test_queries_without_a_pair_are_not_asked():
         True, False, False, True, False, False,
     ]  # fmt: skip
     folds = query_folds(60, torch.arange(0, 60, 3), share=0.1, seed=0)
-    assert sorted(torch.cat([fold.asked for fold in folds]).tolist()) == list(range(0, 60, 3))
+    assert sorted(torch.cat([fold.queries for fold in folds]).tolist()) == list(range(0, 60, 3))
 
 
 def test_the_rank_of_the_first_right_document():
     documents = torch.eye(4)
-    asked = F.normalize(torch.tensor([[1.0, 0.9, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]), dim=1)
-    question = PairQuestion(
-        asked, documents, Relevance(torch.tensor([0, 1]), torch.tensor([1, 2])), moves_documents=True
+    held_out = F.normalize(torch.tensor([[1.0, 0.9, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]), dim=1)
+    scorer = PairScorer(
+        held_out, documents, Relevance(torch.tensor([0, 1]), torch.tensor([1, 2])), moves_documents=True
     )
-    found = question.ranks(lambda r: r, question.prepare(torch.arange(2)))
+    found = scorer.ranks(lambda r: r, scorer.prepare(torch.arange(2)))
     assert found["MRR"].tolist() == [0.5, 1.0]
 
 
 def test_each_half_is_scored_at_the_temperature_of_the_other():
-    chooses, judges = halves(400, seed=3)
-    assert not (chooses & judges).any()
+    selection, evaluation = halves(400, seed=3)
+    assert not (selection & evaluation).any()
     scores = torch.zeros(400, 2)
-    scores[chooses, 0], scores[judges, 1] = 1.0, 1.0
+    scores[selection, 0], scores[evaluation, 1] = 1.0, 1.0
     assert float(at_best_temperature(scores, seed=3).max()) == 0.0
 
 
@@ -176,9 +176,11 @@ def null_candidates(count, queries, seed):
 @pytest.mark.parametrize("queries", [120, 400])
 def test_the_best_of_fifteen_that_are_worth_nothing_is_rarely_better(queries):
     """SelectedSlots and interval on the same rows would say "better" in 10 to 18% of the cases."""
-    chooses, judges = halves(queries, seed=0)
+    selection, evaluation = halves(queries, seed=0)
     verdicts = [
-        choose(null_candidates(15, queries, seed), "start", chooses=chooses, judges=judges).verdict
+        choose(
+            null_candidates(15, queries, seed), "start", selection=selection, evaluation=evaluation
+        ).verdict
         for seed in range(120)
     ]
     assert verdicts.count("better") <= 9  # 3 to 6 are expected of 120
@@ -186,13 +188,15 @@ def test_the_best_of_fifteen_that_are_worth_nothing_is_rarely_better(queries):
 
 
 def test_a_clear_winner_is_better_a_likely_one_is_returned_and_a_doubtful_one_is_not():
-    chooses, judges = halves(400, seed=0)
+    selection, evaluation = halves(400, seed=0)
     draw = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    noise = draw - draw[chooses].mean()
-    noise[judges] = draw[judges] - draw[judges].mean()
+    noise = draw - draw[selection].mean()
+    noise[evaluation] = draw[evaluation] - draw[evaluation].mean()
     start = Scored("start", torch.zeros(400, dtype=torch.float64), 0.0)
     found = {
-        gain: choose([start, Scored("ours", noise + gain, 0.0)], "start", chooses=chooses, judges=judges)
+        gain: choose(
+            [start, Scored("ours", noise + gain, 0.0)], "start", selection=selection, evaluation=evaluation
+        )
         for gain in (0.5, 0.09, 0.01)
     }
     assert [one.verdict for one in found.values()] == ["better", "no evidence", "start kept"]
@@ -202,12 +206,14 @@ def test_a_clear_winner_is_better_a_likely_one_is_returned_and_a_doubtful_one_is
 
 
 def test_a_candidate_that_is_refused_is_passed_over_for_the_next():
-    chooses, judges = halves(400, seed=0)
+    selection, evaluation = halves(400, seed=0)
     some = [
         Scored(name, torch.full((400,), value, dtype=torch.float64), 0.0)
         for name, value in (("start", 0.0), ("second", 1.0), ("first", 2.0))
     ]
-    choice = choose(some, "start", chooses=chooses, judges=judges, refuse={"first": "worse elsewhere"})
+    choice = choose(
+        some, "start", selection=selection, evaluation=evaluation, refuse={"first": "worse elsewhere"}
+    )
     assert (choice.winner, choice.refused) == ("second", {"first": "worse elsewhere"})
 
 

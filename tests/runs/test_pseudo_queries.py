@@ -1,4 +1,4 @@
-"""First sentences that judge a fit without labels."""
+"""First sentences that validation a fit without labels."""
 
 import numpy as np
 import pytest
@@ -56,20 +56,20 @@ def test_first_sentences_judge_a_fit(texts, monkeypatch):
 
     features = described(texts, 300, read_source(texts).fingerprint)
     monkeypatch.setattr(run_pseudo_queries, "encoder_of_features", lambda *_, **__: Toy(features.vectors))
-    judge, said = pseudo_queries(features)
+    validation, said = pseudo_queries(features)
     assert said == "the fit is validated with 300 first sentences"
-    assert judge.pairs.shape == (300, 2)
-    assert sorted(judge.pairs[:, 1].tolist()) == list(range(300))
-    adapter = Adapter(dim=8, steps=5).fit(features, queries=judge)
+    assert validation.pairs.shape == (300, 2)
+    assert sorted(validation.pairs[:, 1].tolist()) == list(range(300))
+    adapter = Adapter(dim=8, steps=5).fit(features, queries=validation)
     assert adapter.report_["verdict"] in {"better", "no evidence", "start kept"}
     assert np.isfinite(adapter.transform(features)).all()
 
 
 def test_texts_that_changed_or_are_gone_judge_nothing_and_it_is_said(texts, tmp_path):
-    judge, said = pseudo_queries(described(texts, 300, "of other texts"))
-    assert judge is None
+    validation, said = pseudo_queries(described(texts, 300, "of other texts"))
+    assert validation is None
     assert "has changed since the features were made" in said
-    judge, said = pseudo_queries(described(str(tmp_path / "gone.csv"), 300))
-    assert judge is None
+    validation, said = pseudo_queries(described(str(tmp_path / "gone.csv"), 300))
+    assert validation is None
     assert said.startswith("no pseudo-queries: ")
     assert pseudo_queries(Features(torch.eye(4), list("abcd"), None, (), list("abcd"), "")) == (None, "")

@@ -22,8 +22,7 @@ from querykey.adapter.relevance import unit_rows
 from querykey.adapter.rows import check_rows, labels_of, rows_with_direction, unchanged_by_errors
 from querykey.adapter.settings import PARAMETERS, AdapterSettings, Ladder, Target
 from querykey.adapter.split import distinct_pairs, numbered_pairs, renumbered_pairs
-from querykey.adapter.tasks import Judge
-from querykey.adapter.validation import in_blocks
+from querykey.adapter.validation import ValidationQueries, in_blocks
 from querykey.data.readers.arrays import require_finite_rows
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.heads import FCKind, Start
@@ -189,7 +188,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         X: Vectors,
         y: ArrayLike | None = None,
         *,
-        queries: Vectors | Judge | None = None,
+        queries: Vectors | ValidationQueries | None = None,
         pairs: ArrayLike | None = None,
         record: Record | None = None,
         begin: Begin | None = None,
@@ -202,7 +201,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Args:
             X: Rows of a frozen model [items, width]: array, tensor or `Features`.
             y: A class for each row, of any type; -1 or None if unknown.
-            queries: Rows of real queries [queries, width], for a fit without labels; or a `Judge`.
+            queries: Rows of real queries [queries, width], for a fit without labels, or `ValidationQueries`.
             pairs: (row of queries, row of X that answers it) [pairs, 2], if known.
             record: Called with each record of the history as it is made.
             begin: Called with a line on the memory that the fit needs, and with one line per candidate.
@@ -217,16 +216,16 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         with unchanged_by_errors(self):
             vectors = check_rows(self, X, reset=True)
             labels = None if y is None else labels_of(y, len(vectors))
-            judge = self._judge(queries, pairs, len(vectors), has_labels=y is not None)
+            validation = self._validation_queries(queries, pairs, len(vectors), has_labels=y is not None)
             if (kept := rows_with_direction(vectors)) is not None:
-                if judge is not None and judge.pairs is not None:
-                    judge = replace(judge, pairs=renumbered_pairs(judge.pairs, kept))
+                if validation is not None and validation.pairs is not None:
+                    validation = replace(validation, pairs=renumbered_pairs(validation.pairs, kept))
                 vectors, labels = vectors[kept], None if labels is None else labels[kept]
             fitted = fit_adapter(
                 vectors,
                 self._settings(),
                 labels=labels,
-                judge=judge,
+                validation=validation,
                 record=record,
                 begin=self._told(begin),
             )
@@ -362,11 +361,11 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return float(neighbour_overlap(now, then).mean())
         labels = labels_of(y, len(rows))
         classes, counts = torch.unique(labels[labels >= 0], return_counts=True)
-        asked = torch.isin(labels, classes[counts > 1])
-        if not asked.any():
+        has_match = torch.isin(labels, classes[counts > 1])
+        if not has_match.any():
             raise DataError("no class has two of these rows, so no row has another to find")
-        found = nearest(rows[asked], rows, 1, query_ids=ids[asked], key_ids=ids)[1][:, 0]
-        return float((labels[found] == labels[asked]).float().mean())
+        found = nearest(rows[has_match], rows, 1, query_ids=ids[has_match], key_ids=ids)[1][:, 0]
+        return float((labels[found] == labels[has_match]).float().mean())
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter as safetensors and JSON into a new folder.
@@ -441,20 +440,21 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         given |= {name: tuple(int(one) for one in own[name] or ()) for name in ("dims", "bits")}
         return AdapterSettings.from_parameters(**given)
 
-    def _judge(self, queries: Any, pairs: Any, rows: int, *, has_labels: bool) -> Judge | None:
+    def _validation_queries(
+        self, queries: Any, pairs: Any, rows: int, *, has_labels: bool
+    ) -> ValidationQueries | None:
         if queries is None and pairs is None:
             return None
         if queries is None or has_labels:
             raise ConfigError(
-                "fit(X, queries=Q, pairs=P) judges a fit without labels: give queries with the pairs, and "
+                "fit(X, queries=Q, pairs=P) validates a fit without labels: give queries with the pairs, and "
                 "leave out y; to fit on the pairs, call fit_pairs(Q, X, pairs=P)"
             )
-        if isinstance(queries, Judge):
+        if isinstance(queries, ValidationQueries):
             return queries
-        asked = check_rows(self, queries, reset=False)
-        if pairs is None:
-            return Judge(asked)
-        return Judge(asked, numbered_pairs(pairs, len(asked), rows))
+        checked = check_rows(self, queries, reset=False)
+        numbers = None if pairs is None else numbered_pairs(pairs, len(checked), rows)
+        return ValidationQueries(checked, numbers)
 
     def _told(self, begin: Begin | None) -> Begin | None:
         if not self.verbose:

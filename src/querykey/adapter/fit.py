@@ -22,8 +22,9 @@ from querykey.adapter.settings import (
     resolve,
 )
 from querykey.adapter.split import TrainingPairs, check_labels
-from querykey.adapter.tasks import Judge, LabelTask, PairTask, RowTask, TaskData
+from querykey.adapter.tasks import LabelTask, PairTask, RowTask, TaskData
 from querykey.adapter.training import Fitted, Record
+from querykey.adapter.validation import ValidationQueries
 from querykey.adapter.verdict import Report
 from querykey.distributed.process_group import current_process_group
 from querykey.errors import DataError
@@ -42,7 +43,7 @@ def fit_adapter(
     *,
     labels: Labels | None = None,
     pairs: TrainingPairs | None = None,
-    judge: Judge | None = None,
+    validation: ValidationQueries | None = None,
     record: Record | None = None,
     begin: Begin | None = None,
 ) -> Fitted:
@@ -53,7 +54,7 @@ def fit_adapter(
         settings: Settings; fields that are None are chosen here.
         labels: Class of each item, -1 if unknown.
         pairs: (query, document) pairs.
-        judge: Queries that evaluate a fit without labels.
+        validation: Queries that evaluate a fit without labels.
         record: Called with each record of the history as it is made.
         begin: Called with a line on the memory that the fit needs, and with one line per candidate.
 
@@ -93,7 +94,7 @@ def fit_adapter(
     elif labels is not None:
         task = LabelTask(vectors, labels, resolved)
     else:
-        task = RowTask(vectors, resolved, judge)
+        task = RowTask(vectors, resolved, validation)
     fitted = Search(task, presets, record, begin or _quiet).run()
     fitted.report["seconds"] = round(time.monotonic() - started, 2)
     return fitted

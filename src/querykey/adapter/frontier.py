@@ -36,7 +36,7 @@ def document_rows(task: TaskData, held_out: HeldOutFold | None, seed: int) -> Ro
     Returns:
         Rows [rows, width].
     """
-    holds_rows = isinstance(task, LabelTask) or (isinstance(task, RowTask) and task.judge is None)
+    holds_rows = isinstance(task, LabelTask) or (isinstance(task, RowTask) and task.validation is None)
     left_out = (
         held_out.fold.held_out if held_out is not None and holds_rows else torch.empty(0, dtype=torch.int64)
     )
@@ -44,7 +44,10 @@ def document_rows(task: TaskData, held_out: HeldOutFold | None, seed: int) -> Ro
 
 
 def frontier_of(
-    task: TaskData, settings: AdapterSettings, layers: Sequence[tuple[HeldOutFold, Transform]], judges: Tensor
+    task: TaskData,
+    settings: AdapterSettings,
+    layers: Sequence[tuple[HeldOutFold, Transform]],
+    evaluation: Tensor,
 ) -> list[dict[str, Any]]:
     """Bytes and quality of each size at each precision, for float queries and encoded documents.
 
@@ -52,7 +55,7 @@ def frontier_of(
         task: The data of the fit.
         settings: Resolved settings.
         layers: Each fold with the layer that was fitted without it; empty if nothing was held out.
-        judges: Mask of the queries used for the report, over all folds.
+        evaluation: Mask of the queries used for the report, over all folds.
 
     Returns:
         One point per size and precision, in descending order: dim, bits (32 for float), bytes (per vector),
@@ -66,22 +69,22 @@ def frontier_of(
         codes = fit_codes(stored, document_rows(task, held_out, settings.seed), settings)
         for size, bits in points:
             keys = None if bits == 32 else decoded(prefix(stored, size), codes[size, bits])
-            ranks = task.question.ranks(prefix(layer, size), held_out.asked, keys)
+            ranks = task.scorer.ranks(prefix(layer, size), held_out.queries, keys)
             metric = next(iter(ranks))
             found[size, bits].append(ranks[metric])
     return [
         {"dim": size, "bits": bits, "bytes": code_bytes(size, bits), "metric": metric or None}
-        | _quality(found[size, bits], judges, settings.seed)
+        | _quality(found[size, bits], evaluation, settings.seed)
         for size, bits in points
     ]
 
 
-def _quality(parts: list[PerQuery], judges: Tensor, seed: int) -> dict[str, float | None]:
+def _quality(parts: list[PerQuery], evaluation: Tensor, seed: int) -> dict[str, float | None]:
     if not parts:
         return {"quality": None, "low": None, "high": None}
     values = torch.cat(parts)
     current_process_group().broadcast_([values])
-    over = difference(values[judges], seed=seed)
+    over = difference(values[evaluation], seed=seed)
     return {"quality": over.mean, "low": over.low, "high": over.high}
 
 

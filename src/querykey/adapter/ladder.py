@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from querykey.adapter.validation import HeldOutQueries, Question, Transform
+from querykey.adapter.validation import HeldOutQueries, Scorer, Transform
 from querykey.lookup.unit_length import unit_length
 from querykey.types import PerQuery
 
@@ -26,40 +26,40 @@ def prefix(transform: Transform, size: int) -> Transform:
 
 
 def score_sizes(
-    question: Question, transform: Transform, asked: HeldOutQueries, sizes: Sequence[int]
+    scorer: Scorer, transform: Transform, held_out: HeldOutQueries, sizes: Sequence[int]
 ) -> Tensor:
     """Validation scores of each size.
 
     Args:
-        question: Validation of the task.
+        scorer: Validation of the task.
         transform: Maps rows to unit rows of the largest size.
-        asked: The held-out queries.
+        held_out: The held-out queries.
         sizes: Largest first.
 
     Returns:
         [queries, temperatures] for one size, [queries, temperatures, sizes] for several.
     """
     if len(sizes) == 1:
-        return question.score(transform, asked)
-    every = [question.score(prefix(transform, size), asked) for size in sizes]
+        return scorer.score(transform, held_out)
+    every = [scorer.score(prefix(transform, size), held_out) for size in sizes]
     return torch.stack(every, dim=2)
 
 
 def rank_sizes(
-    question: Question, transform: Transform, asked: HeldOutQueries, sizes: Sequence[int]
+    scorer: Scorer, transform: Transform, held_out: HeldOutQueries, sizes: Sequence[int]
 ) -> dict[str, PerQuery]:
     """Ranking metrics, averaged over the sizes.
 
     Args:
-        question: Validation of the task.
+        scorer: Validation of the task.
         transform: Maps rows to unit rows of the largest size.
-        asked: The held-out queries.
+        held_out: The held-out queries.
         sizes: Largest first.
 
     Returns:
         Metric to one value per query.
     """
     if len(sizes) == 1:
-        return question.ranks(transform, asked)
-    every = [question.ranks(prefix(transform, size), asked) for size in sizes]
+        return scorer.ranks(transform, held_out)
+    every = [scorer.ranks(prefix(transform, size), held_out) for size in sizes]
     return {name: torch.stack([one[name] for one in every]).mean(dim=0) for name in every[0]}

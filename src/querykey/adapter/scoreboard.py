@@ -74,8 +74,8 @@ class Scoreboard:
         self.notes: list[str] = []
         self.steps_taken, self.described, self.stopped = 0, False, ""
         self.raced, self.history = list[dict[str, Any]](), list[dict[str, Any]]()
-        queries = sum(len(held_out.asked.numbers) for held_out in self.task.folds)
-        self.chooses, self.judges = halves(queries, seed=self.seed)
+        queries = sum(len(held_out.queries.numbers) for held_out in self.task.folds)
+        self.selection, self.evaluation = halves(queries, seed=self.seed)
 
     def _score_form(self, name: str, form: Form) -> None:
         started = time.monotonic()
@@ -86,7 +86,7 @@ class Scoreboard:
         self._found(Candidate(name, scores, time.monotonic() - started, form=form))
 
     def _score(self, transform: Transform, held_out: HeldOutFold) -> Tensor:
-        return score_sizes(self.task.question, transform, held_out.asked, self.sizes)
+        return score_sizes(self.task.scorer, transform, held_out.queries, self.sizes)
 
     def _found(self, candidate: Candidate) -> None:
         self.found[candidate.name] = candidate
@@ -104,7 +104,7 @@ class Scoreboard:
 
     def _mean(self, candidate: Candidate) -> float:
         values = at_best_temperature(candidate.scores, seed=self.seed)
-        return float(values[self.chooses].mean())
+        return float(values[self.selection].mean())
 
     def _reference(self) -> str:
         """The frozen rows at full width, otherwise the better PCA of the width."""
@@ -153,12 +153,12 @@ class Scoreboard:
     def _best_at(self, place: int) -> str:
         """The closed form that is best at a size."""
         closed = {one.name: self._at_size(one, place) for one in self.found.values() if one.form is not None}
-        return max(closed, key=lambda name: float(closed[name][self.chooses].mean()))
+        return max(closed, key=lambda name: float(closed[name][self.selection].mean()))
 
     def _ranks_at(self, candidate: Candidate, size: int) -> tuple[str, PerQuery]:
         """The first ranking metric of a candidate at a size, over all folds."""
         folds = [
-            self.task.question.ranks(prefix(self._layer(candidate, held_out, place), size), held_out.asked)
+            self.task.scorer.ranks(prefix(self._layer(candidate, held_out, place), size), held_out.queries)
             for place, held_out in enumerate(self.task.folds)
         ]
         metric = next(iter(folds[0]))

@@ -103,7 +103,7 @@ class Search(Scoreboard):
             (held_out, self._layer(self.found[winner], held_out, place))
             for place, held_out in enumerate(folds)
         ]
-        return frontier_of(self.task, self.settings, layers, self.judges)
+        return frontier_of(self.task, self.settings, layers, self.evaluation)
 
     def _codes(self, fc: nn.Module, settings: AdapterSettings) -> Codes:
         if not settings.bits:
@@ -129,15 +129,15 @@ class Search(Scoreboard):
 
     def _aim(self, task: RowTask) -> None:
         """Choose the target of a fit without labels, if there are queries with known answers."""
-        if task.judge is None or task.judge.pairs is None or self.settings.target is not None:
+        if task.validation is None or task.validation.pairs is None or self.settings.target is not None:
             return
         best, top = task.power, float("-inf")
         names = ["frozen", "pca", *(name for name in task.forms() if name.startswith("soft"))]
         for name in names:
             form, held_out = task.target_form(name), task.folds[0]
-            scores = task.question.score(self._form(form, held_out), held_out.asked)
+            scores = task.scorer.score(self._form(form, held_out), held_out.queries)
             self.processes.broadcast_([scores])
-            score = float(at_best_temperature(scores, seed=self.seed)[self.chooses].mean())
+            score = float(at_best_temperature(scores, seed=self.seed)[self.selection].mean())
             if score > top:
                 best, top = name, score
         task.aim(best)
@@ -183,7 +183,7 @@ class Search(Scoreboard):
         preset, settings = self.presets[number]
         form = self.found[start].form
         assert form is not None
-        affine, asked = self._form(form, held_out), held_out.asked
+        affine, queries = self._form(form, held_out), held_out.queries
         fc: nn.Module = layer_at(affine, settings)
         if preset.rank is not None and preset.rank < self.width:
             fc = LowRankChange(affine, preset.rank, seed=self.seed)
@@ -201,7 +201,7 @@ class Search(Scoreboard):
             self._planned(),
             self.task.plan(fc, settings, held_out.fold, self.processes),
             lambda layer: self._score(layer, held_out),
-            self.chooses[first : first + len(asked.numbers)],
+            self.selection[first : first + len(queries.numbers)],
             self.task.sample,
             self.record,
         )
@@ -223,14 +223,14 @@ class Search(Scoreboard):
             if not single:
                 raise
             self.notes.append(f"training stopped by Ctrl-C at step {first.taken}: the best state so far")
-        trainings, place = [first], len(folds[0].asked.numbers)
+        trainings, place = [first], len(folds[0].queries.numbers)
         for held_out in folds[1:]:
             trainings.append(self._start(number, start, held_out, place))
             self._run(trainings[-1], first.taken)
-            place += len(held_out.asked.numbers)
+            place += len(held_out.queries.numbers)
         common = set.intersection(*(set(one.scores) for one in trainings))
         curves = {step: torch.cat([one.scores[step] for one in trainings]) for step in sorted(common)}
-        means = {step: mean_at_best(scores[self.chooses]) for step, scores in curves.items()}
+        means = {step: mean_at_best(scores[self.selection]) for step, scores in curves.items()}
         best = max(means, key=lambda step: (means[step], -step))
         if single:
             first.restore(best)
@@ -243,7 +243,7 @@ class Search(Scoreboard):
     def _record_raced(self, number: int, training: Training) -> None:
         """Record a preset that lost the race with its score on the queries of the first fold."""
         reference = self.found[self._reference()]
-        count = len(self.task.folds[0].asked.numbers)
+        count = len(self.task.folds[0].queries.numbers)
         ours, theirs = (
             at_best_temperature(scores[:count], seed=self.seed)
             for scores in (training.scores[training.best_step], reference.scores)
@@ -261,11 +261,16 @@ class Search(Scoreboard):
     def _choose(self, reference: str, refuse: dict[str, str]) -> Choice:
         scored = [self._scored(one) for one in self.found.values()]
         choice = choose(
-            scored, reference, chooses=self.chooses, judges=self.judges, refuse=refuse, seed=self.seed
+            scored,
+            reference,
+            selection=self.selection,
+            evaluation=self.evaluation,
+            refuse=refuse,
+            seed=self.seed,
         )
-        if not isinstance(self.task, RowTask) or self._judged():
+        if not isinstance(self.task, RowTask) or self._is_validated():
             return choice
-        # rows alone can't judge a target: what keeps the target's scores best is returned
+        # rows alone can't evaluate a target: what keeps the target's scores best is returned
         name = self.task.power
         if not self._at_full_width:
             there = [one for one in self.found.values() if one.name not in refuse]
@@ -277,10 +282,10 @@ class Search(Scoreboard):
             name = max(self.found.values(), key=self._mean).name
         return Choice(name, reference, "not validated", None, {}, choice.selected_on)
 
-    def _judged(self) -> bool:
+    def _is_validated(self) -> bool:
         """Whether the fit can be evaluated: with labels, pairs or judging queries."""
-        judge = self.task.judge if isinstance(self.task, RowTask) else None
-        return judge is not None and (judge.pairs is not None or not self._at_full_width)
+        validation = self.task.validation if isinstance(self.task, RowTask) else None
+        return validation is not None and (validation.pairs is not None or not self._at_full_width)
 
     @property
     def _at_full_width(self) -> bool:
@@ -289,14 +294,14 @@ class Search(Scoreboard):
 
     def _gates(self, name: str, reference: str) -> tuple[dict[str, Any], str | None]:
         """What is reported beside the measure, and why a candidate may not be returned, if so."""
-        if isinstance(self.task, RowTask) and not self._judged():
+        if isinstance(self.task, RowTask) and not self._is_validated():
             return {}, None
         checked: dict[str, Any] = {}
         one, start = self.found[name], self.found[reference]
         both = [
             [
                 rank_sizes(
-                    self.task.question, self._layer(candidate, held_out, place), held_out.asked, self.sizes
+                    self.task.scorer, self._layer(candidate, held_out, place), held_out.queries, self.sizes
                 )
                 for place, held_out in enumerate(self.task.folds)
             ]
@@ -357,10 +362,10 @@ class Search(Scoreboard):
         settings = replace(settings, steps=self._planned() if self._trains() else 0)
         if candidate.form is not None:
             return layer_at(candidate.form(self.task.statistics(None)), settings), settings
-        if candidate.best_step == 0 or (isinstance(self.task, RowTask) and self.task.judge is not None):
+        if candidate.best_step == 0 or (isinstance(self.task, RowTask) and self.task.validation is not None):
             return self._plain(candidate.trainings[0].fc, settings), settings
         nothing = torch.empty(0, dtype=torch.int64)
-        whole = HeldOutFold(Fold(nothing, nothing), self.task.folds[0].asked)
+        whole = HeldOutFold(Fold(nothing, nothing), self.task.folds[0].queries)
         self.statistics[whole] = self.task.statistics(None)
         if isinstance(self.task, RowTask):
             self.task.aim(self.task.power)
@@ -416,10 +421,10 @@ class Search(Scoreboard):
     def _report(self, choice: Choice, checked: dict[str, Any]) -> Report:
         winner, reference = self.found[choice.winner], self.found[choice.reference]
         several = {"sizes": self._by_size(choice.winner)} if len(self.sizes) > 1 else {}
-        ours, theirs = (self._scored(one).values[self.judges].mean() for one in (winner, reference))
+        ours, theirs = (self._scored(one).values[self.evaluation].mean() for one in (winner, reference))
         apart = choice.difference
         return Report(
-            measure=self.task.question.name,
+            measure=self.task.scorer.name,
             verdict=choice.verdict,
             candidate=choice.winner,
             reference=choice.reference,
@@ -429,7 +434,7 @@ class Search(Scoreboard):
             queries_needed=apart.needed if apart is not None and choice.verdict == "no evidence" else None,
             selection=(
                 "the same queries chose: the interval repeats the selection"
-                if torch.equal(self.chooses, self.judges)
+                if torch.equal(self.selection, self.evaluation)
                 else f"{choice.selected_on:,} other queries chose"
             ),
             folds=len(self.task.folds),

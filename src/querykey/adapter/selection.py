@@ -35,7 +35,7 @@ DRAWS = 2000
 MOST_KEPT = 2**23
 """Counts of resamplings that are kept for the next candidate: 16 MB."""
 FEW = 200
-"""Queries below which the same ones select and judge, and the bootstrap repeats the selection."""
+"""With fewer queries the same ones serve selection and evaluation; the bootstrap repeats the selection."""
 LIKELY = 0.8
 """Share of the draws that must lie above the reference for a candidate to be returned."""
 POWER = 2.8
@@ -44,12 +44,12 @@ POWER = 2.8
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A candidate that was asked.
+    """A candidate with its validation scores.
 
     Args:
         name: Of the candidate.
         values: The measure of each query, at the temperature that is best on the other half.
-        seconds: That fitting and asking took.
+        seconds: That fitting and scoring took.
     """
 
     name: str
@@ -97,9 +97,9 @@ class Choice:
         winner: Name of what is returned.
         reference: Name of what it is compared with.
         verdict: What may be said of the winner.
-        difference: Winner minus reference on the queries that judge; None where they are the same.
+        difference: Winner minus reference on the evaluation queries; None where they are the same.
         refused: Name of each better candidate that was not returned, with the reason.
-        selected_on: Queries that chose.
+        selected_on: Number of selection queries.
     """
 
     winner: str
@@ -111,22 +111,22 @@ class Choice:
 
 
 def halves(queries: int, *, seed: int) -> tuple[Bool[Tensor, " queries"], Bool[Tensor, " queries"]]:
-    """Which queries choose, and which judge: two halves, or all of them twice where they are `FEW`.
+    """Split the queries into two halves, for selection and for evaluation; fewer than `FEW` serve both.
 
     Args:
         queries: How many there are.
         seed: Of the draw.
 
     Returns:
-        (mask of those that choose, mask of those that judge).
+        (mask for selection, mask for evaluation).
     """
     if queries < FEW:
         every = torch.ones(queries, dtype=torch.bool)
         return every, every
     order = torch.from_numpy(np.random.default_rng([seed, 7]).permutation(queries))
-    chooses = torch.zeros(queries, dtype=torch.bool)
-    chooses[order[: queries // 2]] = True
-    return chooses, ~chooses
+    selection = torch.zeros(queries, dtype=torch.bool)
+    selection[order[: queries // 2]] = True
+    return selection, ~selection
 
 
 def at_best_temperature(scores: Tensor, *, seed: int) -> PerQuery:
@@ -213,18 +213,18 @@ def choose(
     candidates: Sequence[Scored],
     reference: str,
     *,
-    chooses: Tensor,
-    judges: Tensor,
+    selection: Tensor,
+    evaluation: Tensor,
     refuse: "dict[str, str] | None" = None,
     seed: int = 0,
 ) -> Choice:
     """Return the best candidate where it is likely above the reference, and the reference otherwise.
 
     Args:
-        candidates: The reference among them, all asked the same queries.
+        candidates: The reference among them, all scored on the same queries.
         reference: Its name.
-        chooses: Mask of the queries that choose.
-        judges: Mask of those that judge; the same ones where there are few.
+        selection: Mask of the selection queries.
+        evaluation: Mask of the evaluation queries; the same ones where there are few.
         refuse: Candidates that may not be returned, with the reason.
         seed: Of the draws.
 
@@ -232,34 +232,36 @@ def choose(
         The `Choice`.
     """
     refuse, start = dict(refuse or {}), next(one for one in candidates if one.name == reference)
-    ranked = sorted(candidates, key=lambda one: float(one.values[chooses].mean()), reverse=True)
-    above = [one for one in ranked if one.values[chooses].mean() > start.values[chooses].mean()]
+    ranked = sorted(candidates, key=lambda one: float(one.values[selection].mean()), reverse=True)
+    above = [one for one in ranked if one.values[selection].mean() > start.values[selection].mean()]
     refused = {one.name: refuse[one.name] for one in above if one.name in refuse}
     best = next((one for one in above if one.name not in refuse), start)
-    selected = int(chooses.sum())
+    selected = int(selection.sum())
     if best is not start:
-        likely = difference((best.values - start.values)[chooses], seed=seed).likely
+        likely = difference((best.values - start.values)[selection], seed=seed).likely
         if likely < LIKELY:
             best = start
     if best is start:
         return Choice(reference, reference, "start kept", None, refused, selected)
-    found = difference((best.values - start.values)[judges], seed=seed)
-    if torch.equal(chooses, judges):
+    found = difference((best.values - start.values)[evaluation], seed=seed)
+    if torch.equal(selection, evaluation):
         others = [one for one in candidates if one is not start and one.name not in refuse]
-        found = _selected(best, others, start, judges, seed)
+        found = _selected(best, others, start, evaluation, seed)
     verdict: Verdict = "better" if found.low > 0 else "no evidence"
     return Choice(best.name, reference, verdict, found, refused, selected)
 
 
-def _selected(best: Scored, others: Sequence[Scored], start: Scored, judges: Tensor, seed: int) -> Difference:
+def _selected(
+    best: Scored, others: Sequence[Scored], start: Scored, evaluation: Tensor, seed: int
+) -> Difference:
     """The winner's difference with an interval that knows that it was the best of several.
 
     The largest of the centred differences of all candidates is drawn: that is how far the best of as many
     candidates that are worth nothing would lie above 0.
     """
-    apart = torch.stack([(one.values - start.values)[judges] for one in others], dim=1)
+    apart = torch.stack([(one.values - start.values)[evaluation] for one in others], dim=1)
     largest = (_draws(apart, None, seed) - apart.mean(dim=0).numpy()).max(axis=1)
-    alone = difference((best.values - start.values)[judges], seed=seed)
+    alone = difference((best.values - start.values)[evaluation], seed=seed)
     low, high = np.percentile(largest, [2.5, 97.5])
     return Difference(
         alone.mean,

@@ -55,11 +55,11 @@ class Fold:
 
     Args:
         held_out: Rows (or queries of pairs) that are not used in the fit.
-        asked: The queries among them, one of each group of copies.
+        queries: The queries among them, one of each group of copies.
     """
 
     held_out: Numbers
-    asked: Int64[Tensor, " asked"]
+    queries: Int64[Tensor, " queries"]
 
 
 def known_folds(
@@ -128,9 +128,9 @@ def class_folds(rows: FrozenRows, labels: Labels, *, share: float, seed: int) ->
     folds = []
     for part in parts:
         held_out = torch.isin(labels, part).nonzero()[:, 0]
-        asked = held_out[_shuffled(draw, len(held_out))[:MOST_HELD_OUT]]
-        _, first = same_items(unit_rows(rows, asked))
-        folds.append(Fold(held_out, asked[first].sort().values))
+        queries = held_out[_shuffled(draw, len(held_out))[:MOST_HELD_OUT]]
+        _, first = same_items(unit_rows(rows, queries))
+        folds.append(Fold(held_out, queries[first].sort().values))
     return _nonempty(folds)
 
 
@@ -144,14 +144,14 @@ def row_fold(rows: FrozenRows, *, share: float, seed: int, most: int = MOST_HELD
         most: Rows at the most.
 
     Returns:
-        One fold, or none where fewer than two rows would be asked.
+        One fold, or none where there are fewer than two queries.
     """
     wanted = min(round(share * len(rows)), most)
     if wanted < 2:
         return []
     order = _shuffled(np.random.default_rng([seed, 1]), len(rows))
     fold = _one_part(rows, order, wanted)
-    return [fold] if len(fold.asked) >= 2 and len(fold.held_out) < len(rows) - 1 else []
+    return [fold] if len(fold.queries) >= 2 and len(fold.held_out) < len(rows) - 1 else []
 
 
 def query_folds(queries: int, answered: Numbers, *, share: float, seed: int) -> list[Fold]:
@@ -159,7 +159,7 @@ def query_folds(queries: int, answered: Numbers, *, share: float, seed: int) -> 
 
     Args:
         queries: How many there are.
-        answered: Those that have a document; the others are neither asked nor fitted on.
+        answered: Those that have a document; the others are neither queries nor fitted on.
         share: To hold out in one part; 0: nothing is.
         seed: Of the draw.
 
@@ -290,14 +290,14 @@ def check_labels(labels: Labels, items: int) -> None:
 def _one_part(rows: Tensor, order: Tensor, wanted: int) -> Fold:
     """Hold out rows in this order, each with its copies, until there are `wanted`."""
     held_out = torch.zeros(len(rows), dtype=torch.bool)
-    asked = []
+    queries = []
     for number, copies in zip(order[:wanted].tolist(), copies_of(rows, order[:wanted]), strict=True):
         if int(held_out.sum()) >= wanted:
             break
         if not held_out[number]:
-            asked.append(number)
+            queries.append(number)
             held_out[copies] = True
-    return Fold(held_out.nonzero()[:, 0], torch.tensor(sorted(asked), dtype=torch.int64))
+    return Fold(held_out.nonzero()[:, 0], torch.tensor(sorted(queries), dtype=torch.int64))
 
 
 def _fold_of(known: Tensor, items: Tensor, first: Tensor, groups: Tensor) -> Fold:
@@ -307,7 +307,7 @@ def _fold_of(known: Tensor, items: Tensor, first: Tensor, groups: Tensor) -> Fol
 
 
 def _nonempty(folds: list[Fold]) -> list[Fold]:
-    return [fold for fold in folds if len(fold.asked)]
+    return [fold for fold in folds if len(fold.queries)]
 
 
 def _shuffled(draw: np.random.Generator, count: int) -> Tensor:

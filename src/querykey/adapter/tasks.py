@@ -1,6 +1,6 @@
 """What a fit learns from: rows with classes, (query, document) pairs, or rows alone.
 
-Each task says what is held out, what is asked of a candidate, which closed forms there are, and how a layer
+Each task says what is held out, how candidates are scored, which closed forms there are, and how a layer
 is trained on a part of the data.
 """
 
@@ -36,12 +36,13 @@ from querykey.adapter.split import (
 )
 from querykey.adapter.validation import (
     MOST_KEYS,
-    DistillationQuestion,
+    DistillationScorer,
     HeldOutQueries,
-    LabelQuestion,
-    PairQuestion,
-    Question,
+    LabelScorer,
+    PairScorer,
+    Scorer,
     Transform,
+    ValidationQueries,
     copies_of,
 )
 from querykey.distributed.process_group import ProcessGroup
@@ -60,7 +61,6 @@ from querykey.types import FrozenRows, Labels, Numbers
 __all__ = [
     "Form",
     "HeldOutFold",
-    "Judge",
     "LabelTask",
     "PairTask",
     "RowTask",
@@ -77,7 +77,7 @@ FILL = 0.3
 """Weight of the axes in the dimensions beyond the discriminants."""
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 RANKS, LOW_RANK_STRENGTHS = (4, 16, 64), (1.0, 10.0, 100.0)
-ASKED_ROWS = 500
+HELD_OUT_QUERIES = 500
 """Held-out rows of a fit without labels: used for early stopping only."""
 
 
@@ -107,11 +107,11 @@ class HeldOutFold:
 
     Args:
         fold: The held-out rows.
-        asked: Its queries.
+        queries: Its queries, with what is relevant to each.
     """
 
     fold: Fold
-    asked: HeldOutQueries
+    queries: HeldOutQueries
 
 
 def general_forms(dim: int, width: int, *, nested: bool = False) -> dict[str, Form]:
@@ -143,7 +143,7 @@ def select_forms(forms: dict[str, Form], wanted: object) -> dict[str, Form]:
 
 
 def start_form(start: str, dim: int, width: int, seed: int) -> dict[str, Form]:
-    """The one form that a user asked to start from."""
+    """The one form that a user chose to start from."""
     match start:
         case "identity":
             eye = torch.eye(dim, width, dtype=torch.float64)
@@ -181,28 +181,28 @@ class LabelTask:
         new = [] if settings.classes == "known" else class_folds(vectors, labels, share=share, seed=seed)
         if settings.classes == "new":
             folds, new = new, []
-        elif len(known) > len(new) and len(new) == 1:  # one run of training serves both questions
+        elif len(known) > len(new) and len(new) == 1:  # one run of training serves both folds
             folds = known_folds(vectors, labels, share=share, seed=seed, without=new[0].held_out)
             both = [torch.unique(torch.cat([one.held_out, new[0].held_out])) for one in folds]
-            folds = [Fold(rows, one.asked) for rows, one in zip(both, folds, strict=True)]
+            folds = [Fold(rows, one.queries) for rows, one in zip(both, folds, strict=True)]
         else:
             folds = known_folds(vectors, labels, share=share, seed=seed)
-        every = torch.cat([known[:0], *(fold.asked for fold in [*folds, *new])])
+        every = torch.cat([known[:0], *(fold.queries for fold in [*folds, *new])])
         self.keys = _some_keys(known, every, seed)
         rows = unit_rows(vectors, self.keys)
-        self.question = LabelQuestion(rows, labels[self.keys])
+        self.scorer = LabelScorer(rows, labels[self.keys])
         self.folds, self.new = ([self._ready(fold) for fold in some] for some in (folds, new))
-        sample = self.folds[0].fold.asked if self.folds else known
+        sample = self.folds[0].fold.queries if self.folds else known
         self.sample = unit_rows(vectors, sample[:1000])
         self._total: Statistics | None = None
 
     def _ready(self, fold: Fold) -> HeldOutFold:
-        places = torch.searchsorted(self.keys, fold.asked)
-        return HeldOutFold(fold, self.question.prepare(places, copies_of(self.question.rows, places)))
+        places = torch.searchsorted(self.keys, fold.queries)
+        return HeldOutFold(fold, self.scorer.prepare(places, copies_of(self.scorer.rows, places)))
 
     def groups(self, held_out: list[HeldOutFold]) -> Tensor:
         """Class of each query."""
-        return torch.cat([self.question.labels[one.asked.numbers] for one in held_out])
+        return torch.cat([self.scorer.labels[one.queries.numbers] for one in held_out])
 
     def statistics(self, fold: Fold | None) -> Statistics:
         if self._total is None:
@@ -267,13 +267,13 @@ class PairTask:
         folds = query_folds(
             len(pairs.queries), answered, share=settings.validation_fraction, seed=settings.seed
         )
-        asked = torch.cat([answered[:0], *(fold.asked for fold in folds)])
-        self.question = _pair_question(
-            pairs.queries, documents, self.relevance, asked, settings.seed, moves=settings.side == "both"
+        held_out = torch.cat([answered[:0], *(fold.queries for fold in folds)])
+        self.scorer = _pair_scorer(
+            pairs.queries, documents, self.relevance, held_out, settings.seed, moves=settings.side == "both"
         )
-        self.folds = [HeldOutFold(fold, self.question.prepare(fold.asked)) for fold in folds]
+        self.folds = [HeldOutFold(fold, self.scorer.prepare(fold.queries)) for fold in folds]
         self.new: list[HeldOutFold] = []
-        self.sample = unit_rows(pairs.queries, (asked if len(asked) else answered)[:1000])
+        self.sample = unit_rows(pairs.queries, (held_out if len(held_out) else answered)[:1000])
         self._documents: Moments | None = None
 
     def statistics(self, fold: Fold | None) -> Statistics:
@@ -334,34 +334,21 @@ def _low_ranked(of: Statistics, rank: int, strength: float) -> Affine:
     return low_rank(of.pairs, strength=strength / of.growth, rank=rank)
 
 
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """Queries that evaluate a fit without labels.
-
-    Args:
-        queries: Frozen rows of queries.
-        pairs: (query, row that answers it) by number [pairs, 2]; None where no answer is known.
-        are_real: Whether people asked them: then they enter the moments.
-    """
-
-    queries: FrozenRows
-    pairs: Tensor | None = None
-    are_real: bool = True
-
-
 class RowTask:
-    """Rows alone, or with queries that judge.
+    """Rows alone, or with validation queries.
 
     Args:
         vectors: Frozen rows [items, width].
         settings: Resolved.
-        judge: Queries, where there are any: then queries are held out, and no rows.
+        validation: Validation queries, if there are any: then queries are held out, and no rows.
     """
 
     task: Task = "unlabelled"
 
-    def __init__(self, vectors: FrozenRows, settings: AdapterSettings, judge: Judge | None) -> None:
-        self.vectors, self.settings, self.judge = vectors, settings, judge
+    def __init__(
+        self, vectors: FrozenRows, settings: AdapterSettings, validation: ValidationQueries | None
+    ) -> None:
+        self.vectors, self.settings, self.validation = vectors, settings, validation
         self.documents = vectors  # what an index holds
         self.new: list[HeldOutFold] = []
         self.power: str = settings.target or "soft_whitened"
@@ -369,44 +356,46 @@ class RowTask:
         nothing = torch.empty(0, dtype=torch.int64)
         self._target: Affine | None = None
         self._total: Moments | None = None
-        self.question: Question
+        self.scorer: Scorer
         self.folds: list[HeldOutFold] = []
         every = torch.arange(len(vectors))
         self.sample = unit_rows(vectors, every[:1000])
-        if judge is not None and judge.pairs is not None:
-            relevance = Relevance(judge.pairs[:, 0], judge.pairs[:, 1], queries=len(judge.queries))
-            asked = torch.unique(judge.pairs[:, 0])
-            # half of real queries are asked: the other half enters the moments
-            most = min(2 * ASKED_ROWS, len(asked) // 2 if judge.are_real else len(asked))
-            asked = asked[_draw(len(asked), most, seed)]
-            question = _pair_question(judge.queries, vectors, relevance, asked, seed, moves=True)
-            self.question = question
-            if len(asked) >= 2:
-                self.folds = [HeldOutFold(Fold(asked, asked), question.prepare(asked))]
+        if validation is not None and validation.pairs is not None:
+            relevance = Relevance(
+                validation.pairs[:, 0], validation.pairs[:, 1], queries=len(validation.queries)
+            )
+            held_out = torch.unique(validation.pairs[:, 0])
+            # half of real queries are held out: the other half enters the moments
+            most = min(2 * HELD_OUT_QUERIES, len(held_out) // 2 if validation.are_real else len(held_out))
+            held_out = held_out[_draw(len(held_out), most, seed)]
+            scorer = _pair_scorer(validation.queries, vectors, relevance, held_out, seed, moves=True)
+            self.scorer = scorer
+            if len(held_out) >= 2:
+                self.folds = [HeldOutFold(Fold(held_out, held_out), scorer.prepare(held_out))]
             return
-        folds = row_fold(vectors, share=share, seed=seed, most=ASKED_ROWS)
-        keys = _some_keys(every, torch.cat([nothing, *(fold.asked for fold in folds)]), seed)
+        folds = row_fold(vectors, share=share, seed=seed, most=HELD_OUT_QUERIES)
+        keys = _some_keys(every, torch.cat([nothing, *(fold.queries for fold in folds)]), seed)
         rows, temperature = unit_rows(vectors, keys), _temperature(settings)
-        if judge is not None:
-            asked = torch.arange(len(judge.queries))
-            asked = asked[_draw(len(asked), min(2 * ASKED_ROWS, len(asked) // 2), seed)]
-            queries, none = unit_rows(judge.queries), torch.full((len(asked), 0), -1)
-            self.question = DistillationQuestion(queries, rows, self.target(None), temperature)
+        if validation is not None:
+            held_out = torch.arange(len(validation.queries))
+            held_out = held_out[_draw(len(held_out), min(2 * HELD_OUT_QUERIES, len(held_out) // 2), seed)]
+            queries, none = unit_rows(validation.queries), torch.full((len(held_out), 0), -1)
+            self.scorer = DistillationScorer(queries, rows, self.target(None), temperature)
             self.folds = (
-                [HeldOutFold(Fold(asked, asked), HeldOutQueries(asked, none, none))] if len(asked) > 1 else []
+                [HeldOutFold(Fold(held_out, held_out), HeldOutQueries(held_out, none, none))]
+                if len(held_out) > 1
+                else []
             )
             return
-        self.question = DistillationQuestion(
-            rows, rows, self.target(folds[0] if folds else None), temperature
-        )
+        self.scorer = DistillationScorer(rows, rows, self.target(folds[0] if folds else None), temperature)
         for fold in folds:
-            places = torch.searchsorted(keys, fold.asked)
+            places = torch.searchsorted(keys, fold.queries)
             copies = copies_of(rows, places)
             most = max(len(one) for one in copies)
             excluded = torch.stack([torch.cat([one, one.new_full((most - len(one),), -1)]) for one in copies])
             self.folds.append(HeldOutFold(fold, HeldOutQueries(places, places[:, None], excluded)))
         if folds:
-            self.sample = unit_rows(vectors, folds[0].asked)
+            self.sample = unit_rows(vectors, folds[0].queries)
 
     def target(self, fold: Fold | None) -> Affine:
         """What makes the rows whose scores are kept, at full width."""
@@ -429,15 +418,15 @@ class RowTask:
     def statistics(self, fold: Fold | None) -> Statistics:
         if self._total is None:
             self._total = moments(self.vectors)
-        if self.judge is None:
+        if self.validation is None:
             return Statistics(
                 self._total if fold is None else self._total - moments(self.vectors, fold.held_out)
             )
-        if not self.judge.are_real:
+        if not self.validation.are_real:
             return Statistics(self._total)
-        queries = moments(self.judge.queries)
+        queries = moments(self.validation.queries)
         if fold is not None:
-            queries -= moments(self.judge.queries, fold.held_out)
+            queries -= moments(self.validation.queries, fold.held_out)
         return Statistics(self._total + queries)
 
     def forms(self) -> dict[str, Form]:
@@ -454,19 +443,19 @@ class RowTask:
 
     def _kept(self, fold: Fold | None) -> Numbers:
         """Rows that are trained on: all of them where it is queries that are held out."""
-        return _rest(len(self.vectors), fold if self.judge is None else None)
+        return _rest(len(self.vectors), fold if self.validation is None else None)
 
 
 TaskData = LabelTask | PairTask | RowTask
 """`folds` are held out and `new` are folds of whole classes; `forms` are the closed forms by name."""
 
 
-def _pair_question(
-    queries: Tensor, documents: Tensor, relevance: Relevance, asked: Tensor, seed: int, *, moves: bool
-) -> PairQuestion:
+def _pair_scorer(
+    queries: Tensor, documents: Tensor, relevance: Relevance, held_out: Tensor, seed: int, *, moves: bool
+) -> PairScorer:
     """All documents are keys, or all answers and a fixed draw of the others where they are very many."""
     every = torch.arange(len(documents))
-    answers = torch.unique(torch.cat([every[:0], *(relevance.documents_of(int(one)) for one in asked)]))
+    answers = torch.unique(torch.cat([every[:0], *(relevance.documents_of(int(one)) for one in held_out)]))
     keys = _some_keys(every, answers, seed)
     if len(keys) < len(every):
         first = torch.arange(len(queries)).repeat_interleave(relevance.first.diff())
@@ -474,7 +463,7 @@ def _pair_question(
         relevance = Relevance(
             first[there], torch.searchsorted(keys, relevance.documents[there]), queries=len(queries)
         )
-    return PairQuestion(unit_rows(queries), unit_rows(documents, keys), relevance, moves)
+    return PairScorer(unit_rows(queries), unit_rows(documents, keys), relevance, moves)
 
 
 def _some_keys(every: Numbers, needed: Tensor, seed: int) -> Tensor:

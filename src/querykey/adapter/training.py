@@ -118,7 +118,7 @@ class Training:
         steps: Planned steps, over which the learning rate falls to 0.
         plan: The steps.
         validate: Scores the layer on held-out queries, [queries, temperatures]; None: nothing is held out.
-        chooses: Queries that are used for early stopping; the others evaluate the result.
+        selection: Queries that are used for early stopping; the others evaluate the result.
         sample: Frozen unit rows for the metrics.
         record: Called with each record as it is made.
         history: One record per evaluation.
@@ -130,7 +130,7 @@ class Training:
     steps: int
     plan: FitPlan
     validate: Callable[[nn.Module], Tensor] | None
-    chooses: Tensor | None
+    selection: Tensor | None
     sample: FrozenRows
     record: Record | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -271,7 +271,7 @@ class Training:
 
     def _mean(self, scores: Tensor) -> float:
         """Mean score over the choosing queries, at their best temperature."""
-        chosen = scores if self.chooses is None else scores[self.chooses]
+        chosen = scores if self.selection is None else scores[self.selection]
         mean = mean_at_best(chosen)
         return -math.inf if math.isnan(mean) else mean
 

@@ -1,7 +1,7 @@
-"""Validation of candidates: held-out queries look up all keys, and the right ones should be likely.
+"""Validation of candidates: held-out queries look up all keys, and the relevant ones should be likely.
 
 The keys are all rows, including the training rows, as in a search by a user. Copies of a query are not among
-its keys. A tie never favours the right answer.
+its keys. A tie never favours a relevant key.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,13 @@ from querykey.types import FrozenRows, Keys, Labels, Numbers, PerQuery, Queries,
 
 __all__ = [
     "TEMPERATURES",
-    "DistillationQuestion",
+    "DistillationScorer",
     "HeldOutQueries",
-    "LabelQuestion",
-    "PairQuestion",
-    "Question",
+    "LabelScorer",
+    "PairScorer",
+    "Scorer",
     "Transform",
+    "ValidationQueries",
     "copies_of",
     "in_blocks",
     "log_probability",
@@ -57,28 +58,28 @@ def in_blocks(transform: Transform, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_probability(
-    queries: Queries, keys: Keys, right: Places, excluded: Places
+    queries: Queries, keys: Keys, relevant: Places, excluded: Places
 ) -> Float[Tensor, "queries temperatures"]:
-    r"""The log-likelihood that a softmax over the keys gives the right ones, at each of `TEMPERATURES`.
+    r"""The log-likelihood of the relevant keys under a softmax over the keys, at each of `TEMPERATURES`.
 
-    .. math:: \log \sum_{j \in \text{right}} e^{s_j / \tau}
+    .. math:: \log \sum_{j \in \text{relevant}} e^{s_j / \tau}
               - \log \sum_{j \notin \text{excluded}} e^{s_j / \tau}
 
     Args:
         queries: Unit rows [queries, dim].
         keys: Unit rows [keys, dim].
-        right: Which keys are right; none of them excluded.
+        relevant: Which keys are relevant; none of them excluded.
         excluded: Keys that are left out.
 
     Returns:
-        Nats, at most 0; -inf for a query without a right key.
+        Nats, at most 0; -inf for a query without a relevant key.
     """
     out = torch.empty(len(queries), len(TEMPERATURES))
     size = _block(len(keys))
     for start in range(0, len(queries), size):
         stop = start + size
         scores = _scores(queries[start:stop], keys, excluded[start:stop])
-        own = right[start:stop]
+        own = relevant[start:stop]
         found = scores.gather(1, own.clamp(min=0)).masked_fill(own < 0, -torch.inf)
         top, best = scores.amax(dim=1, keepdim=True), found.amax(dim=1, keepdim=True)
         scores -= top
@@ -95,14 +96,14 @@ def log_probability(
 
 
 @torch.no_grad()
-def ranks(queries: Queries, keys: Keys, right: Places, excluded: Places) -> dict[str, PerQuery]:
-    """Recall@1, MAP@R and the reciprocal rank of the first right key; at a tie the wrong key ranks higher.
+def ranks(queries: Queries, keys: Keys, relevant: Places, excluded: Places) -> dict[str, PerQuery]:
+    """Recall@1, MAP@R and the reciprocal rank of the first relevant key; at a tie another key ranks higher.
 
     Args:
         queries: Unit rows [queries, dim].
         keys: Unit rows [keys, dim].
-        right: Which keys are right.
-        excluded: Which keys do not take part.
+        relevant: Which keys are relevant.
+        excluded: Keys that are left out.
 
     Returns:
         "R@1", "MAP@R" and "MRR" of each query, from 0 to 1.
@@ -113,7 +114,7 @@ def ranks(queries: Queries, keys: Keys, right: Places, excluded: Places) -> dict
     found: dict[str, list[Tensor]] = {"R@1": [], "MAP@R": [], "MRR": []}
     size = _block(len(keys))
     for start in range(0, len(queries), size):
-        own = right[start : start + size]
+        own = relevant[start : start + size]
         scores = _scores(queries[start : start + size], keys, excluded[start : start + size])
         mine = scores.gather(1, own.clamp(min=0)).masked_fill(own < 0, -torch.inf)
         mine = mine.sort(dim=1, descending=True).values
@@ -144,17 +145,32 @@ def _scores(queries: Tensor, keys: Tensor, excluded: Tensor) -> Tensor:
     return scores
 
 
+@dataclass(frozen=True, eq=False)
+class ValidationQueries:
+    """Queries that evaluate a fit without labels.
+
+    Args:
+        queries: Frozen rows of queries.
+        pairs: (query, row that answers it) by number [pairs, 2]; None where no answer is known.
+        are_real: Whether users typed them: then they enter the moments.
+    """
+
+    queries: FrozenRows
+    pairs: Tensor | None = None
+    are_real: bool = True
+
+
 class HeldOutQueries(NamedTuple):
-    """Queries that are asked, with what is right for them and what they must not find."""
+    """Queries by number, with the keys that are relevant to each and those that are excluded."""
 
     numbers: Numbers
-    right: Tensor
+    relevant: Tensor
     excluded: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class LabelQuestion:
-    """Does a row find rows of its own class?
+class LabelScorer:
+    """Scores how well a row finds rows of its own class.
 
     Args:
         rows: Frozen unit rows of all items that are keys [keys, width].
@@ -166,44 +182,44 @@ class LabelQuestion:
     name: str = "log p(own class)"
 
     def prepare(self, numbers: Numbers, copies: "list[Tensor]") -> HeldOutQueries:
-        """What is right for some rows, and who are their copies.
+        """Find the relevant keys of some rows; their copies are excluded.
 
         Args:
-            numbers: Of the rows that are asked.
-            copies: Of each, the numbers of its copies, itself among them.
+            numbers: Indices of the rows.
+            copies: Indices of the copies of each, including itself.
 
         Returns:
-            The rows that have an answer.
+            The rows that have a relevant key.
         """
         order = self.labels.argsort(stable=True)
         sorted_labels = self.labels[order]
         first = torch.searchsorted(sorted_labels, self.labels[numbers])
         last = torch.searchsorted(sorted_labels, self.labels[numbers], right=True)
-        rights = []
+        relevant = []
         for start, stop, own in zip(first.tolist(), last.tolist(), copies, strict=True):
             members = order[start:stop]
-            rights.append(members[~torch.isin(members, own)])
-        kept = [place for place, right in enumerate(rights) if len(right)]
+            relevant.append(members[~torch.isin(members, own)])
+        kept = [place for place, some in enumerate(relevant) if len(some)]
         return HeldOutQueries(
-            numbers[kept], _padded([rights[i] for i in kept]), _padded([copies[i] for i in kept])
+            numbers[kept], _padded([relevant[i] for i in kept]), _padded([copies[i] for i in kept])
         )
 
-    def score(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
+    def score(self, transform: Transform, held_out: HeldOutQueries) -> Tensor:
         keys = in_blocks(transform, self.rows)
-        return log_probability(keys[asked.numbers], keys, asked.right, asked.excluded)
+        return log_probability(keys[held_out.numbers], keys, held_out.relevant, held_out.excluded)
 
     def ranks(
-        self, transform: Transform, asked: HeldOutQueries, keys_as: Transform | None = None
+        self, transform: Transform, held_out: HeldOutQueries, keys_as: Transform | None = None
     ) -> dict[str, PerQuery]:
         keys = in_blocks(keys_as or transform, self.rows)
-        queries = keys[asked.numbers] if keys_as is None else transform(self.rows[asked.numbers])
-        found = ranks(queries, keys, asked.right, asked.excluded)
+        queries = keys[held_out.numbers] if keys_as is None else transform(self.rows[held_out.numbers])
+        found = ranks(queries, keys, held_out.relevant, held_out.excluded)
         return {name: found[name] for name in ("R@1", "MAP@R")}
 
 
 @dataclass(frozen=True, eq=False)
-class PairQuestion:
-    """Does a query find its documents?
+class PairScorer:
+    """Scores how well a query finds its documents.
 
     Args:
         queries: Frozen unit rows of queries.
@@ -219,33 +235,33 @@ class PairQuestion:
     name: str = "log p(right document)"
 
     def prepare(self, numbers: Numbers) -> HeldOutQueries:
-        """What is right for some queries; each must have a document."""
-        rights = [self.relevance.documents_of(int(number)) for number in numbers]
-        return HeldOutQueries(numbers, _padded(rights), torch.full((len(numbers), 0), -1))
+        """Find the relevant documents of some queries, each of which must have one."""
+        relevant = [self.relevance.documents_of(int(number)) for number in numbers]
+        return HeldOutQueries(numbers, _padded(relevant), torch.full((len(numbers), 0), -1))
 
-    def score(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
-        return log_probability(*self._rows(transform, asked), asked.right, asked.excluded)
+    def score(self, transform: Transform, held_out: HeldOutQueries) -> Tensor:
+        return log_probability(*self._rows(transform, held_out), held_out.relevant, held_out.excluded)
 
     def ranks(
-        self, transform: Transform, asked: HeldOutQueries, keys_as: Transform | None = None
+        self, transform: Transform, held_out: HeldOutQueries, keys_as: Transform | None = None
     ) -> dict[str, PerQuery]:
-        found = ranks(*self._rows(transform, asked, keys_as), asked.right, asked.excluded)
+        found = ranks(*self._rows(transform, held_out, keys_as), held_out.relevant, held_out.excluded)
         return {name: found[name] for name in ("MRR", "R@1")}
 
     def _rows(
-        self, transform: Transform, asked: HeldOutQueries, keys_as: Transform | None = None
+        self, transform: Transform, held_out: HeldOutQueries, keys_as: Transform | None = None
     ) -> tuple[Tensor, Tensor]:
         move = keys_as or (transform if self.moves_documents else None)
         documents = self.documents if move is None else in_blocks(move, self.documents)
-        return in_blocks(transform, self.queries[asked.numbers]), documents
+        return in_blocks(transform, self.queries[held_out.numbers]), documents
 
 
 @dataclass(frozen=True, eq=False)
-class DistillationQuestion:
-    """Does a query keep the scores that the target gives it?
+class DistillationScorer:
+    """Scores how well a query keeps the scores that the target gives it.
 
     Args:
-        queries: Frozen unit rows that are asked.
+        queries: Frozen unit rows of the queries.
         keys: Frozen unit rows.
         target: Makes the rows whose scores are to be kept.
         temperature: Of both softmaxes.
@@ -257,31 +273,31 @@ class DistillationQuestion:
     temperature: float
     name: str = "scores of the target kept (-KL)"
 
-    def score(self, transform: Transform, asked: HeldOutQueries) -> Tensor:
+    def score(self, transform: Transform, held_out: HeldOutQueries) -> Tensor:
         keys, wanted = in_blocks(transform, self.keys), self._wanted
-        queries, size, out = in_blocks(transform, self.queries[asked.numbers]), self._size, []
+        queries, size, out = in_blocks(transform, self.queries[held_out.numbers]), self._size, []
         for start in range(0, len(queries), size):
             part = slice(start, start + size)
-            scores = _scores(queries[part], keys, asked.excluded[part]) / self.temperature
-            theirs = _scores(wanted[0][asked.numbers[part]], wanted[1], asked.excluded[part])
+            scores = _scores(queries[part], keys, held_out.excluded[part]) / self.temperature
+            theirs = _scores(wanted[0][held_out.numbers[part]], wanted[1], held_out.excluded[part])
             there = (theirs / self.temperature).log_softmax(dim=1)
             gap = (there - scores.log_softmax(dim=1)).masked_fill(theirs == -torch.inf, 0)
             out.append(-(there.exp() * gap).sum(dim=1))
         return torch.cat(out)[:, None] if out else torch.empty(0, 1)
 
     def ranks(
-        self, transform: Transform, asked: HeldOutQueries, keys_as: Transform | None = None
+        self, transform: Transform, held_out: HeldOutQueries, keys_as: Transform | None = None
     ) -> dict[str, PerQuery]:
         """Fraction of the ten nearest frozen keys that are among the ten nearest transformed keys."""
         keys, queries = (
-            in_blocks(keys_as or transform, self.keys), in_blocks(transform, self.queries[asked.numbers])
+            in_blocks(keys_as or transform, self.keys), in_blocks(transform, self.queries[held_out.numbers])
         )  # fmt: skip
         kept, k = [], min(10, len(self.keys) - 1)
         for start in range(0, len(queries), self._size):
             part = slice(start, start + self._size)
-            now = _scores(queries[part], keys, asked.excluded[part]).topk(k, dim=1).indices
-            rows = self.queries[asked.numbers[part]]
-            then = _scores(rows, self.keys, asked.excluded[part]).topk(k, dim=1).indices
+            now = _scores(queries[part], keys, held_out.excluded[part]).topk(k, dim=1).indices
+            rows = self.queries[held_out.numbers[part]]
+            then = _scores(rows, self.keys, held_out.excluded[part]).topk(k, dim=1).indices
             kept.append((now[:, :, None] == then[:, None, :]).any(dim=2).float().mean(dim=1))
         return {"overlap@10": torch.cat(kept)}
 
@@ -298,7 +314,7 @@ class DistillationQuestion:
         return found
 
 
-Question = LabelQuestion | PairQuestion | DistillationQuestion
+Scorer = LabelScorer | PairScorer | DistillationScorer
 """`score` gives log-likelihoods [queries, temperatures], `ranks` the ranking metrics of the report. `keys_as`
 is the transform of the keys if it differs from that of the queries, as for codes."""
 

@@ -83,9 +83,9 @@ def adapt_features(
     from querykey.runs.pseudo_queries import pseudo_queries
 
     at = DataAt(features, column, run.labels, pair_column, split, delimiter)
-    judge = partial(pseudo_queries, device=device) if pseudo == "on" else None
+    make_validation = partial(pseudo_queries, device=device) if pseudo == "on" else None
     with progress("adapting") as tick:
-        made = adapt(at, run, out, progress=tick, notify=note, begin=detail, judge=judge)
+        made = adapt(at, run, out, progress=tick, notify=note, begin=detail, make_validation=make_validation)
     report, fc = made.adapter.report_, made.adapter.fc_
     line(f"{out}: {fc.width} -> {fc.dim}, {report['steps_taken']} steps, {report['seconds']:.1f} s")
     for row in [*summary(report, made.adapter.candidates_), *report["notes"]]:

@@ -12,7 +12,7 @@ import torch
 
 from querykey.adapter.checkpoint import DESCRIPTION, put_saved
 from querykey.adapter.estimator import NAMES, Adapter
-from querykey.adapter.tasks import Judge
+from querykey.adapter.validation import ValidationQueries
 from querykey.distributed.process_group import current_process_group, in_default_torch_state
 from querykey.errors import DataError, MissingPathError, Notify
 from querykey.features.features import Features
@@ -78,7 +78,7 @@ def fit(
     *,
     record: Callable[[dict[str, Any]], None] | None = None,
     begin: Notify | None = None,
-    judge: Judge | None = None,
+    validation: ValidationQueries | None = None,
 ) -> Adapter:
     """Fit the estimator of a run to features.
 
@@ -87,7 +87,7 @@ def fit(
         features: The training features.
         record: Called with each record of the history.
         begin: Called with the memory that the fit needs, and with one line per candidate.
-        judge: Validation queries for a fit without labels.
+        validation: Validation queries for a fit without labels.
 
     Returns:
         The fitted adapter.
@@ -108,7 +108,7 @@ def fit(
         case "labels":
             return adapter.fit(features, features.labels, record=record, begin=begin)
         case _:
-            return adapter.fit(features, queries=judge, record=record, begin=begin)
+            return adapter.fit(features, queries=validation, record=record, begin=begin)
 
 
 @in_default_torch_state
@@ -120,7 +120,7 @@ def adapt(
     progress: Progress | None = None,
     notify: Notify | None = None,
     begin: Notify | None = None,
-    judge: Callable[[Features], tuple[Judge | None, str]] | None = None,
+    make_validation: Callable[[Features], tuple[ValidationQueries | None, str]] | None = None,
 ) -> Run:
     """Fit an adapter to features and write a run folder: adapter, run.json and metrics.jsonl.
 
@@ -134,7 +134,7 @@ def adapt(
         progress: Called with (steps taken, total steps or None).
         notify: Called with warnings, such as a setting that was lowered.
         begin: Called with the memory that the fit needs, and with one line per candidate.
-        judge: Makes validation queries for a fit without labels, and a message about them.
+        make_validation: Makes validation queries for a fit without labels, and a message about them.
 
     Returns:
         The run.
@@ -147,7 +147,9 @@ def adapt(
     """
     out = Path(out)
     with reserve(out) if current_process_group().is_main_process else nullcontext():
-        return _adapt(at, run, out, progress=progress, notify=notify, begin=begin, judge=judge)
+        return _adapt(
+            at, run, out, progress=progress, notify=notify, begin=begin, make_validation=make_validation
+        )
 
 
 def _adapt(
@@ -158,7 +160,7 @@ def _adapt(
     progress: Progress | None,
     notify: Notify | None,
     begin: Notify | None,
-    judge: Callable[[Features], tuple[Judge | None, str]] | None,
+    make_validation: Callable[[Features], tuple[ValidationQueries | None, str]] | None,
 ) -> Run:
     """Fit and write while the output is reserved."""
     processes = current_process_group()
@@ -171,12 +173,12 @@ def _adapt(
         "model": features.meta.get("model", {"key": features.model_key}),
     }
     validation = None
-    if judge is not None and run.task == "unlabelled":
-        validation, message = judge(features)
+    if make_validation is not None and run.task == "unlabelled":
+        validation, message = make_validation(features)
         if notify is not None and message:
             notify(message)
     if not processes.is_main_process:  # only the main process reports and writes
-        adapter = fit(run, features, judge=validation)
+        adapter = fit(run, features, validation=validation)
         processes.barrier()
         return Run(out, adapter, run, about)
     with new_folder(out) as tmp_path:
@@ -188,7 +190,7 @@ def _adapt(
                 progress(metrics["step"], run.steps)
 
         with forward_warnings(notify):
-            adapter = fit(run, features, record=record, begin=begin, judge=validation)
+            adapter = fit(run, features, record=record, begin=begin, validation=validation)
         records.append("fit", **adapter.report_)
         put_saved(adapter.saved(), tmp_path)
         _write_run(tmp_path / RUN, run, adapter, about)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import torch
 
-from querykey.adapter.tasks import Judge
+from querykey.adapter.validation import ValidationQueries
 from querykey.data.readers.open import read_source
 from querykey.errors import QuerykeyError
 from querykey.features.features import Features
@@ -40,7 +40,7 @@ def first_sentence(text: str) -> str | None:
     return first
 
 
-def pseudo_queries(features: Features, *, device: str = "cpu") -> tuple[Judge | None, str]:
+def pseudo_queries(features: Features, *, device: str = "cpu") -> tuple[ValidationQueries | None, str]:
     """Embed the first sentences of texts; the positive of each is the text that it comes from.
 
     Args:
@@ -68,4 +68,6 @@ def pseudo_queries(features: Features, *, device: str = "cpu") -> tuple[Judge | 
     except QuerykeyError as error:
         return None, f"no pseudo-queries: {error}"
     pairs = torch.tensor([[place, row] for place, (row, _) in enumerate(queries)])
-    return Judge(rows, pairs, are_real=False), f"the fit is validated with {len(queries):,} first sentences"
+    return ValidationQueries(
+        rows, pairs, are_real=False
+    ), f"the fit is validated with {len(queries):,} first sentences"

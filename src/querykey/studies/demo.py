@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from querykey.adapter.tasks import Judge
+from querykey.adapter.validation import ValidationQueries
 from querykey.adapter.verdict import sentence
 from querykey.data.readers.open import read_source
 from querykey.encoders.frozen.encoder import FrozenEncoder, load_frozen_encoder
@@ -266,14 +266,16 @@ def _fit(name: str, folder: Path, stage: Stage) -> Run:
     settings = parse_run({"dim": DIM if name == "compressed" else WIDTH})
     with stage(f"fitting {name}") as tick:
         at = DataAt(str(folder / "features" / "train"))
-        return adapt(at, settings, folder / name, progress=tick, notify=lambda _: None, judge=_judged)
+        return adapt(
+            at, settings, folder / name, progress=tick, notify=lambda _: None, make_validation=_validation
+        )
 
 
-def _judged(features: Features) -> tuple[Judge, str]:
+def _validation(features: Features) -> tuple[ValidationQueries, str]:
     """Summaries of the same packages are the validation queries; the pairs are not fitted on."""
     assert features.queries is not None
     assert features.pairs is not None
-    return Judge(features.queries.vectors, features.pairs[:, :2]), ""
+    return ValidationQueries(features.queries.vectors, features.pairs[:, :2]), ""
 
 
 def _measure(train: Features, test: Features, runs: dict[str, Run]) -> Table:
