@@ -10,7 +10,8 @@ from pretraining_toys import DIGITS, TINY, after
 from querykey import pretrain, resume
 from querykey.io.measured import recall, remember
 from querykey.pretraining import autotune
-from querykey.pretraining.autotune import calibrate, steps_in
+from querykey.pretraining.autotune import calibrate
+from querykey.pretraining.time_budget import Costs
 
 CPU = torch.device("cpu")
 
@@ -65,10 +66,10 @@ QUESTION = {"choice": "a test", "batch": 8}
 
 def test_a_choice_is_measured_once_and_holds_under_another_load(measured, tmp_path, monkeypatch):
     monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path / "cache"))
-    first, clock = measured((4.0, 3.0, 2.0, 1.0), question=QUESTION, is_length_open=False)
+    first, clock = measured((4.0, 3.0, 2.0, 1.0), question=QUESTION)
     assert len(clock.taken) == 4 * (autotune.WARM_UP + autotune.TRIALS)
     loaded = (1.0, 2.0, 3.0, 4.0)  # the other way round
-    again, clock = measured(loaded, question=QUESTION, is_length_open=False)
+    again, clock = measured(loaded, question=QUESTION)
     assert (again.precision, again.layout) == (first.precision, first.layout) == ("bfloat16", "channels_last")
     assert again.tried == first.tried
     assert again.seconds == 4.0  # as it is now
@@ -126,13 +127,6 @@ def test_a_slow_step_is_not_taken_forty_times(measured):
     assert len(clock.taken) <= autotune.WARM_UP + autotune.TRIALS + 1
 
 
-def test_a_step_is_not_measured_for_long_where_nothing_follows_from_it(measured):
-    _, clock = measured((0.01,) * 4, precision="float32", layout="contiguous", is_length_open=False)
-    assert len(clock.taken) == autotune.WARM_UP + autotune.TRIALS
-    _, clock = measured((0.01,) * 4, precision="float32", layout="contiguous")
-    assert len(clock.taken) > autotune.WARM_UP + autotune.TRIALS
-
-
 def test_sleep_is_measured_as_it_is():
     naps = {"contiguous": 0.02, "channels_last": 0.002}
     found = calibrate(
@@ -142,29 +136,14 @@ def test_sleep_is_measured_as_it_is():
     assert 0.002 <= found.seconds < found.tried["float32 contiguous"]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "step", "look", "looks", "steps"),
-    [
-        (100.0, 1.0, 0.0, 10, 98),
-        (100.0, 1.0, 1.8, 10, 80),
-        (100.0, 0.5, 1.8, 10, 160),
-        (1.0, 5.0, 0.0, 0, 1),
-        (-3.0, 1.0, 9.0, 10, 1),
-    ],
-)
-def test_steps_fill_the_time_that_looks_leave(seconds, step, look, looks, steps):
-    assert steps_in(seconds, step=step, evaluation=look, evaluations=looks) == steps
-
-
 def test_minutes_become_steps_before_step_0_and_a_resumed_run_keeps_them(tmp_path, monkeypatch):
     calls = []
 
-    def instead(step, **options):
-        calls.append(options)
-        step(torch.float32, "contiguous")
-        return autotune.Calibration("float32", "contiguous", 0.5, {"float32 contiguous": 0.5})
+    def instead(*_, **__):
+        calls.append(1)
+        return Costs(step=0.5, evaluation=0.25)
 
-    monkeypatch.setattr(autotune, "calibrate", instead)
+    monkeypatch.setattr(autotune, "_costs", instead)
     begun = []
     run = pretrain(
         DIGITS, out=tmp_path / "run", minutes=0.2, on_fit_start=begun.append, stop=after(2), **TINY
@@ -176,6 +155,7 @@ def test_minutes_become_steps_before_step_0_and_a_resumed_run_keeps_them(tmp_pat
     assert described["settings"]["minutes"] == described["asked"]["minutes"] == 0.2
     assert described["settings"]["epochs"] == pytest.approx(steps / (1618 // 32), rel=0.1)
     assert described["calibration"]["seconds"] == 0.5
+    assert described["calibration"]["evaluation_seconds"] == 0.25
     assert described["asked"]["precision"] == "float32"
     resumed = resume(tmp_path / "run", on_fit_start=begun.append)
     assert resumed.settings.steps == begun[1].steps == steps

@@ -46,7 +46,9 @@ def pretrain_source(
     preset: Annotated[
         str | None, typer.Option(metavar="[moco-cifar]", help="A published set of settings.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Training time; default: 10.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="About how long the command takes; default: 10.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Training length in epochs.")] = None,
     init: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="Start the backbone from .safetensors or .pth.")
@@ -202,8 +204,10 @@ def show_start(run: "TrainingRun") -> None:
         f"  backbone {settings.backbone.name}: {weights / 1e6:.2f} M weights, h {encoder.backbone.dim}, "
         f"{settings.image_size} px; head {settings.head.kind}, z {encoder.head.dim}"
     )
+    # the steps were fixed by a measurement; the run ends after them, however long they take
+    length = "" if settings.minutes is None else f"about {settings.minutes:g} minutes, "
     line(
-        f"  {run.steps:,} steps of {settings.batch_size} images ({settings.epochs:.3g} epochs), "
+        f"  {run.steps:,} steps of {settings.batch_size} images ({settings.epochs:.3g} epochs), {length}"
         f"{settings.precision}, {str(settings.layout).replace('_', ' ')}"
     )
     optimizer = settings.optimizer
@@ -227,7 +231,9 @@ def show_start(run: "TrainingRun") -> None:
         for words in second.describe().splitlines():
             line(f"    {words}")
     if run.calibration is not None:
-        line(f"  a step takes {run.calibration.seconds:.3f} s here")
+        evaluation = run.calibration.evaluation_seconds
+        words = "" if not evaluation else f", an evaluation {evaluation:.1f} s"
+        line(f"  a step takes {run.calibration.seconds:.3f} s here{words}")
 
 
 def _loss_of(settings: "PretrainSettings") -> str:

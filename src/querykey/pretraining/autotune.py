@@ -5,7 +5,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,19 +14,25 @@ import torch
 from querykey.data.pixels.pixels import Pixels
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.io.measured import CLEARLY_FASTER, processor, recall, remember
+from querykey.pretraining.checkpoint import SAVE_SECONDS
 from querykey.pretraining.images import DataSplit
-from querykey.pretraining.learner import Learner
-from querykey.pretraining.methods.step import StepOutput
+from querykey.pretraining.methods.step import OnLookup, StepOutput
 from querykey.pretraining.run import Calibration, TrainingRun, build_run, use_layout
 from querykey.pretraining.settings.settings import PretrainSettings
+from querykey.pretraining.time_budget import (
+    Costs,
+    prefill_seconds,
+    saving_seconds,
+    seconds_of,
+    steady_limit,
+)
 
-__all__ = ["Autotuned", "autotune", "calibrate", "steps_in"]
+__all__ = ["Autotuned", "autotune", "calibrate"]
 
 Layout = Literal["contiguous", "channels_last"]
 TRIALS, WARM_UP = 3, 1
-STEADY_SECONDS, STEADY_TRIALS = 4.0, 40
-BUSY = 0.98
-"""Share of the time limit that is planned: the rest is for writing and for other load on the machine."""
+STEADY_TRIALS = 1000
+"""Steps that are measured at most for the length of a run."""
 TRIAL_STEPS = 1000
 """Length of the run in the middle of which the measured steps are taken."""
 
@@ -52,9 +59,14 @@ def autotune(
     *,
     device: torch.device,
     started_at: float,
+    scratch: Path | None = None,
+    save_every: float = SAVE_SECONDS,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Autotuned:
     """Measure whole steps of a run that is thrown away, and choose what resolved settings leave open.
+
+    A time limit becomes a number of steps: what is left of it by then, less what the run costs besides its
+    steps (`Costs`).
 
     Args:
         settings: Resolved; precision, layout and the number of steps may be open.
@@ -62,6 +74,9 @@ def autotune(
         split_data: Which of them are trained on and which are evaluated.
         device: On which the run trains.
         started_at: `time.monotonic()` at the start of the command: minutes count from then.
+        scratch: A folder of the main process for files of the trial, on the disk of the run; None: the run
+            writes nothing.
+        save_every: Seconds between two checkpoints of the run.
         processes: Over which each batch is sliced; the choice of the main process holds for all.
 
     Returns:
@@ -71,25 +86,84 @@ def autotune(
         RangeError: If there are fewer images than a batch has, or a process would have fewer than 2 of one.
         DataError: If the processes have not found the same images.
     """
-    trial = build_run(settings, pixels, split_data, device=device, processes=processes)
-    output = _untrained_output(trial)
     before = time.perf_counter()
-    start = trial.evaluate_rows(output)
-    evaluation_seconds = time.perf_counter() - before
-    calibration = _measure(trial, device)
-    steps, per_epoch = settings.steps, trial.images.steps_per_epoch
+    trial = _Trial(build_run(settings, pixels, split_data, device=device, processes=processes))
+    build_seconds = time.perf_counter() - before
+    start = trial.run.evaluate_rows(_untrained_output(trial.run))
+    trial.run.learner.fill_()
+    calibration = _choose(trial)
+    steps, per_epoch = settings.steps, trial.run.images.steps_per_epoch
     if steps is None and settings.epochs is not None:
         steps = max(1, round(settings.epochs * per_epoch))
     elif steps is None:
         assert settings.minutes is not None
+        costs = _costs(trial, calibration, scratch, build_seconds, limit=60 * settings.minutes)
         left = 60 * settings.minutes - (time.monotonic() - started_at)
-        steps = steps_in(
-            left, step=calibration.seconds, evaluation=evaluation_seconds, evaluations=settings.num_evals
-        )
+        steps = costs.steps_in(left, evaluations=settings.num_evals, save_every=save_every)
         steps = processes.broadcast_object(steps)
+        calibration = replace(calibration, seconds=costs.step, evaluation_seconds=costs.evaluation)
+    trial.close()
     measured = {"precision": calibration.precision, "layout": calibration.layout}
     complete = settings.changed({"steps": steps, "epochs": steps / per_epoch, **measured})
     return Autotuned(complete, calibration, start)
+
+
+class _Trial:
+    """Steps in the middle of a run that is thrown away; its learning rate is 0.
+
+    They cost the same as those of the run, and too high a rate breaks the run, not the trial.
+
+    Args:
+        run: With a number of steps that may be open.
+    """
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run, self.device, self.processes = run, run.learner.device, run.learner.processes
+        self.step = TRIAL_STEPS // 2
+        self._runs = dict[str, TrainingRun]()
+        self._batches = run.images.walk(self.step, sys.maxsize)
+
+    def run_in(self, precision: torch.dtype) -> TrainingRun:
+        """The run in a precision, with a length."""
+        name = "bfloat16" if precision == torch.bfloat16 else "float32"
+        if name not in self._runs:
+            changed = self.run.settings.changed(
+                {"precision": name, "optimizer.learning_rate": 0.0, "steps": TRIAL_STEPS}
+            )
+            self._runs[name] = replace(self.run, learner=self.run.learner.with_settings(changed))
+        return self._runs[name]
+
+    def take(self, precision: torch.dtype, layout: Layout, on_lookup: OnLookup | None = None) -> StepOutput:
+        """The next step."""
+        use_layout(self.run, layout)
+        output = self.run_in(precision).learner.training_step(self.step, next(self._batches), on_lookup)
+        self.step += 1
+        return output
+
+    def evaluate(self, precision: torch.dtype, layout: Layout) -> None:
+        """The next step, with an evaluation as a run has it."""
+        run, lookups = self.run_in(precision), list[Mapping[str, float]]()
+        output = self.take(precision, layout, lambda lookup: lookups.append(run.lookup_metrics(lookup)))
+        run.evaluate(output, step=self.step, lookups=lookups)
+
+    def close(self) -> None:
+        """End the workers that decode."""
+        self._batches.close()
+
+
+def _costs(
+    trial: _Trial, chosen: Calibration, scratch: Path | None, build_seconds: float, *, limit: float
+) -> Costs:
+    """What a run costs in the chosen precision and layout; steps come last, when the machine is warm."""
+    precision, device, processes = _DTYPES[chosen.precision], trial.device, trial.processes
+    run = trial.run_in(precision)
+    checkpoint, encoder = saving_seconds(run, scratch, device)
+    evaluated = 0.0
+    if run.settings.num_evals:
+        evaluated = seconds_of(lambda: trial.evaluate(precision, chosen.layout), device)
+    once = build_seconds + prefill_seconds(run, device) + 2 * (checkpoint + encoder)
+    step = _steady(lambda: trial.take(precision, chosen.layout), device, processes, limit=limit)
+    return Costs(step=step, evaluation=max(0.0, evaluated - step), checkpoint=checkpoint, once=once)
 
 
 def _untrained_output(trial: TrainingRun) -> StepOutput:
@@ -108,36 +182,17 @@ def _untrained_output(trial: TrainingRun) -> StepOutput:
     return StepOutput(0.0, view_1, view_2)
 
 
-def _measure(trial: TrainingRun, device: torch.device) -> Calibration:
-    """Seconds of steps in the middle of a run, with a full dictionary."""
-    settings, learners = trial.settings, dict[str, Learner]()
-    trial.learner.fill_()
-    batches, step = trial.images.walk(0, sys.maxsize), TRIAL_STEPS // 2
-
-    def take(precision: torch.dtype, layout: Layout) -> None:
-        nonlocal step
-        name: Literal["float32", "bfloat16"] = "bfloat16" if precision == torch.bfloat16 else "float32"
-        if name not in learners:
-            # learning rate 0: the step costs the same, and too high a rate breaks the run, not the trial
-            changed = settings.changed(
-                {"precision": name, "optimizer.learning_rate": 0.0, "steps": TRIAL_STEPS}
-            )
-            learners[name] = trial.learner.with_settings(changed)
-        use_layout(trial, layout)
-        learners[name].training_step(step, next(batches))
-        step += 1
-
-    found = calibrate(
-        take,
+def _choose(trial: _Trial) -> Calibration:
+    """The fastest precision and layout, with a full dictionary."""
+    settings = trial.run.settings
+    return calibrate(
+        trial.take,
         precision=settings.precision,
         layout=settings.layout,
-        device=device,
-        is_length_open=settings.steps is None and settings.epochs is None,
-        processes=trial.learner.processes,
-        question=_question(trial, device),
+        device=trial.device,
+        processes=trial.processes,
+        question=_question(trial.run, trial.device),
     )
-    batches.close()
-    return found
 
 
 def _question(trial: TrainingRun, device: torch.device) -> dict[str, Any]:
@@ -160,12 +215,11 @@ def _question(trial: TrainingRun, device: torch.device) -> dict[str, Any]:
 
 
 def calibrate(
-    step: Callable[[torch.dtype, Layout], None],
+    step: Callable[[torch.dtype, Layout], object],
     *,
     precision: Literal["auto", "float32", "bfloat16"],
     layout: Literal["auto", "contiguous", "channels_last"],
     device: torch.device,
-    is_length_open: bool = True,
     processes: ProcessGroup = SINGLE_PROCESS,
     question: Mapping[str, Any] | None = None,
 ) -> Calibration:
@@ -179,8 +233,6 @@ def calibrate(
         precision: "auto" tries bfloat16 if the device multiplies it faster than float32.
         layout: "auto" tries both.
         device: On which steps run.
-        is_length_open: Whether the number of steps follows from the measured time; then more steps are
-            measured.
         processes: That take each step together; the times and the cache of the main process hold for all.
         question: What the choice depends on; None: it is measured anew.
 
@@ -197,8 +249,6 @@ def calibrate(
         steady = tried[f"{chosen} {order}"]
         if is_open and processes.is_main_process:
             remember(question or {}, [chosen, order, tried])
-    if is_length_open:
-        steady = _steady(lambda: step(_DTYPES[chosen], order), device, processes)
     return Calibration(chosen, order, steady, tried)
 
 
@@ -214,7 +264,7 @@ def _recalled(question: Mapping[str, Any] | None) -> Choice | None:
 
 
 def _fastest(
-    step: Callable[[torch.dtype, Layout], None],
+    step: Callable[[torch.dtype, Layout], object],
     precision: Literal["auto", "float32", "bfloat16"],
     layout: Literal["auto", "contiguous", "channels_last"],
     device: torch.device,
@@ -237,49 +287,23 @@ def _fastest(
     return best[1], best[2], tried
 
 
-def steps_in(seconds: float, *, step: float, evaluation: float, evaluations: int) -> int:
-    """The number of steps that fit into a time limit, at least 1.
-
-    Args:
-        seconds: The time limit.
-        step: Seconds of a step.
-        evaluation: Seconds of an evaluation.
-        evaluations: Number of evaluations.
-
-    Returns:
-        Steps.
-    """
-    return max(1, int((BUSY * seconds - evaluation * evaluations) / step))
-
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def _seconds(step: Callable[[], None], device: torch.device, processes: ProcessGroup) -> float:
+def _seconds(step: Callable[[], object], device: torch.device, processes: ProcessGroup) -> float:
     for _ in range(WARM_UP):
         step()
-    return statistics.median(processes.broadcast_object(_time(step, device)) for _ in range(TRIALS))
+    return statistics.median(processes.broadcast_object(seconds_of(step, device)) for _ in range(TRIALS))
 
 
-def _steady(step: Callable[[], None], device: torch.device, processes: ProcessGroup) -> float:
-    """The mean of as many steps as it takes to average out noise."""
+def _steady(
+    step: Callable[[], object], device: torch.device, processes: ProcessGroup, *, limit: float
+) -> float:
+    """The mean over a share of the time limit: every pause in it, of the machine or of decoding, recurs."""
     times: list[float] = []
-    while sum(times) < STEADY_SECONDS and len(times) < STEADY_TRIALS:
-        times.append(processes.broadcast_object(_time(step, device)))
-    return statistics.mean(sorted(times)[: max(1, round(0.9 * len(times)))])
-
-
-def _time(step: Callable[[], None], device: torch.device) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    step()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    while not times or (sum(times) < steady_limit(limit) and len(times) < STEADY_TRIALS):
+        times.append(processes.broadcast_object(seconds_of(step, device)))
+    return statistics.mean(times)
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
@@ -287,5 +311,5 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
     products = {}
     for dtype in (torch.float32, torch.bfloat16):
         square = torch.ones(256, 256, dtype=dtype, device=device)
-        products[dtype] = min(_time(lambda s=square: s @ s, device) for _ in range(3))  # type: ignore[misc]
+        products[dtype] = min(seconds_of(lambda s=square: s @ s, device) for _ in range(3))  # type: ignore[misc]
     return products[torch.bfloat16] < products[torch.float32]

@@ -115,6 +115,8 @@ def _sharded_dictionary(parts: nn.ModuleDict) -> CrossBatchMemory | MemoryBank |
 
 Walk = Callable[[int, int], Iterable[ViewPair]]
 
+LONG_AGO = 1 << 40
+"""In steps: no run is as long."""
 TEMPERATURE_LR_SCALE = 0.01
 """The temperature's gradient is of the size of the loss; a learning rate that suits weights is too high."""
 
@@ -300,12 +302,15 @@ class Learner:
                 prefill(self.encoder, dictionary, labelled, context)
 
     def fill_(self) -> None:
-        """Fill the dictionary with constant rows, to measure a step with a full dictionary."""
+        """Fill the dictionary with constant rows of no step, to measure a step with a full dictionary."""
         dictionary = self.dictionary
+        if dictionary is None:
+            return
         if isinstance(dictionary, CrossBatchMemory):
             rows = dictionary.vectors.new_ones(dictionary.capacity, dictionary.vectors.shape[1])
             ids = torch.full((len(rows),), -1, device=rows.device)
             dictionary.enqueue(rows / rows.shape[1] ** 0.5, ids)
+        dictionary.written.fill_(-LONG_AGO)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that training changes, by name; sharded tensors are complete on the main process."""

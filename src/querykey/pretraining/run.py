@@ -46,14 +46,17 @@ class Calibration:
     Args:
         precision: "float32" or "bfloat16".
         layout: "contiguous" or "channels_last".
-        seconds: Of a whole step, views included: the median of several.
+        seconds: Of a whole step, views included: the median of several, or the mean of more where the number
+            of steps follows from it.
         tried: Seconds of every combination that was tried.
+        evaluation_seconds: Of an evaluation; None where nothing follows from it.
     """
 
     precision: Literal["float32", "bfloat16"]
     layout: Literal["contiguous", "channels_last"]
     seconds: float
     tried: dict[str, float]
+    evaluation_seconds: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,6 +82,8 @@ def _new_run(
     *,
     device: torch.device,
     started_at: float,
+    scratch: Path | None,
+    save_every: float,
     notify: Notify,
 ) -> TrainingRun:
     """Resolve the settings, measure what is to be measured, then build the run.
@@ -92,6 +94,8 @@ def _new_run(
         pixels: Their pixels.
         device: Device of the training.
         started_at: `time.monotonic()` at the start of the command.
+        scratch: A folder of the main process for files of the trial; None: the run writes nothing.
+        save_every: Seconds between two checkpoints.
         notify: Called with warnings.
 
     Returns:
@@ -119,7 +123,14 @@ def _new_run(
     while True:
         try:
             tuned = autotune(
-                resolved, pixels, split_data, device=device, started_at=started_at, processes=processes
+                resolved,
+                pixels,
+                split_data,
+                device=device,
+                started_at=started_at,
+                scratch=scratch,
+                save_every=save_every,
+                processes=processes,
             )
             run = build_run(
                 tuned.settings,
@@ -212,11 +223,20 @@ def pretrain(
 
     is_main = current_process_group().is_main_process
     with default_torch_state(), ExitStack() as lock:
-        with nullcontext() if path is None or not is_main else reserve(path):
+        with nullcontext() if path is None or not is_main else reserve(path) as claim:
             data = source if isinstance(source, Source) else read_source(source, **columns)
             size = given.image_size or DECODED
             pixels = read_pixels(data, size=size, memory_limit=memory_limit, workers=workers, notify=notify)
-            run = _new_run(given, data, pixels, device=place, started_at=started_at, notify=notify)
+            run = _new_run(
+                given,
+                data,
+                pixels,
+                device=place,
+                started_at=started_at,
+                scratch=None if claim is None else claim.folder,
+                save_every=saving.seconds,
+                notify=notify,
+            )
             if on_fit_start is not None:
                 on_fit_start(run)
             state = run.learner.tensors()  # on all processes: shards go to the main process

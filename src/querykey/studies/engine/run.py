@@ -37,6 +37,8 @@ ADDED_SETTINGS = ("dims", "bits", "ladder", "size_weights", "rotation", "precisi
 
 FIXED: dict[str, Any] = {"layout": "channels_last", "precision": "float32"}
 """Settings of all arms that `pretrain` would otherwise choose by timing, on a machine that may be busy."""
+LOOKS = 2
+"""Evaluations of a cell, unless its arm says otherwise."""
 MIN_STEPS = 20
 """Fewer steps of an arm are refused."""
 LOCK = "study.lock"
@@ -102,14 +104,15 @@ def images_within(
         ConfigError: If the time is too short.
     """
     first = arms[0]
-    batch, step = _step_seconds(first, images)
+    batch, step, evaluation = _step_seconds(first, images)
     short = replace(first, settings={**FIXED, **first.settings, "steps": 1, "looks": 0})
     measured = measure_cell(
         Cell(task="", method="", seed=0, identity={}, work=Work(short, images, 1, measures))
     )
     trained = [arm for arm in arms if arm.kind != "leak"]  # a leak takes seconds
     cells, units = sum(arm.seeds for arm in trained), sum(arm.seeds * arm.images for arm in trained)
-    fixed = float(measured["seconds"])
+    looks = int(first.settings.get("looks", LOOKS))
+    fixed = float(measured["seconds"]) + looks * evaluation  # it was measured without
     share = (seconds * jobs - cells * fixed) / (units * step)
     if share < MIN_STEPS:
         needed = math.ceil((cells * fixed + MIN_STEPS * units * step) / jobs / 60)
@@ -125,8 +128,8 @@ def images_within(
     return Budget(count, words, seconds / 60, round(step, 4), round(fixed, 1))
 
 
-def _step_seconds(arm: Arm, images: StudyImages) -> tuple[int, float]:
-    """(batch size, seconds of a step), on the threads of a cell."""
+def _step_seconds(arm: Arm, images: StudyImages) -> tuple[int, float, float]:
+    """(batch size, seconds of a step, of an evaluation), on the threads of a cell."""
     found: list[TrainingRun] = []
 
     def on_fit_start(run: TrainingRun) -> None:
@@ -138,7 +141,7 @@ def _step_seconds(arm: Arm, images: StudyImages) -> tuple[int, float]:
         pretrain(images.training(), on_fit_start=on_fit_start, minutes=1.0, **settings)
     (run,) = found
     assert run.calibration is not None
-    return run.settings.batch_size, run.calibration.seconds
+    return run.settings.batch_size, run.calibration.seconds, run.calibration.evaluation_seconds or 0.0
 
 
 @dataclass(frozen=True)
@@ -418,7 +421,7 @@ def _with_steps(arm: Arm, budget: Budget) -> dict[str, Any]:
         return arm.settings
     batch = arm.settings.get("batch_size", BATCH)
     steps = max(1, round(budget.images * arm.images / batch))
-    return {**FIXED, "looks": 2, "steps": steps, **arm.settings}
+    return {**FIXED, "looks": LOOKS, "steps": steps, **arm.settings}
 
 
 def _cells(described: dict[str, Any], arms: list[Arm], data: StudyImages | StudyFeatures) -> list[Cell]:
