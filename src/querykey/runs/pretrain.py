@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from querykey.errors import (
 )
 from querykey.io.atomic import reserve
 from querykey.lookup.lookup import IGNORE_LABEL
-from querykey.pretraining.autotune import autotune
+from querykey.pretraining.autotune import Autotuned, autotune
 from querykey.pretraining.checkpoint import KEPT, SAVE_SECONDS, Checkpoint, Saving, latest_checkpoint
 from querykey.pretraining.images import train_val_split
 from querykey.pretraining.resume import double_chunks, extend_training
@@ -81,9 +82,7 @@ def _new_run(
     pixels: Pixels,
     *,
     device: torch.device,
-    started_at: float,
-    scratch: Path | None,
-    save_every: float,
+    tune: Callable[..., Autotuned],
     notify: Notify,
 ) -> TrainingRun:
     """Resolve the settings, measure what is to be measured, then build the run.
@@ -93,9 +92,7 @@ def _new_run(
         source: The images.
         pixels: Their pixels.
         device: Device of the training.
-        started_at: `time.monotonic()` at the start of the command.
-        scratch: A folder of the main process for files of the trial; None: the run writes nothing.
-        save_every: Seconds between two checkpoints.
+        tune: `autotune` with what is known of the command.
         notify: Called with warnings.
 
     Returns:
@@ -122,16 +119,7 @@ def _new_run(
         notify(f"{count} images to train on: lowered batch_size {given.batch_size} to all of them")
     while True:
         try:
-            tuned = autotune(
-                resolved,
-                pixels,
-                split_data,
-                device=device,
-                started_at=started_at,
-                scratch=scratch,
-                save_every=save_every,
-                processes=processes,
-            )
+            tuned = tune(resolved, pixels, split_data, device=device, processes=processes)
             run = build_run(
                 tuned.settings,
                 pixels,
@@ -227,32 +215,18 @@ def pretrain(
             data = source if isinstance(source, Source) else read_source(source, **columns)
             size = given.image_size or DECODED
             pixels = read_pixels(data, size=size, memory_limit=memory_limit, workers=workers, notify=notify)
-            run = _new_run(
-                given,
-                data,
-                pixels,
-                device=place,
-                started_at=started_at,
-                scratch=None if claim is None else claim.folder,
-                save_every=saving.seconds,
-                notify=notify,
-            )
+            scratch = None if claim is None else claim.folder
+            tune = partial(autotune, started_at=started_at, scratch=scratch, save_every=saving.seconds)
+            run = _new_run(given, data, pixels, device=place, tune=tune, notify=notify)
             if on_fit_start is not None:
                 on_fit_start(run)
             state = run.learner.tensors()  # on all processes: shards go to the main process
             folder = None
             if path is not None and is_main:
                 folder = RunFolder.new(
-                    path,
-                    run,
-                    state,
-                    source=data,
-                    at=_at(source, columns),
-                    given=given,
-                    device=_device_name(place),
-                    saving=saving,
-                    seconds=time.monotonic() - started_at,
-                )
+                    path, run, state, source=data, at=_at(source, columns), given=given,
+                    device=_device_name(place), saving=saving, seconds=time.monotonic() - started_at,
+                )  # fmt: skip
                 lock.enter_context(folder.lock())
             del state
         trainer = Trainer(
