@@ -20,7 +20,7 @@ from timing import Row
 from querykey.io.measured import processor
 
 BENCHMARKS = (
-    "start_up", "numpy_runtime", "nearest", "knn", "losses", "adapter_step", "whole_fit", "sizes",
+    "start_up", "numpy_runtime", "nearest", "knn", "losses", "adapter_step", "whole_fit", "sizes", "embed",
     "cost_against_n", "views", "gradient_cache", "simclr", "methods", "processes",
 )  # fmt: skip
 RESULTS = Path(__file__).with_name("results.json")

@@ -141,6 +141,34 @@ def _new_run(
     return run
 
 
+def _new_folder(
+    path: Path | None,
+    run: TrainingRun,
+    data: Source,
+    at: dict[str, str | None] | None,
+    given: PretrainSettings,
+    *,
+    device: torch.device,
+    saving: Saving,
+    since: float,
+) -> RunFolder | None:
+    """The folder of a new run, with its state; None without a path, and on all but the main process."""
+    state = run.learner.tensors()  # on all processes: shards go to the main process
+    if path is None or not current_process_group().is_main_process:
+        return None
+    return RunFolder.new(
+        path,
+        run,
+        state,
+        source=data,
+        at=at,
+        given=given,
+        device=_device_name(device),
+        saving=saving,
+        seconds=time.monotonic() - since,
+    )
+
+
 def _labels(source: Source, pixels: Pixels) -> Tensor | None:
     return None if source.labels is None else torch.from_numpy(source.labels)[pixels.ids]
 
@@ -220,15 +248,10 @@ def pretrain(
             run = _new_run(given, data, pixels, device=place, tune=tune, notify=notify)
             if on_fit_start is not None:
                 on_fit_start(run)
-            state = run.learner.tensors()  # on all processes: shards go to the main process
-            folder = None
-            if path is not None and is_main:
-                folder = RunFolder.new(
-                    path, run, state, source=data, at=_at(source, columns), given=given,
-                    device=_device_name(place), saving=saving, seconds=time.monotonic() - started_at,
-                )  # fmt: skip
+            at = _at(source, columns)
+            folder = _new_folder(path, run, data, at, given, device=place, saving=saving, since=started_at)
+            if folder is not None:
                 lock.enter_context(folder.lock())
-            del state
         trainer = Trainer(
             run,
             [*_callbacks(folder, notify), *callbacks, ProgressDisplay(on_step_end)],
