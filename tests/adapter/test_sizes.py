@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from querykey import Adapter
 from querykey.adapter.codes import fit_codes, itq
 from querykey.adapter.fit import _presets
-from querykey.adapter.ladder import prefix, score_sizes
+from querykey.adapter.ladder import prefix
 from querykey.adapter.sampling import _learner, plan_of_items
 from querykey.adapter.selection import at_best_temperature, mean_at_best
 from querykey.adapter.sequential import SequentialLayer, cayley, gumbel_mask
@@ -385,7 +385,7 @@ def test_a_question_about_sizes_asks_each_prefix():
     rows = F.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     scorer = LabelScorer(rows, torch.arange(30) % 3)
     held_out = scorer.prepare(torch.arange(5), [torch.tensor([i]) for i in range(5)])
-    scores = score_sizes(scorer, lambda some: some, held_out, (4, 2))
+    scores = scorer.score(lambda some: some, held_out, (4, 2))
     torch.testing.assert_close(scores[:, :, 0], scorer.score(lambda some: some, held_out))
     torch.testing.assert_close(
         scores[:, :, 1], scorer.score(lambda some: F.normalize(some[:, :2], dim=1), held_out)

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from querykey.adapter.validation import HeldOutQueries, Scorer, Transform
 from querykey.lookup.unit_length import unit_length
 from querykey.types import PerQuery
 
-__all__ = ["prefix", "rank_sizes", "score_sizes"]
+__all__ = ["prefix", "rank_sizes"]
 
 
 def prefix(transform: Transform, size: int) -> Transform:
@@ -23,26 +22,6 @@ def prefix(transform: Transform, size: int) -> Transform:
         A map from rows to unit rows [rows, size].
     """
     return lambda rows: unit_length(transform(rows)[:, :size])
-
-
-def score_sizes(
-    scorer: Scorer, transform: Transform, held_out: HeldOutQueries, sizes: Sequence[int]
-) -> Tensor:
-    """Validation scores of each size.
-
-    Args:
-        scorer: Validation of the task.
-        transform: Maps rows to unit rows of the largest size.
-        held_out: The held-out queries.
-        sizes: Largest first.
-
-    Returns:
-        [queries, temperatures] for one size, [queries, temperatures, sizes] for several.
-    """
-    if len(sizes) == 1:
-        return scorer.score(transform, held_out)
-    every = [scorer.score(prefix(transform, size), held_out) for size in sizes]
-    return torch.stack(every, dim=2)
 
 
 def rank_sizes(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from querykey.adapter.closed_forms import Affine
-from querykey.adapter.ladder import prefix, score_sizes
+from querykey.adapter.ladder import prefix
 from querykey.adapter.selection import Scored, at_best_temperature, difference, halves
 from querykey.adapter.settings import AdapterSettings, TrainingPreset
 from querykey.adapter.tasks import Form, HeldOutFold, Statistics, TaskData
@@ -86,7 +86,7 @@ class Scoreboard:
         self._found(Candidate(name, scores, time.monotonic() - started, form=form))
 
     def _score(self, transform: Transform, held_out: HeldOutFold) -> Tensor:
-        return score_sizes(self.task.scorer, transform, held_out.queries, self.sizes)
+        return self.task.scorer.score(transform, held_out.queries, self.sizes)
 
     def _found(self, candidate: Candidate) -> None:
         self.found[candidate.name] = candidate

@@ -4,7 +4,7 @@ The keys are all rows, including the training rows, as in a search by a user. Co
 its keys. A tie never favours a relevant key.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from querykey.adapter.relevance import NEAR_EQUAL, Relevance, unit_rows
 from querykey.lookup.nearest import TIE
+from querykey.lookup.unit_length import unit_length
 from querykey.types import FrozenRows, Keys, Labels, Numbers, PerQuery, Queries, Rows
 
 __all__ = [
@@ -204,9 +205,9 @@ class LabelScorer:
             numbers[kept], _padded([relevant[i] for i in kept]), _padded([copies[i] for i in kept])
         )
 
-    def score(self, transform: Transform, held_out: HeldOutQueries) -> Tensor:
+    def score(self, transform: Transform, held_out: HeldOutQueries, sizes: Sequence[int] = ()) -> Tensor:
         keys = in_blocks(transform, self.rows)
-        return log_probability(keys[held_out.numbers], keys, held_out.relevant, held_out.excluded)
+        return _log_probabilities(keys[held_out.numbers], keys, held_out, sizes)
 
     def ranks(
         self, transform: Transform, held_out: HeldOutQueries, keys_as: Transform | None = None
@@ -239,8 +240,8 @@ class PairScorer:
         relevant = [self.relevance.documents_of(int(number)) for number in numbers]
         return HeldOutQueries(numbers, _padded(relevant), torch.full((len(numbers), 0), -1))
 
-    def score(self, transform: Transform, held_out: HeldOutQueries) -> Tensor:
-        return log_probability(*self._rows(transform, held_out), held_out.relevant, held_out.excluded)
+    def score(self, transform: Transform, held_out: HeldOutQueries, sizes: Sequence[int] = ()) -> Tensor:
+        return _log_probabilities(*self._rows(transform, held_out), held_out, sizes)
 
     def ranks(
         self, transform: Transform, held_out: HeldOutQueries, keys_as: Transform | None = None
@@ -273,17 +274,20 @@ class DistillationScorer:
     temperature: float
     name: str = "scores of the target kept (-KL)"
 
-    def score(self, transform: Transform, held_out: HeldOutQueries) -> Tensor:
+    def score(self, transform: Transform, held_out: HeldOutQueries, sizes: Sequence[int] = ()) -> Tensor:
         keys, wanted = in_blocks(transform, self.keys), self._wanted
-        queries, size, out = in_blocks(transform, self.queries[held_out.numbers]), self._size, []
+        queries, size = in_blocks(transform, self.queries[held_out.numbers]), self._size
+        every = _prefixes(queries, keys, sizes)
+        out = torch.empty(len(queries), 1, len(every))
         for start in range(0, len(queries), size):
             part = slice(start, start + size)
-            scores = _scores(queries[part], keys, held_out.excluded[part]) / self.temperature
             theirs = _scores(wanted[0][held_out.numbers[part]], wanted[1], held_out.excluded[part])
             there = (theirs / self.temperature).log_softmax(dim=1)
-            gap = (there - scores.log_softmax(dim=1)).masked_fill(theirs == -torch.inf, 0)
-            out.append(-(there.exp() * gap).sum(dim=1))
-        return torch.cat(out)[:, None] if out else torch.empty(0, 1)
+            for place, (some, own) in enumerate(every):
+                scores = _scores(some[part], own, held_out.excluded[part]) / self.temperature
+                gap = (there - scores.log_softmax(dim=1)).masked_fill(theirs == -torch.inf, 0)
+                out[part, 0, place] = -(there.exp() * gap).sum(dim=1)
+        return _of_sizes(out, sizes)
 
     def ranks(
         self, transform: Transform, held_out: HeldOutQueries, keys_as: Transform | None = None
@@ -315,8 +319,30 @@ class DistillationScorer:
 
 
 Scorer = LabelScorer | PairScorer | DistillationScorer
-"""`score` gives log-likelihoods [queries, temperatures], `ranks` the ranking metrics of the report. `keys_as`
-is the transform of the keys if it differs from that of the queries, as for codes."""
+"""`score` gives log-likelihoods [queries, temperatures], of several sizes [queries, temperatures, sizes];
+`ranks` the ranking metrics of the report. A size is a prefix of the transformed rows, scaled to length 1.
+`keys_as` is the transform of the keys if it differs from that of the queries, as for codes."""
+
+
+def _prefixes(queries: Tensor, keys: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """The queries and keys of each size; with one size, the rows as they are."""
+    if len(sizes) <= 1:
+        return [(queries, keys)]
+    return [(unit_length(queries[:, :size]), unit_length(keys[:, :size])) for size in sizes]
+
+
+def _log_probabilities(
+    queries: Tensor, keys: Tensor, held_out: HeldOutQueries, sizes: Sequence[int]
+) -> Tensor:
+    every = [
+        log_probability(some, own, held_out.relevant, held_out.excluded)
+        for some, own in _prefixes(queries, keys, sizes)
+    ]
+    return _of_sizes(torch.stack(every, dim=2), sizes)
+
+
+def _of_sizes(scores: Tensor, sizes: Sequence[int]) -> Tensor:
+    return scores if len(sizes) > 1 else scores[:, :, 0]
 
 
 @torch.no_grad()
