@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from querykey.errors import MissingPathError, OutputError, StoreError
-from querykey.io.records import Records, read
+from querykey.io.records import Records, installed_versions, read, versions
 
 
 def test_records_come_back_in_order_with_plain_numbers(tmp_path):
@@ -109,3 +109,8 @@ def test_a_full_disk_is_one_error_and_the_next_append_mends(tmp_path, monkeypatc
 def test_loads_without_torch():
     code = "import sys, querykey.io.records; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_packages_that_are_not_installed_have_no_version():
+    assert set(versions("no-such-package")) == {"python", "querykey", "torch", "numpy"}
+    assert set(installed_versions("no-such-package", "numpy")) == {"numpy"}

@@ -5,7 +5,6 @@ contains the size and SHA-256 of the others and its own SHA-256. No file is pick
 """
 
 import hashlib
-import importlib.metadata
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from torch import Tensor
 from querykey.data.items import Items
 from querykey.errors import StoreError
 from querykey.io.atomic import make_folder, write_atomically
+from querykey.io.records import installed_versions
 
 __all__ = [
     "DTYPES",
@@ -211,7 +211,7 @@ def write_store(
         "dtype": dtype,
         "label_names": list(label_names),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": installed_versions(*_PACKAGES),
         "files": files,
     }
     meta["sha256"] = _meta_digest(meta)
@@ -255,13 +255,3 @@ def _digest_of(path: Path) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

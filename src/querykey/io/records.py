@@ -6,12 +6,13 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from querykey.errors import MissingPathError, OutputError, StoreError
 
-__all__ = ["Record", "Records", "dotted", "json_tables", "read", "versions"]
+__all__ = ["Record", "Records", "dotted", "installed_versions", "json_tables", "read", "versions"]
 
 
 def dotted(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -164,16 +165,32 @@ def versions(*packages: str) -> dict[str, str]:
     """Versions of Python and packages, to store with results.
 
     Args:
-        packages: Installed packages in addition to querykey, torch and numpy.
+        packages: In addition to querykey, torch and numpy; those that are not installed are left out.
 
     Returns:
         Name to version.
     """
-    from importlib.metadata import version
-
     # the metadata of an editable installation may be those of an older version
     found = {"python": platform.python_version(), "querykey": sys.modules["querykey"].__version__}
-    return found | {name: version(name) for name in ("torch", "numpy", *packages)}
+    return found | installed_versions("torch", "numpy", *packages)
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Versions of packages; those that are not installed are left out.
+
+    Args:
+        packages: Names as in the package index.
+
+    Returns:
+        Name to version.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _write_whole(file: int, content: bytes) -> None:
