@@ -52,6 +52,16 @@ def test_a_file_of_another_kind_and_an_image_that_is_hidden_are_counted(tmp_path
     assert sorted(source.left_out) == ["a/.2.png", "a/README"]
 
 
+def test_files_beside_the_folder_of_a_split_are_counted_as_those_in_it(tmp_path):
+    for name in ("train/1.png", ".2.png", "._2.png"):
+        put(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.warns(DataWarning, match=r"left out 2 files that are not images \(1 .png, 1 .txt"):
+        source = read_source(tmp_path)
+    assert list(source.ids) == ["1.png"]
+    assert sorted(source.left_out) == [".2.png", "notes.txt"]
+
+
 def test_a_folder_without_an_image_that_can_be_read_says_what_it_holds(tmp_path, no_plugins):
     (tmp_path / "1.svg").write_text("<svg/>")
     with pytest.raises(

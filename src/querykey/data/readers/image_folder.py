@@ -95,7 +95,7 @@ def _roots(folder: Path, split: str | None) -> tuple[list[str], list[str], list[
     """(the folders of the split, "" for the folder itself; what is left out; notes)."""
     top = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     splits = {part: split_of(part) for part in top}
-    loose = [path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith(".")]
+    loose = [path for path in folder.iterdir() if not path.is_dir() and _is_listed(path.name)]
     if not top or not all(splits.values()) or any(is_image(path.name) for path in loose):
         choose_split(split, [None], str(folder))
         return [""], [], []
@@ -154,9 +154,14 @@ def _walk(root: Path) -> Iterator[str]:
         folders[:] = kept
         below = Path(where).relative_to(root).as_posix()
         for file in files:
-            # macOS stores ._x.jpg beside x.jpg
-            if not file.startswith(".") or (is_image(file[1:]) and not file.startswith("._")):
+            if _is_listed(file):
                 yield file if below == "." else f"{below}/{file}"
+
+
+def _is_listed(file: str) -> bool:
+    """Whether a file is read or counted as left out: hidden ones only if they are images."""
+    # macOS stores ._x.jpg beside x.jpg
+    return not file.startswith(".") or (is_image(file[1:]) and not file.startswith("._"))
 
 
 def _not_readable(error: OSError) -> None:
