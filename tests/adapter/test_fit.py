@@ -263,7 +263,7 @@ def test_noise_is_rarely_called_better():
 
     A fit that does so in 5% of all cases exceeds 11 of 100 with probability 0.004; one that does so in 15%
     with 0.84, in 20% with 0.99 (binomial). Selection and judgement are those of every fit; `make soak`
-    makes 400 fits that train too.
+    makes 260 fits that train too.
     """
     assert noise(["labels", "pairs"], 50, "closed_form").get("better", 0) <= 11
 
@@ -272,7 +272,7 @@ def test_noise_is_rarely_called_better_after_training():
     """Six fits that train: at most 2 may say "better".
 
     At 5% more than 2 of 6 have probability 0.002; at 50%, as of a fit that is judged by what it was
-    trained on, 0.66 (binomial). The power is that of the 400 in `make soak`.
+    trained on, 0.66 (binomial). The power is that of the 260 in `make soak`.
     """
     assert noise(["labels"], 6).get("better", 0) <= 2
 
