@@ -13,6 +13,7 @@ from querykey.encoders.frozen.model import made_by, require_rows
 from querykey.encoders.frozen.weights import load_weights
 from querykey.encoders.small_cnn import SmallCNN
 from querykey.errors import ConfigError, MissingExtraError, QuerykeyError, RangeError, SourceError
+from querykey.io.paths import expand_user
 from querykey.types import ImageRows, Rows
 
 __all__ = ["Backbone", "Stem", "load_backbone_weights", "make_backbone"]
@@ -148,7 +149,7 @@ def load_backbone_weights(backbone: Backbone, path: Path | str) -> None:
     hint = "" if backbone.stem == "plain" else "; a file with the library's own stem needs stem = plain"
     load_weights(
         backbone.network,
-        Path(path).expanduser(),
+        expand_user(path),
         name=backbone.spec,
         classifier=backbone.classifier,
         hint=f"{hint}; image size, channels and width must be the file's too",

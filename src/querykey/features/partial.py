@@ -160,6 +160,7 @@ class PartialStore:
 def _manifest_of(folder: Path) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError):
+        is_whole = manifest["shard_size"] > 0 and (manifest["plan"] is None or dict(manifest["plan"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return manifest
+    return manifest if is_whole else None

@@ -91,7 +91,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads((folder / META).read_text())
         version, digest = meta["version"], meta["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{folder / META} is damaged ({error!r}); {_AGAIN}") from error
     if version > _VERSION:
         raise StoreError(f"{folder} is a store of version {version}; this querykey reads up to {_VERSION}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from querykey.errors import OutputError
 from querykey.io.atomic import write_atomically
+from querykey.io.paths import expand_user
 
 __all__ = ["CLEARLY_FASTER", "cache_folder", "processor", "recall", "remember"]
 
@@ -28,7 +29,7 @@ def cache_folder() -> Path:
     """
     named = os.environ.get("QUERYKEY_CACHE")
     parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(named) if named else Path(parent, "querykey").expanduser()
+    return expand_user(named or Path(parent, "querykey"))
 
 
 def processor() -> str:
@@ -75,7 +76,7 @@ def _key(question: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads(path.read_text())
         if isinstance(found, dict):
             return found

@@ -1,7 +1,6 @@
 """Locations of data: a spec with its columns and split, opened as features or as a source."""
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from querykey.data.items import Source
@@ -9,6 +8,7 @@ from querykey.data.readers.open import read_source
 from querykey.errors import ConfigError, DataError, Notify, SourceError
 from querykey.features.features import Features, features_of_source, read_features
 from querykey.features.store import is_store
+from querykey.io.paths import expand_user
 
 __all__ = ["STORE_LABELS", "DataAt", "Opened", "evaluation_split", "open_data", "open_features"]
 
@@ -48,7 +48,7 @@ class DataAt:
 
     def as_dict(self) -> dict[str, str | None]:
         """Plain values for JSON, with an absolute path."""
-        path = Path(self.spec).expanduser()
+        path = expand_user(self.spec)
         return asdict(self) | {"spec": str(path.resolve()) if path.exists() else self.spec}
 
 
@@ -75,7 +75,7 @@ def open_data(at: DataAt, *, verify: bool = False) -> Opened | Source:
         StoreError: If a store is damaged or its bytes were changed.
         ConfigError: If a column is given for a store, which has none.
     """
-    path = Path(at.spec).expanduser()
+    path = expand_user(at.spec)
     if is_store(path):
         _check_store_options(at)
         features = read_features(path, verify=verify)
@@ -122,7 +122,7 @@ def evaluation_split(on: DataAt, fitted_on: str, notify: Notify) -> DataAt:
         The split "test", or else "validation"; `on` unchanged if it is another source, has no such split,
         or names one.
     """
-    if on.split is not None or is_store(Path(on.spec).expanduser()):
+    if on.split is not None or is_store(expand_user(on.spec)):
         return on
     for split in ("test", "validation"):
         chosen = replace(on, split=split)

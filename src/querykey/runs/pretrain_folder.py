@@ -23,6 +23,7 @@ from querykey.io.atomic import (
     sync_file,
     write_atomically,
 )
+from querykey.io.paths import expand_user
 from querykey.io.records import Records, versions
 from querykey.io.scratch import remove_abandoned
 from querykey.pretraining.checkpoint import Saving, write_checkpoint
@@ -372,5 +373,5 @@ def is_pretraining(path: str | Path) -> bool:
 def _absolute(at: dict[str, Any] | None) -> dict[str, Any] | None:
     if at is None:
         return None
-    path = Path(at["spec"]).expanduser()
+    path = expand_user(at["spec"])
     return at | {"spec": str(path.resolve()) if path.exists() else at["spec"]}

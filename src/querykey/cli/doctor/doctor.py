@@ -95,15 +95,14 @@ def _gain(times: float) -> str:
 
 def _label_column(at: "DataAt") -> str:
     """The argument of `querykey adapt --labels` for these data."""
-    from pathlib import Path
-
     from querykey.features.store import is_store
+    from querykey.io.paths import expand_user
 
     if at.label_column is not None:
         return str(at.label_column)
     if at.spec.endswith((".npz", ".safetensors")):
         return "y"
-    path = Path(at.spec).expanduser()
+    path = expand_user(at.spec)
     tables = sorted(path.rglob("*.parquet")) if path.is_dir() and not is_store(path) else [path]
     if not tables or tables[0].suffix != ".parquet":
         return "label"

@@ -18,6 +18,7 @@ from querykey.data.readers.idx import ArrayImages
 from querykey.data.readers.table_source import source_of_table
 from querykey.errors import MissingExtraError, SourceError
 from querykey.io.images import as_image
+from querykey.io.paths import expand_user
 
 __all__ = ["read_hub", "read_sklearn", "read_torchvision"]
 
@@ -125,7 +126,7 @@ def read_torchvision(name: str, *, spec: str, wanted: Wanted) -> Source:
     if name.lower() not in known:
         raise SourceError(f"torchvision has no data set {name!r}{nearest_words(name, known.values())}")
     make = getattr(catalogue, known[name.lower()])
-    root = Path(os.environ.get(_TORCHVISION_ROOT) or Path("~/.cache/torchvision").expanduser())
+    root = Path(os.environ.get(_TORCHVISION_ROOT) or expand_user("~/.cache/torchvision"))
     options = _split_options(make, wanted.split, spec)
     try:
         dataset = make(root=str(root), **options)

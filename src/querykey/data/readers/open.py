@@ -27,6 +27,7 @@ from querykey.data.readers.mapped import ARRAY_SUFFIXES
 from querykey.data.readers.shards import is_shard, read_shards
 from querykey.data.readers.tables import TABLE_SUFFIXES, is_table, read_table_files
 from querykey.errors import DataWarning, MissingPathError, QuerykeyError, SourceError
+from querykey.io.paths import expand_user
 
 __all__ = ["SOURCES_HELP", "Source", "common_labels", "read_source", "require_finite_rows"]
 
@@ -88,7 +89,7 @@ def _read(spec: str | Path, wanted: Wanted) -> Source:
             "hf": read_hub, "torchvision": read_torchvision, "sklearn": read_sklearn,
         }  # fmt: skip
         return readers[scheme](name, spec=str(spec), wanted=wanted)
-    path = Path(spec).expanduser()
+    path = expand_user(spec)
     try:
         if path.is_dir():
             return _read_folder(path, str(spec), wanted)

@@ -188,6 +188,6 @@ def _class(sample: Mapping[str, _Member], column: str, is_ending: bool, what: st
     try:
         text = member.read().decode()
         value = text.strip() if is_ending else json.loads(text).get(column)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{what}: its class cannot be read: {error}") from error
     return value if value != "" else None

@@ -17,6 +17,7 @@ from querykey.encoders.frozen.model import Kind, TorchModel, made_by
 from querykey.encoders.frozen.preprocessing import ImagePreprocessing, rgb
 from querykey.encoders.frozen.weights import load_weights
 from querykey.errors import MissingExtraError, SourceError
+from querykey.io.paths import expand_user
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +65,7 @@ def load_timm(name: str, *, device: torch.device) -> TorchModel:
         raise SourceError(f"timm has no model {name!r}{like}; timm.list_models() lists all")
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
     if weights != "random":
-        path = Path(weights).expanduser() if at else _cached_weights(model, name)
+        path = expand_user(weights) if at else _cached_weights(model, name)
         head = str(getattr(model, "pretrained_cfg", {}).get("classifier") or "head").split(".")[0]
         load_weights(model, path, name=name, classifier=[head])
     config = resolve_model_data_config(model)

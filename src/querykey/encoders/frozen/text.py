@@ -13,6 +13,7 @@ from torch import Tensor
 from querykey.encoders.frozen.fingerprint import combined_digest, describe, state_digest
 from querykey.encoders.frozen.model import Kind, freeze, require_rows
 from querykey.errors import MissingExtraError, SourceError
+from querykey.io.paths import expand_user
 
 __all__ = ["SentenceModel", "load_sentence_transformer"]
 
@@ -110,7 +111,7 @@ def _is_path(name: str) -> bool:
 
 def _folder(name: str) -> Path | None:
     """The folder that a name means, if it means one."""
-    path = Path(name).expanduser()
+    path = expand_user(name)
     if path.is_dir():
         return path
     if not name.isidentifier():
