@@ -55,12 +55,14 @@ def computed(folder):
     found["linear"] = linear.correct
     for name, baseline in fit_baselines(ROWS, 2).items():
         found[name] = baseline.transform(ROWS)
-    adapter = Adapter(dim=3, candidates="closed_form", batch_size=32, validation_fraction=0.0).fit(ROWS)
-    adapter.save(folder / "a")
+    adapter = Adapter(dims=[3, 2], bits=[8], candidates="closed_form", batch_size=32, validation_fraction=0.0)
+    adapter.fit(ROWS).save(folder / "a")
+    found["codes"] = adapter.quantize(ROWS, dim=2)
+    found["decoded"] = adapter.code(dim=2).decode(found["codes"])
     found["loaded"] = Adapter.load(folder / "a").transform(ROWS)
     found["NumPy"] = torch.from_numpy(load(folder / "a").transform(ROWS.numpy()))
     for name, export in (("onnx", export_onnx), ("safetensors", export_safetensors)):
-        export(adapter.fc_, folder / name)
+        export(adapter.fc_, folder / name, dims=[2])
     return {name: np.asarray(value) for name, value in found.items()}
 
 

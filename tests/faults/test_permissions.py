@@ -32,12 +32,14 @@ def assert_modes(path, umask):
 
 def test_the_weights_of_an_adapter_and_its_exports(tmp_path, umask):
     rows = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
-    adapter = Adapter(dim=2, steps=0, batch_size=8, validation_fraction=0.0).fit(rows, [0, 1] * 20)
-    adapter.save(tmp_path / "model")
-    export_safetensors(adapter.fc_, tmp_path / "tensors")
-    export_onnx(adapter.fc_, tmp_path / "graph")
+    adapter = Adapter(dims=[4, 2], bits=[8], steps=0, batch_size=8, validation_fraction=0.0)
+    adapter.fit(rows, [0, 1] * 20).save(tmp_path / "model")
+    export_safetensors(adapter.fc_, tmp_path / "tensors", dims=[2])
+    export_onnx(adapter.fc_, tmp_path / "graph", dims=[2], codes=adapter.codes_)
     for name in ("model", "tensors", "graph"):
         assert_modes(tmp_path / name, umask)
+    assert (tmp_path / "model" / "codes.safetensors").is_file()
+    assert (tmp_path / "graph" / "codes.onnx").is_file()
 
 
 def test_an_array_of_adapted_rows(tmp_path, umask):

@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused():
         Code(64, 8, {"scale": np.ones(2, dtype="f4")})
     with pytest.raises(ShapeError, match=r"rows \[rows, 64\], got \[300, 10\]"):
         EIGHT.encode(Z[:, :10])
-    with pytest.raises(RangeError, match="it has 8 and 1; fit it again with bits"):
+    with pytest.raises(RangeError, match="bits must be 8 or 1, got 2"):
         adapter().quantize(np.ones(48), bits=2)
     with pytest.raises(RangeError, match="has the sizes 64; got dim=32"):
         adapter().quantize(np.ones(48), dim=32)

@@ -125,8 +125,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self,
         dim: int | None = None,
         *,
-        dims: Sequence[int] | None = None,
-        bits: Sequence[int] | None = None,
+        dims: Sequence[int] | ArrayLike | None = None,
+        bits: Sequence[int] | ArrayLike | None = None,
         ladder: Ladder = "joint",
         size_weights: Literal["equal", "inverse"] = "equal",
         rotation: Literal["itq", "random"] = "itq",
@@ -437,7 +437,6 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         seed = state if isinstance(state, int) else int(check_random_state(state).randint(2**31 - 1))
         candidates = self.candidates if isinstance(self.candidates, str) else tuple(self.candidates)
         given |= {"loss_options": dict(self.loss_options or {}), "candidates": candidates, "seed": int(seed)}
-        given |= {name: tuple(int(one) for one in own[name] or ()) for name in ("dims", "bits")}
         return AdapterSettings.from_parameters(**given)
 
     def _validation_queries(

@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 
 from querykey.config import settings as tree
 from querykey.config.old_names import ADAPTER_FILES
-from querykey.config.ranges import AtLeastTwo, Count, NonNegative, PositiveInt
+from querykey.config.ranges import AtLeastTwo, Count, NonNegative, PositiveInt, whole_numbers
 from querykey.encoders.heads import FCKind, Start
 from querykey.errors import ConfigError, RangeError
 from querykey.losses.by_name import LossName, loss_options, objective, takes_temperature
@@ -242,9 +242,9 @@ class AdapterSettings:
             >>> AdapterSettings.from_parameters(capacity=8, fc="linear").memory.capacity
             8
         """
-        return tree.make(
-            cls, {PARAMETERS[name].removesuffix(".options"): value for name, value in parameters.items()}
-        )
+        given = {PARAMETERS[name].removesuffix(".options"): value for name, value in parameters.items()}
+        given |= {name: whole_numbers(given[name], name=name) for name in ("dims", "bits") if name in given}
+        return tree.make(cls, given)
 
     def as_parameters(self) -> dict[str, Any]:
         """The parameters of `Adapter` that give these settings."""

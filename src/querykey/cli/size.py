@@ -102,17 +102,18 @@ def _show_times(run: Path, at: tuple[Any, ...], out: Path | None, threads: int |
 
 
 def _frontier(run: Path) -> list[dict[str, Any]]:
-    from querykey.errors import ConfigError, MissingPathError, StoreError
+    from querykey.errors import ConfigError, MissingPathError
+    from querykey.io.atomic import raises_store_error
 
     described = run / "adapter.json"
     if not described.is_file():
         raise MissingPathError(f"{run}: no run here; make one with querykey adapt FEATURES --out {run}")
-    try:
+    with raises_store_error(str(described), "fit the run again"):
         frontier = json.loads(described.read_text(encoding="utf-8")).get("frontier") or []
-        points = [{"low": None, "high": None, "quality": None} | point for point in frontier]
-        _ = [(point["dim"], point["bits"], point["bytes"]) for point in points]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{described} is damaged ({error}); fit the run again") from error
+        points = [{"low": None, "high": None, "quality": None, "metric": None} | point for point in frontier]
+        for point in points:
+            _ = _precision(point), point["dim"] + point["bytes"]  # of these types
+            _ = [_number(point[name]) for name in ("quality", "low", "high")]
     if not points:
         raise ConfigError(
             f"{run} has one size and no codes; fit it again with --dims 256,128,64 or --bits 8,1"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +21,7 @@ from querykey.export.exported import (
     on_cpu,
     probe_rows,
     require_parity,
+    sizes_of,
     write_readme,
 )
 from querykey.io.atomic import new_folder
@@ -38,7 +39,11 @@ _LAST = "z = z / np.linalg.norm(z, axis=1, keepdims=True)"
 
 @in_default_torch_state
 def export_safetensors(
-    fc: FCLayer, out: str | Path, *, origin: Origin | None = None, dims: Sequence[int] | None = None
+    fc: FCLayer,
+    out: str | Path,
+    *,
+    origin: Origin | None = None,
+    dims: Sequence[int] | ArrayLike | None = None,
 ) -> Exported:
     r"""Write a layer as plain tensors that any program can apply.
 
@@ -70,7 +75,7 @@ def export_safetensors(
     how = [_FIRST, _HIDDEN, _TWO, _LAST] if fc.kind == "two_layer" else [_FIRST, _LINEAR, _LAST]
     described = {
         "format": "querykey fc", "version": 1, "width": fc.width, "dim": fc.dim, "kind": fc.kind,
-        "dims": sorted({fc.dim, *(dims or ())}, reverse=True),
+        "dims": sizes_of(fc, dims),
         "side": origin.side, "re_index": origin.re_index, "model": origin.model,
         "model_key": origin.model_key, "how": how,
     }  # fmt: skip

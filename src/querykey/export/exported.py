@@ -1,16 +1,18 @@
 """What every form shares: where the layer comes from, the check of what was written, and its README."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from querykey.config.ranges import whole_numbers
 from querykey.encoders.heads import FCLayer
-from querykey.errors import ExportError
+from querykey.errors import ExportError, RangeError
 from querykey.export.model_card import front_matter, limits, results_section
 from querykey.lookup.unit_length import unit_length
 from querykey.types import FrozenRows, Rows
@@ -23,6 +25,7 @@ __all__ = [
     "on_cpu",
     "probe_rows",
     "require_parity",
+    "sizes_of",
     "write_readme",
 ]
 
@@ -102,6 +105,19 @@ def on_cpu(fc: FCLayer) -> FCLayer:
         The copy.
     """
     return copy.deepcopy(fc).cpu().float().eval().requires_grad_(requires_grad=False)
+
+
+def sizes_of(fc: FCLayer, dims: Sequence[int] | ArrayLike | None) -> list[int]:
+    """Sizes of an export, largest first: the width of the layer and those given.
+
+    Raises:
+        ConfigError: If they are no whole numbers.
+        RangeError: If one is not from 1 to the width of the layer.
+    """
+    sizes = sorted({fc.dim, *whole_numbers(dims, name="dims")}, reverse=True)
+    if not 1 <= sizes[-1] <= sizes[0] <= fc.dim:
+        raise RangeError(f"dims must be from 1 to the width of the layer, {fc.dim}; got {dims!r}")
+    return sizes
 
 
 def adapted(fc: FCLayer, rows: FrozenRows) -> Rows:

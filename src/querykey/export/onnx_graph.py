@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.heads import FCLayer
@@ -21,6 +21,7 @@ from querykey.export.exported import (
     on_cpu,
     probe_rows,
     require_parity,
+    sizes_of,
     write_readme,
 )
 from querykey.io.atomic import check_new, new_folder
@@ -60,7 +61,7 @@ def export_onnx(
     out: str | Path,
     *,
     origin: Origin | None = None,
-    dims: Sequence[int] | None = None,
+    dims: Sequence[int] | ArrayLike | None = None,
     codes: Mapping[tuple[int, int], Code] | None = None,
 ) -> Exported:
     """Write a layer as an ONNX file: "features" [rows, width] in, "embeddings" [rows, dim] out.
@@ -94,7 +95,7 @@ def export_onnx(
     onnx, runtime = _package("onnx"), _package("onnxruntime")
     check_new(out)
     fc, origin = on_cpu(fc), origin or Origin()
-    sizes = sorted({fc.dim, *(dims or ())}, reverse=True)
+    sizes = sizes_of(fc, dims)
     outputs = {size: "embeddings" if size == fc.dim else f"embeddings_{size}" for size in sizes}
     rows = probe_rows(fc.width)
     with new_folder(out) as tmp_path:

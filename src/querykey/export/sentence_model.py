@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.frozen.encoder import FrozenEncoder
@@ -12,7 +13,7 @@ from querykey.encoders.frozen.text import SentenceModel, load_sentence_transform
 from querykey.encoders.heads import FCLayer
 from querykey.errors import ExportError, MissingExtraError, ModelMismatchError, ShapeError
 from querykey.export.arrays import linear_part
-from querykey.export.exported import Exported, Origin, adapted, on_cpu, require_parity, write_readme
+from querykey.export.exported import Exported, Origin, adapted, on_cpu, require_parity, sizes_of, write_readme
 from querykey.io.atomic import check_new, new_folder
 
 __all__ = ["export_sentence_transformer"]
@@ -66,7 +67,7 @@ def export_sentence_transformer(
     out: str | Path,
     *,
     origin: Origin,
-    dims: Sequence[int] | None = None,
+    dims: Sequence[int] | ArrayLike | None = None,
     codes: Collection[tuple[int, int]] = (),
 ) -> Exported:
     """Write a frozen text model with a layer on top, so that `SentenceTransformer(out).encode(texts)` adapts.
@@ -105,14 +106,15 @@ def export_sentence_transformer(
     want = adapted(fc, base.forward(list(_TEXTS), dtype=torch.float32, channels_last=False))
     own = len(base.model)  # type: ignore[arg-type]
     model = _with_layer(base, fc)
-    use = _USE + _use_of_sizes(fc.dim, dims or ()) + _use_of_codes(own, codes)
+    sizes = sizes_of(fc, dims)
+    use = _USE + _use_of_sizes(sizes) + _use_of_codes(own, codes)
     with new_folder(out) as tmp_path:
         model.save(str(tmp_path), create_model_card=False)
         write_readme(tmp_path, "An adapted text model", use, fc, origin, library="sentence-transformers")
         written: Any = load_sentence_transformer(str(tmp_path.resolve()), device=torch.device("cpu")).model
         # as a user would: the default prompt is part of what is compared
         difference = 0.0
-        for size in sorted({fc.dim, *(dims or ())}):
+        for size in sizes:
             written.truncate_dim = size
             got: Any = written.encode(
                 list(_TEXTS), convert_to_tensor=True, show_progress_bar=False, normalize_embeddings=True
@@ -123,8 +125,8 @@ def export_sentence_transformer(
     return Exported(Path(out), files, difference, origin.re_index)
 
 
-def _use_of_sizes(dim: int, dims: Sequence[int]) -> str:
-    smaller = sorted(set(dims) - {dim}, reverse=True)
+def _use_of_sizes(sizes: Sequence[int]) -> str:
+    smaller = sizes[1:]
     return _SIZES.format(sizes=", ".join(map(str, smaller)), size=smaller[-1]) if smaller else ""
 
 

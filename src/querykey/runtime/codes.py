@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from querykey.errors import RangeError, ShapeError
+from querykey.errors import DataError, RangeError, ShapeError
 
 __all__ = [
     "BITS",
@@ -26,6 +26,7 @@ __all__ = [
     "grid_rows",
     "hamming",
     "nearest_by_hamming",
+    "real_numbers",
     "search_codes",
 ]
 
@@ -160,7 +161,7 @@ class Code:
         """Bytes per row."""
         return code_bytes(self.dim, self.bits)
 
-    def encode(self, rows: NDArray[Any]) -> Packed:
+    def encode(self, rows: ArrayLike) -> Packed:
         """Encode rows, which are first scaled to length 1.
 
         Args:
@@ -170,6 +171,10 @@ class Code:
             int8 [rows, dim]; or uint8 [rows, dim / 8], where the first number of a row is the highest bit of
             its first byte: the order of faiss's binary indexes, of pgvector's bit strings, of usearch's b1
             and of `numpy.packbits`.
+
+        Raises:
+            ShapeError: If a row is not `dim` long.
+            DataError: If a number is NaN or infinite.
         """
         grid = grid_rows(self._checked(rows))
         if self.bits == 8:
@@ -186,11 +191,15 @@ class Code:
 
         Returns:
             [rows, dim], float32, of length 1; zeros for a row of zeros at 8 bits.
+
+        Raises:
+            ShapeError: If they have another size.
+            DataError: If they are of another type.
         """
-        rows = self._turned(codes)
+        rows = self._turned(_checked_codes(self, codes))
         return rows if self.bits == 8 else rows @ self.tensors["rotation"]
 
-    def scores(self, queries: Rows, codes: Packed) -> Rows:
+    def scores(self, queries: ArrayLike, codes: Packed) -> Rows:
         """Dot products of float queries and decoded rows (asymmetric scores).
 
         Args:
@@ -199,11 +208,15 @@ class Code:
 
         Returns:
             [queries, rows], float32.
+
+        Raises:
+            ShapeError: If queries or codes have another size.
+            DataError: If a query is NaN or infinite, or codes are of another type.
         """
-        ready = self._checked(queries).astype(np.float32, copy=False)
+        ready, codes = self._checked(queries).astype(np.float32, copy=False), _checked_codes(self, codes)
         if self.bits == 1:  # rotate the query once instead of every decoded row
             ready = ready @ self.tensors["rotation"].T
-        out: Rows = np.empty((len(queries), len(codes)), dtype=np.float32)
+        out: Rows = np.empty((len(ready), len(codes)), dtype=np.float32)
         for start in range(0, len(codes), BLOCK):
             np.matmul(ready, self._turned(codes[start : start + BLOCK]).T, out=out[:, start : start + BLOCK])
         return out
@@ -220,10 +233,44 @@ class Code:
         unit: Rows = rows / np.maximum(lengths, 1e-12).astype(np.float32)
         return unit
 
-    def _checked(self, rows: NDArray[Any]) -> NDArray[Any]:
-        if rows.ndim != 2 or rows.shape[1] != self.dim:
-            raise ShapeError(f"this code takes rows [rows, {self.dim}], got {list(rows.shape)}")
-        return rows
+    def _checked(self, rows: ArrayLike) -> NDArray[Any]:
+        made = real_numbers(rows)
+        if made.ndim != 2 or made.shape[1] != self.dim:
+            raise ShapeError(f"this code takes rows [rows, {self.dim}], got {list(made.shape)}")
+        if not np.isfinite(made).all():
+            bad = ~np.isfinite(made).all(axis=1)
+            raise DataError(
+                f"{int(bad.sum())} of {len(made)} rows hold NaN or infinity, the first of them row "
+                f"{int(bad.argmax())}; take these rows out, or make them again"
+            )
+        return made
+
+
+def _checked_codes(code: Code, codes: Packed) -> Packed:
+    made, dtype = np.asarray(codes), np.dtype(np.int8 if code.bits == 8 else np.uint8)
+    if made.dtype != dtype:  # int8 read as uint8 would be other numbers
+        raise DataError(f"codes at {code.bits} bits are {dtype}, got {made.dtype}")
+    if made.ndim != 2 or made.shape[1] != code.bytes:
+        raise ShapeError(f"codes of this size are [rows, {code.bytes}], got {list(made.shape)}")
+    return made
+
+
+def real_numbers(rows: ArrayLike) -> NDArray[Any]:
+    """Rows as an array of real numbers, in their own dtype; float64 for objects.
+
+    Raises:
+        DataError: If they are anything else, or masked.
+    """
+    if np.ma.is_masked(rows):
+        raise DataError("rows are a masked array with missing numbers; fill them in, or leave out their rows")
+    try:
+        given: NDArray[Any] = np.asarray(rows)
+        given = given.astype(np.float64) if given.dtype.kind == "O" else given
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors that NumPy does not take
+        raise DataError(f"rows cannot be read as an array: {error}") from error
+    if given.dtype.kind not in "fiub":
+        raise DataError(f"rows must be real numbers, got {given.dtype}")
+    return given
 
 
 def check_bits(dim: int, bits: int) -> None:
@@ -232,8 +279,8 @@ def check_bits(dim: int, bits: int) -> None:
     Raises:
         RangeError: If bits is neither 8 nor 1, or dim no multiple of 8 for 1 bit.
     """
-    if bits not in BITS:
-        raise RangeError(f"bits must be 8 or 1, got {bits}; without bits rows are float32")
+    if not isinstance(bits, int | np.integer) or bits not in BITS:
+        raise RangeError(f"bits must be 8 or 1, got {bits!r}; without bits rows are float32")
     if bits == 1 and dim % 8:
         raise RangeError(
             f"at 1 bit per number a byte holds 8 numbers, so the size must be a multiple of 8; got {dim}"
@@ -288,7 +335,7 @@ def nearest_by_hamming(
 
 
 def search_codes(
-    code: Code, queries: Rows, codes: Packed, k: int, *, rescore: int = 10
+    code: Code, queries: ArrayLike, codes: Packed, k: int, *, rescore: int = 10
 ) -> tuple[Rows, NDArray[np.int64]]:
     """Find the `k` codes nearest to float queries; ties go to the lower row.
 
@@ -305,10 +352,11 @@ def search_codes(
     Returns:
         (scores [queries, k], rows [queries, k]), best first.
     """
-    if not 1 <= k <= len(codes):
-        raise RangeError(f"k must be from 1 to the {len(codes)} codes, got {k}")
-    if rescore < 0:
-        raise RangeError(f"rescore must be at least 0, got {rescore}")
+    queries, codes = real_numbers(queries), _checked_codes(code, codes)
+    if not isinstance(k, int | np.integer) or not 1 <= k <= len(codes):
+        raise RangeError(f"k must be from 1 to the {len(codes)} codes, got {k!r}")
+    if not isinstance(rescore, int | np.integer) or rescore < 0:
+        raise RangeError(f"rescore must be a whole number from 0, got {rescore!r}")
     scores, rows = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
     first = rescore * k
     if code.bits != 1 or not k <= first < len(codes):

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from querykey.errors import DataError, RangeError, ShapeError
-from querykey.runtime.codes import Code, Exact, Packed, grid_matrix, grid_product, grid_rows
+from querykey.runtime.codes import (
+    Code,
+    Exact,
+    Packed,
+    check_bits,
+    grid_matrix,
+    grid_product,
+    grid_rows,
+    real_numbers,
+)
 
 __all__ = ["LoadedAdapter", "check_size"]
 
@@ -162,6 +171,7 @@ class LoadedAdapter:
             RangeError: If the adapter has no such size or no such code.
         """
         size = self.dim if dim is None else check_size(dim, self.dims)
+        check_bits(size, bits)
         if (size, bits) not in self.codes:
             there = sorted({bits for _, bits in self.codes}, reverse=True)
             raise RangeError(
@@ -233,27 +243,19 @@ def check_size(dim: int, dims: Sequence[int]) -> int:
     Raises:
         RangeError: If it has not.
     """
-    if dim not in dims:
+    if not isinstance(dim, int | np.integer | float) or dim not in dims:
         raise RangeError(
-            f"this adapter has the sizes {', '.join(map(str, dims))}; got dim={dim}; fit it again with "
+            f"this adapter has the sizes {', '.join(map(str, dims))}; got dim={dim!r}; fit it again with "
             "this size"
         )
-    return dim
+    return int(dim)
 
 
 def _in_range(x: ArrayLike) -> Rows:
     """Rows in float32. Float64 rows outside its range are first divided by their largest magnitude."""
     if type(x) is np.ndarray and x.dtype == np.float32:  # one query is looked up in microseconds
         return x
-    if np.ma.is_masked(x):
-        raise DataError("rows are a masked array with missing numbers; fill them in, or leave out their rows")
-    try:
-        given: NDArray[Any] = np.asarray(x)
-        given = given.astype(np.float64) if given.dtype.kind == "O" else given
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors that NumPy does not take
-        raise DataError(f"rows cannot be read as an array: {error}") from error
-    if given.dtype.kind not in "fiub":
-        raise DataError(f"rows must be real numbers, got {given.dtype}")
+    given = real_numbers(x)
     if given.dtype != np.float64 or not given.ndim:
         return given.astype(np.float32, copy=False)
     peak = np.abs(given).max(axis=-1, keepdims=True, initial=0.0)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from querykey.errors import ConfigError, DataError
@@ -82,7 +83,7 @@ def parse_bytes(text: str) -> int:
     if found is None:
         raise ConfigError(f"bytes are written as 64, 64B or 1.5kB; got {text!r}")
     factor = {"": 1, "k": 1000, "ki": 1024}[(found[2] or "").lower()]
-    return int(float(found[1]) * factor)
+    return int(Fraction(found[1]) * factor)
 
 
 def parse_share(text: str) -> float:
