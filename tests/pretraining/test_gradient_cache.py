@@ -308,12 +308,12 @@ def largest_sum(tape, cuts):
 
     kept, worst = 0, 0
     for start, stop in itertools.pairwise([*cuts, len(tape.calls)]):
-        kept += size(tape.alive(start) - {0})
+        kept += size(tape.live_set(start) - {0})
         places = [start, *[norm for norm in tape.norms if start < norm < stop], stop]
         for count in range(1, len(places)):
-            norms = [tape.alive(place) for place in places[:count] if place != tape.norms[0]]
-            held = frozenset().union(*norms) - tape.alive(start)
-            worst = max(worst, kept + size(held - {0}) + size(tape.alive(places[count]) - {0}))
+            norms = [tape.live_set(place) for place in places[:count] if place != tape.norms[0]]
+            held = frozenset().union(*norms) - tape.live_set(start)
+            worst = max(worst, kept + size(held - {0}) + size(tape.live_set(places[count]) - {0}))
     return worst
 
 
@@ -323,7 +323,7 @@ def test_cuts_are_the_best_of_all():
     norms = [*tape.norms, len(tape.calls)]
     between = [range(early + 1, late + 1) for early, late in itertools.pairwise(norms[:-1])]
     least = [
-        min(places, key=lambda place: sum(tape.sizes[s] for s in tape.alive(place))) for places in between
+        min(places, key=lambda place: sum(tape.sizes[s] for s in tape.live_set(place))) for places in between
     ]
     all_ways = [
         [0, *some] for count in range(len(least) + 1) for some in itertools.combinations(least, count)

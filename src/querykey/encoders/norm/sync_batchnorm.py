@@ -19,14 +19,14 @@ from querykey.errors import SecondDerivativeError, ShapeError
 __all__ = [
     "BatchStatistics",
     "GlobalBatchNorm",
-    "Shared",
+    "SharedGradient",
+    "batch_statistics",
+    "combine_statistics",
     "global_batch_norm",
-    "joined",
-    "move_running",
     "normalised",
     "shared_gradient",
-    "statistics_of",
     "subtract_shared",
+    "update_running_statistics",
 ]
 
 
@@ -42,14 +42,14 @@ class BatchStatistics(NamedTuple):
 def normalised(
     rows: Tensor, statistics: BatchStatistics, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """Normalise some rows by the statistics of all; gradients reach scale and shift, not the statistics."""
+    """Normalise rows by the statistics of the batch, which get no gradient; scale and shift do."""
     # eval mode of torch's kernel: it takes mean and variance as they are given
     mean, variance = (value.to(statistics.dtype) for value in (statistics.mean, statistics.variance))
     return F.batch_norm(rows, mean, variance, weight, bias, training=False, eps=eps)
 
 
-def statistics_of(rows: Tensor) -> BatchStatistics:
-    """Statistics of some rows."""
+def batch_statistics(rows: Tensor) -> BatchStatistics:
+    """Mean and variance of some rows."""
     count = rows.numel() // rows.shape[1]
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
     mean, variance = torch.zeros(2, rows.shape[1], dtype=dtype, device=rows.device).unbind()
@@ -61,12 +61,14 @@ def statistics_of(rows: Tensor) -> BatchStatistics:
     return BatchStatistics(count, mean.double(), variance.double() * (count - 1) / count, dtype)
 
 
-def joined(parts: Sequence[BatchStatistics], processes: ProcessGroup = SINGLE_PROCESS) -> BatchStatistics:
-    """The statistics of all parts of a batch: of this process, in their order, and then of all processes.
+def combine_statistics(
+    parts: Sequence[BatchStatistics], processes: ProcessGroup = SINGLE_PROCESS
+) -> BatchStatistics:
+    """Combine the statistics of parts of a batch: of this process in order, then of all processes.
 
     Args:
-        parts: Those of this process, at least one.
-        processes: All that have rows of the batch.
+        parts: Statistics of the parts on this process, at least one.
+        processes: Those that have rows of the batch.
 
     Returns:
         The same on every process.
@@ -93,17 +95,19 @@ def joined(parts: Sequence[BatchStatistics], processes: ProcessGroup = SINGLE_PR
 
 
 @torch.no_grad()
-def move_running(running: tuple[Tensor, Tensor] | None, share: float, statistics: BatchStatistics) -> None:
-    """Move running mean and variance in place, as torch does: with the unbiased variance."""
+def update_running_statistics(
+    running: tuple[Tensor, Tensor] | None, momentum: float, statistics: BatchStatistics
+) -> None:
+    """Update running mean and variance in place, as torch does: with the unbiased variance."""
     if running is None:
         return
     count = statistics.values
     new = (statistics.mean, statistics.variance * count / (count - 1))
     for old, value in zip(running, new, strict=True):
-        old.mul_(1 - share).add_(value.to(old.dtype), alpha=share)
+        old.mul_(1 - momentum).add_(value.to(old.dtype), alpha=momentum)
 
 
-class Shared(NamedTuple):
+class SharedGradient(NamedTuple):
     """The gradient through mean and variance: slope * row + level, for each channel in float64."""
 
     slope: Tensor
@@ -116,7 +120,7 @@ def shared_gradient(
     eps: float,
     local: tuple[Tensor, Tensor],
     processes: ProcessGroup = SINGLE_PROCESS,
-) -> Shared:
+) -> SharedGradient:
     r"""The term of the gradient that all rows have in common.
 
     With :math:`\hat x = r (x - \mu)`, :math:`r` one over the standard deviation, sums over the batch,
@@ -127,7 +131,7 @@ def shared_gradient(
         weight: Scale, gamma.
         eps: Added to the variance.
         local: :math:`\sum dy\, \hat x` and :math:`\sum dy` over this process's rows.
-        processes: All that have rows of the batch.
+        processes: Those that have rows of the batch.
 
     Returns:
         What to subtract from the gradient of each row.
@@ -137,11 +141,11 @@ def shared_gradient(
     outer = weight.detach().double() * inverse / statistics.values
     # x-hat = inverse * (row - mean), so the term is linear in the row itself: x-hat need not be stored
     slope = outer * inverse * scale
-    return Shared(slope, outer * shift - slope * statistics.mean)
+    return SharedGradient(slope, outer * shift - slope * statistics.mean)
 
 
 @torch.no_grad()
-def subtract_shared(gradient: Tensor, rows: Tensor, shared: Shared) -> None:
+def subtract_shared(gradient: Tensor, rows: Tensor, shared: SharedGradient) -> None:
     """Subtract the shared term from the gradient of some rows, in place."""
     slope, level = (part.to(gradient.dtype).view([1, -1] + [1] * (rows.ndim - 2)) for part in shared)
     gradient.addcmul_(rows, slope, value=-1).sub_(level)
@@ -169,12 +173,18 @@ class GlobalBatchNorm(nn.SyncBatchNorm):
             found: Tensor = super().forward(input)
             return found
         self._check_input_dim(input)
-        share = self.momentum or 0.0
+        momentum = self.momentum or 0.0
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         return global_batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, momentum=share, eps=self.eps
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            momentum=momentum,
+            eps=self.eps,
         )
 
 
@@ -192,11 +202,11 @@ def global_batch_norm(
 
     Args:
         input: This process's rows [rows, channels, ...].
-        running_mean: Moved by the statistics; None where none are kept.
+        running_mean: Updated in place; None if not tracked.
         running_var: Likewise.
         weight: Scale, or None.
         bias: Shift, or None.
-        momentum: How far the running statistics move.
+        momentum: Weight of the new statistics in the running ones.
         eps: Added to the variance.
 
     Returns:
@@ -221,9 +231,9 @@ def global_batch_norm(
             input, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps
         )
     with torch.no_grad():
-        statistics = joined([statistics_of(input)], processes)
+        statistics = combine_statistics([batch_statistics(input)], processes)
     if running_mean is not None and running_var is not None:
-        move_running((running_mean, running_var), momentum, statistics)
+        update_running_statistics((running_mean, running_var), momentum, statistics)
     out: Tensor = _Normalised.apply(input, weight, bias, eps, statistics, processes)
     return out
 

@@ -127,12 +127,12 @@ class ChunkedForward:
             with _without_autocast_cache():
                 self._replay.backward(gradients)
             return
-        after = generator_states(self._chunks[0].device)
+        current = generator_states(self._chunks[0].device)
         with checkpointed_blocks(self._encoder) if self._checkpoint_blocks else nullcontext():
             for chunk, before, part in zip(self._chunks, self._states, gradients, strict=True):
                 _restore(before)  # dropout draws the same numbers as in the forward pass
                 torch.autograd.backward(_z(self._encoder(chunk)), part)
-        _restore(after)
+        _restore(current)
 
     def _forward(self) -> list[Tensor]:
         """Z of each chunk without a graph, and the generators' states before it."""
@@ -201,8 +201,8 @@ def _restore(states: Sequence[tuple[Callable[[Tensor], None], Tensor]]) -> None:
         set_state(state)
 
 
-def _z(outcome: Any) -> Tensor:
-    z: Tensor = outcome[-1] if isinstance(outcome, tuple) else outcome
+def _z(output: Any) -> Tensor:
+    z: Tensor = output[-1] if isinstance(output, tuple) else output
     return z
 
 

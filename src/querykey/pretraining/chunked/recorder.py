@@ -32,33 +32,33 @@ _READS_VALUES = frozenset(
 def record(encoder: nn.Module, images: Tensor) -> Tape:
     """Run an encoder once and record its torch calls.
 
-    State that does not depend on the images, such as num_batches_tracked, changes in this run and in no
-    other; running statistics do not change. The RNG state is restored.
+    State that does not depend on the images, such as num_batches_tracked, is updated in this run only;
+    running statistics are not updated. The RNG state is restored.
 
     Args:
-        encoder: Gives z, or a tuple that ends with z.
+        encoder: Returns z, or a tuple that ends with z.
         images: One chunk.
 
     Returns:
         The tape, which is valid for chunks of this shape.
 
     Raises:
-        ConfigError: If the encoder does what cannot be followed.
+        ConfigError: If the encoder has operations that cannot be replayed.
     """
     states = generator_states(images.device)
     recorder = _Recorder(encoder, images.device)
     with torch.enable_grad():
         start = images.detach()
         if images.is_floating_point():
-            # with a graph, so that what other means than torch functions make shows a grad_fn; a clone,
-            # as the encoder may change its input in place and a leaf refuses that
+            # requires a gradient, so that a tensor not made by torch functions has a grad_fn; a clone, as the
+            # encoder may change its input in place, which a leaf refuses
             start = start.requires_grad_().clone()
         recorder.add(start, needs=False)
         with recorder:
-            outcome = encoder(start)
+            output = encoder(start)
     for set_state, state in states:
         set_state(state)
-    z = outcome[-1] if isinstance(outcome, tuple) else outcome
+    z = output[-1] if isinstance(output, tuple) else output
     if not isinstance(z, Tensor) or recorder.slot_of(z) is None:
         raise ConfigError(
             f"{type(encoder).__name__} gave a {type(z).__name__} that torch's functions did not make of "
@@ -76,7 +76,7 @@ class _Recorder(TorchFunctionMode):
         self.slots: dict[int, int] = {}
         self._had_grad: list[bool] = []
         self.device = device
-        self._kept: list[Tensor] = []  # keeps tensors alive, as Python reuses the id of a freed one
+        self._references: list[Tensor] = []  # keeps tensors alive, as Python reuses the id of a freed one
         self._state = {id(tensor) for tensor in (*encoder.parameters(), *encoder.buffers())}
 
     def slot_of(self, tensor: Tensor) -> int | None:
@@ -92,7 +92,7 @@ class _Recorder(TorchFunctionMode):
         return slot
 
     def add(self, tensor: Tensor, *, needs: bool) -> int:
-        """The slot of a tensor that a call gave: a new one, or that of the argument it changed."""
+        """The slot of an output of a call: a new one, or that of the argument it changed in place."""
         if id(tensor) not in self.slots:
             self.slots[id(tensor)] = len(self.tape.sizes)
             self.tape.sizes.append(tensor.numel() * tensor.element_size())
@@ -100,7 +100,7 @@ class _Recorder(TorchFunctionMode):
             self.tape.needs.append(False)
             self._had_grad.append(False)
             self.tape.born.append(len(self.tape.calls) - 1)
-        self._kept.append(tensor)
+        self._references.append(tensor)
         slot = self.slots[id(tensor)]
         self.tape.needs[slot] |= needs and tensor.is_floating_point()
         self._had_grad[slot] |= tensor.requires_grad
@@ -161,20 +161,20 @@ class _Recorder(TorchFunctionMode):
         return output
 
     def _call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        taken = list(tensors_in((args, kwargs)))
-        read = [slot for tensor in taken if (slot := self.slot_of(tensor)) is not None]
+        inputs = list(tensors_in((args, kwargs)))
+        read = [slot for tensor in inputs if (slot := self.slot_of(tensor)) is not None]
         name = getattr(function, "__name__", "")
         if name in _READS_VALUES and read:
             raise ConfigError(
                 f"the encoder reads the values of its activations ({name}), so that chunks may go other "
                 "ways than the whole batch; use the whole batch, or batch norm of another kind"
             )
-        versions = [tensor._version for tensor in taken]  # noqa: SLF001 -- torch counts changes there
-        generators = [state for _, state in generator_states(self.device)]
-        outcome = function(*args, **kwargs)
-        moved = [state for _, state in generator_states(self.device)]
-        changed = [t for t, version in zip(taken, versions, strict=True) if t._version != version]  # noqa: SLF001
-        given = list(tensors_in(outcome))
+        versions = [tensor._version for tensor in inputs]  # noqa: SLF001 -- torch counts changes there
+        states_before = [state for _, state in generator_states(self.device)]
+        output = function(*args, **kwargs)
+        states_after = [state for _, state in generator_states(self.device)]
+        changed = [t for t, version in zip(inputs, versions, strict=True) if t._version != version]  # noqa: SLF001
+        outputs = list(tensors_in(output))
 
         if any(id(tensor) not in self.slots for tensor in changed):
             if read:
@@ -182,11 +182,11 @@ class _Recorder(TorchFunctionMode):
                     f"the encoder keeps something of its activations ({name}), other than batch norm does; "
                     "what it would keep of a batch in chunks is not known: use the whole batch"
                 )
-            return outcome
-        if changed or any(id(tensor) not in self._state for tensor in given):
-            is_random = not all(map(torch.equal, generators, moved))
-            self._write(function, args, kwargs, read, changed, given, is_random=is_random)
-        return outcome
+            return output
+        if changed or any(id(tensor) not in self._state for tensor in outputs):
+            is_random = not all(map(torch.equal, states_before, states_after))
+            self._write(function, args, kwargs, read, changed, outputs, is_random=is_random)
+        return output
 
     def _write(
         self,
@@ -195,7 +195,7 @@ class _Recorder(TorchFunctionMode):
         kwargs: dict[str, Any],
         read: list[int],
         changed: list[Tensor],
-        given: Iterable[Tensor],
+        outputs: Iterable[Tensor],
         *,
         is_random: bool,
     ) -> None:
@@ -215,7 +215,7 @@ class _Recorder(TorchFunctionMode):
             **before,
             reads=tuple(read),
             writes=tuple(self.add(tensor, needs=needs) for tensor in changed),
-            outputs=tuple(STATE if id(one) in self._state else self.add(one, needs=needs) for one in given),
+            outputs=tuple(STATE if id(one) in self._state else self.add(one, needs=needs) for one in outputs),
             has_grad=torch.is_grad_enabled(),
             is_random=is_random,
             autocast=(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)),

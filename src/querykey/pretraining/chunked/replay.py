@@ -1,4 +1,4 @@
-"""Batch norm over all chunks of a batch: forward and backward of every chunk, from norm to norm."""
+"""Batch norm over all chunks of a batch: the chunks advance together from one norm to the next."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from querykey.encoders.norm.sync_batchnorm import (
     BatchStatistics,
-    Shared,
-    joined,
-    move_running,
+    SharedGradient,
+    batch_statistics,
+    combine_statistics,
     normalised,
     shared_gradient,
-    statistics_of,
     subtract_shared,
+    update_running_statistics,
 )
 from querykey.errors import ConfigError
 from querykey.pretraining.chunked.recorder import record
@@ -34,20 +34,10 @@ from querykey.pretraining.chunked.tape import (
     with_tensors,
 )
 
-__all__ = [
-    "BatchNormReplay",
-    "leaves",
-    "move",
-    "shared_by_rows",
-]
+__all__ = ["BatchNormReplay"]
 
 
-def move(norm: Norm, statistics: BatchStatistics) -> None:
-    """Move the running statistics in place, as torch does."""
-    move_running(norm.running, norm.momentum, statistics)
-
-
-def leaves(norm: Norm, statistics: BatchStatistics) -> tuple[Tensor, Tensor]:
+def _affine_leaves(norm: Norm, statistics: BatchStatistics) -> tuple[Tensor, Tensor]:
     """Leaves for scale and shift: their gradients are the sums over rows that batch norm's gradient needs."""
     blank = torch.zeros_like(statistics.mean, dtype=statistics.dtype)
     weight = blank + 1 if norm.weight is None else norm.weight.detach().clone()
@@ -55,13 +45,13 @@ def leaves(norm: Norm, statistics: BatchStatistics) -> tuple[Tensor, Tensor]:
     return weight.requires_grad_(), bias.requires_grad_()
 
 
-def shared_by_rows(norm: Norm, statistics: BatchStatistics, affine: tuple[Tensor, Tensor]) -> Shared:
-    """The term of the gradient that the rows of all chunks have in common.
+def _shared_term(norm: Norm, statistics: BatchStatistics, affine: tuple[Tensor, Tensor]) -> SharedGradient:
+    """The term of the gradient that the rows of all chunks have in common; adds those of scale and shift.
 
     Args:
-        norm: Its scale and shift also get their gradients here.
+        norm: A batch norm of the tape.
         statistics: Of the whole batch.
-        affine: The `leaves` that all chunks have used in their backward pass.
+        affine: The `_affine_leaves` that all chunks used in their backward pass.
 
     Returns:
         What to subtract from the gradient of each row.
@@ -85,7 +75,7 @@ _States = list[tuple[Callable[[Tensor], None], Tensor]]
 class _Chunk:
     tape: Tape
     images: Tensor
-    kept: dict[int, _Tensors] = field(default_factory=dict)
+    stored: dict[int, _Tensors] = field(default_factory=dict)
     rng_states: dict[int, _States] = field(default_factory=dict)
     gradients: _Tensors = field(default_factory=dict)
 
@@ -97,7 +87,7 @@ class _Chunk:
         statistics: dict[int, BatchStatistics],
         affine: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """From the live set before a call to the live set before a later one, in place."""
+        """Run calls `start` to `stop`: the live set before the first becomes that before `stop`, in place."""
         for slot in self.tape.written(start, stop) & tensors.keys():
             # an in-place call must not change a stored live set, which shares these tensors
             tensors[slot] = tensors[slot].clone()
@@ -109,17 +99,17 @@ class _Chunk:
                     tensors[call.rows], statistics[place], weight, bias, call.eps
                 )
             else:
-                self._take(call, place, tensors)
+                self._call(call, place, tensors)
             # freed at once: one chunk's activations are all that may be in memory
             for slot in {*call.reads, *call.outputs} - {STATE}:
                 if self.tape.dies[slot] <= place:
                     del tensors[slot]
 
-    def _take(self, call: Call, place: int, tensors: _Tensors) -> None:
-        def found(value: Tensor | Slot) -> Tensor:
+    def _call(self, call: Call, place: int, tensors: _Tensors) -> None:
+        def tensor_of(value: Tensor | Slot) -> Tensor:
             return tensors[value.number] if isinstance(value, Slot) else value
 
-        args, kwargs = with_tensors(call.args, found), with_tensors(dict(call.kwargs), found)
+        args, kwargs = with_tensors(call.args, tensor_of), with_tensors(dict(call.kwargs), tensor_of)
         with ExitStack() as stack:
             # a no_grad block of the encoder is not a call, so it is not on the tape
             if not call.has_grad and torch.is_grad_enabled():
@@ -129,8 +119,8 @@ class _Chunk:
             kind = self.images.device.type
             if call.autocast != (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)):
                 stack.enter_context(torch.autocast(kind, dtype=call.autocast[1], enabled=call.autocast[0]))
-            outcome = call.function(*args, **kwargs)
-        tensors.update(zip(call.outputs, tensors_in(outcome), strict=True))
+            output = call.function(*args, **kwargs)
+        tensors.update(zip(call.outputs, tensors_in(output), strict=True))
         tensors.pop(STATE, None)
 
 
@@ -158,14 +148,14 @@ class _RestoredRng:
 class BatchNormReplay:
     """One batch in chunks: forward without a graph, then backward from the gradient at z.
 
-    With batch norm over all processes they meet at each norm, however many chunks each of them has.
+    With batch norm over all processes, they synchronise at each norm, whatever their numbers of chunks.
 
     Args:
-        encoder: In the mode it should be in; gives z, or a tuple that ends with z.
+        encoder: In train or eval mode; returns z, or a tuple that ends with z.
         chunks: Images, at least one in each.
 
     Raises:
-        ConfigError: If the encoder does what cannot be followed.
+        ConfigError: If the encoder has operations that cannot be replayed.
     """
 
     def __init__(self, encoder: nn.Module, chunks: Sequence[Tensor]) -> None:
@@ -184,57 +174,56 @@ class BatchNormReplay:
 
     @torch.no_grad()
     def forward(self) -> list[Tensor]:
-        """Each chunk's z; the running statistics move once, by those of the whole batch."""
-        alive: list[_Tensors] = [{0: chunk.images} for chunk in self.chunks]
+        """Each chunk's z. The running statistics are updated once, by those of the whole batch."""
+        live: list[_Tensors] = [{0: chunk.images} for chunk in self.chunks]
         places = sorted({*self.norms, *self.cuts, self.end})
         for start, stop in pairwise(places):
             if start in self.norms:
-                both = zip(self.chunks, alive, strict=True)
-                parts = [statistics_of(tensors[self._rows(chunk, start)]) for chunk, tensors in both]
-                self.statistics[start] = joined(parts, self.norms[start].processes)
-                move(self.norms[start], self.statistics[start])
-            for chunk, tensors in zip(self.chunks, alive, strict=True):
+                both = zip(self.chunks, live, strict=True)
+                parts = [batch_statistics(tensors[self._rows(chunk, start)]) for chunk, tensors in both]
+                self.statistics[start] = combine_statistics(parts, self.norms[start].processes)
+                norm = self.norms[start]
+                update_running_statistics(norm.running, norm.momentum, self.statistics[start])
+            for chunk, tensors in zip(self.chunks, live, strict=True):
                 # the last segment goes backward first, so its norms need no second run
                 if start in self.cuts or (start > self.cuts[-1] and start != self.recomputed):
-                    chunk.kept[start] = dict(tensors)
+                    chunk.stored[start] = dict(tensors)
                 chunk.run(tensors, start, stop, self.statistics)
-        return [tensors[chunk.tape.result] for chunk, tensors in zip(self.chunks, alive, strict=True)]
+        return [tensors[chunk.tape.result] for chunk, tensors in zip(self.chunks, live, strict=True)]
 
     def backward(self, gradients: Sequence[Tensor]) -> None:
         """Add the gradients of all parameters, from those of each chunk's z."""
         for chunk, gradient in zip(self.chunks, gradients, strict=True):
             chunk.gradients = {chunk.tape.result: gradient}
-        shared: Shared | None = None
+        shared: SharedGradient | None = None
         for start, stop in reversed(list(pairwise([*self.cuts, self.end]))):
             places = sorted({start, *(norm for norm in self.norms if start < norm < stop)})
             if stop < self.end:  # the last segment was stored in the forward pass
                 self._recompute(places)
             for piece in reversed(list(pairwise([*places, stop]))):
-                shared = self._back(*piece, shared)
+                shared = self._backward_piece(*piece, shared)
 
     @torch.no_grad()
     def _recompute(self, places: list[int]) -> None:
         for chunk in self.chunks:
-            tensors = dict(chunk.kept[places[0]])
+            tensors = dict(chunk.stored[places[0]])
             for start, stop in pairwise(places):
                 chunk.run(tensors, start, stop, self.statistics)
                 if stop != self.recomputed:
-                    chunk.kept[stop] = dict(tensors)
+                    chunk.stored[stop] = dict(tensors)
 
-    def _back(self, start: int, stop: int, shared: Shared | None) -> Shared | None:
-        """Send the gradient from the end of a piece to its start, for all chunks.
+    def _backward_piece(self, start: int, stop: int, shared: SharedGradient | None) -> SharedGradient | None:
+        """Backpropagate the gradient from the end of a piece to its start, for all chunks.
 
         The rows of a batch norm are freed by the time its sums over all chunks are known. They are computed
         again as the end of the piece before it, where the shared term is subtracted.
         """
         norm = self.norms.get(start)
-        affine = None if norm is None else leaves(norm, self.statistics[start])
+        affine = None if norm is None else _affine_leaves(norm, self.statistics[start])
         for chunk in self.chunks:
             rows = None if shared is None else (self._rows(chunk, stop), shared)
-            _differentiate(chunk, start, stop, self.statistics, affine, rows)
-        return (
-            None if norm is None or affine is None else shared_by_rows(norm, self.statistics[start], affine)
-        )
+            _backward_chunk(chunk, start, stop, self.statistics, affine, rows)
+        return None if norm is None or affine is None else _shared_term(norm, self.statistics[start], affine)
 
     @staticmethod
     def _rows(chunk: _Chunk, place: int) -> int:
@@ -242,7 +231,7 @@ class BatchNormReplay:
 
 
 def _tapes(encoder: nn.Module, chunks: Sequence[Tensor]) -> dict[torch.Size, Tape]:
-    """A tape for each shape of a chunk; counters of the encoder (num_batches_tracked) move once."""
+    """A tape for each shape of a chunk; counters of the encoder (num_batches_tracked) are updated once."""
     tapes = dict[torch.Size, Tape]()
     for chunk in chunks:
         if chunk.shape in tapes:
@@ -262,21 +251,21 @@ def _tapes(encoder: nn.Module, chunks: Sequence[Tensor]) -> dict[torch.Size, Tap
     return tapes
 
 
-def _differentiate(
+def _backward_chunk(
     chunk: _Chunk,
     start: int,
     stop: int,
     statistics: dict[int, BatchStatistics],
     affine: tuple[Tensor, Tensor] | None,
-    shared: tuple[int, Shared] | None,
+    shared: tuple[int, SharedGradient] | None,
 ) -> None:
-    """Run a piece with a graph, and send the gradient at its end to its start."""
-    needs, kept = chunk.tape.needs, chunk.kept.pop(start, None)
-    if kept is None:  # the first norm, whose live set is cheaper to compute from the images than to store
-        kept = {0: chunk.images}
+    """Run a piece of one chunk with a graph, and backpropagate the gradient at its end to its start."""
+    needs, stored = chunk.tape.needs, chunk.stored.pop(start, None)
+    if stored is None:  # the first norm, whose live set is cheaper to compute from the images than to store
+        stored = {0: chunk.images}
         with torch.no_grad():
-            chunk.run(kept, 0, start, statistics)
-    leaves = {slot: tensor.detach().requires_grad_(needs[slot]) for slot, tensor in kept.items()}
+            chunk.run(stored, 0, start, statistics)
+    leaves = {slot: tensor.detach().requires_grad_(needs[slot]) for slot, tensor in stored.items()}
     tensors = dict(leaves)
     with torch.enable_grad():
         chunk.run(tensors, start, stop, statistics, affine)

@@ -1,7 +1,7 @@
 """A forward pass as a list of torch calls, so that any part of it can be recomputed.
 
-What a network does between two batch norms has no name in its code: a residual block may have begun and not
-ended. On the tape it is an interval of calls, with the live sets at its ends. See README.md.
+The code between two batch norms need not be a module: the first may lie inside a residual block and the
+second outside. On the tape it is an interval of calls, with the live sets at its ends. See README.md.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,13 +41,13 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Call:
-    """One torch call, its tensors replaced by slots; parameters and constants stand as they are.
+    """One torch call with tensors replaced by slots; parameters and constants are kept as they are.
 
-    reads, writes: slots it takes, and those of them that it changes in place.
-    outputs: the slot of each tensor it gives, in their order, or STATE.
-    has_grad: whether gradients were on where it stood.
-    is_random: whether it moved a generator.
-    autocast: (whether it was on, its dtype) where it stood.
+    reads, writes: slots of its arguments, and those of them that it changes in place.
+    outputs: the slot of each output in order, or STATE.
+    has_grad: whether gradients were enabled.
+    is_random: whether it advanced a generator.
+    autocast: (whether it was enabled, its dtype).
     """
 
     function: Callable[..., Any]
@@ -63,7 +63,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Norm:
-    """Batch norm in train mode: all chunks wait for each other here, and for those of other processes."""
+    """Batch norm in train mode: all chunks of all processes are synchronised here."""
 
     rows: int
     output: int
@@ -93,9 +93,9 @@ class Tape:
 
     sizes: bytes of each slot.
     storages: which storage each slot lies in; views share one.
-    needs: whether a slot has a gradient.
+    needs: whether a slot requires a gradient.
     result: the slot of z.
-    born, dies: the call after which a slot exists, and the last one that reads it (-1: the images).
+    born, dies: indices of the call that makes a slot (-1 for the images) and of the last that reads it.
     """
 
     calls: list[Call | Norm] = field(default_factory=list)
@@ -108,10 +108,10 @@ class Tape:
 
     @property
     def norms(self) -> list[int]:
-        """Where the batch norms are."""
+        """Indices of the batch norms."""
         return [place for place, call in enumerate(self.calls) if isinstance(call, Norm)]
 
-    def alive(self, place: int) -> frozenset[int]:
+    def live_set(self, place: int) -> frozenset[int]:
         """The live set: slots that exist before a call and are read by it or later."""
         return frozenset(
             slot for slot in range(len(self.sizes)) if self.born[slot] < place <= self.dies[slot]
@@ -133,13 +133,13 @@ class Tape:
 
 
 def generator_states(device: torch.device) -> list[tuple[Callable[[Tensor], None], Tensor]]:
-    """The states of the generators that a call on this device may move, and how to set each back."""
+    """The RNG states that a call on this device may advance, each with the function that restores it."""
     states: list[tuple[Callable[[Tensor], None], Tensor]] = [
         (torch.random.set_rng_state, torch.random.get_rng_state())
     ]
     if device.type != "cpu":
-        own: Any = torch.get_device_module(device)
-        states.append((lambda state: own.set_rng_state(state, device), own.get_rng_state(device)))
+        backend: Any = torch.get_device_module(device)
+        states.append((lambda state: backend.set_rng_state(state, device), backend.get_rng_state(device)))
     return states
 
 
@@ -176,38 +176,38 @@ _HALVINGS = 40
 
 
 def choose_cuts(tape: Tape) -> list[int]:
-    r"""The calls before which everything alive is kept during the forward.
+    r"""The calls before which the live set is stored in the forward pass.
 
-    The tape is cut into segments. On the way back, one segment at a time is run again from its cut,
-    and what is alive at its batch norms is kept until the gradient has passed. So while the gradient
+    The tape is cut into segments. In the backward pass, one segment at a time is recomputed from its cut,
+    and the live sets at its batch norms are stored until the gradient has passed. So while the gradient
     goes from the end of norm :math:`n` of segment :math:`j` to its start, memory holds the cuts so far,
     the norms of the segment so far and the gradient,
 
-    .. math:: \sum_{i \le j} \text{alive}(\text{cut}_i)
-              + \Big|\bigcup_{m \in j,\ m \le n} \text{alive}(m)\Big| + \text{alive}(n + 1),
+    .. math:: \sum_{i \le j} \text{live}(\text{cut}_i)
+              + \Big|\bigcup_{m \in j,\ m \le n} \text{live}(m)\Big| + \text{live}(n + 1),
 
     where :math:`n + 1` is the next norm or cut and the first norm of all does not count (see `not_saved`).
     The cuts are those for which the largest of these sums is smallest. Between two batch norms a
-    cut is considered where the least is alive.
+    cut is considered where the live set is smallest.
 
     Args:
-        tape: Of one chunk; all chunks are cut alike.
+        tape: The tape of one chunk; all chunks are cut alike.
 
     Returns:
         Cuts in order, 0 first; never empty.
     """
     candidates = _candidates(tape)
-    alive = {place: tape.alive(place) - {0} for place in {*candidates, *tape.norms}}
-    own = [_bytes(tape, alive[place]) for place in candidates]
-    inside = {
-        (start, stop): _inside(tape, alive, candidates[start], candidates[stop])
+    live = {place: tape.live_set(place) - {0} for place in {*candidates, *tape.norms}}
+    cut_bytes = [_bytes(tape, live[place]) for place in candidates]
+    segment_bytes = {
+        (start, stop): _segment_bytes(tape, live, candidates[start], candidates[stop])
         for start, stop in combinations(range(len(candidates)), 2)
     }
     low, high = 0.0, float(sum(tape.sizes) * 2 + 1)
-    best = _cuts_within(high, own, inside)
+    best = _cuts_within(high, cut_bytes, segment_bytes)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        cuts = _cuts_within(middle, own, inside)
+        cuts = _cuts_within(middle, cut_bytes, segment_bytes)
         low, high = (low, middle) if cuts is not None else (middle, high)
         best = best if cuts is None else cuts
     assert best is not None
@@ -215,32 +215,32 @@ def choose_cuts(tape: Tape) -> list[int]:
 
 
 def not_saved(tape: Tape, cuts: Sequence[int]) -> int | None:
-    """The first norm: what is alive there is large, and soon computed again from the images.
+    """The first norm: its live set is large, and cheap to recompute from the images.
 
     Args:
-        tape: Of one chunk.
-        cuts: In order, 0 first.
+        tape: The tape of one chunk.
+        cuts: In ascending order, 0 first.
 
     Returns:
-        Its place; None if a cut is there or before it, or there is none.
+        The index of its call; None if there is no norm, or a cut at it or before it.
     """
     first = next(iter(tape.norms), 0)
     return first if first > 0 and (len(cuts) == 1 or first < cuts[1]) else None
 
 
 def require_separate(tape: Tape, places: Sequence[int]) -> None:
-    """Refuse a tape on which two kept tensors share memory that is changed later.
+    """Refuse a tape on which two stored tensors share memory that is changed later.
 
     Args:
-        tape: Of one chunk.
-        places: Before which tensors are kept.
+        tape: The tape of one chunk.
+        places: Indices of calls before which the live set is stored.
 
     Raises:
         ConfigError: If there is such a pair.
     """
     for place in places:
         written = tape.written(place, len(tape.calls))
-        storages = [tape.storages[slot] for slot in tape.alive(place) & written]
+        storages = [tape.storages[slot] for slot in tape.live_set(place) & written]
         if len(storages) != len(set(storages)):
             raise ConfigError(
                 "the encoder holds two views of one tensor across a batch norm and changes one in place, "
@@ -249,19 +249,19 @@ def require_separate(tape: Tape, places: Sequence[int]) -> None:
 
 
 def _candidates(tape: Tape) -> list[int]:
-    """The start, the place of least memory after each norm and not after the next, and the end."""
+    """The start, the call with the smallest live set between each two norms, and the end."""
     ends = [*tape.norms[1:], len(tape.calls)] if tape.norms else []
     places = [0]
     for norm, end in zip(tape.norms, ends, strict=True):
         inner = range(norm + 1, end + 1 if end < len(tape.calls) else end)
         if inner:
-            # of equals the last: what is changed in place has been changed by then
-            places.append(min(reversed(inner), key=lambda place: _bytes(tape, tape.alive(place) - {0})))
+            # the last of equals: in-place calls before it have been made
+            places.append(min(reversed(inner), key=lambda place: _bytes(tape, tape.live_set(place) - {0})))
     return [*places, len(tape.calls)]
 
 
 def _bytes(tape: Tape, slots: frozenset[int]) -> int:
-    """Of tensors; a view costs nothing beside what it is a view of."""
+    """Bytes of some tensors; those that share a storage count once."""
     largest = dict[int, int]()
     for slot in slots:
         storage = tape.storages[slot]
@@ -269,29 +269,31 @@ def _bytes(tape: Tape, slots: frozenset[int]) -> int:
     return sum(largest.values())
 
 
-def _inside(tape: Tape, alive: dict[int, frozenset[int]], start: int, stop: int) -> int:
-    """Bytes that a segment needs while the gradient is in it, without the cuts up to its own."""
+def _segment_bytes(tape: Tape, live: dict[int, frozenset[int]], start: int, stop: int) -> int:
+    """Peak bytes of a segment during its backward pass, without the cuts up to its own."""
     places = [start, *(norm for norm in tape.norms if start < norm < stop), stop]
-    kept, most = frozenset[int](), 0
+    stored, peak = frozenset[int](), 0
     recomputed = tape.norms[:1] if start == 0 else []
     for place, after in pairwise(places):
         if place not in recomputed:
-            kept |= alive[place] - alive[start]
-        most = max(most, _bytes(tape, kept) + _bytes(tape, alive[after]))
-    return most
+            stored |= live[place] - live[start]
+        peak = max(peak, _bytes(tape, stored) + _bytes(tape, live[after]))
+    return peak
 
 
-def _cuts_within(most: float, own: list[int], inside: dict[tuple[int, int], int]) -> list[int] | None:
-    """The cuts that keep least and hold each segment within `most` bytes; None if there are none."""
-    end = len(own) - 1
-    kept: list[float] = [0.0] + [float("inf")] * end
-    before = [0] * len(own)
+def _cuts_within(
+    limit: float, cut_bytes: list[int], segment_bytes: dict[tuple[int, int], int]
+) -> list[int] | None:
+    """The cuts that store least and keep each segment within `limit` bytes; None if there are none."""
+    end = len(cut_bytes) - 1
+    stored: list[float] = [0.0] + [float("inf")] * end
+    before = [0] * len(cut_bytes)
     for stop in range(1, end + 1):
         for start in range(stop):
-            total = kept[start] + own[stop] * (stop < end)
-            if kept[start] + inside[start, stop] <= most and total < kept[stop]:
-                kept[stop], before[stop] = total, start
-    if kept[end] == float("inf"):
+            total = stored[start] + cut_bytes[stop] * (stop < end)
+            if stored[start] + segment_bytes[start, stop] <= limit and total < stored[stop]:
+                stored[stop], before[stop] = total, start
+    if stored[end] == float("inf"):
         return None
     cuts = [before[end]]
     while cuts[-1] > 0:
