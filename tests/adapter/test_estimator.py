@@ -176,15 +176,14 @@ def test_the_faster_precision_is_measured_once_and_kept(tmp_path, monkeypatch):
     X, y = blobs()
     auto = Adapter(dim=4, steps=2, batch_size=32, precision="auto")
     bits = set()
-    for half in (0.5, 2.0):  # faster in bfloat16; under another load slower
-        seconds = iter((1.0, half))
-        monkeypatch.setattr(fit, "_product_seconds", lambda *_, seconds=seconds: next(seconds))
+    for is_faster in (True, False):  # faster in bfloat16; under another load slower
+        monkeypatch.setattr(fit, "is_clearly_faster", lambda *_, answer=is_faster: answer)
         adapter = auto.fit(X, y)
         assert adapter.settings_.precision == "bfloat16"
         bits.add(adapter.transform(X).tobytes())
     assert len(bits) == 1
     monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr(fit, "_product_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(fit, "is_clearly_faster", lambda *_: False)
     assert auto.fit(X, y).settings_.precision == "float32"
 
 

@@ -192,7 +192,11 @@ def test_where_rounding_settles_little_float32_proposes(monkeypatch, rounded):
 def test_the_dtype_of_proposals_is_measured(monkeypatch):
     module.fast_dtype.cache_clear()
     seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
-    monkeypatch.setattr(module, "_product_seconds", lambda rows, keys: seconds[rows.dtype])
+
+    def compared(new, default, *, fraction):
+        return seconds[new().dtype] < fraction * seconds[default().dtype]
+
+    monkeypatch.setattr(module, "is_clearly_faster", compared)
     assert module.fast_dtype() == torch.bfloat16
     module.fast_dtype.cache_clear()
     seconds[torch.bfloat16] = 0.9

@@ -1,10 +1,11 @@
-"""A cache of measured choices that change the bits of a result, such as dtype and memory layout."""
+"""Measured choices such as dtype and memory layout, and a cache of those that change the bits of a result."""
 
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,36 @@ from querykey.errors import OutputError
 from querykey.io.atomic import write_atomically
 from querykey.io.paths import expand_user
 
-__all__ = ["CLEARLY_FASTER", "cache_folder", "processor", "recall", "remember"]
+__all__ = ["CLEARLY_FASTER", "cache_folder", "is_clearly_faster", "processor", "recall", "remember"]
 
 FILE = "measured.json"
 CLEARLY_FASTER = 0.85
 """A choice changes bits, so it must take at most this fraction of the default's time; a smaller gain is
 within the noise of a loaded machine."""
+TIMED_CALLS = 5
+
+
+def is_clearly_faster(
+    new: Callable[[], object], default: Callable[[], object], *, fraction: float = CLEARLY_FASTER
+) -> bool:
+    """Whether a computation takes less than a fraction of the default's time.
+
+    The shortest of some calls are compared, after one call each that loads the kernels.
+
+    Args:
+        new: The computation; on an accelerator it must wait for the result.
+        default: The computation that is used otherwise.
+        fraction: Above 0.
+    """
+    seconds = []
+    for call in (new, default):
+        taken = []
+        for _ in range(TIMED_CALLS + 1):
+            start = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - start)
+        seconds.append(min(taken[1:]))
+    return seconds[0] < fraction * seconds[1]
 
 
 def cache_folder() -> Path:

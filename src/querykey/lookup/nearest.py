@@ -11,7 +11,6 @@ is above the best score left out by more than the rounding could have moved it, 
 of the rows and of their rounding errors. The other queries are scored again in float32.
 """
 
-import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TypeVar
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import RangeError
+from querykey.io.measured import is_clearly_faster
 from querykey.lookup.lookup import Score
 from querykey.lookup.unit_length import in_range, unit_length
 from querykey.types import KeyIds, Keys, Neighbours, PerQuery, Queries, QueryIds, TopScores
@@ -43,7 +43,7 @@ GROUP = 16
 LEAST_SETTLED = 0.5
 """Where bfloat16 settles fewer queries, float32 proposes for the rest: near-equal rows."""
 WORTH_ROUNDING = 0.7
-PRODUCTS_TIMED = 3
+"""The fraction of the time of a float32 product below which rounding the rows pays off."""
 TIE = 4e-6
 """How far float32 scores of unit rows may be from the truth; two closer than this may be tied."""
 
@@ -162,21 +162,11 @@ def fast_dtype() -> torch.dtype:
     same bits either way.
     """
     rows, keys = torch.ones(256, 384), torch.ones(2048, 384)
-    seconds = {
-        dtype: _product_seconds(rows.to(dtype), keys.to(dtype)) for dtype in (torch.float32, torch.bfloat16)
-    }
-    is_faster = seconds[torch.bfloat16] < WORTH_ROUNDING * seconds[torch.float32]
+    rounded_rows, rounded_keys = rows.bfloat16(), keys.bfloat16()
+    is_faster = is_clearly_faster(
+        lambda: rounded_rows @ rounded_keys.T, lambda: rows @ keys.T, fraction=WORTH_ROUNDING
+    )
     return torch.bfloat16 if is_faster else torch.float32
-
-
-def _product_seconds(rows: Tensor, keys: Tensor) -> float:
-    """The shortest of some products, after one that loads the kernel."""
-    seconds = []
-    for _ in range(PRODUCTS_TIMED + 1):
-        start = time.perf_counter()
-        rows @ keys.T
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
 
 
 def _propose(

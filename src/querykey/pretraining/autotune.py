@@ -13,7 +13,7 @@ import torch
 
 from querykey.data.pixels.pixels import Pixels
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from querykey.io.measured import CLEARLY_FASTER, processor, recall, remember
+from querykey.io.measured import CLEARLY_FASTER, is_clearly_faster, processor, recall, remember
 from querykey.pretraining.checkpoint import SAVE_SECONDS
 from querykey.pretraining.images import DataSplit
 from querykey.pretraining.methods.step import OnLookup, StepOutput
@@ -308,8 +308,10 @@ def _steady(
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
     """Whether a product of matrices is faster in bfloat16: without the hardware it is 100 times slower."""
-    products = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        square = torch.ones(256, 256, dtype=dtype, device=device)
-        products[dtype] = min(seconds_of(lambda s=square: s @ s, device) for _ in range(3))  # type: ignore[misc]
-    return products[torch.bfloat16] < products[torch.float32]
+    square = torch.ones(256, 256, device=device)
+    rounded = square.bfloat16()
+    return is_clearly_faster(
+        lambda: seconds_of(lambda: rounded @ rounded, device),  # waits for the device
+        lambda: seconds_of(lambda: square @ square, device),
+        fraction=1.0,
+    )
