@@ -222,7 +222,7 @@ def test_keys_that_changed_before_backward_are_refused():
 
 def test_the_size_of_a_look_up_chooses_the_form(monkeypatch):
     """By itself it is dense where scores fit the cache, and never holds them where they do not."""
-    monkeypatch.setattr(streaming, "PAIRS", 100 * 100)
+    monkeypatch.setattr(streaming, "CHUNKED_FROM", 100 * 100)
     for side in (99, 100):
         of(monkeypatch, 16, 16)
         lookup = a_bank_of(side, side, torch.float32, dim=2)

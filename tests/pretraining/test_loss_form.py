@@ -53,8 +53,8 @@ def test_a_run_computes_its_loss_in_the_form_that_it_wrote_down(way, form, tmp_p
 
         monkeypatch.setattr(module, "takes_chunked", watched)
     if form == "chunked":
-        monkeypatch.setattr(streaming, "PAIRS", 1)
-        monkeypatch.setattr(streaming, "PAIRS_OF_VIEWS", 1)
+        monkeypatch.setattr(streaming, "CHUNKED_FROM", 1)
+        monkeypatch.setattr(streaming, "CHUNKED_FROM_OF_VIEWS", 1)
     method = way.partition(",")[0]
     done = pretrain(DIGITS, out=tmp_path / "run", **TINY | {"steps": 3, "method": method} | WAYS[way])
     written = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]

@@ -1,6 +1,6 @@
 """Multinomial logistic regression by L-BFGS: one solver, for linear evaluation and for the baseline.
 
-`LogisticProblem` is the solver. Linear evaluation standardises the rows and walks `l2_path`;
+`LogisticProblem` is the solver. Linear evaluation standardises the rows and uses `l2_path`;
 `logistic_regression`, the baseline of adapters, scales rows to length 1 and tries a few penalties.
 """
 
@@ -33,34 +33,33 @@ __all__ = [
 ]
 
 BLOCK = 4096
-"""Rows of one product: what is read from memory serves the loss and its gradient."""
-MEMORY = 20
-"""Pairs of L-BFGS."""
+"""Rows per product: a block that stays in the cache serves the loss and its gradient."""
+MAX_CORRECTIONS = 20
+"""Correction pairs of L-BFGS."""
 MAX_ITERATIONS = 500
 GRADIENT_TOLERANCE = 1e-5
 DECREASE_TOLERANCE = 1e-8
 PATH_TOLERANCE = 1e-6
-"""On the path, where accuracy alone is wanted: half the iterations, and the loss within about 1e-5."""
+"""For the path, where only accuracy matters: half the iterations, with the loss within about 1e-5."""
 PATH = tuple(10.0 ** (1 - step / 2) for step in range(15))
-"""Weights of the penalty that are tried, strong to weak: half decades from 10 to 1e-6. Chen et al. try
-quarter decades from 1e5; but above 10 only the length of the weights still changes, and neighbours score
-alike."""
+"""Weights of the penalty in descending order: half decades from 10 to 1e-6. Chen et al. try quarter decades
+from 1e5; but above 10 only the norm of the weights changes, and adjacent values have equal accuracy."""
 PATIENCE = 4
-"""Weights tried after the last that was better: two decades."""
-CLEARLY = 2.0
-"""Standard errors below the best."""
+"""Weights tried after the last improvement: two decades."""
+STANDARD_ERRORS = 2.0
+"""The path ends when the accuracy is so many standard errors below the best."""
 
 STRENGTHS = (3.0, 10.0, 30.0, 100.0)
-"""scikit-learn's C that are tried for unit rows: their coordinates are small, so they need a weak penalty."""
+"""scikit-learn's C for unit rows: their coordinates are small, so they need a weak penalty."""
 DEFAULT_STRENGTH = 10.0
-"""Where too few rows are labelled to hold some out."""
-CHOOSE_ROWS = 20_000
+"""If too few rows are labelled to hold some out."""
+VALIDATION_ROWS = 20_000
 HELD_OUT_FOLDS = 5
 """A fifth of the rows is held out."""
 
 
 class Solution(NamedTuple):
-    """A fitted classifier, and how the solver ended."""
+    """A fitted classifier with the state of the solver."""
 
     weight: Float[Tensor, "classes width"]
     bias: Float[Tensor, " classes"]
@@ -75,14 +74,14 @@ class Solution(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """The principal directions of rows: what the solver's steps are scaled by."""
+    """The principal directions of rows, by which the solver is preconditioned."""
 
     variance: Float[Tensor, " dim"]
     directions: Float[Tensor, "dim dim"]
 
 
 class PathPoint(NamedTuple):
-    """One weight of the penalty, and how well it did on held-out rows."""
+    """One weight of the penalty with its validation scores."""
 
     l2: float
     accuracy: float
@@ -99,8 +98,8 @@ def standardisation(rows: Rows) -> tuple[Float[Tensor, " dim"], Float[Tensor, " 
         rows: [rows, dim], at least one.
 
     Returns:
-        (mean [dim], standard deviation [dim]), float32. It is 1 for a column that is constant up to rounding,
-        so that the column becomes 0 and not noise.
+        (mean [dim], standard deviation [dim]), float32. The standard deviation is 1 for a column that is
+        constant up to rounding, which becomes 0 instead of noise.
 
     Example:
         >>> mean, std = standardisation(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
@@ -117,13 +116,13 @@ def standardisation(rows: Rows) -> tuple[Float[Tensor, " dim"], Float[Tensor, " 
 
 
 def spectrum_of(rows: Rows) -> Spectrum:
-    """The principal directions of standardised rows: of all of them, or a rare column would be missed.
+    """The principal directions of standardised rows. All rows are used, as a sample may miss a rare column.
 
     Args:
         rows: [rows, dim], float32.
 
     Returns:
-        Variances [dim], lowest first, and directions [dim, dim], one a column.
+        Variances [dim] in ascending order, and directions [dim, dim], one per column.
 
     Example:
         >>> spectrum_of(torch.tensor([[2.0, 0.0], [-2.0, 0.0]])).variance
@@ -139,23 +138,22 @@ def spectrum_of(rows: Rows) -> Spectrum:
 
 @dataclass(frozen=True, eq=False)
 class LogisticProblem:
-    r"""Mean cross-entropy with an L2 penalty on the weights, the biases free.
+    r"""Mean cross-entropy with an L2 penalty on the weights and none on the biases.
 
     .. math:: \frac1n \sum_i -\log \operatorname{softmax}(W x_i + b)_{y_i}
               + \frac{\lambda}{2} \lVert W \rVert_F^2
 
-    scikit-learn's C is :math:`1 / (n \lambda)`; its model of two classes has one column in place of two
-    opposite ones, so that :math:`\lambda` there is half of ours.
+    scikit-learn's C is :math:`1 / (n \lambda)`; its model of two classes has one weight vector instead of two
+    opposite ones, so its :math:`\lambda` is half of ours.
 
-    The solver is preconditioned: it works in the coordinates of the rows' principal directions, each
-    scaled by its curvature. The optimum is the same and takes a tenth of the iterations.
+    The solver is preconditioned: it works in the coordinates of the principal directions, each scaled by its
+    curvature. The optimum is the same; it takes a tenth of the iterations.
 
     Args:
-        rows: Standardised or of length 1, float32.
+        rows: Standardised rows, or rows of length 1, float32.
         targets: The class of each row, 0 to classes - 1.
-        classes: How many, at least 2.
-        spectrum: `spectrum_of` these rows, or of a larger sample. It decides how fast the optimum is
-            reached, not where it is.
+        classes: Number of classes, at least 2.
+        spectrum: `spectrum_of` these rows, or of a larger sample. It changes the speed, not the optimum.
     """
 
     rows: Rows
@@ -166,16 +164,15 @@ class LogisticProblem:
     def solve(
         self, l2: float, start: Solution | None = None, *, tolerance: float = DECREASE_TOLERANCE
     ) -> Solution:
-        r"""Minimise from a start, or from 0.
+        r"""Minimise, from a given solution or from 0.
 
         Args:
             l2: :math:`\lambda > 0`.
-            start: A solution nearby.
-            tolerance: The relative decrease of the loss in a step at which it ends.
+            start: The solution for a similar weight.
+            tolerance: Relative decrease of the loss per iteration at which the solver stops.
 
         Returns:
-            The solution in float64. `converged` says that the loss or the gradient stopped changing before
-            the iterations ran out.
+            The solution in float64. `converged` is False if the iterations ran out.
 
         Raises:
             RangeError: If l2 is not positive.
@@ -186,42 +183,42 @@ class LogisticProblem:
             raise RangeError(f"l2 must be above 0, got {l2}")
         variance, directions = self.spectrum
         scale = (variance / self.classes + l2).rsqrt()
-        free = math.sqrt(self.classes)
+        bias_scale = math.sqrt(self.classes)
 
-        def weights_of(at: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-            both = torch.from_numpy(at).view(self.classes, -1)
-            return (scale * both[:, :-1]) @ directions.T, free * both[:, -1]
+        def weights_of(x: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+            parameters = torch.from_numpy(x).view(self.classes, -1)
+            return (scale * parameters[:, :-1]) @ directions.T, bias_scale * parameters[:, -1]
 
-        def value(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            weight, bias = weights_of(at)
+        def value(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            weight, bias = weights_of(x)
             loss, by_weight, by_bias = self._cross_entropy(weight.float(), bias.float())
             by_weight += l2 * weight
-            slope = torch.cat([scale * (by_weight @ directions), free * by_bias[:, None]], dim=1)
-            return loss + l2 / 2 * float(weight.square().sum()), slope.flatten().numpy()
+            gradient = torch.cat([scale * (by_weight @ directions), bias_scale * by_bias[:, None]], dim=1)
+            return loss + l2 / 2 * float(weight.square().sum()), gradient.flatten().numpy()
 
         initial = torch.zeros(self.classes, len(scale) + 1, dtype=torch.float64)
         if start is not None:
-            initial[:, :-1], initial[:, -1] = start.weight @ directions / scale, start.bias / free
+            initial[:, :-1], initial[:, -1] = start.weight @ directions / scale, start.bias / bias_scale
         options: dict[str, float] = {
-            "maxcor": MEMORY,
+            "maxcor": MAX_CORRECTIONS,
             "maxiter": MAX_ITERATIONS,
             "maxfun": 3 * MAX_ITERATIONS,
         }
         options |= {"gtol": GRADIENT_TOLERANCE, "ftol": tolerance}
-        end = minimize(value, initial.flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
-        weight, bias = weights_of(end.x)
-        # a line search that finds nothing lower has reached the precision of float32: converged, too
-        return Solution(weight, bias, float(end.fun), int(end.nit), int(end.nit) < MAX_ITERATIONS)
+        result = minimize(value, initial.flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
+        weight, bias = weights_of(result.x)
+        # a line search that finds no lower value has reached the precision of float32: converged, too
+        return Solution(weight, bias, float(result.fun), int(result.nit), int(result.nit) < MAX_ITERATIONS)
 
     def _cross_entropy(self, weight: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
-        """The mean and its gradients, float64 sums of float32 blocks."""
+        """The mean and its gradients: float64 sums over float32 blocks."""
         total = 0.0
         by_weight = torch.zeros(weight.shape, dtype=torch.float64)
         by_bias = torch.zeros(bias.shape, dtype=torch.float64)
         for rows, targets in zip(
             torch.split(self.rows, BLOCK), torch.split(self.targets, BLOCK), strict=True
         ):
-            # [classes, block]: with few classes the products are twice as fast this way round
+            # [classes, block]: with few classes the products are twice as fast in this orientation
             logits = torch.addmm(bias[:, None], weight, rows.T)
             target = targets[None, :]
             log_sum = logits.logsumexp(dim=0, keepdim=True)
@@ -236,39 +233,41 @@ class LogisticProblem:
 def l2_path(
     problems: Sequence[tuple[LogisticProblem, Rows, Int64[Tensor, "..."]]],
 ) -> tuple[list[PathPoint], dict[float, Solution]]:
-    """Try the weights of `PATH` on held-out rows, strong to weak, each from the solution before.
+    """Try the weights of `PATH` on held-out rows, strong to weak, each from the solution of the last.
 
-    It ends where accuracy has fallen clearly below the best (by two standard errors), or two decades after
-    the last weight that was better, in accuracy or in cross-entropy.
+    The path ends when the accuracy is two standard errors below the best, or two decades after the last
+    improvement of accuracy or cross-entropy.
 
     Args:
-        problems: One or several splits of the labelled rows: (problem on the fitting rows, held-out rows,
-            their classes). Scores are over the held-out rows of all splits together.
+        problems: One or more splits of the labelled rows: (problem on the training rows, held-out rows, their
+            classes). Scores are over the held-out rows of all splits together.
 
     Returns:
-        (the points that were tried, the first split's solution at each).
+        (the points, the solution of the first split at each).
     """
     points: list[PathPoint] = []
     solutions: list[Solution | None] = [None] * len(problems)
     first: dict[float, Solution] = {}
     best, lowest, since = -1.0, math.inf, 0
     for l2 in PATH:
-        right, nats, steps = [], [], 0
-        for number, (problem, rows, targets) in enumerate(problems):
-            solution = problem.solve(l2, solutions[number], tolerance=PATH_TOLERANCE)
+        hits, losses, iterations = [], [], 0
+        for split, (problem, rows, targets) in enumerate(problems):
+            solution = problem.solve(l2, solutions[split], tolerance=PATH_TOLERANCE)
             logits = solution.logits(rows)
-            right.append(logits.argmax(dim=1) == targets)
-            nats.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
-            steps += solution.iterations
-            solutions[number] = solution
+            hits.append(logits.argmax(dim=1) == targets)
+            losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+            iterations += solution.iterations
+            solutions[split] = solution
         first[l2] = solutions[0]  # type: ignore[assignment]
-        correct = torch.cat(right).double()
-        point = PathPoint(l2, float(correct.mean()), float(torch.cat(nats).double().mean()), steps)
+        correct = torch.cat(hits).double()
+        point = PathPoint(l2, float(correct.mean()), float(torch.cat(losses).double().mean()), iterations)
         points.append(point)
         since = 0 if point.accuracy > best or point.loss < lowest else since + 1
         best, lowest = max(best, point.accuracy), min(lowest, point.loss)
         error = math.sqrt(best * (1 - best) / len(correct))
-        if since >= PATIENCE or (since and point.accuracy < best - CLEARLY * max(error, 1 / len(correct))):
+        if since >= PATIENCE or (
+            since and point.accuracy < best - STANDARD_ERRORS * max(error, 1 / len(correct))
+        ):
             break
     return points, first
 
@@ -278,11 +277,11 @@ class LinearClassifier:
     """A linear classifier of unit rows.
 
     Args:
-        weight: One row a class.
-        bias: One number a class.
+        weight: One row per class.
+        bias: One number per class.
         classes: The label of each row of `weight`.
         strength: The inverse weight of the L2 penalty that was chosen, scikit-learn's C.
-        converged: Whether the solver stopped before its iterations ran out.
+        converged: False if the iterations of the solver ran out.
     """
 
     weight: Float[Tensor, "classes width"]
@@ -309,16 +308,16 @@ def logistic_regression(
     folds: int | None = None,
     seed: int = 0,
 ) -> LinearClassifier:
-    """Multinomial logistic regression on unit rows, its penalty chosen on held-out rows.
+    """Multinomial logistic regression on unit rows, with the penalty chosen on held-out rows.
 
-    The best strength (the smallest of equals) is fitted again on all rows.
+    The best strength (the smallest of equals) is refitted on all rows.
 
     Args:
         train: [rows, width].
-        labels: Class of each row; -1 rows are left out.
+        labels: Class of each row; rows with -1 are not used.
         strengths: Inverse weights of the penalty to try, scikit-learn's C, ascending, each above 0.
-        folds: Choose by so many stratified folds, as scikit-learn's `GridSearchCV(cv=folds)`. None: by one
-            fifth of at most 20,000 rows, drawn at random.
+        folds: Number of stratified folds, as scikit-learn's `GridSearchCV(cv=folds)`. None: one
+            fifth of at most 20,000 rows, drawn at random, is held out.
         seed: Random seed of that fifth.
 
     Returns:
@@ -347,7 +346,7 @@ def logistic_regression(
 def _splits(targets: Labels, folds: int | None, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Pairs of (rows to fit on, held-out rows)."""
     if folds is None:
-        order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))[:CHOOSE_ROWS]
+        order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))[:VALIDATION_ROWS]
         count = len(order) // HELD_OUT_FOLDS
         return [(order[count:], order[:count])]
     from sklearn.model_selection import StratifiedKFold

@@ -1,6 +1,6 @@
-"""Retrieval metrics: one number a query from its ranking, NaN where it has nothing to find.
+"""Retrieval metrics: one number per query from its ranking, NaN without a relevant key.
 
-Each takes a `Ranking`; `measure_rankings` walks a look-up once and gives them all.
+Each takes a `Ranking`; `measure_rankings` computes all of them in one pass over a look-up.
 """
 
 import torch
@@ -17,14 +17,14 @@ def hit_at(ranking: Ranking, k: int) -> PerQuery:
     .. math:: \max_{i \le k} [\text{key } i \text{ is relevant}]
 
     Args:
-        ranking: At least k deep.
-        k: Keys looked at, at least 1.
+        ranking: Of depth k or more.
+        k: Number of keys, at least 1.
 
     Returns:
         0 or 1 per query; NaN where no key is relevant.
 
     Raises:
-        RangeError: If the ranking is not k deep.
+        RangeError: If the ranking is less than k deep.
 
     Example:
         >>> found = Ranking(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
@@ -32,26 +32,26 @@ def hit_at(ranking: Ranking, k: int) -> PerQuery:
         (tensor([0.]), tensor([1.]))
 
     Source:
-        Wang et al. 2020, arXiv:1912.06798, sec. 4 (Recall@k of XBM). `recall_at` is the share of
-        the relevant keys that are found, as information retrieval means it.
+        Wang et al. 2020, arXiv:1912.06798, sec. 4 (Recall@k of XBM). `recall_at` is the fraction of
+        the relevant keys that are found, the definition of information retrieval.
     """
     return _or_nan(ranking.first(k).hits.any(dim=1).float(), ranking)
 
 
 def recall_at(ranking: Ranking, k: int) -> PerQuery:
-    r"""The share of a query's relevant keys that are among its k nearest.
+    r"""The fraction of a query's relevant keys that are among its k nearest.
 
     .. math:: \frac{1}{R} \sum_{i \le k} [\text{key } i \text{ is relevant}]
 
     Args:
-        ranking: At least k deep.
-        k: Keys looked at, at least 1. With R above k, 1 can't be reached.
+        ranking: Of depth k or more.
+        k: Number of keys, at least 1. If R is above k, 1 can't be reached.
 
     Returns:
         In [0, 1] per query; NaN where no key is relevant.
 
     Raises:
-        RangeError: If the ranking is not k deep.
+        RangeError: If the ranking is less than k deep.
 
     Example:
         >>> found = Ranking(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([2]))
@@ -65,18 +65,18 @@ def recall_at(ranking: Ranking, k: int) -> PerQuery:
 
 
 def r_precision(ranking: Ranking) -> PerQuery:
-    r"""The share of relevant keys among the R nearest, R being how many are relevant.
+    r"""The fraction of relevant keys among the R nearest, where R keys are relevant.
 
     .. math:: \frac{1}{R} \sum_{i \le R} [\text{key } i \text{ is relevant}]
 
     Args:
-        ranking: As deep as R of each query, which `rankings` sees to.
+        ranking: Of the depth of the largest R, as `rankings` makes it.
 
     Returns:
         In [0, 1] per query; NaN where no key is relevant.
 
     Raises:
-        RangeError: If the ranking is not R deep.
+        RangeError: If the ranking is less than R deep.
 
     Example:
         >>> found = Ranking(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([2]))
@@ -91,20 +91,20 @@ def r_precision(ranking: Ranking) -> PerQuery:
 
 
 def average_precision_at_r(ranking: Ranking) -> PerQuery:
-    r"""MAP@R: R-precision that also asks for the relevant keys to come first.
+    r"""MAP@R: R-precision that also rewards relevant keys for being first.
 
     .. math:: \frac{1}{R} \sum_{i \le R} P(i) \, [\text{key } i \text{ is relevant}]
 
-    with :math:`P(i)` the share of relevant keys among the first i.
+    with the precision :math:`P(i)` among the first i keys.
 
     Args:
-        ranking: As deep as R of each query, which `rankings` sees to.
+        ranking: Of the depth of the largest R, as `rankings` makes it.
 
     Returns:
         In [0, 1] per query, at most `r_precision`; NaN where no key is relevant.
 
     Raises:
-        RangeError: If the ranking is not R deep.
+        RangeError: If the ranking is less than R deep.
 
     Example:
         >>> found = Ranking(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([2]))
@@ -114,25 +114,25 @@ def average_precision_at_r(ranking: Ranking) -> PerQuery:
     Source:
         Musgrave et al. 2020, arXiv:2003.08505, eq. 4 and 5.
     """
-    hits, places = _within_r(ranking)
-    precision = hits.cumsum(dim=1) / places
+    hits, ranks = _within_r(ranking)
+    precision = hits.cumsum(dim=1) / ranks
     return _or_nan((precision * hits).sum(dim=1) / ranking.relevant.clamp(min=1), ranking)
 
 
 def reciprocal_rank(ranking: Ranking, k: int = 10) -> PerQuery:
-    r"""MRR@k: one over the place of the first relevant key, 0 where it comes after k.
+    r"""MRR@k: one over the rank of the first relevant key, 0 if that is above k.
 
     .. math:: \frac{1}{\min \{ i \le k : \text{key } i \text{ is relevant} \}}
 
     Args:
-        ranking: At least k deep.
-        k: Keys looked at, at least 1.
+        ranking: Of depth k or more.
+        k: Number of keys, at least 1.
 
     Returns:
         In [0, 1] per query; NaN where no key is relevant.
 
     Raises:
-        RangeError: If the ranking is not k deep.
+        RangeError: If the ranking is less than k deep.
 
     Example:
         >>> found = Ranking(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
@@ -143,27 +143,27 @@ def reciprocal_rank(ranking: Ranking, k: int = 10) -> PerQuery:
         MS MARCO's MRR@10, Bajaj et al. 2016, arXiv:1611.09268.
     """
     hits = ranking.first(k).hits
-    places = torch.arange(1, k + 1)
-    return _or_nan((hits / places).max(dim=1).values, ranking)
+    ranks = torch.arange(1, k + 1)
+    return _or_nan((hits / ranks).max(dim=1).values, ranking)
 
 
 def ndcg_at(ranking: Ranking, k: int = 10) -> PerQuery:
-    r"""The gain of the k nearest keys, weighed down by place, over that of the best order there is.
+    r"""NDCG@k: the discounted gain of the k nearest keys over that of the ideal order.
 
     .. math:: \frac{\sum_{i \le k} g_i / \log_2(i + 1)}{\sum_{i \le k} g^*_i / \log_2(i + 1)}
 
-    with :math:`g_i` the grade of key i and :math:`g^*` all grades of the query, greatest first. The gain
-    is the grade itself, as in trec_eval and so in BEIR's tables; :math:`2^g - 1` gives other numbers.
+    with :math:`g_i` the grade of key i and :math:`g^*` all grades of the query in descending order. The gain
+    is the grade itself, as in trec_eval and BEIR; :math:`2^g - 1` gives other numbers.
 
     Args:
-        ranking: At least k deep.
-        k: Keys looked at, at least 1.
+        ranking: Of depth k or more.
+        k: Number of keys, at least 1.
 
     Returns:
         In [0, 1] per query; NaN where no key is relevant.
 
     Raises:
-        RangeError: If the ranking is not k deep.
+        RangeError: If the ranking is less than k deep.
 
     Example:
         >>> found = Ranking(torch.tensor([[1.0, 3.0]]), torch.tensor([[3.0, 1.0]]), torch.tensor([2]))
@@ -180,11 +180,11 @@ def ndcg_at(ranking: Ranking, k: int = 10) -> PerQuery:
 
 
 def _within_r(ranking: Ranking) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hits at places up to R [queries, R of the most], and the places from 1."""
-    deepest = max(1, int(ranking.relevant.max()))
-    hits = ranking.first(deepest).hits
-    places = torch.arange(1, deepest + 1)
-    return hits & (places <= ranking.relevant[:, None]), places
+    """Hits at ranks up to R [queries, largest R], and the ranks from 1."""
+    depth = max(1, int(ranking.relevant.max()))
+    hits = ranking.first(depth).hits
+    ranks = torch.arange(1, depth + 1)
+    return hits & (ranks <= ranking.relevant[:, None]), ranks
 
 
 def _or_nan(values: torch.Tensor, ranking: Ranking) -> PerQuery:

@@ -15,9 +15,9 @@ Form = Literal["auto", "dense", "chunked"]
 RENAMED: dict[str, Form] = {"plain": "dense", "streamed": "chunked"}
 """Names of version 0.1; they warn, and go with the next version."""
 
-PAIRS, PAIRS_OF_VIEWS = 2**22, 2**19
-"""Scores from which on streaming is the faster form, of any look-up and of two views in themselves: where a
-matrix of them leaves the processor's cache (benchmarks/losses.py)."""
+CHUNKED_FROM, CHUNKED_FROM_OF_VIEWS = 2**22, 2**19
+"""Numbers of scores from which the chunked form is faster, of any look-up and of two views in themselves: a
+matrix of so many leaves the processor's cache (benchmarks/losses.py)."""
 
 DENSE_BYTES = 26
 """Memory per score: six matrices of numbers and two of masks exist at once."""
@@ -27,29 +27,29 @@ ROWS, KEYS = 256, 2048
 
 
 def is_chunked(queries: int, keys: int, *, of_views: bool = False) -> bool:
-    """Which form of a loss is faster, by the size of its look-up alone, the same on every machine.
+    """Whether the chunked form of a loss is faster, by the size of its look-up alone.
 
     Args:
-        queries: Of a look-up.
-        keys: Of it.
-        of_views: Whether it is two views looked up in themselves, of which each score counts twice.
+        queries: Number of queries.
+        keys: Number of keys.
+        of_views: Whether two views are looked up in each other, where each score counts twice.
 
     Returns:
-        Whether the chunked form is faster.
+        The same on every machine.
 
     Example:
         >>> is_chunked(256, 256), is_chunked(8192, 8192)
         (False, True)
     """
-    return queries * keys >= (PAIRS_OF_VIEWS if of_views else PAIRS)
+    return queries * keys >= (CHUNKED_FROM_OF_VIEWS if of_views else CHUNKED_FROM)
 
 
 def current_form(form: Any, *, warn: bool = True) -> Any:
     """The current name of a form.
 
     Args:
-        form: A name of today, or one of version 0.1: "plain" or "streamed".
-        warn: Whether an old name warns. A saved run is read without.
+        form: A current name, or one of version 0.1: "plain" or "streamed".
+        warn: Whether an old name warns; False when a saved run is read.
 
     Returns:
         The current name; an unknown name is returned unchanged.
@@ -68,9 +68,9 @@ def chosen_form(
     """The form in which a loss is computed: the given one, or by `is_chunked`.
 
     Args:
-        form: As its caller wants it.
-        queries: Of a look-up.
-        keys: Of it.
+        form: The form that was requested.
+        queries: Number of queries.
+        keys: Number of keys.
         of_views: As for `is_chunked`.
     """
     form = current_form(form)
@@ -83,10 +83,10 @@ def loss_bytes(queries: int, keys: int, width: int, form: Form) -> int:
     """The approximate memory of a loss besides its queries and keys, forward and backward.
 
     Args:
-        queries: Of a look-up.
-        keys: Of it.
-        width: Of their rows, in float32.
-        form: In which it is computed; "auto" goes by `is_chunked`.
+        queries: Number of queries.
+        keys: Number of keys.
+        width: Width of their rows, in float32.
+        form: How it is computed; "auto": as `is_chunked` says.
 
     Returns:
         Bytes.
@@ -105,8 +105,8 @@ def takes_chunked(lookup: Lookup, form: Form) -> bool:
     """Whether a loss uses the chunked form.
 
     Args:
-        lookup: What it is of.
-        form: As its caller wants it.
+        lookup: The look-up of the loss.
+        form: The form that was requested.
 
     Raises:
         ConfigError: If there is no such form.
@@ -114,7 +114,7 @@ def takes_chunked(lookup: Lookup, form: Form) -> bool:
     form = current_form(form)
     if form not in get_args(Form):
         raise ConfigError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}")
-    if lookup.shard_group.world_size > 1:  # a shard of the keys: its matrix is smaller too
+    if lookup.shard_group.world_size > 1:  # each process has a shard of the keys, so its matrix is smaller
         return False
     of_views = isinstance(lookup.pairs, TwoViewPairs)
     return chosen_form(form, len(lookup), len(lookup.keys), of_views=of_views) == "chunked"

@@ -22,7 +22,7 @@ from querykey.losses.streaming import KEYS, ROWS
 from querykey.types import PairMask, PerQuery
 
 __all__ = [
-    "Piece",
+    "Block",
     "Positives",
     "Target",
     "dot_product_rows",
@@ -32,28 +32,28 @@ __all__ = [
 ]
 
 FEW = 50
-"""Where fewer than one pair in so many is positive, positives are gathered one by one: a product with a
-matrix that is nearly all 0 costs more."""
+"""If fewer than one pair in so many is positive, positives are gathered one by one: a product with a matrix
+that is nearly all 0 costs more."""
 
 
-class Piece(NamedTuple):
-    """A block of keys as a loss sees it."""
+class Block(NamedTuple):
+    """The logits of a block of keys, the mask of the softmax, and the unnormalised target distribution."""
 
     start: int
     logits: Tensor
-    takes_part: PairMask
-    """What the keys that pull are weighed against."""
-    pull: Tensor
-    """How much each pair pulls [queries, keys of the block], or those at `places` [pairs], in units of
-    exp(level)."""
+    candidates: PairMask
+    """Pairs in the sum of the softmax."""
+    weights: Tensor
+    """Target weights [queries, keys of the block], or of the pairs at `places` [pairs], divided by
+    exp(maximum)."""
     places: tuple[Tensor, Tensor] | None
-    """(queries, keys of the block) of the pairs that pull, where they are few."""
-    divisor: Tensor
-    """A column: what the pull is divided by in the end is the sum of this, in the same units."""
-    pulled: Tensor
-    """A column: the pull times how far each logit is above what it is pulled to."""
-    level: Tensor
-    """A column: the maximum that exponentials are relative to. It never falls from block to block."""
+    """(queries, keys of the block) of the pairs with a weight, if they are few."""
+    weight_sum: Tensor
+    """A column: the part of this block in the normaliser of the weights, divided by exp(maximum)."""
+    weighted_logits: Tensor
+    """A column: the sum of weight times logit; for a `Target`, of logit minus target logit."""
+    maximum: Tensor
+    """A column: the largest exponent of the weights so far. It never falls from block to block."""
 
 
 def keys_of(lookup: Lookup, start: int, count: int) -> Tensor:
@@ -63,13 +63,12 @@ def keys_of(lookup: Lookup, start: int, count: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Positives:
-    """Pull at a query's positives, as InfoNCE and its decoupled form do.
+    """Target weights at a query's positives, as in InfoNCE and its decoupled form.
 
     Args:
         pairs: Which pairs are positive and negative.
-        is_decoupled: Whether positives are left out of what they are weighed against.
-        weight: A factor and a number to subtract, both of logits: a positive pulls with 2 less the
-            exponential of what that gives. None: each with 1.
+        is_decoupled: Whether positives are left out of the sum of the softmax.
+        weight: (factor, offset): the weight of a positive is 2 - exp(factor * logit - offset). None: 1.
     """
 
     pairs: Pairs
@@ -78,96 +77,97 @@ class Positives:
     is_divergence = False
 
     def rows(self, start: int, stop: int) -> "Positives":
-        """The same for queries start to stop."""
+        """The target of queries start to stop."""
         return replace(self, pairs=self.pairs.rows(start, stop))
 
-    def walk(self, lookup: Lookup, size: int, level: Tensor) -> Iterator[Piece]:
-        """The look-up's blocks; those of `pairs`."""
+    def walk(self, lookup: Lookup, size: int, maximum: Tensor) -> Iterator[Block]:
+        """The blocks of a look-up whose pairs are `pairs`."""
         for start, logits, positive, negative in lookup.blocks(size):
-            takes_part = negative if self.is_decoupled else positive | negative
+            candidates = negative if self.is_decoupled else positive | negative
             rows, columns = positive.nonzero(as_tuple=True)
             if len(rows) * FEW > positive.numel():
-                pull = as_numbers(positive, level.dtype)
-                count = pull.sum(dim=1, keepdim=True)
-                self._weigh(pull, logits)
-                pulled = (logits * pull).sum(dim=1, keepdim=True)
-                yield Piece(start, logits, takes_part, pull, None, count, pulled, level)
+                weights = as_numbers(positive, maximum.dtype)
+                count = weights.sum(dim=1, keepdim=True)
+                self._weigh(weights, logits)
+                weighted_logits = (logits * weights).sum(dim=1, keepdim=True)
+                yield Block(start, logits, candidates, weights, None, count, weighted_logits, maximum)
             else:
-                at, none = logits[rows, columns], torch.zeros_like(level[:, 0])
-                pull = torch.ones_like(at)
-                count = none.index_add(0, rows, pull)[:, None]
-                self._weigh(pull, at)
-                pulled = none.index_add(0, rows, at * pull)[:, None]
-                yield Piece(start, logits, takes_part, pull, (rows, columns), count, pulled, level)
+                at, none = logits[rows, columns], torch.zeros_like(maximum[:, 0])
+                weights = torch.ones_like(at)
+                count = none.index_add(0, rows, weights)[:, None]
+                self._weigh(weights, at)
+                weighted_logits = none.index_add(0, rows, at * weights)[:, None]
+                yield Block(
+                    start, logits, candidates, weights, (rows, columns), count, weighted_logits, maximum
+                )
 
-    def _weigh(self, pull: Tensor, logits: Tensor) -> None:
-        """Of numbers that are 1 where a pair is positive and 0 elsewhere."""
+    def _weigh(self, weights: Tensor, logits: Tensor) -> None:
+        """Multiply numbers that are 1 at positives and 0 elsewhere by the weights, in place."""
         if self.weight is not None:
-            factor, less = self.weight
+            factor, offset = self.weight
             # Pairs that are not positive are excluded before `exp`: theirs may overflow, and inf * 0 is NaN.
-            above = (logits * factor).sub_(less).add_((pull - 1.0) * FAR).clamp_(min=NOTHING).exp_()
-            pull *= above.neg_().add_(2.0)
+            above = (logits * factor).sub_(offset).add_((weights - 1.0) * FAR).clamp_(min=NOTHING).exp_()
+            weights *= above.neg_().add_(2.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Pull towards the softmax of other scores over the pairs that count for them.
+    """The softmax of other scores as target, as in distillation.
 
     Args:
-        lookup: Of which the scores are logits, and both positives and negatives count.
+        lookup: Its scores are the logits of the target; positives and negatives both count.
     """
 
     lookup: Lookup
     is_divergence = True
-    """Whether the target's own entropy is taken off."""
+    """Whether the entropy of the target is subtracted."""
 
     @property
     def pairs(self) -> Pairs:
-        """Which pairs count."""
+        """The pairs of the target."""
         return self.lookup.pairs
 
     def rows(self, start: int, stop: int) -> "Target":
-        """The same for queries start to stop."""
+        """The target of queries start to stop."""
         return Target(self.lookup.rows(start, stop))
 
-    def walk(self, lookup: Lookup, size: int, level: Tensor) -> Iterator[Piece]:
-        """The look-up's blocks beside the target's; its pairs are the target's."""
-        for start, wanted, positive, negative in self.lookup.blocks(size):
-            logits = lookup.queries @ keys_of(lookup, start, wanted.shape[1]).T
-            takes_part = positive | negative
-            numbers = as_numbers(takes_part, level.dtype)
-            at = wanted.to(level.dtype)
+    def walk(self, lookup: Lookup, size: int, maximum: Tensor) -> Iterator[Block]:
+        """The blocks of a look-up beside those of the target, with the pairs of the target."""
+        for start, target_logits, positive, negative in self.lookup.blocks(size):
+            logits = lookup.queries @ keys_of(lookup, start, target_logits.shape[1]).T
+            candidates = positive | negative
+            numbers = as_numbers(candidates, maximum.dtype)
+            at = target_logits.to(maximum.dtype)
             shifted = at + penalty(numbers)
-            level = torch.maximum(level, shifted.amax(dim=1, keepdim=True))
-            pull = shifted.sub_(level).clamp_(min=NOTHING).exp_().mul_(numbers)
-            count = pull.sum(dim=1, keepdim=True)
-            pulled = (logits - at).mul_(pull).sum(dim=1, keepdim=True)
-            yield Piece(start, logits, takes_part, pull, None, count, pulled, level)
+            maximum = torch.maximum(maximum, shifted.amax(dim=1, keepdim=True))
+            weights = shifted.sub_(maximum).clamp_(min=NOTHING).exp_().mul_(numbers)
+            count = weights.sum(dim=1, keepdim=True)
+            weighted_logits = (logits - at).mul_(weights).sum(dim=1, keepdim=True)
+            yield Block(start, logits, candidates, weights, None, count, weighted_logits, maximum)
 
 
-def softmax_of_blocks(lookup: Lookup, temperature: float | Tensor, terms: Positives | Target) -> PerQuery:
+def softmax_of_blocks(lookup: Lookup, temperature: float | Tensor, target: Positives | Target) -> PerQuery:
     r"""A softmax loss, without a matrix of its scores.
 
     .. math:: \ell_i = \log \sum_a e^{s_{ia} / \tau} - \sum_p c_{ip} s_{ip} / \tau
 
-    over the pairs *a* that take part, with the pull *c* of `terms`, and less the entropy of *c* where that
-    is a `Target`.
+    over the candidates *a*, with the normalised target weights *c*; less the entropy of *c* for a `Target`.
 
     Args:
-        lookup: Scores; its pairs are not read, those of `terms` are.
+        lookup: Gives the scores; pairs are those of `target`.
         temperature: Above 0.
-        terms: What the loss weighs against what.
+        target: The target weights and the candidates.
 
     Returns:
-        Per query [queries]; 0 and no gradient where no pair takes part or none pulls.
+        Per query [queries]; 0 and no gradient without a candidate or without a target weight.
 
     Source:
-        The sum carried along: Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3; with the mean of
+        The running sum: Milakov and Gimelshein 2018, arXiv:1805.02867, algorithm 3; with the mean of
         the keys: Rabe and Staats 2021, arXiv:2112.05682, section 2.
     """
     with torch.autocast(lookup.queries.device.type, enabled=False):
         queries, keys = dot_product_rows(lookup)
-        value: Tensor = _Chunked.apply(queries / temperature, keys, terms)
+        value: Tensor = _Chunked.apply(queries / temperature, keys, target)
     return value
 
 
@@ -180,7 +180,7 @@ def dot_product_rows(lookup: Lookup) -> tuple[Tensor, Tensor]:
 
 
 def _parts(lookup: Lookup) -> Iterator[tuple[slice, Lookup]]:
-    """The queries that are processed together, part by part; at least one part."""
+    """The queries in parts that are processed together; at least one part."""
     for start in range(0, max(1, len(lookup)), ROWS):
         rows = slice(start, min(start + ROWS, len(lookup)))
         yield rows, lookup.rows(rows.start, rows.stop)
@@ -208,118 +208,127 @@ def log_mean_of_positives(lookup: Lookup, sigma: float) -> Tensor:
     return torch.stack(sums).logsumexp(dim=0) - count.clamp(min=1.0).log() if sums else count
 
 
-class _Walked(NamedTuple):
+class _Pass(NamedTuple):
     """Results of one pass over all keys for some queries, each a column."""
 
     value: Tensor
     log_sum: Tensor
-    """Of exp(logit) over the pairs that take part."""
-    level: Tensor
-    """Of the pull."""
-    share: Tensor
-    """What the pull is multiplied by, 0 where the loss of the query is 0."""
-    slope: Tensor
-    """The value's derivative by the query [queries, dim]; empty if it is not needed."""
+    """Log of the sum of exp(logit) over the candidates."""
+    maximum: Tensor
+    """The largest exponent of the target weights."""
+    scale: Tensor
+    """What normalises the target weights; 0 where the loss of the query is 0."""
+    query_gradient: Tensor
+    """Derivative of the value by the query [queries, dim]; empty if it is not needed."""
 
 
 class _Chunked(torch.autograd.Function):
-    """Of logits that are dot products."""
+    """The loss of logits that are dot products; backward computes the gradient of the keys block by block."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, terms: Positives | Target) -> Tensor:
-        with_slope, with_keys = ctx.needs_input_grad[:2]
-        walked = [
-            _walk(part, terms.rows(rows.start, rows.stop), with_slope=with_slope)
-            for rows, part in _parts(Lookup(queries, keys, terms.pairs))
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, target: Positives | Target) -> Tensor:
+        with_query_gradient, with_keys = ctx.needs_input_grad[:2]
+        passes = [
+            _walk(part, target.rows(rows.start, rows.stop), with_query_gradient=with_query_gradient)
+            for rows, part in _parts(Lookup(queries, keys, target.pairs))
         ]
-        value, log_sum, level, share, slope = (torch.cat(columns) for columns in zip(*walked, strict=True))
-        ctx.terms = terms
-        ctx.save_for_backward(slope, *((queries, keys, log_sum, level, share) if with_keys else ()))
+        value, log_sum, maximum, scale, query_gradient = (
+            torch.cat(columns) for columns in zip(*passes, strict=True)
+        )
+        ctx.target = target
+        ctx.save_for_backward(
+            query_gradient, *((queries, keys, log_sum, maximum, scale) if with_keys else ())
+        )
         return value[:, 0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if torch.is_grad_enabled():
             raise SecondDerivativeError
-        slope, *rest = ctx.saved_tensors
-        to_queries = gradient[:, None] * slope if ctx.needs_input_grad[0] else None
+        query_gradient, *rest = ctx.saved_tensors
+        to_queries = gradient[:, None] * query_gradient if ctx.needs_input_grad[0] else None
         to_keys = None
         if rest:
             queries, keys, *columns = rest
             to_keys = torch.zeros_like(keys, dtype=queries.dtype)
             with torch.autocast(keys.device.type, enabled=False):
-                for rows, part in _parts(Lookup(queries, keys, ctx.terms.pairs)):
-                    log_sum, level, share = (column[rows] for column in columns)
-                    terms = ctx.terms.rows(rows.start, rows.stop)
-                    _push_keys(to_keys, part, terms, log_sum, level, share, gradient[rows, None])
+                for rows, part in _parts(Lookup(queries, keys, ctx.target.pairs)):
+                    log_sum, maximum, scale = (column[rows] for column in columns)
+                    target = ctx.target.rows(rows.start, rows.stop)
+                    _add_key_gradient(to_keys, part, target, log_sum, maximum, scale, gradient[rows, None])
             to_keys = to_keys.to(keys.dtype)
         return to_queries, to_keys, None
 
 
-def _walk(lookup: Lookup, terms: Positives | Target, *, with_slope: bool) -> _Walked:
+def _walk(lookup: Lookup, target: Positives | Target, *, with_query_gradient: bool) -> _Pass:
     queries = lookup.queries
     column = queries.new_zeros(len(queries), 1)
     top, total = column - FAR, column.clone()
-    level, count, pulled = column - FAR, column.clone(), column.clone()
-    mean, wanted = (queries.new_zeros(queries.shape if with_slope else (0, 0)) for _ in range(2))
-    for piece in terms.walk(lookup, KEYS, level):
-        keys = keys_of(lookup, piece.start, piece.logits.shape[1])
-        # sums so far are relative to the old maximum; these factors make them relative to the new one
-        lift = (level - piece.level).clamp_(min=NOTHING).exp_()
-        level = piece.level
-        count.mul_(lift).add_(piece.divisor)
-        pulled.mul_(lift).add_(piece.pulled)
+    maximum, count, weighted_logits = column - FAR, column.clone(), column.clone()
+    mean, target_mean = (
+        queries.new_zeros(queries.shape if with_query_gradient else (0, 0)) for _ in range(2)
+    )
+    for block in target.walk(lookup, KEYS, maximum):
+        keys = keys_of(lookup, block.start, block.logits.shape[1])
+        # rescale the sums so far from the old maximum to the new one
+        rescale_weights = (maximum - block.maximum).clamp_(min=NOTHING).exp_()
+        maximum = block.maximum
+        count.mul_(rescale_weights).add_(block.weight_sum)
+        weighted_logits.mul_(rescale_weights).add_(block.weighted_logits)
 
-        numbers = as_numbers(piece.takes_part, queries.dtype)
-        shifted = piece.logits.add_(penalty(numbers))
-        # two maxima: `top` of the pairs that take part, `level` of the pull, since a target has other scores
+        numbers = as_numbers(block.candidates, queries.dtype)
+        shifted = block.logits.add_(penalty(numbers))
+        # two maxima: `top` of the candidates, `maximum` of the weights, since a target has other scores
         higher = torch.maximum(top, shifted.amax(dim=1, keepdim=True))
         shifted.sub_(higher).clamp_(min=NOTHING).exp_().mul_(numbers)
-        fade = top.sub_(higher).clamp_(min=NOTHING).exp_()
-        total.mul_(fade).add_(shifted.sum(dim=1, keepdim=True))
+        rescale_softmax = top.sub_(higher).clamp_(min=NOTHING).exp_()
+        total.mul_(rescale_softmax).add_(shifted.sum(dim=1, keepdim=True))
         top = higher
-        if with_slope:
-            mean.mul_(fade).addmm_(shifted, keys)
-            wanted.mul_(lift)
-            if piece.places is None:
-                wanted.addmm_(piece.pull, keys)
+        if with_query_gradient:
+            mean.mul_(rescale_softmax).addmm_(shifted, keys)
+            target_mean.mul_(rescale_weights)
+            if block.places is None:
+                target_mean.addmm_(block.weights, keys)
             else:
-                rows, columns = piece.places
-                wanted.index_add_(0, rows, keys[columns] * piece.pull[:, None])
+                rows, columns = block.places
+                target_mean.index_add_(0, rows, keys[columns] * block.weights[:, None])
     counts = ((count > 0) & (total > 0)).to(queries.dtype)
-    share = counts / count.clamp(min=1.0)  # a count is 0 only where the loss is 0: no division by 0
+    scale = counts / count.clamp(min=1.0)  # a count is 0 only where the loss is 0: no division by 0
     log_total = total.clamp_(min=1.0).log()
     # Subtract the maxima from each other first: the loss near 0 is the difference of two large numbers,
     # and adding either to a small logarithm would round its digits away.
-    if terms.is_divergence:
-        value = (log_total - count.clamp(min=1.0).log()) + ((top - level) - pulled * share)
+    if target.is_divergence:
+        value = (log_total - count.clamp(min=1.0).log()) + ((top - maximum) - weighted_logits * scale)
     else:
-        value = log_total + (top - pulled * share)
-    if with_slope:
-        mean.mul_(counts / total).sub_(wanted.mul_(share))
-    return _Walked(value * counts, top + log_total, level, share, mean)
+        value = log_total + (top - weighted_logits * scale)
+    if with_query_gradient:
+        mean.mul_(counts / total).sub_(target_mean.mul_(scale))
+    return _Pass(value * counts, top + log_total, maximum, scale, mean)
 
 
-def _push_keys(
+def _add_key_gradient(
     to_keys: Tensor,
     lookup: Lookup,
-    terms: Positives | Target,
+    target: Positives | Target,
     log_sum: Tensor,
-    level: Tensor,
-    share: Tensor,
+    maximum: Tensor,
+    scale: Tensor,
     gradient: Tensor,
 ) -> None:
-    """Add these queries' part of the gradient of key a: sum over i of (softmax_ia - share_i pull_ia) q_i."""
+    """Add to the gradient of key a: over these queries, the sum of (softmax_ia - scale_i weight_ia) q_i."""
     # the saved log-sum makes each block of the softmax by itself: this pass needs no running maximum
-    pushing, pulling = lookup.queries * (gradient * share.sign()), lookup.queries * (gradient * share)
-    for piece in terms.walk(lookup, KEYS, level):
-        numbers = as_numbers(piece.takes_part, to_keys.dtype)
-        shifted = piece.logits.add_(penalty(numbers)).sub_(log_sum)
+    softmax_queries, target_queries = (
+        lookup.queries * (gradient * scale.sign()),
+        lookup.queries * (gradient * scale),
+    )
+    for block in target.walk(lookup, KEYS, maximum):
+        numbers = as_numbers(block.candidates, to_keys.dtype)
+        shifted = block.logits.add_(penalty(numbers)).sub_(log_sum)
         shifted.clamp_(min=NOTHING).exp_().mul_(numbers)
-        part = to_keys[piece.start : piece.start + shifted.shape[1]]
-        if piece.places is None:
-            shifted.addcmul_(piece.pull, share, value=-1)
+        part = to_keys[block.start : block.start + shifted.shape[1]]
+        if block.places is None:
+            shifted.addcmul_(block.weights, scale, value=-1)
         else:
-            rows, columns = piece.places
-            part.index_add_(0, columns, pulling[rows] * piece.pull[:, None], alpha=-1)
-        part.addmm_(shifted.T, pushing)
+            rows, columns = block.places
+            part.index_add_(0, columns, target_queries[rows] * block.weights[:, None], alpha=-1)
+        part.addmm_(shifted.T, softmax_queries)

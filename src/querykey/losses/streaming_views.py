@@ -1,9 +1,8 @@
-"""Two views looked up in one another, over any number of rows: tiles of scores, each for both its sides.
+"""Two views looked up in each other, tile by tile, without a matrix of scores.
 
-The score of row i with row j is that of row j with row i, so half of the tiles say all there is: a
-tile's exponentials are summed along its rows and down its columns, and backward one tile carries the
-gradient of both its sides. Rows of length 1 have logits of at most 1 / temperature, so their
-exponentials need no maximum taken off, and one walk sums them.
+The matrix of scores is symmetric, so half of the tiles suffice: the exponentials of a tile are summed along
+its rows and along its columns, and in backward one tile gives the gradients of both. Rows of length 1 have
+logits of at most 1 / temperature, so no maximum is subtracted from the exponents, and one pass sums them.
 """
 
 from collections.abc import Iterator
@@ -23,33 +22,33 @@ from querykey.types import PerQuery, Rows
 __all__ = ["TwoViews", "two_views"]
 
 TILE = 512
-"""Rows and columns of a tile: two of them stay near the processor."""
+"""Rows and columns of a tile; two tiles fit into the processor's cache."""
 
-STEEPEST = 36.0
-"""The largest logit of which exponentials are summed as they are: in float32, exp(72) of 10 ** 7 rows."""
+LARGEST_LOGIT = 36.0
+"""Up to this logit no maximum is subtracted: float32 holds a sum of exp(72) over 10 ** 7 rows."""
 
 
 class TwoViews(NamedTuple):
-    """What a softmax loss needs of each row of two views."""
+    """What a softmax loss of two views is computed from."""
 
     positive: PerQuery
     """The logit of the other view."""
     negatives: PerQuery
     """The sum of exp(logit) over the negatives; 0 where there are none."""
     all_positives: Tensor
-    """The logit of the other view of all 2B rows, where those asked for are some of them."""
+    """The logit of the other view for all 2B rows, of which the look-up may hold a part."""
 
 
 def two_views(lookup: Lookup, temperature: float | Tensor) -> TwoViews | None:
-    """The positive and the negatives of each row of two views, without a matrix of scores.
+    """The logit of the positive and the sum over the negatives for each row, without a matrix of scores.
 
     Args:
-        lookup: Any.
+        lookup: Any look-up.
         temperature: Above 0.
 
     Returns:
-        Both with gradient; None if the look-up is not one of two views in themselves, or if its logits
-        are too large to be summed without a maximum taken off.
+        Both with gradient; None if the look-up is not of two views in each other, or if its logits are too
+        large to be summed without subtracting a maximum.
     """
     whole = lookup if lookup.whole is None else lookup.whole
     pairs = lookup.pairs
@@ -60,7 +59,7 @@ def two_views(lookup: Lookup, temperature: float | Tensor) -> TwoViews | None:
         if whole.score == "cosine":
             rows = unit_length(rows)
         rows = rows / temperature**0.5
-        if not bool(rows.detach().square().sum(dim=1).amax() <= STEEPEST):
+        if not bool(rows.detach().square().sum(dim=1).amax() <= LARGEST_LOGIT):
             return None
         view_1, view_2 = rows.chunk(2)
         positive = (view_1 * view_2).sum(dim=1).repeat(2)
@@ -72,15 +71,15 @@ class _Tile(NamedTuple):
     rows: slice
     columns: slice
     is_mirrored: bool
-    """Whether its columns are queries too: then it stands for two tiles, but for one on the diagonal."""
+    """Whether its columns are queries too, so that it stands for two tiles; False on the diagonal."""
     has_same: bool
-    """Whether an item may be both among its rows and among its columns."""
+    """Whether its rows and columns may share an item."""
 
 
 class _Tiles:
-    """Rows in the order of their items, first those that are queries, and the tiles of their scores.
+    """The rows sorted by item, queries first, and the tiles of their scores.
 
-    In this order rows of one item are neighbours: few tiles need a mask.
+    In this order the rows of an item are adjacent, so few tiles need a mask.
     """
 
     def __init__(self, pairs: TwoViewPairs, size: int) -> None:
@@ -114,15 +113,15 @@ def _cuts(start: int, stop: int, size: int) -> list[slice]:
 
 
 class _Exponentials:
-    """exp(logit) of a tile, 0 where both are the same item; each call writes over the last."""
+    """exp(logit) of a tile, 0 between rows of one item; each call overwrites the result of the last."""
 
     def __init__(self, rows: Rows, ids: Tensor) -> None:
         self._rows, self._ids = rows, ids
-        self._room = rows.new_empty(min(TILE, len(rows)) ** 2)
+        self._buffer = rows.new_empty(min(TILE, len(rows)) ** 2)
 
     def __call__(self, tile: _Tile) -> Tensor:
         rows, columns = self._rows[tile.rows], self._rows[tile.columns]
-        out = self._room[: len(rows) * len(columns)].view(len(rows), len(columns))
+        out = self._buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
         torch.mm(rows, columns.T, out=out).exp_()
         if tile.has_same:
             differs = self._ids[tile.rows, None] != self._ids[None, tile.columns]
@@ -139,10 +138,10 @@ class _Negatives(torch.autograd.Function):
         exponentials = _Exponentials(rows[tiles.order], tiles.ids)
         sums = rows.new_zeros(len(rows))
         for tile in tiles:
-            found = exponentials(tile)
-            sums[tile.rows] += found.sum(dim=1)
+            values = exponentials(tile)
+            sums[tile.rows] += values.sum(dim=1)
             if tile.is_mirrored:
-                sums[tile.columns] += found.sum(dim=0)
+                sums[tile.columns] += values.sum(dim=0)
         ctx.tiles = tiles
         ctx.save_for_backward(rows)
         return rows.new_empty(tiles.queries).index_copy_(0, tiles.places, sums[: tiles.queries])
@@ -158,10 +157,10 @@ class _Negatives(torch.autograd.Function):
         weights, to_rows = rows.new_zeros(len(rows)), torch.zeros_like(rows)
         weights[: tiles.queries] = gradient[tiles.places]
         for tile in tiles:
-            found = exponentials(tile)
-            # A score counts for its row, and for its column as a query: for both at once.
-            found *= weights[tile.rows, None] + weights[None, tile.columns]
-            to_rows[tile.rows].addmm_(found, ordered[tile.columns])
+            values = exponentials(tile)
+            # a score has the weight of its row as a query plus that of its column as a query
+            values *= weights[tile.rows, None] + weights[None, tile.columns]
+            to_rows[tile.rows].addmm_(values, ordered[tile.columns])
             if tile.columns != tile.rows:
-                to_rows[tile.columns].addmm_(found.T, ordered[tile.rows])
+                to_rows[tile.columns].addmm_(values.T, ordered[tile.rows])
         return torch.empty_like(to_rows).index_copy_(0, tiles.order, to_rows), None
