@@ -107,7 +107,7 @@ def test_without_trust_everything_steps_as_sgd_with_decay_of_matrices():
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
-def test_the_length_of_the_gradient_does_not_count(factor):
+def test_the_norm_of_the_gradient_does_not_matter(factor):
     weights = make_weights()
     before = weights["matrix"].detach().clone()
     weights["matrix"].grad = factor * gradients_at(weights, 0)["matrix"]
@@ -126,7 +126,7 @@ def test_a_length_of_0_has_trust_1(form):
 
 
 @FORMS
-def test_stopped_and_resumed_is_never_stopped(form):
+def test_a_resumed_optimizer_equals_one_that_never_stopped(form):
     options = {"weight_decay": 0.01, "sgd_momentum": 0.8, "trust_coefficient": 0.02}
     whole = trained(form, RATES, **options)
     weights = make_weights()
@@ -180,7 +180,7 @@ def test_a_group_has_options_of_its_own():
     torch.testing.assert_close(head.data, torch.full((2, 2), 0.75))
 
 
-def test_a_closure_is_asked_for_the_loss():
+def test_a_closure_computes_the_loss():
     weight = nn.Parameter(torch.ones(2, 2))
     optimiser = LARS([weight], lr=1.0, trust_coefficient=0.5)
 
@@ -214,7 +214,7 @@ def test_refuses_numbers_outside_their_range(changed, message):
     assert str(error.value) == message
 
 
-def test_groups_part_matrices_from_vectors_and_leave_frozen_ones_out():
+def test_groups_separate_matrices_from_vectors_without_frozen_parameters():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.LayerNorm(2))
     module[0].bias.requires_grad_(False)
     module.append(module[2])  # shared: once

@@ -65,14 +65,14 @@ def test_within_covariance_is_the_pooled_one(rows):
     torch.testing.assert_close(found.within, scatter / degrees, atol=1e-12, rtol=0)
 
 
-def test_whole_whitening_leaves_no_direction_larger_than_another(rows):
+def test_full_whitening_gives_all_directions_equal_variance(rows):
     form = soft_whitening(moments(rows), WIDTH, power=1.0)
     moved = unit(rows) @ form.weight.T + form.bias
     covariance = moved.T @ moved / len(moved)
     torch.testing.assert_close(covariance / covariance[0, 0], torch.eye(WIDTH).double(), atol=1e-6, rtol=0)
 
 
-def test_no_power_is_centred_pca(rows):
+def test_power_0_is_centred_pca(rows):
     every = moments(rows)
     for dim in (3, WIDTH):
         one, other = soft_whitening(every, dim, power=0.0), principal_components(every, dim, centred=True)

@@ -36,7 +36,7 @@ def test_a_collapse_stops_the_run_with_its_reason_and_the_start_comes_back():
     assert bool(torch.isfinite(fitted.fc(x)).all())
 
 
-def test_health_is_in_every_record_and_false_negatives_where_labels_allow():
+def test_every_record_has_diagnostics_and_with_labels_false_negatives():
     labels = torch.arange(120) % 4
     seen = fit_adapter(
         rows(120), AdapterSettings.from_parameters(dim=4, steps=25, batch_size=32), labels=labels
@@ -57,7 +57,7 @@ def test_health_is_in_every_record_and_false_negatives_where_labels_allow():
         ({"batch_size": 32}, False, 107),
     ],
 )
-def test_health_says_how_many_rows_a_query_met(settings, labels, candidates):
+def test_diagnostics_count_the_rows_per_query(settings, labels, candidates):
     classes = torch.arange(120) % 4 if labels else None
     seen = fit_adapter(
         rows(120), AdapterSettings.from_parameters(dim=4, steps=25, **settings), labels=classes

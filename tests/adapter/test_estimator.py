@@ -243,7 +243,7 @@ def test_a_damaged_adapter_is_refused(fitted, tmp_path):
         Adapter.load(tmp_path / "nowhere")
 
 
-def test_features_of_another_model_are_refused_unless_told():
+def test_features_of_another_model_are_refused_unless_allowed():
     X, y = blobs()
     adapter = Adapter(dim=4, steps=3, batch_size=32).fit(features_from_array(X, model_key="a" * 64), y)
     assert adapter.model_key_ == "a" * 64
@@ -271,7 +271,7 @@ def test_the_data_clip_batch_and_k_with_one_warning():
     assert len(seen) == 1
 
 
-def test_dim_left_out_is_64_or_the_width():
+def test_the_default_dim_is_64_or_the_width():
     X, _ = blobs()
     settings = Adapter(steps=0).fit(X).settings_
     assert (settings.dim, settings.dims, settings.sizes) == (12, (), (12,))
@@ -293,12 +293,12 @@ def test_dim_left_out_is_64_or_the_width():
         ),
     ],
 )
-def test_settings_that_cannot_be(settings, error, message):
+def test_invalid_settings_are_refused(settings, error, message):
     with pytest.raises(error, match=message):
         Adapter(**settings).fit(*blobs())
 
 
-def test_data_that_cannot_be_learned_from():
+def test_data_with_nothing_to_learn_are_refused():
     X, y = blobs()
     with pytest.raises(DataError, match="the labels name 1 class; at least 2 are needed"):
         Adapter(dim=4).fit(X, np.zeros(160, dtype=int))

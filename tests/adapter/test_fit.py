@@ -117,7 +117,7 @@ def test_what_is_below_the_reference_on_new_classes_is_not_returned():
     assert all("new classes" in reason or "below" in reason for reason in adapter.report_["refused"].values())
 
 
-def test_fewer_than_ten_classes_say_nothing_of_new_ones():
+def test_new_classes_are_not_validated_with_fewer_than_ten():
     X, y = classes(np.r_[np.zeros(10), np.ones(6)], np.r_[np.ones(10), 0.3 * np.ones(6)], count=5)
     adapter = Adapter(dim=16, steps=0).fit(X, y)
     assert adapter.report_["checked"]["new classes"] == "not validated"
@@ -147,7 +147,7 @@ def test_without_labels_the_target_is_fixed_and_nothing_is_validated():
     assert small.report_["candidate"] == "trained distillation"
 
 
-def test_queries_with_answers_judge_a_fit_without_labels():
+def test_queries_with_answers_validate_a_fit_without_labels():
     """Nuisance is the same for a query and any document: taking it off helps, and queries show it."""
     draw = np.random.default_rng(0)
     D = draw.normal(size=(400, 16)) * np.r_[6 * np.ones(3), np.ones(13)]
@@ -177,7 +177,7 @@ def test_every_row_twelve_times_is_fitted_as_every_row_once():
     assert abs(many.report_["checked"]["R@1"]["ours"] - once.report_["checked"]["R@1"]["ours"]) < 0.15
 
 
-def test_steps_0_never_trains_and_closed_forms_can_be_asked_for():
+def test_steps_0_never_trains_and_closed_forms_can_be_selected():
     X, y = classes(np.ones(8), np.ones(8))
     for settings in ({"steps": 0}, {"candidates": "closed_form"}):
         adapter = Adapter(dim=4, **settings).fit(X, y)
@@ -185,7 +185,7 @@ def test_steps_0_never_trains_and_closed_forms_can_be_asked_for():
         assert not any(one["name"].startswith("trained") for one in adapter.candidates_)
 
 
-def test_candidates_that_are_not_there_are_refused_and_trained_ones_can_stand_alone():
+def test_unknown_candidates_are_refused_and_trained_ones_can_be_the_only_ones():
     X, y = classes(np.ones(8), np.ones(8), rows=180, count=6)
     with pytest.raises(ConfigError, match="candidates has no discriminnt here"):
         Adapter(dim=4, candidates=["discriminnt"]).fit(X, y)

@@ -34,7 +34,7 @@ def test_many_processes_choose_and_fit_what_one_does(count, alone, tmp_path):
     assert all(float(alone[f"{kind}/looks"][:, 0].abs().sum()) > 0 for kind in KINDS)
 
 
-def test_a_loss_that_does_not_merge_refuses_a_share():
+def test_a_loss_that_needs_all_keys_refuses_a_shard():
     share = Lookup(torch.eye(2), torch.eye(2), DensePairs(torch.eye(2) > 0, torch.eye(2) == 0))
     for loss in (partial(info_nce, temperature=0.1), triplet, multi_similarity, circle):
         assert loss(share).shape == (2,)
@@ -54,7 +54,7 @@ def test_what_a_sharded_memory_cannot_do_is_refused(given, words):
         resolve(AdapterSettings.from_parameters(sharded=True, **given), task="unlabelled", items=90, width=8)
 
 
-def test_a_share_is_what_is_told_of_the_memory():
+def test_the_memory_estimate_is_of_the_local_shard():
     settings = resolve(
         AdapterSettings.from_parameters(sharded=True), task="unlabelled", items=10**6, width=512
     )

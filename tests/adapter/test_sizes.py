@@ -206,7 +206,7 @@ def test_a_gumbel_mask_has_as_many_ones_and_the_gradient_of_the_soft_mask():
     )
 
 
-def test_a_selection_takes_the_numbers_that_matter_wherever_they_stand():
+def test_a_selection_takes_the_informative_dimensions_at_any_index():
     """Classes are told apart by the last three numbers of six; the first three are noise."""
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(80) % 8
@@ -336,7 +336,7 @@ def test_every_ladder_is_fitted_to_rows_alone_and_twice_to_the_same_bits(ladder)
     assert one.frontier_[0]["metric"] == "overlap@10"
 
 
-def test_pairs_are_fitted_at_every_size_and_judged_there():
+def test_pairs_are_fitted_and_evaluated_at_every_size():
     X, _ = clusters(rows=120)
     draw = np.random.default_rng(3)
     queries = X + 0.3 * draw.normal(size=X.shape).astype(np.float32)
@@ -381,7 +381,7 @@ def test_settings_that_do_not_fit_are_refused(settings, error, message):
         Adapter(**settings).fit(X, y)
 
 
-def test_a_question_about_sizes_asks_each_prefix():
+def test_scores_of_several_sizes_are_those_of_each_prefix():
     rows = F.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     scorer = LabelScorer(rows, torch.arange(30) % 3)
     held_out = scorer.prepare(torch.arange(5), [torch.tensor([i]) for i in range(5)])

@@ -56,7 +56,7 @@ def hardest(k):
     return choose
 
 
-def test_a_union_holds_each_item_once_and_knows_whose_it_is(data):
+def test_candidates_hold_each_item_once_with_the_query_that_selected_it(data):
     memory = CrossBatchMemory(capacity=5, dim=6)
     memory.enqueue(*of(data, [7, 8, 7, 9, 1]))
     batch = of(data, [1, 2])
@@ -146,7 +146,7 @@ def test_gradient_through_the_queries_alone(data):
     torch.testing.assert_close(moved, -0.1 * twin.fc.weight.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_distillation_that_has_nothing_to_lose_moves_nothing(data):
+def test_distillation_at_its_optimum_changes_no_weight(data):
     """At full width a rotation keeps every score: loss 0, gradient 0."""
     taught = learner(data.vectors, "score_distillation", dim=6)
     before = taught.fc.weight.detach().clone()
@@ -170,7 +170,7 @@ def test_the_papers_l1_reads_its_own_top_k_alone(data):
     assert taken.loss == pytest.approx(sum(expected) / 3, rel=1e-4)
 
 
-def test_a_memory_of_projections_keeps_what_the_layer_gave_then(data):
+def test_a_memory_of_projections_stores_the_output_of_the_layer_at_that_step(data):
     taught, memory = learner(data.vectors), CrossBatchMemory(capacity=8, dim=3)
     first = taught.fc(data.vectors[:4]).detach()
     for ids in ([0, 1, 2, 3], [5, 6, 7, 8]):

@@ -125,21 +125,21 @@ def test_whole_classes_are_held_out_and_not_of_fewer_than_ten():
     assert class_folds(rows(600), torch.arange(600) % 9, share=0.1, seed=0) == []
 
 
-def test_a_class_with_nothing_else_to_find_is_never_held_out():
+def test_a_class_of_one_distinct_row_is_never_held_out():
     labels = torch.arange(120) % 10
     labels[:3] = torch.tensor([20, 21, 22])
     folds = known_folds(rows(120), labels, share=0.1, seed=0)
     assert not {0, 1, 2} & {int(row) for fold in folds for row in fold.held_out}
 
 
-def test_nothing_is_held_out_of_too_few():
+def test_too_few_rows_are_not_held_out():
     assert known_folds(rows(5), torch.arange(5), share=0.1, seed=0) == []
     assert query_folds(9, torch.arange(9), share=0.1, seed=0) == []
     assert row_fold(rows(12), share=0.1, seed=0) == []
     assert known_folds(rows(600), torch.arange(600) % 3, share=0.0, seed=0) == []
 
 
-def test_queries_without_a_pair_are_not_asked():
+def test_queries_without_a_pair_are_not_held_out():
     relevance = Relevance(torch.tensor([0, 3]), torch.tensor([1, 2]), queries=6)
     assert relevance.pairs(torch.arange(6), torch.arange(4)).positive.any(1).tolist() == [
         True, False, False, True, False, False,
@@ -148,7 +148,7 @@ def test_queries_without_a_pair_are_not_asked():
     assert sorted(torch.cat([fold.queries for fold in folds]).tolist()) == list(range(0, 60, 3))
 
 
-def test_the_rank_of_the_first_right_document():
+def test_the_rank_of_the_first_relevant_document():
     documents = torch.eye(4)
     held_out = F.normalize(torch.tensor([[1.0, 0.9, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]), dim=1)
     scorer = PairScorer(
@@ -174,7 +174,7 @@ def null_candidates(count, queries, seed):
 
 
 @pytest.mark.parametrize("queries", [120, 400])
-def test_the_best_of_fifteen_that_are_worth_nothing_is_rarely_better(queries):
+def test_the_best_of_fifteen_null_candidates_is_rarely_better(queries):
     """SelectedSlots and interval on the same rows would say "better" in 10 to 18% of the cases."""
     selection, evaluation = halves(queries, seed=0)
     verdicts = [

@@ -47,7 +47,7 @@ def in_core(code, *words):
      ("help", "pretraining"), ("adapt", "--help"), ("transform", "--help")],
     ids=" ".join,
 )  # fmt: skip
-def test_the_core_explains_itself(words):
+def test_the_core_has_help(words):
     done = in_core("", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -200,7 +200,7 @@ def test_every_extra_that_brings_a_package_is_named_by_some_message():
     assert set(EXTRAS.values()) == set(PYPROJECT["project"]["optional-dependencies"]) - bundles
 
 
-def test_a_module_that_no_extra_brings_stays_what_it_is():
+def test_an_import_error_of_no_extra_is_unchanged():
     from querykey.errors import missing_extra
 
     assert missing_extra(ModuleNotFoundError(name="querykey.nothing"), "x") is None

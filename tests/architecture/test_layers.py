@@ -35,7 +35,7 @@ def test_every_module_stands_in_a_layer():
     assert rooms <= named
 
 
-def test_help_loads_next_to_nothing():
+def test_help_loads_few_modules():
     code = "import sys; sys.argv = ['querykey', '--help']\nfrom querykey.cli.main import app\n"
     code += "try: app()\nexcept SystemExit: pass"
     assert not loaded_by(code) & HEAVY
@@ -45,7 +45,7 @@ def test_help_loads_next_to_nothing():
     "command",
     ["embed", "adapt", "evaluate", "transform", "search", "export", "doctor", "study", "report", "compare"],
 )
-def test_help_of_a_command_loads_next_to_nothing(command):
+def test_help_of_a_command_loads_few_modules(command):
     code = f"import sys; sys.argv = ['querykey', {command!r}, '--help']\nfrom querykey.cli.main import app\n"
     code += "try: app()\nexcept SystemExit as end: assert not end.code"
     # newer typer parses typed options with pydantic where it is installed

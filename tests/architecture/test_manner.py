@@ -17,12 +17,12 @@ each_module = pytest.mark.parametrize("path", MODULES, ids=module_name)
 
 
 @each_module
-def test_a_module_fits_in_the_head(path):
+def test_a_module_is_at_most_500_lines(path):
     assert len(path.read_text().splitlines()) <= LONGEST_MODULE
 
 
 @each_module
-def test_a_function_fits_on_a_page(path):
+def test_a_function_is_at_most_60_lines(path):
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             doc = len((ast.get_docstring(node, clean=False) or "").splitlines())
@@ -31,7 +31,7 @@ def test_a_function_fits_on_a_page(path):
 
 
 @each_module
-def test_a_file_says_what_it_holds(path):
+def test_a_file_name_says_what_it_contains(path):
     assert path.stem not in FORBIDDEN_NAMES
     assert path.parent.name not in FORBIDDEN_NAMES
 

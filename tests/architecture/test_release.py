@@ -24,7 +24,7 @@ def test_files_for_others_are_yaml():
     assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in files)
 
 
-def test_the_workflow_calls_what_everybody_calls():
+def test_the_workflow_calls_make_check():
     assert "run: make check" in (ROOT / ".github/workflows/check.yml").read_text()
 
 

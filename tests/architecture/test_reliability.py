@@ -47,7 +47,7 @@ def test_every_method_has_its_row():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_no_decision_rests_on_the_clock_on_the_wall(path):
+def test_no_decision_uses_wall_clock_time(path):
     """It jumps; what has to be waited for is counted by time.monotonic."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

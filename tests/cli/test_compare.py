@@ -151,7 +151,7 @@ def test_runs_on_other_models_are_compared_on_a_source_alone(
     )
 
 
-def test_pairs_are_asked_from_the_side_of_their_queries(querykey, data, tmp_path):
+def test_pairs_are_searched_by_their_queries(querykey, data, tmp_path):
     columns = ("--column", "text", "--pair-column", "question")
     querykey(
         "embed", data / "texts.csv", "--model", "cli.models:letters", "--out", tmp_path / "pairs", *columns
@@ -171,7 +171,7 @@ def test_pairs_are_asked_from_the_side_of_their_queries(querykey, data, tmp_path
     assert "minus both" in said.out
 
 
-def test_knn_asks_among_the_items_that_all_models_have_seen(text_run, other_text_run, data, tmp_path):
+def test_knn_uses_the_items_that_all_models_have_seen(text_run, other_text_run, data, tmp_path):
     lines = (data / "texts.csv").read_text().splitlines()
     (tmp_path / "new.csv").write_text("\n".join([lines[0], *(line + "!" for line in lines[1:9])]) + "\n")
     notes = []

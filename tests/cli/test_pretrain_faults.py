@@ -169,7 +169,7 @@ def test_a_disk_that_becomes_read_only_is_one_message(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
-def test_what_came_to_the_output_meanwhile_is_left_alone(tmp_path):
+def test_files_that_appear_at_the_output_are_not_overwritten(tmp_path):
     def occupy(_):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "mine").touch()
@@ -212,7 +212,7 @@ SHORT = SETTINGS | {"steps": 4, "batch_size": 16, "batch_norm": "layer"}
         (ValueError("not enough memory"), False),
     ],
 )  # fmt: skip
-def test_how_a_lack_of_memory_is_told(error, is_short):
+def test_out_of_memory_is_recognised(error, is_short):
     assert is_out_of_memory(error) == is_short
 
 
@@ -230,7 +230,7 @@ def _short_of_memory(monkeypatch, at, *, chunks=1):
 
 
 @pytest.mark.parametrize("method", ["simclr", "moco-v3", "xbm"])
-def test_a_step_that_does_not_fit_the_memory_is_taken_in_parts(method, tmp_path, monkeypatch):
+def test_a_step_that_does_not_fit_the_memory_is_computed_in_chunks(method, tmp_path, monkeypatch):
     norm = {"batch_norm": "device"} if method == "simclr" else {}
     settings, said = SHORT | {"method": method} | norm, []
     plain = pretrain(DIGITS, **settings)
@@ -308,12 +308,12 @@ def test_what_cannot_be_cut_any_further_is_one_message(given, said, tmp_path, mo
     assert said in str(caught.value)
 
 
-def test_without_a_folder_there_is_nothing_to_go_back_to(monkeypatch):
+def test_without_a_folder_out_of_memory_is_an_error(monkeypatch):
     with pytest.raises(OutOfMemoryError, match="raise chunks, or lower batch_size"):
         pretrain(DIGITS, **SETTINGS, on_fit_start=lambda _: _short_of_memory(monkeypatch, 1))
 
 
-def test_parts_take_the_place_of_checkpointing_where_there_is_batch_norm():
+def test_chunks_replace_checkpointing_with_batch_norm():
     settings = PretrainSettings(checkpointing=True, batch_size=8)
     assert not double_chunks(settings, reason="").checkpointing
     layer = PretrainSettings.make({"checkpointing": True, "batch_size": 8, "batch_norm": "layer"})
@@ -326,7 +326,7 @@ HERE = TINY | {"batch_size": 8, "views.size": 12, "image_size": 16, "held_out": 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_is_killed_is_started_again_and_no_bit_differs(workers, tmp_path):
+def test_a_killed_worker_is_restarted_and_no_bit_differs(workers, tmp_path):
     images, said, killed = put_stripes(tmp_path / "images"), [], []
     plain = pretrain(images, out=tmp_path / "plain", memory_limit=0, workers=0, **HERE)
 

@@ -71,7 +71,7 @@ def test_pretrain_says_what_it_chose_before_and_found_after(pretrained):
     assert said.out.splitlines()[-1] == f"next: querykey evaluate {run} --on SOURCE"
 
 
-def test_a_run_that_nobody_looks_at_says_nothing_of_its_end(querykey, images, tmp_path):
+def test_a_run_without_evaluations_prints_no_scores_at_the_end(querykey, images, tmp_path):
     said = querykey(
         "pretrain",
         "--data",
@@ -200,7 +200,7 @@ def test_a_mistake_is_one_message_and_leaves_nothing(querykey, arguments, said, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_rate_that_is_far_too_high_is_told_with_its_step(querykey, images, tmp_path):
+def test_a_learning_rate_that_is_far_too_high_is_reported_with_its_step(querykey, images, tmp_path):
     said = querykey(
         "pretrain", "--data", images / "train", "--out", tmp_path / "run", *SMALL, *STEPS, "--set",
         "optimizer.learning_rate=1e12", "--set", "optimizer.warm_up=0",
@@ -341,7 +341,7 @@ def test_a_terminal_sees_how_far_it_is_and_a_pipe_a_line_now_and_then(monkeypatc
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_first_interrupt_asks_and_the_second_stops(capsys):
+def test_the_first_interrupt_stops_after_the_step_and_the_second_at_once(capsys):
     with display() as hooks:
         stop = hooks["stop"]
         assert not stop()  # from here on there are steps to lose
@@ -406,7 +406,7 @@ def test_every_key_reaches_its_setting():
     assert (made.views.options, made.loss.options) == ({"blur": 0.1}, {"tau_plus": 0.1})
 
 
-def test_all_faults_are_told_at_once():
+def test_all_errors_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         parse_pretrain_run({"minutes": -1, "seed": -1, "views": {"flip": 2}, "head": 3}, name="run.toml")
     lines = str(caught.value).splitlines()

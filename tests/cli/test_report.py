@@ -154,7 +154,7 @@ def test_search_times_that_are_not_there_have_their_command(querykey, sized, dat
     assert command in text_of(tmp_path / "report.html")
 
 
-def test_names_are_shown_as_they_are_and_are_no_markup(page):
+def test_names_are_shown_literally_and_not_as_markup(page):
     whole = page.read_text()
     assert "adapter &lt;run&gt;" in whole
     assert "<run>" not in whole
@@ -204,7 +204,7 @@ def test_mistakes_are_one_message_and_leave_nothing(querykey, labelled_run, data
     assert not [*tmp_path.iterdir()]
 
 
-def test_features_that_have_moved_are_asked_for(querykey, labelled_run, tmp_path):
+def test_moved_features_must_be_named(querykey, labelled_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(labelled_run, run)
     described = json.loads((run / "run.json").read_text())

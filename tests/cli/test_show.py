@@ -3,7 +3,7 @@
 from querykey.cli.console import table
 
 
-def test_words_give_way_and_numbers_are_never_cut(capsys):
+def test_text_is_cut_and_numbers_never(capsys):
     """Eighty columns, where no terminal says otherwise."""
     rows = [["1", "0.456", "an id as long as half a line is wide", "a text " + "that does not end " * 9]]
     table(["rank", "score", "id", "text"], rows, words=[2, 3])

@@ -78,7 +78,7 @@ def test_a_trial_says_that_it_is_one(querykey, images, tmp_path):
         (("momentum", "--data", "nothing-here", "--out", "y"), "nothing-here"),
     ],
 )
-def test_what_a_study_lacks_is_said_in_a_message(querykey, given, words, tmp_path, monkeypatch):
+def test_missing_data_of_a_study_are_one_message(querykey, given, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = querykey("study", *given)
     assert said.code == 2

@@ -45,7 +45,7 @@ def weights(folder):
     return load_file(folder / "encoder.safetensors")
 
 
-def test_one_process_speaks_and_writes(begun, images):
+def test_one_process_prints_and_writes(begun, images):
     out, done = begun
     assert done.stdout.count(f"{out}: {STEPS} steps") == 1
     assert done.stdout.count("simclr:") == 1
@@ -67,7 +67,7 @@ def test_the_encoder_is_that_of_one_process(begun, images):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_it_is_gone_on_with_by_as_many_and_by_one(begun, tmp_path):
+def test_it_is_resumed_by_as_many_processes_and_by_one(begun, tmp_path):
     out, _ = begun
     longer = run("resume", out, "--epochs", 3 * STEPS)
     assert "become" in longer.stderr
@@ -78,12 +78,12 @@ def test_it_is_gone_on_with_by_as_many_and_by_one(begun, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def test_a_mistake_is_told_once(images):
+def test_a_mistake_is_reported_once(images):
     done = run(*small_run(images / "nowhere", images.parent / "none", "simclr", steps=2), code=2)
     assert done.stderr.count("error:") == 1
     assert not (images.parent / "none").exists()
 
 
-def test_what_is_for_one_process_says_so(begun):
+def test_commands_for_one_process_say_so(begun):
     done = run("export", begun[0], "--to", "safetensors", "--out", begun[0].parent / "exported", code=2)
     assert done.stderr.count("call it without torchrun") == 1

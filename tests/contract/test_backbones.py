@@ -210,7 +210,7 @@ def test_files_that_do_not_fit(tmp_path):
         load_backbone_weights(backbone, tmp_path / "step.pth")
 
 
-def test_a_stem_that_differs_is_told(tmp_path):
+def test_another_stem_is_reported(tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r.pth")
     backbone = make_backbone("torchvision:resnet18", channels=3, image_size=32, seed=0)
     with pytest.raises(SourceError, match=r"conv1\.weight is \[64, 3, 7, 7\].*needs stem = plain"):

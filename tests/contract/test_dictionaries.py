@@ -51,7 +51,7 @@ def test_slots_are_read_by_their_numbers(dictionary):
     assert torch.equal(dictionary.labels[slots], held.labels[slots])
 
 
-def test_what_is_held_carries_no_gradient(dictionary):
+def test_stored_rows_have_no_gradient(dictionary):
     vectors, ids, labels = rows(1)
     dictionary.enqueue(vectors.requires_grad_(), ids, labels)
     assert not dictionary.read().vectors.requires_grad
@@ -78,7 +78,7 @@ def test_the_whole_set_is_not_copied_and_not_written():
     assert not vectors.any()
 
 
-def test_starts_empty_and_hands_out_only_what_was_put_in(fifo):
+def test_starts_empty_and_returns_only_written_rows(fifo):
     assert len(fifo) == 0
     fifo.enqueue(*rows(1))
     held = fifo.read()

@@ -230,7 +230,7 @@ def test_is_the_equation(case, seed):
     torch.testing.assert_close(made.cost(case), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_table_has_something_to_say_of_each_loss(case):
+def test_every_loss_has_a_case_in_the_table(case):
     cost, gradient = table(0).cost_and_gradient(case)
     assert (cost > 0).sum() >= 2
     assert (gradient != 0).any(dim=1).sum() >= 2
@@ -528,6 +528,6 @@ def test_trap_5_11_exponentials_do_not_overflow_in_half_precision(case):
 NOT_OF_A_LOOKUP_ALONE = {"nt_xent", "nce_normaliser", "is_chunked", "LearnedTemperature"}
 
 
-def test_every_public_loss_is_asked():
+def test_every_public_loss_has_a_case():
     asked = {case.name.split(",")[0] for case in CASES}
     assert asked | NOT_OF_A_LOOKUP_ALONE == set(losses.__all__)

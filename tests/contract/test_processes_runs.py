@@ -45,7 +45,7 @@ def test_all_processes_go_the_same_way(way, several):
         assert torch.equal(other[key], value), key
 
 
-def test_what_one_process_asks_is_done_by_all(several):
+def test_a_stop_of_one_process_stops_all(several):
     found = of("stopped", several[0])
     assert found["done"] == 2
     assert found["saved"].tolist() == [2]
@@ -69,7 +69,7 @@ def test_processes_that_find_other_images_all_say_so(several):
     assert all(member["other images"] for member in several)
 
 
-def test_what_cannot_be_parted():
+def test_settings_that_processes_cannot_share_are_refused():
     for processes, settings, error, said in (
         (ProcessGroup(0, 3), WAYS["moco"], RangeError, "groups cannot be distributed over 3 processes"),
         (

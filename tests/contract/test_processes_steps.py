@@ -30,7 +30,7 @@ def of(case, found):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_several_leave_what_one_leaves(case, several):
+def test_several_processes_give_the_results_of_one(case, several):
     found, wanted = of(case, several[0]), one(case, len(several) if CASES[case].alone else 0)
     assert found.keys() == wanted.keys()
     gradient, state = TOLERANCE[CASES[case].dtype]
@@ -49,7 +49,7 @@ def test_a_loss_that_is_no_number_on_one_ends_all(several):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_all_are_left_with_the_same_bits(case, several):
+def test_all_processes_end_with_the_same_bits(case, several):
     found = [of(case, member) for member in several]
     for other in found[1:]:
         for key, value in found[0].items():

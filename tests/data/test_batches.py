@@ -14,7 +14,7 @@ def test_an_epoch_holds_every_item_once_and_the_next_another_order():
     assert epochs[0] != epochs[1]
 
 
-def test_a_step_is_the_same_whoever_asks_and_in_whatever_order():
+def test_a_step_is_the_same_for_any_caller_in_any_order():
     there = UniformBatches(100, batch_size=7, seed=3)
     forwards = [there(step).tolist() for step in range(40)]
     back = UniformBatches(100, batch_size=7, seed=3)

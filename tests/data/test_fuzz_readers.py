@@ -145,7 +145,7 @@ def test_whole_files_are_read(files, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @many
 @given(data=st.data())
-def test_damaged_bytes_give_an_answer_or_an_error_of_ours(files, kind, data):
+def test_damaged_bytes_give_a_result_or_a_querykey_error(files, kind, data):
     file, reader = files[kind]
     with in_place(file, data.draw(damaged_bytes(file.read_bytes()))), suppress(QuerykeyError, DataWarning):
         reader(file)
@@ -154,7 +154,7 @@ def test_damaged_bytes_give_an_answer_or_an_error_of_ours(files, kind, data):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.endswith(".json")])
 @many
 @given(data=st.data())
-def test_any_json_in_the_place_of_other_gives_an_answer_or_an_error_of_ours(files, kind, data):
+def test_replaced_json_values_give_a_result_or_a_querykey_error(files, kind, data):
     file, reader = files[kind]
     with in_place(file, data.draw(damaged_json(file.read_bytes()))), suppress(QuerykeyError, DataWarning):
         reader(file)

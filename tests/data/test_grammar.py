@@ -20,7 +20,7 @@ def shared(name):
     return SHARED / name
 
 
-def test_no_such_path_says_what_is_near(tmp_path):
+def test_a_missing_path_gets_the_nearest_name(tmp_path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(
         MissingPathError, match=r"there is nothing at .*potos \(nearest: 'photos'\); give a path"

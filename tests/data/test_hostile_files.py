@@ -280,7 +280,7 @@ def test_an_enormous_number_is_one_message(key, tmp_path):
         ({"image_size": 10**6}, "image_size: must be at most 4096"),
     ],
 )
-def test_what_is_said_of_it(table, said):
+def test_the_message_for_a_wrong_number(table, said):
     with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
         parse_pretrain_run(table)
 

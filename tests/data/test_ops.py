@@ -83,7 +83,7 @@ def test_uint8_is_resampled_as_the_library_does(side):
 
 
 @pytest.mark.parametrize("side", [30, 130])
-def test_no_tap_leaves_the_box(side):
+def test_no_sample_lies_outside_the_box(side):
     """What lies outside is so bright that any share of it would show."""
     images = torch.ones(1, 1, side, side)
     images[:, :, 5:14, 8:20] = 0

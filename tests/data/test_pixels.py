@@ -252,7 +252,7 @@ def test_parquet_images_can_be_read_in_another_process(tmp_path):
     assert torch.equal(batch.images, held.batch(rows)[0])
 
 
-def test_what_is_held_is_told_and_progress_counted():
+def test_decoded_images_are_reported_and_progress_counted():
     notes, steps = [], []
     source = source_of([png(array(64, 64, row)) for row in range(300)])
     read_pixels(source, size=64, memory_limit=2**20, notify=notes.append)

@@ -55,7 +55,7 @@ def test_uniforms_are_uniform_and_every_word_of_the_key_matters():
 
 
 @pytest.mark.parametrize(("side", "size"), [(32, 32), (23, 19), (100, 40)])
-def test_an_image_s_view_depends_on_nobody_else(side, size):
+def test_the_view_of_an_image_is_independent_of_its_batch(side, size):
     """The same bits alone, in another order, and amid another batch."""
     views = Views(size=size, **EVERYTHING)
     images, ids = draw(40, side), torch.arange(100, 140)
@@ -273,7 +273,7 @@ def test_settings_out_of_range_are_refused(settings, error, message):
         Views(**{"size": 8, **settings})
 
 
-def test_unknown_names_are_met_with_the_nearest():
+def test_unknown_names_get_the_nearest_name():
     with pytest.raises(ConfigError, match=r"there are no views 'simcrl' .nearest: 'simclr'."):
         view_preset("simcrl", size=8, channels=3)
     with pytest.raises(ConfigError, match=r"no setting 'blurr' .nearest: 'blur'."):

@@ -44,7 +44,7 @@ def test_pretext_is_that_of_the_loops_in_blocks_of_any_size(seed, pairs, noise):
     assert pretext_accuracy(z_2, z_1) == pretext_accuracy(z_1, z_2)
 
 
-def test_one_point_solves_nothing_and_equal_views_everything():
+def test_collapsed_rows_have_accuracy_0_and_equal_views_1():
     assert pretext_accuracy(torch.ones(8, 4), torch.ones(8, 4)) == 0.0
     assert pretext_accuracy(torch.eye(8), torch.eye(8)) == 1.0
     assert pretext_accuracy(torch.eye(8), torch.eye(8).roll(1, 0)) == 0.0
@@ -102,7 +102,7 @@ def test_knn_looks_among_labelled_rows_and_goes_where_there_are_none():
     assert tiny["knn_k"] == tiny["knn_bank"] == 4
 
 
-def test_rows_that_ask_can_be_named():
+def test_query_rows_can_be_selected():
     """Row 0 would find itself in the bank if it stood there too; unlabelled rows neither ask nor vote."""
     labels = torch.tensor([0, 1, 1, 0, -1, -1])
     h = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [1.0, 0.0], [0.0, 1.0]])
@@ -131,18 +131,18 @@ def test_a_healthy_run_has_no_reason_to_stop():
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_a_reason(loss):
+def test_a_loss_that_is_not_finite_is_a_collapse(loss):
     assert f"the loss is {loss}" in check_collapse(monitor(rows(), rows(), rows(), loss=loss))
 
 
-def test_rows_that_point_one_way_are_a_reason():
+def test_rows_with_one_direction_are_a_collapse():
     near = torch.ones(40, 6) + 0.05 * rows()
     seen = monitor(rows(), near, near, loss=1.0)
     assert 0.99 < seen["mean_cosine"] < 0.9999
     assert "mean cosine" in check_collapse(seen)
 
 
-def test_rows_along_one_line_are_a_reason():
+def test_rows_of_rank_1_are_a_collapse():
     line = rows(40, 1) @ torch.ones(1, 6)
     seen = monitor(rows(), line, line, loss=1.0)
     assert seen["mean_cosine"] < 0.5

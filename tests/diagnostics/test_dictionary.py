@@ -110,7 +110,7 @@ def test_a_tie_is_not_solved():
     assert lookup_health(Lookup.from_scores(torch.zeros(1, 2), mask, ~mask), temperature=1.0)["pretext"] == 0
 
 
-def test_a_query_without_positives_or_negatives_is_not_asked():
+def test_a_query_without_positives_or_negatives_is_not_counted():
     positive = torch.tensor([[True, False], [False, False], [True, False]])
     negative = torch.tensor([[False, True], [True, True], [False, False]])
     scores = torch.tensor([[0.9, 0.1], [0.4, 0.5], [0.0, 0.7]])
@@ -148,7 +148,7 @@ def test_own_keys_in_the_queue_are_counted_and_random_rows_are_nobodys(same_id, 
     assert seen["false_negatives_label"] == pytest.approx(2 / 4 if share else 1 / 3)
 
 
-def test_pairs_that_know_their_ids_are_asked():
+def test_pairs_with_ids_are_measured():
     ids = torch.tensor([5, 6, 6])
     pairs = look_up_views(unit(3, 2, 0), unit(3, 2, 1), ids=ids).pairs
     assert isinstance(pairs, PairsWithIds)
@@ -198,7 +198,7 @@ def test_fill_and_age_are_those_of_rows_that_a_step_wrote(dictionary, expected):
     assert tuple(dictionary_health(dictionary, capacity).values()) == pytest.approx(expected)
 
 
-def test_a_dictionary_that_nobody_wrote_is_empty_and_new():
+def test_an_unwritten_dictionary_is_empty_with_age_0():
     for dictionary in (KeyQueue(capacity=3, dim=2, start="random"), MemoryBank(items=3, dim=2)):
         assert dictionary_health(dictionary, 3) == {"fill": 0.0, "age_mean": 0.0, "age_max": 0.0}
 
@@ -211,7 +211,7 @@ WELL = {
 START = {"knn": 0.36}
 
 
-def test_nothing_is_said_of_a_run_that_is_well():
+def test_a_healthy_run_has_no_warning():
     assert dictionary_warnings(WELL, drift={1: 0.0, 16: 0.4}, half_life=69.0, start=START, is_over=True) == {}
     assert dictionary_warnings({}) == {}
 
@@ -230,7 +230,7 @@ def test_nothing_is_said_of_a_run_that_is_well():
         ({"pretext": 0.995, "knn": 0.38}, "solved (99.5% of the queries) while kNN is 0.380, and 0.360"),
     ],
 )
-def test_what_is_off_is_said_alone_with_its_number(off, said):
+def test_each_problem_has_one_warning_with_its_number(off, said):
     (word,) = dictionary_warnings(WELL | off, half_life=69.0, start=START, is_over=True).values()
     assert said in word
     assert ": " in word
@@ -254,7 +254,7 @@ def test_drift_is_judged_by_how_far_items_are_apart_and_the_youngest_age_is_name
     assert len(dictionary_warnings(close, drift={1: 0.06})) == 1
 
 
-def test_a_solved_task_is_nothing_to_say_where_knn_rises_or_is_not_known():
+def test_a_solved_pretext_task_is_no_warning_if_knn_rises_or_is_unknown():
     solved = WELL | {"pretext": 1.0}
     assert dictionary_warnings(solved, start=START) == {}
     assert dictionary_warnings({"pretext": 1.0, "chance": 0.1}, start=START) == {}

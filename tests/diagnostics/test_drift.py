@@ -138,7 +138,7 @@ def test_a_bank_is_measured_by_its_slots_from_an_earlier_epoch_too():
 
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(6, momentum=None), SplitBatchNorm1d(6, groups=1)])
-def test_nothing_is_left_of_a_measurement(norm, mode):
+def test_a_measurement_changes_no_state(norm, mode):
     encoder = Encoder(nn.Sequential(norm, nn.Dropout(0.5))).train()
     queue = fill(KeyQueue(capacity=9, dim=5), encoder, 3)
     encoder.train(mode)
@@ -158,7 +158,7 @@ def test_nothing_is_left_of_a_measurement(norm, mode):
     assert torch.equal(queue.vectors, stored)
 
 
-def test_a_backward_goes_on_after_a_measurement_in_its_midst():
+def test_backward_works_after_a_measurement_between_forward_and_backward():
     encoder, twin = Encoder().train(), Encoder().train()
     (pair,) = Walk().walk(3, 4)
     queue = fill(KeyQueue(capacity=9, dim=5), encoder, 3)
@@ -187,7 +187,7 @@ def test_modes_and_buffers_come_back_when_encoding_fails():
     assert encoder.layers[2].running_mean is mean
 
 
-def test_the_step_is_told_so_that_what_it_drew_can_be_drawn_again():
+def test_the_encoder_is_called_with_the_step_of_each_age():
     encoder = Encoder(SplitBatchNorm1d(6, groups=1)).train()
     queue, told = fill(KeyQueue(capacity=9, dim=5), encoder, 5), []
     drift_of(
@@ -197,7 +197,7 @@ def test_the_step_is_told_so_that_what_it_drew_can_be_drawn_again():
     assert told == [4, 2]
 
 
-def test_what_cannot_be_meant_is_refused():
+def test_invalid_ages_and_views_are_refused():
     encoder = Encoder().train()
     queue = fill(KeyQueue(capacity=9, dim=5), encoder, 3)
     with pytest.raises(DataError, match="rows that step 3 should have written show other items"):
@@ -211,7 +211,7 @@ def test_what_cannot_be_meant_is_refused():
     assert measured(KeyQueue(capacity=9, dim=5, start="random"), encoder, 0, [1]) == {}
 
 
-def test_ages_worth_asking_for():
+def test_the_ages_that_are_measured():
     encoder = Encoder().train()
     assert stored_ages(KeyQueue(capacity=9, dim=5), steps=0) == ()
     assert stored_ages(KeyQueue(capacity=9, dim=5, start="random"), steps=0) == ()

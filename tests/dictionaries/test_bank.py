@@ -35,7 +35,7 @@ def test_the_start_is_the_seeds_and_moves_no_other_generator():
     assert not torch.equal(one.vectors, other.vectors)
 
 
-def test_a_slot_keeps_a_share_of_its_old_row_and_has_length_1():
+def test_a_slot_mixes_the_old_and_the_new_row_at_length_1():
     bank = a_bank(momentum=0.8)
     before = bank.vectors.clone()
     rows = F.normalize(torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 0.5]]), dim=1)
@@ -142,7 +142,7 @@ def test_trap_5_1_a_restored_bank_goes_on_where_it_was():
         ),
     ],
 )
-def test_refuses_what_makes_no_bank(options, message):
+def test_refuses_invalid_sizes(options, message):
     with pytest.raises(RangeError) as error:
         a_bank(**options)
     assert str(error.value) == message
@@ -154,7 +154,7 @@ def test_refuses_an_empty_sample():
     assert str(error.value) == "a sample of the memory bank needs at least 1 item, got 0"
 
 
-def test_what_is_put_takes_the_place_of_the_random_start_and_counts_as_no_write():
+def test_prefilled_rows_replace_the_random_ones_and_count_as_no_write():
     bank = MemoryBank(items=4, dim=2, seed=0)
     before = bank.vectors.clone()
     rows = torch.tensor([[0.6, 0.8], [1.0, 0.0]], requires_grad=True)

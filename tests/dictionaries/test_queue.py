@@ -23,7 +23,7 @@ def in_order(queue):
     return torch.cat([held[cursor:], held[:cursor]]).tolist()
 
 
-def test_random_start_is_full_of_rows_of_length_1_that_are_nobodys():
+def test_the_random_start_is_full_of_unit_rows_without_an_item():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     queue, same, other = (KeyQueue(capacity=200, dim=3, start="random", seed=seed) for seed in (5, 5, 6))
@@ -88,7 +88,7 @@ def test_trap_5_3_no_row_is_taken_for_an_empty_slot():
     assert queue.read().ids.tolist() == [0, -1, 0, 0]
 
 
-def test_trap_5_4_a_perfect_encoder_pays_nothing():
+def test_trap_5_4_a_perfect_encoder_has_loss_0():
     """Read before it is written: a queue that holds this step's keys as well costs log 2 at best."""
     queue, items = KeyQueue(capacity=8, dim=8), torch.eye(8)
     queue.enqueue(items[4:], torch.arange(4, 8))
@@ -148,7 +148,7 @@ def test_a_warning_begins_where_the_other_items_of_an_epoch_end():
 
 @pytest.mark.parametrize("keys_an_item", [1, 2])
 @pytest.mark.parametrize("epochs", [0.98, 1.3, 2.5])
-def test_the_older_keys_it_speaks_of_are_there(epochs, keys_an_item):
+def test_older_keys_of_the_warning_exist(epochs, keys_an_item):
     """Counted in a queue that is fed as training feeds it."""
     items, batch_size = 400, 10
     capacity = int(epochs * items) * keys_an_item
@@ -166,6 +166,6 @@ def test_the_older_keys_it_speaks_of_are_there(epochs, keys_an_item):
 
 
 @pytest.mark.parametrize("given", [(0, 5, 1), (4, 5, 0), (4, 5, 6)])
-def test_numbers_that_make_no_sense(given):
+def test_invalid_numbers_are_refused(given):
     with pytest.raises(RangeError, match=r"must be >= 1 and the batch no larger than the items"):
         stale_copies(*given)

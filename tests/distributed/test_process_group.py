@@ -24,7 +24,7 @@ def test_parts_are_consecutive_and_differ_by_one_at_the_most(rows, count):
     assert sizes[0] - sizes[-1] <= 1
 
 
-def test_one_alone_asks_nobody_and_copies_nothing():
+def test_a_single_process_communicates_and_copies_nothing():
     rows = ROWS.clone().requires_grad_()
     assert current_process_group() == SINGLE_PROCESS
     assert SINGLE_PROCESS.all_gather_with_grad(rows, 5) is rows
@@ -47,7 +47,7 @@ def two(tmp_path_factory):
     return together("process_toys:norms", 2, tmp_path_factory.mktemp("two"))
 
 
-def test_two_gather_with_gradient_sum_and_follow_the_first(two):
+def test_two_processes_gather_sum_and_broadcast_with_gradients(two):
     for rank, one in enumerate(two):
         assert torch.equal(one["every"], ROWS)
         rows = range(5)[ProcessGroup(rank, 2).local_slice(5)]

@@ -89,7 +89,7 @@ def test_a_damaged_item_has_no_row_and_the_others_keep_their_order():
     assert torch.allclose(features, encoder.encode(kept), atol=1e-6)
 
 
-def test_a_damaged_item_is_an_error_where_nobody_takes_note():
+def test_a_damaged_item_is_an_error_without_a_handler():
     with pytest.raises(DamagedItemError, match=r"1\.png is empty"):
         image_encoder().encode(SomeDamaged(images(3), [1]))
 
@@ -124,7 +124,7 @@ def test_memory_that_does_not_hold_one_item_is_an_error():
         text_encoder(NoMemory()).encode(WORDS)
 
 
-def test_the_cpu_says_that_memory_ran_out_in_its_own_words():
+def test_out_of_memory_on_the_cpu_is_recognised_by_its_message():
     with pytest.raises(RuntimeError) as found:
         torch.empty(1 << 60)
     assert is_out_of_memory(found.value)
@@ -157,7 +157,7 @@ def test_bfloat16_moves_features_a_little():
     assert torch.allclose(plain, rounded, rtol=0.05, atol=0.05)
 
 
-def test_a_dtype_is_measured_only_when_asked():
+def test_a_dtype_is_measured_only_for_auto():
     assert text_encoder().dtype == "float32"
     assert text_encoder(dtype="auto").dtype in ("float32", "bfloat16")
     with pytest.raises(ConfigError, match="dtype 'float64' is not known"):

@@ -66,7 +66,7 @@ def test_trap_5_9_two_fine_tunes_of_one_model_have_two_keys(weights, tmp_path):
     )
 
 
-def test_random_weights_only_when_asked(weights):
+def test_random_weights_only_on_request(weights):
     with pytest.raises(SourceError, match="has no weights on this machine, and none are downloaded"):
         load_frozen_encoder(f"timm:{NAME}")
     assert load_frozen_encoder(f"timm:{NAME}@random").dim == load_frozen_encoder(f"timm:{NAME}@{weights}").dim
@@ -190,14 +190,14 @@ def test_trap_5_9_the_key_covers_the_code_and_the_preprocessing_of_a_factory(tmp
         ("resnet18", "'resnet18' is not a model; a model is timm:NAME"),
     ],
 )
-def test_a_factory_that_is_none(tmp_path, monkeypatch, spec, message):
+def test_an_invalid_factory_is_refused(tmp_path, monkeypatch, spec, message):
     _factory(tmp_path, "bad_nets")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError, match=message):
         load_frozen_encoder(spec)
 
 
-def test_a_run_is_left_to_whoever_loads_runs(tmp_path):
+def test_a_run_folder_is_left_to_its_own_loader(tmp_path):
     (tmp_path / "adapter.json").write_text("{}")
     with pytest.raises(SourceError, match="is a run, not a frozen model"):
         load_frozen_encoder(str(tmp_path))
@@ -257,7 +257,7 @@ def test_onnx_takes_vectors_and_its_key_is_of_its_bytes(tmp_path):
     assert load_frozen_encoder(str(tmp_path / "other.onnx")).key != encoder.key
 
 
-def test_onnx_that_is_none(tmp_path):
+def test_an_invalid_onnx_file_is_refused(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "cut.onnx").write_bytes(b"\x08\x09\x12")
     with pytest.raises(SourceError, match="is not a whole ONNX file"):
@@ -269,7 +269,7 @@ def test_onnx_that_is_none(tmp_path):
         load_frozen_encoder(str(tmp_path / "eight.onnx"))
 
 
-def test_what_is_transparent_lies_on_white():
+def test_transparent_pixels_become_white():
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     assert rgb(clear).getpixel((0, 0)) == (255, 255, 255)
     palette = Image.new("P", (4, 4), 0)

@@ -145,7 +145,7 @@ def test_another_encoder_cannot_be_followed(other):
 
 
 @pytest.mark.parametrize("momentum", [0.5, 0.9, 0.99, 0.999])
-def test_half_of_the_way_is_gone_after_the_half_life(momentum):
+def test_half_of_the_difference_is_gone_after_the_half_life(momentum):
     assert momentum ** half_life(momentum) == pytest.approx(0.5)
 
 
@@ -167,7 +167,7 @@ def test_the_schedules():
     )
 
 
-def test_steps_and_schedules_that_do_not_exist():
+def test_unknown_steps_and_schedules_are_refused():
     for step, steps in ((-1, 5), (6, 5), (0, 0)):
         with pytest.raises(RangeError, match=f"got step {step} of {steps}"):
             momentum_at(step, steps=steps, momentum=0.9)

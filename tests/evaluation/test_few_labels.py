@@ -56,7 +56,7 @@ def test_every_row_has_its_turn():
     assert counts(LABELS[seen.unique()]) == {3: 50, 5: 1, 8: 10}
 
 
-def test_asks_that_cannot_be_met_say_so():
+def test_impossible_numbers_of_labels_are_refused():
     with pytest.raises(RangeError, match="either fraction or per_class, got None and None"):
         choose_labelled(LABELS, seed=0)
     with pytest.raises(RangeError, match=r"either fraction or per_class, got 0.5 and 3"):

@@ -96,7 +96,7 @@ def test_effective_rank_is_that_of_the_singular_values():
     assert effective_rank(items) == pytest.approx(float((-(share * share.log()).sum()).exp()))
 
 
-def test_rounding_of_the_gram_matrix_is_no_dimension():
+def test_rounding_errors_of_the_gram_matrix_add_no_dimension():
     """One direction in a space of 512: the rounding of the 511 others must not add up."""
     line = torch.linspace(1, 2, 30)[:, None].double() * rows(1, 512).double()
     assert effective_rank(line) == pytest.approx(1, abs=1e-9)

@@ -54,7 +54,7 @@ def test_queries_without_an_answer_are_left_out():
     close(bootstrap(holes), bootstrap(values))
 
 
-def test_pairs_see_what_two_intervals_do_not():
+def test_a_paired_interval_finds_what_two_intervals_do_not():
     """The queries differ by far more than the methods do."""
     theirs = draws() * 10
     ours = theirs + 0.1 + draws(seed=1) * 0.1

@@ -23,7 +23,7 @@ def test_vote_is_that_of_the_loops(seed, count, k):
     assert ours.tolist() == theirs
 
 
-def test_near_neighbours_speak_louder():
+def test_nearer_neighbours_have_larger_weights():
     bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     query = torch.tensor([[0.9, 0.1]])
     assert knn_predict(bank, torch.tensor([0, 1, 1]), query, k=3, temperature=0.1).tolist() == [0]
@@ -92,7 +92,7 @@ def test_trap_5_6_memory_is_bounded_by_k_and_not_by_classes_or_the_bank(monkeypa
     temperature=st.sampled_from([1e-7, 1e-4, 0.1, 10.0]),
     steps=st.sampled_from([1, 3, 10**6]),
 )
-def test_rough_scores_elect_what_the_exact_ones_do(seed, k, classes, temperature, steps):
+def test_rough_scores_give_the_votes_of_exact_ones(seed, k, classes, temperature, steps):
     """Rows on a coarse grid have many copies and ties, also at rank k; labels differ between copies."""
     draw = torch.Generator().manual_seed(seed)
     bank = (torch.randn(60, 3, generator=draw) * steps).round() + 0.01
@@ -111,7 +111,7 @@ def test_rough_scores_elect_what_the_exact_ones_do(seed, k, classes, temperature
     temperature=st.sampled_from([1e-4, 0.1, 10.0]),
     spread=st.sampled_from([1.0, 1e-2, 1e-4]),
 )
-def test_rounded_scores_elect_what_the_exact_ones_do(seed, k, classes, temperature, spread):
+def test_rounded_scores_give_the_votes_of_exact_ones(seed, k, classes, temperature, spread):
     """bfloat16 proposes and float32 settles; rows closer than either tells."""
     draw = torch.Generator().manual_seed(seed)
     centre = torch.randn(1, 6, generator=draw)
@@ -135,7 +135,7 @@ def test_rounded_scores_settle_clear_votes():
     assert torch.equal(found, labels[:300])
 
 
-def test_only_queries_in_doubt_are_settled(monkeypatch):
+def test_only_uncertain_votes_are_scored_again(monkeypatch):
     draw = torch.Generator().manual_seed(0)
     bank, queries = torch.randn(500, 8, generator=draw), torch.randn(100, 8, generator=draw)
     labels = (bank[:, 0] > 0).long()
@@ -150,7 +150,7 @@ def test_only_queries_in_doubt_are_settled(monkeypatch):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.9, 1.1])
-def test_doubt_begins_where_rounding_could_turn_the_vote(share):
+def test_a_vote_is_uncertain_if_rounding_could_change_it(share):
     """Two classes whose votes differ by a little more, or less, than two scores' rounding."""
     error = torch.tensor([4e-6])
     scores = torch.tensor([[1.0, 1.0 - share * 2 * 4e-6, 0.5]])
@@ -167,7 +167,7 @@ def test_a_query_of_unknown_class_is_nan():
     assert right.isnan().tolist() == [True, False]
 
 
-def test_no_query_is_no_answer():
+def test_no_queries_give_no_predictions():
     assert knn_predict(torch.eye(2), torch.tensor([0, 1]), torch.empty(0, 2)).tolist() == []
 
 

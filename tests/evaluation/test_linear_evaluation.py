@@ -103,7 +103,7 @@ def test_more_columns_than_rows_and_columns_of_zeros():
     assert (solution.logits(rows).argmax(1) == torch.arange(20) % 2).all()
 
 
-def test_too_few_iterations_are_said(monkeypatch):
+def test_too_few_iterations_are_reported(monkeypatch):
     monkeypatch.setattr(solver, "MAX_ITERATIONS", 2)
     assert not problem_of(*clouds(), 3).solve(1e-4).converged
     with pytest.raises(RangeError, match="l2 must be above 0, got 0"):

@@ -37,7 +37,7 @@ def worse(rows):
     return rows[:, :2]
 
 
-def test_labels_are_asked_about_classes_and_neighbours():
+def test_labelled_data_are_evaluated_on_classes_and_neighbours():
     task = label_task()
     table = evaluate(task, {"ours": embed_task(task, worse)}, dim=3)
     assert table.metrics == ("R@1", "R@5", "R@10", "MAP@R", "R-prec", "kNN", "overlap@10")
@@ -64,7 +64,7 @@ def test_each_cell_is_the_mean_and_the_paired_difference_of_its_queries():
     assert set(table.cells["ours"]["kNN"].against) == {"frozen", "pca", "logistic_regression"}
 
 
-def test_pairs_are_asked_about_documents():
+def test_pairs_are_evaluated_on_documents():
     task = pair_task()
     table = evaluate(task, {"ours": embed_task(task, worse)}, dim=3)
     assert table.metrics == ("NDCG@10", "recall@10", "MRR@10", "overlap@10")
@@ -80,7 +80,7 @@ def test_an_adapter_of_queries_alone_leaves_documents_as_they_are():
     assert torch.equal(given.queries, -task.queries)
 
 
-def test_without_labels_only_neighbours_are_asked():
+def test_unlabelled_data_are_evaluated_on_neighbours_only():
     table = evaluate(Task(test=blobs(30, 0)[0]), {}, dim=3)
     assert table.metrics == ("overlap@10",)
     assert any("no labels and no pairs" in line for line in table.protocol["left_out"])

@@ -123,7 +123,7 @@ def test_a_query_with_nothing_to_find_is_nan_and_others_are_not():
         assert values.isnan().tolist() == [False, False, True]
 
 
-def test_unlabelled_items_are_neither_asked_nor_found():
+def test_unlabelled_items_are_neither_queries_nor_relevant():
     """The unlabelled twin is nearest, but nobody knows whether it is right."""
     items = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]])
     found = measure_rankings(by_label(items, torch.tensor([2, -1, 2])), {"hit@1": METRICS["hit@1"]})["hit@1"]
@@ -189,7 +189,7 @@ def test_gain_is_linear_as_in_trec_eval():
     )
 
 
-def test_perfect_and_hopeless_orders():
+def test_the_best_and_the_worst_order():
     perfect = Ranking(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2]))
     hopeless = Ranking(torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2]))
     for metric in METRICS.values():

@@ -41,7 +41,7 @@ def test_the_last_document_may_have_no_pair():
     assert fitted(Q, pairs).transform(D).shape == (40, 3)
 
 
-def test_queries_that_judge_may_have_no_answer():
+def test_validation_queries_may_have_no_answer():
     pairs = np.stack([np.arange(5, 35), np.arange(5, 35)], axis=1)
     adapter = Adapter(dim=3, steps=0, batch_size=8).fit(D, queries=Q, pairs=pairs)
     assert adapter.report_["verdict"] in ("better", "no evidence", "start kept")

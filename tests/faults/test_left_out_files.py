@@ -99,7 +99,7 @@ def test_a_plug_in_that_is_installed_is_used(tmp_path, monkeypatch):
     images_module.readable_suffixes.cache_clear()
 
 
-def test_the_command_says_it_in_a_note(tmp_path):
+def test_the_command_prints_a_note(tmp_path):
     put(tmp_path / "a" / "1.png")
     (tmp_path / "a" / "notes.txt").write_text("")
     done = CliRunner().invoke(

@@ -48,7 +48,7 @@ def test_the_number_of_merged_rows_is_said(queries, documents, note):
     assert said is None if note is None else said.startswith(note)
 
 
-def test_the_report_of_a_fit_says_it():
+def test_the_report_of_a_fit_counts_them():
     rows = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
     rows = torch.cat([rows, rows[:3]])
     adapter = Adapter(dim=3, candidates="closed_form", batch_size=32).fit_pairs(rows, rows)

@@ -53,7 +53,7 @@ def test_the_width_and_the_history_are_those_of_the_last_fit():
 
 
 @pytest.mark.parametrize("bad", [ROWS * torch.nan, torch.zeros(64, 5)])
-def test_a_refused_fit_leaves_names_width_and_rows(bad):
+def test_a_refused_fit_keeps_names_width_and_rows(bad):
     fitted = adapter().fit(FRAME)
     before = fitted.transform(FRAME)
     with pytest.raises(DataError):

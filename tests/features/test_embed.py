@@ -230,7 +230,7 @@ def test_settings_out_of_range(tmp_path):
         embed(text_source(WORDS), text_encoder(), tmp_path / "f", dtype="int8")
 
 
-def test_what_is_no_store_is_not_touched(tmp_path):
+def test_a_folder_that_is_no_store_is_not_changed(tmp_path):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "thesis.txt").write_text("mine")
     module = LetterModel()
@@ -263,7 +263,7 @@ class _Stops(LetterModel):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the machine is tired")])
-def test_a_run_that_stopped_is_taken_up(tmp_path, said, error):
+def test_an_interrupted_embedding_is_resumed(tmp_path, said, error):
     source = text_source(WORDS)
     with pytest.raises(type(error)):
         embed(source, text_encoder(_Stops(2, error)), tmp_path / "f", shard_size=2, batch_size=2)
@@ -285,7 +285,7 @@ def test_a_run_that_stopped_is_taken_up(tmp_path, said, error):
     assert names_in(tmp_path) == ["f", "g"]
 
 
-def test_what_another_run_left_is_not_taken_up(tmp_path, said):
+def test_shards_of_another_source_are_not_resumed(tmp_path, said):
     with pytest.raises(KeyboardInterrupt):
         embed(text_source(WORDS), text_encoder(_Stops(2, KeyboardInterrupt())), tmp_path / "f", shard_size=2)
     module = LetterModel(seed=1)

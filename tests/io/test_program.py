@@ -20,6 +20,6 @@ def test_ctrl_c_says_that_it_goes_on_and_exits_as_a_shell_expects(capsys: pytest
     assert "the same command resumes" in capsys.readouterr().err
 
 
-def test_a_fault_of_its_own_is_not_hidden() -> None:
+def test_an_internal_error_shows_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         exit_code(lambda: _raises(ZeroDivisionError()))

@@ -31,7 +31,7 @@ def test_records_come_back_in_order_with_plain_numbers(tmp_path):
     ]
 
 
-def test_what_json_has_not_becomes_null(tmp_path):
+def test_values_without_json_become_null(tmp_path):
     records = Records(tmp_path / "r.jsonl")
     records.append("step", loss=float("nan"), norm=np.inf)
     assert records.path.read_text() == '{"kind": "step", "loss": null, "norm": null}\n'

@@ -124,7 +124,7 @@ def test_gradient_reaches_queries_and_keys():
     assert keys.grad.tolist() == [[1.0, 1.0]] * 3
 
 
-def test_from_scores_keeps_the_very_scores():
+def test_from_scores_keeps_the_given_scores():
     scores = torch.tensor([[0.1, -0.7, 0.3]])
     positive = torch.tensor([[True, False, False]])
     lookup = Lookup.from_scores(scores, positive, ~positive)
@@ -134,7 +134,7 @@ def test_from_scores_keeps_the_very_scores():
     assert torch.equal(lookup.negative, ~positive)
 
 
-def test_with_pairs_keeps_scores_that_are_known():
+def test_with_pairs_keeps_computed_scores():
     lookup = make(1)
     known = lookup.scores
     other = lookup.with_pairs(lookup.negative, lookup.positive)

@@ -86,7 +86,7 @@ def test_rough_cosines_are_the_best_ones_within_the_rounding(key_block, monkeypa
     assert (everything.diff(dim=1) <= 0).all()
 
 
-def test_rough_cosines_need_a_count_that_there_is():
+def test_rough_cosines_refuse_a_count_above_the_number_of_keys():
     assert [len(part) for part in rough_cosines(torch.empty(0, 2), torch.eye(2), 1)] == [0, 0, 0]
     for count in (0, 3):
         with pytest.raises(RangeError, match=f"from 1 to the 2 keys, got {count}"):

@@ -52,7 +52,7 @@ def test_whole_in_rows_and_in_blocks_it_is_the_definition(ids, stored_ids, same_
             assert torch.equal(torch.stack(found), masks[:, rows, columns])
 
 
-def test_every_query_has_one_positive_and_the_held_rows_and_nothing_else():
+def test_every_query_has_one_positive_and_the_stored_rows_as_negatives():
     keys, held = draw(3, 4, seed=1), draw(5, 4, seed=2)
     found = look_up_own_key(
         draw(3, 4), keys, ids=numbers([4, 5, 6]), stored_vectors=held, stored_ids=numbers([4, 9, -1, 6, 4])
@@ -74,7 +74,7 @@ def test_the_loss_is_a_cross_entropy_over_1_and_k_candidates():
     torch.testing.assert_close(info_nce(found, temperature=0.2), wanted)
 
 
-def test_with_nothing_held_the_loss_is_0_and_sends_no_gradient():
+def test_with_an_empty_dictionary_the_loss_is_0_without_gradient():
     q = draw(3, 4).requires_grad_()
     found = look_up_own_key(
         q, draw(3, 4, seed=1), ids=torch.arange(3), stored_vectors=torch.zeros(0, 4), stored_ids=numbers([])

@@ -40,7 +40,7 @@ def test_every_block_of_every_part_is_the_definition(ids, first, more):
             assert torch.equal(found[1], negative[rows, columns])
 
 
-def test_is_a_lookup_like_any_other():
+def test_has_the_interface_of_any_look_up():
     random = torch.Generator().manual_seed(0)
     views = torch.randn(2, 5, 3, generator=random)
     found = look_up_views(*views, score="cosine")

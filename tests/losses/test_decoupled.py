@@ -49,7 +49,7 @@ def test_is_info_nce_without_the_positive_below():
     torch.testing.assert_close(full, F.softplus(cost))
 
 
-def test_a_found_positive_does_not_quiet_its_negatives():
+def test_negatives_of_a_found_positive_keep_their_gradient():
     scores = torch.tensor([[0.99, 0.0, 0.0]], requires_grad=True)
     positive = torch.tensor([[True, False, False]])
     for loss, least in ((decoupled, 9.9), (info_nce, 0.0)):
@@ -107,7 +107,7 @@ def test_weights_stay_finite_at_any_width(sigma):
     assert view_1.grad.isfinite().all()
 
 
-def test_one_image_has_nothing_to_be_told_apart_from():
+def test_one_image_has_no_negatives_and_no_loss():
     view_1, view_2 = views(1)
     for sigma in (None, 0.5):
         assert decoupled(look_up_views(view_1, view_2), temperature=0.1, sigma=sigma).tolist() == [0.0, 0.0]

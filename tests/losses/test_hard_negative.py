@@ -122,7 +122,7 @@ def test_hard_negatives_cost_more_and_are_pushed_more():
     assert pushed[0][3] > 0 > pushed[1][3]  # the weights' own gradient
 
 
-def test_all_weight_on_the_hardest_at_last():
+def test_with_a_large_beta_the_hardest_negative_has_all_weight():
     cost = hard_negative(one_row(0.5, 0.4, -0.4, -0.5), temperature=0.5, tau_plus=0.0, beta=200.0)
     assert cost.item() == pytest.approx(math.log1p(3 * math.exp((0.4 - 0.5) / 0.5)))
 

@@ -21,7 +21,7 @@ def one_positive(scores):
 
 
 @pytest.mark.parametrize("noise", [1, 4, 4096])
-def test_keys_that_are_as_likely_own_as_noise_cost_a_bit_each(noise):
+def test_keys_at_even_odds_cost_one_bit_each(noise):
     """exp(0) / Z = K / N."""
     cost = nce(
         one_positive(torch.zeros(2, 1 + noise)), temperature=0.07, normaliser=100 / noise, noise_items=100
@@ -29,7 +29,7 @@ def test_keys_that_are_as_likely_own_as_noise_cost_a_bit_each(noise):
     torch.testing.assert_close(cost, torch.full((2,), (1 + noise) * math.log(2)))
 
 
-def test_what_is_far_from_every_doubt_costs_the_distance():
+def test_a_confident_error_costs_its_logit():
     """Logits of -100 and 100, Z = 1, K / N = 1: 100 nats each, where exp() is 0 or infinite in float32."""
     scores = torch.tensor([[-1.0, 1.0]], requires_grad=True)
     cost = nce(one_positive(scores), temperature=0.01, normaliser=1.0, noise_items=1)

@@ -46,7 +46,7 @@ def test_permuting_images_and_swapping_views_leaves_it(images, seed):
 
 @settings(max_examples=20, deadline=None)
 @given(images=st.integers(2, 6), seed=st.integers(0, 2**20))
-def test_length_and_direction_of_space_do_not_count(images, seed):
+def test_scaling_and_rotation_change_nothing(images, seed):
     view_1, view_2 = make_views(images, seed=seed)
     turned, _ = torch.linalg.qr(make_views(5, seed=seed + 1)[0])
     cost = nt_xent(view_1, view_2, temperature=0.2)
@@ -94,7 +94,7 @@ def test_no_image_costs_nothing():
     cost.sum().backward()
 
 
-def test_cold_it_is_the_margin_to_the_hardest_negative():
+def test_at_a_low_temperature_it_is_the_margin_to_the_hardest_negative():
     view_1, view_2 = make_views(6)
     found = look_up_views(F.normalize(view_1), F.normalize(view_2))
     positive = found.scores[found.positive]

@@ -21,7 +21,7 @@ def random_scores(seed):
     return torch.rand(4, 9, generator=random, dtype=torch.float64) * 2 - 1
 
 
-def test_the_same_scores_lose_nothing_and_send_no_gradient():
+def test_equal_scores_have_loss_0_and_no_gradient():
     for loss in (score_difference, lambda a, b: score_distillation(a, b, temperature=0.05)):
         scores = random_scores(0).requires_grad_()
         cost = loss(among_all(scores), among_all(scores.detach()))

@@ -87,7 +87,7 @@ def test_gradient_is_the_derivative(loss, monkeypatch):
 
 @pytest.mark.parametrize("moves", [(True, False), (False, True), (False, False)])
 @LOSSES
-def test_what_carries_no_gradient_gets_none(loss, moves, monkeypatch):
+def test_tensors_that_require_no_gradient_get_none(loss, moves, monkeypatch):
     of(monkeypatch, 3, 4)
     queries, keys = rows(8).requires_grad_(moves[0]), rows(11, seed=1).requires_grad_(moves[1])
     lookup = Lookup(queries, keys, masks(8, 11))
@@ -139,7 +139,7 @@ def test_a_loss_near_0_keeps_its_digits(monkeypatch):
     assert cost[0].item() == pytest.approx(3 * 2.718281828 ** (-1 / 0.07), rel=0.1)
 
 
-def test_a_higher_score_far_down_the_walk_takes_over(monkeypatch):
+def test_a_higher_score_in_a_later_block_becomes_the_maximum(monkeypatch):
     """100 nats above all before: what was summed is nothing beside it."""
     of(monkeypatch, 1, 1)
     scores = torch.tensor([[-1.0, -1.0, -1.0, 1.0]], requires_grad=True)
@@ -150,7 +150,7 @@ def test_a_higher_score_far_down_the_walk_takes_over(monkeypatch):
     torch.testing.assert_close(scores.grad, torch.tensor([[-50.0, 0.0, 0.0, 50.0]]))
 
 
-def test_a_surer_target_far_down_the_walk_takes_over(monkeypatch):
+def test_a_higher_target_in_a_later_block_becomes_the_maximum(monkeypatch):
     """The same on the other side: what was pulled at before is nothing beside it."""
     of(monkeypatch, 1, 1)
     everything = torch.ones(1, 3, dtype=torch.bool)

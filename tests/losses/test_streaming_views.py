@@ -131,7 +131,7 @@ def test_logits_too_large_for_plain_sums_are_walked_in_blocks(scale, temperature
     torch.testing.assert_close(chunked, dense)
 
 
-def test_other_look_ups_are_not_taken_for_it():
+def test_other_look_ups_are_not_taken_for_two_views():
     """Not rows of the same numbers that carry their own gradient, and not pairs of another kind."""
     lookup = look_up_views(*views())
     apart = Lookup(lookup.queries.detach(), lookup.keys.detach(), lookup.pairs)
@@ -141,7 +141,7 @@ def test_other_look_ups_are_not_taken_for_it():
     assert nt_xent(*views(0), temperature=0.1, form="chunked").tolist() == []
 
 
-def test_what_is_not_finite_stays_so():
+def test_values_that_are_not_finite_stay_so():
     """A run has to see it."""
     view_1, view_2 = torch.eye(3), torch.eye(3)
     view_1[0, 0] = torch.nan
@@ -167,7 +167,7 @@ def test_memory_is_linear_in_the_views(monkeypatch):
         assert held.largest <= 2 * images * 4 * 4
 
 
-def test_the_length_of_a_row_does_not_count():
+def test_the_norm_of_a_row_does_not_matter():
     view_1, view_2 = views()
     value = nt_xent(view_1 * 5, view_2, temperature=0.1, form="chunked")
     value.sum().backward()

@@ -53,7 +53,7 @@ def test_the_gradient_reaches_it_and_is_the_derivative(cost):
 
 
 @pytest.mark.parametrize("initial", [0.01, 0.07, 0.5, 3.0])
-def test_begins_where_it_is_told(initial):
+def test_starts_at_the_given_value(initial):
     assert LearnedTemperature(initial=initial)().item() == pytest.approx(initial)
 
 
@@ -92,7 +92,7 @@ def test_is_saved_with_its_state():
 
 
 @pytest.mark.parametrize(("initial", "lowest"), [(0.0, 0.01), (0.005, 0.01), (math.inf, 0.01), (0.1, 0.0)])
-def test_refuses_what_it_cannot_hold(initial, lowest):
+def test_refuses_values_outside_its_range(initial, lowest):
     with pytest.raises(RangeError) as error:
         LearnedTemperature(initial=initial, lowest=lowest)
     assert str(error.value) == (

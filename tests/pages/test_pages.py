@@ -45,7 +45,7 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(DOCS)))
-def test_a_page_begins_with_what_the_reader_wants(page):
+def test_a_page_starts_with_a_table_of_wants(page):
     head = page.read_text().splitlines()[:4]
     assert head[0].startswith("# ")
     assert re.fullmatch(r"\| You want \| (Call|Look at|Write) \|", head[2]), head

@@ -113,7 +113,7 @@ def test_two_runs_of_one_seed_have_the_same_bits_whatever_the_cache_holds(tmp_pa
     assert one == other
 
 
-def test_what_was_said_is_not_tried_otherwise(measured):
+def test_given_choices_are_not_measured(measured):
     found, clock = measured((4.0, 3.0, 2.0, 1.0), precision="float32", layout="contiguous")
     assert (found.precision, found.layout) == ("float32", "contiguous")
     assert set(clock.taken) == {(torch.float32, "contiguous")}
@@ -122,12 +122,12 @@ def test_what_was_said_is_not_tried_otherwise(measured):
     assert {kind for kind, _ in clock.taken} == {torch.float32}
 
 
-def test_a_slow_step_is_not_taken_forty_times(measured):
+def test_a_slow_step_is_measured_few_times(measured):
     _, clock = measured((60.0, 60.0, 60.0, 60.0), precision="float32", layout="contiguous")
     assert len(clock.taken) <= autotune.WARM_UP + autotune.TRIALS + 1
 
 
-def test_sleep_is_measured_as_it_is():
+def test_the_order_with_less_time_is_chosen_by_the_clock():
     naps = {"contiguous": 0.02, "channels_last": 0.002}
     found = calibrate(
         lambda _, layout: time.sleep(naps[layout]), precision="float32", layout="auto", device=CPU

@@ -61,7 +61,7 @@ def test_five_steps_are_those_of_plain_loops(symmetric, is_shared):
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
 
 
-def test_an_item_that_is_there_twice_is_no_negative_of_itself():
+def test_a_repeated_item_is_no_negative_of_itself():
     shown = []
     stepped(
         linear(torch.eye(3)), linear(torch.eye(3)), (drawn(3, 3), drawn(3, 3, seed=1)),

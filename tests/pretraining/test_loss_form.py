@@ -92,7 +92,7 @@ def test_settings_say_which_form(given, form):
     assert PretrainSettings.from_dict(settings.as_dict()) == settings
 
 
-def test_a_run_of_before_has_no_form_and_goes_by_size():
+def test_a_run_without_a_stored_form_chooses_by_size():
     kept = resolved(method="simclr").as_dict()
     del kept["loss"]["form"]
     assert "form" not in PretrainSettings.from_dict(kept).loss.options
@@ -119,7 +119,7 @@ def test_a_run_of_before_has_no_form_and_goes_by_size():
         ),
     ],
 )
-def test_the_memory_is_told_before_the_first_step(given, words):
+def test_the_memory_estimate_is_shown_before_the_first_step(given, words):
     assert describe_memory(resolved(**given), items=50_000, width=128) == words
     assert len(words) <= 78
 
@@ -132,7 +132,7 @@ def test_the_memory_is_told_before_the_first_step(given, words):
         ({"method": "xbm", "dictionary.capacity": 80_000}, "256 x 10,000 scores", 4),
     ],
 )
-def test_of_a_sharded_dictionary_the_own_share_is_told(given, scores, dictionary):
+def test_the_memory_estimate_is_of_the_local_shard_of_a_dictionary(given, scores, dictionary):
     words = describe_memory(
         resolved(**given, **{"dictionary.sharded": True}), items=50_000, width=128, processes=8
     )
@@ -151,7 +151,7 @@ def test_of_a_sharded_dictionary_the_own_share_is_told(given, scores, dictionary
         ({"loss": "nca"}, 3),
     ],
 )
-def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels, monkeypatch):
+def test_the_memory_estimate_of_a_fit_uses_its_look_up_sizes(given, labels, monkeypatch):
     """Of a union of selected rows, each once, it is the most that it can be."""
     sizes = []
 
@@ -183,7 +183,7 @@ def test_what_a_fit_takes_is_told_of_look_ups_as_large_as_its_own(given, labels,
     assert 0.6 * keys <= largest <= keys <= 32 + 200  # of a fold, or of all rows
 
 
-def test_a_form_that_was_asked_for_is_told_of_a_fit():
+def test_the_memory_estimate_of_a_fit_uses_the_requested_form():
     settings = AdapterSettings.from_parameters(loss="info_nce", loss_options={"form": "chunked"}, dim=256)
     resolved = resolve(settings, task="labels", items=20_000, width=512)
     words = describe_fit_memory(resolved, items=20_000, width=512)

@@ -92,7 +92,7 @@ def test_the_positive_is_the_items_own_stored_row():
 
 
 @pytest.mark.parametrize("contrast", ["info_nce", "nce"])
-def test_rows_of_its_own_item_are_no_noise(contrast):
+def test_rows_of_the_own_item_are_not_drawn_as_noise(contrast):
     """A draw of 60 from 7 items has every item many times."""
     encoder, optimizer, bank = made()
     shown = []

@@ -81,7 +81,7 @@ IN_PARTS = {"moco": {"batch_norm": "device"}, "moco-v2": {"batch_norm": "device"
 
 
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"end-to-end"}))
-def test_a_run_in_parts_takes_the_steps_of_whole_batches(method):
+def test_a_run_in_chunks_takes_the_steps_of_whole_batches(method):
     settings = (
         TINY | {"method": method, "steps": 3, "batch_size": 33, "num_evals": 1} | IN_PARTS.get(method, {})
     )
@@ -157,7 +157,7 @@ def test_what_fills_a_dictionary_draws_from_the_runs_own_seed(method, tmp_path, 
     assert metrics(tmp_path / "1") == metrics(tmp_path / "2")
 
 
-def test_what_is_off_is_told_once(monkeypatch):
+def test_each_warning_is_shown_once(monkeypatch):
     monkeypatch.setattr("querykey.pretraining.run.EARLY", 1)
     told = []
     pretrain(
@@ -171,7 +171,7 @@ def test_what_is_off_is_told_once(monkeypatch):
     assert len(off) == len(set(off))
 
 
-def test_looks_leave_no_trace(tmp_path):
+def test_evaluations_change_no_state(tmp_path):
     settings = TINY | {"method": "moco", "steps": 6}
     often, never = tmp_path / "often", tmp_path / "never"
     pretrain(DIGITS, out=often, **settings | {"num_evals": 6})
@@ -231,7 +231,7 @@ def test_a_setting_of_another_method_is_refused(given, said):
         ({"chunks": 2}, ConfigError, "chunks cannot be cut across split batch norm's groups"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(given, error, said):
+def test_contradictory_settings_are_refused(given, error, said):
     with pytest.raises(error, match=said):
         resolve_settings(given_settings("moco", **given), images=5000, channels=3, side=32)
 

@@ -355,7 +355,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_no_queue(kind):
     assert torch.equal(queue.read().vectors, held)
 
 
-def test_what_cannot_be_done_is_said_before_anything_changes():
+def test_impossible_steps_are_refused_before_any_change():
     encoder, (views, ids) = Linear(), batch(0)
     key_encoder, optimizer, queue = parts(Linear(seed=1))
     before = [weight.clone() for weight in (encoder.weight, key_encoder.encoder.weight)]

@@ -45,7 +45,7 @@ def resolve(images=5000, channels=3, side=32, **chosen):
         ({"seed": -1}, "seed: must be at least 0"),
     ],
 )
-def test_a_number_outside_its_range_is_told(chosen, said):
+def test_a_number_outside_its_range_is_refused(chosen, said):
     with pytest.raises(RangeError, match=said):
         resolve(**chosen)
 
@@ -149,7 +149,7 @@ def test_views_and_sizes_follow_from_the_images(channels, side, views, size, vie
     assert made.make_views(channels).size == view_size
 
 
-def test_own_words_on_views_win_over_what_is_chosen():
+def test_given_view_options_override_the_recipe():
     made = resolve(**{"views.size": 20}, views={"flip": 0.0})
     assert made.make_views(3).flip == 0.0
     assert made.make_views(3).size == 20
@@ -173,7 +173,7 @@ def test_settings_go_through_json_and_back():
     assert PretrainSettings.from_dict({"of a later version": 1}) == PretrainSettings()
 
 
-def test_what_no_image_is_needed_for_is_refused_first(tmp_path):
+def test_faults_that_need_no_image_are_refused_first(tmp_path):
     with pytest.raises(ConfigError, match="batchsize: no such key; did you mean batch_size"):
         pretrain(tmp_path / "none", batchsize=3)
     with pytest.raises(ConfigError, match="method 'mocha' is not known"):

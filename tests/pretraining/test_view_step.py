@@ -38,7 +38,7 @@ def test_the_loss_is_float32_where_the_encoder_is_bfloat16(chunks):
     assert encoder.layer.weight.grad.dtype == torch.float32
 
 
-def test_a_loss_that_is_no_number_reaches_no_weight():
+def test_a_loss_that_is_not_finite_changes_no_weight():
     encoder = Toy()
     context = StepContext(loss=len)
     encoded = context.encode(encoder, torch.ones(2, 1, 2, 2))

@@ -261,7 +261,7 @@ def test_a_large_drift_is_no_filter():
     torch.testing.assert_close(filtered.variance, alone.variance)
 
 
-def test_what_is_believed_is_saved():
+def test_the_state_of_the_filter_is_saved():
     one, other = MomentAlignment(dim=3, drift=0.1).double(), MomentAlignment(dim=3, drift=0.1).double()
     one.align_(unit_rows(5, 0), unit_rows(8, 1))
     other.load_state_dict(one.state_dict())

@@ -167,11 +167,11 @@ def test_a_log_axis_names_its_few_places():
 
 
 @pytest.mark.parametrize("share", [place / 50 for place in range(51)])
-def test_a_number_can_be_read_on_every_shade(share):
+def test_numbers_are_readable_on_every_shade(share):
     assert ratio(shade(share), contrasting(shade(share))) >= 4.5
 
 
-def test_words_can_be_read_on_paper():
+def test_text_is_readable_on_paper():
     assert min(ratio(LIGHT["ink"], LIGHT["paper"]), ratio(LIGHT["muted"], LIGHT["paper"])) >= 4.5
 
 

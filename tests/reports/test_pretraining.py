@@ -81,7 +81,7 @@ def test_a_verdict_is_the_interval_over_seeds():
     assert said["Is normalised z better than unnormalised?"] == "not measured yet"
 
 
-def test_one_seed_says_nothing():
+def test_one_seed_gives_no_verdict():
     record = cell("simclr", 0, linear_h=0.6, linear_z=0.5, kNN_h=0.5, kNN_z=0.4)
     assert questions(report_of(record))["Is h better than g(h)?"] == "**can't tell**"
 
@@ -98,7 +98,7 @@ def test_the_same_records_give_the_same_bytes_and_the_newest_of_a_cell_counts():
     assert report.index("raw pixels") < report.index("untrained |") < report.index("**10 minutes**")
 
 
-def test_nothing_measured_says_nothing():
+def test_without_measurements_the_report_is_empty():
     assert pretraining_report([]) == report_of() == ""
 
 

@@ -69,7 +69,7 @@ def test_its_figures_are_files_beside_it_and_the_same_records_give_the_same_byte
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_trial_is_called_one(tmp_path):
+def test_a_trial_is_labelled_as_one(tmp_path):
     write_study(tmp_path / "momentum", described=study(is_trial=True))
     write_studies(tmp_path)
     assert "A trial run: its numbers mean nothing." in (tmp_path / "README.md").read_text()

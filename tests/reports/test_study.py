@@ -237,7 +237,7 @@ def test_a_damaged_record_is_refused_and_a_half_written_last_one_left_out(tmp_pa
         study_section(folder)
 
 
-def test_a_trial_says_so_first(tmp_path):
+def test_the_page_of_a_trial_starts_with_a_notice(tmp_path):
     section = study_section(write_study(tmp_path / "s", described=study(is_trial=True)))
     assert section.summary == [
         "A trial run: a few steps on a few rows, to test that everything works. Its numbers mean nothing."

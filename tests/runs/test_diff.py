@@ -124,7 +124,7 @@ def test_what_runs_were_fitted_on_stands_where_it_differs(made):
     assert "width" not in found.origin.values
 
 
-def test_an_end_is_what_the_run_said_itself(made):
+def test_the_final_scores_are_those_of_the_run(made):
     found, _ = both(made, "memory", "batch")
     for name in ("memory", "batch"):
         report = json.loads((made / name / "run.json").read_text())["report"]
@@ -205,7 +205,7 @@ def test_features_that_fit_one_run_alone_are_refused(made, test_data):
         both(made, "memory", "wide", on=test_data)
 
 
-def test_a_row_has_nothing_to_be_looked_up_among(made, test_data, tmp_path):
+def test_a_single_row_has_no_candidates(made, test_data, tmp_path):
     one = {name: values[:1] for name, values in np.load(made / "test.npz").items()}
     np.savez(tmp_path / "one.npz", **one)
     with pytest.raises(DataError, match="has 1 rows; at least 2 are needed"):

@@ -173,7 +173,7 @@ def test_colour_into_a_gray_encoder_becomes_gray(run, folders):
     assert mixed.isfinite().all()
 
 
-def test_what_it_takes_not(run):
+def test_a_prompt_and_an_unknown_device_are_refused(run):
     with pytest.raises(ConfigError, match="takes no prompt"):
         load_encoder(run.folder, prompt="a photo of")
     with pytest.raises(ConfigError, match="device 'nowhere' cannot be used"):
@@ -231,7 +231,7 @@ def test_few_labels_and_the_supervised_network_beside_the_fine_tuned(run, folder
     assert "tuned" in first.protocol["linear"]["fine-tuned"]
 
 
-def test_test_images_that_were_trained_on_are_told(run, folders):
+def test_test_images_that_were_trained_on_are_reported(run, folders):
     said = []
     evaluate_encoder(run.folder, DataAt(str(folders / "gray" / "train")), notify=said.append)
     assert len(said) == 1

@@ -98,7 +98,7 @@ def test_without_labels_it_says_what_stayed_and_claims_no_failures():
     assert compare_neighbours(features, [Side("h", features.vectors, None)]).metrics == []
 
 
-def test_rows_whose_class_is_alone_or_unknown_are_not_asked():
+def test_rows_of_a_singleton_or_unknown_class_are_no_queries():
     features = features_from_array(rows(5, 0), y=[0, 0, 1, -1, -1])
     assert compare_neighbours(features, [Side("h", features.vectors, None)]).num_queries == 2
 
@@ -168,7 +168,7 @@ def test_images_that_have_changed_are_not_shown(image_features, tmp_path):
     assert make_sprite(features_from_array(rows(3, 0)), [0]) is None
 
 
-def test_what_the_memory_served_by_plain_loops():
+def test_keys_drawn_from_the_memory_by_plain_loops():
     features = labelled()
     served = _served(features, are_pairs=False)
     own = [
@@ -181,7 +181,7 @@ def test_what_the_memory_served_by_plain_loops():
         assert [answer.is_right for answer in one.found[0]] == [not right for right in own[one.query][:5]]
 
 
-def test_what_was_served_to_queries_is_never_their_own():
+def test_keys_drawn_from_the_memory_are_never_the_query_itself():
     features = paired()
     served = _served(features, are_pairs=True)
     suspects = []

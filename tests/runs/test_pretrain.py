@@ -116,7 +116,7 @@ def test_a_run_that_was_killed_repeats_no_record(tmp_path):
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
 
-def test_what_was_seen_last_is_shown_until_the_next_look(tmp_path):
+def test_the_last_evaluation_is_shown_until_the_next(tmp_path):
     pretrain(DIGITS, out=tmp_path / "run", stop=after(3), **TINY, steps=6)
     last = [r for r in read(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "look"][-1]
     shown = []
@@ -139,7 +139,7 @@ def test_a_learned_temperature_moves_and_the_loss_uses_it(tmp_path):
     assert float(log_inverse) != pytest.approx(-torch.tensor(0.2).log().item(), abs=1e-5)
 
 
-def test_more_epochs_train_a_finished_run_on_and_the_schedule_is_told(finished, tmp_path):
+def test_more_epochs_extend_a_finished_run_and_the_schedule_is_reported(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
     with pytest.raises(ConfigError, match=r"is finished after .* epochs; to train on, give more epochs"):
@@ -162,7 +162,7 @@ def test_more_epochs_train_a_finished_run_on_and_the_schedule_is_told(finished, 
 
 
 @pytest.mark.parametrize("epochs", [0.0, -1.0, float("nan"), float("inf")])
-def test_epochs_to_go_on_to_are_a_number(finished, epochs):
+def test_epochs_of_a_resumed_run_are_a_number(finished, epochs):
     with pytest.raises(RangeError, match="is not beyond"):
         resume(finished.folder, epochs=epochs)
 
@@ -324,7 +324,7 @@ def test_how_often_is_kept_for_those_that_go_on(tmp_path):
         pretrain(DIGITS, out=tmp_path / "other", save_every=-1.0, **TINY, steps=1)
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_goes_on(finished, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step-000000004.safetensors").write_bytes(b"")
     said = []
@@ -383,7 +383,7 @@ def test_weights_that_break_in_the_last_step_are_not_kept(tmp_path, monkeypatch)
     assert latest_checkpoint(tmp_path / "run" / "checkpoints").step == 0
 
 
-def test_a_look_that_sees_a_collapse_stops_the_run(tmp_path, monkeypatch):
+def test_an_evaluation_that_finds_a_collapse_stops_the_run(tmp_path, monkeypatch):
     seen = {"loss": 1.0, "mean_cosine": 0.99999, "effective_rank_z": 1.0, "width_z": 16.0}
     monkeypatch.setattr("querykey.pretraining.run.monitor", lambda *_, **__: seen)
     with pytest.raises(CollapseError, match=r"step 2: the projections have collapsed.*after step 0 is kept"):
@@ -449,7 +449,7 @@ def test_a_folder_of_a_run_that_is_not_finished_is_no_model_yet(tmp_path):
         load_encoder(tmp_path / "run")
 
 
-def test_metrics_hold_steps_and_looks(finished):
+def test_metrics_have_steps_and_evaluations(finished):
     records = read(finished.folder / "metrics.jsonl")
     steps = [r for r in records if r["kind"] == "step"]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]

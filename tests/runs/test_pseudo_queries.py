@@ -51,7 +51,7 @@ def texts(tmp_path):
     return str(tmp_path / "texts.csv")
 
 
-def test_first_sentences_judge_a_fit(texts, monkeypatch):
+def test_first_sentences_validate_a_fit(texts, monkeypatch):
     from querykey.data.readers.open import read_source
 
     features = described(texts, 300, read_source(texts).fingerprint)
@@ -65,7 +65,7 @@ def test_first_sentences_judge_a_fit(texts, monkeypatch):
     assert np.isfinite(adapter.transform(features)).all()
 
 
-def test_texts_that_changed_or_are_gone_judge_nothing_and_it_is_said(texts, tmp_path):
+def test_texts_that_changed_or_are_missing_give_no_validation_and_a_note(texts, tmp_path):
     validation, said = pseudo_queries(described(texts, 300, "of other texts"))
     assert validation is None
     assert "has changed since the features were made" in said

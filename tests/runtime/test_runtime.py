@@ -47,7 +47,7 @@ def test_rows_are_those_of_the_estimator(kind, dim, tmp_path):
     np.testing.assert_array_equal(loaded.transform_documents(X), loaded.transform(X))
 
 
-def test_blocks_do_not_show(tmp_path, monkeypatch):
+def test_the_block_size_changes_nothing(tmp_path, monkeypatch):
     adapter, loaded = fitted("two_layer", 7, tmp_path)
     monkeypatch.setattr("querykey.runtime.forward.BLOCK", 7)
     np.testing.assert_allclose(loaded.transform(X), adapter.transform(X), rtol=0, atol=1e-6)

@@ -60,7 +60,7 @@ def settings_of(run):
 
 
 @pytest.mark.parametrize(("moment", "spare"), [("trial", 260), ("step", 160)])
-def test_a_step_under_a_limit_of_the_system_is_taken_in_parts(moment, spare, images, tmp_path):
+def test_a_step_under_a_memory_limit_is_computed_in_chunks(moment, spare, images, tmp_path):
     plain, short, parts = tmp_path / "plain", tmp_path / "short", tmp_path / "parts"
     assert ran(images, plain).returncode == 0
     done = ran(images, short, spare=spare, moment=moment)
@@ -88,7 +88,7 @@ def test_a_step_under_a_limit_of_the_system_is_taken_in_parts(moment, spare, ima
         assert (other[name].double() - value.double()).norm() <= 0.01 * way + 1e-6, name
 
 
-def test_a_limit_that_no_part_fits_is_one_message(images, tmp_path):
+def test_a_limit_that_no_chunk_fits_is_one_message(images, tmp_path):
     done = ran(images, tmp_path / "run", spare=4, moment="trial")
     assert done.returncode != 0
     assert "OutOfMemoryError" in done.stderr or "MemoryError" in done.stderr

@@ -93,7 +93,7 @@ def test_the_true_command_is_killed_from_the_start_of_python_on(tmp_path):
     assert found
 
 
-def test_what_was_measured_is_read_back(warm):
+def test_measured_choices_are_read_back(warm):
     """Precision and layout that a run chose by itself, and never again: as if they had been asked for."""
     folder, draw = warm.folder / "measured", random.Random("measured")
     folder.mkdir()

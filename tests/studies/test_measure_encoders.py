@@ -59,7 +59,7 @@ def saved():
     return SavedEncoder(Describing(), settings, 3)
 
 
-def test_what_rows_hold_is_told_and_what_they_lack_is_not(sides):
+def test_probes_find_what_rows_contain(sides):
     found = probe(saved(), *sides, seed=0)
     assert {name.rpartition(" ")[0] for name in found} == set(TRANSFORMATIONS)
     for name, chance in zip(TRANSFORMATIONS, (0.5, 0.25, 0.5, 0.5), strict=True):

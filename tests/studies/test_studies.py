@@ -124,7 +124,7 @@ def test_every_study_runs_to_its_verdicts(study, images, features, tmp_path):
     assert {one[1] for one in verdicts} == {"can't tell"}  # of one seed
 
 
-def test_a_study_that_was_stopped_goes_on_as_it_was_planned(images, tmp_path, monkeypatch):
+def test_an_interrupted_study_is_resumed_as_planned(images, tmp_path, monkeypatch):
     study, out = STUDIES["momentum"], tmp_path / "study"
     took = []
 
@@ -204,7 +204,7 @@ def test_images_that_no_study_can_take_are_refused(tmp_path):
     assert not (tmp_path / "study").exists()
 
 
-def test_a_time_is_shared_out_over_the_grid(images, monkeypatch):
+def test_the_time_is_divided_over_the_grid(images, monkeypatch):
     monkeypatch.setattr(run, "_step_seconds", lambda *_: (256, 0.5))
     monkeypatch.setattr(run, "measure_cell", lambda _: {"seconds": 60.0})
     arms = [Arm(name="a", label="a", seeds=3), Arm(name="b", label="b", seeds=1, images=3.0)]
@@ -297,7 +297,7 @@ def test_rows_of_a_trial_are_of_all_classes(features):
     assert evenly_spaced(7, 100).tolist() == list(range(7))
 
 
-def test_features_that_nothing_can_be_asked_of_are_refused(tmp_path):
+def test_features_without_queries_are_refused(tmp_path):
     np.save(tmp_path / "rows.npy", np.ones((30, 4), np.float32))
     with pytest.raises(DataError, match="neither labels nor queries"):
         run_study(
