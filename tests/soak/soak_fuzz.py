@@ -6,8 +6,8 @@ os.environ.setdefault("FUZZ_EXAMPLES", "400")
 
 from data.test_fuzz_readers import (  # noqa: F401
     files,
-    test_replaced_json_values_give_a_result_or_a_querykey_error,
     test_damaged_bytes_give_a_result_or_a_querykey_error,
+    test_replaced_json_values_give_a_result_or_a_querykey_error,
 )
 from data.test_fuzz_sources import (  # noqa: F401
     test_a_damaged_image_is_read_or_damaged,
