@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from querykey.cli.main import app
 from querykey.errors import OutputError
 from querykey.features.embed import embed
 from querykey.io.atomic import new_file, new_folder, remove_temp_files, replace_dir, reserve, write_atomically
-from querykey.io.scratch import MARK, claim_output
+from querykey.io.scratch import MARK, _remove_staged, claim_output
 
 WRITE_AND_DIE = """
     import os
@@ -110,6 +111,37 @@ def test_what_a_dead_process_left_is_removed(tmp_path):
     with new_folder(tmp_path / "run"):
         pass
     assert names(tmp_path) == ["other", "run"]
+
+
+def test_a_folder_that_was_not_yet_named_is_removed_if_its_owner_is_dead(tmp_path):
+    """A process was killed between the calls that make, lock, mark and name its scratch folder."""
+    for number, files in enumerate(([], ["lock"], ["lock", MARK])):
+        folder = tmp_path / f".run.querykey-{number:012x}"
+        folder.mkdir()
+        for name in files:
+            (folder / name).touch()
+    for name in ("0123456789ab", "short"):  # the user's
+        put(tmp_path / f".run.querykey-{name}")
+    claim_output(tmp_path / "run", resumable=False).release()
+    assert names(tmp_path) == [".run.querykey-0123456789ab", ".run.querykey-short"]
+
+
+def test_a_claim_survives_the_removal_of_its_unnamed_folder(tmp_path, monkeypatch):
+    """Another process takes the folder for that of a dead one before it is locked."""
+    made, mkdir = [], Path.mkdir
+
+    def removed_at_once(folder, *given, **options):
+        mkdir(folder, *given, **options)
+        if not made and ".querykey-" in folder.name:
+            made.append(folder)
+            _remove_staged(tmp_path / "run")
+
+    monkeypatch.setattr(Path, "mkdir", removed_at_once)
+    claim = claim_output(tmp_path / "run", resumable=False)
+    assert claim.folder.name == ".run.querykey"
+    assert not made[0].exists()
+    claim.release()
+    assert names(tmp_path) == []
 
 
 def test_what_a_living_process_writes_is_refused(tmp_path):

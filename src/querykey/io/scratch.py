@@ -6,12 +6,16 @@ it). It contains a lock file and `owner.json`, which names the output, the proce
 - If its owner is dead, so that its lock is free, it is removed or resumed.
 - If its owner is alive, the output is refused: two commands never write one output.
 - Any other folder of that name belongs to the user. It is not touched, and the next free name is used.
+
+Until it is locked and marked, a scratch folder has a unique name, `.NAME.querykey-` and 12 hex digits.
+If a process is killed in that moment, the next one removes the folder, which has at most a lock and a mark.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -92,18 +96,49 @@ def claim_output(target: Path, *, resumable: bool) -> Claim:
         if not is_resumable:
             shutil.rmtree(found, ignore_errors=True)
         lock.release(force=True)
-    # locked under a unique name first: a folder of the final name always has its lock and mark
-    staged = target.with_name(f"{_base(target, resumable=resumable)}-{uuid.uuid4().hex[:12]}")
-    staged.mkdir()
-    lock = FileLock(staged / LOCK, mode=0o644)
+    _remove_staged(target)
+    staged, lock = _staged(target, resumable=resumable)
     try:
-        lock.acquire(timeout=0)
         _write_mark(staged, target, resumable=resumable)
         return Claim(target, _named(staged, target, resumable=resumable), resumable, lock)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         lock.release(force=True)
         raise
+
+
+def _staged(target: Path, *, resumable: bool) -> tuple[Path, FileLock]:
+    """Make and lock a folder of a unique name: one of the final name always has its lock and mark."""
+    while True:
+        staged = target.with_name(f"{_base(target, resumable=resumable)}-{uuid.uuid4().hex[:12]}")
+        staged.mkdir()
+        lock = FileLock(staged / LOCK, mode=0o644)
+        with suppress(Timeout, FileNotFoundError):
+            lock.acquire(timeout=0)
+            if (staged / LOCK).exists():
+                return staged, lock
+            lock.release(force=True)
+        # between the two calls another process took the folder for that of a dead one and removed it
+
+
+def _remove_staged(target: Path) -> None:
+    """Remove folders of `_staged` whose process was killed before it renamed them."""
+    for resumable in (True, False):
+        pattern = re.compile(re.escape(_base(target, resumable=resumable)) + "-[0-9a-f]{12}")
+        for folder in target.parent.iterdir():
+            if not pattern.fullmatch(folder.name) or folder.is_symlink():
+                continue
+            with suppress(OSError):
+                if {path.name for path in folder.iterdir()} <= {LOCK, MARK}:
+                    _remove_unlocked(folder)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    """Remove a scratch folder if its owner is dead."""
+    lock = _acquire(folder)
+    if lock is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release(force=True)
 
 
 def _named(staged: Path, target: Path, *, resumable: bool) -> Path:
@@ -203,10 +238,7 @@ def remove_abandoned(path: str | Path) -> None:
     """
     for found, _ in _scratch_of(Path(path)):
         with suppress(OSError):
-            lock = _acquire(found)
-            if lock is not None:
-                shutil.rmtree(found, ignore_errors=True)
-                lock.release(force=True)
+            _remove_unlocked(found)
 
 
 def _is_live(folder: Path) -> bool:
