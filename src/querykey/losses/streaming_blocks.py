@@ -22,7 +22,7 @@ from querykey.losses.streaming import KEYS, ROWS
 from querykey.types import PairMask, PerQuery
 
 __all__ = [
-    "Block",
+    "LossBlock",
     "Positives",
     "Target",
     "dot_product_rows",
@@ -36,7 +36,7 @@ FEW = 50
 that is nearly all 0 costs more."""
 
 
-class Block(NamedTuple):
+class LossBlock(NamedTuple):
     """The logits of a block of keys, the mask of the softmax, and the unnormalised target distribution."""
 
     start: int
@@ -80,7 +80,7 @@ class Positives:
         """The target of queries start to stop."""
         return replace(self, pairs=self.pairs.rows(start, stop))
 
-    def walk(self, lookup: Lookup, size: int, maximum: Tensor) -> Iterator[Block]:
+    def walk(self, lookup: Lookup, size: int, maximum: Tensor) -> Iterator[LossBlock]:
         """The blocks of a look-up whose pairs are `pairs`."""
         for start, logits, positive, negative in lookup.blocks(size):
             candidates = negative if self.is_decoupled else positive | negative
@@ -90,14 +90,14 @@ class Positives:
                 count = weights.sum(dim=1, keepdim=True)
                 self._weigh(weights, logits)
                 weighted_logits = (logits * weights).sum(dim=1, keepdim=True)
-                yield Block(start, logits, candidates, weights, None, count, weighted_logits, maximum)
+                yield LossBlock(start, logits, candidates, weights, None, count, weighted_logits, maximum)
             else:
                 at, none = logits[rows, columns], torch.zeros_like(maximum[:, 0])
                 weights = torch.ones_like(at)
                 count = none.index_add(0, rows, weights)[:, None]
                 self._weigh(weights, at)
                 weighted_logits = none.index_add(0, rows, at * weights)[:, None]
-                yield Block(
+                yield LossBlock(
                     start, logits, candidates, weights, (rows, columns), count, weighted_logits, maximum
                 )
 
@@ -131,7 +131,7 @@ class Target:
         """The target of queries start to stop."""
         return Target(self.lookup.rows(start, stop))
 
-    def walk(self, lookup: Lookup, size: int, maximum: Tensor) -> Iterator[Block]:
+    def walk(self, lookup: Lookup, size: int, maximum: Tensor) -> Iterator[LossBlock]:
         """The blocks of a look-up beside those of the target, with the pairs of the target."""
         for start, target_logits, positive, negative in self.lookup.blocks(size):
             logits = lookup.queries @ keys_of(lookup, start, target_logits.shape[1]).T
@@ -143,7 +143,7 @@ class Target:
             weights = shifted.sub_(maximum).clamp_(min=NOTHING).exp_().mul_(numbers)
             count = weights.sum(dim=1, keepdim=True)
             weighted_logits = (logits - at).mul_(weights).sum(dim=1, keepdim=True)
-            yield Block(start, logits, candidates, weights, None, count, weighted_logits, maximum)
+            yield LossBlock(start, logits, candidates, weights, None, count, weighted_logits, maximum)
 
 
 def softmax_of_blocks(lookup: Lookup, temperature: float | Tensor, target: Positives | Target) -> PerQuery:
