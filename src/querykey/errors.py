@@ -53,6 +53,11 @@ Notify = Callable[[str], None]
 """Called with warnings and notes for the user."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the message of another library's error, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class QuerykeyError(Exception):
     """The base class of all errors that the caller can correct."""
 

@@ -8,8 +8,8 @@ import torch
 from adapter_process_toys import KINDS, every_kind
 from process_toys import together
 
-from querykey.adapter.fit_memory import describe_fit_memory
 from querykey.adapter.settings import AdapterSettings, resolve
+from querykey.adapter.training import describe_fit_memory
 from querykey.config.settings import changed
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import ConfigError

@@ -12,8 +12,8 @@ from pretraining_toys import DIGITS, TINY
 from querykey import pretrain
 from querykey.adapter import sampling
 from querykey.adapter.fit import fit_adapter
-from querykey.adapter.fit_memory import describe_fit_memory
 from querykey.adapter.settings import AdapterSettings, resolve
+from querykey.adapter.training import describe_fit_memory
 from querykey.losses import streaming
 from querykey.losses.by_name import objective
 from querykey.pretraining import autotune

@@ -4,26 +4,28 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from safetensors.torch import load, save_file
 
 from querykey.adapter.settings import AdapterSettings
-from querykey.encoders.heads import FCKind, FCLayer
-from querykey.errors import MissingPathError, StoreError
+from querykey.encoders.heads import FCLayer
+from querykey.errors import StoreError
 from querykey.io.atomic import new_folder, raises_store_error
 from querykey.runtime.codes import Code
-from querykey.runtime.folder import put_codes, read_codes
+from querykey.runtime.folder import (
+    DESCRIPTION,
+    FORMAT,
+    VERSION,
+    WEIGHTS,
+    put_codes,
+    read_codes,
+    read_description,
+    read_weights,
+)
 from querykey.runtime.forward import LoadedAdapter
 
 __all__ = ["SavedAdapter", "put_saved", "read_saved", "write_saved"]
-
-FORMAT = "querykey adapter"
-VERSION = 1
-WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
-WIDEST = 1_000_000
-_RENAMED = {"held_out": "validation_fraction", "patience": "n_iter_no_change"}
-"""Settings of version 0.1 to their present names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,34 +123,13 @@ def read_saved(folder: str | Path) -> SavedAdapter:
         StoreError: If it is damaged, was changed, or comes from a newer version.
     """
     folder = Path(folder)
-    if not (folder / DESCRIPTION).is_file():
-        raise MissingPathError(f"{folder}: no adapter here; {DESCRIPTION} is missing")
     with raises_store_error(f"{folder}: the adapter", "fit it again"):
-        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        if not isinstance(described, dict) or described.get("format") != FORMAT:
-            raise StoreError(f"{folder}: {DESCRIPTION} does not describe an adapter")
-        if described["version"] != VERSION:
-            raise StoreError(
-                f"{folder}: written as version {described['version']}; this querykey reads {VERSION}"
-            )
-        return _read(folder, described)
+        return _read(folder, read_description(folder))
 
 
 def _read(folder: Path, described: dict[str, Any]) -> SavedAdapter:
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise StoreError(f"{folder}: {WEIGHTS} is missing")
-    content = weights.read_bytes()
-    if hashlib.sha256(content).hexdigest() != described["sha256"]:
-        raise StoreError(
-            f"{folder}: {WEIGHTS} is damaged or was changed: its checksum differs from {DESCRIPTION}"
-        )
+    state = load(read_weights(folder, described))
     width, dim, kind = described["width"], described["dim"], described["kind"]
-    if type(width) is not int or type(dim) is not int or not 1 <= dim <= width <= WIDEST:
-        raise StoreError(f"{folder}: width {width!r} and dim {dim!r} are not valid for an adapter")
-    if kind not in get_args(FCKind):
-        raise StoreError(f"{folder}: unknown kind of FC layer: {kind!r}")
-    state = load(content)
     if width * dim > sum(tensor.numel() for tensor in state.values()):  # before memory is taken for it
         raise StoreError(f"{folder}: {WEIGHTS} does not hold the weights of {width} x {dim}")
     fc = FCLayer(width, dim, kind=kind)

@@ -12,7 +12,6 @@ from torch import nn
 
 from querykey.adapter.closed_forms import Affine
 from querykey.adapter.codes import Codes, fit_codes
-from querykey.adapter.fit_memory import describe_fit_memory
 from querykey.adapter.frontier import document_rows, documents_of, frontier_of
 from querykey.adapter.ladder import rank_sizes
 from querykey.adapter.scoreboard import Begin, Candidate, Scoreboard
@@ -37,7 +36,7 @@ from querykey.adapter.tasks import (
     select_forms,
     start_form,
 )
-from querykey.adapter.training import Fitted, LowRankChange, Training, layer_at
+from querykey.adapter.training import Fitted, LowRankChange, Training, describe_fit_memory, layer_at
 from querykey.adapter.verdict import Report, unvalidated_report
 from querykey.encoders.heads import FCLayer
 

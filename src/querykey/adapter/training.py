@@ -25,11 +25,21 @@ from querykey.encoders.heads import FCLayer, orthogonal
 from querykey.evaluation.geometry import effective_rank
 from querykey.lookup.lookup import IGNORE_LABEL, Lookup
 from querykey.lookup.unit_length import unit_length
+from querykey.losses.streaming import Form, chosen_form, loss_bytes
 from querykey.optim import warm_up_cosine
 from querykey.runtime.codes import Code
 from querykey.types import FrozenRows, PairMask, Rows
 
-__all__ = ["CHECKS", "Fitted", "LowRankChange", "Record", "Training", "layer_at", "step_metrics"]
+__all__ = [
+    "CHECKS",
+    "Fitted",
+    "LowRankChange",
+    "Record",
+    "Training",
+    "describe_fit_memory",
+    "layer_at",
+    "step_metrics",
+]
 
 CHECKS = 25
 """Evaluations per run."""
@@ -322,3 +332,46 @@ def _mean_score(lookup: Lookup, mask: PairMask) -> float:
     sums = torch.stack([lookup.scores[mask].sum(dtype=torch.float64), mask.sum(dtype=torch.float64)])
     total, count = lookup.shard_group.sum(sums).tolist()
     return total / count if count else math.nan
+
+
+def describe_fit_memory(settings: AdapterSettings, *, items: int, width: int, processes: int = 1) -> str:
+    """Describe the memory that the loss and the cross-batch memory take beside the features.
+
+    Args:
+        settings: Resolved settings.
+        items: Number of training rows.
+        width: Width of the frozen rows.
+        processes: Number of processes over which a sharded memory is split.
+
+    Returns:
+        A line of at most 78 characters.
+
+    Example:
+        >>> from querykey.adapter.settings import resolve
+        >>> settings = resolve(AdapterSettings(), task="unlabelled", items=50_000, width=384)
+        >>> describe_fit_memory(settings, items=50_000, width=384)
+        'memory: loss about 43 MiB (chunked, 128 x 50,000 scores), features 73 MiB'
+    """
+    queries = settings.batch_size
+    stored = 0 if settings.memory.kind == "in_batch" else min(settings.memory.capacity, items)
+    is_sharded = settings.memory.sharded and processes > 1
+    share = -(-stored // processes) if is_sharded else stored
+    if settings.loss.kind == "score_distillation":
+        keys = max(queries, share)
+    else:
+        own = (
+            settings.selection.neighbours
+            if settings.loss.kind == "score_difference"
+            else settings.selection.negatives or 0
+        )
+        keys = queries + min(
+            stored, queries * (own + (settings.selection.positives or 0)) + (settings.selection.sampled or 0)
+        )
+    given: Form = "dense" if is_sharded else settings.loss.options.get("form", "auto")
+    can_stream = settings.loss.kind in ("info_nce", "score_distillation")
+    form = chosen_form(given, queries, keys) if can_stream else "dense"
+    size = loss_bytes(queries, keys, settings.dim or width, form)
+    return (
+        f"memory: loss about {max(1, size >> 20):,} MiB ({form}, {queries:,} x {keys:,} scores), "
+        f"features {max(1, 4 * share * width >> 20):,} MiB"
+    )

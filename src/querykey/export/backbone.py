@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.backbones import Backbone
-from querykey.errors import ExportError, MissingExtraError
+from querykey.errors import ExportError, MissingExtraError, first_line
 from querykey.io.atomic import new_folder
 
 __all__ = ["BackboneOrigin", "ExportedBackbone", "export_backbone_onnx", "export_backbone_safetensors"]
@@ -129,7 +129,7 @@ def export_backbone_onnx(backbone: Backbone, out: str | Path, *, origin: Backbon
                 verbose=False,
             )
         except Exception as error:  # torch's exporter raises its own kinds
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            first = first_line(error)
             raise ExportError(f"{backbone.spec} cannot be written as ONNX: {first}") from error
         session = onnxruntime.InferenceSession(str(tmp_path / GRAPH), providers=["CPUExecutionProvider"])
         got = torch.from_numpy(session.run(["h"], {"images": images[:2].numpy()})[0])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from querykey.adapter.checkpoint import DESCRIPTION, put_saved
+from querykey.adapter.checkpoint import put_saved
 from querykey.adapter.estimator import NAMES, Adapter
 from querykey.adapter.validation import ValidationQueries
 from querykey.distributed.process_group import current_process_group, in_default_torch_state
@@ -20,6 +20,7 @@ from querykey.io.atomic import new_folder, raises_store_error, reserve
 from querykey.io.records import Records, versions
 from querykey.runs.adapter_settings import AdaptRun, parse_run
 from querykey.runs.data import DataAt, open_features
+from querykey.runtime.folder import DESCRIPTION
 
 __all__ = ["Progress", "Run", "adapt", "estimator", "fit", "forward_warnings", "load_run"]
 

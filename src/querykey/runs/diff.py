@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from querykey.adapter.checkpoint import DESCRIPTION
 from querykey.errors import ConfigError, MissingPathError
 from querykey.io.atomic import raises_store_error
 from querykey.io.records import dotted, read
 from querykey.runs.adapt import RUN, Run
 from querykey.runs.pretrain_folder import METRICS, RunFolder, is_pretraining
+from querykey.runtime.folder import DESCRIPTION
 
 __all__ = ["Differing", "Facts", "Kind", "common_kind", "differing", "facts_of", "transpose", "unique_names"]
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from querykey.adapter.checkpoint import DESCRIPTION, WEIGHTS
 from querykey.data.pixels.decoding import RowDecoder, lay_out
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.encoders.frozen import encoder as frozen_models
@@ -21,6 +20,7 @@ from querykey.pretraining.saved_encoder import SavedEncoder, read_encoder
 from querykey.runs.adapt import Run, load_run
 from querykey.runs.pretrain import PretrainedRun
 from querykey.runs.pretrain_folder import is_pretraining
+from querykey.runtime.folder import DESCRIPTION, WEIGHTS
 
 __all__ = ["encoder_of_features", "load_encoder"]
 

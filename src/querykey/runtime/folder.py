@@ -15,7 +15,7 @@ from querykey.errors import MissingPathError, QuerykeyError, StoreError
 from querykey.runtime.codes import Code
 from querykey.runtime.forward import LoadedAdapter
 
-__all__ = ["load", "put_codes", "read_codes"]
+__all__ = ["load", "put_codes", "read_codes", "read_description", "read_weights"]
 
 FORMAT, VERSION = "querykey adapter", 1
 WEIGHTS, DESCRIPTION = "adapter.safetensors", "adapter.json"
@@ -42,10 +42,8 @@ def load(folder: str | Path) -> LoadedAdapter:
         StoreError: If it is damaged, was changed, or comes from a newer version.
     """
     folder = Path(folder)
-    if not (folder / DESCRIPTION).is_file():
-        raise MissingPathError(f"{folder}: no adapter here; {DESCRIPTION} is missing")
     try:
-        return _read(folder, json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
+        return _read(folder, read_description(folder))
     except QuerykeyError:
         raise
     except Exception as error:
@@ -54,7 +52,22 @@ def load(folder: str | Path) -> LoadedAdapter:
         ) from error
 
 
-def _read(folder: Path, described: Any) -> LoadedAdapter:
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read the adapter.json of a saved adapter.
+
+    Args:
+        folder: The folder of the adapter.
+
+    Returns:
+        JSON values.
+
+    Raises:
+        MissingPathError: If there is no adapter.
+        StoreError: If it describes something else, or comes from a newer version.
+    """
+    if not (folder / DESCRIPTION).is_file():
+        raise MissingPathError(f"{folder}: no adapter here; {DESCRIPTION} is missing")
+    described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise StoreError(f"{folder}: {DESCRIPTION} does not describe an adapter")
     if described["version"] != VERSION:
@@ -62,6 +75,22 @@ def _read(folder: Path, described: Any) -> LoadedAdapter:
             f"{folder}: written as version {described['version']}; this querykey reads {VERSION}; "
             "install a newer querykey, or fit the adapter again"
         )
+    return described
+
+
+def read_weights(folder: Path, described: Mapping[str, Any]) -> bytes:
+    """Read the weights of a saved adapter, and check them and what adapter.json says of the layer.
+
+    Args:
+        folder: The folder of the adapter.
+        described: Its adapter.json.
+
+    Returns:
+        The content of adapter.safetensors.
+
+    Raises:
+        StoreError: If the weights are missing, damaged or were changed, or the layer is not valid.
+    """
     if not (folder / WEIGHTS).is_file():
         raise StoreError(f"{folder}: {WEIGHTS} is missing")
     content = (folder / WEIGHTS).read_bytes()
@@ -74,6 +103,12 @@ def _read(folder: Path, described: Any) -> LoadedAdapter:
         raise StoreError(f"{folder}: width {width!r} and dim {dim!r} are not valid for an adapter")
     if kind not in KINDS:
         raise StoreError(f"{folder}: unknown kind of FC layer: {kind!r}")
+    return content
+
+
+def _read(folder: Path, described: dict[str, Any]) -> LoadedAdapter:
+    content = read_weights(folder, described)
+    width, dim, kind = described["width"], described["dim"], described["kind"]
     side = described.get("side", "both")
     if side not in SIDES:
         raise StoreError(f"{folder}: side is {' or '.join(SIDES)}, got {side!r}")

@@ -60,11 +60,8 @@ def file_digest(path: Path) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def source_digest(*parts: Any) -> str:

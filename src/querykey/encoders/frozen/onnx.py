@@ -12,7 +12,7 @@ from torch import Tensor
 from querykey.encoders.frozen.fingerprint import combined_digest, file_digest
 from querykey.encoders.frozen.model import Kind, require_rows
 from querykey.encoders.frozen.preprocessing import ImagePreprocessing
-from querykey.errors import MissingExtraError, MissingPathError, SourceError
+from querykey.errors import MissingExtraError, MissingPathError, SourceError, first_line
 from querykey.io.images import pillow
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def load_onnx(path: Path, *, device: torch.device) -> OnnxModel:
         outside = _outside_files(onnx.load(str(path), load_external_data=False), path.parent)
         session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
     except Exception as error:  # neither library has a common root for its errors
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise SourceError(f"{path} is not a whole ONNX file ({first}); export it again") from error
     shape = _usable_shape(session, path)
     images = image_preprocessing(shape) if len(shape) == 4 else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from querykey.encoders.frozen.fingerprint import combined_digest, describe, state_digest
 from querykey.encoders.frozen.model import Kind, freeze, require_rows
-from querykey.errors import MissingExtraError, SourceError
+from querykey.errors import MissingExtraError, SourceError, first_line
 from querykey.io.paths import expand_user
 
 __all__ = ["SentenceModel", "load_sentence_transformer"]
@@ -92,7 +92,7 @@ def load_sentence_transformer(name: str, *, device: torch.device, prompt: str | 
                 str(found or name), device=str(device), local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # the library raises a dozen kinds for one cause
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         where = "its folder holds no whole model" if found else "it is not on this machine"
         raise SourceError(
             f"st:{name} cannot be loaded: {where} ({first}); give a folder that SentenceTransformer.save "

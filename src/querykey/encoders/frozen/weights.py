@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from querykey.errors import MissingPathError, SourceError
+from querykey.errors import MissingPathError, SourceError, first_line
 
 __all__ = ["load_weights"]
 
@@ -48,7 +48,7 @@ def load_weights(
         if own_format is not None:
             weights = dict(own_format(weights, network))
     except Exception as error:  # torch, timm and safetensors each raise their own
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise SourceError(
             f"{path} cannot be loaded into {name}: it is damaged, of another model, or holds Python "
             f"objects beside its weights, which are never loaded ({first}); save the state_dict "
