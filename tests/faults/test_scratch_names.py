@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,7 +19,7 @@ from querykey.cli.main import app
 from querykey.errors import OutputError
 from querykey.features.embed import embed
 from querykey.io.atomic import new_file, new_folder, remove_temp_files, replace_dir, reserve, write_atomically
-from querykey.io.scratch import MARK, _remove_staged, claim_output
+from querykey.io.scratch import MARK, _remove_staged, claim_output, remove_abandoned
 
 WRITE_AND_DIE = """
     import os
@@ -124,6 +126,22 @@ def test_a_folder_that_was_not_yet_named_is_removed_if_its_owner_is_dead(tmp_pat
         put(tmp_path / f".run.querykey-{name}")
     claim_output(tmp_path / "run", resumable=False).release()
     assert names(tmp_path) == [".run.querykey-0123456789ab", ".run.querykey-short"]
+
+
+def test_a_removal_that_was_interrupted_is_finished(tmp_path, monkeypatch):
+    claim = claim_output(tmp_path / "run", resumable=False)
+    claim.content.mkdir()
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda folder, **_: rmtree(folder) if folder == claim.content else None
+    )
+    claim.release()
+    monkeypatch.undo()
+    (left,) = names(tmp_path)
+    assert re.fullmatch(r"\.run\.querykey-[0-9a-f]{12}", left)
+    (tmp_path / left / MARK).unlink()
+    remove_abandoned(tmp_path / "run")
+    assert names(tmp_path) == []
 
 
 def test_a_claim_survives_the_removal_of_its_unnamed_folder(tmp_path, monkeypatch):

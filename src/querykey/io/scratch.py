@@ -7,8 +7,8 @@ it). It contains a lock file and `owner.json`, which names the output, the proce
 - If its owner is alive, the output is refused: two commands never write one output.
 - Any other folder of that name belongs to the user. It is not touched, and the next free name is used.
 
-Until it is locked and marked, a scratch folder has a unique name, `.NAME.querykey-` and 12 hex digits.
-If a process is killed in that moment, the next one removes the folder, which has at most a lock and a mark.
+Before it is locked and marked, and while it is removed, a scratch folder has a unique name that ends with 12
+hex digits. If a process is killed then, the next one removes the folder, which has at most a lock and a mark.
 """
 
 import errno
@@ -65,7 +65,7 @@ class Claim:
     def release(self) -> None:
         """Remove the scratch folder, unless it is resumable and not empty, and unlock it."""
         if not (self.resumable and self.content.exists()):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _remove(self.folder)
         self._lock.release(force=True)
 
 
@@ -94,7 +94,7 @@ def claim_output(target: Path, *, resumable: bool) -> Claim:
             _write_mark(found, target, resumable=True)
             return Claim(target, found, resumable, lock)
         if not is_resumable:
-            shutil.rmtree(found, ignore_errors=True)
+            _remove(found)
         lock.release(force=True)
     _remove_staged(target)
     staged, lock = _staged(target, resumable=resumable)
@@ -121,13 +121,20 @@ def _staged(target: Path, *, resumable: bool) -> tuple[Path, FileLock]:
         # between the two calls another process took the folder for that of a dead one and removed it
 
 
+def _remove(folder: Path) -> None:
+    """Remove a locked scratch folder; if the process is killed meanwhile, `_remove_staged` continues."""
+    shutil.rmtree(folder / CONTENT, ignore_errors=True)
+    with suppress(OSError):
+        folder = folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:12]}"))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _remove_staged(target: Path) -> None:
-    """Remove folders of `_staged` whose process was killed before it renamed them."""
-    for resumable in (True, False):
-        pattern = re.compile(re.escape(_base(target, resumable=resumable)) + "-[0-9a-f]{12}")
-        for folder in target.parent.iterdir():
-            if not pattern.fullmatch(folder.name) or folder.is_symlink():
-                continue
+    """Remove folders of unique names whose process was killed before it named or removed them."""
+    bases = "|".join(re.escape(_base(target, resumable=resumable)) for resumable in (True, False))
+    pattern = re.compile(rf"({bases})(-\d+)?-[0-9a-f]{{12}}")
+    for folder in list(target.parent.iterdir()) if target.parent.is_dir() else []:
+        if pattern.fullmatch(folder.name) and not folder.is_symlink():
             with suppress(OSError):
                 if {path.name for path in folder.iterdir()} <= {LOCK, MARK}:
                     _remove_unlocked(folder)
@@ -137,7 +144,7 @@ def _remove_unlocked(folder: Path) -> None:
     """Remove a scratch folder if its owner is dead."""
     lock = _acquire(folder)
     if lock is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         lock.release(force=True)
 
 
@@ -239,6 +246,7 @@ def remove_abandoned(path: str | Path) -> None:
     for found, _ in _scratch_of(Path(path)):
         with suppress(OSError):
             _remove_unlocked(found)
+    _remove_staged(Path(path))
 
 
 def _is_live(folder: Path) -> bool:

@@ -169,24 +169,22 @@ class HeldPixels(Pixels):
         return len(self._kept)
 
     def batch(self, rows: Ids) -> tuple[Images, ImageSizes | None]:
-        wanted, places = self._find(rows)
+        wanted = rows.cpu().numpy()
+        _check_rows(wanted, len(self._places))
+        places = self._places[wanted]
         if (places < 0).any():
             raise DamagedItemError(dict(self.damaged)[int(wanted[places < 0][0])])
         return self._at(places)
 
     def stream(self, batches: Iterable[_Batch]) -> Iterator[PixelBatch]:
         for rows in batches:
-            wanted, places = self._find(rows)
+            wanted = rows.cpu().numpy()
+            _check_rows(wanted, len(self._places))
+            places = self._places[wanted]
             kept = torch.from_numpy(wanted[places >= 0])
             if not len(kept) and len(wanted):
                 raise DataError(f"no image of a batch can be decoded: {dict(self.damaged)[int(wanted[0])]}")
             yield PixelBatch(*self._at(places[places >= 0]), kept)
-
-    def _find(self, rows: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(item numbers, positions among the decoded images, -1 for a damaged one)."""
-        wanted = rows.cpu().numpy()
-        _check_rows(wanted, len(self._places))
-        return wanted, self._places[wanted]
 
     def _at(self, places: NDArray[np.int64]) -> tuple[Images, ImageSizes | None]:
         if isinstance(self._images, list):
