@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 
 class EfficientNetLite0(nn.Module):
-    """The network without its classifier, beside the preprocessing its weights expect."""
+    """The network without its classifier, with the preprocessing of its weights."""
 
     dim = 1280
 

@@ -1,4 +1,4 @@
-"""Fit on pairs: the upper half of a digit asks, the whole digit answers."""
+"""Fit on pairs: the upper half of a digit is the query, the whole digit its document."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -11,7 +11,7 @@ train, test = slice(0, 1200), slice(1200, None)
 
 
 def found_first(queries: np.ndarray, documents: np.ndarray) -> float:
-    """Share of queries whose own document is the nearest."""
+    """The fraction of queries whose own document is the nearest."""
     best = (queries @ documents.T).argmax(axis=1)
     return float((best == np.arange(len(queries))).mean())
 

@@ -1,4 +1,4 @@
-"""Two sources, an encoder each: the upper half of a digit asks, and the lower half answers."""
+"""Two sources, an encoder each: the upper half of a digit is the query, and the lower half its document."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -30,11 +30,11 @@ optimizer = torch.optim.AdamW([weight for part in parts for weight in part.param
 
 
 def recall(k: int) -> float:
-    """Share of queries never trained on whose own document is among the k nearest."""
+    """The fraction of test queries whose own document is among the k nearest."""
     with torch.no_grad():
-        asked = nn.functional.normalize(query_encoder(queries[test]), dim=1)
-        answers = nn.functional.normalize(document_encoder(documents[test]), dim=1)
-    scores = asked @ answers.T
+        query_rows = nn.functional.normalize(query_encoder(queries[test]), dim=1)
+        document_rows = nn.functional.normalize(document_encoder(documents[test]), dim=1)
+    scores = query_rows @ document_rows.T
     return float((scores > scores.diagonal()[:, None]).sum(dim=1).lt(k).float().mean())
 
 

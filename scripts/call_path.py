@@ -1,9 +1,8 @@
-"""How far it is from the command to the loss, and how many modules a step and a run of pretraining enter.
+"""Count the frames from the command to the loss, and the modules that a step and a run of pretraining enter.
 
 python scripts/call_path.py [--list]
 
-The network of the measured run is a user's own, `tiny_network` below: what is counted is the way from images
-to loss, not the layers of a network.
+The network of the measured run is user-defined, `tiny_network` below: the layers of a network do not count.
 """
 
 import argparse
@@ -100,7 +99,7 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
 
 @contextmanager
 def profiled() -> Iterator[Trace]:
-    """While this lasts, calls of this thread are written down."""
+    """Record the calls of this thread in the context."""
     trace = Trace()
     before = sys.getprofile()
     sys.setprofile(trace.profile)
@@ -111,7 +110,7 @@ def profiled() -> Iterator[Trace]:
 
 
 def of_step(run: Callable[[], object]) -> Trace:
-    """The last step but one of a run: the last one is evaluated."""
+    """Trace the last step but one of a run; the last one is evaluated."""
     traces: list[Trace] = []
     original: Callable[..., Any] = Learner.training_step
 
@@ -130,14 +129,14 @@ def of_step(run: Callable[[], object]) -> Trace:
 
 
 def of_run(folder: Path) -> Trace:
-    """A small run, from the public function on."""
+    """Trace a small run, from the public function on."""
     with profiled() as trace:
         pretrain(folder, **TINY)
     return trace
 
 
 def of_command(folder: Path) -> Trace:
-    """A step of a small run, from the command on."""
+    """Trace a step of a small run, from the command on."""
     flat = [f"backbone={TINY['backbone']}", "views=digits", "views.size=8", f"head.dim={TINY['head.dim']}"]
     same = ("batch_size", "held_out", "precision", "layout", "steps", "num_evals")
     flat += [f"{name}={TINY[name]}" for name in same]
@@ -165,7 +164,7 @@ def measured() -> dict[str, Trace]:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         images = write_images(Path(folder) / "images")
-        step = of_step(lambda: pretrain(images, **TINY))  # what is imported late is imported then
+        step = of_step(lambda: pretrain(images, **TINY))  # for the late imports
         return {"step": step, "run": of_run(images), "command": of_command(images)}
 
 

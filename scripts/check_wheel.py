@@ -28,7 +28,7 @@ assert not {"torch", "sklearn"} & set(sys.modules)
 
 
 def environment(folder: Path, requirement: str) -> Path:
-    """An empty environment with one requirement installed; its bin folder."""
+    """Install one requirement into an empty environment, and return its bin folder."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement)
@@ -36,7 +36,7 @@ def environment(folder: Path, requirement: str) -> Path:
 
 
 def run(*words: object, code: int = 0, cwd: Path | None = None) -> str:
-    """Run a command, isolated from this checkout, and refuse another exit code."""
+    """Run a command isolated from this checkout; exit with a message on another exit code."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, check=False, cwd=cwd, env=clean
@@ -52,7 +52,7 @@ def megabytes(folder: Path) -> float:
 
 
 def check_core(wheel: Path, folder: Path) -> None:
-    """What the core promises."""
+    """Check the size, the commands and the messages of the core install."""
     home = environment(folder / "core", str(wheel))
     size = megabytes(folder / "core")
     print(f"core: {size:.0f} MB with pip; at most {MOST_MB}")
@@ -72,7 +72,7 @@ def check_core(wheel: Path, folder: Path) -> None:
 
 
 def check_readme(wheel: Path, folder: Path) -> None:
-    """The README's Python blocks, which go on from one another."""
+    """Run the Python blocks of the README in order, in one process."""
     home = environment(folder / "train", f"{wheel}[train]")
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     run(home / "python", "-c", "\n".join(blocks), cwd=folder)

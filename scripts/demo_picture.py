@@ -1,7 +1,7 @@
-"""Draw what `querykey demo` found: docs/figures/demo.svg, from the folder that it wrote.
+"""Draw the results of `querykey demo` as docs/figures/demo.svg, from the folder that it wrote.
 
-Rows are the queries that the adapter helped most and those that it failed most. On the right all queries are
-counted, so that the picture is not a choice of the good ones.
+Rows are the queries whose document moves up most and those whose document moves down most. All queries are counted
+on the right, so that the picture does not show a selection only.
 
 Usage: python scripts/demo_picture.py DEMO
 """
@@ -30,15 +30,15 @@ text{font:13px system-ui,'Segoe UI',Helvetica,Arial,sans-serif;fill:var(--ink)}.
 line.up{stroke:var(--up);stroke-width:3}line.down{stroke:var(--down);stroke-width:3}"""
 
 
-def places(queries: Tensor, documents: Tensor, pairs: Tensor) -> list[int]:
-    """Where each query's own document stands among all, 1 for first; ties count against it."""
+def ranks(queries: Tensor, documents: Tensor, pairs: Tensor) -> list[int]:
+    """The rank of each query's own document among all, from 1; ties count against it."""
     scores = queries[pairs[:, 0]] @ documents.T
     found: list[int] = (scores >= scores.gather(1, pairs[:, 1:2])).sum(dim=1).tolist()
     return found
 
 
 def measured(demo: Path) -> tuple[Features, list[int], list[int]]:
-    """The test features, and the place of each query's document before and after."""
+    """The test features, and the rank of each query's document before and after."""
     test = read_features(demo / "features" / "test")
     adapter = load_run(demo / "adapter").adapter
     assert test.queries is not None
@@ -46,12 +46,12 @@ def measured(demo: Path) -> tuple[Features, list[int], list[int]]:
     pairs = test.pairs[:, :2]
     rows = [unit_length(each.vectors).float() for each in (test.queries, test)]
     adapted = [torch.as_tensor(adapter.transform(each.vectors)) for each in (test.queries, test)]
-    return test, places(*rows, pairs), places(*adapted, pairs)
+    return test, ranks(*rows, pairs), ranks(*adapted, pairs)
 
 
-def x_of(place: int, last: int) -> float:
-    """A place on the axis, which is logarithmic."""
-    return LEFT + (RIGHT - LEFT) * math.log(place) / math.log(last)
+def x_of(rank: int, last: int) -> float:
+    """The coordinate of a rank on the logarithmic axis."""
+    return LEFT + (RIGHT - LEFT) * math.log(rank) / math.log(last)
 
 
 def drawn(texts: list[str], before: list[int], after: list[int]) -> str:
@@ -100,10 +100,10 @@ def drawn(texts: list[str], before: list[int], after: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    features, places_before, places_after = measured(Path(sys.argv[1]))
-    asked = features.queries
-    assert asked is not None
+    features, ranks_before, ranks_after = measured(Path(sys.argv[1]))
+    queries = features.queries
+    assert queries is not None
     assert features.pairs is not None
     OUT.write_text(
-        drawn([asked.previews[int(row)] for row in features.pairs[:, 0]], places_before, places_after)
+        drawn([queries.previews[int(row)] for row in features.pairs[:, 0]], ranks_before, ranks_after)
     )

@@ -1,4 +1,4 @@
-"""Digests of what the library computes, to hold before and after a change that must not change numbers.
+"""Digests of what the library computes, to compare before and after a change that must not change numbers.
 
 python scripts/digests.py --out before.json
 python scripts/digests.py --out after.json --compare before.json
@@ -49,7 +49,7 @@ NEEDS_TARGET = ("score_distillation", "score_difference")
 
 
 def digest(numbers: Iterable[Any]) -> str:
-    """Of the bits."""
+    """The first digits of the SHA-256 of some arrays."""
     made = hashlib.sha256()
     for one in numbers:
         made.update(np.ascontiguousarray(one).tobytes())
@@ -80,17 +80,17 @@ def of_losses() -> dict[str, str]:
 
 
 def of_fits() -> dict[str, str]:
-    """A fit of each kind."""
+    """The rows that a fit of each kind returns."""
     draw = np.random.default_rng(0)
     labels = draw.integers(12, size=360)
     rows = (draw.normal(size=(12, 24))[labels] + draw.normal(size=(360, 24))).astype(np.float32)
-    asked = (rows + 0.5 * draw.normal(size=rows.shape)).astype(np.float32)
+    queries = (rows + 0.5 * draw.normal(size=rows.shape)).astype(np.float32)
     fits = {
         "labels": lambda: Adapter(dim=12, random_state=0).fit(rows, labels),
         "new classes": lambda: Adapter(dim=12, classes="new", random_state=0).fit(rows, labels),
         "rows": lambda: Adapter(dim=12, random_state=0).fit(rows),
-        "pairs": lambda: Adapter(dim=12, random_state=0).fit_pairs(asked, rows),
-        "query side": lambda: Adapter(side="query", random_state=0).fit_pairs(asked, rows),
+        "pairs": lambda: Adapter(dim=12, random_state=0).fit_pairs(queries, rows),
+        "query side": lambda: Adapter(side="query", random_state=0).fit_pairs(queries, rows),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""How often a fit says "better" of data that hold nothing: small fits on labels and on pairs drawn at random.
+"""Count how often a fit to noise gets the verdict "better": small fits on random labels and random pairs.
 
 python scripts/noise.py                    # 400 fits of each, seeds 0 to 399
 python scripts/noise.py --fits 40 --kinds labels --jobs 2 --candidates closed_form
@@ -17,17 +17,16 @@ import torch
 from querykey import Adapter
 
 ROWS, WIDTH, CLASSES = (150, 240), 16, 8
-"""Few enough rows for one set of queries to select and to judge, and enough for two."""
+"""Rows for which the same queries serve selection and evaluation, and for which two halves do."""
 
 
 def fitted(kind: str, seed: int, candidates: str = "all") -> tuple[str, str]:
     """Fit one adapter to noise.
 
     Args:
-        kind: "labels": classes that have nothing to do with the rows. "pairs": queries and documents that
-            have nothing to do with one another.
-        seed: Of the noise and of the fit.
-        candidates: "all", or "closed_form" for a fit that trains nothing and takes a tenth of the time.
+        kind: "labels": random classes. "pairs": queries and documents that are independent.
+        seed: Random seed of the noise and of the fit.
+        candidates: "all", or "closed_form" for a fit without training, in a tenth of the time.
 
     Returns:
         (verdict, name of the candidate that was returned).
@@ -42,20 +41,20 @@ def fitted(kind: str, seed: int, candidates: str = "all") -> tuple[str, str]:
                 rows, draw.integers(CLASSES, size=count)
             )
         else:
-            asked = draw.normal(size=(count, WIDTH)) * np.linspace(0.3, 1.5, WIDTH)
+            queries = draw.normal(size=(count, WIDTH)) * np.linspace(0.3, 1.5, WIDTH)
             side = "query" if seed % 2 else "both"
             adapter = Adapter(dim=WIDTH, side=side, candidates=candidates, random_state=seed)
-            adapter.fit_pairs(asked, rows)
+            adapter.fit_pairs(queries, rows)
     return adapter.report_["verdict"], adapter.report_["candidate"]
 
 
 def counted(kind: str, seeds: Sequence[int], *, jobs: int = 1, candidates: str = "all") -> Counter[str]:
-    """The verdicts of as many fits.
+    """Count the verdicts of some fits.
 
     Args:
         kind: As for `fitted`.
-        seeds: One a fit.
-        jobs: Processes.
+        seeds: One per fit.
+        jobs: Number of processes.
         candidates: As for `fitted`.
 
     Returns:

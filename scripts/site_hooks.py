@@ -1,7 +1,7 @@
-"""What the site adds to mkdocs: pages and files from outside docs/, and the notebooks as pages.
+"""Hooks of mkdocs: pages and files from outside docs/, and the notebooks as pages.
 
 mkdocs.yml names this file under `hooks`. Pages link to each other as they do in the repository, so that a
-link works in both places; here it is rewritten to where the page stands on the site.
+link works in both places; here it is rewritten to the path of the page on the site.
 """
 
 import json
@@ -33,7 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite the links of a page to where the files stand on the site; take along files that it links to."""
+    """Rewrite the links of a page to paths on the site, and add the files that it links to."""
     place = ROOT / page.file.src_uri if page.file.generated_by else DOCS / page.file.src_uri
     here = Path(page.file.src_uri).parent
 
