@@ -77,6 +77,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("written", torch.zeros(items, dtype=torch.int64))
         self.register_buffer("normaliser", torch.zeros(()))
         self._writes = 0
+        self._has_normaliser = False
 
     def __len__(self) -> int:
         """Number of items."""
@@ -165,10 +166,11 @@ class MemoryBank(nn.Module):
                 f"{self.vectors.shape[1]} wide; one id for each row is needed"
             )
         self._require_slots(ids)
-        slots, order = torch.sort(ids, stable=True)
-        is_last = torch.ones_like(slots, dtype=torch.bool)
-        is_last[:-1] = slots[1:] != slots[:-1]
-        slots, rows = slots[is_last], vectors[order[is_last]].to(self.vectors.dtype)
+        # a repeated item is written as often, each time by its last row: the number of rows to write must not
+        # depend on the ids, or the host would wait for the device
+        ordered, order = torch.sort(ids, stable=True)
+        last = order[torch.searchsorted(ordered, ids, right=True) - 1]
+        slots, rows = ids, vectors[last].to(self.vectors.dtype)
         self._writes += 1
         local, places = shard(slots, self.processes)
         mixed = torch.lerp(rows[local], self.vectors[places], self.momentum)
@@ -182,11 +184,19 @@ class MemoryBank(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore it from a `state_dict`."""
         (self._writes,) = state.tolist()
+        self._has_normaliser = False  # the restored one may be that of before the first step
 
     def extra_repr(self) -> str:
         return f"items={len(self)}, dim={self.vectors.shape[1]}, momentum={self.momentum}"
 
+    def has_normaliser(self) -> bool:
+        """Whether the normaliser has been estimated; reads the device until it has, and not after that."""
+        self._has_normaliser = self._has_normaliser or bool(self.normaliser)
+        return self._has_normaliser
+
     def _require_slots(self, ids: Ids) -> None:
+        if ids.device.type != "cpu":  # a look at the ids would wait for the device, which checks them itself
+            return
         outside = ids[(ids < 0) | (ids >= len(self))]
         if len(outside):
             raise RangeError(

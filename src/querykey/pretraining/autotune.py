@@ -27,7 +27,7 @@ from querykey.pretraining.time_budget import (
     steady_limit,
 )
 
-__all__ = ["Autotuned", "autotune", "calibrate"]
+__all__ = ["Autotuned", "accelerator_precision", "autotune", "calibrate"]
 
 Layout = Literal["contiguous", "channels_last"]
 TRIALS, WARM_UP = 3, 1
@@ -230,7 +230,8 @@ def calibrate(
 
     Args:
         step: Takes one step with this precision and layout, of a run that is thrown away.
-        precision: "auto" tries bfloat16 if the device multiplies it faster than float32.
+        precision: "auto" tries bfloat16 if the processor multiplies it faster than float32; an accelerator
+            has bfloat16 if it can.
         layout: "auto" tries both.
         device: On which steps run.
         processes: That take each step together; the times and the cache of the main process hold for all.
@@ -272,7 +273,9 @@ def _fastest(
 ) -> Choice:
     """The first of the choices that a later one does not clearly beat, with the seconds of each."""
     precisions: list[Literal["float32", "bfloat16"]] = [precision] if precision != "auto" else ["float32"]
-    if precision == "auto" and processes.broadcast_object(_has_fast_bfloat16(device)):
+    if precision == "auto" and device.type != "cpu":
+        precisions = [accelerator_precision(device)]
+    elif precision == "auto" and processes.broadcast_object(_has_fast_bfloat16(device)):
         precisions.append("bfloat16")
     layouts: list[Layout] = ["contiguous", "channels_last"] if layout == "auto" else [layout]
     tried: dict[str, float] = {}
@@ -285,6 +288,26 @@ def _fastest(
                 best = (seconds, kind, order)
     assert best is not None
     return best[1], best[2], tried
+
+
+def accelerator_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """The precision of an encoder on an accelerator: bfloat16, where the device computes in it.
+
+    Scores and losses are float32 in either, without TF32: its rounding would reach the loss.
+
+    Args:
+        device: Other than the CPU.
+
+    Returns:
+        "bfloat16", or "float32" on devices before Ampere.
+    """
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    try:
+        square = torch.ones(2, 2, dtype=torch.bfloat16, device=device)
+        return "bfloat16" if bool((square @ square == 2).all()) else "float32"
+    except (RuntimeError, TypeError, NotImplementedError):  # as MPS before macOS 14
+        return "float32"
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -106,7 +106,7 @@ def nce_over_bank(
 
     def loss(lookup: Lookup) -> PerQuery:
         now = temperature()
-        if not bank.normaliser:  # not set: this is the first step
+        if not bank.has_normaliser():  # this is the first step
             estimate = nce_normaliser(lookup, temperature=now, items=len(bank), processes=processes)
             bank.normaliser.copy_(estimate)
             if not bank.normaliser.isfinite():
