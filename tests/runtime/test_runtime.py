@@ -53,6 +53,38 @@ def test_the_block_size_changes_nothing(tmp_path, monkeypatch):
     np.testing.assert_allclose(loaded.transform(X), adapter.transform(X), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_blocks_have_the_bits_of_the_whole(dtype, tmp_path, monkeypatch):
+    _, loaded = fitted("two_layer", 7, tmp_path)
+    monkeypatch.setattr("querykey.runtime.forward.BLOCK", 64)
+    np.save(tmp_path / "rows.npy", X.astype(dtype))
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    blocks = [*loaded.transform_blocks(rows)]
+    assert [len(block) for block in blocks] == [64, 64, 64, 64, 44]
+    np.testing.assert_array_equal(np.concatenate(blocks), loaded.transform(X.astype(dtype)))
+    spoilt = X.copy()
+    spoilt[200, 3] = np.nan
+    with pytest.raises(DataError, match="200"):
+        [*loaded.transform_blocks(spoilt)]
+    with pytest.raises(ShapeError, match="24"):
+        [*loaded.transform_blocks(X[:, :5])]
+
+
+def test_an_array_is_transformed_into_the_file_that_numpy_saves(tmp_path, monkeypatch):
+    """Block by block: the rows together are never in memory."""
+    from querykey.cli import transform
+
+    _, loaded = fitted("linear", 7, tmp_path)
+    np.save(tmp_path / "rows.npy", X)
+    np.save(tmp_path / "want.npy", loaded.transform(X))
+    monkeypatch.setattr("querykey.runtime.forward.BLOCK", 64)
+    monkeypatch.setattr("querykey.runtime.LoadedAdapter.transform", None)
+    wanted = transform._Wanted(dim=None, bits=None, queries=False)
+    out = tmp_path / "Z.npy"
+    assert transform._transform_array(tmp_path / "run", tmp_path / "rows.npy", wanted, out) == (300, 7)
+    assert out.read_bytes() == (tmp_path / "want.npy").read_bytes()
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64])
 def test_any_real_dtype_will_do(dtype, tmp_path):
     adapter, loaded = fitted("linear", 7, tmp_path)

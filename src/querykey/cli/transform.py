@@ -20,6 +20,8 @@ from querykey.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from querykey.adapter.estimator import Adapter
     from querykey.runtime import LoadedAdapter
 
@@ -84,17 +86,17 @@ def transform_features(
     wanted = _Wanted(dim, bits, queries)
     if _numpy_will_do(features, (column, pair_column, split, delimiter), device, threads):
         reserve_output(out)
-        made = _transformed_array(run, Path(features), wanted)
+        shape = _transform_array(run, Path(features), wanted, out)
     else:
         device = prepare(device, threads, seed)
         reserve_output(out)
         made = _transformed(run, (features, column, None, pair_column, split, delimiter), wanted, device)
-    _write(out, made)
-    line(f"{out}: {len(made):,} {_described(made, bits)}")
+        _write(out, made)
+        shape = made.shape
+    line(f"{out}: {shape[0]:,} {_described(shape[1], bits)}")
 
 
-def _described(made: Any, bits: int | None) -> str:
-    width = made.shape[1]
+def _described(width: int, bits: int | None) -> str:
     each = f"{width} byte{'' if width == 1 else 's'} each"
     match bits:
         case None:
@@ -113,7 +115,8 @@ def _numpy_will_do(features: str, options: tuple[str | None, ...], device: str, 
     return plain and features.endswith(".npy") and Path(features).is_file() and not is_distributed()
 
 
-def _transformed_array(run: Path, path: Path, wanted: _Wanted) -> Any:
+def _transform_array(run: Path, path: Path, wanted: _Wanted, out: Path) -> tuple[int, int]:
+    """Write what becomes of an array; float rows block by block, so that memory does not grow with them."""
     import numpy as np
 
     from querykey.errors import DataError, MissingPathError, ShapeError, SourceError
@@ -135,7 +138,13 @@ def _transformed_array(run: Path, path: Path, wanted: _Wanted) -> Any:
             f"{path}: {int(zero.sum())} of {len(rows)} rows are zero and cannot be compared, the first of "
             f"them row {int(zero.argmax())}; take these rows out, or make them again"
         )
-    return wanted.array(adapter, rows)
+    if wanted.bits is None and out.suffix == ".npy" and (wanted.queries or adapter.side == "both"):
+        size = adapter.dim if wanted.dim is None else wanted.dim
+        _write_blocks(out, adapter.transform_blocks(rows, dim=wanted.dim), (len(rows), size))
+        return len(rows), size
+    made = wanted.array(adapter, rows)
+    _write(out, made)
+    return len(made), made.shape[1]
 
 
 def _transformed(run: Path, at: tuple[Any, ...], wanted: _Wanted, device: str) -> Any:
@@ -150,6 +159,19 @@ def _transformed(run: Path, at: tuple[Any, ...], wanted: _Wanted, device: str) -
     given = opened.features
     asked = wanted.queries and given.queries is not None
     return wanted.array(fitted.adapter, given.queries if asked else given)
+
+
+def _write_blocks(out: Path, blocks: "Iterator[Any]", shape: tuple[int, int]) -> None:
+    """The file that `numpy.save` makes of the blocks together."""
+    import numpy as np
+
+    from querykey.io.atomic import new_file
+
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with new_file(out) as tmp_path, tmp_path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for block in blocks:
+            stream.write(np.ascontiguousarray(block, dtype="<f4").data)
 
 
 def _write(out: Path, made: Any) -> None:

@@ -1,9 +1,9 @@
 """The forward pass of an adapter in NumPy."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,6 +32,7 @@ LARGEST, SMALLEST = 1e15, 1e-11
 """Magnitudes whose sums of squares float32 can represent; the same as in `querykey.lookup.unit_length`."""
 
 Rows = NDArray[np.float32]
+Matrix = TypeVar("Matrix", bound=NDArray[Any])
 
 
 class LoadedAdapter:
@@ -115,6 +116,28 @@ class LoadedAdapter:
             self._many(block, out[start : start + BLOCK], start)
         return out
 
+    def transform_blocks(self, x: NDArray[Any], *, dim: int | None = None) -> Iterator[Rows]:
+        """`transform` block by block, for more rows than memory has room for.
+
+        Args:
+            x: Frozen rows [rows, width], for example memory-mapped; a block is read at a time.
+            dim: One of `dims`; None: the largest.
+
+        Yields:
+            The rows of `transform` in order, with the same bits: float32 [at most 1,024, dim].
+
+        Raises:
+            ShapeError: If rows are not `width` long.
+            DataError: If a number is NaN or infinite.
+            RangeError: If the adapter has no such size.
+        """
+        size = self.dim if dim is None else check_size(dim, self.dims)
+        for start in range(0, len(self._matrix(x)), BLOCK):
+            block = _in_range(np.asarray(x[start : start + BLOCK]))
+            out = np.empty((len(block), size), dtype=np.float32)
+            self._many(block, out, start)
+            yield out
+
     def transform_documents(self, x: ArrayLike, *, dim: int | None = None) -> Rows:
         """Transform documents; with side "query" they are only scaled to length 1."""
         if self.side == "both":
@@ -180,7 +203,7 @@ class LoadedAdapter:
             )
         return self.codes[size, bits]
 
-    def _matrix(self, rows: Rows) -> Rows:
+    def _matrix(self, rows: Matrix) -> Matrix:
         if rows.ndim != 2 or rows.shape[1] != self.width:
             raise ShapeError(
                 f"rows have shape {list(rows.shape)}; the adapter was fitted on [rows, {self.width}], "
