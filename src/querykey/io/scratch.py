@@ -123,8 +123,12 @@ def _staged(target: Path, *, resumable: bool) -> tuple[Path, FileLock]:
 
 def _remove(folder: Path) -> None:
     """Remove a locked scratch folder; if the process is killed meanwhile, `_remove_staged` continues."""
-    shutil.rmtree(folder / CONTENT, ignore_errors=True)
     with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name not in (LOCK, MARK):
+                path.unlink()
         folder = folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:12]}"))
     shutil.rmtree(folder, ignore_errors=True)
 
