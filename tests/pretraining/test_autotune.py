@@ -61,40 +61,40 @@ def test_the_fastest_is_chosen_and_of_near_ones_the_plainer(measured, costs, cho
     assert found.seconds == pytest.approx(found.tried[" ".join(chosen)])
 
 
-QUESTION = {"choice": "a test", "batch": 8}
+CONDITIONS = {"choice": "a test", "batch": 8}
 
 
 def test_a_choice_is_measured_once_and_holds_under_another_load(measured, tmp_path, monkeypatch):
     monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path / "cache"))
-    first, clock = measured((4.0, 3.0, 2.0, 1.0), question=QUESTION)
+    first, clock = measured((4.0, 3.0, 2.0, 1.0), conditions=CONDITIONS)
     assert len(clock.taken) == 4 * (autotune.WARM_UP + autotune.TRIALS)
     loaded = (1.0, 2.0, 3.0, 4.0)  # the other way round
-    again, clock = measured(loaded, question=QUESTION)
+    again, clock = measured(loaded, conditions=CONDITIONS)
     assert (again.precision, again.layout) == (first.precision, first.layout) == ("bfloat16", "channels_last")
     assert again.tried == first.tried
     assert again.seconds == 4.0  # as it is now
     assert set(clock.taken) == {(torch.bfloat16, "channels_last")}
-    other, _ = measured(loaded, question=QUESTION | {"batch": 9})
+    other, _ = measured(loaded, conditions=CONDITIONS | {"batch": 9})
     assert (other.precision, other.layout) == ("float32", "contiguous")
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"KEY": {"answer": ["float16", "contiguous", {}]}}'])
 def test_a_cache_of_nonsense_is_measured_again(measured, tmp_path, monkeypatch, text):
     monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path))
-    remember(QUESTION, None)
+    remember(CONDITIONS, None)
     (key,) = json.loads((tmp_path / "measured.json").read_text())
     (tmp_path / "measured.json").write_text(text.replace("KEY", key))
-    found, _ = measured((1.0, 2.0, 3.0, 4.0), question=QUESTION)
+    found, _ = measured((1.0, 2.0, 3.0, 4.0), conditions=CONDITIONS)
     assert (found.precision, found.layout) == ("float32", "contiguous")
-    assert recall(QUESTION)[:2] == ["float32", "contiguous"]
+    assert recall(CONDITIONS)[:2] == ["float32", "contiguous"]
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(measured, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path / "file" / "cache"))
-    found, _ = measured((4.0, 3.0, 2.0, 1.0), question=QUESTION)
+    found, _ = measured((4.0, 3.0, 2.0, 1.0), conditions=CONDITIONS)
     assert found.precision == "bfloat16"
-    assert recall(QUESTION) is None
+    assert recall(CONDITIONS) is None
 
 
 def test_two_runs_of_one_seed_have_the_same_bits_whatever_the_cache_holds(tmp_path, monkeypatch):

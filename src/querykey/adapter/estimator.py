@@ -227,7 +227,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 labels=labels,
                 validation=validation,
                 record=record,
-                begin=self._told(begin),
+                begin=self._with_output(begin),
             )
             return self._keep(fitted, X)
 
@@ -265,7 +265,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 require_finite_rows(given, what=name)
             documents, training, note = distinct_pairs(queries, documents, pairs)
             fitted = fit_adapter(
-                documents, self._settings(), pairs=training, record=record, begin=self._told(begin)
+                documents, self._settings(), pairs=training, record=record, begin=self._with_output(begin)
             )
             fitted.report["notes"] = [*fitted.report["notes"], *([note] if note else [])]
             return self._keep(fitted, D)
@@ -455,16 +455,16 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         numbers = None if pairs is None else numbered_pairs(pairs, len(checked), rows)
         return ValidationQueries(checked, numbers)
 
-    def _told(self, begin: Begin | None) -> Begin | None:
+    def _with_output(self, begin: Begin | None) -> Begin | None:
         if not self.verbose:
             return begin
 
-        def tell(line: str) -> None:
+        def write(line: str) -> None:
             sys.stdout.write(f"{line}\n")
             if begin is not None:
                 begin(line)
 
-        return tell
+        return write
 
     def _keep(self, fitted: Fitted, X: object) -> "Adapter":
         self.fc_, self.settings_ = fitted.fc, fitted.settings

@@ -109,7 +109,7 @@ def _fastest_precision(width: int, settings: AdapterSettings) -> Literal["float3
     """
     processes = current_process_group()
     shape = [STEP_ROWS, width, settings.dim or max(settings.dims, default=min(64, width))]
-    question = {
+    conditions = {
         "choice": "precision of an adapter's products",
         "device": processor(),
         "torch": str(torch.__version__),
@@ -118,7 +118,7 @@ def _fastest_precision(width: int, settings: AdapterSettings) -> Literal["float3
     }
     found: Any = None
     if processes.is_main_process:
-        found = recall(question)
+        found = recall(conditions)
         if found not in ("float32", "bfloat16"):
             rows, weight = torch.ones(shape[:2]), torch.ones(shape[2], shape[1], requires_grad=True)
             is_faster = is_clearly_faster(
@@ -126,7 +126,7 @@ def _fastest_precision(width: int, settings: AdapterSettings) -> Literal["float3
                 partial(_product, rows, weight, torch.float32),
             )
             found = "bfloat16" if is_faster else "float32"
-            remember(question, found)
+            remember(conditions, found)
     return "bfloat16" if processes.broadcast_object(found) == "bfloat16" else "float32"
 
 

@@ -151,7 +151,7 @@ def plan_of_pairs(
     whole = settings.memory.kind == "cross_batch" and settings.memory.capacity >= len(documents)
     shard_group = processes if settings.memory.sharded else SINGLE_PROCESS
     pool = Pool(documents, None, None, keep=whole and shard_group.world_size == 1)
-    asked = Pool(pairs.queries, None, None, keep=len(pairs.queries) <= settings.memory.capacity)
+    query_pool = Pool(pairs.queries, None, None, keep=len(pairs.queries) <= settings.memory.capacity)
     size = min(settings.batch_size, len(train))  # a fold has fewer pairs than the whole
     batches = UniformBatches(len(train), batch_size=size, seed=settings.seed)
     memory = _memory(pool, settings, shard_group, whole=whole, project=None)
@@ -171,12 +171,12 @@ def plan_of_pairs(
     if settings.memory.kind == "in_batch" or not settings.selection.negatives:
         top = _nothing
     elif whole:
-        top = _frozen(top, asked, memory)
+        top = _frozen(top, query_pool, memory)
     sampled = 0 if settings.memory.kind == "in_batch" else settings.selection.sampled or 0
 
     def take(step: int) -> Step:
         numbers = train[batches(step)]
-        queries = asked.batch(torch.unique(pairs.query_ids[numbers]))
+        queries = query_pool.batch(torch.unique(pairs.query_ids[numbers]))
         answers = pool.batch(torch.unique(pairs.document_ids[numbers]))
         choose = _with_sample(top, sampled, (settings.seed, step))
         return pairs_step(learner, queries, answers, memory, choose, relevance)

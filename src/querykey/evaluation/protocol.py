@@ -391,7 +391,7 @@ def _unanswerable(numbers: Mapping[str, Mapping[str, PerQuery]]) -> dict[str, in
 
 
 def _classify(task: Task, constants: Protocol) -> tuple[Labels, dict[str, Any]]:
-    """What logistic regression on the frozen features says of the test items."""
+    """The classes that logistic regression on the frozen features predicts for the test items."""
     assert task.train is not None
     assert task.train_labels is not None
     model = logistic_regression(task.train, task.train_labels, seed=constants.seed)

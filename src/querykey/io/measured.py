@@ -66,38 +66,38 @@ def processor() -> str:
     return f"{platform.machine()} {platform.processor()}".strip()
 
 
-def recall(question: Mapping[str, Any]) -> Any:
+def recall(conditions: Mapping[str, Any]) -> Any:
     """Read a measured choice.
 
     A measurement depends on the load of the machine. If it changes bits, two runs with the same seed would
     differ; so the second uses the measurement of the first.
 
     Args:
-        question: JSON values: everything that the answer depends on, including the processor.
+        conditions: JSON values: everything that the choice depends on, including the processor.
 
     Returns:
-        The answer; None if there is none or the cache cannot be read.
+        The choice; None if there is none or the cache cannot be read.
     """
-    stored = _read(cache_folder() / FILE).get(_key(question))
+    stored = _read(cache_folder() / FILE).get(_key(conditions))
     return stored.get("answer") if isinstance(stored, dict) else None
 
 
-def remember(question: Mapping[str, Any], answer: Any) -> None:
-    """Store an answer for `recall`; if the cache cannot be written, it is measured again.
+def remember(conditions: Mapping[str, Any], choice: Any) -> None:
+    """Store a choice for `recall`; if the cache cannot be written, it is measured again.
 
     Args:
-        question: As for `recall`.
-        answer: A JSON value.
+        conditions: As for `recall`.
+        choice: A JSON value.
     """
     path = cache_folder() / FILE
-    entries = _read(path) | {_key(question): {"question": dict(question), "answer": answer}}
+    entries = _read(path) | {_key(conditions): {"question": dict(conditions), "answer": choice}}
     with suppress(OSError, OutputError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, [json.dumps(entries, indent=1).encode()])
 
 
-def _key(question: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+def _key(conditions: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -191,11 +191,11 @@ def _choose(trial: _Trial) -> Calibration:
         layout=settings.layout,
         device=trial.device,
         processes=trial.processes,
-        question=_question(trial.run, trial.device),
+        conditions=_conditions(trial.run, trial.device),
     )
 
 
-def _question(trial: TrainingRun, device: torch.device) -> dict[str, Any]:
+def _conditions(trial: TrainingRun, device: torch.device) -> dict[str, Any]:
     """All that the fastest precision and layout depend on."""
     settings = trial.settings
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
@@ -221,11 +221,11 @@ def calibrate(
     layout: Literal["auto", "contiguous", "channels_last"],
     device: torch.device,
     processes: ProcessGroup = SINGLE_PROCESS,
-    question: Mapping[str, Any] | None = None,
+    conditions: Mapping[str, Any] | None = None,
 ) -> Calibration:
     """Measure whole steps, and choose the fastest precision and layout.
 
-    A choice changes bits. It is measured once a machine: the next run with the same question takes it from
+    A choice changes bits. It is measured once a machine: the next run with the same conditions takes it from
     the cache (`querykey.io.measured`), whatever the load.
 
     Args:
@@ -235,13 +235,15 @@ def calibrate(
         layout: "auto" tries both.
         device: On which steps run.
         processes: That take each step together; the times and the cache of the main process hold for all.
-        question: What the choice depends on; None: it is measured anew.
+        conditions: What the choice depends on; None: it is measured anew.
 
     Returns:
         The choice: float32 and contiguous, or what takes 15% less time a step.
     """
-    is_open = question is not None and "auto" in (precision, layout)
-    known = processes.broadcast_object(_recalled(question) if is_open and processes.is_main_process else None)
+    is_open = conditions is not None and "auto" in (precision, layout)
+    known = processes.broadcast_object(
+        _recalled(conditions) if is_open and processes.is_main_process else None
+    )
     if known is not None:
         chosen, order, tried = known
         steady = _seconds(lambda: step(_DTYPES[chosen], order), device, processes)
@@ -249,16 +251,16 @@ def calibrate(
         chosen, order, tried = _fastest(step, precision, layout, device, processes)
         steady = tried[f"{chosen} {order}"]
         if is_open and processes.is_main_process:
-            remember(question or {}, [chosen, order, tried])
+            remember(conditions or {}, [chosen, order, tried])
     return Calibration(chosen, order, steady, tried)
 
 
 Choice = tuple[Literal["float32", "bfloat16"], Layout, dict[str, float]]
 
 
-def _recalled(question: Mapping[str, Any] | None) -> Choice | None:
+def _recalled(conditions: Mapping[str, Any] | None) -> Choice | None:
     """The choice that was measured before; None where there is none of this form."""
-    match recall(question or {}):
+    match recall(conditions or {}):
         case ["float32" | "bfloat16" as precision, "contiguous" | "channels_last" as layout, dict(tried)]:
             return precision, layout, tried
     return None
