@@ -44,6 +44,7 @@ from querykey.adapter.validation import (
     Transform,
     ValidationQueries,
     copies_of,
+    padded,
 )
 from querykey.distributed.process_group import ProcessGroup
 from querykey.encoders.heads import orthogonal
@@ -352,50 +353,50 @@ class RowTask:
         self.documents = vectors  # what an index holds
         self.new: list[HeldOutFold] = []
         self.power: str = settings.target or "soft_whitened"
-        share, seed = settings.validation_fraction, settings.seed
-        nothing = torch.empty(0, dtype=torch.int64)
         self._target: Affine | None = None
         self._total: Moments | None = None
         self.scorer: Scorer
         self.folds: list[HeldOutFold] = []
-        every = torch.arange(len(vectors))
-        self.sample = unit_rows(vectors, every[:1000])
+        self.sample = unit_rows(vectors, torch.arange(len(vectors))[:1000])
         if validation is not None and validation.pairs is not None:
-            relevance = Relevance(
-                validation.pairs[:, 0], validation.pairs[:, 1], queries=len(validation.queries)
-            )
-            held_out = torch.unique(validation.pairs[:, 0])
-            # half of real queries are held out: the other half enters the moments
-            most = min(2 * HELD_OUT_QUERIES, len(held_out) // 2 if validation.are_real else len(held_out))
-            held_out = held_out[_draw(len(held_out), most, seed)]
-            scorer = _pair_scorer(validation.queries, vectors, relevance, held_out, seed, moves=True)
-            self.scorer = scorer
-            if len(held_out) >= 2:
-                self.folds = [HeldOutFold(Fold(held_out, held_out), scorer.prepare(held_out))]
-            return
+            self._hold_out_pairs(validation, validation.pairs)
+        else:
+            self._hold_out_scores()
+
+    def _hold_out_pairs(self, validation: ValidationQueries, pairs: Tensor) -> None:
+        """Validation queries with relevant rows: they are scored by finding these."""
+        seed, held_out = self.settings.seed, torch.unique(pairs[:, 0])
+        # half of real queries are held out: the other half enters the moments
+        most = min(2 * HELD_OUT_QUERIES, len(held_out) // 2 if validation.are_real else len(held_out))
+        held_out = held_out[_draw(len(held_out), most, seed)]
+        relevance = Relevance(pairs[:, 0], pairs[:, 1], queries=len(validation.queries))
+        scorer = _pair_scorer(validation.queries, self.vectors, relevance, held_out, seed, moves=True)
+        self.scorer = scorer
+        if len(held_out) >= 2:
+            self.folds = [HeldOutFold(Fold(held_out, held_out), scorer.prepare(held_out))]
+
+    def _hold_out_scores(self) -> None:
+        """Validation queries, or rows: they are scored by how well they keep the scores of the target."""
+        vectors, settings, validation = self.vectors, self.settings, self.validation
+        share, seed, every = settings.validation_fraction, settings.seed, torch.arange(len(self.vectors))
         folds = row_fold(vectors, share=share, seed=seed, most=HELD_OUT_QUERIES)
-        keys = _some_keys(every, torch.cat([nothing, *(fold.queries for fold in folds)]), seed)
+        keys = _some_keys(every, torch.cat([every[:0], *(fold.queries for fold in folds)]), seed)
         rows, temperature = unit_rows(vectors, keys), _temperature(settings)
         if validation is not None:
             held_out = torch.arange(len(validation.queries))
             held_out = held_out[_draw(len(held_out), min(2 * HELD_OUT_QUERIES, len(held_out) // 2), seed)]
             queries, none = unit_rows(validation.queries), torch.full((len(held_out), 0), -1)
             self.scorer = DistillationScorer(queries, rows, self.target(None), temperature)
-            self.folds = (
-                [HeldOutFold(Fold(held_out, held_out), HeldOutQueries(held_out, none, none))]
-                if len(held_out) > 1
-                else []
-            )
+            if len(held_out) >= 2:
+                fold = Fold(held_out, held_out)
+                self.folds = [HeldOutFold(fold, HeldOutQueries(held_out, none, none))]
             return
         self.scorer = DistillationScorer(rows, rows, self.target(folds[0] if folds else None), temperature)
         for fold in folds:
             places = torch.searchsorted(keys, fold.queries)
-            copies = copies_of(rows, places)
-            most = max(len(one) for one in copies)
-            excluded = torch.stack([torch.cat([one, one.new_full((most - len(one),), -1)]) for one in copies])
+            excluded = padded(copies_of(rows, places))
             self.folds.append(HeldOutFold(fold, HeldOutQueries(places, places[:, None], excluded)))
-        if folds:
-            self.sample = unit_rows(vectors, folds[0].queries)
+            self.sample = unit_rows(vectors, fold.queries)
 
     def target(self, fold: Fold | None) -> Affine:
         """What makes the rows whose scores are kept, at full width."""

@@ -30,6 +30,7 @@ __all__ = [
     "copies_of",
     "in_blocks",
     "log_probability",
+    "padded",
     "ranks",
 ]
 
@@ -202,7 +203,7 @@ class LabelScorer:
             relevant.append(members[~torch.isin(members, own)])
         kept = [place for place, some in enumerate(relevant) if len(some)]
         return HeldOutQueries(
-            numbers[kept], _padded([relevant[i] for i in kept]), _padded([copies[i] for i in kept])
+            numbers[kept], padded([relevant[i] for i in kept]), padded([copies[i] for i in kept])
         )
 
     def score(self, transform: Transform, held_out: HeldOutQueries, sizes: Sequence[int] = ()) -> Tensor:
@@ -238,7 +239,7 @@ class PairScorer:
     def prepare(self, numbers: Numbers) -> HeldOutQueries:
         """Find the relevant documents of some queries, each of which must have one."""
         relevant = [self.relevance.documents_of(int(number)) for number in numbers]
-        return HeldOutQueries(numbers, _padded(relevant), torch.full((len(numbers), 0), -1))
+        return HeldOutQueries(numbers, padded(relevant), torch.full((len(numbers), 0), -1))
 
     def score(self, transform: Transform, held_out: HeldOutQueries, sizes: Sequence[int] = ()) -> Tensor:
         return _log_probabilities(*self._rows(transform, held_out), held_out, sizes)
@@ -367,7 +368,8 @@ def copies_of(rows: FrozenRows, numbers: Numbers, *, near_equal: float = NEAR_EQ
     return list(torch.split(found[:, 1], torch.bincount(found[:, 0], minlength=len(numbers)).tolist()))
 
 
-def _padded(lists: "list[Tensor]") -> Tensor:
+def padded(lists: "list[Tensor]") -> Places:
+    """Stack rows of different lengths, padded with -1."""
     most = max((len(one) for one in lists), default=0)
     out = np.full((len(lists), most), -1, dtype=np.int64)
     for place, one in enumerate(lists):
