@@ -82,37 +82,38 @@ def plan_of_items(
     """
     learner = _learner(fc, settings, LABEL_RULE if labels is not None else ID_RULE, processes)
     learner.target = target
-    stale = settings.memory.holds == "projections"
-    whole = settings.memory.kind == "cross_batch" and settings.memory.capacity >= len(train) and not stale
+    holds_projections = settings.memory.holds == "projections"
+    whole = (
+        settings.memory.kind == "cross_batch"
+        and settings.memory.capacity >= len(train)
+        and not holds_projections
+    )
     shard_group = processes if settings.memory.sharded else SINGLE_PROCESS
     pool = Pool(
         vectors, train, labels, keep=len(train) <= settings.memory.capacity and shard_group.world_size == 1
     )
     size = min(settings.batch_size, len(pool))  # a fold has fewer rows than the whole
     batches = UniformBatches(len(pool), batch_size=size, seed=settings.seed)
-    memory = _memory(pool, settings, shard_group, whole=whole, project=learner.fc if stale else None)
+    memory = _memory(
+        pool, settings, shard_group, whole=whole, project=learner.fc if holds_projections else None
+    )
     capacity = _capacity(settings, pool)
     if whole and target is not None:
-        learner.target = _remembering(target, memory.read().vectors)
+        learner.target = _cached_target(target, memory.read().vectors)
 
     if settings.loss.kind == "score_distillation" and not settings.selection.sampled:
         return FitPlan(
             lambda i: distillation_step(learner, pool.batch(batches(i)), memory), memory, capacity, learner
         )
-    plan: dict[Mode, int] = {
-        "hard_negative": settings.selection.negatives or 0, "hard_positive": settings.selection.positives or 0
-    }  # fmt: skip
-    if learner.objective.keeps_scores:
-        is_difference = settings.loss.kind == "score_difference"
-        plan = {"similar": settings.selection.neighbours if is_difference else plan["hard_negative"]}
-    if settings.memory.kind == "in_batch" and not learner.objective.keeps_scores:
-        plan = {}
-    top = _shared_out(_live(plan, learner.rule, score="dot" if stale else "cosine"), processes)
+    counts = _selected_rows(settings, keeps_scores=learner.objective.keeps_scores)
+    top = _distributed(
+        _select_each_step(counts, learner.rule, score="dot" if holds_projections else "cosine"), processes
+    )
     if whole:
-        top = _frozen(top, pool, memory)
+        top = _select_once(top, pool, memory)
     draws = settings.memory.kind == "cross_batch" and settings.loss.kind != "score_difference"
     sampled = settings.selection.sampled or 0 if draws else 0
-    take = projections_step if stale else adapter_step
+    take = projections_step if holds_projections else adapter_step
     return FitPlan(
         lambda i: take(
             learner, pool.batch(batches(i)), memory, _with_sample(top, sampled, (settings.seed, i))
@@ -121,6 +122,17 @@ def plan_of_items(
         capacity,
         learner,
     )
+
+
+def _selected_rows(settings: AdapterSettings, *, keeps_scores: bool) -> dict[Mode, int]:
+    """How many rows of the memory are selected per query, by mode."""
+    selection = settings.selection
+    if keeps_scores:
+        is_difference = settings.loss.kind == "score_difference"
+        return {"similar": selection.neighbours if is_difference else selection.negatives or 0}
+    if settings.memory.kind == "in_batch":
+        return {}
+    return {"hard_negative": selection.negatives or 0, "hard_positive": selection.positives or 0}
 
 
 def plan_of_pairs(
@@ -156,7 +168,7 @@ def plan_of_pairs(
     batches = UniformBatches(len(train), batch_size=size, seed=settings.seed)
     memory = _memory(pool, settings, shard_group, whole=whole, project=None)
 
-    def live(batch: Batch, memory: Dictionary) -> Tensor:
+    def select(batch: Batch, memory: Dictionary) -> Tensor:
         stored = memory.read()
         found = Lookup(
             batch.vectors,
@@ -167,25 +179,25 @@ def plan_of_pairs(
         )
         return top_k(found, settings.selection.negatives or 0, "hard_negative")
 
-    top = _shared_out(live, processes)
+    top = _distributed(select, processes)
     if settings.memory.kind == "in_batch" or not settings.selection.negatives:
-        top = _nothing
+        top = _select_nothing
     elif whole:
-        top = _frozen(top, query_pool, memory)
+        top = _select_once(top, query_pool, memory)
     sampled = 0 if settings.memory.kind == "in_batch" else settings.selection.sampled or 0
 
     def take(step: int) -> Step:
         numbers = train[batches(step)]
         queries = query_pool.batch(torch.unique(pairs.query_ids[numbers]))
         answers = pool.batch(torch.unique(pairs.document_ids[numbers]))
-        choose = _with_sample(top, sampled, (settings.seed, step))
-        return pairs_step(learner, queries, answers, memory, choose, relevance)
+        chosen = _with_sample(top, sampled, (settings.seed, step))
+        return pairs_step(learner, queries, answers, memory, chosen, relevance)
 
     return FitPlan(take, memory, _capacity(settings, pool), learner)
 
 
-def _remembering(target: Callable[[Tensor], Tensor], stored: Tensor) -> Callable[[Tensor], Tensor]:
-    """The target, with its images of a constant memory computed once."""
+def _cached_target(target: Callable[[Tensor], Tensor], stored: Tensor) -> Callable[[Tensor], Tensor]:
+    """The target, with the rows of a constant memory computed once."""
     kept = in_blocks(target, stored)
     return lambda rows: kept if rows is stored else target(rows)
 
@@ -266,27 +278,27 @@ def _capacity(settings: AdapterSettings, pool: Pool) -> int:
     )
 
 
-_Top = Callable[[Batch, Dictionary], Tensor]
+_Select = Callable[[Batch, Dictionary], Tensor]
 """(batch, memory) to the slots selected by each query [batch, k]."""
 
 
-def _with_sample(top: _Top, sampled: int, key: tuple[int, int]) -> Choose:
+def _with_sample(select_top: _Select, sampled: int, key: tuple[int, int]) -> Choose:
     """The top-k of each query, and a random sample for all queries, seeded with (seed, step)."""
 
-    def choose(batch: Batch, memory: Dictionary) -> SelectedSlots:
+    def select(batch: Batch, memory: Dictionary) -> SelectedSlots:
         rows = len(memory)
         draw = np.random.default_rng([2, *key])
         drawn = draw.choice(rows, min(sampled, rows), replace=False, shuffle=False)
-        return SelectedSlots(top(batch, memory), torch.from_numpy(drawn.astype(np.int64)))
+        return SelectedSlots(select_top(batch, memory), torch.from_numpy(drawn.astype(np.int64)))
 
-    return choose
+    return select
 
 
-def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> _Top:
+def _select_each_step(counts: dict[Mode, int], rule: PairRule, *, score: Score) -> _Select:
     """Select from the current memory at each step."""
-    wanted = [(mode, k) for mode, k in plan.items() if k > 0]
+    modes = [(mode, k) for mode, k in counts.items() if k > 0]
 
-    def choose(batch: Batch, memory: Dictionary) -> Tensor:
+    def select(batch: Batch, memory: Dictionary) -> Tensor:
         stored = memory.read()
         found = look_up(
             batch.vectors,
@@ -299,38 +311,38 @@ def _live(plan: dict[Mode, int], rule: PairRule, *, score: Score) -> _Top:
             score=score,
             shard_group=memory.processes,
         )
-        if not wanted:
-            return _nothing(batch, memory)
-        return torch.cat([top_k(found, k, mode) for mode, k in wanted], dim=1)
+        if not modes:
+            return _select_nothing(batch, memory)
+        return torch.cat([top_k(found, k, mode) for mode, k in modes], dim=1)
 
-    return choose
+    return select
 
 
-def _shared_out(top: _Top, processes: ProcessGroup) -> _Top:
+def _distributed(select_top: _Select, processes: ProcessGroup) -> _Select:
     """Each process selects for its slice of the queries, unless the memory is sharded."""
     if processes.world_size == 1:
-        return top
+        return select_top
 
-    def choose(batch: Batch, memory: Dictionary) -> Tensor:
+    def select(batch: Batch, memory: Dictionary) -> Tensor:
         if memory.processes.world_size > 1:
-            return top(batch, memory)
+            return select_top(batch, memory)
         rows = len(batch.ids)
         return processes.all_gather_with_grad(
-            top(Batch(*(part[processes.local_slice(rows)] for part in batch)), memory), rows
+            select_top(Batch(*(part[processes.local_slice(rows)] for part in batch)), memory), rows
         )
 
-    return choose
+    return select
 
 
-def _frozen(top: _Top, pool: Pool, memory: Dictionary) -> _Top:
+def _select_once(select_top: _Select, pool: Pool, memory: Dictionary) -> _Select:
     """Select from lists that are computed once, since frozen scores never change."""
-    table = torch.cat([top(batch, memory) for batch in pool.walk(torch.arange(len(pool)))])
+    table = torch.cat([select_top(batch, memory) for batch in pool.walk(torch.arange(len(pool)))])
 
-    def choose(batch: Batch, memory: Dictionary) -> Tensor:  # noqa: ARG001 - the lists know the memory
+    def select(batch: Batch, memory: Dictionary) -> Tensor:  # noqa: ARG001 - the lists know the memory
         return table[batch.ids]
 
-    return choose
+    return select
 
 
-def _nothing(batch: Batch, memory: Dictionary) -> Tensor:  # noqa: ARG001 - a selection of none
+def _select_nothing(batch: Batch, memory: Dictionary) -> Tensor:  # noqa: ARG001 - a selection of none
     return torch.empty(len(batch.ids), 0, dtype=torch.int64)
