@@ -144,6 +144,32 @@ def test_the_path_goes_on_from_strong_to_weak_and_ends_after_a_clear_fall():
     assert again.loss == pytest.approx(float(F.cross_entropy(logits, members[200:])), abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_problem_has_the_scores_of_a_small_one(dtype, monkeypatch):
+    train, labels = clouds(count=2000, width=16, classes=7, apart=1.5)
+    test, truth = clouds(count=3000, width=16, classes=7, apart=1.5)
+    small = linear_evaluation(train, labels, test, truth, seed=0)
+    monkeypatch.setattr(linear_protocols, "LARGE", 1)
+    monkeypatch.setattr(linear_protocols, "remembered_fast_dtype", lambda: dtype)
+    large = linear_evaluation(train, labels, test, truth, seed=0)
+    assert large.constants["path_dtype"] == str(dtype).removeprefix("torch.")
+    assert large.converged
+    assert abs(large.top_1 - small.top_1) < 0.003
+    for ours, exact in zip(large.path, small.path, strict=False):
+        assert ours.accuracy == pytest.approx(exact.accuracy, abs=0.005)
+        assert ours.loss == pytest.approx(exact.loss, abs=0.01)
+    assert sum(point.iterations for point in large.path) < sum(point.iterations for point in small.path)
+
+
+def test_products_in_bfloat16_reach_the_optimum_up_to_their_rounding():
+    rows, members = clouds()
+    exact = problem_of(rows, members, 3).solve(1e-2)
+    rounded = LogisticProblem(rows.bfloat16(), members, 3, spectrum_of(rows)).solve(1e-2, tolerance=1e-5)
+    assert rounded.weight.dtype == torch.float64
+    reached = objective(rows, members, rounded.weight, rounded.bias, 1e-2)
+    assert exact.loss - 1e-6 <= reached <= exact.loss + 1e-3
+
+
 def test_a_result_says_what_was_right():
     train, labels = clouds(count=240, classes=6, apart=2.0)
     test, truth = train[:60] + 0.001, labels[:60].clone()

@@ -187,18 +187,3 @@ def test_where_rounding_settles_little_float32_proposes(monkeypatch, rounded):
     spread = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
     nearest(spread[:50], spread, 3)
     assert [dtype for _, dtype in asked][-1] == torch.bfloat16 or asked[-1][0] < 20
-
-
-def test_the_dtype_of_proposals_is_measured(monkeypatch):
-    module.fast_dtype.cache_clear()
-    seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
-
-    def compared(new, default, *, fraction):
-        return seconds[new().dtype] < fraction * seconds[default().dtype]
-
-    monkeypatch.setattr(module, "is_clearly_faster", compared)
-    assert module.fast_dtype() == torch.bfloat16
-    module.fast_dtype.cache_clear()
-    seconds[torch.bfloat16] = 0.9
-    assert module.fast_dtype() == torch.float32
-    module.fast_dtype.cache_clear()

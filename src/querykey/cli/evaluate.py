@@ -123,8 +123,10 @@ def _evaluate_encoder(run: Path, at: "DataAt", *, out: Path | None, protocol: st
         raise ConfigError(f"--protocol {protocol}: there are {', '.join(get_args(LinearProtocol))}")
     if out is not None:
         reserve_output(out)
-    with progress(f"evaluating {run}"):
-        found = evaluate_encoder(run, at, protocol=cast("LinearProtocol", protocol), notify=note, **options)
+    with progress(f"evaluating {run}") as tick:
+        found = evaluate_encoder(
+            run, at, protocol=cast("LinearProtocol", protocol), progress=tick, notify=note, **options
+        )
     head, *rows = found.overview()
     table(head, rows)
     about = found.protocol

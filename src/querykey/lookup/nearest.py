@@ -12,7 +12,6 @@ of the rows and of their rounding errors. The other queries are scored again in 
 """
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import RangeError
-from querykey.io.measured import is_clearly_faster
+from querykey.lookup.fast_dtype import fast_dtype
 from querykey.lookup.lookup import Score
 from querykey.lookup.unit_length import in_range, unit_length
 from querykey.types import KeyIds, Keys, Neighbours, PerQuery, Queries, QueryIds, TopScores
@@ -42,8 +41,6 @@ GROUP = 16
 """Columns of which the maximum is compared first; the fastest of 16, 32 and 64 for 28 and 201 keys."""
 LEAST_SETTLED = 0.5
 """Where bfloat16 settles fewer queries, float32 proposes for the rest: near-equal rows."""
-WORTH_ROUNDING = 0.7
-"""The fraction of the time of a float32 product below which rounding the rows pays off."""
 TIE = 4e-6
 """How far float32 scores of unit rows may be from the truth; two closer than this may be tied."""
 
@@ -152,21 +149,6 @@ def rough_cosines(
     if not len(queries):
         return torch.empty(0, count), torch.empty(0, count, dtype=torch.int64), torch.empty(0)
     return _propose(unit_length(queries).float(), keys, count, "cosine", dtype)
-
-
-@lru_cache(maxsize=1)
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where this machine multiplies it clearly faster than float32, else float32.
-
-    Measured once a process, in some milliseconds. What is returned by `nearest` and `knn_predict` has the
-    same bits either way.
-    """
-    rows, keys = torch.ones(256, 384), torch.ones(2048, 384)
-    rounded_rows, rounded_keys = rows.bfloat16(), keys.bfloat16()
-    is_faster = is_clearly_faster(
-        lambda: rounded_rows @ rounded_keys.T, lambda: rows @ keys.T, fraction=WORTH_ROUNDING
-    )
-    return torch.bfloat16 if is_faster else torch.float32
 
 
 def _propose(

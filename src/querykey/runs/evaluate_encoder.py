@@ -1,5 +1,6 @@
 """Evaluates a pretrained encoder, the untrained one and raw pixels: kNN, linear evaluation, fine-tuning."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from querykey.evaluation.linear_evaluation import LinearProtocol, linear_evaluat
 from querykey.evaluation.table import Table, tabulate
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.saved_encoder import SavedEncoder, encode_rows, read_encoder
+from querykey.runs.adapt import Progress
 from querykey.runs.data import DataAt, evaluation_split
 from querykey.runs.fine_tune import Labelled, fine_tuned
 from querykey.runs.pretrain_folder import RunFolder
@@ -52,6 +54,7 @@ def evaluate_encoder(
     epochs: int | None = None,
     device: str = "cpu",
     seed: int = 0,
+    progress: Progress | None = None,
     notify: Notify | None = None,
 ) -> Table:
     """Evaluate a pretrained encoder on labelled images.
@@ -69,6 +72,7 @@ def evaluate_encoder(
         epochs: Epochs of fine-tuning; None: 60, or as many as about 400 steps of 256 images need.
         device: Device for encoding and training.
         seed: Random seed of few labels, validation splits, fine-tuning and intervals.
+        progress: Called with (fits and classifications done, total).
         notify: Called with warnings.
 
     Returns:
@@ -99,22 +103,23 @@ def evaluate_encoder(
     per_query: dict[str, dict[str, PerQuery]] = {}
     figures: dict[str, dict[str, float]] = {}
     fits: dict[str, Any] = {}
-    few = torch.full_like(train_set.labels, IGNORE_LABEL).index_copy_(0, kept, train_set.labels[kept])
     jobs = {
         name: partial(_linear, rows, train_set.labels[kept], test_set.labels, protocol, seed)
         for name, rows in features.items()
     }
     if fine_tuning != "none":
-        labelled = Labelled(train_set.pixels, few)
+        few = Labelled(train_set.pixels, _only(train_set.labels, kept))
         options = {"epochs": epochs, "device": place, "seed": seed}
-        jobs[SUPERVISED] = partial(_fine_tune, untrained, labelled, test_set, start="h", **options)
-        jobs[FINE_TUNED] = partial(_fine_tune, saved, labelled, test_set, start=fine_tuning, **options)
+        jobs[SUPERVISED] = partial(_fine_tune, untrained, few, test_set, start="h", **options)
+        jobs[FINE_TUNED] = partial(_fine_tune, saved, few, test_set, start=fine_tuning, **options)
+    tick = _counter(len(jobs) + len(features), progress)
     # the fits are distributed over the processes; the result does not depend on their number
-    results = current_process_group().distribute_jobs([*jobs.values()])
+    results = current_process_group().distribute_jobs([partial(_counted, job, tick) for job in jobs.values()])
     for name, (correct, settings) in zip(jobs, results, strict=True):
         per_query[name], fits[name] = {"linear": torch.tensor(correct)}, settings
     for name, (bank, queries) in features.items():
         per_query[name]["kNN"] = knn_of(bank, train_set.labels[kept], queries, test_set.labels)
+        tick()
         figures[name] = {"dim": float(bank.shape[1])} | _figures(queries, fits[name]["top_5"])
     k = neighbours_of(len(kept))
     about = {
@@ -123,6 +128,32 @@ def evaluate_encoder(
         "knn": {"k": k, "temperature": KNN_TEMPERATURE, "bank": len(kept)}, "seed": seed,
     }  # fmt: skip
     return tabulate(per_query, figures=figures, references=(UNTRAINED, PIXELS), seed=seed, protocol=about)
+
+
+def _only(labels: Tensor, kept: Tensor) -> Tensor:
+    """The labels of these rows; the others have none."""
+    return torch.full_like(labels, IGNORE_LABEL).index_copy_(0, kept, labels[kept])
+
+
+def _counter(total: int, progress: Progress | None) -> Callable[[], None]:
+    """Reports (0, total) now and one more each time that it is called."""
+    done = 0
+    if progress is not None:
+        progress(done, total)
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return tick
+
+
+def _counted(job: Callable[[], Fit], tick: Callable[[], None]) -> Fit:
+    found = job()
+    tick()
+    return found
 
 
 def label_pixels(
