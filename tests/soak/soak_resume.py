@@ -120,7 +120,7 @@ def test_a_killed_adapter_leaves_nothing_and_the_same_command_gives_the_same_bit
 
     def adapt(out):
         return ("adapt", folder / "train.npz", "--out", out, "--labels", "y", "--dims", "8,4", "--bits", "8",
-                "--set", "steps=60", "--threads", 1)  # fmt: skip
+                "--set", "steps=20", "--threads", 1)  # fmt: skip
 
     whole = folder / "whole"
     life, kills, number = timed(warm, *adapt(whole)), 0, 0
