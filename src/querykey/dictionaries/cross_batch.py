@@ -14,10 +14,8 @@ __all__ = ["CrossBatchMemory"]
 class CrossBatchMemory(nn.Module):
     """The last `capacity` rows, oldest overwritten first: a FIFO of features or of projections.
 
-    It starts empty. The caller decides the order:
-    cross-batch memory enqueues and then looks up, so that the rows of the batch are in it.
-    Filled with a frozen model's features it never goes stale; filled with projections its rows
-    are as old as `age` says.
+    It starts empty. The caller decides the order: XBM enqueues and then looks up, so that the memory has the
+    rows of the batch. Features of a frozen model do not age; projections are as old as `age` says.
 
     The position is stored as Python integers, so that reading does not wait for the device, and saved with
     the tensors, so that a resumed run has the same rows in the same order.

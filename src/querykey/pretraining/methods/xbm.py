@@ -1,4 +1,4 @@
-"""One step with a cross-batch memory of projections, for an encoder that is trained on labels."""
+"""A step of XBM: an encoder is trained on labels with a cross-batch memory of projections."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from querykey.dictionaries.cross_batch import CrossBatchMemory
 from querykey.dictionaries.protocol import MemoryRows
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.errors import RangeError, ShapeError
-from querykey.lookup.lookup import Lookup, PairRule, look_up
+from querykey.lookup.lookup import IGNORE_ID, Lookup, PairRule, look_up
 from querykey.pretraining.methods.step import (
     StepContext,
     StepOutput,
@@ -23,22 +23,20 @@ from querykey.types import Ids, Labels, Rows
 __all__ = ["XBM", "prefill", "xbm_step"]
 
 XBM_RULE = PairRule(positive="label", same_id="masked")
-OLDER = -1
-"""The id under which rows of earlier steps are looked up: their class alone counts."""
 
 
 @dataclass(frozen=True, eq=False)
 class XBM:
-    """The modules of a cross-batch memory of projections, and what does not change during a run.
+    """The modules and constants of a run with a cross-batch memory of projections.
 
     Args:
         encoder: images -> (h, z), in train mode.
-        memory: Of projections, at least as large as the batch. If it is sharded over processes, the loss must
-            be one that merges shards: `contrastive`.
-        optimizer: Of the encoder's parameters, and of a learned temperature.
-        weight: Of the loss over the memory, >= 0; 1 is the authors'.
-        align: Moves the stored rows to the moments of the batch before the batch is enqueued; None: they stay
-            as they were written.
+        memory: Memory of projections, at least as large as the batch. If it is sharded over processes, the
+            loss must be one that merges shards: `contrastive`.
+        optimizer: Optimizer of the encoder's parameters, and of a learned temperature.
+        weight: Weight of the loss over the memory, >= 0; 1 is the authors'.
+        align: Moves the stored rows to the moments of the batch before the batch is enqueued; None: they are
+            not changed.
 
     Raises:
         RangeError: If weight is negative or not finite.
@@ -105,7 +103,7 @@ def xbm_step(xbm: XBM, batch: ViewPair, context: StepContext, is_warm: bool) -> 
         loss = loss + xbm.weight * context.mean_loss(_in_memory(z, ids, labels, memory))
     value = context.backward(loss, encoded)
     context.optimizer_step(xbm.optimizer, xbm.encoder)
-    return StepOutput(value, z.detach(), z.detach()[_partners(labels)])
+    return StepOutput(value, z.detach(), z.detach()[_positive_rows(labels)])
 
 
 def prefill(
@@ -114,15 +112,15 @@ def prefill(
     batches: Iterable[tuple[Tensor, Ids, Labels]],
     context: StepContext,
 ) -> int:
-    """Fill a memory with what the encoder makes of some images, without training it.
+    """Fill a memory with the projections of some images, without training the encoder.
 
-    Use it when the memory is switched on: it is full at once, of rows of one encoder. The encoder runs
+    Use it at the first step with the memory: it is full at once, with rows of one encoder. The encoder runs
     in its current mode, which is train mode during training: rows of later steps use batch statistics, and
     these rows should resemble them. Its buffers, such as running statistics, are restored afterwards.
 
     Args:
         encoder: images -> (h, z).
-        memory: Of projections.
+        memory: Memory of projections.
         batches: Views [images, channels, height, width], ids and labels [images], drawn at random; read
             until the memory is full.
         context: Precision, normalisation and processes; chunks and checkpointing are not used.
@@ -147,17 +145,20 @@ def prefill(
 
 
 def _in_batch(z: Rows, ids: Ids, labels: Labels) -> Lookup:
-    return _among(MemoryRows(z, ids, labels), z, ids, labels, SINGLE_PROCESS)
+    return _look_up_labels(MemoryRows(z, ids, labels), z, ids, labels, SINGLE_PROCESS)
 
 
 def _in_memory(z: Rows, ids: Ids, labels: Labels, memory: CrossBatchMemory) -> Lookup:
     stored, shard_group = memory.read(), memory.processes
+    # rows of earlier steps have no id here, so that one of the query's own item is positive like its class
     is_new = memory.age()[shard_group.rank :: shard_group.world_size] == 0
-    stored = stored._replace(ids=stored.ids.where(is_new, OLDER))
-    return _among(stored, z, ids, labels, shard_group)
+    stored = stored._replace(ids=stored.ids.where(is_new, IGNORE_ID))
+    return _look_up_labels(stored, z, ids, labels, shard_group)
 
 
-def _among(stored: MemoryRows, z: Rows, ids: Ids, labels: Labels, shard_group: ProcessGroup) -> Lookup:
+def _look_up_labels(
+    stored: MemoryRows, z: Rows, ids: Ids, labels: Labels, shard_group: ProcessGroup
+) -> Lookup:
     return look_up(
         z,
         stored.vectors,
@@ -170,8 +171,8 @@ def _among(stored: MemoryRows, z: Rows, ids: Ids, labels: Labels, shard_group: P
     )
 
 
-def _partners(labels: Labels) -> Ids:
-    """For each row the place of the first other row of its class; its own where there is none."""
+def _positive_rows(labels: Labels) -> Ids:
+    """For each row the index of the first other row of its class; its own index if there is none."""
     own = torch.arange(len(labels), device=labels.device)
     other = (labels[:, None] == labels[None, :]) & (labels >= 0)[:, None] & (own[:, None] != own[None, :])
     return own.where(~other.any(dim=1), other.to(torch.uint8).argmax(dim=1))
