@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,27 +192,34 @@ class FrozenEncoder:
         def read(place: int) -> Any:
             return self._model.prepare(self._item(items[place], place))
 
+        start = 0
+        if self.kind != "image":  # nothing is decoded: a thread would cost more than the work
+            while start < len(places):
+                coming = places[start : start + self.plan.batch_size]
+                start += len(coming)
+                yield _gathered([(place, partial(read, place)) for place in coming])
+            return
         pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="prepare")
         try:
-            start, ahead = 0, list[tuple[int, Future[Any]]]()
+            ahead = list[tuple[int, Future[Any]]]()
             while start < len(places) or ahead:
                 now = ahead
                 coming = places[start : start + self.plan.batch_size]
                 start += len(coming)
                 ahead = [(place, pool.submit(read, place)) for place in coming]
                 if now:
-                    yield _gathered(now)
+                    yield _gathered([(place, future.result) for place, future in now])
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _gathered(
-    futures: list[tuple[int, Future[Any]]],
+    items: list[tuple[int, Callable[[], Any]]],
 ) -> tuple[list[_Prepared], list[tuple[int, DamagedItemError]]]:
     prepared, damaged = list[_Prepared](), list[tuple[int, DamagedItemError]]()
-    for place, future in futures:
+    for place, prepare in items:
         try:
-            prepared.append((place, future.result()))
+            prepared.append((place, prepare()))
         except DamagedItemError as error:
             damaged.append((place, error))
     return prepared, damaged
