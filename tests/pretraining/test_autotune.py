@@ -11,6 +11,7 @@ from querykey import pretrain, resume
 from querykey.io.measured import recall, remember
 from querykey.pretraining import autotune
 from querykey.pretraining.autotune import calibrate
+from querykey.pretraining.learner import Learner
 from querykey.pretraining.time_budget import Costs
 
 CPU = torch.device("cpu")
@@ -111,6 +112,48 @@ def test_two_runs_of_one_seed_have_the_same_bits_whatever_the_cache_holds(tmp_pa
         assert (run.settings.precision, run.settings.layout) == ("float32", "channels_last")
     one, other = ((tmp_path / name / "encoder.safetensors").read_bytes() for name in ("empty", "present"))
     assert one == other
+
+
+def test_the_choice_is_made_on_few_images_and_the_whole_step_is_timed(monkeypatch):
+    whole, few = [], []
+    clock = Clock(dict(zip(CHOICES, (4.0, 3.0, 2.0, 1.0), strict=True)))
+
+    def step(precision, layout):
+        whole.append((precision, layout))
+        clock.now += 10.0
+
+    def choice_step(precision, layout):
+        few.append((precision, layout))
+        clock.step(precision, layout)
+
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(autotune, "_has_fast_bfloat16", lambda _: True)
+    given = {"device": CPU, "choice_step": choice_step}
+    found = calibrate(step, precision="auto", layout="auto", **given)
+    assert (found.precision, found.layout, found.seconds) == ("bfloat16", "channels_last", 10.0)
+    assert len(few) == 4 * (autotune.WARM_UP + autotune.TRIALS) == 20
+    assert set(whole) == {(torch.bfloat16, "channels_last")}
+    few.clear()
+    calibrate(step, precision="float32", layout="contiguous", **given)
+    assert not few
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco", "memory-bank", "xbm"])
+def test_a_step_on_few_images_is_one_of_each_method(method, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(autotune, "CHOICE_IMAGES", 16)
+    monkeypatch.setattr(autotune, "_has_fast_bfloat16", lambda _: False)
+    step = Learner.training_step
+
+    def watched(learner, number, batch, *given):
+        sizes.append((len(batch.view_1), len(batch.ids)))
+        return step(learner, number, batch, *given)
+
+    monkeypatch.setattr(Learner, "training_step", watched)
+    given = {name: value for name, value in TINY.items() if name != "precision"}
+    run = pretrain(DIGITS, steps=1, method=method, **given | {"precision": "auto", "layout": "auto"})
+    assert sizes[: 2 * (autotune.WARM_UP + autotune.TRIALS)] == 10 * [(16, 16)]
+    assert set(sizes[10:]) == {(run.settings.batch_size,) * 2}
 
 
 def test_given_choices_are_not_measured(measured):

@@ -16,7 +16,7 @@ from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from querykey.io.measured import CLEARLY_FASTER, is_clearly_faster, processor, recall, remember
 from querykey.pretraining.checkpoint import SAVE_SECONDS
 from querykey.pretraining.images import DataSplit
-from querykey.pretraining.methods.step import OnLookup, StepOutput
+from querykey.pretraining.methods.step import OnLookup, StepOutput, ViewPair
 from querykey.pretraining.run import Calibration, TrainingRun, build_run, use_layout
 from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.pretraining.time_budget import (
@@ -30,7 +30,9 @@ from querykey.pretraining.time_budget import (
 __all__ = ["Autotuned", "accelerator_precision", "autotune", "calibrate"]
 
 Layout = Literal["contiguous", "channels_last"]
-TRIALS, WARM_UP = 3, 1
+TRIALS, WARM_UP = 3, 2
+CHOICE_IMAGES = 64
+"""Images per step when precision and layout are chosen, so that the choice takes seconds."""
 STEADY_TRIALS = 1000
 """Steps that are measured at most for the length of a run."""
 TRIAL_STEPS = 1000
@@ -121,6 +123,7 @@ class _Trial:
         self.run, self.device, self.processes = run, run.learner.device, run.learner.processes
         self.step = TRIAL_STEPS // 2
         self._runs = dict[str, TrainingRun]()
+        self._few: tuple[Layout, ViewPair] | None = None
         self._batches = run.images.walk(self.step, sys.maxsize)
 
     def run_in(self, precision: torch.dtype) -> TrainingRun:
@@ -139,6 +142,29 @@ class _Trial:
         output = self.run_in(precision).learner.training_step(self.step, next(self._batches), on_lookup)
         self.step += 1
         return output
+
+    @property
+    def can_take_few(self) -> bool:
+        """Whether `CHOICE_IMAGES` of a batch are a batch of this method."""
+        settings = self.run.settings
+        groups = settings.batch_norm.groups if settings.batch_norm.kind == "split" else 1
+        return (
+            self.processes.world_size == 1
+            and settings.chunks == 1
+            and settings.batch_size > CHOICE_IMAGES
+            and CHOICE_IMAGES % (2 * groups) == 0  # split batch norm needs two rows a group
+        )
+
+    def take_few(self, precision: torch.dtype, layout: Layout) -> None:
+        """A step on `CHOICE_IMAGES`; the steps of a layout share one batch."""
+        if self._few is None or self._few[0] != layout:
+            use_layout(self.run, layout)
+            batch = next(self._batches)
+            labels = None if batch.labels is None else batch.labels[:CHOICE_IMAGES]
+            views = batch.view_1[:CHOICE_IMAGES], batch.view_2[:CHOICE_IMAGES]
+            self._few = layout, ViewPair(*views, batch.ids[:CHOICE_IMAGES], labels)
+        self.run_in(precision).learner.training_step(self.step, self._few[1])
+        self.step += 1
 
     def evaluate(self, precision: torch.dtype, layout: Layout) -> None:
         """The next step, with an evaluation as a run has it."""
@@ -192,6 +218,7 @@ def _choose(trial: _Trial) -> Calibration:
         device=trial.device,
         processes=trial.processes,
         conditions=_conditions(trial.run, trial.device),
+        choice_step=trial.take_few if trial.can_take_few else None,
     )
 
 
@@ -209,6 +236,7 @@ def _conditions(trial: TrainingRun, device: torch.device) -> dict[str, Any]:
         "backbone": asdict(settings.backbone),
         "head": asdict(settings.head),
         "batch": [settings.batch_size, settings.chunks],
+        "images_of_a_trial": CHOICE_IMAGES,
         "images": [trial.images.pixels.channels, settings.image_size],
         "asked": [settings.precision, settings.layout],
     }
@@ -222,8 +250,9 @@ def calibrate(
     device: torch.device,
     processes: ProcessGroup = SINGLE_PROCESS,
     conditions: Mapping[str, Any] | None = None,
+    choice_step: Callable[[torch.dtype, Layout], object] | None = None,
 ) -> Calibration:
-    """Measure whole steps, and choose the fastest precision and layout.
+    """Measure steps, and choose the fastest precision and layout.
 
     A choice changes bits. It is measured once a machine: the next run with the same conditions takes it from
     the cache (`querykey.io.measured`), whatever the load.
@@ -236,22 +265,27 @@ def calibrate(
         device: On which steps run.
         processes: That take each step together; the times and the cache of the main process hold for all.
         conditions: What the choice depends on; None: it is measured anew.
+        choice_step: Takes a step on fewer images, by which the choice is made; None: `step`.
 
     Returns:
         The choice: float32 and contiguous, or what takes 15% less time a step.
     """
-    is_open = conditions is not None and "auto" in (precision, layout)
+    is_choice = "auto" in (precision, layout)
+    is_open = conditions is not None and is_choice
+    on_few = choice_step if is_choice else None
     known = processes.broadcast_object(
         _recalled(conditions) if is_open and processes.is_main_process else None
     )
     if known is not None:
         chosen, order, tried = known
-        steady = _seconds(lambda: step(_DTYPES[chosen], order), device, processes)
     else:
-        chosen, order, tried = _fastest(step, precision, layout, device, processes)
-        steady = tried[f"{chosen} {order}"]
+        chosen, order, tried = _fastest(on_few or step, precision, layout, device, processes)
         if is_open and processes.is_main_process:
             remember(conditions or {}, [chosen, order, tried])
+    if known is None and on_few is None:
+        steady = tried[f"{chosen} {order}"]
+    else:
+        steady = _seconds(lambda: step(_DTYPES[chosen], order), device, processes)
     return Calibration(chosen, order, steady, tried)
 
 
