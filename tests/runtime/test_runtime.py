@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,7 @@ import torch
 from architecture.source import ROOT
 
 from querykey import Adapter
-from querykey.adapter import checkpoint
-from querykey.encoders.heads import FCLayer
+from querykey.encoders.heads import FCKind, FCLayer
 from querykey.errors import DataError, MissingPathError, ShapeError, StoreError
 from querykey.runtime import folder, load
 
@@ -122,9 +122,8 @@ def test_a_folder_of_version_0_1_is_read():
     np.testing.assert_allclose(loaded.transform(wide), Adapter.load(saved).transform(wide), rtol=0, atol=1e-6)
 
 
-def test_it_knows_the_format_that_the_estimator_writes():
-    for name in ("FORMAT", "VERSION", "WEIGHTS", "DESCRIPTION", "WIDEST"):
-        assert getattr(folder, name) == getattr(checkpoint, name)
+def test_it_knows_the_kinds_of_layers_of_the_estimator():
+    assert get_args(FCKind) == folder.KINDS
 
 
 @pytest.mark.parametrize(
