@@ -52,6 +52,7 @@ KINDS = {
     },
     "sizes, jointly": {"labels": True} | SIZES,
     "sizes, one after the other": {"ladder": "sequential", "capacity": 24} | SIZES,
+    "sizes, rotated": {"ladder": "rotation", "capacity": 24} | SIZES,
     "sizes, selected": {"labels": True, "ladder": "selection"} | SIZES,
     "pairs, the whole set in memory": {"pairs": True, "negatives": 3, "side": "query", "dim": 8},
 }  # fmt: skip

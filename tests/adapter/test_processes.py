@@ -30,7 +30,7 @@ def test_many_processes_choose_and_fit_what_one_does(count, alone, tmp_path):
             assert torch.equal(one[name], found[0][name]), name
         relative, absolute = (1e-12, 1e-12) if "shares" in name else (1e-4 if "looks" in name else 0, 1e-6)
         torch.testing.assert_close(found[0][name], wanted, rtol=relative, atol=absolute, msg=name)
-    assert sum("/codes" in name for name in alone) == 2 * 4
+    assert sum("/codes" in name for name in alone) == 2 * 5
     assert all(float(alone[f"{kind}/looks"][:, 0].abs().sum()) > 0 for kind in KINDS)
 
 

@@ -12,7 +12,7 @@ from querykey import Adapter
 from querykey.adapter.codes import fit_codes, itq
 from querykey.adapter.fit import _presets
 from querykey.adapter.ladder import prefix
-from querykey.adapter.sampling import _learner, plan_of_items
+from querykey.adapter.sampling import _learner, _weighted_sizes, plan_of_items
 from querykey.adapter.selection import at_best_temperature, mean_at_best
 from querykey.adapter.sequential import SequentialLayer, cayley, gumbel_mask
 from querykey.adapter.settings import AdapterSettings, resolve
@@ -148,10 +148,12 @@ def test_many_rows_are_drawn_and_each_query_has_its_nearest_among_them(monkeypat
 
 def test_the_rotation_of_a_stage_is_orthogonal_and_begins_at_the_identity():
     block = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
-    turn = cayley(block)
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[3:, :3] = True
+    turn = cayley(block.flatten(), mask)
     torch.testing.assert_close(turn @ turn.T, torch.eye(8).double())
     assert torch.linalg.det(turn) == pytest.approx(1)
-    torch.testing.assert_close(cayley(torch.zeros(5, 3)), torch.eye(8))
+    torch.testing.assert_close(cayley(torch.zeros(15), mask), torch.eye(8))
     skew = torch.zeros(8, 8).double()
     skew[3:, :3], skew[:3, 3:] = block, -block.T
     torch.testing.assert_close(turn, torch.linalg.inv(torch.eye(8) + skew) @ (torch.eye(8) - skew))
@@ -319,7 +321,52 @@ def test_codes_that_were_changed_or_are_gone_are_refused(fitted, tmp_path):
         load(tmp_path / "run")
 
 
-@pytest.mark.parametrize("ladder", ["joint", "sequential", "selection"])
+def test_one_rotation_serves_all_smaller_sizes_and_turns_nothing_within_a_group():
+    draw = torch.Generator().manual_seed(0)
+    fc = FCLayer(12, 12)
+    fc.set_affine_(torch.randn(12, 12, generator=draw), torch.randn(12, generator=draw))
+    layer = SequentialLayer(fc, (12, 6, 3), "rotation")
+    assert layer.stages == ((12,), (6, 3))
+    rows = F.normalize(torch.randn(40, 12, generator=draw), dim=1)
+    before = layer(rows).detach()
+    layer.next_stage_()
+    with torch.no_grad():
+        layer.turns[0].normal_(generator=draw)
+    got = layer(rows).detach()
+    torch.testing.assert_close(got @ got.T, before @ before.T, rtol=0, atol=1e-5)
+    torch.testing.assert_close(layer.stage_rows(rows), F.normalize(got[:, :6], dim=1))
+    assert not torch.allclose(got[:, :3], before[:, :3], atol=0.05)
+    # axes 0-2, 3-5 and 6-11: a turn within one of them changes no score of 12, 6 or 3 numbers
+    assert len(layer.turns[0]) == 3 * 3 + 6 * 6
+    group = torch.tensor([0] * 3 + [1] * 3 + [2] * 6)
+    assert torch.equal(layer.masks[0], group[:, None] > group)
+    torch.testing.assert_close(layer.fold_()(rows), got, rtol=0, atol=1e-5)
+
+
+def test_a_rotation_is_trained_by_the_weighted_sum_over_the_smaller_sizes():
+    settings = resolve(
+        AdapterSettings(dims=(8, 4, 2), ladder="rotation", size_weights="inverse"),
+        task="unlabelled", items=500, width=12,
+    )  # fmt: skip
+    layer = SequentialLayer(FCLayer(12, 8), settings.sizes, "rotation")
+    assert list(_weighted_sizes(layer, settings)) == []
+    layer.next_stage_()
+    assert [(size, round(weight, 6)) for size, weight in _weighted_sizes(layer, settings)] == [
+        (4, round(2 / 3, 6)), (2, round(4 / 3, 6)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "task", "ladder"),
+    [({"target": "frozen"}, "unlabelled", "rotation"), ({}, "unlabelled", "joint"), ({}, "labels", "joint"),
+     ({"target": "frozen", "ladder": "joint"}, "unlabelled", "joint")],
+)  # fmt: skip
+def test_sizes_that_keep_frozen_neighbours_are_rotated_and_others_joint(given, task, ladder):
+    settings = resolve(AdapterSettings(dims=(8, 4), **given), task=task, items=500, width=12)
+    assert settings.ladder == ladder
+
+
+@pytest.mark.parametrize("ladder", ["joint", "rotation", "sequential", "selection"])
 def test_every_ladder_is_fitted_to_rows_alone_and_twice_to_the_same_bits(ladder):
     X, _ = clusters(rows=120)
     settings = {

@@ -59,8 +59,9 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         dim: Width of the adapted rows; None: 64, or the width if that is less.
         dims: Sizes to fit at once, each a prefix of the largest; None: `dim` alone.
         bits: Precisions of codes beside float rows, 8 and 1 bit per number; None: no codes.
-        ladder: How sizes are trained: "joint", "sequential" or "selection"; see `AdapterSettings`.
-        size_weights: Loss weights of a joint ladder: "equal", or "inverse" to the size.
+        ladder: How sizes are trained: "joint", "rotation", "sequential" or "selection"; None is chosen, see
+            `AdapterSettings`.
+        size_weights: Loss weights of sizes that are trained jointly: "equal", or "inverse" to the size.
         rotation: Rotation of 1-bit codes: "itq" (learned) or "random".
         classes: "known" if it is used on the classes it is fitted on, "new" for other classes. None: chosen
             by known classes, and never worse on new ones.
@@ -127,7 +128,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         *,
         dims: Sequence[int] | ArrayLike | None = None,
         bits: Sequence[int] | ArrayLike | None = None,
-        ladder: Ladder = "joint",
+        ladder: Ladder | None = None,
         size_weights: Literal["equal", "inverse"] = "equal",
         rotation: Literal["itq", "random"] = "itq",
         classes: Literal["known", "new"] | None = None,

@@ -1,6 +1,6 @@
 """Build the training steps from the settings: memory, batches and selection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -207,8 +207,6 @@ def _learner(
 ) -> AdapterLearner:
     assert settings.loss.kind is not None
     assert settings.learning_rate is not None
-    together = len(settings.sizes) > 1 and settings.ladder == "joint"
-    sizes = tuple(zip(settings.sizes, settings.weights, strict=True)) if together else ()
     # a sequential layer changes which parameters are trained from stage to stage
     staged = isinstance(fc, SequentialLayer)
     trained = [parameter for parameter in fc.parameters() if staged or parameter.requires_grad]
@@ -235,8 +233,14 @@ def _learner(
         rule,
         both_sides=settings.both_sides,
         processes=processes,
-        sizes=sizes,
+        sizes=partial(_weighted_sizes, fc, settings),
     )
+
+
+def _weighted_sizes(fc: nn.Module, settings: AdapterSettings) -> Sequence[tuple[int, float]]:
+    """(size, loss weight) of the prefixes that are trained now; () for one size."""
+    sizes = fc.stages[int(fc.stage)] if isinstance(fc, SequentialLayer) else settings.sizes
+    return list(zip(sizes, settings.weights(sizes), strict=True)) if len(sizes) > 1 else ()
 
 
 def _in_bfloat16(fc: nn.Module, rows: Tensor) -> Tensor:

@@ -189,6 +189,7 @@ class Search(Scoreboard):
             self.processes.broadcast_(fc.state_dict().values())
         if len(self.sizes) > 1 and settings.ladder != "joint":
             assert isinstance(fc, FCLayer)
+            assert settings.ladder is not None
             fc = SequentialLayer(fc, self.sizes, settings.ladder, seed=self.seed)
         if not self.described:
             self.described = True

@@ -1,7 +1,6 @@
 """Sequential training of sizes: training a smaller size leaves larger ones unchanged."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -23,16 +22,18 @@ LOGIT_SCALE = 100.0
 
 
 class SequentialLayer(nn.Module):
-    r"""An FC layer whose largest size is trained first and then frozen; each smaller size is a later stage.
+    r"""An FC layer whose largest size is trained first and then frozen; smaller sizes are later stages.
 
     A stage from the first :math:`p` numbers to the first :math:`d` of them learns a rotation :math:`R` of
     :math:`p` numbers ("sequential"), which changes no score of the larger sizes, or selects :math:`d` of the
-    numbers ("selection"), which is a permutation. `fold_` multiplies it into the FC layer.
+    numbers ("selection"), which is a permutation. With "rotation" there is one stage for all smaller sizes: a
+    rotation of the largest that lowers the sum of their losses. `fold_` multiplies the map of a stage into
+    the FC layer.
 
     Args:
         fc: The layer, trained in place; the first stage is its largest size.
         sizes: In descending order, the first one equal to `fc.dim`.
-        kind: "sequential" or "selection".
+        kind: "sequential", "selection" or "rotation".
         seed: Seed of the Gumbel noise.
 
     Raises:
@@ -46,29 +47,39 @@ class SequentialLayer(nn.Module):
     stage: Tensor
 
     def __init__(
-        self, fc: FCLayer, sizes: Sequence[int], kind: Literal["sequential", "selection"], *, seed: int = 0
+        self,
+        fc: FCLayer,
+        sizes: Sequence[int],
+        kind: Literal["sequential", "selection", "rotation"],
+        *,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if list(sizes) != sorted(set(sizes), reverse=True) or sizes[0] != fc.dim:
             raise RangeError(f"sizes must descend from {fc.dim}, the width of the layer; got {list(sizes)}")
         self.fc, self.sizes, self.kind, self.seed = fc, tuple(sizes), kind, seed
         self.register_buffer("stage", torch.zeros((), dtype=torch.int64))
-        shapes = [(p - d, d) if kind == "sequential" else (p,) for p, d in pairwise(sizes)]
-        self.turns = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes])
-        self.progress, self.step = 0.0, 0
+        largest, *smaller = self.sizes
+        later = [tuple(smaller)] if kind == "rotation" else [(size,) for size in smaller]
+        self.stages: tuple[tuple[int, ...], ...] = ((largest,), *later)
+        self.turned = [stage[-1] for stage in self.stages[:-1]]
+        masks = [_turning(p, stage) for p, stage in zip(self.turned, self.stages[1:], strict=True)]
+        counts = self.turned if kind == "selection" else [int(mask.sum()) for mask in masks]
+        self.masks, self.progress, self.step = masks, 0.0, 0
+        self.turns = nn.ParameterList([nn.Parameter(torch.zeros(count)) for count in counts])
         self._train_stage()
 
     @property
     def size(self) -> int:
-        """Size that the current stage trains."""
-        return self.sizes[int(self.stage)]
+        """Largest size that the current stage trains."""
+        return self.stages[int(self.stage)][0]
 
     def forward(self, rows: FrozenRows) -> Rows:
         """Map unit rows [rows, width] to unit rows of the largest size [rows, dim]."""
         z = self.fc.project(rows)
         if (stage := int(self.stage)) > 0:
-            larger = self.sizes[stage - 1]
-            z = torch.cat([z[:, :larger] @ self._map().T, z[:, larger:]], dim=1)
+            turned = self.turned[stage - 1]
+            z = torch.cat([z[:, :turned] @ self._map().T, z[:, turned:]], dim=1)
         return F.normalize(z, dim=1)
 
     def stage_rows(self, rows: FrozenRows) -> Rows:
@@ -76,8 +87,8 @@ class SequentialLayer(nn.Module):
         z = self.fc.project(rows)
         if (stage := int(self.stage)) == 0:
             return F.normalize(z, dim=1)
-        z = z[:, : self.sizes[stage - 1]]
-        if self.kind == "sequential":
+        z = z[:, : self.turned[stage - 1]]
+        if self.kind != "selection":
             return F.normalize(z @ self._map()[: self.size].T, dim=1)
         temperature = HOTTEST * (COLDEST / HOTTEST) ** self.progress
         noise = torch.Generator().manual_seed((self.seed * 2**24 + stage * 2**20 + self.step) % 2**63)
@@ -113,9 +124,10 @@ class SequentialLayer(nn.Module):
 
     def _map(self) -> Tensor:
         """The orthogonal matrix of the stage [larger, larger]."""
-        turn = self.turns[int(self.stage) - 1]
-        if self.kind == "sequential":
-            return cayley(turn)
+        stage = int(self.stage)
+        turn = self.turns[stage - 1]
+        if self.kind != "selection":
+            return cayley(turn, self.masks[stage - 1])
         # the first steps of Adam move each logit by the same length up to rounding: ties go to the lower one
         logits = (turn.detach() / TIED).round()
         chosen = torch.sort(logits, descending=True, stable=True).indices[: self.size]
@@ -125,25 +137,31 @@ class SequentialLayer(nn.Module):
         return torch.eye(len(turn))[order]
 
 
-def cayley(block: Tensor) -> Tensor:
-    r"""The rotation :math:`(I + S)^{-1} (I - S)` with :math:`S = [[0, -B^T], [B, 0]]`.
-
-    It rotates the first d axes against the others. Rotations within either group are left out, since they
-    change no score of d numbers.
+def cayley(turn: Tensor, mask: Tensor) -> Tensor:
+    r"""The rotation :math:`(I + S)^{-1} (I - S)` of a skew-symmetric :math:`S`.
 
     Args:
-        block: B [others, d].
+        turn: The free elements of S, row by row.
+        mask: Where they stand, below the diagonal [size, size], as many as `turn` has.
 
     Returns:
-        [d + others, d + others], orthogonal; the identity for zeros.
+        [size, size], orthogonal; the identity for zeros.
     """
-    others, size = block.shape
-    skew = torch.zeros(size + others, size + others, dtype=block.dtype)
-    skew[size:, :size] = block
+    skew = torch.zeros(mask.shape, dtype=turn.dtype).masked_scatter(mask, turn)
     skew = skew - skew.T
-    eye = torch.eye(size + others, dtype=block.dtype)
+    eye = torch.eye(len(mask), dtype=turn.dtype)
     turned: Tensor = torch.linalg.solve(eye + skew, eye - skew)
     return turned
+
+
+def _turning(size: int, prefixes: Sequence[int]) -> Tensor:
+    """Where a rotation of `size` axes turns an axis of a prefix against one outside it [size, size].
+
+    Rotations within the axes between two prefixes are left out: they change no score, so their gradient is
+    rounding, of which Adam would make whole steps.
+    """
+    group = (torch.arange(size)[:, None] >= torch.tensor(prefixes)).sum(dim=1)
+    return group[:, None] > group
 
 
 def gumbel_mask(logits: Tensor, count: int, *, temperature: float, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,7 @@
 """Settings of a fit, and how they are resolved for the data."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import reduce
 from typing import Annotated, Any, Literal, NamedTuple
@@ -37,7 +37,7 @@ __all__ = [
 Task = Literal["unlabelled", "labels", "pairs", "query side"]
 Target = Literal["frozen", "centred", "soft_whitened"]
 Candidates = str | tuple[str, ...]
-Ladder = Literal["joint", "sequential", "selection"]
+Ladder = Literal["joint", "rotation", "sequential", "selection"]
 
 
 class TrainingPreset(NamedTuple):
@@ -156,10 +156,12 @@ class AdapterSettings:
         dim: Width of the adapted rows; None: 64, or the width where that is less.
         dims: Sizes of the adapted rows, each a prefix of the largest; () for `dim` alone.
         bits: Bits per number of the codes of each size, 8 and 1; () for no codes.
-        ladder: How several sizes are trained. "joint": the sum of their losses (Matryoshka). "sequential":
-            the largest first, then a rotation for each smaller one that leaves larger ones unchanged (SMRL).
-            "selection": the same with selected dimensions instead of rotations (ADS).
-        size_weights: Loss weights of a joint ladder: "equal", or "inverse" to the size.
+        ladder: How several sizes are trained. "joint": the sum of their losses (Matryoshka). "rotation": the
+            largest first, then a rotation of it, which leaves its scores unchanged, by the sum of the losses
+            of the smaller ones. "sequential": a rotation for each smaller one in turn (SMRL). "selection":
+            the same with selected dimensions instead of rotations (ADS). None: "rotation" for the target
+            "frozen", else "joint".
+        size_weights: Loss weights of sizes that are trained jointly: "equal", or "inverse" to the size.
         rotation: Rotation of 1-bit codes: "itq" (learned) or "random".
         both_sides: Whether the gradient goes through the keys too.
         side: "both": queries and documents are transformed. "query": documents stay as they are in the
@@ -186,7 +188,7 @@ class AdapterSettings:
     dim: PositiveInt | None = None
     dims: tuple[int, ...] = ()
     bits: tuple[int, ...] = ()
-    ladder: Ladder = "joint"
+    ladder: Ladder | None = None
     size_weights: Literal["equal", "inverse"] = "equal"
     rotation: Literal["itq", "random"] = "itq"
     both_sides: bool = True
@@ -216,10 +218,9 @@ class AdapterSettings:
         """Sizes of the adapted rows, largest first; `dim` alone without `dims`."""
         return self.dims or (int(self.dim or 0),)
 
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Loss weights of the sizes, with mean 1."""
-        raw = [1 / size if self.size_weights == "inverse" else 1.0 for size in self.sizes]
+    def weights(self, sizes: Sequence[int]) -> tuple[float, ...]:
+        """Loss weights of sizes that are trained jointly, with mean 1."""
+        raw = [1 / size if self.size_weights == "inverse" else 1.0 for size in sizes]
         return tuple(weight * len(raw) / sum(raw) for weight in raw)
 
     def as_dict(self) -> dict[str, Any]:
@@ -307,7 +308,9 @@ def resolve(
         raise ConfigError(f"the loss {loss} {need}; choose another, or leave it out")
     fc = settings.fc.kind or ("residual" if dim == width and task != "unlabelled" else "linear")
     lowered = _clipped(settings, preset, items)
-    sizes = {"dim": dim, "dims": dims}
+    keeps_frozen = task == "unlabelled" and settings.target == "frozen"
+    ladder = settings.ladder or ("rotation" if keeps_frozen else "joint")
+    sizes = {"dim": dim, "dims": dims, "ladder": ladder}
     return tree.changed(settings, {**lowered, **sizes, "loss": {"kind": loss, **options}, "fc.kind": fc})
 
 

@@ -3,7 +3,7 @@
 frozen features -> enqueue -> scores -> top-k -> FC -> look up -> pair loss -> step
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ class AdapterLearner:
             terms of its keys. Batch and selection are the same on all ranks.
             Each projects all keys itself, which costs less than sending them.
         target: Maps frozen rows to the rows whose scores are preserved; None: the identity.
-        sizes: (size, loss weight) of prefixes that are trained jointly; () for one size.
+        sizes: Gives (size, loss weight) of the prefixes that the step trains jointly; () for one size.
     """
 
     fc: Callable[[Tensor], Tensor]
@@ -71,7 +71,7 @@ class AdapterLearner:
     moves_documents: bool = True
     processes: ProcessGroup = SINGLE_PROCESS
     target: Callable[[Tensor], Tensor] | None = None
-    sizes: tuple[tuple[int, float], ...] = ()
+    sizes: Callable[[], Sequence[tuple[int, float]]] = tuple
 
     def wanted(self, vectors: Rows) -> Tensor:
         """Rows whose scores are preserved: the frozen ones, or their images under the target."""
@@ -101,13 +101,13 @@ class AdapterLearner:
         Source:
             Kusupati et al. 2022, arXiv:2205.13147, eq. 1.
         """
-        if not self.sizes:
+        if not (sizes := self.sizes()):
             losses: PerQuery = self.objective.loss(lookup, *target)
             return losses
         every = [
             weight
             * self.objective.loss(lookup if size == lookup.keys.shape[1] else lookup.prefix(size), *target)
-            for size, weight in self.sizes
+            for size, weight in sizes
         ]
         return torch.stack(every).mean(dim=0)
 

@@ -206,7 +206,7 @@ class Training:
     @property
     def _stage_steps(self) -> int:
         """Steps per stage of a sequential ladder; all steps otherwise."""
-        return -(-self.steps // len(self.fc.sizes)) if isinstance(self.fc, SequentialLayer) else self.steps
+        return -(-self.steps // len(self.fc.stages)) if isinstance(self.fc, SequentialLayer) else self.steps
 
     def _change_stage(self) -> None:
         """Start the next stage of a sequential ladder from the best state of this one."""
@@ -219,7 +219,7 @@ class Training:
             )  # a refit stops at the best step of the first fit
         if self.taken == (stage + 1) * length < self.steps:
             if self.validate is not None:
-                step = max(self.stage_states, key=lambda step: (self._at_size(step, stage), -step))
+                step = max(self.stage_states, key=lambda step: (self._in_stage(step, stage), -step))
                 self.fc.load_state_dict(self.stage_states[step])
                 self.stage_ends.append(step)
             self.fc.next_stage_()
@@ -230,9 +230,12 @@ class Training:
                 self.means.pop(self.taken, None)
         self.fc.step, self.fc.progress = self.taken, self.taken % length / length
 
-    def _at_size(self, step: int, stage: int) -> float:
-        scores = self.scores[step]
-        return self._mean(scores[:, :, stage] if scores.ndim == 3 else scores)
+    def _in_stage(self, step: int, stage: int) -> float:
+        """Mean score of the sizes that a stage trains."""
+        assert isinstance(self.fc, SequentialLayer)
+        scores, stages = self.scores[step], self.fc.stages
+        first = sum(map(len, stages[:stage]))
+        return self._mean(scores[:, :, first : first + len(stages[stage])])
 
     @property
     def best_step(self) -> int:
@@ -273,10 +276,10 @@ class Training:
         return score
 
     def _keep_of_stage(self, fc: SequentialLayer) -> None:
-        """Keep the best state for the size of this stage, from which the next one starts."""
+        """Keep the best state for the sizes of this stage, from which the next one starts."""
         stage = int(fc.stage)
-        best = max((self._at_size(step, stage) for step in self.stage_states), default=-math.inf)
-        if self._at_size(self.taken, stage) > best:
+        best = max((self._in_stage(step, stage) for step in self.stage_states), default=-math.inf)
+        if self._in_stage(self.taken, stage) > best:
             self.stage_states = {self.taken: copy.deepcopy(fc.state_dict())}
 
     def _mean(self, scores: Tensor) -> float:
