@@ -211,13 +211,14 @@ def _untrained_output(trial: TrainingRun) -> StepOutput:
 def _choose(trial: _Trial) -> Calibration:
     """The fastest precision and layout, with a full dictionary."""
     settings = trial.run.settings
+    is_open = "auto" in (settings.precision, settings.layout)
     return calibrate(
         trial.take,
         precision=settings.precision,
         layout=settings.layout,
         device=trial.device,
         processes=trial.processes,
-        conditions=_conditions(trial.run, trial.device),
+        conditions=_conditions(trial.run, trial.device) if is_open else None,
         choice_step=trial.take_few if trial.can_take_few else None,
     )
 
