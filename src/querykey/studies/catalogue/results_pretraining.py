@@ -61,6 +61,12 @@ def _variant(name: str, label: str, **settings: Any) -> Arm:
     return Arm(name=name, label=label, group="questions", settings=settings)
 
 
+def _in_precision(method: str, precision: str) -> Arm:
+    settings = {"method": method, "steps": STEPS, "looks": 0, **FIXED, "precision": precision}
+    name = f"{method}, {precision}"
+    return Arm(name=name, label=name, group="precision", kind="kNN of pretrained", seeds=3, settings=settings)
+
+
 def _few_labels(name: str, kind: Kind, steps: int) -> Arm:
     settings = {"steps": steps, "looks": 0, **FIXED}
     return Arm(name=name, label="1% of the labels", group="few labels", kind=kind, seeds=5, settings=settings)
@@ -164,6 +170,16 @@ RESULTS_PRETRAINING: tuple[tuple[Images, Study], ...] = (
             for name in STEPS_IN_TEN_MINUTES
         ),
         measured="kNN accuracy", measures=("kNN h", "kNN untrained"),
+    )),
+    (CIFAR10, _study(
+        "precision", "SimCLR and MoCo in bfloat16 and in float32, at equal steps",
+        tuple(_in_precision(name, kind) for name in ("simclr", "moco") for kind in ("float32", "bfloat16")),
+        tuple(
+            exceeds(f"Is {name} better in float32 than in bfloat16?", f"{name}, float32", f"{name}, bfloat16",
+                    "kNN h", "no (mixed precision, Micikevicius et al. 2018)")
+            for name in ("simclr", "moco")
+        ),
+        measured="kNN accuracy", measures=("kNN h",),
     )),
     (CIFAR10, _study(
         "dictionaries", "Momentum, capacity and shuffling of MoCo",
