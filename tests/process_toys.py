@@ -1,6 +1,9 @@
 """Processes that meet over gloo, for the tests of what they do together."""
 
 import multiprocessing
+import os
+import socket
+import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from querykey.cli.main import main
 from querykey.distributed.process_group import current_process_group
 from querykey.encoders.norm.sync_batchnorm import GlobalBatchNorm
 
@@ -39,6 +43,42 @@ def together(target, count, folder, *args):
     faults = [error.read_text() for rank in range(count) if (error := folder / f"{rank}.txt").exists()]
     assert [member.exitcode for member in members] == [0] * count, "\n".join(faults) or "no one answered"
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def commanded(words, count, folder, environment):
+    """Run a command in so many processes, as torchrun does, but without importing torch in each of them.
+
+    Their exit codes and what they wrote are returned.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]),
+                   "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}  # fmt: skip
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["process_toys", "torch._dynamo"])
+    folder.mkdir(parents=True)
+    members = [
+        context.Process(target=_command, args=([*map(str, words)], rank, str(folder), environment | meeting))
+        for rank in range(count)
+    ]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(SECONDS)
+    codes = [member.exitcode for member in members]
+    for member in members:
+        if member.is_alive():
+            member.kill()
+    return codes, "".join((folder / f"{rank}.txt").read_text() for rank in range(count))
+
+
+def _command(words, rank, folder, environment):
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    with Path(folder, f"{rank}.txt").open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = ["querykey", *words]
+    main()
 
 
 def distance(found, wanted):

@@ -1,43 +1,40 @@
 """Two processes embed what one embeds, and go on where they were stopped."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from process_toys import commanded
+from typer.testing import CliRunner
 
 from querykey import read_features
+from querykey.cli.main import app
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo of POSIX")
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ROWS = 1200
 """Three shards of 512: the first and the third are those of the main process."""
 
 
-def embedded(table, out, *, many, stop=False):
-    command = [sys.executable, *(TORCHRUN if many else []), "-m", "querykey", "embed", str(table), "--out",
-               str(out), "--model", "cli.models:stopping"]  # fmt: skip
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    env |= {"STOP_AT": "halt"} if stop else {}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
-
-
 def test_two_processes_that_were_stopped_end_with_the_features_of_one(tmp_path):
-    table = tmp_path / "t.csv"
+    table, out = tmp_path / "t.csv", tmp_path / "many"
     words = ["halt" if row == ROWS - 1 else f"word {chr(97 + row % 26)} {row}" for row in range(ROWS)]
     table.write_text("\n".join(["text", *words]) + "\n")
-    alone = embedded(table, tmp_path / "alone", many=False)
-    assert alone.returncode == 0, alone.stderr
-    out = tmp_path / "many"
-    stopped = embedded(table, out, many=True, stop=True)
-    assert stopped.returncode != 0
+    command = ["embed", table, "--model", "cli.models:stopping", "--threads", 1, "--out"]
+    alone = CliRunner().invoke(app, [*map(str, command), str(tmp_path / "alone")])
+    assert alone.exit_code == 0, alone.output
+    codes, _ = commanded([*command, out], 2, tmp_path / "stopped", {"STOP_AT": "halt"})
+    assert codes[0] == 9
+    assert codes[1] != 0
     assert not out.exists()
     assert (tmp_path / "many.querykey").is_dir()
-    resumed = embedded(table, out, many=True)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resum" in resumed.stderr
+    codes, said = commanded([*command, out], 2, tmp_path / "resumed", {})
+    assert codes == [0, 0], said
+    assert "resum" in said
     assert torch.equal(read_features(out).vectors, read_features(tmp_path / "alone").vectors)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "many", "t.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "alone",
+        "many",
+        "resumed",
+        "stopped",
+        "t.csv",
+    ]
