@@ -26,6 +26,24 @@ def test_the_parts_of_a_split_are_read_together(tmp_path):
     assert list(read_source(tmp_path, split="val").ids) == ["n01/0.png"]
 
 
+@pytest.mark.parametrize("names", [("train1", "train2", "test"), ("train2014", "train2017", "val2017")])
+def test_numbers_that_follow_the_word_of_a_split_are_parts_and_no_classes(names, tmp_path):
+    """As COCO names them; before, these three were the classes of one split."""
+    put(tmp_path, *(f"{name}/{kind}/{name}.png" for name in names for kind in "ab"))
+    with pytest.warns(DataWarning, match=f"the split train is read from 2 folders: {names[0]}, {names[1]}"):
+        source = read_source(tmp_path)
+    assert source.label_names == ("a", "b")
+    assert len(source) == 4
+    assert len(read_source(tmp_path, split=names[2].rstrip("2017"))) == 2
+
+
+def test_tables_with_numbers_after_the_word_of_a_split_are_its_parts(tmp_path):
+    for number, name in enumerate(("train1.csv", "train2.csv", "test1.csv")):
+        (tmp_path / name).write_text(f"text,label\nrow {number},x\n")
+    assert list(read_source(tmp_path).items) == ["row 0", "row 1"]
+    assert list(read_source(tmp_path, split="test").items) == ["row 2"]
+
+
 def test_a_class_that_two_parts_share_is_one_class(tmp_path):
     put(tmp_path, "train_1/a/0.png", "train_1/b/0.png", "train_2/a/0.png")
     with pytest.warns(DataWarning, match="2 folders"):

@@ -156,12 +156,13 @@ def split_of(name: str) -> str | None:
     """The split with which the name of a file or folder begins; None if with none.
 
     Example:
-        >>> split_of("train-00000-of-00002"), split_of("val"), split_of("training_notes_2")
+        >>> split_of("train-00000-of-00002"), split_of("val2017"), split_of("training_notes_2")
         ('train', 'validation', 'train')
         >>> split_of("trains") is None
         True
     """
-    return _SPLITS.get(re.split(r"[-_.]", name.lower(), maxsplit=1)[0])
+    word = re.split(r"[-_.]", name.lower(), maxsplit=1)[0]
+    return _SPLITS.get(word) or _SPLITS.get(word.rstrip("0123456789"))
 
 
 def choose_split(given: str | None, there: Sequence[str | None], what: str) -> str | None:
