@@ -84,3 +84,11 @@ def test_keys_that_are_not_finite_are_never_found():
         assert set(index[0].tolist()) == {*range(32), -1} - {3, 5}
     assert not torch.isin(rough_cosines(ROWS, keys, 20)[1], torch.tensor([3, 5])).any()
     assert nearest(keys[3:4], ROWS, 2)[1].tolist() == [[-1, -1]]
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(3, 0), (0, 5), (0, 0)])
+def test_without_keys_nothing_is_found(queries, keys):
+    """As where too few keys are eligible."""
+    scores, index = nearest(ROWS[:queries], ROWS[:keys], 2)
+    assert scores.tolist() == [[-torch.inf, -torch.inf]] * queries
+    assert index.tolist() == [[-1, -1]] * queries

@@ -82,8 +82,9 @@ def nearest(
     own = torch.empty(len(queries), 0, dtype=torch.int64)
     if query_ids is not None and key_ids is not None:
         own = _own_columns(query_ids, key_ids)
-    if len(queries) == 0:
-        return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
+    if len(queries) == 0 or len(keys) == 0:
+        nothing = torch.full((len(queries), k), -torch.inf, device=queries.device)
+        return nothing, torch.full_like(nothing, -1, dtype=torch.int64)
     found = in_fast_blocks(
         queries, keys, lambda at, dtype: _nearest_of(queries[at], keys, k, own[at], score, dtype)
     )
