@@ -50,8 +50,8 @@ FORMATS = {
 }
 
 
-def put(folder, kind, rows=ROWS):
-    for row in range(rows):
+def put(folder, kind, rows=range(ROWS)):
+    for row in rows:
         image, ending, options = FORMATS[kind](row)
         path = folder / "ab"[row % 2] / f"{row:02d}.{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def pretrained():
 
 @pytest.mark.parametrize("kind", ["16-bit png", "jpeg turned by EXIF", "float tiff", "transparent png"])
 def test_a_pretrained_encoder_sees_what_a_source_gives(kind, pretrained, tmp_path):
-    source = read_source(put(tmp_path, kind, rows=4))
+    source = read_source(put(tmp_path, kind, rows=range(4)))
     want = pretrained.encode(source.items)
     given = [Image.open(tmp_path / identity) for identity in source.ids]
     assert torch.equal(pretrained.encode(given), want)
