@@ -20,8 +20,8 @@ from timing import Row
 from querykey.io.measured import processor
 
 BENCHMARKS = (
-    "start_up", "numpy_runtime", "nearest", "knn", "losses", "adapter_step", "whole_fit", "sizes", "embed",
-    "cost_against_n", "views", "gradient_cache", "simclr", "evaluate", "methods", "processes",
+    "start_up", "numpy_runtime", "nearest", "knn", "losses", "adapter_step", "whole_fit", "roofline", "sizes",
+    "embed", "cost_against_n", "views", "gradient_cache", "simclr", "evaluate", "methods", "processes",
 )  # fmt: skip
 RESULTS = Path(__file__).with_name("results.json")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
