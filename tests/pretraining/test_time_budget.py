@@ -41,7 +41,7 @@ def clock(monkeypatch):
 
     real_walk = images.TrainingImages.walk
     fake = SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0])
-    for module in (autotune, images, runs, time_budget, trainer):
+    for module in (autotune, images, runs, trainer):
         monkeypatch.setattr(module, "time", fake)
     monkeypatch.setattr(images.TrainingImages, "walk", walk)
     for part, places in {

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,6 @@ from querykey.pretraining.time_budget import (
     Costs,
     prefill_seconds,
     saving_seconds,
-    seconds_of,
     steady_limit,
 )
 
@@ -182,12 +182,12 @@ def _costs(
 ) -> Costs:
     """What a run costs in the chosen precision and layout; steps come last, when the machine is warm."""
     precision, device, processes = _DTYPES[chosen.precision], trial.device, trial.processes
-    run = trial.run_in(precision)
-    checkpoint, encoder = saving_seconds(run, scratch, device)
+    run, timed = trial.run_in(precision), partial(_seconds_of, device=device)
+    checkpoint, encoder = saving_seconds(run, scratch, timed)
     evaluated = 0.0
     if run.settings.num_evals:
-        evaluated = seconds_of(lambda: trial.evaluate(precision, chosen.layout), device)
-    once = build_seconds + prefill_seconds(run, device) + 2 * (checkpoint + encoder)
+        evaluated = timed(lambda: trial.evaluate(precision, chosen.layout))
+    once = build_seconds + prefill_seconds(run, timed) + 2 * (checkpoint + encoder)
     step = _steady(lambda: trial.take(precision, chosen.layout), device, processes, limit=limit)
     return Costs(step=step, evaluation=max(0.0, evaluated - step), checkpoint=checkpoint, once=once)
 
@@ -353,7 +353,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def _seconds(step: Callable[[], object], device: torch.device, processes: ProcessGroup) -> float:
     for _ in range(WARM_UP):
         step()
-    return statistics.median(processes.broadcast_object(seconds_of(step, device)) for _ in range(TRIALS))
+    return statistics.median(processes.broadcast_object(_seconds_of(step, device)) for _ in range(TRIALS))
 
 
 def _steady(
@@ -362,7 +362,7 @@ def _steady(
     """The mean over a share of the time limit: every pause in it, of the machine or of decoding, recurs."""
     times: list[float] = []
     while not times or (sum(times) < steady_limit(limit) and len(times) < STEADY_TRIALS):
-        times.append(processes.broadcast_object(seconds_of(step, device)))
+        times.append(processes.broadcast_object(_seconds_of(step, device)))
     return statistics.mean(times)
 
 
@@ -371,7 +371,21 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
     square = torch.ones(256, 256, device=device)
     rounded = square.bfloat16()
     return is_clearly_faster(
-        lambda: seconds_of(lambda: rounded @ rounded, device),  # waits for the device
-        lambda: seconds_of(lambda: square @ square, device),
+        lambda: _seconds_of(lambda: rounded @ rounded, device),  # waits for the device
+        lambda: _seconds_of(lambda: square @ square, device),
         fraction=1.0,
     )
+
+
+def _seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of a call, until the device has finished it."""
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type in ("cuda", "mps"):
+        torch.accelerator.synchronize(device)

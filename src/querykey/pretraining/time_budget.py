@@ -1,14 +1,11 @@
 """The number of steps for a time limit: what the parts of a run cost, measured in a trial before step 0."""
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import torch
 
 from querykey.errors import OutputError
 from querykey.pretraining.checkpoint import write_checkpoint
@@ -16,12 +13,14 @@ from querykey.pretraining.methods.step import ViewPair
 from querykey.pretraining.run import TrainingRun
 from querykey.pretraining.saved_encoder import put_encoder
 
-__all__ = ["Costs", "prefill_seconds", "saving_seconds", "seconds_of", "steady_limit"]
+__all__ = ["Costs", "prefill_seconds", "saving_seconds", "steady_limit"]
 
 BUSY = 0.98
 """Share of the time limit that is planned: the rest is for records, and for other load on the machine."""
 STEADY_SHARE, STEADY_SECONDS = 0.03, 10.0
 """Steps are measured for this share of the time limit, for this many seconds at most."""
+
+SecondsOf = Callable[[Callable[[], object]], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,28 +83,14 @@ def steady_limit(seconds: float) -> float:
     return min(STEADY_SECONDS, STEADY_SHARE * max(0.0, seconds))
 
 
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of a call, until the device has finished it."""
-    _synchronize(device)
-    start = time.perf_counter()
-    call()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type in ("cuda", "mps"):
-        torch.accelerator.synchronize(device)
-
-
-def saving_seconds(run: TrainingRun, scratch: Path | None, device: torch.device) -> tuple[float, float]:
+def saving_seconds(run: TrainingRun, scratch: Path | None, seconds_of: SecondsOf) -> tuple[float, float]:
     """Seconds of a checkpoint and of the encoder's files.
 
     Args:
         run: Any state of it.
         scratch: An existing folder of the main process on the disk of the run; None on the main process:
             nothing is written there.
-        device: On which it trains.
+        seconds_of: Times a call.
 
     Returns:
         (checkpoint, encoder); (0, seconds of the encoder's copy) if nothing is written.
@@ -127,15 +112,15 @@ def saving_seconds(run: TrainingRun, scratch: Path | None, device: torch.device)
                 put_encoder(saved, Path(folder))
 
     with TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
-        return seconds_of(checkpoint, device) if is_written else 0.0, seconds_of(encoder, device)
+        return seconds_of(checkpoint) if is_written else 0.0, seconds_of(encoder)
 
 
-def prefill_seconds(run: TrainingRun, device: torch.device) -> float:
+def prefill_seconds(run: TrainingRun, seconds_of: SecondsOf) -> float:
     """Seconds of filling a memory or a bank by the encoder, from those of one batch; 0 if it is not filled.
 
     Args:
         run: Of a trial: rows of its dictionary change.
-        device: On which it trains.
+        seconds_of: Times a call.
     """
     learner, settings = run.learner, run.settings
     start = learner.memory_start if settings.method == "xbm" else 0
@@ -147,4 +132,4 @@ def prefill_seconds(run: TrainingRun, device: torch.device) -> float:
     def first(start: int, _: int) -> Iterable[ViewPair]:
         return run.images.walk(start, start + 1)
 
-    return batches * seconds_of(lambda: learner.prefill_(first, steps_per_epoch=1), device)
+    return batches * seconds_of(lambda: learner.prefill_(first, steps_per_epoch=1))
