@@ -68,7 +68,7 @@ def test_codes_are_written_as_safetensors_too(querykey, sized, tmp_path):
     ("options", "message"),
     [
         (("--dim", 12), "this adapter has the sizes 16, 8; got dim=12; fit it again with this size"),
-        (("--bits", 4), "this adapter has no codes of 4 bits; it has 8 and 1; fit it again with bits=[4]"),
+        (("--bits", 4), "bits must be 8 or 1, got 4; without bits rows are float32"),
         (("--bits", 8, "--queries"), "--bits makes codes of documents; queries stay float"),
     ],
 )

@@ -205,12 +205,12 @@ def test_images_that_no_study_can_take_are_refused(tmp_path):
 
 
 def test_the_time_is_divided_over_the_grid(images, monkeypatch):
-    monkeypatch.setattr(run, "_step_seconds", lambda *_: (256, 0.5))
+    monkeypatch.setattr(run, "_step_seconds", lambda *_: (256, 0.5, 1.5))
     monkeypatch.setattr(run, "measure_cell", lambda _: {"seconds": 60.0})
     arms = [Arm(name="a", label="a", seeds=3), Arm(name="b", label="b", seeds=1, images=3.0)]
     found = images_within(arms, images, seconds=1000.0, jobs=2)
-    # 2,000 s of work less 4 times 60 s, for (3 + 3) times as many steps of half a second
-    assert found.images == int((2000 - 240) / (6 * 0.5) * 256)
+    # 2,000 s of work less 4 times 60 s and the evaluations, for (3 + 3) times as many steps of half a second
+    assert found.images == int((2000 - 4 * (60 + 1.5 * run.LOOKS)) / (6 * 0.5) * 256)
     with pytest.raises(ConfigError, match="3 are the least: raise the minutes"):
         images_within(arms, images, seconds=120.0, jobs=2)
 

@@ -37,9 +37,9 @@ class Costs:
     Example:
         >>> costs = Costs(step=0.5, evaluation=2.0, checkpoint=1.0, once=10.0)
         >>> costs.steps_in(120.0, evaluations=10, save_every=60.0)
-        173
-        >>> costs.total(173, evaluations=10, save_every=60.0)
-        116.5
+        172
+        >>> costs.total(172, evaluations=10, save_every=60.0)
+        117.0
     """
 
     step: float
