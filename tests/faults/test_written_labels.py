@@ -3,6 +3,8 @@
 import io
 import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -92,3 +94,19 @@ def test_classes_of_shards_are_what_is_written(written, names, tmp_path):
     source = read_source(tmp_path / "shard.tar")
     assert source.label_names == names
     assert labels_of(source) == list(written)
+
+
+@pytest.mark.parametrize("labels", [["+5", "7.0", "+5"], ["1.0", "2.0", "2.0"], ["1e3", "2", "1e3"]])
+def test_whole_numbers_that_a_reader_takes_for_decimals_are_labels_without_an_option(labels, tmp_path):
+    assert labels_of(read_source(table(tmp_path, labels))) == labels
+
+
+def test_integers_with_missing_ones_are_labels_in_parquet_and_decimals_are_none(tmp_path):
+    for name, values in (("whole", [3.0, None, float("nan"), 12.0]), ("parts", [0.5, 1.0, 2.0, 3.0])):
+        columns = {"text": ["a", "b", "c", "d"], "label": pa.array(values, pa.float64())}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    assert labels_of(read_source(tmp_path / "whole.parquet")) == ["3", None, None, "12"]
+    assert read_source(tmp_path / "parts.parquet").labels is None
+    empty = pa.table({"text": ["a"], "label": pa.array([None], pa.float32())})
+    pq.write_table(empty, tmp_path / "empty.parquet")
+    assert read_source(tmp_path / "empty.parquet").labels is None

@@ -243,7 +243,7 @@ def choose_columns(table: ColumnTable, wanted: Wanted, *, is_typed: bool) -> Col
                 f"{table.what} has no column {name!r}{nearest_words(name, table.types)}; {_listed(table)}"
             )
     if label_column is None and pair_column is None:
-        label_column = _guess_classes(table.types, column, is_typed=is_typed)
+        label_column = _guess_classes(table, column, is_typed=is_typed)
     if column is None:
         column = _guess_items(table, label_column, pair_column)
     if column in (label_column, pair_column):
@@ -265,15 +265,20 @@ def _listed(table: ColumnTable) -> str:
     return "its columns: " + ", ".join(f"{name} ({type_})" for name, type_ in table.types.items())
 
 
-def _guess_classes(types: Mapping[str, Any], column: str | None, *, is_typed: bool) -> str | None:
-    # in a format without types, a value that looks like a date may be text
-    named = {name: kind for name, kind in types.items() if name.lower() in LABEL_COLUMNS and name != column}
-    able = [
-        name
-        for name, kind in named.items()
-        if can_be_classes(kind) or (not is_typed and pa.types.is_temporal(kind))
-    ]
+def _guess_classes(table: ColumnTable, column: str | None, *, is_typed: bool) -> str | None:
+    named = [name for name in table.types if name.lower() in LABEL_COLUMNS and name != column]
+    able = [name for name in named if _holds_classes(table, name, is_typed=is_typed)]
     return able[0] if len(able) == 1 else None
+
+
+def _holds_classes(table: ColumnTable, name: str, *, is_typed: bool) -> bool:
+    kind = table.types[name]
+    if pa.types.is_floating(kind):  # integers where some are missing, or +5 and 1.0 in a csv; never 0.5
+        numbers = [pc.cast(one, pa.float64()) for one in table.chunks(name)]  # half floats have no floor
+        finite = pa.chunked_array([one.filter(pc.is_finite(one)) for one in numbers], type=pa.float64())
+        return len(finite) > 0 and bool(pc.all(pc.equal(pc.floor(finite), finite)).as_py())
+    # in a format without types, a value that looks like a date may be text
+    return can_be_classes(kind) or (not is_typed and pa.types.is_temporal(kind))
 
 
 def _guess_items(table: ColumnTable, label_column: str | None, pair_column: str | None) -> str:
