@@ -62,13 +62,29 @@ def test_the_fastest_is_chosen_and_of_near_ones_the_plainer(measured, costs, cho
     assert found.seconds == pytest.approx(found.tried[" ".join(chosen)])
 
 
+def test_other_work_that_meets_one_choice_does_not_decide(monkeypatch):
+    """Four times as slow for a while: the arms are taken in turns, and the shortest of each counts."""
+    clock, busy = Clock(dict(zip(CHOICES, (4.0, 4.0, 1.0, 1.0), strict=True))), range(4, 8)
+
+    def step(precision, layout):
+        clock.step(precision, layout)
+        clock.now += 3 * clock.costs[precision, layout] * (len(clock.taken) - 1 in busy)
+
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(autotune, "_has_fast_bfloat16", lambda _: True)
+    found = calibrate(step, precision="auto", layout="auto", device=CPU)
+    assert (found.precision, found.layout) == ("bfloat16", "contiguous")
+    assert list(found.tried.values()) == [4.0, 4.0, 1.0, 1.0]
+    assert clock.taken[:8] == [choice for choice in CHOICES for _ in range(2)]
+
+
 CONDITIONS = {"choice": "a test", "batch": 8}
 
 
 def test_a_choice_is_measured_once_and_holds_under_another_load(measured, tmp_path, monkeypatch):
     monkeypatch.setenv("QUERYKEY_CACHE", str(tmp_path / "cache"))
     first, clock = measured((4.0, 3.0, 2.0, 1.0), conditions=CONDITIONS)
-    assert len(clock.taken) == 4 * (autotune.WARM_UP + autotune.TRIALS)
+    assert len(clock.taken) == 4 * 2 * autotune.TRIALS
     loaded = (1.0, 2.0, 3.0, 4.0)  # the other way round
     again, clock = measured(loaded, conditions=CONDITIONS)
     assert (again.precision, again.layout) == (first.precision, first.layout) == ("bfloat16", "channels_last")
@@ -104,8 +120,10 @@ def test_two_runs_of_one_seed_have_the_same_bits_whatever_the_cache_holds(tmp_pa
     monkeypatch.setattr(autotune, "_has_fast_bfloat16", lambda _: False)
     given = {name: value for name, value in TINY.items() if name != "precision"}
     for name, slow in (("empty", "contiguous"), ("present", "channels_last")):
-        order = iter((2.0, 1.0) if slow == "contiguous" else (1.0, 2.0))
-        monkeypatch.setattr(autotune, "_seconds", lambda *_, order=order: next(order))
+        seconds = [2.0, 1.0] if slow == "contiguous" else [1.0, 2.0]
+        monkeypatch.setattr(
+            autotune, "_shortest_in_turns", lambda steps, *_, seconds=seconds: seconds[: len(steps)]
+        )
         run = pretrain(
             DIGITS, out=tmp_path / name, steps=2, **given | {"precision": "auto", "layout": "auto"}
         )
@@ -131,7 +149,7 @@ def test_the_choice_is_made_on_few_images_and_the_whole_step_is_timed(monkeypatc
     given = {"device": CPU, "choice_step": choice_step}
     found = calibrate(step, precision="auto", layout="auto", **given)
     assert (found.precision, found.layout, found.seconds) == ("bfloat16", "channels_last", 10.0)
-    assert len(few) == 4 * (autotune.WARM_UP + autotune.TRIALS) == 20
+    assert len(few) == 4 * 2 * autotune.TRIALS == 24
     assert set(whole) == {(torch.bfloat16, "channels_last")}
     few.clear()
     calibrate(step, precision="float32", layout="contiguous", **given)
@@ -152,8 +170,8 @@ def test_a_step_on_few_images_is_one_of_each_method(method, monkeypatch):
     monkeypatch.setattr(Learner, "training_step", watched)
     given = {name: value for name, value in TINY.items() if name != "precision"}
     run = pretrain(DIGITS, steps=1, method=method, **given | {"precision": "auto", "layout": "auto"})
-    assert sizes[: 2 * (autotune.WARM_UP + autotune.TRIALS)] == 10 * [(16, 16)]
-    assert set(sizes[10:]) == {(run.settings.batch_size,) * 2}
+    assert sizes[: 2 * 2 * autotune.TRIALS] == 12 * [(16, 16)]
+    assert set(sizes[12:]) == {(run.settings.batch_size,) * 2}
 
 
 def test_given_choices_are_not_measured(measured):
@@ -167,7 +185,7 @@ def test_given_choices_are_not_measured(measured):
 
 def test_a_slow_step_is_measured_few_times(measured):
     _, clock = measured((60.0, 60.0, 60.0, 60.0), precision="float32", layout="contiguous")
-    assert len(clock.taken) <= autotune.WARM_UP + autotune.TRIALS + 1
+    assert len(clock.taken) <= 2 * autotune.TRIALS
 
 
 def test_the_order_with_less_time_is_chosen_by_the_clock():

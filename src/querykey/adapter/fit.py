@@ -7,7 +7,7 @@ import time
 import warnings
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from querykey.adapter.validation import ValidationQueries
 from querykey.adapter.verdict import Report
 from querykey.distributed.process_group import current_process_group
 from querykey.errors import DataError
-from querykey.io.measured import is_clearly_faster, processor, recall, remember
+from querykey.io.measured import is_clearly_faster
+from querykey.lookup.fast_dtype import remembered_dtype
 from querykey.types import FrozenRows, Labels
 
 __all__ = ["Begin", "Fitted", "Record", "Report", "fit_adapter"]
@@ -109,25 +110,16 @@ def _fastest_precision(width: int, settings: AdapterSettings) -> Literal["float3
     """
     processes = current_process_group()
     shape = [STEP_ROWS, width, settings.dim or max(settings.dims, default=min(64, width))]
-    conditions = {
-        "choice": "precision of an adapter's products",
-        "device": processor(),
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "shape": shape,
-    }
-    found: Any = None
-    if processes.is_main_process:
-        found = recall(conditions)
-        if found not in ("float32", "bfloat16"):
-            rows, weight = torch.ones(shape[:2]), torch.ones(shape[2], shape[1], requires_grad=True)
-            is_faster = is_clearly_faster(
-                partial(_product, rows, weight, torch.bfloat16),
-                partial(_product, rows, weight, torch.float32),
-            )
-            found = "bfloat16" if is_faster else "float32"
-            remember(conditions, found)
-    return "bfloat16" if processes.broadcast_object(found) == "bfloat16" else "float32"
+
+    def is_faster() -> bool:
+        rows, weight = torch.ones(shape[:2]), torch.ones(shape[2], shape[1], requires_grad=True)
+        calls = (partial(_product, rows, weight, dtype) for dtype in (torch.bfloat16, torch.float32))
+        return is_clearly_faster(*calls)
+
+    is_bfloat16 = processes.is_main_process and torch.bfloat16 == remembered_dtype(
+        "precision of an adapter's products", is_faster, shape=shape
+    )
+    return "bfloat16" if processes.broadcast_object(is_bfloat16) else "float32"
 
 
 def _product(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> None:

@@ -1,12 +1,14 @@
 """The dtype in which this machine multiplies matrices fastest, float32 or bfloat16."""
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 
 from querykey.io.measured import is_clearly_faster, processor, recall, remember
 
-__all__ = ["fast_dtype", "remembered_fast_dtype"]
+__all__ = ["fast_dtype", "remembered_dtype", "remembered_fast_dtype"]
 
 WORTH_ROUNDING = 0.7
 """The fraction of the time of a float32 product below which rounding the rows pays off."""
@@ -28,23 +30,30 @@ def fast_dtype() -> torch.dtype:
 
 
 def remembered_fast_dtype() -> torch.dtype:
-    """`fast_dtype` as it was measured first on this machine, for results whose bits depend on it.
+    """`fast_dtype` as it was measured first on this machine, for results whose bits depend on it."""
+    return remembered_dtype("dtype of large products", lambda: fast_dtype() == torch.bfloat16)
+
+
+def remembered_dtype(choice: str, is_faster: Callable[[], bool], **conditions: Any) -> torch.dtype:
+    """A choice between bfloat16 and float32 that is measured once a machine.
+
+    Args:
+        choice: What is chosen.
+        is_faster: Measures whether bfloat16 is clearly faster.
+        **conditions: JSON values that the choice depends on, besides the machine.
 
     Returns:
         bfloat16 or float32; the same in every process with this processor, version of torch and number of
         threads, as long as the cache can be written (`querykey.io.measured`).
     """
-    question = {
-        "choice": "dtype of large products",
+    machine = {
+        "choice": choice,
         "processor": processor(),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
     }
-    match recall(question):
-        case "bfloat16":
-            return torch.bfloat16
-        case "float32":
-            return torch.float32
-    found = fast_dtype()
-    remember(question, str(found).removeprefix("torch."))
-    return found
+    found = recall(machine | conditions)
+    if found not in ("float32", "bfloat16"):
+        found = "bfloat16" if is_faster() else "float32"
+        remember(machine | conditions, found)
+    return torch.bfloat16 if found == "bfloat16" else torch.float32

@@ -1,12 +1,12 @@
 """Measured before the first step: precision, memory layout, and the number of steps for a time limit."""
 
 import copy
-import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from querykey.pretraining.time_budget import (
 __all__ = ["Autotuned", "accelerator_precision", "autotune", "calibrate"]
 
 Layout = Literal["contiguous", "channels_last"]
-TRIALS, WARM_UP = 3, 2
+TRIALS = 3
 CHOICE_IMAGES = 64
 """Images per step when precision and layout are chosen, so that the choice takes seconds."""
 STEADY_TRIALS = 1000
@@ -123,7 +123,7 @@ class _Trial:
         self.run, self.device, self.processes = run, run.learner.device, run.learner.processes
         self.step = TRIAL_STEPS // 2
         self._runs = dict[str, TrainingRun]()
-        self._few: tuple[Layout, ViewPair] | None = None
+        self._few = dict[Layout, ViewPair]()
         self._batches = run.images.walk(self.step, sys.maxsize)
 
     def run_in(self, precision: torch.dtype) -> TrainingRun:
@@ -157,13 +157,13 @@ class _Trial:
 
     def take_few(self, precision: torch.dtype, layout: Layout) -> None:
         """A step on `CHOICE_IMAGES`; the steps of a layout share one batch."""
-        if self._few is None or self._few[0] != layout:
-            use_layout(self.run, layout)
+        use_layout(self.run, layout)
+        if layout not in self._few:
             batch = next(self._batches)
             labels = None if batch.labels is None else batch.labels[:CHOICE_IMAGES]
             views = batch.view_1[:CHOICE_IMAGES], batch.view_2[:CHOICE_IMAGES]
-            self._few = layout, ViewPair(*views, batch.ids[:CHOICE_IMAGES], labels)
-        self.run_in(precision).learner.training_step(self.step, self._few[1])
+            self._few[layout] = ViewPair(*views, batch.ids[:CHOICE_IMAGES], labels)
+        self.run_in(precision).learner.training_step(self.step, self._few[layout])
         self.step += 1
 
     def evaluate(self, precision: torch.dtype, layout: Layout) -> None:
@@ -286,7 +286,7 @@ def calibrate(
     if known is None and on_few is None:
         steady = tried[f"{chosen} {order}"]
     else:
-        steady = _seconds(lambda: step(_DTYPES[chosen], order), device, processes)
+        (steady,) = _shortest_in_turns([partial(step, _DTYPES[chosen], order)], device, processes)
     return Calibration(chosen, order, steady, tried)
 
 
@@ -315,16 +315,15 @@ def _fastest(
     elif precision == "auto" and processes.broadcast_object(_has_fast_bfloat16(device)):
         precisions.append("bfloat16")
     layouts: list[Layout] = ["contiguous", "channels_last"] if layout == "auto" else [layout]
-    tried: dict[str, float] = {}
-    best: tuple[float, Literal["float32", "bfloat16"], Layout] | None = None
-    for kind in precisions:
-        for order in layouts:
-            seconds = _seconds(lambda k=kind, o=order: step(_DTYPES[k], o), device, processes)  # type: ignore[misc]
-            tried[f"{kind} {order}"] = seconds
-            if best is None or seconds < CLEARLY_FASTER * best[0]:
-                best = (seconds, kind, order)
-    assert best is not None
-    return best[1], best[2], tried
+    choices = list(product(precisions, layouts))
+    calls = [partial(step, _DTYPES[kind], order) for kind, order in choices]
+    seconds = _shortest_in_turns(calls, device, processes)
+    best = 0
+    for number in range(1, len(choices)):
+        if seconds[number] < CLEARLY_FASTER * seconds[best]:
+            best = number
+    tried = {f"{kind} {order}": taken for (kind, order), taken in zip(choices, seconds, strict=True)}
+    return *choices[best], tried
 
 
 def accelerator_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
@@ -350,10 +349,19 @@ def accelerator_precision(device: torch.device) -> Literal["float32", "bfloat16"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def _seconds(step: Callable[[], object], device: torch.device, processes: ProcessGroup) -> float:
-    for _ in range(WARM_UP):
-        step()
-    return statistics.median(processes.broadcast_object(_seconds_of(step, device)) for _ in range(TRIALS))
+def _shortest_in_turns(
+    steps: Sequence[Callable[[], object]], device: torch.device, processes: ProcessGroup
+) -> list[float]:
+    """The shortest time of each step: other work on the machine comes and goes, and may meet one step alone.
+
+    Before each timing the step is taken once, because the first one in another layout converts weights.
+    """
+    taken: list[list[float]] = [[] for _ in steps]
+    for _ in range(TRIALS):
+        for seconds, step in zip(taken, steps, strict=True):
+            step()
+            seconds.append(processes.broadcast_object(_seconds_of(step, device)))
+    return [min(seconds) for seconds in taken]
 
 
 def _steady(
@@ -363,7 +371,7 @@ def _steady(
     times: list[float] = []
     while not times or (sum(times) < steady_limit(limit) and len(times) < STEADY_TRIALS):
         times.append(processes.broadcast_object(_seconds_of(step, device)))
-    return statistics.mean(times)
+    return sum(times) / len(times)
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

@@ -46,8 +46,8 @@ class Calibration:
     Args:
         precision: "float32" or "bfloat16".
         layout: "contiguous" or "channels_last".
-        seconds: Of a whole step, views included: the median of several, or the mean of more where the number
-            of steps follows from it.
+        seconds: Of a whole step, views included: the shortest of several, or the mean of more where the
+            number of steps follows from it.
         tried: Seconds of every combination that was tried.
         evaluation_seconds: Of an evaluation; None where nothing follows from it.
     """
