@@ -214,9 +214,8 @@ class Training:
             return
         stage, length = int(self.fc.stage), self._stage_steps
         if self.validate is None and stage < len(self.stage_ends) and self.taken >= self.stage_ends[stage]:
-            self.taken = min(
-                (stage + 1) * length, self.steps
-            )  # a refit stops at the best step of the first fit
+            # a refit leaves a stage at the best step of the first fit
+            self.taken = min((stage + 1) * length, self.steps)
         if self.taken == (stage + 1) * length < self.steps:
             if self.validate is not None:
                 step = max(self.stage_states, key=lambda step: (self._in_stage(step, stage), -step))
