@@ -308,7 +308,7 @@ def _fastest(
     device: torch.device,
     processes: ProcessGroup,
 ) -> Choice:
-    """The first of the choices that a later one does not clearly beat, with the seconds of each."""
+    """The fastest of the choices if it clearly beats the first, else the first; and the seconds of each."""
     precisions: list[Literal["float32", "bfloat16"]] = [precision] if precision != "auto" else ["float32"]
     if precision == "auto" and device.type != "cpu":
         precisions = [accelerator_precision(device)]
@@ -318,12 +318,10 @@ def _fastest(
     choices = list(product(precisions, layouts))
     calls = [partial(step, _DTYPES[kind], order) for kind, order in choices]
     seconds = _shortest_in_turns(calls, device, processes)
-    best = 0
-    for number in range(1, len(choices)):
-        if seconds[number] < CLEARLY_FASTER * seconds[best]:
-            best = number
+    fastest = min(range(len(choices)), key=seconds.__getitem__)
+    chosen = fastest if seconds[fastest] < CLEARLY_FASTER * seconds[0] else 0
     tried = {f"{kind} {order}": taken for (kind, order), taken in zip(choices, seconds, strict=True)}
-    return *choices[best], tried
+    return *choices[chosen], tried
 
 
 def accelerator_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
