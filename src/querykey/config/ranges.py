@@ -1,4 +1,4 @@
-"""Types with a range for the fields of settings, which `config.settings` checks; and lists of whole numbers."""
+"""Types with a range for the fields of settings (`config.settings` checks it), and lists of whole numbers."""
 
 from typing import Annotated, Any
 
