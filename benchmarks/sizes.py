@@ -10,7 +10,8 @@ from timing import Row, in_turns, median_ratio
 
 from querykey import Adapter
 from querykey.runtime import LoadedAdapter
-from querykey.runtime.codes import Code, nearest_by_hamming
+from querykey.runtime.codes import Code
+from querykey.runtime.hamming import nearest_by_hamming
 
 WIDTH, DIM, BLOCKS, BLOCK, REPEATS = 384, 64, 10, 100_000, 3
 MOST_CODES, FIT_ROWS, FIT_SECONDS = 2.0, 100_000, 360.0
@@ -69,7 +70,7 @@ def measure_hamming() -> list[Row]:
     found: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        found["ours"] = nearest_by_hamming(queries, codes, K)[0]
+        found["ours"] = nearest_by_hamming(queries, codes, K, threads=torch.get_num_threads())[0]
 
     def theirs() -> None:
         found["faiss"] = index.search(queries, K)[0]

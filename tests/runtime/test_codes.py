@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 
 from querykey.errors import RangeError, ShapeError
+from querykey.runtime import hamming as hamming_module
 from querykey.runtime.codes import (
     Code,
     code_bytes,
     grid_matrix,
     grid_product,
     grid_rows,
-    hamming,
-    nearest_by_hamming,
     search_codes,
 )
 from querykey.runtime.forward import LoadedAdapter
 from querykey.runtime.frontier import best_under, fewest_bytes, marked, parse_bytes, parse_share
+from querykey.runtime.hamming import hamming, nearest_by_hamming
 
 RNG = np.random.default_rng(0)
 ROTATION = np.linalg.qr(RNG.standard_normal((64, 64)))[0].astype("f4")
@@ -150,15 +150,39 @@ def test_hamming_counts_the_bits_that_differ():
     )
 
 
+@pytest.mark.parametrize("width", [1, 8, 24, 25, 8300])
+def test_opposite_codes_differ_in_every_bit(width):
+    """Counts of words are added in 8 bits and in 16: none of them may run over."""
+    codes = np.array([[0] * width, [255] * width], dtype=np.uint8)
+    codes.flags.writeable = False  # as a memory-mapped file's are
+    np.testing.assert_array_equal(hamming(codes, codes), [[0, 8 * width], [8 * width, 0]])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("block", [7, 64, 8192])
 @pytest.mark.parametrize("k", [1, 7, 300])
-def test_the_nearest_by_hamming_are_those_of_a_stable_sort(k):
+def test_the_nearest_by_hamming_are_those_of_a_stable_sort(k, block, threads, monkeypatch):
+    monkeypatch.setattr(hamming_module, "BLOCK", block)
+    monkeypatch.setattr(hamming_module, "WORDS", 4)
+    monkeypatch.setattr(hamming_module, "LEAST", 1)
     codes = RNG.integers(0, 4, (300, 3), dtype=np.uint8)  # few bits: many ties
+    codes = (
+        codes[np.argsort(-codes.sum(axis=1))] if k == 7 else codes
+    )  # each block may be nearer than the last
     queries = RNG.integers(0, 4, (11, 3), dtype=np.uint8)
     differ = hamming(queries, codes)
     want = np.argsort(differ, axis=1, kind="stable")[:, :k]
-    counts, rows = nearest_by_hamming(queries, codes, k)
+    given = codes.copy()
+    counts, rows = nearest_by_hamming(queries, codes, k, threads=threads)
+    np.testing.assert_array_equal(codes, given)
     np.testing.assert_array_equal(rows, want)
     np.testing.assert_array_equal(counts, np.take_along_axis(differ, want, axis=1))
+
+
+@pytest.mark.parametrize("given", ["", "3", "0", "2,1"])
+def test_threads_are_those_of_the_environment_or_all_processors(given, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert hamming_module._default_threads() == 3 if given == "3" else hamming_module._default_threads() >= 1
 
 
 def test_a_row_of_zeros_and_no_rows_have_codes():

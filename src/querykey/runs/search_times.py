@@ -142,7 +142,7 @@ def _exact(queries: Rows, rows: Rows) -> Search:
 
 
 def _coded(code: Code, queries: Rows, codes: Any) -> Search:
-    return lambda: search_codes(code, queries, codes, K)[1]
+    return lambda: search_codes(code, queries, codes, K, threads=torch.get_num_threads())[1]
 
 
 def _of_faiss(index: Any, queries: Rows) -> Search:

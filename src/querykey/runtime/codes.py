@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from querykey.errors import DataError, RangeError, ShapeError
+from querykey.runtime.hamming import nearest_by_hamming
 
 __all__ = [
     "BITS",
@@ -24,8 +25,6 @@ __all__ = [
     "grid_matrix",
     "grid_product",
     "grid_rows",
-    "hamming",
-    "nearest_by_hamming",
     "real_numbers",
     "search_codes",
 ]
@@ -38,8 +37,8 @@ SUM_BITS = 52
 """Bits of a float64 sum that stays exact; one bit is left for rounding."""
 BLOCK = 4096
 """Codes decoded per block."""
-QUERIES, AT_ONCE = 64, 8
-"""Queries scored per block, and queries whose Hamming distances are computed per block."""
+QUERIES = 64
+"""Queries scored per block."""
 
 Rows = NDArray[np.float32]
 Exact = NDArray[np.float64]
@@ -287,55 +286,8 @@ def check_bits(dim: int, bits: int) -> None:
         )
 
 
-def hamming(queries: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Hamming distances between packed codes.
-
-    Args:
-        queries: Packed bits [queries, bytes].
-        codes: Packed bits [rows, bytes].
-
-    Returns:
-        [queries, rows].
-    """
-    if queries.shape[1] % 8 == 0:
-        queries, codes = (np.ascontiguousarray(one).view(np.uint64) for one in (queries, codes))  # type: ignore[assignment]
-    out = np.empty((len(queries), len(codes)), dtype=np.int32)
-    total = np.int32 if 8 * queries.nbytes > np.iinfo(np.uint16).max * len(queries) else np.uint16
-    for start in range(0, len(codes), BLOCK):  # so that the intermediate results stay in the cache
-        columns = np.ascontiguousarray(codes[start : start + BLOCK].T)
-        differ, at = np.empty_like(columns), slice(start, start + columns.shape[1])
-        for query, counts in zip(queries, out, strict=True):
-            np.bitwise_xor(columns, query[:, None], out=differ)
-            counts[at] = np.bitwise_count(differ).sum(axis=0, dtype=total)
-    return out
-
-
-def nearest_by_hamming(
-    queries: NDArray[np.uint8], codes: NDArray[np.uint8], k: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The `k` codes that differ in the fewest bits; ties go to the lower row.
-
-    Args:
-        queries: Packed bits [queries, bytes].
-        codes: Packed bits [rows, bytes].
-        k: From 1 to the number of codes.
-
-    Returns:
-        (bits that differ [queries, k], rows [queries, k]), fewest first.
-    """
-    counts, rows = np.empty((len(queries), k), dtype=np.int32), np.empty((len(queries), k), dtype=np.int64)
-    for start in range(0, len(queries), AT_ONCE):
-        for number, differ in enumerate(hamming(queries[start : start + AT_ONCE], codes), start=start):
-            # the count up to which there are k codes: no sort of them all
-            most = int(np.searchsorted(np.bincount(differ).cumsum(), k))
-            near = np.flatnonzero(differ <= most)
-            rows[number] = near[np.argsort(differ[near], kind="stable")[:k]]
-            counts[number] = differ[rows[number]]
-    return counts, rows
-
-
 def search_codes(
-    code: Code, queries: ArrayLike, codes: Packed, k: int, *, rescore: int = 10
+    code: Code, queries: ArrayLike, codes: Packed, k: int, *, rescore: int = 10, threads: int | None = None
 ) -> tuple[Rows, NDArray[np.int64]]:
     """Find the `k` codes nearest to float queries; ties go to the lower row.
 
@@ -348,6 +300,7 @@ def search_codes(
         codes: [rows, ...] of `Code.encode`.
         k: Codes to find per query, at most the number of rows.
         rescore: Candidates of the first pass as a multiple of `k`; 0 scores all codes.
+        threads: Threads of the first pass; None: OMP_NUM_THREADS, or else the processors of this process.
 
     Returns:
         (scores [queries, k], rows [queries, k]), best first.
@@ -368,7 +321,7 @@ def search_codes(
             rows[at] = np.argsort(-theirs, axis=1, kind="stable")[:, :k]
             scores[at] = np.take_along_axis(theirs, rows[at], axis=1)
         return scores, rows
-    best = np.sort(nearest_by_hamming(code.encode(queries), codes, first)[1], axis=1)
+    best = np.sort(nearest_by_hamming(code.encode(queries), codes, first, threads=threads)[1], axis=1)
     for number, (query, found) in enumerate(zip(queries, best, strict=True)):
         theirs = code.scores(query[None], codes[found])[0]
         order = np.argsort(-theirs, kind="stable")[:k]
