@@ -78,9 +78,10 @@ def decoupled(
     logits = scores / temperature
     with torch.no_grad():
         positive = as_numbers(is_positive, scores.dtype)
-        top, log_total, weights = softmax(logits, as_numbers(is_negative, scores.dtype))
+        negative = as_numbers(is_negative, scores.dtype)
+        top, log_total, weights = softmax(logits, negative)
         count = positive.sum(dim=1, keepdim=True)
-        has_both = ((count > 0) & is_negative.any(dim=1, keepdim=True)).to(scores.dtype)
+        has_both = (count > 0) * negative.amax(dim=1, keepdim=True)
         share = positive / count.clamp(min=1.0) * has_both
         if sigma is not None:
             above = (scores / sigma - log_mean_of_positives(lookup, sigma)).add_(penalty(positive))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import FAR, as_numbers, penalty, scores_and_masks, weigh
 from querykey.losses.info_nce import check_temperature
-from querykey.types import PairMask, PerQuery, Scores
+from querykey.types import PerQuery, Scores
 
 __all__ = ["nt_logistic"]
 
@@ -64,7 +64,7 @@ def nt_logistic(
             case "all":
                 pass
             case "semi_hard":
-                negative = _nearest_below(scores, positive, negative, is_positive)
+                negative = _nearest_below(scores, positive, negative)
             case never:
                 assert_never(never)
         share = positive / positive.sum(dim=1, keepdim=True).clamp(min=1.0)
@@ -76,9 +76,9 @@ def nt_logistic(
     return weigh(logits, value, weights)
 
 
-def _nearest_below(scores: Scores, positive: Scores, negative: Scores, is_positive: PairMask) -> Scores:
+def _nearest_below(scores: Scores, positive: Scores, negative: Scores) -> Scores:
     """1.0 at the semi-hard negatives: the highest scores below that of the query's farthest positive."""
     farthest = (scores - penalty(positive)).amin(dim=1, keepdim=True)
-    below = negative * (scores < farthest) * is_positive.any(dim=1, keepdim=True)
+    below = negative * (scores < farthest) * positive.amax(dim=1, keepdim=True)
     nearest = (scores + penalty(below)).amax(dim=1, keepdim=True).clamp_(min=-FAR / 2)
     return below * (scores == nearest)
