@@ -21,7 +21,7 @@ A message says what was given, what is needed and what to do.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "StoreError",
     "is_out_of_memory",
     "missing_extra",
+    "require_choice",
     "require_train",
 ]
 
@@ -166,6 +167,25 @@ def missing_extra(error: ModuleNotFoundError, purpose: str) -> MissingExtraError
     if package not in EXTRAS:
         return None
     return MissingExtraError(package, extra=EXTRAS[package], purpose=purpose)
+
+
+def require_choice(name: str, given: object, choices: Sequence[str]) -> None:
+    """Check a word that chooses: in an `if` a misspelt one would silently take the other branch.
+
+    Args:
+        name: What it chooses, for the message.
+        given: The word.
+        choices: At least two.
+
+    Raises:
+        ConfigError: If it is none of them.
+
+    Example:
+        >>> require_choice("score", "cosine", ["cosine", "dot"])
+    """
+    if given not in choices:
+        *most, last = choices
+        raise ConfigError(f"{name} must be {', '.join(most)} or {last}; got {given!r}")
 
 
 def require_train(module: str) -> None:

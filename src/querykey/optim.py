@@ -7,7 +7,7 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import Tensor, nn
 
-from querykey.errors import RangeError
+from querykey.errors import ConfigError, RangeError
 
 __all__ = ["LARS", "parameter_groups", "scaled_learning_rate", "warm_up_cosine"]
 
@@ -225,6 +225,7 @@ def scaled_learning_rate(
 
     Raises:
         RangeError: If batch_size or base is not positive, or rule is "none" without a base.
+        ConfigError: If there is no such rule.
 
     Example:
         >>> scaled_learning_rate(4096, rule="linear"), scaled_learning_rate(4096, rule="square_root")
@@ -235,6 +236,8 @@ def scaled_learning_rate(
     """
     if batch_size < 1:
         raise RangeError(f"batch_size must be at least 1, got {batch_size}")
+    if rule not in ("linear", "square_root", "none"):
+        raise ConfigError(f"rule must be linear, square_root or none; got {rule!r}")
     if base is None:
         if rule == "none":
             raise RangeError('rule "none" takes the learning rate as it is; give it as base')

@@ -1,12 +1,12 @@
 """The FC layer on top of a frozen model: linear, residual or two layers."""
 
-from typing import Literal, assert_never
+from typing import Literal, assert_never, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from querykey.errors import RangeError
+from querykey.errors import RangeError, require_choice
 from querykey.lookup.unit_length import unit_length
 from querykey.types import FrozenRows, Rows
 
@@ -36,6 +36,7 @@ class FCLayer(nn.Module):
 
     Raises:
         RangeError: If dim is not from 1 to width, or a residual layer changes the width.
+        ConfigError: If there is no such kind.
 
     Example:
         >>> layer = FCLayer(4, 4, kind="residual")
@@ -45,6 +46,7 @@ class FCLayer(nn.Module):
 
     def __init__(self, width: int, dim: int, *, kind: FCKind = "linear", hidden: int | None = None) -> None:
         super().__init__()
+        require_choice("kind", kind, get_args(FCKind))
         if not 1 <= dim <= width:
             raise RangeError(f"dim must be from 1 to the width of the features, {width}; got {dim}")
         if kind == "residual" and dim != width:

@@ -8,13 +8,13 @@ numbers are the same whole or in blocks.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol, assert_never, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, assert_never, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from querykey.errors import ConfigError, RangeError, ShapeError
+from querykey.errors import ConfigError, RangeError, ShapeError, require_choice
 from querykey.lookup.unit_length import unit_length
 from querykey.types import KeyIds, KeyLabels, Keys, PairMask, Queries, QueryIds, QueryLabels, Scores
 
@@ -68,10 +68,17 @@ class PairRule:
         same_id: How to treat other keys that come from the same item as the query: "masked" (neither),
             "positive", or "negative" (what the queue of MoCo does with old keys). It wins
             over the label.
+
+    Raises:
+        ConfigError: If one is another word.
     """
 
     positive: Literal["id", "label"] = "id"
-    same_id: Literal["masked", "positive", "negative"] = "masked"
+    same_id: SameId = "masked"
+
+    def __post_init__(self) -> None:
+        require_choice("positive", self.positive, ["id", "label"])
+        require_choice("same_id", self.same_id, get_args(SameId))
 
     def pairs(
         self,
@@ -223,6 +230,9 @@ class Lookup:
             local key *j* has the global index *jN* + rank. Losses that support sharding return per-query
             partial losses whose sum over the ranks is the full loss; others raise `ConfigError`. `top_k`
             returns global indices.
+
+    Raises:
+        ConfigError: If score is another word.
     """
 
     queries: Queries
@@ -231,6 +241,10 @@ class Lookup:
     score: Score = "dot"
     whole: "Lookup | None" = None
     shard_group: ProcessGroup = SINGLE_PROCESS
+
+    def __post_init__(self) -> None:
+        if self.score not in ("cosine", "dot"):
+            raise ConfigError(f"score must be cosine or dot; got {self.score!r}")
 
     @classmethod
     def from_scores(cls, scores: Scores, positive: PairMask, negative: PairMask) -> "Lookup":
@@ -403,7 +417,7 @@ def look_up_own_key(
 
     Raises:
         ShapeError: If rows, widths or ids do not fit together.
-        ConfigError: If same_id is not one of these.
+        ConfigError: If same_id or score is another word.
 
     Example:
         >>> rows, stored_ids = torch.eye(2), torch.tensor([7, 5])

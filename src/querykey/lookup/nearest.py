@@ -12,20 +12,23 @@ of the rows and of their rounding errors. The other queries are scored again in 
 """
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from querykey.distributed.process_group import in_default_torch_state
-from querykey.errors import RangeError
+from querykey.errors import RangeError, ShapeError, require_choice
 from querykey.lookup.fast_dtype import fast_dtype
 from querykey.lookup.lookup import Score
 from querykey.lookup.unit_length import in_range, unit_length
 from querykey.types import KeyIds, Keys, Neighbours, PerQuery, Queries, QueryIds, TopScores
 
-__all__ = ["TIE", "best_first", "best_of_blocks", "in_fast_blocks", "nearest", "rough_cosines", "settle"]
+__all__ = [
+    "TIE", "best_first", "best_of_blocks", "in_fast_blocks", "nearest", "rough_cosines", "rows_not_finite",
+    "settle", "without",
+]  # fmt: skip
 
 Answer = TypeVar("Answer")
 
@@ -71,6 +74,8 @@ def nearest(
 
     Raises:
         RangeError: If k is not positive.
+        ConfigError: If score is another word.
+        ShapeError: If queries and keys are not of one width.
 
     Example:
         >>> keys = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
@@ -79,6 +84,11 @@ def nearest(
     """
     if k < 1:
         raise RangeError(f"k must be at least 1, got {k}")
+    require_choice("score", score, get_args(Score))
+    if queries.shape[1] != keys.shape[1]:
+        raise ShapeError(
+            f"queries are {queries.shape[1]} wide and keys {keys.shape[1]}; they must be the same"
+        )
     own = torch.empty(len(queries), 0, dtype=torch.int64)
     if query_ids is not None and key_ids is not None:
         own = _own_columns(query_ids, key_ids)
@@ -175,7 +185,7 @@ def _propose(
             longest = max(longest, _longest(block))
             farthest = max(farthest, _longest(block - rounded_block.float()))
         for first in range(0, len(queries), QUERY_BLOCK):
-            scores = _without(rounded[first : first + QUERY_BLOCK] @ rounded_block.T, lost)
+            scores = without(rounded[first : first + QUERY_BLOCK] @ rounded_block.T, lost)
             best[first] = _merge(best.get(first), scores, start, count)
     parts = [_ordered(*one) for one in best.values()]
     scores, index = torch.cat([s for s, _ in parts]), torch.cat([i for _, i in parts])
@@ -345,7 +355,7 @@ def _nearest_of(
     ready = unit_length(queries) if score == "cosine" else queries
     count = k + (max(SLACK, k) if dtype == torch.bfloat16 else SLACK) + own.shape[1]
     proposed = _propose(ready, keys, count, score, dtype)
-    unusable = _not_finite(queries)
+    unusable = rows_not_finite(queries)
     parts, open_rows = [], []
     for start in range(0, len(queries), QUERY_BLOCK):
         at = slice(start, start + QUERY_BLOCK)
@@ -397,22 +407,39 @@ def _product_blocks(queries: Tensor, keys: Tensor, score: Score) -> Iterable[Ten
     ready = unit_length(queries) if score == "cosine" else queries
     for start in range(0, len(keys), KEY_BLOCK):
         block, lost = _ready_keys(keys[start : start + KEY_BLOCK], score)
-        yield _without(ready @ block.T, lost)
+        yield without(ready @ block.T, lost)
 
 
 def _ready_keys(block: Tensor, score: Score) -> tuple[Tensor, Tensor]:
     """(keys in float32, of length 1 for cosine; which of them are not finite)."""
-    return (unit_length(block) if score == "cosine" else block).float(), _not_finite(block)
+    return (unit_length(block) if score == "cosine" else block).float(), rows_not_finite(block)
 
 
-def _not_finite(rows: Tensor) -> Tensor:
-    """Which rows hold NaN or infinity [rows]."""
+def rows_not_finite(rows: Tensor) -> Tensor:
+    """Which rows hold NaN or infinity.
+
+    Args:
+        rows: [rows, dim], any float dtype.
+
+    Returns:
+        [rows], bool.
+    """
     rows = rows if rows.dtype == torch.float64 else rows.float()
+    if not rows.shape[1]:
+        return torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     return ~(rows.amax(dim=1).isfinite() & rows.amin(dim=1).isfinite())
 
 
-def _without(scores: Tensor, lost: Tensor) -> Tensor:
-    """Scores with those of keys that are not finite at -inf: `topk` takes NaN for the largest number."""
+def without(scores: Tensor, lost: Tensor) -> Tensor:
+    """Set the scores of keys that are not finite to -inf, in place: `topk` takes NaN for the largest number.
+
+    Args:
+        scores: [queries, keys].
+        lost: Which keys are not finite [keys], bool.
+
+    Returns:
+        The same tensor.
+    """
     return scores.masked_fill_(lost[None, :], -torch.inf) if bool(lost.any()) else scores
 
 

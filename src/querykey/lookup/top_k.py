@@ -1,15 +1,24 @@
 """Selection of the keys of a look-up for the FC layer and the loss: indices, not losses."""
 
 from collections.abc import Iterator
-from typing import Literal, assert_never
+from typing import Literal, assert_never, get_args
 
 import torch
 from torch import Tensor
 
 from querykey.distributed.process_group import ProcessGroup
-from querykey.errors import RangeError
+from querykey.errors import RangeError, require_choice
 from querykey.lookup.lookup import Block, Lookup
-from querykey.lookup.nearest import SLACK, TIE, best_first, best_of_blocks, exact_scores, settle
+from querykey.lookup.nearest import (
+    SLACK,
+    TIE,
+    best_first,
+    best_of_blocks,
+    exact_scores,
+    rows_not_finite,
+    settle,
+    without,
+)
 from querykey.types import Neighbours, PairMask, TopScores
 
 __all__ = ["Mode", "top_k"]
@@ -38,10 +47,12 @@ def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
 
     Returns:
         Indices among all keys [queries, k], most important first, ties to the lower index; -1 where
-        fewer than k keys are eligible. No gradient.
+        fewer than k keys are eligible. A key that holds NaN or infinity is never found, and a query that
+        does finds nothing. No gradient.
 
     Raises:
         RangeError: If k is not positive.
+        ConfigError: If there is no such mode.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.8, 0.1]])
@@ -55,6 +66,7 @@ def top_k(lookup: Lookup, k: int, mode: Mode) -> Neighbours:
     """
     if k < 1:
         raise RangeError(f"k must be at least 1, got {k}")
+    require_choice("mode", mode, get_args(Mode))
     if len(lookup) == 0:
         return torch.full((0, k), -1)
     parts = [lookup.rows(i, i + QUERY_BLOCK) for i in range(0, len(lookup), QUERY_BLOCK)]
@@ -83,8 +95,11 @@ def _top_k(lookup: Lookup, k: int, mode: _AnyMode) -> tuple[TopScores, Neighbour
         return torch.full((len(lookup), k), -torch.inf), torch.full((len(lookup), k), -1)
 
     def eligible(some: Lookup, below: Tensor) -> Iterator[Tensor]:
+        unusable = rows_not_finite(some.queries)
         for block in some.blocks(KEY_BLOCK):
-            yield (sign * block.scores).masked_fill(~_wanted(block, mode, below), -torch.inf)
+            is_out = ~_wanted(block, mode, below) | unusable[:, None]
+            scores = (sign * block.scores).masked_fill(is_out, -torch.inf)
+            yield without(scores, rows_not_finite(some.keys[block.start : block.start + scores.shape[1]]))
 
     def exact(rows: Tensor, candidates: Tensor) -> Tensor:
         found = sign * exact_scores(lookup.queries[rows].float(), lookup.keys, candidates, lookup.score)

@@ -20,6 +20,8 @@ def in_range(rows: Tensor, dim: int = -1) -> Tensor:
     Returns:
         Of the same shape and dtype. Rows that are within the range, zero or not finite keep their bits.
     """
+    if not rows.shape[dim]:
+        return rows
     with torch.no_grad():
         # `vector_norm(ord=inf)` takes twenty times as long
         peak = torch.maximum(rows.amax(dim=dim, keepdim=True), -rows.amin(dim=dim, keepdim=True))

@@ -8,7 +8,7 @@ from torch import Tensor
 from querykey.errors import RangeError
 from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import NOTHING, as_numbers, penalty, scores_and_masks, softmax, weigh
-from querykey.losses.info_nce import check_temperature
+from querykey.losses.info_nce import LOWEST, check_temperature
 from querykey.losses.streaming import Form, takes_chunked
 from querykey.losses.streaming_blocks import Positives, log_mean_of_positives, softmax_of_blocks
 from querykey.losses.streaming_views import two_views
@@ -68,7 +68,7 @@ def decoupled(
         the two views' means, which is twice the mean over queries.
     """
     check_temperature("temperature", temperature)
-    if sigma is not None and not 0.0 < sigma < math.inf:
+    if sigma is not None and not LOWEST <= sigma < math.inf:
         raise RangeError(
             f"sigma must be > 0 and finite, or None for equal weights, got {sigma}; 0.5 is usual"
         )

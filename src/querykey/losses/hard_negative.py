@@ -7,7 +7,7 @@ from torch import Tensor
 
 from querykey.errors import RangeError
 from querykey.lookup.lookup import Lookup
-from querykey.losses._pair_weights import as_numbers, penalty, scores_and_masks, softmax, weigh
+from querykey.losses._pair_weights import FAR, as_numbers, penalty, scores_and_masks, softmax, weigh
 from querykey.losses.info_nce import check_temperature
 from querykey.types import PerQuery
 
@@ -117,12 +117,16 @@ def hard_negative(
         share = positive / positives.clamp(min=1.0)
         # Sums of exp: of the positives, of the negatives as weighed, of the floor; as logarithms.
         found = softmax(logits, positive)
-        hard = softmax((beta + 1.0) * logits if beta else logits, negative)
-        log_negative, slopes = hard.top + hard.log_total, hard.probability
         if beta:
-            even = softmax(beta * logits, negative)
-            log_negative = log_negative - even.top - even.log_total + negatives.clamp(min=1.0).log()
-            slopes = slopes.mul_(beta + 1.0).sub_(even.probability, alpha=beta)
+            # Relative to the highest negative: beta multiplies the rounding error of what is left.
+            highest = (logits + penalty(negative)).amax(dim=1, keepdim=True).clamp_(min=-FAR / 2)
+            relative = (logits - highest).clamp_(max=0.0)
+            hard, even = softmax((beta + 1.0) * relative, negative), softmax(beta * relative, negative)
+            log_negative = highest + (hard.log_total - even.log_total) + negatives.clamp(min=1.0).log()
+            slopes = hard.probability.mul_(beta + 1.0).sub_(even.probability, alpha=beta)
+        else:
+            hard = softmax(logits, negative)
+            log_negative, slopes = hard.top + hard.log_total, hard.probability
         absent = penalty(negatives.clamp(max=1.0))
         log_negative = log_negative + absent
         log_positive = found.top + found.log_total

@@ -22,6 +22,10 @@ __all__ = [
 ]
 
 
+LOWEST = 1e-20
+"""The lowest temperature: logits stay far below `FAR`, which stands for infinity."""
+
+
 def info_nce(lookup: Lookup, *, temperature: float | Tensor, form: Form = "auto") -> PerQuery:
     r"""Cross-entropy of telling each query's positive keys from its other keys.
 
@@ -140,16 +144,21 @@ def check_temperature(name: str, temperature: float | Tensor) -> None:
     A learned temperature is not read: that would make every step wait for the device.
 
     Raises:
-        RangeError: If it is not a positive number.
-        ShapeError: If it is a tensor of more than one number.
+        RangeError: If it is not a positive number, or so small that float32 does not hold its inverse.
+        ShapeError: If it is a tensor of more than one number, or of more than two dimensions.
     """
     if isinstance(temperature, Tensor):
-        if temperature.numel() != 1:
+        if temperature.numel() != 1 or temperature.ndim > 2:
             raise ShapeError(
                 f"{name} has shape {list(temperature.shape)}; a learned one is a tensor of one number"
             )
     elif not 0.0 < temperature < math.inf:
         raise RangeError(f"{name} must be > 0 and finite, got {temperature}; 0.05 to 0.5 is usual")
+    elif temperature < LOWEST:
+        raise RangeError(
+            f"{name} must be at least {LOWEST:g}, got {temperature}: float32 does not hold the logits; "
+            "0.05 to 0.5 is usual"
+        )
 
 
 def nt_xent(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from querykey.errors import require_choice
 from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import FAR, as_numbers, penalty, scores_and_masks, weigh
 from querykey.losses.info_nce import check_temperature
@@ -41,6 +42,7 @@ def nt_logistic(
     Raises:
         RangeError: If temperature is not a positive number.
         ShapeError: If temperature is a tensor of more than one number.
+        ConfigError: If there is no such mining.
 
     Example:
         Two pairs with a score of 0 cost one bit each:
@@ -56,6 +58,7 @@ def nt_logistic(
         mean, from whichever keys the look-up calls negative: with `look_up_views` both views.
     """
     check_temperature("temperature", temperature)
+    require_choice("mining", mining, ["all", "semi_hard"])
     scores, is_positive, is_negative = scores_and_masks(lookup)
     logits = scores / temperature
     with torch.no_grad():

@@ -1,12 +1,13 @@
 """Contrastive and triplet loss, without a tensor [queries, positives, negatives] of all triplets."""
 
+import math
 from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from querykey.errors import RangeError
+from querykey.errors import RangeError, require_choice
 from querykey.lookup.lookup import Lookup
 from querykey.losses._pair_weights import FAR, as_numbers, penalty, scores_and_masks, weigh
 from querykey.types import PairMask, PerQuery, Scores
@@ -160,6 +161,7 @@ def contrastive(
 
     Raises:
         RangeError: If a margin is outside its range.
+        ConfigError: If there is no such distance.
 
     Example:
         >>> from querykey.lookup.lookup import Lookup
@@ -173,6 +175,7 @@ def contrastive(
         "Cross-batch memory", arXiv:1912.06798 (cosine), whose released code sums over the pairs
         and divides by the batch.
     """
+    require_choice("distance", distance, list(MARGINS))
     usual_positive, usual_negative = MARGINS[distance]
     positive_margin = usual_positive if positive_margin is None else positive_margin
     negative_margin = usual_negative if negative_margin is None else negative_margin
@@ -230,6 +233,7 @@ def triplet(
 
     Raises:
         RangeError: If margin is outside its range.
+        ConfigError: If there is no such mining.
 
     Example:
         >>> from querykey.lookup.lookup import Lookup
@@ -246,10 +250,12 @@ def triplet(
         distance, which is twice ours); Hermans et al. 2017, arXiv:1703.07737, sec. 2 (batch-hard,
         soft margin).
     """
+    require_choice("mining", mining, ["all", "hard", "semi_hard"])
     lowest = "> 0" if mining == "semi_hard" else ">= 0"
-    if not margin >= 0.0 or (mining == "semi_hard" and margin == 0.0):
+    if not 0.0 <= margin < math.inf or (mining == "semi_hard" and margin == 0.0):
+        finite = " and finite" if margin == math.inf else ""
         raise RangeError(
-            f"margin must be {lowest} with {mining} triplets, got {margin}; 0.05 to 0.2 is usual"
+            f"margin must be {lowest}{finite} with {mining} triplets, got {margin}; 0.05 to 0.2 is usual"
         )
     scores, positive, negative = scores_and_masks(lookup)
     match mining:

@@ -65,8 +65,7 @@ def nce(
     """
     check_temperature("temperature", temperature)
     _check_normaliser(normaliser)
-    if noise_items < 1:
-        raise RangeError(f"noise_items must be at least 1, got {noise_items}; it is the number of items")
+    _check_items("noise_items", noise_items)
     scores, is_positive, is_negative = scores_and_masks(lookup)
     logits = scores / temperature
     with torch.no_grad():
@@ -124,8 +123,7 @@ def nce_normaliser(
         released code.
     """
     check_temperature("temperature", temperature)
-    if items < 1:
-        raise RangeError(f"items must be at least 1, got {items}; it is the number of items")
+    _check_items("items", items)
     scores, positive, negative = scores_and_masks(lookup)  # with its graph: the look-up keeps it for the loss
     with torch.no_grad():
         takes_part = as_numbers(positive | negative, scores.dtype)
@@ -143,6 +141,13 @@ def nce_normaliser(
             "raise the temperature: 0.07 to 0.1 is usual"
         )
     return found
+
+
+def _check_items(name: str, items: int) -> None:
+    if not items >= 1:
+        raise RangeError(f"{name} must be at least 1, got {items}; it is the number of items")
+    if items >= 2**63:
+        raise RangeError(f"{name} must be below 2^63, got {items}; it is the number of items")
 
 
 def _check_normaliser(normaliser: float | Tensor) -> None:

@@ -72,8 +72,12 @@ def chosen_form(
         queries: Number of queries.
         keys: Number of keys.
         of_views: As for `is_chunked`.
+
+    Raises:
+        ConfigError: If there is no such form.
     """
     form = current_form(form)
+    _require_known(form)
     if form != "auto":
         return form
     return "chunked" if is_chunked(queries, keys, of_views=of_views) else "dense"
@@ -112,9 +116,13 @@ def takes_chunked(lookup: Lookup, form: Form) -> bool:
         ConfigError: If there is no such form.
     """
     form = current_form(form)
-    if form not in get_args(Form):
-        raise ConfigError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}")
+    _require_known(form)
     if lookup.shard_group.world_size > 1:  # each process has a shard of the keys, so its matrix is smaller
         return False
     of_views = isinstance(lookup.pairs, TwoViewPairs)
     return chosen_form(form, len(lookup), len(lookup.keys), of_views=of_views) == "chunked"
+
+
+def _require_known(form: str) -> None:
+    if form not in get_args(Form):
+        raise ConfigError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}")

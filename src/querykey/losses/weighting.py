@@ -43,7 +43,7 @@ def multi_similarity(
         without positives or without negatives. Which pairs are kept carries no gradient.
 
     Raises:
-        RangeError: If alpha or beta is not positive, or epsilon is negative.
+        RangeError: If alpha or beta is not positive, epsilon is negative, or one is not finite.
 
     Example:
         A positive and a negative, both at the base, cost log(2) / alpha + log(2) / beta:
@@ -58,17 +58,21 @@ def multi_similarity(
         sec. 4. The paper sets the base to 1, its released code to 0.5; we take the code's.
     """
     _require_positive(alpha=alpha, beta=beta)
-    if epsilon is not None and not epsilon >= 0.0:
+    if not math.isfinite(base):
+        raise RangeError(f"base must be finite, got {base}; 0.5 is usual")
+    if epsilon is not None and not 0.0 <= epsilon < math.inf:
         raise RangeError(f"epsilon must be >= 0, got {epsilon}; None selects all pairs")
     scores, positive, negative = scores_and_masks(lookup)
     with torch.no_grad():
         near = scores + penalty(as_numbers(negative, scores.dtype))  # -FAR where not a negative
         far = scores - penalty(as_numbers(positive, scores.dtype))  # FAR where not a positive
         nearest, farthest = near.amax(dim=1, keepdim=True), far.amin(dim=1, keepdim=True)
-        bounds = None
+        lowest, best = farthest, nearest
         if epsilon is not None:
-            bounds = farthest - epsilon, nearest + epsilon
-            informative = nearest > bounds[0]
+            # Both sides compare with a positive less epsilon: if one side added it to a negative, rounding
+            # could keep one of a tied pair without the other.
+            lowest = farthest - epsilon
+            informative = nearest > lowest
             nearest = torch.where(informative, nearest, -FAR)
             farthest = torch.where(informative, farthest, FAR)
         # Subtract the largest exponent of the selected pairs, or 0, the exponent of the 1 inside the
@@ -77,8 +81,8 @@ def multi_similarity(
         top_far = ((base - farthest) * alpha).clamp_(min=0.0)
         weights = (near * beta).sub_(beta * base + top_near).clamp_(min=NOTHING, max=0.0).exp_()
         weights_far = (far * -alpha).add_(alpha * base - top_far).clamp_(min=NOTHING, max=0.0).exp_()
-        weights.mul_(near.gt_(-FAR / 2 if bounds is None else bounds[0]))
-        weights_far.mul_(far.lt_(FAR / 2 if bounds is None else bounds[1]))
+        weights.mul_(near.gt_(-FAR / 2 if epsilon is None else lowest))
+        weights_far.mul_(far.lt_(FAR / 2) if epsilon is None else far.sub_(epsilon).lt_(best))
 
         total_near = weights.sum(dim=1, keepdim=True) + (-top_near).exp_()
         total_far = weights_far.sum(dim=1, keepdim=True) + (-top_far).exp_()
