@@ -136,7 +136,7 @@ function unit(row) {
   return Float64Array.from(row, (value) => value / Math.max(Math.sqrt(square), 1e-12));
 }
 
-// A row as whole numbers of at most 2^20, on a grid of a power of two; see querykey/runtime/codes.py
+// A row as whole numbers of at most 2^20, on a grid of a power of two; see querykey/runtime/grid.py
 function gridRow(row) {
   let peak = 0;
   for (const value of row) peak = Math.max(peak, Math.abs(value));

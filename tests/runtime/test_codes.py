@@ -11,13 +11,11 @@ from querykey.runtime import hamming as hamming_module
 from querykey.runtime.codes import (
     Code,
     code_bytes,
-    grid_matrix,
-    grid_product,
-    grid_rows,
     search_codes,
 )
 from querykey.runtime.forward import LoadedAdapter
 from querykey.runtime.frontier import best_under, fewest_bytes, marked, parse_bytes, parse_share
+from querykey.runtime.grid import grid_matrix, grid_product, grid_rows
 from querykey.runtime.hamming import hamming, nearest_by_hamming
 
 RNG = np.random.default_rng(0)
@@ -177,12 +175,6 @@ def test_the_nearest_by_hamming_are_those_of_a_stable_sort(k, block, threads, mo
     np.testing.assert_array_equal(codes, given)
     np.testing.assert_array_equal(rows, want)
     np.testing.assert_array_equal(counts, np.take_along_axis(differ, want, axis=1))
-
-
-@pytest.mark.parametrize("given", ["", "3", "0", "2,1"])
-def test_threads_are_those_of_the_environment_or_all_processors(given, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert hamming_module._default_threads() == 3 if given == "3" else hamming_module._default_threads() >= 1
 
 
 def test_a_row_of_zeros_and_no_rows_have_codes():

@@ -322,7 +322,9 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._check_model(X, any_model=any_model)
         rows = check_rows(self, X, reset=False)
         rows = rows if rows.dtype == torch.float64 else rows.float()
-        return self.saved().loaded().quantize(rows.numpy(), dim=dim, bits=bits)
+        return (
+            self.saved().loaded().quantize(rows.numpy(), dim=dim, bits=bits, threads=torch.get_num_threads())
+        )
 
     def code(self, *, dim: int | None = None, bits: int = 8) -> Code:
         """The encoder and decoder of rows of one size.

@@ -25,8 +25,9 @@ from querykey.export.exported import (
     write_readme,
 )
 from querykey.io.atomic import check_new, new_folder
-from querykey.runtime.codes import ROW_BITS, Code, grid_matrix
+from querykey.runtime.codes import Code
 from querykey.runtime.forward import ERF, LoadedAdapter
+from querykey.runtime.grid import ROW_BITS, grid_matrix
 from querykey.types import FrozenRows
 
 __all__ = ["export_onnx"]
@@ -286,7 +287,7 @@ class _Graph(_Nodes):
 
 
 class _CodeGraph(_Nodes):
-    """Codes of documents, in the arithmetic of `querykey.runtime.codes`: float64 whose sums are exact."""
+    """Codes of documents, in the arithmetic of `querykey.runtime.grid`: float64 whose sums are exact."""
 
     def model(self, fc: FCLayer, origin: Origin, codes: Mapping[tuple[int, int], Code]) -> Any:
         """The checked model of an adapter's codes."""

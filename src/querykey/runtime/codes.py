@@ -1,110 +1,40 @@
 r"""Codes of adapted rows in NumPy: int8, or 1 bit a number.
 
-The code of a row does not depend on its batch, on the BLAS library or on the machine. Rows and matrices are
-rounded to integers on a grid whose step is a power of two, coarse enough that float64 represents every
-partial sum of their product. Such sums are exact, so their order does not matter.
+The code of a row does not depend on its batch, on the BLAS library or on the machine; see
+`querykey.runtime.grid`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from querykey.errors import DataError, RangeError, ShapeError
+from querykey.runtime.grid import Exact, Grid, grid_matrix, grid_product, grid_rows
 from querykey.runtime.hamming import nearest_by_hamming
 
 __all__ = [
     "BITS",
     "Code",
-    "Grid",
     "check_bits",
     "code_bytes",
-    "grid_matrix",
-    "grid_product",
-    "grid_rows",
+    "codes_of",
     "real_numbers",
     "search_codes",
 ]
 
 BITS = (1, 8)
 """Bits per number of the codes; 32 bits are the float rows themselves."""
-ROW_BITS = 20
-"""Bits of the largest number of a row. Float32 has 24; the last four change a code only at a tie."""
-SUM_BITS = 52
-"""Bits of a float64 sum that stays exact; one bit is left for rounding."""
 BLOCK = 4096
 """Codes decoded per block."""
 QUERIES = 64
 """Queries scored per block."""
 
 Rows = NDArray[np.float32]
-Exact = NDArray[np.float64]
 Packed = NDArray[Any]
 """int8, or packed bits as uint8."""
-
-
-class Grid(NamedTuple):
-    """Rows as integers, each row with its own step."""
-
-    whole: Exact
-    """Integers [rows, width] of magnitude at most 2^20."""
-    lengths: Exact
-    """Their Euclidean lengths [rows, 1]; 1 for a row of zeros."""
-    step: Exact
-    """The value of 1 in each row [rows, 1], a power of two."""
-
-
-def grid_rows(rows: NDArray[Any]) -> Grid:
-    """Round each row to integers of magnitude at most 2^20 and compute its length.
-
-    Args:
-        rows: [rows, width], finite, float32 or float64.
-
-    Returns:
-        The `Grid`.
-    """
-    exact = rows.astype(np.float64)
-    step = np.ldexp(1.0, np.frexp(np.abs(rows).max(axis=1, keepdims=True, initial=0))[1] - ROW_BITS)
-    exact *= 1 / step  # by a power of two nothing is rounded
-    whole = np.rint(exact, out=exact)
-    lengths = np.sqrt(np.einsum("ij,ij->i", whole, whole))[:, None]
-    return Grid(whole, np.where(lengths > 0, lengths, 1.0), step)
-
-
-def grid_matrix(matrix: NDArray[Any]) -> tuple[Exact, float]:
-    """Round a matrix to integers whose product with `grid_rows` is exact.
-
-    Args:
-        matrix: [out, width].
-
-    Returns:
-        (integers [out, width], the power of two they were multiplied by).
-    """
-    exact = matrix.astype(np.float64)
-    longest = math.sqrt(max(np.einsum("ij,ij->i", exact, exact).max(initial=0), 1e-300))
-    # |sum| <= |row| |column| <= sqrt(width) 2^ROW_BITS |column|
-    spare = SUM_BITS - ROW_BITS - math.ceil(math.log2(max(exact.shape[1], 2)) / 2)
-    scale = 2.0 ** (spare - math.ceil(math.log2(longest)))
-    return np.rint(exact * scale), scale
-
-
-def grid_product(rows: Grid, matrix: tuple[Exact, float]) -> Exact:
-    """The product of unit rows and a matrix, exact up to one final division.
-
-    Args:
-        rows: Of `grid_rows`.
-        matrix: Of `grid_matrix`.
-
-    Returns:
-        [rows, out], float64.
-    """
-    whole, scale = matrix
-    product: Exact = rows.whole @ whole.T
-    product /= rows.lengths * scale
-    return product
 
 
 def code_bytes(dim: int, bits: int) -> int:
@@ -160,6 +90,11 @@ class Code:
         """Bytes per row."""
         return code_bytes(self.dim, self.bits)
 
+    @property
+    def dtype(self) -> type[np.int8] | type[np.uint8]:
+        """Of the codes: int8, or uint8 for packed bits."""
+        return np.int8 if self.bits == 8 else np.uint8
+
     def encode(self, rows: ArrayLike) -> Packed:
         """Encode rows, which are first scaled to length 1.
 
@@ -175,12 +110,7 @@ class Code:
             ShapeError: If a row is not `dim` long.
             DataError: If a number is NaN or infinite.
         """
-        grid = grid_rows(self._checked(rows))
-        if self.bits == 8:
-            whole = grid.whole / (grid.lengths * np.float64(self.tensors["scale"][0]))
-            return np.clip(np.rint(whole, out=whole), -127, 127).astype(np.int8)
-        matrix: tuple[Exact, float] = self.__dict__["_matrix"]
-        return np.packbits(grid_product(grid, matrix) > self.tensors["threshold"], axis=1)
+        return codes_of(self, grid_rows(self._checked(rows)))
 
     def decode(self, codes: Packed) -> Rows:
         """Decode codes to unit rows.
@@ -245,8 +175,26 @@ class Code:
         return made
 
 
+def codes_of(code: Code, rows: Grid) -> Packed:
+    """`Code.encode` of rows that are on the grid; an array of theirs is overwritten.
+
+    Args:
+        code: The `Code`.
+        rows: Of `grid_rows` [rows, code.dim], finite.
+
+    Returns:
+        int8 [rows, dim], or uint8 [rows, dim / 8].
+    """
+    if code.bits == 8:
+        whole = rows.whole
+        whole /= rows.lengths * np.float64(code.tensors["scale"][0])
+        return np.clip(np.rint(whole, out=whole), -127, 127, out=whole).astype(np.int8)
+    matrix: tuple[Exact, float] = code.__dict__["_matrix"]
+    return np.packbits(grid_product(rows, matrix) > code.tensors["threshold"], axis=1)
+
+
 def _checked_codes(code: Code, codes: Packed) -> Packed:
-    made, dtype = np.asarray(codes), np.dtype(np.int8 if code.bits == 8 else np.uint8)
+    made, dtype = np.asarray(codes), np.dtype(code.dtype)
     if made.dtype != dtype:  # int8 read as uint8 would be other numbers
         raise DataError(f"codes at {code.bits} bits are {dtype}, got {made.dtype}")
     if made.ndim != 2 or made.shape[1] != code.bytes:

@@ -9,21 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from querykey.errors import DataError, RangeError, ShapeError
-from querykey.runtime.codes import (
-    Code,
-    Exact,
-    Packed,
-    check_bits,
-    grid_matrix,
-    grid_product,
-    grid_rows,
-    real_numbers,
-)
+from querykey.runtime.codes import Code, Packed, check_bits, codes_of, real_numbers
+from querykey.runtime.grid import Exact, Grid, grid_matrix, grid_product, grid_rows, is_small
+from querykey.runtime.threads import default_threads, in_threads
 
 __all__ = ["LoadedAdapter", "check_size"]
 
 BLOCK = 1024
 """Rows per block, so that its embeddings stay in the cache between the product and the scaling."""
+EXACT_BLOCK = 512
+"""Rows per block of codes, on its own thread: its integers take two bytes for each of float32."""
 LEAST_NORM = 1e-12
 """The default `eps` of torch.nn.functional.normalize."""
 ERF = (0.3275911, 1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -150,7 +145,9 @@ class LoadedAdapter:
         unit: Rows = np.divide(*_with_lengths(rows[None], 0))[0]
         return unit
 
-    def quantize(self, x: ArrayLike, *, dim: int | None = None, bits: int = 8) -> Packed:
+    def quantize(
+        self, x: ArrayLike, *, dim: int | None = None, bits: int = 8, threads: int | None = None
+    ) -> Packed:
         """Encode documents, for search with float queries (`Code.scores`) or with codes.
 
         The code of a row does not depend on its batch: ranges come from the training rows, and sums are
@@ -160,6 +157,8 @@ class LoadedAdapter:
             x: One frozen row [width], or several [rows, width].
             dim: One of `dims`; None: the largest.
             bits: 8 or 1 per number; the adapter must have been fitted with it.
+            threads: Threads over blocks of rows; None: OMP_NUM_THREADS, or else the processors of this
+                process. The codes do not depend on it.
 
         Returns:
             int8 [rows, dim], or packed bits uint8 [rows, dim / 8]; see `Code.encode`. For one row, without
@@ -172,12 +171,22 @@ class LoadedAdapter:
         """
         code, rows = self.code(dim=dim, bits=bits), _in_range(x)
         matrix = rows[None] if rows.shape == (self.width,) else self._matrix(rows)
-        parts = [code.encode(np.empty((0, code.dim), dtype=np.float32))]
-        for start in range(0, len(matrix), BLOCK):
-            block = matrix[start : start + BLOCK]
-            _with_lengths(block, start)  # refuses what is not finite
-            parts.append(code.encode(self._exact(block)[:, : code.dim]))
-        codes: Packed = np.concatenate(parts)
+        codes: Packed = np.empty((len(matrix), code.bytes), dtype=code.dtype)
+
+        def encode(start: int) -> None:
+            block = matrix[start : start + size]
+            grid = grid_rows(block)
+            if not np.isfinite(grid.lengths).all():
+                _with_lengths(matrix, 0)  # refuses, and says which rows
+            codes[start : start + size] = codes_of(code, grid_rows(self._exact(grid, code.dim)))
+
+        products = [whole.shape for whole, _ in self._grids] if self.side == "both" else []
+        products += [(code.dim, code.dim)] if bits == 1 else []
+        if all(is_small(*shape) for shape in products):
+            size, threads = EXACT_BLOCK, default_threads() if threads is None else threads
+        else:  # large products use all processors by themselves
+            size, threads = BLOCK, 1
+        in_threads(encode, range(0, len(matrix), size), threads)
         return codes[0] if rows.ndim == 1 else codes
 
     def code(self, *, dim: int | None = None, bits: int = 8) -> Code:
@@ -241,15 +250,15 @@ class LoadedAdapter:
             out += _gelu(hidden) @ last[:size].T
         out /= np.maximum(np.sqrt(np.einsum("ij,ij->i", out, out)), LEAST_NORM)[:, None]
 
-    def _exact(self, rows: Rows) -> Exact:
-        """Rows before the final scaling [rows, dim], with the same bits in any batch; see `codes`."""
-        grid = grid_rows(rows)
+    def _exact(self, grid: Grid, size: int) -> Exact:
+        """The first numbers of rows before the final scaling [rows, size], the same bits in any batch."""
         if self.side == "query":
-            return grid.whole / grid.lengths
-        out = grid_product(grid, self._grids[0]) + self._bias
+            return (grid.whole / grid.lengths)[:, :size]
+        first, *others = self._grids
+        out = grid_product(grid, _prefix(first, size)) + self._bias[:size]
         if self._hidden is not None:
-            hidden = grid_rows(_gelu(grid_product(grid, self._grids[1]) + self._hidden[1]))
-            out += grid_product(hidden, self._grids[2]) * (hidden.lengths * hidden.step)
+            hidden = grid_rows(_gelu(grid_product(grid, others[0]) + self._hidden[1]))
+            out += grid_product(hidden, _prefix(others[1], size)) * (hidden.lengths * hidden.step)
         return out
 
     @cached_property
@@ -258,6 +267,11 @@ class LoadedAdapter:
             [self._weight] if self._hidden is None else [self._weight, self._hidden[0], self._hidden[2]]
         )
         return [grid_matrix(matrix) for matrix in matrices]
+
+
+def _prefix(matrix: tuple[Exact, float], size: int) -> tuple[Exact, float]:
+    """The first rows of a matrix, on the grid of them all: the same sums."""
+    return matrix[0][:size], matrix[1]
 
 
 def check_size(dim: int, dims: Sequence[int]) -> int:

@@ -6,13 +6,14 @@ found so far are looked at. NumPy releases the interpreter's lock in these opera
 """
 
 import itertools
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from querykey.runtime.threads import default_threads
 
 __all__ = ["hamming", "nearest_by_hamming"]
 
@@ -59,7 +60,7 @@ def nearest_by_hamming(
     Returns:
         (bits that differ [queries, k], rows [queries, k]), fewest first.
     """
-    threads = _default_threads() if threads is None else threads
+    threads = default_threads() if threads is None else threads
     blocks = -(-len(codes) // BLOCK)
     parts = max(1, min(threads, blocks, len(codes) * len(queries) // LEAST))
     edges = [min(BLOCK * (blocks * part // parts), len(codes)) for part in range(parts + 1)]
@@ -159,11 +160,3 @@ def _words(codes: NDArray[np.uint8]) -> NDArray[np.uint64]:
         filled[:, :width] = codes
         codes = filled
     return np.ascontiguousarray(codes).view(np.uint64)
-
-
-def _default_threads() -> int:
-    """Those of OMP_NUM_THREADS, which NumPy's products obey, or else the processors of this process."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
