@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.runtime.codes import Code, Packed, check_bits, codes_of, real_numbers
 from querykey.runtime.grid import Exact, Grid, grid_matrix, grid_product, grid_rows, is_small
+from querykey.runtime.signs import decide, fold_signs
 from querykey.runtime.threads import default_threads, in_threads
 
 __all__ = ["LoadedAdapter", "check_size"]
@@ -19,6 +20,8 @@ BLOCK = 1024
 """Rows per block, so that its embeddings stay in the cache between the product and the scaling."""
 EXACT_BLOCK = 512
 """Rows per block of codes, on its own thread: its integers take two bytes for each of float32."""
+FOLDED_ROWS, LEAST_CERTAIN = 2048, 0.75
+"""Rows from which float32 decides bits first, and the part of the first block that it must decide."""
 LEAST_NORM = 1e-12
 """The default `eps` of torch.nn.functional.normalize."""
 ERF = (0.3275911, 1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -172,21 +175,22 @@ class LoadedAdapter:
         code, rows = self.code(dim=dim, bits=bits), _in_range(x)
         matrix = rows[None] if rows.shape == (self.width,) else self._matrix(rows)
         codes: Packed = np.empty((len(matrix), code.bytes), dtype=code.dtype)
-
-        def encode(start: int) -> None:
-            block = matrix[start : start + size]
-            grid = grid_rows(block)
-            if not np.isfinite(grid.lengths).all():
-                _with_lengths(matrix, 0)  # refuses, and says which rows
-            codes[start : start + size] = codes_of(code, grid_rows(self._exact(grid, code.dim)))
-
         products = [whole.shape for whole, _ in self._grids] if self.side == "both" else []
         products += [(code.dim, code.dim)] if bits == 1 else []
         if all(is_small(*shape) for shape in products):
             size, threads = EXACT_BLOCK, default_threads() if threads is None else threads
         else:  # large products use all processors by themselves
             size, threads = BLOCK, 1
-        in_threads(encode, range(0, len(matrix), size), threads)
+        left = self._decided(code, matrix, codes, threads) if size == EXACT_BLOCK else None
+
+        def encode(start: int) -> None:
+            at = slice(start, start + size) if left is None else left[start : start + size]
+            grid = grid_rows(matrix[at])
+            if not np.isfinite(grid.lengths).all():
+                _with_lengths(matrix, 0)  # refuses, and says which rows
+            codes[at] = codes_of(code, grid_rows(self._exact(grid, code.dim)))
+
+        in_threads(encode, range(0, len(matrix) if left is None else len(left), size), threads)
         return codes[0] if rows.ndim == 1 else codes
 
     def code(self, *, dim: int | None = None, bits: int = 8) -> Code:
@@ -249,6 +253,26 @@ class LoadedAdapter:
             hidden += bias
             out += _gelu(hidden) @ last[:size].T
         out /= np.maximum(np.sqrt(np.einsum("ij,ij->i", out, out)), LEAST_NORM)[:, None]
+
+    def _decided(self, code: Code, rows: Rows, codes: Packed, threads: int) -> NDArray[np.int64] | None:
+        """Write the codes of 1 bit that float32 decides, and return the numbers of the other rows.
+
+        None: nothing is written, for few rows, or for layers and codes of which it decides too few.
+        """
+        if code.bits == 8 or self._hidden is not None or self.side == "query" or len(rows) < FOLDED_ROWS:
+            return None
+        signs = fold_signs(_prefix(self._grids[0], code.dim), self._bias[: code.dim], code)
+        certain = np.zeros(len(rows), dtype=np.bool_)
+
+        def guess(start: int) -> None:
+            at = slice(start, start + EXACT_BLOCK)
+            codes[at], certain[at] = decide(signs, rows[at])
+
+        guess(0)
+        if certain[:EXACT_BLOCK].mean() < LEAST_CERTAIN:
+            return None
+        in_threads(guess, range(EXACT_BLOCK, len(rows), EXACT_BLOCK), threads)
+        return np.flatnonzero(~certain)
 
     def _exact(self, grid: Grid, size: int) -> Exact:
         """The first numbers of rows before the final scaling [rows, size], the same bits in any batch."""

@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ROW_BITS", "Exact", "Grid", "grid_matrix", "grid_product", "grid_rows", "is_small"]
+__all__ = [
+    "ROW_BITS",
+    "Exact",
+    "Grid",
+    "grid_matrix",
+    "grid_product",
+    "grid_rows",
+    "is_small",
+    "small_product",
+]
 
 ROW_BITS = 20
 """Bits of the largest number of a row. Float32 has 24; the last four change a code only at a tie."""
@@ -91,7 +100,7 @@ def grid_product(rows: Grid, matrix: tuple[Exact, float]) -> Exact:
         [rows, out], float64.
     """
     whole, scale = matrix
-    product = _product(rows.whole, whole.T)
+    product: Exact = small_product(rows.whole, whole.T)
     product /= rows.lengths * scale
     return product
 
@@ -101,13 +110,23 @@ def is_small(width: int, out: int) -> bool:
     return width * out * LEAST_STACK <= SMALL
 
 
-def _product(rows: Exact, columns: Exact) -> Exact:
+def small_product(rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[Any]:
+    """A product in stacks of rows if `is_small`, and as a whole otherwise.
+
+    Args:
+        rows: [rows, width].
+        columns: [width, out], contiguous, of the same dtype.
+
+    Returns:
+        [rows, out].
+    """
     (count, width), out = rows.shape, columns.shape[1]
     if not is_small(width, out):
-        whole: Exact = rows @ columns
+        whole: NDArray[Any] = rows @ columns
         return whole
     each = min(SMALL // max(width * out, 1), MOST_STACK)
-    made, stacked = np.empty((count, out)), count - count % each
+    rows = np.ascontiguousarray(rows)
+    made, stacked = np.empty((count, out), dtype=rows.dtype), count - count % each
     stacks = rows[:stacked].reshape(-1, each, width), made[:stacked].reshape(-1, each, out)
     np.matmul(stacks[0], columns, out=stacks[1])
     np.matmul(rows[stacked:], columns, out=made[stacked:])
