@@ -176,8 +176,8 @@ def test_where_rounding_settles_little_float32_proposes(monkeypatch, rounded):
     monkeypatch.setattr(
         module,
         "_propose",
-        lambda q, keys, count, score, dtype: (
-            asked.append((len(q), dtype)) or propose(q, keys, count, score, dtype)
+        lambda q, keys, count, score, dtype, own: (
+            asked.append((len(q), dtype)) or propose(q, keys, count, score, dtype, own)
         ),
     )
     rows = torch.ones(300, 8) + 1e-4 * torch.randn(300, 8, generator=torch.Generator().manual_seed(0))

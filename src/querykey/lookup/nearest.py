@@ -12,7 +12,7 @@ of the rows and of their rounding errors. The other queries are scored again in 
 """
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ QUERIES_AT_ONCE = 2**15
 """Queries that share a prepared block of keys; 12 bytes are stored for each of their candidates."""
 MANY_QUERIES = 64
 """Fewer, and rounding the keys takes longer than the product saves."""
+ELEMENTS = 2**25
+"""Numbers of the candidates that are read at once for exact scores: k may be the number of keys."""
+FEW_COPIES = 32
+"""Own keys of a query up to which they are proposed and left out again; of more, products are masked."""
 GROUP = 16
 """Columns of which the maximum is compared first; the fastest of 16, 32 and 64 for 28 and 201 keys."""
 LEAST_SETTLED = 0.5
@@ -89,16 +93,31 @@ def nearest(
         raise ShapeError(
             f"queries are {queries.shape[1]} wide and keys {keys.shape[1]}; they must be the same"
         )
-    own = torch.empty(len(queries), 0, dtype=torch.int64)
+    own = None
     if query_ids is not None and key_ids is not None:
-        own = _own_columns(query_ids, key_ids)
+        own = _Own(query_ids, key_ids, _most_copies(query_ids, key_ids))
     if len(queries) == 0 or len(keys) == 0:
         nothing = torch.full((len(queries), k), -torch.inf, device=queries.device)
         return nothing, torch.full_like(nothing, -1, dtype=torch.int64)
     found = in_fast_blocks(
-        queries, keys, lambda at, dtype: _nearest_of(queries[at], keys, k, own[at], score, dtype)
+        queries,
+        keys,
+        lambda at, dtype: _nearest_of(queries[at], keys, k, own and own.rows(at), score, dtype),
     )
     return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found])
+
+
+class _Own(NamedTuple):
+    """Which item each query and each key is, of which a query's own is left out."""
+
+    query_ids: QueryIds
+    key_ids: KeyIds
+    copies: int
+    """The most keys that are one query's own item."""
+
+    def rows(self, at: slice | Tensor) -> "_Own":
+        """The same for some of the queries."""
+        return self._replace(query_ids=self.query_ids[at])
 
 
 def in_fast_blocks(
@@ -163,9 +182,9 @@ def rough_cosines(
 
 
 def _propose(
-    queries: Tensor, keys: Tensor, count: int, score: Score, dtype: torch.dtype
+    queries: Tensor, keys: Tensor, count: int, score: Score, dtype: torch.dtype, own: _Own | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(scores [queries, at most count], indices, error [queries]) of products in `dtype`.
+    """(scores [queries, at most count], indices, error [queries]) of products in `dtype`, without the `own`.
 
     Queries are ready: of length 1 for cosine. A block of keys is prepared once for all queries.
     """
@@ -186,6 +205,12 @@ def _propose(
             farthest = max(farthest, _longest(block - rounded_block.float()))
         for first in range(0, len(queries), QUERY_BLOCK):
             scores = without(rounded[first : first + QUERY_BLOCK] @ rounded_block.T, lost)
+            if own is not None:
+                mine, theirs = (
+                    own.query_ids[first : first + QUERY_BLOCK],
+                    own.key_ids[start : start + KEY_BLOCK],
+                )
+                scores.masked_fill_(mine[:, None] == theirs[None, :], -torch.inf)
             best[first] = _merge(best.get(first), scores, start, count)
     parts = [_ordered(*one) for one in best.values()]
     scores, index = torch.cat([s for s, _ in parts]), torch.cat([i for _, i in parts])
@@ -348,13 +373,16 @@ def best_first(scores: Tensor, index: Tensor, k: int) -> tuple[TopScores, Neighb
 
 
 def _nearest_of(
-    queries: Tensor, keys: Tensor, k: int, own: Tensor, score: Score, dtype: torch.dtype
+    queries: Tensor, keys: Tensor, k: int, own: _Own | None, score: Score, dtype: torch.dtype
 ) -> tuple[tuple[Tensor, Tensor], float]:
-    """((scores, indices), share that the first proposals settled); `own`: columns to leave out, or -1."""
+    """((scores, indices), share that the first proposals settled)."""
     queries = in_range(queries).float() if score == "cosine" else queries.float()
     ready = unit_length(queries) if score == "cosine" else queries
-    count = k + (max(SLACK, k) if dtype == torch.bfloat16 else SLACK) + own.shape[1]
-    proposed = _propose(ready, keys, count, score, dtype)
+    # A few own keys are proposed and left out again. Of many, the proposals would be queries times copies.
+    has_many = own is not None and own.copies > FEW_COPIES
+    few = 0 if own is None or has_many else own.copies
+    count = k + (max(SLACK, k) if dtype == torch.bfloat16 else SLACK) + few
+    proposed = _propose(ready, keys, count, score, dtype, own if has_many else None)
     unusable = rows_not_finite(queries)
     parts, open_rows = [], []
     for start in range(0, len(queries), QUERY_BLOCK):
@@ -362,8 +390,9 @@ def _nearest_of(
         rough, index, error = (one[at] for one in proposed)
         rough = rough.masked_fill(unusable[at, None], -torch.inf)
         floor = rough[:, -1] if index.shape[1] < len(keys) else torch.full((len(rough),), -torch.inf)
-        rough = rough.masked_fill((index[:, :, None] == own[at, None, :]).any(2), -torch.inf)
-        exact, scan = _scorers(queries[at], keys, own[at], score)
+        if own is not None:
+            rough = rough.masked_fill(own.key_ids[index] == own.query_ids[at, None], -torch.inf)
+        exact, scan = _scorers(queries[at], keys, own and own.rows(at), score)
         if dtype == torch.float32:
             parts.append(settle((rough, index), k, floor, error, exact, scan))
         else:
@@ -373,12 +402,13 @@ def _nearest_of(
     scores, found = torch.cat([s for s, _ in parts]), torch.cat([i for _, i in parts])
     if not open_rows or not len(rows := torch.cat(open_rows)):
         return (scores, found), 1.0
-    (scores[rows], found[rows]), _ = _nearest_of(queries[rows], keys, k, own[rows], score, torch.float32)
+    rest = own and own.rows(rows)
+    (scores[rows], found[rows]), _ = _nearest_of(queries[rows], keys, k, rest, score, torch.float32)
     return (scores, found), 1.0 - len(rows) / len(queries)
 
 
 def _scorers(
-    queries: Tensor, keys: Tensor, own: Tensor, score: Score
+    queries: Tensor, keys: Tensor, own: _Own | None, score: Score
 ) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[int], Tensor]]:
     """The `exact` and `scan` of `settle` for a block of queries."""
 
@@ -387,14 +417,17 @@ def _scorers(
 
     def scan(row: int) -> Tensor:
         every = torch.cat(list(_product_blocks(queries[row : row + 1], keys, score)), dim=1)[0]
-        every[own[row][own[row] >= 0]] = -torch.inf
-        return every
+        return every if own is None else every.masked_fill_(own.key_ids == own.query_ids[row], -torch.inf)
 
     return exact, scan
 
 
 def exact_scores(queries: Tensor, keys: Tensor, candidates: Tensor, score: Score) -> Tensor:
     """Scores of queries [n, dim] with their own candidates [n, c], summed in float64: [n, c]."""
+    step = max(1, ELEMENTS // max(1, candidates.shape[1] * keys.shape[1]))
+    if len(queries) > step:
+        parts = zip(queries.split(step), candidates.split(step), strict=True)
+        return torch.cat([exact_scores(some, keys, theirs, score) for some, theirs in parts])
     chosen = keys.index_select(0, candidates.clamp(min=0).flatten())
     chosen = chosen.view(*candidates.shape, keys.shape[1])
     # a copy: it is multiplied in place
@@ -443,13 +476,11 @@ def without(scores: Tensor, lost: Tensor) -> Tensor:
     return scores.masked_fill_(lost[None, :], -torch.inf) if bool(lost.any()) else scores
 
 
-def _own_columns(query_ids: QueryIds, key_ids: KeyIds) -> Tensor:
-    """Where each query's own item stands among the keys: [queries, most copies], -1 where fewer."""
-    ids, order = key_ids.sort(stable=True)
+def _most_copies(query_ids: QueryIds, key_ids: KeyIds) -> int:
+    """The largest number of keys that are one query's own item."""
+    ids = key_ids.sort().values
     first, last = torch.searchsorted(ids, query_ids), torch.searchsorted(ids, query_ids, right=True)
-    copies = int((last - first).max()) if len(query_ids) else 0
-    at = first[:, None] + torch.arange(copies)
-    return torch.where(at < last[:, None], order[at.clamp(max=len(order) - 1)], -1)
+    return int((last - first).max()) if len(query_ids) else 0
 
 
 def _longest(keys: Tensor) -> float:
