@@ -68,7 +68,7 @@ def test_trap_5_6_memory_is_bounded_by_k_and_not_by_classes_or_the_bank(monkeypa
     labels[100:] = labels[torch.randint(0, 100, (200,), generator=generator)]
     queries = torch.randn(50, 4, generator=generator)
     whole = knn_predict(bank, labels, queries, k=20)
-    monkeypatch.setattr(knn_module, "VOTE_ELEMENTS", 3 * 21)
+    monkeypatch.setattr(knn_module, "VOTE_ELEMENTS", 3 * 30)
     assert torch.equal(knn_predict(bank, labels, queries, k=20), whole)
     largest = []
     votes_of = knn_module._votes
@@ -81,7 +81,7 @@ def test_trap_5_6_memory_is_bounded_by_k_and_not_by_classes_or_the_bank(monkeypa
     monkeypatch.setattr(knn_module, "_votes", watched)
     knn_predict(bank, labels, queries, k=20)
     assert len(largest) >= 17
-    assert max(max(pair) for pair in largest) == 3 * 21
+    assert max(max(pair) for pair in largest) == 3 * 30
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,6 +125,37 @@ def test_rounded_scores_give_the_votes_of_exact_ones(seed, k, classes, temperatu
     assert 0.0 <= settled <= 1.0
 
 
+@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e20])
+def test_votes_left_open_are_counted_by_float32_scores_of_the_same_rows(magnitude, monkeypatch):
+    """Without a product in float32; rows that differ by less than bfloat16 tells, and a sample of them."""
+    monkeypatch.setattr("querykey.lookup.nearest.SAMPLED", 512)
+    monkeypatch.setattr("querykey.lookup.nearest.SAMPLE", 128)
+    draw = torch.Generator().manual_seed(0)
+    bank = 3 * torch.randn(1, 16, generator=draw) + torch.randn(2000, 16, generator=draw)
+    labels = torch.randint(0, 3, (2000,), generator=draw)
+    queries = bank[:300] + 0.3 * torch.randn(300, 16, generator=draw)
+    scores, index = knn_module.nearest(queries, bank, 50)
+    exact = knn_module._elect(scores, labels[index], 0.1)
+    found, settled = knn_module._elected(queries, magnitude * bank, labels, 50, 0.1, torch.bfloat16)
+    assert torch.equal(found, exact)
+    assert settled > 0.9
+    monkeypatch.setattr(knn_module, "_scored_again", lambda _queries, _bank, scores, index: (scores, index))
+    _, by_rounded = knn_module._elected(queries, magnitude * bank, labels, 50, 0.1, torch.bfloat16)
+    assert by_rounded <= settled
+
+
+def test_a_row_that_is_not_listed_leaves_the_vote_open():
+    """Its score may be above the last place, where the floor is."""
+    scores, members = torch.tensor([[1.0, 0.9, 0.8]]), torch.tensor([[0, 0, 1]])
+    error = torch.tensor([1e-6])
+    for floor, want in ((0.7, True), (0.95, False)):
+        _, is_sure = knn_module._elect_roughly(scores, members, 2, 0.1, error, torch.tensor([floor]))
+        assert bool(is_sure) == want
+    scores[0, 1:] = -torch.inf  # only one was found
+    _, is_sure = knn_module._elect_roughly(scores, members, 2, 0.1, error, torch.tensor([-torch.inf]))
+    assert not is_sure
+
+
 def test_rounded_scores_settle_clear_votes():
     draw = torch.Generator().manual_seed(0)
     centres = torch.randn(4, 32, generator=draw)
@@ -155,9 +186,9 @@ def test_a_vote_is_uncertain_if_rounding_could_change_it(share):
     error = torch.tensor([4e-6])
     scores = torch.tensor([[1.0, 1.0 - share * 2 * 4e-6, 0.5]])
     members = torch.tensor([[0, 1, 1]])
-    _, is_sure = knn_module._elect_roughly(scores, members, 2, 0.01, error)
+    _, is_sure = knn_module._elect_roughly(scores, members, 2, 0.01, error, scores[:, -1])
     assert bool(is_sure) == (share > 1)
-    _, is_sure = knn_module._elect_roughly(scores, members * 0, 1, 0.01, error)
+    _, is_sure = knn_module._elect_roughly(scores, members * 0, 1, 0.01, error, scores[:, -1])
     assert bool(is_sure) == (share > 1)
 
 

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import DataError, RangeError, ShapeError
 from querykey.lookup.lookup import IGNORE_LABEL
-from querykey.lookup.nearest import in_fast_blocks, nearest, rough_cosines
+from querykey.lookup.nearest import MANY_QUERIES, SLACK, TIE, in_fast_blocks, nearest, rough_cosines
+from querykey.lookup.unit_length import are_plain, unit_length
 from querykey.types import Keys, Neighbours, PerQuery, Queries, QueryLabels, TopScores
 
 __all__ = ["knn_correct", "knn_predict"]
@@ -18,6 +19,8 @@ AnyLabels = Int64[Tensor, " ..."]
 
 VOTE_ELEMENTS = 2**22
 """Neighbours that vote at once: 16 MB of votes at most, whatever the number of classes."""
+GATHERED = 2**21
+"""Numbers of bank rows that are scored again at once: 8 MB, which the allocator keeps."""
 EPSILON = torch.finfo(torch.float32).eps
 
 
@@ -30,9 +33,9 @@ def knn_predict(
     .. math:: \arg\max_c \sum_{j \in \text{nearest } k} [y_j = c] \, \exp(s_j / \tau)
 
     Classes are those of the bank; no matrix of rows x classes and none of queries x bank is stored. Votes are
-    counted by the scores of fast products first: bfloat16 where this machine has it, then float32. Where the
-    rounding of a score, or of the last place among the k, could elect another class, the exact neighbours of
-    `nearest` vote again, so the class is that of the equation.
+    counted by the scores of fast products first: bfloat16 where this machine has it, then float32 scores of
+    the same rows. Where the rounding of a score, or of the last place among the k, could elect another class,
+    the exact neighbours of `nearest` vote again, so the class is that of the equation.
 
     Args:
         bank: [keys, dim], scored by cosine.
@@ -121,22 +124,32 @@ def knn_correct(
 def _elected(
     queries: Tensor, bank: Tensor, members: Tensor, k: int, temperature: float, dtype: torch.dtype
 ) -> tuple[Tensor, float]:
-    """(class per query, share of queries whose votes are settled by scores in `dtype`).
+    """(class per query, share of queries whose votes are settled without another product).
 
-    The others vote again by scores of float32, and then by the exact neighbours.
+    Votes that scores in `dtype` leave open are counted by float32 scores of the same rows, then by a product
+    in float32, and then by the exact neighbours.
     """
-    # some rows beyond the k show whether rounding may have excluded one of the true k
-    count = k + 1 if dtype == torch.float32 else 2 * k + 1
-    scores, index, error = rough_cosines(queries, bank, min(count, len(bank)), dtype=dtype)
+    # rows beyond the k show whether rounding may have excluded one of the true k
+    count = min(k + (k // 2 if dtype != torch.float32 else k // 8) + SLACK, len(bank))
+    scores, index, error, floor = rough_cosines(queries, bank, count, dtype=dtype)
     size = max(1, VOTE_ELEMENTS // count)
-    parts = [
-        _elect_roughly(scores[at], members[index[at]], k, temperature, error[at])
-        for at in (slice(i, i + size) for i in range(0, len(queries), size))
-    ]
-    elected, is_sure = torch.cat([one for one, _ in parts]), torch.cat([sure for _, sure in parts])
+    elected, is_sure = torch.empty_like(index[:, 0]), torch.empty_like(error, dtype=torch.bool)
+    for start in range(0, len(queries), size):
+        at = slice(start, start + size)
+        elected[at], is_sure[at] = _elect_roughly(
+            scores[at], members[index[at]], k, temperature, error[at], floor[at]
+        )
+    if dtype != torch.float32:
+        for some in filter(len, torch.split((~is_sure).nonzero()[:, 0], size)):
+            exact, rows = _scored_again(queries[some], bank, scores[some], index[some])
+            # as before, rows that are not found are below the floor by the scores in `dtype`
+            highest = torch.where(floor[some] == -torch.inf, floor[some], floor[some] + error[some])
+            elected[some], is_sure[some] = _elect_roughly(
+                exact, members[rows], k, temperature, torch.full_like(highest, TIE), highest
+            )
     unsure = (~is_sure).nonzero()[:, 0]
     settled = 1.0 - len(unsure) / len(queries)
-    if len(unsure) and dtype != torch.float32:
+    if len(unsure) >= MANY_QUERIES and dtype != torch.float32:
         elected[unsure], _ = _elected(queries[unsure], bank, members, k, temperature, torch.float32)
         return elected, settled
     for start in range(0, len(unsure), size):
@@ -144,6 +157,25 @@ def _elected(
         scores, index = nearest(queries[some], bank, k)
         elected[some] = _elect(scores, members[index], temperature)
     return elected, settled
+
+
+def _scored_again(
+    queries: Tensor, bank: Tensor, scores: Tensor, index: Tensor
+) -> tuple[TopScores, Neighbours]:
+    """The same rows with their scores in float32, best first; -inf stays."""
+    queries, lengths = unit_length(queries).float(), bank.norm(dim=1)
+    is_plain = bank.dtype == torch.float32 and are_plain(lengths)
+    exact = torch.empty_like(scores)
+    size = max(1, GATHERED // (index.shape[1] * bank.shape[1]))
+    for start in range(0, len(queries), size):
+        at = slice(start, start + size)
+        rows = bank.index_select(0, index[at].flatten())
+        rows = (rows if is_plain else unit_length(rows).float()).view(len(index[at]), -1, bank.shape[1])
+        torch.bmm(queries[at, None], rows.transpose(1, 2), out=exact[at, None])
+    if is_plain:
+        exact /= lengths[index]
+    exact, order = exact.masked_fill_(scores == -torch.inf, -torch.inf).sort(dim=1, descending=True)
+    return exact, index.gather(1, order)
 
 
 def _elect(scores: TopScores, members: Neighbours, temperature: float) -> QueryLabels:
@@ -155,13 +187,14 @@ def _elect(scores: TopScores, members: Neighbours, temperature: float) -> QueryL
 
 
 def _elect_roughly(
-    scores: Tensor, members: Tensor, k: int, temperature: float, error: Tensor
+    scores: Tensor, members: Tensor, k: int, temperature: float, error: Tensor, floor: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(class, whether exact scores could not elect another) by scores within `error` of the truth.
 
-    The k best are followed by some that were not chosen, where the bank has them. Members of the k that
-    rounding could have put before one of these do not vote. Each other class is given as many votes as
-    it has rows that could take their places; any number, if rows that are not listed could.
+    The k best are followed by some that were not chosen, where the bank has them. Rows that are not among
+    them have scores up to `floor`, which are as wrong. Members of the k that rounding could have put before
+    one of these do not vote. Each other class is given as many votes as it has rows that could take their
+    places; any number, if rows that are not listed could.
     """
     last, best = scores[:, k - 1], scores[:, 0]
     reach = 2 * error  # two scores may each be wrong by `error`, in opposite directions
@@ -173,7 +206,7 @@ def _elect_roughly(
     places = (k - is_certain.sum(dim=1)).double()
     most = torch.exp((last + 2 * reach - best).double() / temperature)
     columns, votes, many = _votes(scores, members, temperature, is_certain, could_belong)
-    is_listed = scores[:, -1] < last - reach
+    is_listed = floor < last - reach
     many = torch.where(is_listed[:, None], many.double(), torch.inf).minimum(places[:, None])
     first, winner = votes.double().max(dim=1, keepdim=True)
     # an error in the score is a factor of the vote; EPSILON covers the sum of k float32 votes
@@ -183,6 +216,8 @@ def _elect_roughly(
     at = (columns == winner).long().argmax(dim=1, keepdim=True)
     # sure: the winner's smallest possible votes beat the largest possible votes of any other class
     is_sure = (first / rounding)[:, 0] > torch.maximum(others, unlisted)
+    # above the last place there may be no row that is not listed, nor may the place be empty
+    is_sure &= (floor <= last) & (last > -torch.inf)
     return members.gather(1, at)[:, 0], is_sure
 
 

@@ -11,6 +11,7 @@ is above the best score left out by more than the rounding could have moved it, 
 of the rows and of their rounding errors. The other queries are scored again in float32.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar, get_args
 
@@ -20,14 +21,15 @@ from torch.nn import functional as F
 
 from querykey.distributed.process_group import in_default_torch_state
 from querykey.errors import RangeError, ShapeError, require_choice
+from querykey.lookup.best_columns import BestColumns
 from querykey.lookup.fast_dtype import fast_dtype
 from querykey.lookup.lookup import Score
-from querykey.lookup.unit_length import in_range, unit_length
+from querykey.lookup.unit_length import are_plain, in_range, unit_length
 from querykey.types import KeyIds, Keys, Neighbours, PerQuery, Queries, QueryIds, TopScores
 
 __all__ = [
-    "TIE", "best_first", "best_of_blocks", "in_fast_blocks", "nearest", "rough_cosines", "rows_not_finite",
-    "settle", "without",
+    "MANY_QUERIES", "SLACK", "TIE", "best_first", "in_fast_blocks", "nearest", "rough_cosines",
+    "rows_not_finite", "settle", "without",
 ]  # fmt: skip
 
 Answer = TypeVar("Answer")
@@ -36,16 +38,16 @@ SLACK = 8
 """Candidates beyond k: fewer near-ties than this at rank k, and no query is scanned whole."""
 QUERY_BLOCK = 1024
 KEY_BLOCK = 4096
-QUERIES_AT_ONCE = 2**15
-"""Queries that share a prepared block of keys; 12 bytes are stored for each of their candidates."""
+QUERIES_AT_ONCE = 2**14
+"""Queries that share a prepared block of keys; up to 16 bytes are stored for each of their candidates."""
 MANY_QUERIES = 64
 """Fewer, and rounding the keys takes longer than the product saves."""
 ELEMENTS = 2**25
 """Numbers of the candidates that are read at once for exact scores: k may be the number of keys."""
 FEW_COPIES = 32
 """Own keys of a query up to which they are proposed and left out again; of more, products are masked."""
-GROUP = 16
-"""Columns of which the maximum is compared first; the fastest of 16, 32 and 64 for 28 and 201 keys."""
+SAMPLE, SAMPLED = 2048, 16_384
+"""Keys whose scores tell what the best of all keys probably exceed, and the fewest keys of which they do."""
 LEAST_SETTLED = 0.5
 """Where bfloat16 settles fewer queries, float32 proposes for the rest: near-equal rows."""
 TIE = 4e-6
@@ -150,7 +152,7 @@ def in_fast_blocks(
 
 def rough_cosines(
     queries: Queries, keys: Keys, count: int, *, dtype: torch.dtype = torch.float32
-) -> tuple[TopScores, Neighbours, PerQuery]:
+) -> tuple[TopScores, Neighbours, PerQuery, PerQuery]:
     """The best cosines of each query as a matrix product rounds them: proposals, not settled.
 
     For callers that can bound the effect of a small difference in each score on their result and settle the
@@ -163,9 +165,10 @@ def rough_cosines(
         dtype: What the rows are rounded to before their product, float32 or bfloat16.
 
     Returns:
-        (scores [queries, count] float32, indices [queries, count] int64, error [queries]). Best first; ties
-        are in arbitrary order. The scores are within `error` of the truth, and no key left out is above the
-        last of them by more: `TIE` in float32.
+        (scores [queries, count] float32, indices [queries, count] int64, error [queries], floor [queries]).
+        Best first; ties are in arbitrary order. The scores are within `error` of the truth, `TIE` in float32,
+        and no key left out is above the floor by more. Of many keys fewer may be found: the rest is -inf
+        and 0.
 
     Raises:
         RangeError: If count is outside 1 to the number of keys.
@@ -177,134 +180,85 @@ def rough_cosines(
     if not 1 <= count <= len(keys):
         raise RangeError(f"count must be from 1 to the {len(keys)} keys, got {count}")
     if not len(queries):
-        return torch.empty(0, count), torch.empty(0, count, dtype=torch.int64), torch.empty(0)
+        return torch.empty(0, count), torch.empty(0, count, dtype=torch.int64), torch.empty(0), torch.empty(0)
     return _propose(unit_length(queries).float(), keys, count, "cosine", dtype)
 
 
 def _propose(
     queries: Tensor, keys: Tensor, count: int, score: Score, dtype: torch.dtype, own: _Own | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(scores [queries, at most count], indices, error [queries]) of products in `dtype`, without the `own`.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(scores [queries, at most count], indices, error [queries], floor [queries]) of products in `dtype`.
 
-    Queries are ready: of length 1 for cosine. A block of keys is prepared once for all queries.
+    The score of a key that is left out is at most the floor. Queries are ready: of length 1 for cosine. A
+    block of keys is prepared once for all queries.
     """
     rounded = queries.to(dtype)
-    best: dict[int, tuple[Tensor, Tensor]] = {}
-    longest = farthest = 0.0
+    sample, longest, farthest = _sample(len(keys), len(queries), count), 0.0, 0.0
+    # The mean of the keys adds the same to all scores of a query. Without it rows are shorter, and the
+    # rounding errors smaller.
     centre = torch.zeros(queries.shape[1])
+    if dtype != torch.float32:
+        block, lost = _ready_keys(keys[slice(KEY_BLOCK) if sample is None else sample], score)
+        centre = block[~lost].mean(dim=0).nan_to_num()
+    floors: list[Tensor | None] = [None] * len(torch.split(rounded, QUERY_BLOCK))
+    if sample is not None:
+        rows, lost = _ready_keys(keys[sample], score)
+        rows, rank = (rows - centre).to(dtype), _rank(count * len(rows) / len(keys))
+        for number, some in enumerate(torch.split(rounded, QUERY_BLOCK)):
+            scores = _without_own(without(some @ rows.T, lost), own, number, sample)
+            floors[number] = scores.topk(rank, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    best = [BestColumns(count, floor) for floor in floors]
     for start in range(0, len(keys), KEY_BLOCK):
         block, lost = _ready_keys(keys[start : start + KEY_BLOCK], score)
         if dtype != torch.float32:
-            # The mean of the keys adds the same to all scores of a query. Without it rows are shorter, and
-            # the rounding errors smaller.
-            centre = centre if start else block[~lost].mean(dim=0).nan_to_num()
             block = block - centre
         rounded_block = block.to(dtype)
         if dtype != torch.float32:
             longest = max(longest, _longest(block))
             farthest = max(farthest, _longest(block - rounded_block.float()))
-        for first in range(0, len(queries), QUERY_BLOCK):
-            scores = without(rounded[first : first + QUERY_BLOCK] @ rounded_block.T, lost)
-            if own is not None:
-                mine, theirs = (
-                    own.query_ids[first : first + QUERY_BLOCK],
-                    own.key_ids[start : start + KEY_BLOCK],
-                )
-                scores.masked_fill_(mine[:, None] == theirs[None, :], -torch.inf)
-            best[first] = _merge(best.get(first), scores, start, count)
-    parts = [_ordered(*one) for one in best.values()]
-    scores, index = torch.cat([s for s, _ in parts]), torch.cat([i for _, i in parts])
+        for number, (some, one) in enumerate(zip(torch.split(rounded, QUERY_BLOCK), best, strict=True)):
+            scores = without(some @ rounded_block.T, lost)
+            one.add(_without_own(scores, own, number, slice(start, start + KEY_BLOCK)), start)
+    scores, index, floor = _joined([one.ordered() for one in best], min(count, len(keys)))
     if dtype == torch.float32:
         scale = torch.ones(()) if score == "cosine" else queries.norm(dim=1) * _longest(keys)
-        return scores, index, (TIE * scale).expand(len(queries))
+        return scores, index, (TIE * scale).expand(len(queries)), floor
     lengths, residuals = queries.norm(dim=1), (queries - rounded.float()).norm(dim=1)
     # Cauchy-Schwarz for the rounding errors of query and key
     error = residuals * longest + lengths * farthest + residuals * farthest
     # The score itself is rounded too. Of a key left out, only a score up to the last one kept matters: the
     # true score that a rounded one may stand for rises with it.
-    highest = scores.abs().masked_fill(scores == -torch.inf, 0.0).amax(dim=1)
+    highest = torch.cat([scores, floor[:, None]], dim=1)
+    highest = highest.abs().masked_fill(highest == -torch.inf, 0.0).amax(dim=1)
     error = error + torch.finfo(dtype).eps / 2 * (highest + error) + TIE * lengths * (longest + centre.norm())
-    return scores + queries @ centre[:, None], index, error
+    shift = queries @ centre
+    return scores + shift[:, None], index, error, floor + shift
 
 
-def best_of_blocks(blocks: Iterable[Tensor], count: int) -> tuple[Tensor, Tensor]:
-    """Merge the best `count` columns out of consecutive blocks of scores [queries, columns].
-
-    Returns:
-        (scores float32, indices) [queries, at most count], best first; ties in arbitrary order.
-    """
-    best: tuple[Tensor, Tensor] | None = None
-    start = 0
-    for scores in blocks:
-        best = _merge(best, scores, start, count)
-        start += scores.shape[1]
-    if best is None:
-        raise RangeError("there are no keys; at least one is needed")
-    return _ordered(*best)
+def _sample(keys: int, queries: int, count: int) -> slice | None:
+    """Keys that tell about how high a score is among the best; None where that does not pay."""
+    is_large = queries >= MANY_QUERIES and keys >= SAMPLED and 4 * count <= keys
+    return slice(None, None, keys // SAMPLE) if is_large else None
 
 
-def _merge(
-    best: tuple[Tensor, Tensor] | None, scores: Tensor, start: int, count: int
-) -> tuple[Tensor, Tensor]:
-    """The best columns so far and those of one more block, whose first column is number `start`.
-
-    Once `count` columns are stored, only what exceeds the lowest of them matters. The maxima of groups of
-    columns, one pass at the speed of memory, say where that is; a top-k of the whole block takes many passes.
-    """
-    columns = scores.shape[1]
-    if best is not None and best[0].shape[1] == count and columns % GROUP == 0 and scores.is_contiguous():
-        above = _above(scores, best[0].amin(dim=1, keepdim=True))
-        if above is not None:
-            return _join(best, *above, start, count)
-    top, at = scores.topk(min(count, columns), dim=1, sorted=False)
-    top, at = top.float(), at + start
-    if best is not None:
-        merged = torch.cat([best[0], top], dim=1)
-        top, order = merged.topk(min(count, merged.shape[1]), dim=1, sorted=False)
-        at = torch.cat([best[1], at], dim=1).gather(1, order)
-    return top, at
+def _rank(expected: float) -> int:
+    """The rank in the sample that seldom is above the wanted one: 1.5 standard deviations and some more."""
+    return math.ceil(expected + 1.5 * math.sqrt(expected) + 3)
 
 
-def _ordered(scores: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorted once, at the end: sorting some hundreds after each block took longer than finding them."""
-    scores, order = scores.sort(dim=1, descending=True)
-    return scores, index.gather(1, order)
+def _without_own(scores: Tensor, own: _Own | None, block: int, keys: slice) -> Tensor:
+    """Scores of a block of queries with those of a query's own item at -inf."""
+    if own is None:
+        return scores
+    mine = own.query_ids[QUERY_BLOCK * block : QUERY_BLOCK * (block + 1)]
+    return scores.masked_fill_(mine[:, None] == own.key_ids[keys][None, :], -torch.inf)
 
 
-def _above(scores: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(rows, columns, scores) of all above the row's floor, sorted by row; None if over a quarter is.
-
-    A group is every n-th column, so that its maximum is computed over whole vectors of neighbouring columns.
-    """
-    rows, columns = scores.shape
-    groups = columns // GROUP
-    # exact: a floor is one of the scores of an earlier block, so it has their dtype
-    floor = floor.to(scores.dtype)
-    found = (scores.view(rows, GROUP, groups).amax(dim=1) > floor).view(-1).nonzero()[:, 0]
-    if 4 * len(found) < rows * groups:
-        row = found // groups
-        members = (row * columns + found % groups)[:, None] + torch.arange(0, columns, groups)
-        at = members[scores.view(-1)[members] > floor[row]]
-    else:
-        at = (scores > floor).view(-1).nonzero()[:, 0]
-    if 4 * len(at) > scores.numel():
-        return None
-    return at // columns, at % columns, scores.view(-1)[at].float()
-
-
-def _join(
-    best: tuple[Tensor, Tensor], row: Tensor, column: Tensor, values: Tensor, start: int, count: int
-) -> tuple[Tensor, Tensor]:
-    """Add single scores, sorted by row, to the best columns of each row."""
-    if not len(row):
-        return best
-    many = torch.bincount(row, minlength=len(best[0]))
-    place = torch.arange(len(row)) - (many.cumsum(0) - many)[row]
-    width = int(many.max())
-    scores = torch.full((len(many), width), -torch.inf).index_put_((row, place), values)
-    index = torch.zeros(len(many), width, dtype=torch.int64).index_put_((row, place), column + start)
-    top, order = torch.cat([best[0], scores], dim=1).topk(count, dim=1, sorted=False)
-    return top, torch.cat([best[1], index], dim=1).gather(1, order)
+def _joined(parts: list[tuple[Tensor, Tensor, Tensor]], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lists of blocks of queries, filled up to one width."""
+    scores = [F.pad(one, (0, width - one.shape[1]), value=-torch.inf) for one, _, _ in parts]
+    index = [F.pad(one, (0, width - one.shape[1])) for _, one, _ in parts]
+    return torch.cat(scores), torch.cat(index), torch.cat([floor for _, _, floor in parts])
 
 
 def settle(
@@ -387,9 +341,9 @@ def _nearest_of(
     parts, open_rows = [], []
     for start in range(0, len(queries), QUERY_BLOCK):
         at = slice(start, start + QUERY_BLOCK)
-        rough, index, error = (one[at] for one in proposed)
+        rough, index, error, floor = (one[at] for one in proposed)
         rough = rough.masked_fill(unusable[at, None], -torch.inf)
-        floor = rough[:, -1] if index.shape[1] < len(keys) else torch.full((len(rough),), -torch.inf)
+        floor = floor.masked_fill(unusable[at], -torch.inf)
         if own is not None:
             rough = rough.masked_fill(own.key_ids[index] == own.query_ids[at, None], -torch.inf)
         exact, scan = _scorers(queries[at], keys, own and own.rows(at), score)
@@ -426,7 +380,7 @@ def exact_scores(queries: Tensor, keys: Tensor, candidates: Tensor, score: Score
     """Scores of queries [n, dim] with their own candidates [n, c], summed in float64: [n, c]."""
     step = max(1, ELEMENTS // max(1, candidates.shape[1] * keys.shape[1]))
     if len(queries) > step:
-        parts = zip(queries.split(step), candidates.split(step), strict=True)
+        parts = zip(torch.split(queries, step), torch.split(candidates, step), strict=True)
         return torch.cat([exact_scores(some, keys, theirs, score) for some, theirs in parts])
     chosen = keys.index_select(0, candidates.clamp(min=0).flatten())
     chosen = chosen.view(*candidates.shape, keys.shape[1])
@@ -445,6 +399,10 @@ def _product_blocks(queries: Tensor, keys: Tensor, score: Score) -> Iterable[Ten
 
 def _ready_keys(block: Tensor, score: Score) -> tuple[Tensor, Tensor]:
     """(keys in float32, of length 1 for cosine; which of them are not finite)."""
+    if score == "cosine" and block.dtype == torch.float32:
+        lengths = torch.linalg.vector_norm(block, dim=1, keepdim=True)
+        if are_plain(lengths):  # the same bits as by `unit_length`, in a third of the passes
+            return block / lengths, torch.zeros(len(block), dtype=torch.bool)
     return (unit_length(block) if score == "cosine" else block).float(), rows_not_finite(block)
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from querykey.distributed.process_group import ProcessGroup
 from querykey.errors import RangeError, require_choice
+from querykey.lookup.best_columns import best_of_blocks
 from querykey.lookup.lookup import Block, Lookup
 from querykey.lookup.nearest import (
     SLACK,
     TIE,
     best_first,
-    best_of_blocks,
     exact_scores,
     rows_not_finite,
     settle,

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["in_range", "unit_length"]
+__all__ = ["are_plain", "in_range", "unit_length"]
 
 LARGEST, SMALLEST = 1e15, 1e-11
 """Magnitudes whose squares, and sums of them, float32 holds, above the epsilon of `normalize`."""
+SHORTEST, LONGEST = 1e-6, 1e15
+"""Lengths of float32 rows that `unit_length` divides by their length and by nothing else."""
 
 
 def in_range(rows: Tensor, dim: int = -1) -> Tensor:
@@ -47,3 +49,11 @@ def unit_length(rows: Tensor, dim: int = -1) -> Tensor:
     if rows.dtype not in (torch.float32, torch.float64):
         rows = rows.float()
     return F.normalize(in_range(rows, dim), dim=dim)
+
+
+def are_plain(lengths: Tensor) -> bool:
+    """Whether rows of these lengths are finite, not zero, and need no scaling before they are squared.
+
+    It reads the answer from the device: not for a training step.
+    """
+    return bool(((lengths > SHORTEST) & (lengths < LONGEST)).all())
