@@ -55,6 +55,12 @@ batch norm of 8 groups, shuffled keys, 4,096 keys and momentum 0.99, except for 
 share of the queries of the last step that find their key among all candidates; with a small queue it is an
 easier task. The rule is the one above.
 """
+PRECISION = """### Questions about precision
+
+The default recipe with its products in float32 or in bfloat16, {steps:,} steps of {batch} images each, on one
+thread, with three seeds. The rule is the one above; "can't tell" means that bfloat16 is not below by more
+than the interval.
+"""
 OMNIGLOT = """### A memory for an encoder that is trained
 
 Omniglot: 136 training classes, 106 test classes of other alphabets; contrastive loss, batches of 16 (4
@@ -86,7 +92,9 @@ def pretraining_report(studies: Sequence[StoredStudy]) -> str:
     methods = _methods(measured.get("methods"), measured.get("three minutes"))
     parts += [methods] if methods else []
     if "dictionaries" in measured:
-        parts.append(_dictionaries(measured["dictionaries"]))
+        parts.append(_with_answers(measured["dictionaries"], DICTIONARIES, ("kNN h", "linear h", "pretext")))
+    if "precision" in measured:
+        parts.append(_with_answers(measured["precision"], PRECISION, ("kNN h",)))
     if "omniglot" in measured:
         parts.append(_omniglot(measured["omniglot"]))
     return "\n".join(parts)
@@ -179,11 +187,11 @@ def _megabytes(cell: Record) -> str:
     return "" if peak is None else f"{peak / 1e6:,.0f} MB"
 
 
-def _dictionaries(study: StoredStudy) -> str:
+def _with_answers(study: StoredStudy, text: str, measures: Sequence[str]) -> str:
+    """A text with the steps and images of the runs, the questions and a row per arm."""
     settings = _first_settings(study)
-    text = DICTIONARIES.format(steps=settings["steps"], batch=settings["batch_size"])
-    every = arms_table(study, ("kNN h", "linear h", "pretext"))
-    return text + "\n" + _answers_table([study]) + "\n" + every
+    text = text.format(steps=settings["steps"], batch=settings["batch_size"])
+    return text + "\n" + _answers_table([study]) + "\n" + arms_table(study, measures)
 
 
 def _first_settings(study: StoredStudy) -> Mapping[str, Any]:

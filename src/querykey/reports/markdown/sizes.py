@@ -19,9 +19,9 @@ alone and baselines of that size. Codes of 8 bits or 1 bit a number are of docum
 found); queries are floats, and nothing else is stored of a document but for the row "rescored": the best 100
 by 1 bit, ranked by 8 bits. Product quantisation, by faiss: 256 centroids in each part of the frozen row, on
 cranfield of 1,400 rows. Matryoshka-Adaptor, without labels: the skip connection and the three losses of
-arXiv:2407.20243. Search-Adaptor, with pairs: ranking, recovery and prediction (arXiv:2310.08750). Both begin at the
-frozen row, so their prefixes begin at its first numbers, which MiniLM does not order. Rules as above; *not below* at
-25 comparisons, or 15 with PCA.
+arXiv:2407.20243. Search-Adaptor, with pairs: ranking, recovery and prediction (arXiv:2310.08750). Both begin
+at the frozen row, so their prefixes begin at its first numbers, which MiniLM does not order. Rules as above;
+*not below* at 25 comparisons, or 15 with PCA.
 """
 Where = Callable[[Point], bool]
 
