@@ -279,7 +279,8 @@ class LoadedAdapter:
         if self.side == "query":
             return (grid.whole / grid.lengths)[:, :size]
         first, *others = self._grids
-        out = grid_product(grid, _prefix(first, size)) + self._bias[:size]
+        out = grid_product(grid, _prefix(first, size))
+        out += self._bias[:size]
         if self._hidden is not None:
             hidden = grid_rows(_gelu(grid_product(grid, others[0]) + self._hidden[1]))
             out += grid_product(hidden, _prefix(others[1], size)) * (hidden.lengths * hidden.step)

@@ -30,7 +30,7 @@ SMALL = 1_000_000
 """Multiplications up to which OpenBLAS neither packs a product's matrices nor starts threads for it. The rows
 of a narrow layer are multiplied in stacks of this size: a fifth less time on one core, and threads over
 blocks of rows do not wait for those of the library."""
-LEAST_STACK, MOST_STACK = 8, 32
+LEAST_STACK, MOST_STACK = 8, 40
 """Rows per stack; below, packing pays."""
 
 Exact = NDArray[np.float64]
