@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from querykey import pretrain
 from querykey.cli.main import app
 from querykey.data.readers.open import read_source
-from querykey.errors import MissingPathError, OutputError, SourceError
+from querykey.errors import MissingPathError, OutputError, RangeError, SourceError
 from querykey.io.atomic import check_new
+from querykey.losses.by_name import objective, takes_target, takes_temperature, view_objective
 
 
 def run(*arguments):
@@ -107,3 +108,20 @@ def test_a_text_in_the_place_of_a_source():
         read_source("how to sort a table by two columns " * 20)
     with pytest.raises(MissingPathError):
         read_source("how to sort a table")
+
+
+@pytest.mark.parametrize(
+    ("loss", "option"),
+    [
+        ("info_nce", {"temperature": 1e-40}),
+        ("triplet", {"margin": -1.0}),
+        ("score_distillation", {"target_temperature": 0.0}),
+    ],
+)
+def test_an_option_of_a_loss_that_is_out_of_range(loss, option):
+    """It was refused at the first step, after the closed forms."""
+    with pytest.raises(RangeError, match=next(iter(option))):
+        objective(loss, **{"temperature": 0.1} | option if takes_temperature(loss) else option)
+    if not takes_target(loss):
+        with pytest.raises(RangeError, match=next(iter(option))):
+            view_objective(loss, option.pop("temperature", 0.1), **option)

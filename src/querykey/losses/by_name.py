@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_type_hints
 
+import torch
 from torch import Tensor
 
 from querykey.errors import ConfigError
@@ -142,12 +143,15 @@ def objective(name: LossName, **options: Any) -> Objective:
 
     Raises:
         ConfigError: If there is no such loss, or it has no such option.
+        RangeError: If an option is outside its range.
 
     Example:
         >>> objective("info_nce", temperature=0.07).keeps_scores
         False
     """
     _require_options(name, options, known=_options(name))
+    if "temperature" in options or not takes_temperature(name):
+        _try(name, options)
     return Objective(name, partial(LOSSES[name], **options))
 
 
@@ -164,7 +168,7 @@ def view_objective(name: LossName, temperature: float | Tensor, **options: Any) 
 
     Raises:
         ConfigError: If there is no such loss, it needs a target, or it has no such option.
-        RangeError: If the temperature is not above 0.
+        RangeError: If the temperature is not above 0, or an option is outside its range.
 
     Example:
         >>> from querykey.lookup.two_view_pairs import look_up_views
@@ -182,7 +186,10 @@ def view_objective(name: LossName, temperature: float | Tensor, **options: Any) 
     _require_options(name, options, known=[option for option in known if option != "temperature"])
     if "temperature" in known:
         check_temperature("temperature", temperature)
+        _try(name, {**options, "temperature": 1.0 if isinstance(temperature, Tensor) else temperature})
         options["temperature"] = temperature
+    else:
+        _try(name, options)
     return partial(LOSSES[name], **options)
 
 
@@ -231,6 +238,14 @@ def _loss(name: LossName) -> Callable[..., PerQuery]:
 def _options(name: LossName) -> list[str]:
     parameters = inspect.signature(_loss(name)).parameters.values()
     return [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+
+
+@torch.no_grad()
+def _try(name: LossName, options: Mapping[str, Any]) -> None:
+    """Compute the loss of one query: what it refuses is known before data is read."""
+    is_positive = torch.tensor([[True, False]])
+    lookup = Lookup.from_scores(torch.zeros(1, 2), is_positive, ~is_positive)
+    LOSSES[name](*[lookup] * (1 + takes_target(name)), **options)
 
 
 def _require_options(name: LossName, options: dict[str, Any], *, known: list[str]) -> None:
