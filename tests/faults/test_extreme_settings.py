@@ -4,13 +4,14 @@ import inspect
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from querykey import losses
+from querykey import Adapter, losses
 from querykey.encoders.heads import FCLayer
-from querykey.errors import ConfigError, RangeError, ShapeError
+from querykey.errors import ConfigError, DataError, RangeError, ShapeError
 from querykey.lookup import DensePairs, Lookup, PairRule
 from querykey.lookup.nearest import nearest, rough_cosines
 from querykey.lookup.top_k import top_k
@@ -136,3 +137,11 @@ def test_a_word_that_is_no_choice_is_refused(call):
     """`score="cosin"` gave dot products, and most others an AssertionError."""
     with pytest.raises(ConfigError, match=r"must be .*; got '"):
         call()
+
+
+@pytest.mark.parametrize("labels", [None, [0, 1] * 10])
+def test_rows_that_are_all_equal_are_refused(labels):
+    """With labels the layer was one of zeros, and so was each adapted row."""
+    rows = np.arange(1, 21, dtype=np.float32)[:, None] * np.ones((20, 6), dtype=np.float32)
+    with pytest.raises(DataError, match="all 20 rows are equal but for their lengths"):
+        Adapter(dim=2, steps=0, batch_size=8).fit(rows, labels)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from querykey.adapter.relevance import unit_rows
 from querykey.adapter.search import Begin, Search
 from querykey.adapter.settings import (
     DRAWN,
@@ -38,6 +39,10 @@ __all__ = ["Begin", "Fitted", "Record", "Report", "fit_adapter"]
 
 STEP_ROWS = 1024
 """Rows of the product that is timed, about those of a step."""
+
+
+BLOCK, ROUNDING = 8192, 1e-6
+"""Rows that are read at once to see whether any differs, and by how much numbers of equal rows may differ."""
 
 
 def fit_adapter(
@@ -75,6 +80,7 @@ def fit_adapter(
     count = min(len(vectors), len(vectors) if pairs is None else len(pairs.query_ids))
     if count < 2:
         raise DataError(f"{count} row is too few to learn from; at least 2 are needed")
+    _check_differ(vectors)
     task: TaskData
     kind: Task = "unlabelled" if labels is None else "labels"
     if pairs is not None:
@@ -101,6 +107,18 @@ def fit_adapter(
     fitted = Search(task, presets, record, begin or _quiet).run()
     fitted.report["seconds"] = round(time.monotonic() - started, 2)
     return fitted
+
+
+def _check_differ(vectors: FrozenRows) -> None:
+    """Refuse rows that all point the same way: their closed forms are a layer of zeros."""
+    first = unit_rows(vectors, torch.tensor([0]))
+    for start in range(0, len(vectors), BLOCK):
+        if float((unit_rows(vectors[start : start + BLOCK]) - first).abs().max()) > ROUNDING:
+            return
+    raise DataError(
+        f"all {len(vectors)} rows are equal but for their lengths, so nothing can be learned from them; "
+        "check the column, or the model that made them"
+    )
 
 
 def _fastest_precision(width: int, settings: AdapterSettings) -> Literal["float32", "bfloat16"]:
