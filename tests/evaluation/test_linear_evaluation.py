@@ -161,6 +161,27 @@ def test_a_large_problem_has_the_scores_of_a_small_one(dtype, monkeypatch):
     assert sum(point.iterations for point in large.path) < sum(point.iterations for point in small.path)
 
 
+def test_a_path_that_starts_where_the_last_solutions_lead_takes_fewer_iterations():
+    rows, members = clouds(count=900, width=24, classes=9, apart=1.0)
+    parts = [(problem_of(rows[:600], members[:600], 9), rows[600:], members[600:])]
+    plain, _ = l2_path(parts, tolerance=1e-8)
+    ahead, solutions = l2_path(parts, tolerance=1e-8, extrapolates=True)
+    for ours, theirs in zip(ahead, plain, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, abs=1e-3)
+    assert sum(point.iterations for point in ahead) < 0.85 * sum(point.iterations for point in plain)
+    assert parts[0][0].solve(ahead[3].l2).loss == pytest.approx(solutions[ahead[3].l2].loss, abs=1e-5)
+
+
+def test_a_path_of_patience_1_ends_at_the_first_weight_that_improves_nothing():
+    rows, members = clouds(count=900, width=24, classes=9, apart=1.0)
+    parts = [(problem_of(rows[:600], members[:600], 9), rows[600:], members[600:])]
+    points, _ = l2_path(parts, patience=1)
+    best = [max(point.accuracy for point in points[:i]) for i in range(1, len(points))]
+    lowest = [min(point.loss for point in points[:i]) for i in range(1, len(points))]
+    improved = [p.accuracy > a or p.loss < b for p, a, b in zip(points[1:], best, lowest, strict=True)]
+    assert improved == [True] * (len(points) - 2) + [False]
+
+
 def test_products_in_bfloat16_reach_the_optimum_up_to_their_rounding():
     rows, members = clouds()
     exact = problem_of(rows, members, 3).solve(1e-2)
