@@ -84,3 +84,10 @@ def text_run(querykey, text_features):
     said = querykey("adapt", text_features, "--out", out, "--dim", 4, "--labels", "label", *FAST)
     assert said.code == 0, said.err
     return out
+
+
+@pytest.fixture(autouse=True)
+def _short_trials(monkeypatch):
+    """What `doctor` tries takes a moment, not seconds."""
+    monkeypatch.setattr("querykey.adapter.cost.TRIAL_SECONDS", 0.01)
+    monkeypatch.setattr("querykey.pretraining.autotune.ESTIMATE_LIMIT", 0.1)

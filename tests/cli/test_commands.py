@@ -1,6 +1,7 @@
 """What each command makes and says, from data to an adapter that is used."""
 
 import json
+import re
 import shutil
 from importlib import import_module
 
@@ -285,8 +286,11 @@ def test_doctor_says_what_to_type(querykey, data, text_features):
     assert f"querykey adapt {text_features} --out RUN --labels label" in said.out
     assert "cli.models:letters" in said.out
     assert "rows are few" in said.flat
+    assert re.search(r"cost: about \d+ s, \d+ s of it training of [\d,]+ steps; \d+ MiB", said.flat)
     said = querykey("doctor", data / "texts.csv", "--column", "text")
     assert "32 texts" in said.out
+    said = querykey("doctor", data / "texts.csv", "--column", "text", "--model", "cli.models:letters")
+    assert re.search(r"cost: about \d+ s for 32 items \(batches of \d+\)", said.flat)
     assert "querykey embed" in said.out
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import sys
@@ -92,6 +93,9 @@ def test_a_run_without_evaluations_prints_no_scores_at_the_end(querykey, images,
 def test_doctor_says_what_the_loss_of_a_pretraining_takes(querykey, images):
     said = querykey("doctor", images / "train")
     assert "pretrain, 256 images per step: memory: loss about 6 MiB (dense, 512 x 512 scores)" in said.flat
+    assert re.search(
+        r"pretrain: about --epochs 1: \d+ s and --epochs 100: .+; --minutes 10: [\d.]+ epochs", said.flat
+    )
 
 
 def test_a_run_with_a_queue_says_what_it_is_and_how_it_was(querykey, images, tmp_path):

@@ -35,7 +35,7 @@ from querykey.io.measured import is_clearly_faster
 from querykey.lookup.fast_dtype import remembered_dtype
 from querykey.types import FrozenRows, Labels
 
-__all__ = ["Begin", "Fitted", "Record", "Report", "fit_adapter"]
+__all__ = ["Begin", "Fitted", "Record", "Report", "fit_adapter", "search_of"]
 
 STEP_ROWS = 1024
 """Rows of the product that is timed, about those of a step."""
@@ -75,6 +75,39 @@ def fit_adapter(
         ConfigError: If settings contradict each other.
     """
     started = time.monotonic()
+    fitted = search_of(
+        vectors, settings, labels=labels, pairs=pairs, validation=validation, record=record, begin=begin
+    ).run()
+    fitted.report["seconds"] = round(time.monotonic() - started, 2)
+    return fitted
+
+
+def search_of(
+    vectors: FrozenRows,
+    settings: AdapterSettings,
+    *,
+    labels: Labels | None = None,
+    pairs: TrainingPairs | None = None,
+    validation: ValidationQueries | None = None,
+    record: Record | None = None,
+    begin: Begin | None = None,
+    kind: type[Search] = Search,
+) -> Search:
+    """The search that `fit_adapter` runs, with its folds.
+
+    Args:
+        vectors: As for `fit_adapter`, as the other arguments.
+        settings: Settings; fields that are None are chosen here.
+        labels: Class of each item, -1 if unknown.
+        pairs: (query, document) pairs.
+        validation: Queries that evaluate a fit without labels.
+        record: Called with each record of the history as it is made.
+        begin: Called with one line per candidate.
+        kind: Of the search.
+
+    Returns:
+        It, not run yet.
+    """
     if labels is not None:
         check_labels(labels, len(vectors))
     count = min(len(vectors), len(vectors) if pairs is None else len(pairs.query_ids))
@@ -82,20 +115,20 @@ def fit_adapter(
         raise DataError(f"{count} row is too few to learn from; at least 2 are needed")
     _check_differ(vectors)
     task: TaskData
-    kind: Task = "unlabelled" if labels is None else "labels"
+    learns_from: Task = "unlabelled" if labels is None else "labels"
     if pairs is not None:
-        kind = "query side" if settings.side == "query" else "pairs"
+        learns_from = "query side" if settings.side == "query" else "pairs"
     items = len(vectors) if pairs is None else len(pairs.query_ids)
     if labels is not None:
         items = int((labels >= 0).sum())
     if settings.precision == "auto":
         settings = replace(settings, precision=_fastest_precision(vectors.shape[1], settings))
     presets: list[tuple[TrainingPreset, AdapterSettings]] = []
-    for preset in _presets(settings, kind, items):
+    for preset in _presets(settings, learns_from, items):
         with warnings.catch_warnings():
             if presets:  # warn once of numbers that are lowered for the data
                 warnings.simplefilter("ignore", UserWarning)
-            one = resolve(settings, task=kind, items=items, width=vectors.shape[1], preset=preset)
+            one = resolve(settings, task=learns_from, items=items, width=vectors.shape[1], preset=preset)
         presets.append((preset, one))
     resolved = presets[0][1]
     if pairs is not None:
@@ -104,9 +137,7 @@ def fit_adapter(
         task = LabelTask(vectors, labels, resolved)
     else:
         task = RowTask(vectors, resolved, validation)
-    fitted = Search(task, presets, record, begin or _quiet).run()
-    fitted.report["seconds"] = round(time.monotonic() - started, 2)
-    return fitted
+    return kind(task, presets, record, begin or _quiet)
 
 
 def _check_differ(vectors: FrozenRows) -> None:

@@ -29,6 +29,7 @@ from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.split import Fold
 from querykey.adapter.tasks import (
     DEFAULT_POWER,
+    Form,
     HeldOutFold,
     LabelTask,
     PairTask,
@@ -110,13 +111,17 @@ class Search(Scoreboard):
         rows = document_rows(self.task, None, self.seed)
         return fit_codes(documents_of(fc, settings), rows, settings)
 
-    def _closed_forms(self) -> None:
+    def closed_forms(self) -> dict[str, Form]:
+        """The closed forms that the settings ask for."""
         forms = self.task.forms()
         if self.settings.fc.start is not None:
             start = start_form(self.settings.fc.start, self.dim, self.width, self.seed)
             references = ("frozen",) if self._at_full_width else ("pca", "pca_uncentred")
             forms = {name: form for name, form in forms.items() if name in references} | start
-        forms = select_forms(forms, self.settings.candidates)
+        return select_forms(forms, self.settings.candidates)
+
+    def _closed_forms(self) -> None:
+        forms = self.closed_forms()
         if isinstance(self.task, RowTask):
             self._aim(self.task)
         for name, form in forms.items():
@@ -165,8 +170,7 @@ class Search(Scoreboard):
         every = [self._start(number, start, folds[0], 0) for number in range(len(self.presets))]
         best = 0
         if len(self.presets) > 1:
-            rows = self.task.trained_on(None)
-            race = steps if len(folds) > 1 and rows <= FOLDED else min(RACE, steps)
+            race = self.race(steps)
             for training in every:
                 self._run(training, race, self.settings.n_iter_no_change)
             best = max(range(len(every)), key=lambda number: every[number].best_score)
@@ -176,6 +180,11 @@ class Search(Scoreboard):
                 elif number != best:
                     self._record_raced(number, training)
         self._finish(best, every[best], start)
+
+    def race(self, steps: int) -> int:
+        """Steps of a run of `steps` after which only the best of several presets is trained further."""
+        is_small = len(self.task.folds) > 1 and self.task.trained_on(None) <= FOLDED
+        return steps if is_small else min(RACE, steps)
 
     def _start(self, number: int, start: str, held_out: HeldOutFold, first: int) -> Training:
         """Start training a preset on one fold from a closed form; `first` is the index of its first query."""

@@ -27,14 +27,17 @@ from querykey.pretraining.time_budget import (
     steady_limit,
 )
 
-__all__ = ["Autotuned", "accelerator_precision", "autotune", "calibrate"]
+__all__ = ["Autotuned", "accelerator_precision", "autotune", "calibrate", "estimate"]
 
 Layout = Literal["contiguous", "channels_last"]
 TRIALS = 3
-CHOICE_IMAGES = 64
-"""Images per step when precision and layout are chosen, so that the choice takes seconds."""
+CHOICE_IMAGES = 128
+"""Images per step when precision and layout are chosen, so that the choice takes seconds. On 64 the casts of
+weights and the optimizer, which cost the same for each batch, hide what bfloat16 gains (ADR 0019)."""
 STEADY_TRIALS = 1000
 """Steps that are measured at most for the length of a run."""
+ESTIMATE_LIMIT = 100.0
+"""Seconds of a run whose share of measured steps an estimate takes: 3 s of steps."""
 TRIAL_STEPS = 1000
 """Length of the run in the middle of which the measured steps are taken."""
 
@@ -88,9 +91,7 @@ def autotune(
         RangeError: If there are fewer images than a batch has, or a process would have fewer than 2 of one.
         DataError: If the processes have not found the same images.
     """
-    before = time.perf_counter()
-    trial = _Trial(build_run(settings, pixels, split_data, device=device, processes=processes))
-    build_seconds = time.perf_counter() - before
+    trial, build_seconds = _built(settings, pixels, split_data, device, processes)
     start = trial.run.evaluate_rows(_untrained_output(trial.run))
     trial.run.learner.fill_()
     calibration = _choose(trial)
@@ -108,6 +109,54 @@ def autotune(
     measured = {"precision": calibration.precision, "layout": calibration.layout}
     complete = settings.changed({"steps": steps, "epochs": steps / per_epoch, **measured})
     return Autotuned(complete, calibration, start)
+
+
+def estimate(
+    settings: PretrainSettings,
+    pixels: Pixels,
+    split_data: DataSplit,
+    *,
+    device: torch.device,
+    scratch: Path | None = None,
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> tuple[Costs, int]:
+    """What a run costs by the trial of `autotune`, for `querykey doctor`.
+
+    Args:
+        settings: Resolved.
+        pixels: All images.
+        split_data: Which of them are trained on and which are evaluated.
+        device: On which the run would train.
+        scratch: An existing folder on the disk of the run; None: checkpoints cost nothing.
+        processes: As for `autotune`.
+
+    Returns:
+        (costs, steps of an epoch). Filling a memory or a bank and the choice of precision and layout are
+        part of `Costs.once`.
+    """
+    trial, build_seconds = _built(settings, pixels, split_data, device, processes)
+    trial.run.learner.fill_()
+    before = time.perf_counter()
+    calibration = _choose(trial)
+    chosen = time.perf_counter() - before
+    costs = _costs(trial, calibration, scratch, build_seconds, limit=ESTIMATE_LIMIT)
+    trial.close()
+    # a run builds itself twice, once for its own trial, and evaluates the untrained encoder
+    once = costs.once + costs.evaluation + build_seconds + chosen
+    return replace(costs, once=once), trial.run.images.steps_per_epoch
+
+
+def _built(
+    settings: PretrainSettings,
+    pixels: Pixels,
+    split_data: DataSplit,
+    device: torch.device,
+    processes: ProcessGroup,
+) -> tuple["_Trial", float]:
+    """A run that is thrown away, and the seconds of building it."""
+    before = time.perf_counter()
+    trial = _Trial(build_run(settings, pixels, split_data, device=device, processes=processes))
+    return trial, time.perf_counter() - before
 
 
 class _Trial:

@@ -1,17 +1,21 @@
 """Fits an adapter with the settings of a run file, and reads and writes the folder of a run."""
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from querykey.adapter.checkpoint import put_saved
+from querykey.adapter.cost import FitCost, estimate_fit
 from querykey.adapter.estimator import NAMES, Adapter
+from querykey.adapter.rows import rows_with_direction
+from querykey.adapter.split import distinct_pairs
 from querykey.adapter.validation import ValidationQueries
 from querykey.distributed.process_group import current_process_group, in_default_torch_state
 from querykey.errors import DataError, MissingPathError, Notify
@@ -22,7 +26,7 @@ from querykey.runs.adapter_settings import AdaptRun, parse_run
 from querykey.runs.data import DataAt, open_features
 from querykey.runtime.folder import DESCRIPTION
 
-__all__ = ["Progress", "Run", "adapt", "estimator", "fit", "forward_warnings", "load_run"]
+__all__ = ["Progress", "Run", "adapt", "estimate", "estimator", "fit", "forward_warnings", "load_run"]
 
 RUN, METRICS = "run.json", "metrics.jsonl"
 VERSION = 1
@@ -110,6 +114,48 @@ def fit(
             return adapter.fit(features, features.labels, record=record, begin=begin)
         case _:
             return adapter.fit(features, queries=validation, record=record, begin=begin)
+
+
+@in_default_torch_state
+def estimate(
+    run: AdaptRun,
+    features: Features,
+    *,
+    make_validation: Callable[[Features], tuple[ValidationQueries | None, str]] | None = None,
+) -> FitCost:
+    """Estimate the time of `adapt` from a short trial of the same search.
+
+    Args:
+        run: The settings.
+        features: The training features.
+        make_validation: Makes validation queries for a fit without labels, as for `adapt`; its time counts.
+
+    Returns:
+        The cost.
+
+    Raises:
+        DataError: If there is nothing to learn from, as for the fit.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the fit itself will say them
+        if run.task == "pairs":
+            if features.queries is None or features.pairs is None:
+                raise DataError(
+                    "these features have no pairs; make them with querykey embed from a BEIR folder"
+                )
+            pairs = features.pairs[:, :2].numpy()
+            documents, training, _ = distinct_pairs(features.queries.vectors, features.vectors, pairs)
+            return estimate_fit(documents, run, pairs=training)
+        vectors, labels = features.vectors, features.labels if run.task == "labels" else None
+        if (kept := rows_with_direction(vectors)) is not None:
+            vectors, labels = vectors[kept], None if labels is None else labels[kept]
+        if labels is not None:
+            return estimate_fit(vectors, run, labels=labels)
+        started = time.perf_counter()
+        validation = None if make_validation is None else make_validation(features)[0]
+        before = time.perf_counter() - started
+        cost = estimate_fit(vectors, run, validation=validation)
+        return replace(cost, prepare=cost.prepare + before)
 
 
 @in_default_torch_state

@@ -32,7 +32,7 @@ from querykey.io.atomic import reserve
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.pretraining.autotune import Autotuned, autotune
 from querykey.pretraining.checkpoint import KEPT, SAVE_SECONDS, Checkpoint, Saving, latest_checkpoint
-from querykey.pretraining.images import train_val_split
+from querykey.pretraining.images import DataSplit, train_val_split
 from querykey.pretraining.resume import double_chunks, extend_training
 from querykey.pretraining.run import TrainingRun, build_run
 from querykey.pretraining.saved_encoder import SavedEncoder
@@ -50,7 +50,7 @@ from querykey.runs.pretrain_callbacks import (
 )
 from querykey.runs.pretrain_folder import CHECKPOINTS, RunFolder
 
-__all__ = ["PretrainedRun", "pretrain", "resume", "resumed_device"]
+__all__ = ["PretrainedRun", "pretrain", "resolve_for", "resume", "resumed_device"]
 
 DECODED = 224
 """Image size for decoding if the settings give none."""
@@ -74,6 +74,41 @@ class PretrainedRun:
     report: dict[str, Any]
     folder: Path | None
     is_finished: bool
+
+
+def resolve_for(
+    given: PretrainSettings, source: Source, pixels: Pixels, notify: Notify
+) -> tuple[PretrainSettings, DataSplit]:
+    """Resolve settings for images.
+
+    Args:
+        given: The settings as given.
+        source: The images.
+        pixels: Their pixels.
+        notify: Called with warnings.
+
+    Returns:
+        (settings, which images are trained on and which are evaluated).
+
+    Raises:
+        ConfigError: If a method that learns from labels has none.
+    """
+
+    def resolve(images: int) -> PretrainSettings:
+        return resolve_settings(given, images=images, channels=pixels.channels, side=pixels.side)
+
+    held_out, labels = resolve(len(pixels)).held_out, _labels(source, pixels)
+    if given.method == "xbm" and (labels is None or not bool((labels != IGNORE_LABEL).any())):
+        raise ConfigError(
+            f"xbm learns from labels, and {source.name} has none: name them with label_column, or use "
+            "moco, which needs none"
+        )
+    split_data = train_val_split(pixels.ids, labels, held_out=held_out, seed=given.seed)
+    count = len(split_data.train)
+    resolved = replace(resolve(count), held_out=held_out)
+    if resolved.batch_size < given.batch_size:
+        notify(f"{count} images to train on: lowered batch_size {given.batch_size} to all of them")
+    return resolved, split_data
 
 
 def _new_run(
@@ -101,22 +136,8 @@ def _new_run(
     Raises:
         ConfigError: If a method that learns from labels has none.
     """
-    processes = current_process_group()
-
-    def resolve(images: int) -> PretrainSettings:
-        return resolve_settings(given, images=images, channels=pixels.channels, side=pixels.side)
-
-    held_out, labels = resolve(len(pixels)).held_out, _labels(source, pixels)
-    if given.method == "xbm" and (labels is None or not bool((labels != IGNORE_LABEL).any())):
-        raise ConfigError(
-            f"xbm learns from labels, and {source.name} has none: name them with label_column, or use "
-            "moco, which needs none"
-        )
-    split_data = train_val_split(pixels.ids, labels, held_out=held_out, seed=given.seed)
-    count = len(split_data.train)
-    resolved = replace(resolve(count), held_out=held_out)
-    if resolved.batch_size < given.batch_size:
-        notify(f"{count} images to train on: lowered batch_size {given.batch_size} to all of them")
+    resolved, split_data = resolve_for(given, source, pixels, notify)
+    count, processes = len(split_data.train), current_process_group()
     while True:
         try:
             tuned = tune(resolved, pixels, split_data, device=device, processes=processes)

@@ -1,18 +1,18 @@
-"""Statistics and problems of features, the cost of a fit, and the command to use: for `querykey doctor`."""
+"""Statistics and problems of features, the memory of a fit, and the command to use: for `querykey doctor`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import Literal
 
 import torch
 
-from querykey.cli.doctor.machine import Machine
 from querykey.features.features import Features
 from querykey.lookup.lookup import IGNORE_LABEL
 from querykey.losses.streaming import loss_bytes
 
-__all__ = ["Diagnosis", "advise", "cost_of_fit", "diagnose", "warnings_of"]
+__all__ = ["Diagnosis", "advise", "diagnose", "memory_of_fit", "warnings_of"]
 
 BLOCK = 8192
 FEW = 200
@@ -51,7 +51,7 @@ class Diagnosis:
     pairs: int
 
     @property
-    def task(self) -> str:
+    def task(self) -> Literal["pairs", "labels", "unlabelled"]:
         """The available supervision: "pairs", "labels" or "unlabelled"."""
         if self.pairs:
             return "pairs"
@@ -130,27 +130,20 @@ def _on_labels(found: Diagnosis) -> Iterator[str]:
         yield f"{found.rows - found.labelled} rows have no label: they are used only by PCA and whitening"
 
 
-def cost_of_fit(found: Diagnosis, machine: Machine, *, dim: int) -> tuple[int, float]:
-    """An estimate of the memory and time of a fit with the defaults.
+def memory_of_fit(found: Diagnosis, *, dim: int) -> int:
+    """An estimate of the memory of a fit with the defaults.
 
     Args:
         found: The result of `diagnose`.
-        machine: The result of `measure_machine`.
         dim: Width of the adapted rows.
 
     Returns:
-        (bytes, seconds).
+        Bytes, beside the features.
     """
     batch, memory = min(128, found.rows), min(CAPACITY, found.rows)
     projected = memory if found.task == "unlabelled" else min(memory, batch * 37)
-    forward = 2 * projected * found.dim * dim + 2 * batch * memory * (found.dim + dim)
-    most = 1200 if found.task == "unlabelled" else 1700  # a run, and the refit on all rows
-    steps = min(most, 200 * max(1, found.rows // batch))
-    once = 2 * memory * memory * found.dim + 4 * min(found.rows, CAPACITY) * found.dim**2
-    # backward costs twice the forward pass; small matrix products reach half of the measured rate
-    seconds = (3 * forward * steps + once) / (machine.rate / 2)
     size = 4 * (2 * memory * found.dim + 3 * projected * dim + 8 * found.dim * dim)
-    return size + loss_bytes(batch, memory, dim, "auto"), seconds
+    return size + loss_bytes(batch, memory, dim, "auto")
 
 
 def advise(found: Diagnosis, path: str | Path, *, label_column: str) -> tuple[str, str]:

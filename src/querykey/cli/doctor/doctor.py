@@ -34,6 +34,9 @@ def doctor(
     pair_column: PairColumn = None,
     split: Split = None,
     delimiter: Delimiter = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Estimate embed with it; see `querykey help sources`.")
+    ] = None,
     device: Unused = "cpu",
     threads: Threads = None,
     seed: Seed = 0,
@@ -48,7 +51,8 @@ def doctor(
 ) -> None:
     """Check data and machine, and suggest commands.
 
-    Also estimates the time and memory of a fit, and warns about problems of the data.
+    Also estimates the time of a fit, of embedding or of pretraining from a short trial of it, and the
+    memory of a fit, and warns about problems of the data.
     """
     prepare(device, threads, seed)
     if probe:
@@ -68,7 +72,7 @@ def doctor(
     elif isinstance(found, Opened):
         _show_features(at, found.features, machine)
     else:
-        _show_source(data, found)
+        _show_source(data, found, model, seed=seed)
 
 
 def _show_machine(machine: "Machine") -> None:
@@ -117,7 +121,8 @@ def _label_column(at: "DataAt") -> str:
 
 def _show_features(at: "DataAt", features: "Features", machine: "Machine") -> None:
     from querykey.cli.console import line, table
-    from querykey.cli.doctor.diagnosis import advise, cost_of_fit, diagnose, warnings_of
+    from querykey.cli.doctor.costs import fit_cost
+    from querykey.cli.doctor.diagnosis import USUAL_DIM, advise, diagnose, memory_of_fit, warnings_of
 
     found = diagnose(features)
     rows = [("rows", f"{found.rows:,}"), ("width", f"{found.dim}")]
@@ -130,19 +135,22 @@ def _show_features(at: "DataAt", features: "Features", machine: "Machine") -> No
     table((at.spec, ""), rows, words=(0, 1))
     for warning in warnings_of(found):
         line(f"warning: {warning}")
-    command, reason = advise(found, at.spec, label_column=_label_column(at))
-    size, seconds = cost_of_fit(found, machine, dim=min(64, found.dim))
+    label, dim = _label_column(at), min(USUAL_DIM, found.dim)
+    command, reason = advise(found, at.spec, label_column=label)
+    size = memory_of_fit(found, dim=dim)
     line(f"use:  {command}", whole=True)
     line(f"why:  {reason}.")
-    line(f"cost: about {max(1, round(seconds))} s and {max(1, size >> 20):,} MiB beside the features")
+    cost = "unknown" if found.broken else fit_cost(features, found.task, dim=dim, label_column=label)
+    line(f"cost: {cost}; {max(1, size >> 20):,} MiB beside the features")
     if machine.memory is not None and size > machine.memory:
         line("warning: that is more memory than is free; add --set memory.capacity=5000")
 
 
-def _show_source(name: str, source: "Source") -> None:
+def _show_source(name: str, source: "Source", model: str | None, *, seed: int) -> None:
     from shlex import quote
 
     from querykey.cli.console import line, table
+    from querykey.cli.doctor.costs import embed_cost, pretrain_cost
     from querykey.cli.doctor.machine import packaged_model
 
     rows = [("items", f"{len(source):,} {source.kind}s")]
@@ -162,8 +170,15 @@ def _show_source(name: str, source: "Source") -> None:
         usual = PretrainSettings()
         memory = describe_memory(usual, items=len(source), width=usual.head.dim)
         line(f"pretrain, {usual.batch_size} images per step: {memory}")
-    line(f"use:  querykey embed {quote(name)} --model {packaged or named} --out FEATURES", whole=True)
-    if packaged:
+        line(f"pretrain: {pretrain_cost(source, device='cpu')}")
+    line(
+        f"use:  querykey embed {quote(name)} --model {model or packaged or named} --out FEATURES", whole=True
+    )
+    if model or packaged:
+        line(f"cost: {embed_cost(source, model or packaged or '', device='cpu', seed=seed)}")
+    else:
+        line("cost: give --model to measure it")
+    if packaged and model is None:
         line(f"      {packaged} is installed with its weights; any other --model {named} works too.")
     line("why:  adapt needs the features of a frozen model; embed computes and stores them.")
     line("then: querykey doctor FEATURES")
