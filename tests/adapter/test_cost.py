@@ -15,7 +15,7 @@ from querykey.adapter.training import Training
 from querykey.adapter.validation import DistillationScorer, LabelScorer, PairScorer
 
 STEP, SCORE, RANK = 1.0, 3.0, 2.0
-ROWS, CLASSES, WIDTH, STEPS = 80, 10, 8, 12
+ROWS, CLASSES, WIDTH, STEPS, MORE = 80, 10, 8, 5, 12
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_the_estimate_is_within_30_percent_of_the_fit(clock, task):
 
 def test_a_race_that_is_past_its_best_says_that_training_ends_early(clock):
     vectors, data = planted("labels")
-    fast = {"learning_rate": 0.3, "steps": STEPS}  # every step spoils the start
+    fast = {"learning_rate": 0.3, "steps": MORE}  # every step spoils the start
     long = estimate_fit(vectors, AdapterSettings(dim=4, batch_size=32, n_iter_no_change=100, **fast), **data)
     short = estimate_fit(vectors, AdapterSettings(dim=4, batch_size=32, n_iter_no_change=6, **fast), **data)
     assert short.steps < 0.6 * long.steps

@@ -90,7 +90,8 @@ def test_a_run_without_evaluations_prints_no_scores_at_the_end(querykey, images,
     assert "pretext task solved" not in said.flat
 
 
-def test_doctor_says_what_the_loss_of_a_pretraining_takes(querykey, images):
+def test_doctor_says_what_a_pretraining_takes(querykey, images, monkeypatch):
+    monkeypatch.setattr(autotune, "TRIALS", 1)
     said = querykey("doctor", images / "train")
     assert "pretrain, 256 images per step: memory: loss about 6 MiB (dense, 512 x 512 scores)" in said.flat
     assert re.search(

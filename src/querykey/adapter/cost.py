@@ -73,8 +73,8 @@ def estimate_fit(vectors: FrozenRows, settings: AdapterSettings, **data: Any) ->
     Raises:
         DataError: If there is nothing to learn from, as for the fit.
     """
-    prepare, search = _timed(lambda: search_of(vectors, settings, kind=_Trial, **data))
-    assert isinstance(search, _Trial)
+    prepare, search = _timed(lambda: search_of(vectors, settings, kind=_TrialSearch, **data))
+    assert isinstance(search, _TrialSearch)
     return search.cost(prepare)
 
 
@@ -100,7 +100,7 @@ class _Run(NamedTuple):
         return self.start + steps * self.step + (steps // every) * self.evaluation
 
 
-class _Trial(Search):
+class _TrialSearch(Search):
     """A search that is run on one fold, and there in part."""
 
     def cost(self, prepare: float) -> FitCost:

@@ -27,7 +27,7 @@ from querykey.pretraining.time_budget import (
     steady_limit,
 )
 
-__all__ = ["Autotuned", "accelerator_precision", "autotune", "calibrate", "estimate"]
+__all__ = ["Autotuned", "accelerator_precision", "autotune", "calibrate", "estimate_run"]
 
 Layout = Literal["contiguous", "channels_last"]
 TRIALS = 3
@@ -111,7 +111,7 @@ def autotune(
     return Autotuned(complete, calibration, start)
 
 
-def estimate(
+def estimate_run(
     settings: PretrainSettings,
     pixels: Pixels,
     split_data: DataSplit,
@@ -131,18 +131,16 @@ def estimate(
         processes: As for `autotune`.
 
     Returns:
-        (costs, steps of an epoch). Filling a memory or a bank and the choice of precision and layout are
-        part of `Costs.once`.
+        (costs, steps of an epoch). `Costs.once` is all that a run does besides its steps, evaluations and
+        later checkpoints, after it has read its images.
     """
     trial, build_seconds = _built(settings, pixels, split_data, device, processes)
     trial.run.learner.fill_()
-    before = time.perf_counter()
-    calibration = _choose(trial)
-    chosen = time.perf_counter() - before
+    calibration = _choose(trial)  # kept in the cache: the run itself finds it there
     costs = _costs(trial, calibration, scratch, build_seconds, limit=ESTIMATE_LIMIT)
     trial.close()
-    # a run builds itself twice, once for its own trial, and evaluates the untrained encoder
-    once = costs.once + costs.evaluation + build_seconds + chosen
+    # a run builds itself twice, evaluates the untrained encoder, and times its step
+    once = costs.once + build_seconds + costs.evaluation + 2 * TRIALS * costs.step
     return replace(costs, once=once), trial.run.images.steps_per_epoch
 
 

@@ -26,7 +26,7 @@ from querykey.runs.adapter_settings import AdaptRun, parse_run
 from querykey.runs.data import DataAt, open_features
 from querykey.runtime.folder import DESCRIPTION
 
-__all__ = ["Progress", "Run", "adapt", "estimate", "estimator", "fit", "forward_warnings", "load_run"]
+__all__ = ["Progress", "Run", "adapt", "estimate_adapt", "estimator", "fit", "forward_warnings", "load_run"]
 
 RUN, METRICS = "run.json", "metrics.jsonl"
 VERSION = 1
@@ -117,7 +117,7 @@ def fit(
 
 
 @in_default_torch_state
-def estimate(
+def estimate_adapt(
     run: AdaptRun,
     features: Features,
     *,

@@ -11,14 +11,14 @@ from querykey.data.items import Chosen, Source
 from querykey.data.pixels.pixels import read_pixels
 from querykey.distributed.process_group import default_torch_state
 from querykey.encoders.frozen.model import usable_device
-from querykey.pretraining.autotune import estimate as estimate_steps
+from querykey.pretraining.autotune import estimate_run
 from querykey.pretraining.checkpoint import SAVE_SECONDS
 from querykey.pretraining.settings.methods import given_settings
 from querykey.pretraining.settings.settings import PretrainSettings
 from querykey.pretraining.time_budget import Costs
 from querykey.runs.pretrain import DECODED, resolve_for
 
-__all__ = ["PretrainCost", "estimate"]
+__all__ = ["PretrainCost", "estimate_pretrain"]
 
 LARGEST = 60_000
 """Images that are read for a trial at most; the time of reading more is in proportion."""
@@ -49,7 +49,7 @@ class PretrainCost:
         return steps / self.steps_per_epoch
 
 
-def estimate(
+def estimate_pretrain(
     source: Source, *, device: str = "cpu", workers: int = 2, scratch: Path | None = None, **settings: Any
 ) -> PretrainCost:
     """Estimate the time of `pretrain` from a short trial of the same steps.
@@ -80,7 +80,7 @@ def estimate(
         pixels = read_pixels(some, size=given.image_size or DECODED, workers=workers, notify=notify)
         resolved, split_data = resolve_for(given, some, pixels, notify)
         read = (time.perf_counter() - started) / share
-        costs, per_epoch = estimate_steps(resolved, pixels, split_data, device=place, scratch=scratch)
+        costs, per_epoch = estimate_run(resolved, pixels, split_data, device=place, scratch=scratch)
     return PretrainCost(replace(costs, once=costs.once + read), resolved, round(per_epoch / share))
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["embed_cost", "fit_cost", "pretrain_cost", "words_of"]
 
-EPOCHS = 100
+EPOCHS = (1.0, 100.0)
 SAMPLE, SAMPLE_SECONDS = 512, 5.0
 """Items that are embedded in a trial, a shard of a store, and for how long at most."""
 
@@ -43,7 +43,7 @@ def fit_cost(
     """
     from querykey.cli.console import progress
     from querykey.errors import QuerykeyError
-    from querykey.runs.adapt import estimate
+    from querykey.runs.adapt import estimate_adapt
     from querykey.runs.adapter_settings import read_run
     from querykey.runs.pseudo_queries import pseudo_queries
 
@@ -52,7 +52,7 @@ def fit_cost(
     run = read_run(None, [], dim=dim, **learns_from)
     try:
         with progress("trying a fit"):
-            cost = estimate(run, features, make_validation=pseudo_queries)
+            cost = estimate_adapt(run, features, make_validation=pseudo_queries)
     except QuerykeyError as error:
         return f"adapt will stop, because {error}"
     steps = f" of {cost.steps:,} steps" if cost.steps else ""
@@ -111,15 +111,15 @@ def pretrain_cost(source: "Source", *, device: str) -> str:
 
     from querykey.cli.console import progress
     from querykey.errors import QuerykeyError
-    from querykey.runs.pretrain_cost import estimate
+    from querykey.runs.pretrain_cost import estimate_pretrain
 
     start_up = time.process_time()
     try:
         with progress("trying steps"), TemporaryDirectory() as scratch:
-            cost = estimate(source, device=device, scratch=Path(scratch))
+            cost = estimate_pretrain(source, device=device, scratch=Path(scratch))
     except QuerykeyError as error:
         return f"pretrain will stop, because {error}"
     minutes = cost.settings.minutes or 10.0
     epochs = cost.epochs(60 * minutes - start_up)
-    there = " and ".join(f"--epochs {n}: {words_of(start_up + cost.seconds(n))}" for n in (1, EPOCHS))
+    there = " and ".join(f"--epochs {one:g}: {words_of(start_up + cost.seconds(one))}" for one in EPOCHS)
     return f"about {there}; --minutes {minutes:g}: {epochs:.1f} epochs"
