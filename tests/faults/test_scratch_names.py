@@ -258,3 +258,15 @@ def test_the_command_leaves_the_users_folder_alone(tmp_path):
     assert CliRunner().invoke(app, list(map(str, export))).exit_code == 0
     assert is_whole(tmp_path / "run.partial")
     assert names(tmp_path) == ["exported", "run", "run.partial", "train.npz"]
+
+
+def test_the_check_of_a_place_leaves_nothing_if_it_is_killed(tmp_path):
+    """It made an empty folder, which stayed if the process died before it was removed."""
+    code = f"""
+        import os, sys
+        from querykey.io.atomic import check_new
+        sys.addaudithook(lambda event, given: os.kill(os.getpid(), 9) if event == "os.rmdir" else None)
+        check_new({str(tmp_path / "run")!r})
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    assert names(tmp_path) == []

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -406,11 +407,11 @@ def _check_place(path: Path) -> None:
         raise OutputError(f"{path} cannot be written: {above} is not a folder; {remedy}")
     if not os.access(above, os.W_OK | os.X_OK):
         raise OutputError(f"{path} cannot be written: no permission to write in {above}; {remedy}")
-    # os.access allows root everything, but /proc and read-only disks cannot be written
-    probe = above / f".querykey-{uuid.uuid4().hex[:12]}"
+    # os.access allows root everything, but /proc and read-only disks cannot be written. The file has no name
+    # where the system can make such: a process that is killed here leaves nothing.
     try:
-        probe.mkdir()
-        probe.rmdir()
+        with TemporaryFile(dir=above, prefix=".querykey-"):
+            pass
     except OSError as error:
         if is_full_disk(error):
             raise OutputError(f"{path}: the disk is full; free some space and run it again") from error
