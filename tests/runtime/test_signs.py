@@ -121,3 +121,23 @@ def test_float32_decides_nothing_after_a_first_block_at_the_thresholds(monkeypat
     np.testing.assert_array_equal(codes[-1], adapter.quantize(rows[-1], bits=1))
     adapter.quantize(rows[::-1], bits=1)
     assert len(calls) == 1 + 5
+
+
+def test_float32_decides_bits_of_a_small_size_of_a_wide_layer(monkeypatch):
+    """The product of a prefix is small, though that of the whole layer is not; the codes are single rows'."""
+    tensors = {"weight": RNG.standard_normal((400, 400)).astype("f4"), "bias": np.zeros(400, "f4")}
+    code = code_of(TURNED, np.zeros(DIM))
+    adapter = LoadedAdapter(tensors, dims=(400, DIM), codes={(DIM, 1): code})
+    rows, shares = RNG.standard_normal((2_048, 400)).astype("f4"), []
+
+    def watched(*given):
+        packed, certain = decide(*given)
+        shares.append(certain.mean())
+        return packed, certain
+
+    monkeypatch.setattr(forward, "decide", watched)
+    codes = adapter.quantize(rows, dim=DIM, bits=1)
+    assert len(shares) == 4
+    assert min(shares) > 0.9
+    for number in range(0, len(rows), 97):
+        np.testing.assert_array_equal(codes[number], adapter.quantize(rows[number], dim=DIM, bits=1))

@@ -175,9 +175,7 @@ class LoadedAdapter:
         code, rows = self.code(dim=dim, bits=bits), _in_range(x)
         matrix = rows[None] if rows.shape == (self.width,) else self._matrix(rows)
         codes: Packed = np.empty((len(matrix), code.bytes), dtype=code.dtype)
-        products = [whole.shape for whole, _ in self._grids] if self.side == "both" else []
-        products += [(code.dim, code.dim)] if bits == 1 else []
-        if all(is_small(*shape) for shape in products):
+        if all(is_small(*shape) for shape in self._products(code)):
             size, threads = EXACT_BLOCK, default_threads() if threads is None else threads
         else:  # large products use all processors by themselves
             size, threads = BLOCK, 1
@@ -253,6 +251,17 @@ class LoadedAdapter:
             hidden += bias
             out += _gelu(hidden) @ last[:size].T
         out /= np.maximum(np.sqrt(np.einsum("ij,ij->i", out, out)), LEAST_NORM)[:, None]
+
+    def _products(self, code: Code) -> list[tuple[int, int]]:
+        """Shapes of the matrices that codes are products with, as far as their size needs them."""
+        made = [(code.dim, code.dim)] if code.bits == 1 else []
+        if self.side == "query":
+            return made
+        made.append((self.width, code.dim))
+        if self._hidden is not None:
+            hidden = len(self._hidden[1])
+            made += [(self.width, hidden), (hidden, code.dim)]
+        return made
 
     def _decided(self, code: Code, rows: Rows, codes: Packed, threads: int) -> NDArray[np.int64] | None:
         """Write the codes of 1 bit that float32 decides, and return the numbers of the other rows.
