@@ -20,7 +20,8 @@ def in_range(rows: Tensor, dim: int = -1) -> Tensor:
         dim: Along which a row lies.
 
     Returns:
-        Of the same shape and dtype. Rows that are within the range, zero or not finite keep their bits.
+        Of the same shape and dtype. Rows within the range, of zeros, or not finite keep their bits; if all
+        are, and need no gradient, it may be the given tensor.
     """
     if not rows.shape[dim]:
         return rows
@@ -28,6 +29,10 @@ def in_range(rows: Tensor, dim: int = -1) -> Tensor:
         # `vector_norm(ord=inf)` takes twenty times as long
         peak = torch.maximum(rows.amax(dim=dim, keepdim=True), -rows.amin(dim=dim, keepdim=True))
         outside = (peak > LARGEST) | ((peak < SMALLEST) & (peak > 0.0))
+        # a pass over all rows for nothing; other devices would wait for the answer, and a graph has none yet
+        is_known = rows.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_known and not rows.requires_grad and not outside.any():
+            return rows
         scale = torch.where(outside & peak.isfinite(), peak, torch.ones_like(peak))
     return rows / scale
 
