@@ -174,6 +174,20 @@ def test_a_step_on_few_images_is_one_of_each_method(method, monkeypatch):
     assert set(sizes[12:]) == {(run.settings.batch_size,) * 2}
 
 
+@pytest.mark.parametrize("method", ["moco", "xbm"])
+def test_minutes_follow_a_choice_on_few_images(method, monkeypatch):
+    """The trial measures the drift of the dictionary: rows of the choice are of none of its steps."""
+    monkeypatch.setattr(autotune, "CHOICE_IMAGES", 16)
+    monkeypatch.setattr(autotune, "_has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr(autotune, "TRIALS", 1)
+    monkeypatch.setattr(Costs, "steps_in", lambda *_, **__: 1)
+    given = {name: value for name, value in TINY.items() if name not in ("precision", "num_evals")}
+    run = pretrain(
+        DIGITS, minutes=0.1, method=method, **given | {"precision": "auto", "layout": "auto", "num_evals": 1}
+    )
+    assert run.report["steps_taken"] == 1
+
+
 def test_given_choices_are_not_measured(measured):
     found, clock = measured((4.0, 3.0, 2.0, 1.0), precision="float32", layout="contiguous")
     assert (found.precision, found.layout) == ("float32", "contiguous")

@@ -186,6 +186,11 @@ class _Trial:
     def take(self, precision: torch.dtype, layout: Layout, on_lookup: OnLookup | None = None) -> StepOutput:
         """The next step."""
         use_layout(self.run, layout)
+        if (
+            self._few
+        ):  # their rows are of no step, and metrics of the dictionary make the views of steps again
+            self._few.clear()
+            self.run.learner.fill_()
         output = self.run_in(precision).learner.training_step(self.step, next(self._batches), on_lookup)
         self.step += 1
         return output
@@ -203,15 +208,14 @@ class _Trial:
         )
 
     def take_few(self, precision: torch.dtype, layout: Layout) -> None:
-        """A step on `CHOICE_IMAGES`; the steps of a layout share one batch."""
+        """A step on `CHOICE_IMAGES`, all of a layout on one batch; it does not count as one."""
         use_layout(self.run, layout)
         if layout not in self._few:
-            batch = next(self._batches)
+            (batch,) = self.run.images.walk(self.step, self.step + 1)
             labels = None if batch.labels is None else batch.labels[:CHOICE_IMAGES]
             views = batch.view_1[:CHOICE_IMAGES], batch.view_2[:CHOICE_IMAGES]
             self._few[layout] = ViewPair(*views, batch.ids[:CHOICE_IMAGES], labels)
         self.run_in(precision).learner.training_step(self.step, self._few[layout])
-        self.step += 1
 
     def evaluate(self, precision: torch.dtype, layout: Layout) -> None:
         """The next step, with an evaluation as a run has it."""
