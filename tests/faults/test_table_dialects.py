@@ -3,6 +3,7 @@
 import bz2
 import codecs
 import gzip
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from querykey import Adapter
 from querykey.cli.main import app
+from querykey.data.readers import tables
 from querykey.data.readers.open import read_source
 from querykey.errors import DataWarning, SourceError
 from querykey.features.embed import embed
@@ -156,3 +158,18 @@ def test_an_idx_file_with_its_ending_in_capitals_is_read(tmp_path):
     source = read_source(tmp_path)
     assert len(source) == 2
     assert source.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl"])
+def test_a_record_that_is_larger_than_a_block_is_read(name, tmp_path, monkeypatch):
+    """The blocks have 16 MB, and a record of more was "straddling two block boundaries"."""
+    monkeypatch.setattr(tables, "_BLOCK_BYTES", 1 << 10)
+    texts = ["short", "long " * 20_000, *["short"] * 50]
+    lines = (
+        [json.dumps({"text": text, "label": "a"}) for text in texts]
+        if "jsonl" in name
+        else ["text,label", *(f"{text},a" for text in texts)]
+    )
+    data = ("\n".join(lines) + "\n").encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert read_source(tmp_path / name).items[1] == texts[1]

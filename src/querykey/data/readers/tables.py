@@ -272,8 +272,8 @@ def _first_line(error: Exception) -> str:
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 
-# Largest size of a record; the reader has a few such blocks in memory.
-_BLOCK_BYTES = 1 << 24
+# The reader has a few such blocks in memory. Where a record is larger than one, up to the second.
+_BLOCK_BYTES, _LARGEST_BLOCK = 1 << 24, 1 << 30
 
 
 def is_table(name: str) -> bool:
@@ -352,7 +352,7 @@ def table_of_text(
     tables = []
     for path, dialect in zip(paths, dialects or [None] * len(paths), strict=True):
         try:
-            tables.append(_read_text_table(path, as_text, dialect))
+            tables.append(_read_in_blocks(path, as_text, dialect))
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = str(error).split("\n", maxsplit=1)[0]
             raise SourceError(f"{path} cannot be read: {reason}; repair the file") from error
@@ -375,7 +375,19 @@ def _dialect(path: Path, suffix: str, delimiter: str | None) -> Dialect:
         raise SourceError(f"{path} cannot be read: {_first_line(error)}; repair the file") from error
 
 
-def _read_text_table(path: Path, as_text: Sequence[str], dialect: Dialect | None) -> Any:
+def _read_in_blocks(path: Path, as_text: Sequence[str], dialect: Dialect | None) -> Any:
+    """Read with larger blocks while a row does not fit in one."""
+    size = _BLOCK_BYTES
+    while True:
+        try:
+            return _read_text_table(path, as_text, dialect, size)
+        except pa.ArrowInvalid as error:
+            if "straddl" not in str(error) or size >= _LARGEST_BLOCK:
+                raise
+        size = min(8 * size, _LARGEST_BLOCK)
+
+
+def _read_text_table(path: Path, as_text: Sequence[str], dialect: Dialect | None, block_size: int) -> Any:
     types = {name: pa.string() for name in as_text}
     # by the extension in any case; Arrow itself accepts lower case only
     stream = pa.input_stream(str(path), compression=compression_of(path.name))
@@ -384,7 +396,7 @@ def _read_text_table(path: Path, as_text: Sequence[str], dialect: Dialect | None
 
         return arrow_csv.read_csv(
             stream,
-            read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES, encoding=dialect.encoding),
+            read_options=arrow_csv.ReadOptions(block_size=block_size, encoding=dialect.encoding),
             parse_options=arrow_csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False),
         )
@@ -392,6 +404,6 @@ def _read_text_table(path: Path, as_text: Sequence[str], dialect: Dialect | None
 
     return arrow_json.read_json(
         stream,
-        read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),
+        read_options=arrow_json.ReadOptions(block_size=block_size),
         parse_options=arrow_json.ParseOptions(explicit_schema=pa.schema(types) if types else None),
     )
