@@ -24,6 +24,7 @@ __all__ = [
     "HeldOutQueries",
     "LabelScorer",
     "PairScorer",
+    "Ragged",
     "Scorer",
     "Transform",
     "ValidationQueries",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 BLOCK = 8192
+DENSE = 2**22
+"""Numbers of padded rows, 32 MB, up to which they are stored padded."""
 ELEMENTS, FEWEST = 2**20, 64
 """Scores per block: 4 MB, which stay in the cache while all temperatures read them; and the fewest queries
 per block, since each block reads all keys."""
@@ -58,9 +61,30 @@ def in_blocks(transform: Transform, rows: Tensor) -> Tensor:
     return torch.cat(parts) if parts else transform(rows)
 
 
+class Ragged:
+    """Rows of different lengths, of which a slice is padded with -1 to the longest of all.
+
+    One query with 100,000 documents among 500 takes 0.8 MB, and not 400. A slice has the values and the width
+    that it has of the padded whole, so that no bit of a sum depends on which of the two it is.
+
+    Args:
+        lists: The rows.
+    """
+
+    def __init__(self, lists: "list[Tensor]") -> None:
+        self._lists, self._most = lists, max(map(len, lists))
+
+    def __getitem__(self, at: slice) -> Places:
+        some = self._lists[at]
+        out = torch.full((len(some), self._most), -1)
+        for place, one in enumerate(some):
+            out[place, : len(one)] = one
+        return out
+
+
 @torch.no_grad()
 def log_probability(
-    queries: Queries, keys: Keys, relevant: Places, excluded: Places
+    queries: Queries, keys: Keys, relevant: Places | Ragged, excluded: Places | Ragged
 ) -> Float[Tensor, "queries temperatures"]:
     r"""The log-likelihood of the relevant keys under a softmax over the keys, at each of `TEMPERATURES`.
 
@@ -98,7 +122,9 @@ def log_probability(
 
 
 @torch.no_grad()
-def ranks(queries: Queries, keys: Keys, relevant: Places, excluded: Places) -> dict[str, PerQuery]:
+def ranks(
+    queries: Queries, keys: Keys, relevant: Places | Ragged, excluded: Places | Ragged
+) -> dict[str, PerQuery]:
     """Recall@1, MAP@R and the reciprocal rank of the first relevant key; at a tie another key ranks higher.
 
     Args:
@@ -166,8 +192,8 @@ class HeldOutQueries(NamedTuple):
     """Queries by number, with the keys that are relevant to each and those that are excluded."""
 
     numbers: Numbers
-    relevant: Tensor
-    excluded: Tensor
+    relevant: Places | Ragged
+    excluded: Places | Ragged
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,9 +394,11 @@ def copies_of(rows: FrozenRows, numbers: Numbers, *, near_equal: float = NEAR_EQ
     return list(torch.split(found[:, 1], torch.bincount(found[:, 0], minlength=len(numbers)).tolist()))
 
 
-def padded(lists: "list[Tensor]") -> Places:
-    """Stack rows of different lengths, padded with -1."""
+def padded(lists: "list[Tensor]") -> "Places | Ragged":
+    """Stack rows of different lengths, padded with -1; where one is very long, as they are."""
     most = max((len(one) for one in lists), default=0)
+    if len(lists) * most > DENSE and sum(map(len, lists)) < len(lists) * most / 2:
+        return Ragged(lists)
     out = np.full((len(lists), most), -1, dtype=np.int64)
     for place, one in enumerate(lists):
         out[place, : len(one)] = one.numpy()
