@@ -6,7 +6,7 @@ import sys
 import pytest
 from architecture.source import ROOT
 
-MODULES_OF_A_STEP, MODULES_OF_A_RUN, FRAMES = 14, 56, 9
+MODULES_OF_A_STEP, MODULES_OF_A_RUN, FRAMES = 14, 55, 9
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from querykey.data.augment.ops import (
     contrast_,
     cut_,
     gray_,
+    resample,
     saturate_,
     sobel,
     solarize_,
     turn_hue_,
 )
-from querykey.data.augment.resampling import resample
 
 ALLOWED = 2 / 255
 EXACT = 5e-5

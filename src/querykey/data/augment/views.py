@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from querykey.config.ranges import Probability
-from querykey.data.augment.ops import change_, chunks, cut_, normalise_, put_
+from querykey.data.augment.ops import Interpolation, change_, chunks, cut_, normalise_, put_, resample
 from querykey.data.augment.parameters import (
     JITTERS,
     TRIES,
@@ -19,7 +19,6 @@ from querykey.data.augment.parameters import (
     check_settings,
     draw_boxes,
 )
-from querykey.data.augment.resampling import Interpolation, resample
 from querykey.data.augment.rng import keyed_bits, keyed_order, keyed_uniforms
 from querykey.data.readers.grammar import nearest_words
 from querykey.errors import ConfigError, RangeError, ShapeError
