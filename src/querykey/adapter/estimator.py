@@ -165,8 +165,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.dim, self.dims, self.bits, self.ladder = dim, dims, bits, ladder
         self.size_weights, self.rotation = size_weights, rotation
         self.classes, self.target, self.candidates = classes, target, candidates
-        self.loss = loss
-        self.loss_options = loss_options
+        self.loss, self.loss_options = loss, loss_options
         self.fc = fc
         self.start = start
         self.memory = memory
@@ -322,9 +321,8 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._check_model(X, any_model=any_model)
         rows = check_rows(self, X, reset=False)
         rows = rows if rows.dtype == torch.float64 else rows.float()
-        return (
-            self.saved().loaded().quantize(rows.numpy(), dim=dim, bits=bits, threads=torch.get_num_threads())
-        )
+        threads = torch.get_num_threads()
+        return self.saved().loaded().quantize(rows.numpy(), dim=dim, bits=bits, threads=threads)
 
     def code(self, *, dim: int | None = None, bits: int = 8) -> Code:
         """The encoder and decoder of rows of one size.
