@@ -77,9 +77,12 @@ def fold_signs(weight: tuple[Exact, float], bias: Single, code: Code) -> Signs:
     of_adapted += size * (defect + moved_after + (dim + 8) * UNIT)
     of_adapted *= 1 / (1 - defect) if defect < LARGEST_DEFECT else math.inf  # |y| <= |R y| / (1 - defect)
     return Signs(
-        np.ascontiguousarray(matrix.T, dtype=np.float32), centre.astype(np.float32), threshold,
-        SLACK * float(of_row.max()), SLACK * float(of_adapted.max()),
-    )  # fmt: skip
+        np.ascontiguousarray(matrix.T, dtype=np.float32),
+        centre.astype(np.float32),
+        threshold,
+        SLACK * float(of_row.max()),
+        SLACK * float(of_adapted.max()),
+    )
 
 
 def decide(signs: Signs, rows: Single) -> tuple[Packed, NDArray[np.bool_]]:
