@@ -48,7 +48,8 @@ def test_a_run_computes_its_loss_in_the_form_that_it_wrote_down(way, form, tmp_p
         module = sys.modules[f"querykey.losses.{name}"]
 
         def watched(lookup, form, known=streaming.takes_chunked):
-            seen.append((len(lookup), len(lookup.keys), form))
+            if len(lookup) > 1:  # options are checked on one query
+                seen.append((len(lookup), len(lookup.keys), form))
             return known(lookup, form)
 
         monkeypatch.setattr(module, "takes_chunked", watched)

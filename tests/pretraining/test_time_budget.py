@@ -72,7 +72,7 @@ def test_a_run_takes_the_minutes_that_were_asked_for(clock, tmp_path, method):
     run = pretrain(DIGITS, out=tmp_path / "run", save_every=SAVE_EVERY, **given)
     assert run.report["steps_taken"] == run.settings.steps
     assert 0.95 * 60 * MINUTES <= clock.now[0] <= 60 * MINUTES
-    assert clock.counts["evaluation"] == 1 + EVALUATIONS
+    assert clock.counts["evaluation"] == 2 + EVALUATIONS  # two are timed before
     assert clock.counts["checkpoint"] >= 3 + 60 * (MINUTES - 1) // (SAVE_EVERY + 8)
 
 

@@ -147,8 +147,8 @@ def _check_differ(vectors: FrozenRows) -> None:
         if float((unit_rows(vectors[start : start + BLOCK]) - first).abs().max()) > ROUNDING:
             return
     raise DataError(
-        f"all {len(vectors)} rows are equal but for their lengths, so nothing can be learned from them; "
-        "check the column, or the model that made them"
+        f"all {len(vectors)} rows of {vectors.shape[1]} feature(s) are equal but for their lengths, so "
+        "nothing can be learned from them; check the column, or the model that made them"
     )
 
 

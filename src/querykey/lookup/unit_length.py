@@ -29,12 +29,15 @@ def in_range(rows: Tensor, dim: int = -1) -> Tensor:
         # `vector_norm(ord=inf)` takes twenty times as long
         peak = torch.maximum(rows.amax(dim=dim, keepdim=True), -rows.amin(dim=dim, keepdim=True))
         outside = (peak > LARGEST) | ((peak < SMALLEST) & (peak > 0.0))
-        # a pass over all rows for nothing; other devices would wait for the answer, and a graph has none yet
-        is_known = rows.device.type == "cpu" and not torch.compiler.is_compiling()
-        if is_known and not rows.requires_grad and not outside.any():
-            return rows
+        if _may_read(rows) and not outside.any():
+            return rows  # saves a pass over all rows
         scale = torch.where(outside & peak.isfinite(), peak, torch.ones_like(peak))
     return rows / scale
+
+
+def _may_read(rows: Tensor) -> bool:
+    """Whether numbers may decide what is computed: other devices would wait, and a graph has none yet."""
+    return rows.device.type == "cpu" and not rows.requires_grad and not torch.compiler.is_compiling()
 
 
 def unit_length(rows: Tensor, dim: int = -1) -> Tensor:
