@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -51,6 +51,20 @@ class Source:
     def __len__(self) -> int:
         """Number of items."""
         return len(self.items)
+
+    def select(self, rows: NDArray[np.int64]) -> "Source":
+        """Some of the items, read on access, with their ids and labels; without queries and pairs."""
+        selected = hashlib.sha256(rows.tobytes()).hexdigest()
+        items: Any = self.items
+        return replace(
+            self,
+            items=Chosen(items, rows),
+            ids=Chosen(self.ids, rows),
+            labels=None if self.labels is None else self.labels[rows],
+            fingerprint=hashlib.sha256(f"{self.fingerprint} {selected}".encode()).hexdigest(),
+            queries=None,
+            pairs=None,
+        )
 
 
 class Items(Sequence[Any]):

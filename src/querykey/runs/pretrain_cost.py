@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from querykey.data.items import Chosen, Source
+from querykey.data.items import Source
 from querykey.data.pixels.pixels import read_pixels
 from querykey.distributed.process_group import default_torch_state
 from querykey.encoders.frozen.model import usable_device
@@ -88,8 +88,4 @@ def _at_most(source: Source, count: int) -> Source:
     """Some of the images, drawn at random; the source itself where it has no more."""
     if len(source) <= count:
         return source
-    rows = np.sort(np.random.default_rng(0).permutation(len(source))[:count])
-    labels = None if source.labels is None else source.labels[rows]
-    ids = [source.ids[row] for row in rows.tolist()]
-    items: Any = source.items
-    return replace(source, items=Chosen(items, rows), ids=ids, labels=labels)
+    return source.select(np.sort(np.random.default_rng(0).permutation(len(source))[:count]))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from querykey.data.items import Chosen, Source
+from querykey.data.items import Source
 from querykey.data.pixels.pixels import read_pixels
 from querykey.errors import DataError, SourceError
 from querykey.evaluation.few_labels import choose_labelled
@@ -75,7 +75,7 @@ class StudyImages:
                 raise DataError(
                     f"{source.name} has no labels, so nothing can be scored; name them with --label-column"
                 )
-        first = read_pixels(_select(train, np.zeros(1, np.int64)), size=SIDE, workers=0)
+        first = read_pixels(train.select(np.zeros(1, np.int64)), size=SIDE, workers=0)
         both = f"{train.fingerprint} {test.fingerprint}"
         return {
             "name": Path(train.name).name, "train": asdict(self.train),
@@ -214,9 +214,9 @@ def _open_images(images: StudyImages) -> tuple[Source, Source]:
     else:
         order = _split_order(len(train), train.name, "images")
         count = len(train) // TEST_FRACTION
-        train, test = _select(train, order[count:]), _select(train, order[:count])
+        train, test = train.select(order[count:]), train.select(order[:count])
     if images.max_rows is not None:
-        train, test = (_select(one, evenly_spaced(len(one), images.max_rows)) for one in (train, test))
+        train, test = (one.select(evenly_spaced(len(one), images.max_rows)) for one in (train, test))
     return train, test
 
 
@@ -232,19 +232,6 @@ def _read_images(at: DataAt) -> Source:
     if source.kind != "image":
         raise SourceError(f"{at.spec} holds {source.kind}s; this study pretrains encoders and needs images")
     return source
-
-
-def _select(source: Source, rows: NDArray[np.int64]) -> Source:
-    """Some rows of a source of images."""
-    assert not isinstance(source.items, np.ndarray)
-    selected = hashlib.sha256(rows.tobytes()).hexdigest()
-    return replace(
-        source,
-        items=Chosen(source.items, rows),
-        ids=Chosen(source.ids, rows),
-        labels=None if source.labels is None else source.labels[rows],
-        fingerprint=hashlib.sha256(f"{source.fingerprint} {selected}".encode()).hexdigest(),
-    )
 
 
 @lru_cache(maxsize=2)
