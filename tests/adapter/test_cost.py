@@ -9,10 +9,11 @@ import torch
 from querykey.adapter import cost
 from querykey.adapter.cost import estimate_fit
 from querykey.adapter.fit import fit_adapter
+from querykey.adapter.rows import rows_with_direction
 from querykey.adapter.settings import AdapterSettings
 from querykey.adapter.split import distinct_pairs
 from querykey.adapter.training import Training
-from querykey.adapter.validation import DistillationScorer, LabelScorer, PairScorer
+from querykey.adapter.validation import DistillationScorer, LabelScorer, PairScorer, ValidationQueries
 
 STEP, SCORE, RANK = 1.0, 3.0, 2.0
 ROWS, CLASSES, WIDTH, STEPS, MORE = 80, 10, 8, 5, 12
@@ -95,3 +96,16 @@ def test_a_fit_without_training_is_its_closed_forms(clock):
     fit_adapter(vectors, settings, **data)
     assert (found.training, found.steps) == (0.0, 0)
     assert abs(found.seconds / clock.seconds - 1) < 0.3
+
+
+def test_rows_of_zeros_are_left_out_with_the_queries_that_they_answer():
+    """The last row is the answer of a query: its number would be beyond the rows that are left."""
+    rows = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    rows[3] = 0
+    pairs = torch.stack([torch.arange(40), torch.arange(20, 60)], dim=1)
+    validation = ValidationQueries(rows[20:60].clone(), pairs)
+    with pytest.warns(UserWarning, match="left 1 of 60 rows out of training"):
+        vectors, _, found = rows_with_direction(rows, None, validation)
+    assert len(vectors) == 59
+    assert found.pairs[-1].tolist() == [39, 58]
+    assert estimate_fit(vectors, AdapterSettings(dim=4, steps=0, batch_size=32), validation=found).seconds > 0

@@ -8,15 +8,17 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from querykey.adapter.fit import search_of
+from querykey.adapter.fit import ignore_line, prepared_task
 from querykey.adapter.ladder import rank_sizes
 from querykey.adapter.scoreboard import Candidate
 from querykey.adapter.search import RACE, Search
 from querykey.adapter.selection import mean_at_best
 from querykey.adapter.settings import AdapterSettings
+from querykey.adapter.split import TrainingPairs
 from querykey.adapter.tasks import Form, HeldOutFold, LabelTask, RowTask
 from querykey.adapter.training import CHECKS
-from querykey.types import FrozenRows
+from querykey.adapter.validation import ValidationQueries
+from querykey.types import FrozenRows, Labels
 
 __all__ = ["FitCost", "estimate_fit"]
 
@@ -55,7 +57,14 @@ class FitCost:
         return self.prepare + self.closed_forms + self.training + self.end
 
 
-def estimate_fit(vectors: FrozenRows, settings: AdapterSettings, **data: Any) -> FitCost:
+def estimate_fit(
+    vectors: FrozenRows,
+    settings: AdapterSettings,
+    *,
+    labels: Labels | None = None,
+    pairs: TrainingPairs | None = None,
+    validation: ValidationQueries | None = None,
+) -> FitCost:
     """Estimate the time of `fit_adapter` on this machine, as it is now.
 
     The closed forms are scored on one fold, the first of each family apart from the others, because it also
@@ -65,7 +74,9 @@ def estimate_fit(vectors: FrozenRows, settings: AdapterSettings, **data: Any) ->
     Args:
         vectors: Frozen rows [items, width].
         settings: Of the fit.
-        **data: `labels`, `pairs` or `validation`, as for `fit_adapter`.
+        labels: As for `fit_adapter`, and so on.
+        pairs: (query, document) pairs.
+        validation: Queries that evaluate a fit without labels.
 
     Returns:
         The cost.
@@ -73,9 +84,10 @@ def estimate_fit(vectors: FrozenRows, settings: AdapterSettings, **data: Any) ->
     Raises:
         DataError: If there is nothing to learn from, as for the fit.
     """
-    prepare, search = _timed(lambda: search_of(vectors, settings, kind=_TrialSearch, **data))
-    assert isinstance(search, _TrialSearch)
-    return search.cost(prepare)
+    prepare, (task, presets) = _timed(
+        lambda: prepared_task(vectors, settings, labels=labels, pairs=pairs, validation=validation)
+    )
+    return _TrialSearch(task, presets, None, ignore_line).cost(prepare)
 
 
 def _timed(call: Callable[[], T]) -> tuple[float, T]:

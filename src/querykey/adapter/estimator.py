@@ -3,7 +3,6 @@
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from querykey.adapter.ladder import prefix
 from querykey.adapter.relevance import unit_rows
 from querykey.adapter.rows import check_rows, labels_of, rows_with_direction, unchanged_by_errors
 from querykey.adapter.settings import PARAMETERS, AdapterSettings, Ladder, Target
-from querykey.adapter.split import distinct_pairs, numbered_pairs, renumbered_pairs
+from querykey.adapter.split import distinct_pairs, numbered_pairs
 from querykey.adapter.validation import ValidationQueries, in_blocks
 from querykey.data.readers.arrays import require_finite_rows
 from querykey.distributed.process_group import in_default_torch_state
@@ -217,10 +216,7 @@ class Adapter(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             vectors = check_rows(self, X, reset=True)
             labels = None if y is None else labels_of(y, len(vectors))
             validation = self._validation_queries(queries, pairs, len(vectors), has_labels=y is not None)
-            if (kept := rows_with_direction(vectors)) is not None:
-                if validation is not None and validation.pairs is not None:
-                    validation = replace(validation, pairs=renumbered_pairs(validation.pairs, kept))
-                vectors, labels = vectors[kept], None if labels is None else labels[kept]
+            vectors, labels, validation = rows_with_direction(vectors, labels, validation)
             fitted = fit_adapter(
                 vectors,
                 self._settings(),

@@ -35,12 +35,10 @@ from querykey.io.measured import is_clearly_faster
 from querykey.lookup.fast_dtype import remembered_dtype
 from querykey.types import FrozenRows, Labels
 
-__all__ = ["Begin", "Fitted", "Record", "Report", "fit_adapter", "search_of"]
+__all__ = ["Begin", "Fitted", "Record", "Report", "fit_adapter", "ignore_line", "prepared_task"]
 
 STEP_ROWS = 1024
 """Rows of the product that is timed, about those of a step."""
-
-
 BLOCK, ROUNDING = 8192, 1e-6
 """Rows that are read at once to see whether any differs, and by how much numbers of equal rows may differ."""
 
@@ -75,39 +73,21 @@ def fit_adapter(
         ConfigError: If settings contradict each other.
     """
     started = time.monotonic()
-    fitted = search_of(
-        vectors, settings, labels=labels, pairs=pairs, validation=validation, record=record, begin=begin
-    ).run()
+    task, presets = prepared_task(vectors, settings, labels=labels, pairs=pairs, validation=validation)
+    fitted = Search(task, presets, record, begin or ignore_line).run()
     fitted.report["seconds"] = round(time.monotonic() - started, 2)
     return fitted
 
 
-def search_of(
+def prepared_task(
     vectors: FrozenRows,
     settings: AdapterSettings,
     *,
-    labels: Labels | None = None,
-    pairs: TrainingPairs | None = None,
-    validation: ValidationQueries | None = None,
-    record: Record | None = None,
-    begin: Begin | None = None,
-    kind: type[Search] = Search,
-) -> Search:
-    """The search that `fit_adapter` runs, with its folds.
-
-    Args:
-        vectors: As for `fit_adapter`, as the other arguments.
-        settings: Settings; fields that are None are chosen here.
-        labels: Class of each item, -1 if unknown.
-        pairs: (query, document) pairs.
-        validation: Queries that evaluate a fit without labels.
-        record: Called with each record of the history as it is made.
-        begin: Called with one line per candidate.
-        kind: Of the search.
-
-    Returns:
-        It, not run yet.
-    """
+    labels: Labels | None,
+    pairs: TrainingPairs | None,
+    validation: ValidationQueries | None,
+) -> tuple[TaskData, list[tuple[TrainingPreset, AdapterSettings]]]:
+    """The data of a fit with its folds, and its presets with the settings of each; see `fit_adapter`."""
     if labels is not None:
         check_labels(labels, len(vectors))
     count = min(len(vectors), len(vectors) if pairs is None else len(pairs.query_ids))
@@ -115,20 +95,20 @@ def search_of(
         raise DataError(f"{count} row is too few to learn from; at least 2 are needed")
     _check_differ(vectors)
     task: TaskData
-    learns_from: Task = "unlabelled" if labels is None else "labels"
+    kind: Task = "unlabelled" if labels is None else "labels"
     if pairs is not None:
-        learns_from = "query side" if settings.side == "query" else "pairs"
+        kind = "query side" if settings.side == "query" else "pairs"
     items = len(vectors) if pairs is None else len(pairs.query_ids)
     if labels is not None:
         items = int((labels >= 0).sum())
     if settings.precision == "auto":
         settings = replace(settings, precision=_fastest_precision(vectors.shape[1], settings))
     presets: list[tuple[TrainingPreset, AdapterSettings]] = []
-    for preset in _presets(settings, learns_from, items):
+    for preset in _presets(settings, kind, items):
         with warnings.catch_warnings():
             if presets:  # warn once of numbers that are lowered for the data
                 warnings.simplefilter("ignore", UserWarning)
-            one = resolve(settings, task=learns_from, items=items, width=vectors.shape[1], preset=preset)
+            one = resolve(settings, task=kind, items=items, width=vectors.shape[1], preset=preset)
         presets.append((preset, one))
     resolved = presets[0][1]
     if pairs is not None:
@@ -137,7 +117,7 @@ def search_of(
         task = LabelTask(vectors, labels, resolved)
     else:
         task = RowTask(vectors, resolved, validation)
-    return kind(task, presets, record, begin or _quiet)
+    return task, presets
 
 
 def _check_differ(vectors: FrozenRows) -> None:
@@ -178,7 +158,7 @@ def _product(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
     out.float().sum().backward()  # type: ignore[no-untyped-call]
 
 
-def _quiet(_: str) -> None:
+def ignore_line(_: str) -> None:
     """The default of `begin`: ignore the line."""
 
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from querykey.adapter.split import renumbered_pairs
+from querykey.adapter.validation import ValidationQueries
 from querykey.data.labels import label_array, number_labels
 from querykey.data.readers.arrays import require_finite_rows
 from querykey.errors import DataError, ShapeError
@@ -53,14 +56,18 @@ def check_rows(estimator: Any, X: ArrayLike | Tensor | Features, *, reset: bool)
     return rows
 
 
-def rows_with_direction(rows: FrozenRows) -> Tensor | None:
-    """Mask of the rows that are not zero; warns how many are left out.
+def rows_with_direction(
+    rows: FrozenRows, labels: Tensor | None, validation: ValidationQueries | None
+) -> tuple[Tensor, Tensor | None, ValidationQueries | None]:
+    """Leave out the rows that are zero, with their labels and pairs; warns how many.
 
     Args:
         rows: [rows, width].
+        labels: Class of each row, or None.
+        validation: Queries with pairs of rows, or None.
 
     Returns:
-        A mask [rows], or None if no row is zero.
+        The same without rows that are zero.
 
     Raises:
         DataError: If more than one in twenty is zero.
@@ -68,13 +75,15 @@ def rows_with_direction(rows: FrozenRows) -> Tensor | None:
     kept = rows.any(dim=1)
     zero = int((~kept).sum())
     if zero == 0:
-        return None
+        return rows, labels, validation
     if zero > MOST_ZERO * len(rows):
         raise DataError(f"{zero} of {len(rows)} rows of X are zero and have no direction; take them out")
     warnings.warn(
         f"left {zero} of {len(rows)} rows out of training: they are zero", UserWarning, stacklevel=3
     )
-    return kept
+    if validation is not None and validation.pairs is not None:
+        validation = replace(validation, pairs=renumbered_pairs(validation.pairs, kept))
+    return rows[kept], None if labels is None else labels[kept], validation
 
 
 def labels_of(y: ArrayLike, rows: int) -> Tensor:

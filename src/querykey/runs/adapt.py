@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from querykey.adapter.checkpoint import put_saved
 from querykey.adapter.cost import FitCost, estimate_fit
@@ -103,17 +105,22 @@ def fit(
     adapter = estimator(run)
     match run.task:
         case "pairs":
-            if features.queries is None or features.pairs is None:
-                raise DataError(
-                    "pairs needs (query, document) pairs, and these features have none; make them with "
-                    "querykey embed from a BEIR folder, or name a pair_column"
-                )
-            pairs = features.pairs[:, :2].numpy()
-            return adapter.fit_pairs(features.queries, features, pairs=pairs, record=record, begin=begin)
+            queries, pairs = _pairs_of(features)
+            return adapter.fit_pairs(queries, features, pairs=pairs, record=record, begin=begin)
         case "labels":
             return adapter.fit(features, features.labels, record=record, begin=begin)
         case _:
             return adapter.fit(features, queries=validation, record=record, begin=begin)
+
+
+def _pairs_of(features: Features) -> tuple[Features, NDArray[np.int64]]:
+    """The queries, and (query, document) by number [pairs, 2]."""
+    if features.queries is None or features.pairs is None:
+        raise DataError(
+            "pairs needs (query, document) pairs, and these features have none; make them with "
+            "querykey embed from a BEIR folder, or name a pair_column"
+        )
+    return features.queries, features.pairs[:, :2].numpy()
 
 
 @in_default_torch_state
@@ -139,22 +146,17 @@ def estimate_adapt(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the fit itself will say them
         if run.task == "pairs":
-            if features.queries is None or features.pairs is None:
-                raise DataError(
-                    "these features have no pairs; make them with querykey embed from a BEIR folder"
-                )
-            pairs = features.pairs[:, :2].numpy()
-            documents, training, _ = distinct_pairs(features.queries.vectors, features.vectors, pairs)
+            queries, pairs = _pairs_of(features)
+            documents, training, _ = distinct_pairs(queries.vectors, features.vectors, pairs)
             return estimate_fit(documents, run, pairs=training)
-        vectors, labels = features.vectors, features.labels if run.task == "labels" else None
-        if (kept := rows_with_direction(vectors)) is not None:
-            vectors, labels = vectors[kept], None if labels is None else labels[kept]
-        if labels is not None:
-            return estimate_fit(vectors, run, labels=labels)
-        started = time.perf_counter()
-        validation = None if make_validation is None else make_validation(features)[0]
+        started, validation, labels = time.perf_counter(), None, None
+        if run.task == "labels":
+            labels = features.labels
+        elif make_validation is not None:
+            validation, _ = make_validation(features)
+        vectors, labels, validation = rows_with_direction(features.vectors, labels, validation)
         before = time.perf_counter() - started
-        cost = estimate_fit(vectors, run, validation=validation)
+        cost = estimate_fit(vectors, run, labels=labels, validation=validation)
         return replace(cost, prepare=cost.prepare + before)
 
 
