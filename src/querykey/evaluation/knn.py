@@ -142,7 +142,7 @@ def _elected(
     if dtype != torch.float32:
         for some in filter(len, torch.split((~is_sure).nonzero()[:, 0], size)):
             exact, rows = _scored_again(queries[some], bank, scores[some], index[some])
-            # as before, rows that are not found are below the floor by the scores in `dtype`
+            # a row that is not listed is below the floor by its score in `dtype`, so below it plus the error
             highest = torch.where(floor[some] == -torch.inf, floor[some], floor[some] + error[some])
             elected[some], is_sure[some] = _elect_roughly(
                 exact, members[rows], k, temperature, torch.full_like(highest, TIE), highest

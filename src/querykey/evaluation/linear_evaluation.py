@@ -239,8 +239,8 @@ def linear_evaluation(
     a part of the rows), then fitted again on all. The stronger
     of equal penalties is taken. It depends on the seed only through these fifths. Of large problems (2**25
     rows x width x classes) the path is walked in bfloat16 where this machine multiplies it faster (measured
-    once a machine, `path_dtype` in the record), solutions end at a larger tolerance, and the path ends at the
-    first penalty that improves neither accuracy nor cross-entropy.
+    once a machine, `path_dtype` in the record), solutions end at a larger tolerance, and each starts from
+    where the last two lead.
 
     "moco" and "simclr": the descents of the papers on the rows as they are, not standardised. The papers
     augment the training images anew each epoch; these features were made once, so expect a little less.
