@@ -186,9 +186,8 @@ class _Trial:
     def take(self, precision: torch.dtype, layout: Layout, on_lookup: OnLookup | None = None) -> StepOutput:
         """The next step."""
         use_layout(self.run, layout)
-        if (
-            self._few
-        ):  # their rows are of no step, and metrics of the dictionary make the views of steps again
+        if self._few:
+            # rows of few images are of no step, and metrics of the dictionary make the views of steps again
             self._few.clear()
             self.run.learner.fill_()
         output = self.run_in(precision).learner.training_step(self.step, next(self._batches), on_lookup)

@@ -8,18 +8,18 @@ if TYPE_CHECKING:
     from querykey.data.items import Source
     from querykey.features.features import Features
 
-__all__ = ["embed_cost", "fit_cost", "in_units", "pretrain_cost"]
+__all__ = ["duration", "embed_cost", "fit_cost", "pretrain_cost"]
 
 EPOCHS = (1.0, 100.0)
 SAMPLE, SAMPLE_SECONDS = 512, 5.0
 """Items that are embedded in a trial, a shard of a store, and for how long at most."""
 
 
-def in_units(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time in words, to a tenth of a minute or an hour.
 
     Example:
-        >>> in_units(43.7), in_units(312.0), in_units(9000.0)
+        >>> duration(43.7), duration(312.0), duration(9000.0)
         ('44 s', '5.2 minutes', '2.5 hours')
     """
     if seconds < 100:
@@ -56,8 +56,8 @@ def fit_cost(
     except QuerykeyError as error:
         return f"adapt will stop, because {error}"
     steps = f" of {cost.steps:,} steps" if cost.steps else ""
-    training = f"{in_units(cost.training + cost.end)} of it training{steps}"
-    return f"about {in_units(start_up + cost.seconds)}, {training}"
+    training = f"{duration(cost.training + cost.end)} of it training{steps}"
+    return f"about {duration(start_up + cost.seconds)}, {training}"
 
 
 def embed_cost(source: "Source", model: str, *, device: str, seed: int) -> str:
@@ -79,11 +79,11 @@ def embed_cost(source: "Source", model: str, *, device: str, seed: int) -> str:
 
     encoder = load_encoder(model, device=device)
     encoder.measure(source.items)
-    start_up = (
+    seconds = (
         time.process_time()
     )  # of this command, which has read the data and loaded the model as the other
     sides = [source] if source.queries is None else [source, source.queries]
-    seconds, draw = start_up, np.random.default_rng(seed)
+    draw = np.random.default_rng(seed)
     for side in sides:
         items: Any = side.items
         rows = draw.permutation(len(side))[:SAMPLE]
@@ -94,7 +94,7 @@ def embed_cost(source: "Source", model: str, *, device: str, seed: int) -> str:
             taken, encoded = taken + time.perf_counter() - began, encoded + len(part)
         seconds += taken * len(side) / max(1, encoded)
     count = sum(map(len, sides))
-    return f"about {in_units(seconds)} for {count:,} items (batches of {encoder.plan.batch_size})"
+    return f"about {duration(seconds)} for {count:,} items (batches of {encoder.plan.batch_size})"
 
 
 def pretrain_cost(source: "Source", *, device: str) -> str:
@@ -121,5 +121,5 @@ def pretrain_cost(source: "Source", *, device: str) -> str:
         return f"pretrain will stop, because {error}"
     minutes = cost.settings.minutes or 10.0
     epochs = cost.epochs(60 * minutes - start_up)
-    there = " and ".join(f"--epochs {one:g}: {in_units(start_up + cost.seconds(one))}" for one in EPOCHS)
+    there = " and ".join(f"--epochs {one:g}: {duration(start_up + cost.seconds(one))}" for one in EPOCHS)
     return f"about {there}; --minutes {minutes:g}: {epochs:.1f} epochs"
