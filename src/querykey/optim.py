@@ -7,7 +7,7 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import Tensor, nn
 
-from querykey.errors import RangeError, require_choice
+from querykey.errors import ConfigError, RangeError
 
 __all__ = ["LARS", "parameter_groups", "scaled_learning_rate", "warm_up_cosine"]
 
@@ -236,7 +236,8 @@ def scaled_learning_rate(
     """
     if batch_size < 1:
         raise RangeError(f"batch_size must be at least 1, got {batch_size}")
-    require_choice("rule", rule, ["linear", "square_root", "none"])
+    if rule not in ("linear", "square_root", "none"):
+        raise ConfigError(f"rule must be linear, square_root or none; got {rule!r}")
     if base is None:
         if rule == "none":
             raise RangeError('rule "none" takes the learning rate as it is; give it as base')

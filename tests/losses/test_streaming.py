@@ -235,7 +235,7 @@ def test_a_form_that_is_not_known_is_refused():
     with pytest.raises(ConfigError) as error:
         # Unwrapped: the type checks that the test-suite turns on would speak first.
         inspect.unwrap(takes_chunked)(Lookup(rows(3), rows(4), masks(3, 4)), "tiled")
-    assert str(error.value) == "form must be auto, dense or chunked; got 'tiled'"
+    assert str(error.value) == "form must be one of auto, dense, chunked; got 'tiled'"
 
 
 @pytest.mark.parametrize(("old", "is_chunked"), [("plain", False), ("streamed", True)])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from querykey.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from querykey.errors import RangeError, ShapeError, require_choice
+from querykey.errors import ConfigError, RangeError, ShapeError, require_choice
 from querykey.lookup.unit_length import unit_length
 from querykey.types import KeyIds, KeyLabels, Keys, PairMask, Queries, QueryIds, QueryLabels, Scores
 
@@ -243,7 +243,8 @@ class Lookup:
     shard_group: ProcessGroup = SINGLE_PROCESS
 
     def __post_init__(self) -> None:
-        require_choice("score", self.score, get_args(Score))
+        if self.score not in ("cosine", "dot"):
+            raise ConfigError(f"score must be cosine or dot; got {self.score!r}")
 
     @classmethod
     def from_scores(cls, scores: Scores, positive: PairMask, negative: PairMask) -> "Lookup":
@@ -445,6 +446,7 @@ def look_up_own_key(
     for name, numbers, count in (("ids", ids, len(queries)), ("stored_ids", stored_ids, len(stored_vectors))):
         if len(numbers) != count:
             raise ShapeError(f"{name} has {len(numbers)} entries for {count} rows; one for each is needed")
-    require_choice("same_id", same_id, get_args(SameId))
+    if same_id not in ("masked", "positive", "negative"):
+        raise ConfigError(f"same_id must be masked, positive or negative; got {same_id!r}")
     pairs = OwnKeyPairs(ids=ids, stored_ids=stored_ids.clone(), same_id=same_id)
     return Lookup(queries, torch.cat([keys, stored_vectors.to(keys.dtype)]), pairs, score)

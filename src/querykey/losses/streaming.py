@@ -3,7 +3,7 @@
 import warnings
 from typing import Any, Literal, get_args
 
-from querykey.errors import require_choice
+from querykey.errors import ConfigError
 from querykey.lookup.lookup import Lookup
 from querykey.lookup.two_view_pairs import TwoViewPairs
 
@@ -77,7 +77,7 @@ def chosen_form(
         ConfigError: If there is no such form.
     """
     form = current_form(form)
-    require_choice("form", form, get_args(Form))
+    _require_known(form)
     if form != "auto":
         return form
     return "chunked" if is_chunked(queries, keys, of_views=of_views) else "dense"
@@ -116,8 +116,13 @@ def takes_chunked(lookup: Lookup, form: Form) -> bool:
         ConfigError: If there is no such form.
     """
     form = current_form(form)
-    require_choice("form", form, get_args(Form))
+    _require_known(form)
     if lookup.shard_group.world_size > 1:  # each process has a shard of the keys, so its matrix is smaller
         return False
     of_views = isinstance(lookup.pairs, TwoViewPairs)
     return chosen_form(form, len(lookup), len(lookup.keys), of_views=of_views) == "chunked"
+
+
+def _require_known(form: str) -> None:
+    if form not in get_args(Form):
+        raise ConfigError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}")
