@@ -131,7 +131,7 @@ class _TrialSearch(Search):
         planned, every = self._planned(), max(1, -(-self._planned() // CHECKS))
         runs = [self._tried(number, planned, every) for number in range(len(self.presets))]
         best = max(runs, key=lambda run: run.score)
-        raced = self._race(planned)
+        raced = self.race(planned)
         training, steps = 0.0, 0
         for run in runs:
             count = len(folds) if run is best or raced == planned else 1
@@ -176,10 +176,6 @@ class _TrialSearch(Search):
         form = self.found[self._start_form()].form
         assert form is not None
         return self._form(form, self.task.folds[0])
-
-    def _race(self, planned: int) -> int:
-        """Steps after which presets that are not the best end."""
-        return planned if len(self.presets) == 1 else self.race(planned)
 
     def _tried(self, number: int, planned: int, every: int) -> _Run:
         """The first steps of a preset."""

@@ -183,6 +183,8 @@ class Search(Scoreboard):
 
     def race(self, steps: int) -> int:
         """Steps of a run of `steps` after which only the best of several presets is trained further."""
+        if len(self.presets) == 1:
+            return steps
         is_small = len(self.task.folds) > 1 and self.task.trained_on(None) <= FOLDED
         return steps if is_small else min(RACE, steps)
 

@@ -118,7 +118,6 @@ def estimate_run(
     *,
     device: torch.device,
     scratch: Path | None = None,
-    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Costs, int]:
     """What a run costs by the trial of `autotune`, for `querykey doctor`.
 
@@ -128,13 +127,12 @@ def estimate_run(
         split_data: Which of them are trained on and which are evaluated.
         device: On which the run would train.
         scratch: An existing folder on the disk of the run; None: checkpoints cost nothing.
-        processes: As for `autotune`.
 
     Returns:
         (costs, steps of an epoch). `Costs.once` is all that a run does besides its steps, evaluations and
         later checkpoints, after it has read its images.
     """
-    trial, build_seconds = _built(settings, pixels, split_data, device, processes)
+    trial, build_seconds = _built(settings, pixels, split_data, device, SINGLE_PROCESS)
     trial.run.learner.fill_()
     calibration = _choose(trial)  # kept in the cache: the run itself finds it there
     costs = _costs(trial, calibration, scratch, build_seconds, limit=ESTIMATE_LIMIT)

@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -49,17 +48,13 @@ class PretrainCost:
         return steps / self.steps_per_epoch
 
 
-def estimate_pretrain(
-    source: Source, *, device: str = "cpu", workers: int = 2, scratch: Path | None = None, **settings: Any
-) -> PretrainCost:
-    """Estimate the time of `pretrain` from a short trial of the same steps.
+def estimate_pretrain(source: Source, *, device: str = "cpu", scratch: Path | None = None) -> PretrainCost:
+    """Estimate the time of `pretrain` with its defaults from a short trial of the same steps.
 
     Args:
         source: The images.
         device: Device of the training.
-        workers: Processes that decode images which do not fit in memory.
         scratch: An existing folder on the disk of the run, for a checkpoint that is timed; None: not timed.
-        **settings: As for `pretrain`; method and preset too.
 
     Returns:
         The cost.
@@ -72,12 +67,11 @@ def estimate_pretrain(
     def notify(_: str) -> None:
         """The run itself will say it."""
 
-    given = given_settings(settings.pop("method", None), settings.pop("preset", None), **settings)
-    place = usable_device(device)
+    given, place = given_settings(), usable_device(device)
     with default_torch_state():
         some = _at_most(source, LARGEST)
         share = len(some) / len(source)
-        pixels = read_pixels(some, size=given.image_size or DECODED, workers=workers, notify=notify)
+        pixels = read_pixels(some, size=given.image_size or DECODED, notify=notify)
         resolved, split_data = resolve_for(given, some, pixels, notify)
         read = (time.perf_counter() - started) / share
         costs, per_epoch = estimate_run(resolved, pixels, split_data, device=place, scratch=scratch)

@@ -7,13 +7,12 @@ found so far are looked at. NumPy releases the interpreter's lock in these opera
 
 import itertools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from querykey.runtime.threads import default_threads
+from querykey.runtime.threads import default_threads, in_threads
 
 __all__ = ["hamming", "nearest_by_hamming"]
 
@@ -65,11 +64,12 @@ def nearest_by_hamming(
     parts = max(1, min(threads, blocks, len(codes) * len(queries) // LEAST))
     edges = [min(BLOCK * (blocks * part // parts), len(codes)) for part in range(parts + 1)]
     ranges = [range(*edge) for edge in itertools.pairwise(edges)]
-    if parts == 1:
-        found = [_search(queries, codes, k, ranges[0])]
-    else:
-        with ThreadPoolExecutor(parts) as pool:
-            found = list(pool.map(lambda rows: _search(queries, codes, k, rows), ranges))
+    found: list[list[_NearestCodes]] = [[] for _ in ranges]
+
+    def search(part: int) -> None:
+        found[part] = _search(queries, codes, k, ranges[part])
+
+    in_threads(search, range(parts), parts)
     counts, rows = np.empty((len(queries), k), dtype=np.int32), np.empty((len(queries), k), dtype=np.int64)
     for number, of_parts in enumerate(zip(*found, strict=True)):
         best = _NearestCodes(k)
