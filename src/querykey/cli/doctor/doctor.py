@@ -61,15 +61,18 @@ def doctor(
             return
     from querykey.cli.console import line
     from querykey.cli.doctor.machine import measure_machine
+
+    if not data:
+        _show_machine(measure_machine())
+        line("Give a SOURCE or FEATURES to check: querykey doctor photos/")
+        return
     from querykey.runs.data import DataAt, Opened, open_data
 
     at = DataAt(data, column, label_column, pair_column, split, delimiter)
-    found = open_data(at) if data else None
+    found = open_data(at)
     machine = measure_machine()
     _show_machine(machine)
-    if found is None:
-        line("Give a SOURCE or FEATURES to check: querykey doctor photos/")
-    elif isinstance(found, Opened):
+    if isinstance(found, Opened):
         _show_features(at, found.features, machine)
     else:
         _show_source(data, found, model, seed=seed)
