@@ -85,7 +85,8 @@ class AdapterLearner:
 
     def mean(self, lookup: Lookup, target: Lookup | None = None) -> Tensor:
         """This rank's term of the mean loss over the queries that have a valid term."""
-        takes_part = (lookup.positive if target is None else target.negative).any(dim=1)
+        # a sum, for `any` takes four times as long
+        takes_part = (lookup.positive if target is None else target.negative).sum(dim=1) > 0
         looked_up = [lookup] if target is None else [lookup, target]
         if lookup.shard_group.world_size > 1:  # the loss terms of the keys of this rank
             takes_part = lookup.shard_group.sum(takes_part.int()) > 0

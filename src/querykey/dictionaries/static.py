@@ -51,7 +51,7 @@ class InBatch:
 
     def rows(self, slots: Numbers) -> Rows:
         """Some of them: [slots, dim], a copy."""
-        return self._stored.vectors[slots]
+        return self._stored.vectors.index_select(0, slots)
 
     def age(self) -> Tensor:
         """Always 0: int64 [filled]."""

@@ -346,7 +346,7 @@ def gather_rows(stored: Tensor, numbers: Tensor, processes: ProcessGroup) -> Ten
     if processes.world_size == 1:
         return stored.index_select(0, places)
     found = stored.new_zeros(len(numbers), *stored.shape[1:])
-    found[local] = stored[places]
+    found[local] = stored.index_select(0, places)
     return processes.sum_(found)  # each row is non-zero on one process only, so the sum copies it
 
 
