@@ -137,7 +137,7 @@ class MissingExtraError(QuerykeyError, ImportError):
 
 
 EXTRAS = {
-    **dict.fromkeys(("torch", "sklearn", "scipy", "datasets", "jaxtyping"), "train"),
+    **dict.fromkeys(("torch", "sklearn", "scipy", "threadpoolctl", "datasets", "jaxtyping"), "train"),
     "pyarrow": "parquet",
     **dict.fromkeys(("torchvision", "timm", "PIL"), "vision"),
     "sentence_transformers": "text",
