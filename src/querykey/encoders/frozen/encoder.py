@@ -94,7 +94,8 @@ class FrozenEncoder:
         """Measure the batch size and layout on some items, and use them from now on.
 
         Args:
-            items: To be encoded; the first few that can be read are used.
+            items: To be encoded; the first few that can be read are used, of texts the one of middle length:
+                the texts of a batch have about one length.
             batch_size: >= 1; None: measured.
 
         Returns:
@@ -113,6 +114,8 @@ class FrozenEncoder:
                 continue
             if len(some) == _MEASURED_ON:
                 break
+        if self.kind == "text":
+            some = sorted(some, key=len)[len(some) // 2 :][:1]
         if some:
             self.plan = measure_plan(self._model, some, dtype=self._dtype, batch_size=batch_size)
         return self.plan
