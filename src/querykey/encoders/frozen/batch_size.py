@@ -37,7 +37,12 @@ class BatchPlan:
 
 
 def measure_plan(
-    model: FrozenModel, items: Sequence[Any], *, dtype: torch.dtype, batch_size: int | None = None
+    model: FrozenModel,
+    items: Sequence[Any],
+    *,
+    dtype: torch.dtype,
+    batch_size: int | None = None,
+    lengths: Sequence[int] = (),
 ) -> BatchPlan:
     """Measure the layout and the batch size with the most items per second.
 
@@ -50,6 +55,7 @@ def measure_plan(
         items: Some prepared items; repeated if a batch needs more.
         dtype: Of the computation.
         batch_size: If given, only the layout is measured.
+        lengths: Of items that are batched by length, the longest first: larger batches have more padding.
 
     Returns:
         The plan.
@@ -72,14 +78,22 @@ def measure_plan(
             if not is_out_of_memory(error):
                 raise
             break
-        since = 0 if size / seconds >= _GAIN * max(rates.values(), default=0.0) else since + 1
-        rates[size] = size / seconds
+        rate = size / seconds / _padding(lengths, size)
+        since = 0 if rate >= _GAIN * max(rates.values(), default=0.0) else since + 1
+        rates[size] = rate
         if seconds > _SECONDS_A_BATCH or time.perf_counter() - started > _SECONDS_IN_ALL:
             break
         size *= 2
     enough = max(rates.values(), default=0.0) / _GAIN
     best = next((size for size, rate in rates.items() if rate >= enough), _SMALLEST)
     return BatchPlan(batch_size=best, channels_last=layout)
+
+
+def _padding(lengths: Sequence[int], size: int) -> float:
+    """Length of the rows of all batches, each as long as its longest, by the length of the items."""
+    whole = sum(lengths)
+    batches = (lengths[start : start + size] for start in range(0, len(lengths), size))
+    return sum(batch[0] * len(batch) for batch in batches) / whole if whole else 1.0
 
 
 def faster_dtype(model: FrozenModel) -> torch.dtype:

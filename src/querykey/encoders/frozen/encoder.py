@@ -33,6 +33,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _WORKERS = 4
 _MEASURED_ON = 16
+_BATCHED = 512
+"""Texts whose lengths tell about padding: those of a shard, within which `embed` batches by length."""
 
 _Prepared = tuple[int, Any]
 
@@ -94,8 +96,8 @@ class FrozenEncoder:
         """Measure the batch size and layout on some items, and use them from now on.
 
         Args:
-            items: To be encoded; the first few that can be read are used, of texts the one of middle length:
-                the texts of a batch have about one length.
+            items: To be encoded; the first few that can be read are used. Of texts, which are batched by
+                length, it is one of middle length, and the padding of the first 512 counts.
             batch_size: >= 1; None: measured.
 
         Returns:
@@ -106,18 +108,18 @@ class FrozenEncoder:
         """
         if batch_size is not None and batch_size < 1:
             raise RangeError(f"batch_size must be >= 1, got {batch_size}")
-        some: list[Any] = []
-        for place in range(min(len(items), 2 * _MEASURED_ON)):
-            try:
-                some.append(self._model.prepare(self._item(items[place], place)))
-            except DamagedItemError:
-                continue
-            if len(some) == _MEASURED_ON:
-                break
+        texts: list[str] = []
         if self.kind == "text":
-            some = sorted(some, key=len)[len(some) // 2 :][:1]
+            texts = [items[place] for place in range(min(len(items), _BATCHED))]
+            texts.sort(key=len, reverse=True)
+            some = [self._model.prepare(one) for one in texts[len(texts) // 2 :][:1]]
+        else:
+            some = self._first(items)
         if some:
-            self.plan = measure_plan(self._model, some, dtype=self._dtype, batch_size=batch_size)
+            lengths = [len(one) for one in texts]
+            self.plan = measure_plan(
+                self._model, some, dtype=self._dtype, batch_size=batch_size, lengths=lengths
+            )
         return self.plan
 
     @in_default_torch_state
@@ -164,6 +166,18 @@ class FrozenEncoder:
             if on_progress is not None:
                 on_progress(len(batch) + len(damaged))
         return features if bool(is_read.all()) else features[is_read]
+
+    def _first(self, items: Sequence[Any] | NDArray[Any]) -> list[Any]:
+        """A few prepared items, those that can be read."""
+        some: list[Any] = []
+        for place in range(min(len(items), 2 * _MEASURED_ON)):
+            try:
+                some.append(self._model.prepare(self._item(items[place], place)))
+            except DamagedItemError:
+                continue
+            if len(some) == _MEASURED_ON:
+                break
+        return some
 
     def _item(self, item: Any, place: int) -> Any:
         """Images converted to PIL; texts and vectors unchanged."""
