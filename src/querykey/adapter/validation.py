@@ -384,13 +384,18 @@ def copies_of(rows: FrozenRows, numbers: Numbers, *, near_equal: float = NEAR_EQ
     Returns:
         For each of them row indices in ascending order.
     """
-    queries, pairs = unit_rows(rows, numbers), []
+    queries, places = unit_rows(rows, numbers), torch.arange(len(numbers))
+    # a row may score below 1 with itself because of rounding
+    pairs, count = torch.stack([places, numbers], dim=1), len(numbers)
     for start in range(0, len(rows), BLOCK):
-        near = queries @ unit_rows(rows[start : start + BLOCK]).T >= near_equal
-        pairs.append(near.nonzero() + torch.tensor([0, start]))
-    places = torch.arange(len(numbers))
-    itself = torch.stack([places, numbers], dim=1)  # a row may score below 1 with itself because of rounding
-    found = torch.unique(torch.cat([*pairs, itself]), dim=0)
+        near = (queries @ unit_rows(rows[start : start + BLOCK]).T >= near_equal).nonzero()
+        # In one array that doubles: small ones between the large ones of each block would keep the allocator
+        # from using the memory of the last block again, a gigabyte for each million rows.
+        if count + len(near) > len(pairs):
+            pairs = torch.cat([pairs, pairs.new_empty(len(pairs) + len(near), 2)])
+        pairs[count : count + len(near)] = near.add_(torch.tensor([0, start]))
+        count += len(near)
+    found = torch.unique(pairs[:count], dim=0)
     return list(torch.split(found[:, 1], torch.bincount(found[:, 0], minlength=len(numbers)).tolist()))
 
 
