@@ -5,7 +5,7 @@ from functools import partial
 import evaluation_oracles as oracle
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from querykey.errors import DataError, RangeError, ShapeError
@@ -20,6 +20,7 @@ from querykey.evaluation.retrieval import (
     reciprocal_rank,
 )
 from querykey.lookup import DensePairs, Lookup, PairRule, look_up
+from querykey.lookup.unit_length import unit_length
 
 METRICS = {
     "hit@1": partial(hit_at, k=1),
@@ -48,6 +49,13 @@ def rows(count, dim, seed):
     return drawn
 
 
+def has_rounded_ties(queries, keys):
+    """Whether rounding breaks a tie, as of cosines that are 0 in exact numbers: its order is no one's."""
+    scores = (unit_length(queries.double()) @ unit_length(keys.double()).T).float()
+    apart = (scores[:, :, None] - scores[:, None, :]).abs()
+    return bool(((apart > 0) & (apart < 1e-6)).any())
+
+
 def by_label(items, labels, asked=None):
     ids = torch.arange(len(items))
     asked = ids if asked is None else asked
@@ -65,6 +73,7 @@ def same(ours, theirs):
 @given(seed=st.integers(0, 10**6), count=st.integers(2, 14), classes=st.integers(1, 5))
 def test_label_metrics_are_those_of_the_loops(seed, count, classes):
     items = rows(count, 3, seed)
+    assume(not has_rounded_ties(items, items))
     labels = torch.randint(-1, classes, (count,), generator=torch.Generator().manual_seed(seed + 1))
     ours = measure_rankings(by_label(items, labels), METRICS, depth=3)
     for name, metric in BY_HAND.items():
@@ -86,6 +95,7 @@ def test_graded_metrics_are_those_of_the_loops(seed, queries, keys, pairs):
         [torch.randint(0, high, (pairs,), generator=generator) for high in (queries, keys, 4)], dim=1
     )
     asked, items = rows(queries, 3, seed), rows(keys, 3, seed + 1)
+    assume(not has_rounded_ties(asked, items))
     lookup = Lookup(asked, items, GradedPairs(triples, queries, keys), "cosine")
     ours = measure_rankings(lookup, METRICS, depth=3)
     for name, metric in BY_HAND.items():
