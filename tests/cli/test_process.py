@@ -26,6 +26,16 @@ def test_a_mistake_exits_with_2_and_one_message(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_doctor_without_data_imports_no_readers():
+    code = (
+        "import sys; from querykey.cli.main import main; sys.argv = ['querykey', 'doctor']\n"
+        "try: main()\n"
+        "finally: print('querykey.runs.data' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
 def test_the_installed_command_is_the_same():
     script = subprocess.run(
         ["querykey", "--help"], capture_output=True, text=True, check=False, env=on_path()

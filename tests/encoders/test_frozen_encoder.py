@@ -16,6 +16,7 @@ from frozen_toys import (
 )
 from torch import nn
 
+from querykey.encoders.frozen import batch_size as batch_size_module
 from querykey.encoders.frozen.batch_size import BatchPlan, measure_plan
 from querykey.encoders.frozen.encoder import FrozenEncoder
 from querykey.encoders.frozen.fingerprint import state_digest
@@ -192,6 +193,34 @@ def test_the_batch_grows_while_the_rate_does():
     assert model.sizes[:3] == [8, 16, 32]
     assert plan.batch_size in (32, 64)
     assert measure_plan(model, ["a"], dtype=torch.float32, batch_size=7).batch_size == 7
+
+
+def planned(monkeypatch, seconds, **given):
+    """The batch size where a batch of each size takes so long."""
+    monkeypatch.setattr(batch_size_module, "_seconds", lambda _model, items, _dtype, **_: seconds[len(items)])
+    return measure_plan(_Counting(), ["a"], dtype=torch.float32, **given).batch_size
+
+
+def test_one_slow_batch_does_not_end_the_measurement(monkeypatch):
+    assert planned(monkeypatch, {8: 0.08, 16: 0.20, 32: 0.16, 64: 0.32, 128: 0.64}) == 32
+
+
+def test_the_smallest_batch_within_a_twentieth_of_the_best_is_taken(monkeypatch):
+    assert planned(monkeypatch, {8: 0.104, 16: 0.20, 32: 0.38, 64: 0.74, 128: 1.5, 256: 3.0}) == 32
+
+
+def test_the_padding_of_larger_batches_counts(monkeypatch):
+    """Of 64 texts 8 are long: a larger batch with all of them is as long as they are."""
+    seconds = {8: 0.08, 16: 0.12, 32: 0.20, 64: 0.36, 128: 0.68, 256: 1.3}
+    assert planned(monkeypatch, seconds) > 8
+    assert planned(monkeypatch, seconds, lengths=[1000] * 8 + [10] * 56) == 8
+
+
+def test_texts_are_measured_by_one_of_middle_length():
+    seen, model = [], _Counting()
+    model.forward = lambda batch, **_: (seen.extend(batch), torch.zeros(len(batch), 2))[1]
+    FrozenEncoder(model, spec="").measure(["a" * 90, "bb", "ccc", "dddd", ""])
+    assert {one for one in seen if one} == {"ccc"}
 
 
 def test_the_layout_is_measured_on_images_and_changes_nothing_but_rounding():

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch.nn import functional as F
 
 from querykey.errors import DataError, RangeError, ShapeError
@@ -108,6 +109,22 @@ def test_too_few_iterations_are_reported(monkeypatch):
     assert not problem_of(*clouds(), 3).solve(1e-4).converged
     with pytest.raises(RangeError, match="l2 must be above 0, got 0"):
         problem_of(*clouds(), 3).solve(0.0)
+
+
+def test_the_solver_leaves_the_cores_to_pytorch(monkeypatch):
+    """Threads of SciPy's BLAS that spin between two evaluations would take them."""
+    threads, original = set(), LogisticProblem._cross_entropy
+
+    def watched(self, *given):
+        found = [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+        threads.update(found)
+        return original(self, *given)
+
+    monkeypatch.setattr(LogisticProblem, "_cross_entropy", watched)
+    with threadpool_limits(limits=2, user_api="blas"):
+        problem_of(*clouds(), 3).solve(0.1)
+        assert {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"} == {2}
+    assert threads == {1}
 
 
 def test_standardising(monkeypatch):

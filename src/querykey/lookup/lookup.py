@@ -116,7 +116,7 @@ class PairRule:
 
 
 def _outer(queries: Tensor, keys: Tensor) -> PairMask:
-    """Where both are True [queries, keys]; on a CPU bytes are multiplied 25 times as fast as bools are."""
+    """Where both are True [queries, keys]. On a CPU PyTorch combines bytes 25 times as fast as bools."""
     pairs = queries.view(torch.uint8)[:, None] & keys.view(torch.uint8)[None, :]
     return pairs.view(torch.bool)
 

@@ -90,6 +90,7 @@ class _UnitLength(torch.autograd.Function):
 
     @staticmethod
     def forward(rows: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        # `in_range` may decide by the numbers, which those of a batch under `vmap` cannot
         scale = _scale(*_peak(rows, dim))
         unit = rows / scale
         lengths = torch.linalg.vector_norm(unit, dim=dim, keepdim=True).clamp(min=EPSILON)

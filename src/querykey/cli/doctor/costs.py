@@ -79,9 +79,8 @@ def embed_cost(source: "Source", model: str, *, device: str, seed: int) -> str:
 
     encoder = load_encoder(model, device=device)
     encoder.measure(source.items)
-    seconds = (
-        time.process_time()
-    )  # of this command, which has read the data and loaded the model as the other
+    # of this command, which has read the data and loaded the model as `embed` does
+    seconds = time.process_time()
     sides = [source] if source.queries is None else [source, source.queries]
     draw = np.random.default_rng(seed)
     for side in sides:
